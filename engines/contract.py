@@ -1,0 +1,88 @@
+"""The verifier's contract: tensor names, shapes and dtypes that every back end and the runtime agree on.
+
+| tensor | dtype [shape] | meaning |
+|---|---|---|
+| input_ids | int64 [B, T] | pending token and drafts, or a chunk of the prompt |
+| position_ids | int64 [B, T] | rotary positions |
+| cache_lengths | int64 [B] | committed rows; row r of this call is written at cache_lengths + r |
+| logits_rows | int64 [M] | the rows that reach the final norm and the LM head |
+| past_key_values.{i}.key / .value | float32 [B, G, S, D] | the cache, preallocated and bound once |
+| present.{i}.key / .value | the same buffer as past | updated in place |
+| next_tokens | int64 [B, M] | the target's token after each of those rows |
+| logits | float32 [B, M, V] | only when asked for |
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from engines.fields import check_fields
+
+INPUT_IDS = "input_ids"
+POSITION_IDS = "position_ids"
+CACHE_LENGTHS = "cache_lengths"
+LOGITS_ROWS = "logits_rows"
+NEXT_TOKENS = "next_tokens"
+LOGITS = "logits"
+
+# The widest verify call: pending token and drafts.
+MAX_WIDTH = 32
+PREFILL_CHUNK = 256
+# Above head size 128, ONNX Runtime's attention changes its path at 64 rows: see `spare_rows`.
+_WIDE_HEAD = 128
+_WIDE_HEAD_ROWS = 65
+
+
+def past_names(layer: int) -> tuple[str, str]:
+    """Names of a layer's cache inputs, key and value."""
+    return f"past_key_values.{layer}.key", f"past_key_values.{layer}.value"
+
+
+def present_names(layer: int) -> tuple[str, str]:
+    """Names of a layer's cache outputs, key and value."""
+    return f"present.{layer}.key", f"present.{layer}.value"
+
+
+def spare_rows(head_size: int, total_rows: int) -> int:
+    """Zero rows that attention is fed behind `total_rows` = cache + new ones, so that a row's bits ignore the width.
+
+    One row keeps width 1 off the single-row kernel; above head size 128 every pass is kept above 64 rows in total.
+    """
+    return 1 if head_size <= _WIDE_HEAD else max(1, _WIDE_HEAD_ROWS - total_rows)
+
+
+def capacity_for(max_length: int) -> int:
+    """Cache rows S: the longest context, the widest verify call behind it, spare rows; a multiple of 64."""
+    rows = max(max_length + MAX_WIDTH + 1, _WIDE_HEAD_ROWS + 1)
+    return -(-rows // 64) * 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contract:
+    """The sizes behind the names: L layers, G kv heads, D head size, V vocabulary, S capacity."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_size: int
+    vocab_size: int
+    max_length: int
+    capacity: int
+    max_width: int = MAX_WIDTH
+    prefill_chunk: int = PREFILL_CHUNK
+    max_batch: int = 1
+    tree_mask: bool = False
+    kv_dtype: str = "float32"
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest's `contract`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Contract":
+        """Read the manifest's `contract`; raises `DamagedEngineError` naming a field that does not fit."""
+        return cls(**check_fields("contract", value, {field.name: field.type for field in fields(cls)}))
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory of the whole KV cache, keys and values of every layer."""
+        return 2 * self.num_layers * self.num_kv_heads * self.capacity * self.head_size * 4

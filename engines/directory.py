@@ -1,0 +1,81 @@
+"""Opening an engine directory: everything is checked before anything is used, and nothing outside it is touched."""
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engines.machine import user_cache
+from engines.manifest import MANIFEST_NAME, Manifest, engine_hash, read_manifest
+from quasar.errors import DamagedEngineError, EngineError
+from quasar.files import inside, sha256_file, sha256_json
+
+# Files up to this size are hashed at every load, larger ones once per copy (path, size, time of change).
+_ALWAYS_HASHED_BYTES = 1 << 24
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineDirectory:
+    """A checked engine directory; it is never written to."""
+
+    path: Path
+    manifest: Manifest
+    raw_manifest: dict[str, Any]
+
+    def file(self, name: str) -> Path:
+        """A file that the manifest lists; raises `DamagedEngineError` for any other name."""
+        path = inside(self.path, name)
+        if path is None or name not in self.manifest.files:
+            raise DamagedEngineError(f"{self.path}: manifest.json names {name!r}, which is not one of its files")
+        return path
+
+
+def open_directory(path: Path) -> EngineDirectory:
+    """Open and check an engine directory.
+
+    Raises `EngineError` if it is none, `DamagedEngineError` if a file is missing, changed or outside of it,
+    `NewerEngineError` if a later version wrote it.
+    """
+    if not path.is_dir():
+        raise EngineError(f"{path} is no engine directory: build one with python -m export build MODEL -o {path}")
+    manifest_path = path / MANIFEST_NAME
+    if not manifest_path.is_file():
+        partial = " (a build that did not finish)" if path.suffix == ".partial" else ""
+        raise EngineError(
+            f"{path} has no {MANIFEST_NAME}{partial}: it is no engine directory; build one with python -m export build"
+        )
+    manifest, raw = read_manifest(manifest_path)
+    for name, entry in manifest.files.items():
+        _check_file(path, name, entry)
+    for name in (manifest.onnxruntime.graph, manifest.onnxruntime.probe, manifest.onnxruntime.integer_check):
+        if name not in manifest.files:
+            raise DamagedEngineError(f"{path}: manifest.json names {name!r}, which is not one of its files")
+    if manifest.hashes.get("engine") != engine_hash(manifest.files, manifest.contract):
+        raise DamagedEngineError(f"{path}: manifest.json was changed by hand (its engine hash differs): build it again")
+    return EngineDirectory(path=path, manifest=manifest, raw_manifest=raw)
+
+
+def _check_file(directory: Path, name: str, entry: dict[str, Any]) -> None:
+    path = inside(directory, name)
+    if path is None:
+        raise DamagedEngineError(f"{directory}: manifest.json names {name!r}, which lies outside the directory")
+    if not path.is_file():
+        raise DamagedEngineError(f"{path} is missing: build the engine again")
+    stat = path.stat()
+    if stat.st_size != entry["bytes"]:
+        raise DamagedEngineError(
+            f"{path} has {stat.st_size} bytes, the manifest says {entry['bytes']}: copy or build the engine again"
+        )
+    if stat.st_size > _ALWAYS_HASHED_BYTES:
+        stamp = user_cache() / "verified" / sha256_json([str(path), stat.st_size, stat.st_mtime_ns, entry["sha256"]])
+        if stamp.exists():
+            return
+    else:
+        stamp = None
+    if sha256_file(path) != entry["sha256"]:
+        raise DamagedEngineError(f"{path} is not the file that was built (its SHA-256 differs): build the engine again")
+    if stamp is not None:
+        # A cache that cannot be written costs time at the next load, nothing else.
+        with contextlib.suppress(OSError):
+            stamp.parent.mkdir(parents=True, exist_ok=True)
+            stamp.touch()

@@ -1,0 +1,70 @@
+"""Is an integer matmul exact on this CPU? x86 kernels without VNNI add pairs of products in 16 bits and can saturate.
+
+A small Q/DQ graph, fused as the verifier's linears are, multiplies rows and columns of extreme values; every sum is
+below 2^24, so float32 holds the exact answer.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+INPUT, OUTPUT = "values", "sums"
+_ROWS, _INPUTS, _COLUMNS = 16, 512, 64
+
+
+def check_weights() -> NDArray[np.int8]:
+    """int8 [512, 64]: columns of ±127, alternating signs, runs, and random values."""
+    random = np.random.default_rng(7)
+    weights = random.integers(-127, 128, (_INPUTS, _COLUMNS)).astype(np.int8)
+    index = np.arange(_INPUTS)
+    for column, pattern in enumerate(_patterns(index)):
+        weights[:, column] = pattern
+    return weights
+
+
+def check_inputs() -> NDArray[np.int8]:
+    """int8 [16, 512]: the same patterns as rows."""
+    random = np.random.default_rng(8)
+    inputs = random.integers(-127, 128, (_ROWS, _INPUTS)).astype(np.int8)
+    for row, pattern in enumerate(_patterns(np.arange(_INPUTS))):
+        inputs[row] = pattern
+    return inputs
+
+
+def integers_are_exact(graph: Path, *, threads: int = 0, exact_integers: bool = False) -> bool:
+    """Run the check graph at widths 1, 2, 3, 8 and 16 and compare every sum with numpy's int64."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    if exact_integers:
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    session = ort.InferenceSession(graph.read_bytes(), options, providers=["CPUExecutionProvider"])
+    inputs = check_inputs()
+    expected = inputs.astype(np.int64) @ check_weights().astype(np.int64)
+    for width in (1, 2, 3, 8, _ROWS):
+        for start in range(0, _ROWS, width):
+            rows = inputs[start : start + width]
+            sums = session.run([OUTPUT], {INPUT: rows.astype(np.float32)})[0]
+            if not np.array_equal(np.asarray(sums).astype(np.int64), expected[start : start + width]):
+                return False
+    return True
+
+
+def _patterns(index: NDArray[np.int_]) -> list[NDArray[np.int8]]:
+    sign = np.where(index % 2, -1, 1)
+    runs = np.where(index // 4 % 2, -1, 1)
+    return [
+        pattern.astype(np.int8)
+        for pattern in (
+            np.full(_INPUTS, 127),
+            np.full(_INPUTS, -127),
+            127 * sign,
+            -127 * sign,
+            127 * runs,
+            np.where(index % 3 == 0, 127, 1),
+            np.where(index == 0, 127, 0),
+        )
+    ]

@@ -1,0 +1,224 @@
+"""`manifest.json`: what was built, from which bytes, how it was measured. docs/engine-directory.md describes each key."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engines.contract import Contract
+from engines.costs import CURVE_ROWS, CostSurface
+from engines.fields import check_fields
+from engines.row_invariance import RowInvariance
+from quasar.errors import DamagedEngineError, NewerEngineError
+from quasar.files import sha256_json
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+
+_KEYS = {
+    "format_version": int,
+    "producer": dict,
+    "model": dict,
+    "precision": str,
+    "linears": dict,
+    "contract": dict,
+    "text": dict,
+    "calibration": dict,
+    "fidelity": dict,
+    "row_invariance": dict,
+    "cost_curve_ms": dict,
+    "cost_surface_ms": dict,
+    "machine": dict,
+    "backends": dict,
+    "files": dict,
+    "hashes": dict,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextFiles:
+    """Tokenizer and chat template, as paths in the engine directory, and the special tokens that matter."""
+
+    tokenizer: str
+    chat_template: str
+    bos_token: str
+    eos_token: str
+    eos_token_ids: tuple[int, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest's `text`; an empty chat_template means that the checkpoint has none."""
+        return {
+            "tokenizer": self.tokenizer,
+            "chat_template": self.chat_template,
+            "bos_token": self.bos_token,
+            "eos_token": self.eos_token,
+            "eos_token_ids": list(self.eos_token_ids),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnnxRuntimeFiles:
+    """The lowered graph, its cut-down copy for probes and the integer check, as paths in the engine directory."""
+
+    graph: str
+    probe: str
+    probe_layers: int
+    integer_check: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest's `backends.onnxruntime`."""
+        return {
+            "graph": self.graph,
+            "probe": self.probe,
+            "probe_layers": self.probe_layers,
+            "integer_check": self.integer_check,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineRecord:
+    """What was measured on one machine: probes, whether exact integer kernels must be asked for, and costs."""
+
+    machine: dict[str, Any]
+    row_invariance: RowInvariance
+    exact_integers: bool
+    cost_surface_ms: CostSurface
+
+    def to_json(self) -> dict[str, Any]:
+        """The four keys of the manifest that belong to a machine; the user cache keeps the same ones."""
+        surface = {
+            str(rows): {str(width): ms for width, ms in by_width.items()}
+            for rows, by_width in self.cost_surface_ms.items()
+        }
+        rows = CURVE_ROWS if CURVE_ROWS in self.cost_surface_ms else max(self.cost_surface_ms)
+        return {
+            "row_invariance": {"chain": self.row_invariance.chain, "tree": self.row_invariance.tree},
+            "cost_curve_ms": surface[str(rows)],
+            "cost_surface_ms": surface,
+            "machine": {**self.machine, "exact_integers": self.exact_integers},
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "MachineRecord":
+        """Read those keys; raises `DamagedEngineError` naming what does not fit."""
+        invariance = value["row_invariance"]
+        chain = invariance.get("chain", 0)
+        if not (chain is None or (isinstance(chain, int) and chain > 0)) or not isinstance(invariance.get("tree"), bool):
+            raise DamagedEngineError(f"manifest.json: row_invariance is {invariance!r}; chain and tree were expected")
+        machine = dict(value["machine"])
+        exact = machine.pop("exact_integers", None)
+        try:
+            surface = {
+                int(rows): {int(width): float(ms) for width, ms in by_width.items()}
+                for rows, by_width in value["cost_surface_ms"].items()
+            }
+        except (ValueError, TypeError, AttributeError):
+            raise DamagedEngineError("manifest.json: cost_surface_ms must map rows to widths to milliseconds") from None
+        if not isinstance(exact, bool) or not surface:
+            raise DamagedEngineError("manifest.json: machine.exact_integers or cost_surface_ms is missing")
+        return cls(
+            machine=machine,
+            row_invariance=RowInvariance(chain=chain, tree=invariance["tree"]),
+            exact_integers=exact,
+            cost_surface_ms=surface,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """The manifest of an engine directory."""
+
+    producer: dict[str, str]
+    model: dict[str, Any]
+    precision: str
+    linears: dict[str, str]
+    contract: Contract
+    text: TextFiles
+    calibration: dict[str, Any]
+    fidelity: dict[str, Any]
+    record: MachineRecord
+    onnxruntime: OnnxRuntimeFiles
+    files: dict[str, dict[str, Any]]
+    hashes: dict[str, str]
+
+    @property
+    def engine_hash(self) -> str:
+        """Names the engine: the hash over all its files' hashes and its contract."""
+        return engine_hash(self.files, self.contract)
+
+    def to_json(self) -> dict[str, Any]:
+        """The file's content, keys in reading order."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "producer": self.producer,
+            "model": self.model,
+            "precision": self.precision,
+            "contract": self.contract.to_json(),
+            "text": self.text.to_json(),
+            "fidelity": self.fidelity,
+            **self.record.to_json(),
+            "backends": {"onnxruntime": self.onnxruntime.to_json()},
+            "calibration": self.calibration,
+            "linears": self.linears,
+            "hashes": self.hashes,
+            "files": self.files,
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> "Manifest":
+        """Read a manifest; raises `NewerEngineError`, or `DamagedEngineError` naming what does not fit."""
+        came = value.get("format_version") if isinstance(value, dict) else None
+        if isinstance(came, int) and came > FORMAT_VERSION:
+            raise NewerEngineError(
+                f"manifest.json has format version {came}, this installation reads up to {FORMAT_VERSION}: "
+                "upgrade quasar-verifier, or build the engine again with this version"
+            )
+        value = check_fields("the top level", value, _KEYS)
+        text = check_fields(
+            "text",
+            {key: item for key, item in value["text"].items() if key != "eos_token_ids"},
+            {"tokenizer": str, "chat_template": str, "bos_token": str, "eos_token": str},
+        )
+        stops = value["text"].get("eos_token_ids")
+        if not isinstance(stops, list) or not all(isinstance(stop, int) for stop in stops):
+            raise DamagedEngineError(f"manifest.json: text.eos_token_ids is {stops!r}; a list of integers was expected")
+        backends = check_fields("backends", value["backends"], {"onnxruntime": dict})
+        files = {
+            name: check_fields(f"files[{name!r}]", entry, {"bytes": int, "sha256": str})
+            for name, entry in value["files"].items()
+        }
+        return cls(
+            producer=value["producer"],
+            model=value["model"],
+            precision=value["precision"],
+            linears=value["linears"],
+            contract=Contract.from_json(value["contract"]),
+            text=TextFiles(eos_token_ids=tuple(stops), **text),
+            calibration=value["calibration"],
+            fidelity=value["fidelity"],
+            record=MachineRecord.from_json(value),
+            onnxruntime=OnnxRuntimeFiles(
+                **check_fields(
+                    "backends.onnxruntime",
+                    backends["onnxruntime"],
+                    {"graph": str, "probe": str, "probe_layers": int, "integer_check": str},
+                )
+            ),
+            files=files,
+            hashes=value["hashes"],
+        )
+
+
+def engine_hash(files: Mapping[str, Mapping[str, Any]], contract: Contract) -> str:
+    """Hex SHA-256 over every file's hash and the contract."""
+    return sha256_json({"files": {name: files[name]["sha256"] for name in files}, "contract": contract.to_json()})
+
+
+def read_manifest(path: Path) -> tuple[Manifest, dict[str, Any]]:
+    """The manifest and its raw JSON; raises an `EngineError` if it is damaged or newer."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DamagedEngineError(f"{path} cannot be read ({error}): build the engine again") from None
+    return Manifest.from_json(value), value

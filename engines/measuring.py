@@ -1,0 +1,81 @@
+"""Measuring one engine on one machine: integer exactness, row invariance, costs. At build in full, later briefly."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from engines import costs
+from engines.contract import Contract
+from engines.integer_check import integers_are_exact
+from engines.machine import Machine
+from engines.manifest import MachineRecord
+from engines.onnxruntime.session import OnnxRuntimeSession
+from engines.row_invariance import brief_sweeps, full_sweeps, probe
+from quasar.errors import EngineError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredFiles:
+    """Where the graphs of one engine lie; `directory` holds their external data."""
+
+    directory: Path
+    graph: Path
+    probe: Path
+    probe_layers: int
+    integer_check: Path
+
+
+def needs_exact_integers(files: MeasuredFiles, *, threads: int) -> bool:
+    """Whether integer kernels saturate here unless exact ones are asked for.
+
+    Raises `EngineError` if even those are not exact: then no INT8 engine can be trusted on this CPU.
+    """
+    if integers_are_exact(files.integer_check, threads=threads):
+        return False
+    if integers_are_exact(files.integer_check, threads=threads, exact_integers=True):
+        return True
+    raise EngineError(
+        "integer matmuls of extreme values are not exact on this CPU with this ONNX Runtime, with or without "
+        "session.x64quantprecision: build with --precision fp32, or use another version of onnxruntime"
+    )
+
+
+def measure_machine(
+    files: MeasuredFiles,
+    contract: Contract,
+    machine: Machine,
+    *,
+    threads: int = 0,
+    brief: bool = False,
+    on_step: Callable[[str], None] = lambda what: None,
+) -> MachineRecord:
+    """Probe and time an engine on this machine; `on_step` hears of every cache length and row count."""
+    exact = needs_exact_integers(files, threads=threads)
+    cut_down = OnnxRuntimeSession(
+        files.directory,
+        files.probe,
+        contract,
+        num_layers=files.probe_layers,
+        threads=threads,
+        exact_integers=exact,
+    )
+    whole = OnnxRuntimeSession(files.directory, files.graph, contract, threads=threads, exact_integers=exact)
+    sweeps = brief_sweeps(contract) if brief else full_sweeps(contract)
+    invariance = probe(
+        [(cut_down, sweeps[0]), (whole, sweeps[1])], on_length=lambda: on_step("row invariance")
+    )
+    surface = costs.measure(
+        whole,
+        rows=costs.surface_rows(contract),
+        repeats=3 if brief else 9,
+        on_row=lambda: on_step("costs"),
+    )
+    return MachineRecord(
+        machine=machine.to_json(), row_invariance=invariance, exact_integers=exact, cost_surface_ms=surface
+    )
+
+
+def count_steps(contract: Contract, *, brief: bool = False) -> int:
+    """How often `measure_machine` calls `on_step` when the first width holds."""
+    sweeps = brief_sweeps(contract) if brief else full_sweeps(contract)
+    return sum(len(sweep.lengths) for part in sweeps for sweep in part) + len(costs.surface_rows(contract))

@@ -1,0 +1,144 @@
+"""One loaded verifier on ONNX Runtime: buffers allocated once, past and present bound to the same memory once."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines import contract as names
+from engines.contract import Contract
+from quasar.errors import EngineError
+
+Int64 = NDArray[np.int64]
+Float32 = NDArray[np.float32]
+
+# ONNX Runtime's switch to integer kernels that cannot saturate on x86 without VNNI, at half their speed.
+_EXACT_INTEGERS = "session.x64quantprecision"
+_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
+
+
+class OnnxRuntimeSession:
+    """Runs a lowered verifier graph whose weights lie in `directory`.
+
+    `run` returns views of buffers that the next call overwrites.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        graph: Path,
+        contract: Contract,
+        *,
+        num_layers: int | None = None,
+        threads: int = 0,
+        exact_integers: bool = False,
+        profile_prefix: Path | None = None,
+    ) -> None:
+        """Load the graph.
+
+        Args:
+            directory: where the external data lies; nothing outside it is read.
+            num_layers: layers of this graph, if it is a cut-down copy.
+            threads: 0 lets ONNX Runtime take one per physical core.
+            exact_integers: choose integer kernels that cannot saturate on CPUs without VNNI.
+            profile_prefix: write ONNX Runtime's profile there (`end_profiling`).
+        """
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        # Shapes change from round to round; a plan for one shape is of no use to the next.
+        options.enable_mem_pattern = False
+        options.log_severity_level = 3
+        options.add_session_config_entry(_DATA_FOLDER, str(directory.resolve()))
+        if exact_integers:
+            options.add_session_config_entry(_EXACT_INTEGERS, "1")
+        if profile_prefix is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile_prefix)
+        try:
+            self._session = ort.InferenceSession(graph.read_bytes(), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the library's errors share no public base
+            raise EngineError(f"{graph} cannot be loaded by ONNX Runtime {ort.__version__}: {error}") from None
+        self.contract = contract
+        shape = (1, contract.num_kv_heads, contract.capacity, contract.head_size)
+        self.caches: list[tuple[Float32, Float32]] = [
+            (np.zeros(shape, np.float32), np.zeros(shape, np.float32))
+            for _ in range(contract.num_layers if num_layers is None else num_layers)
+        ]
+        self._ort = ort
+        self._cache_values = [tuple(ort.OrtValue.ortvalue_from_numpy(part) for part in pair) for pair in self.caches]
+        widest = max(contract.max_width, contract.prefill_chunk)
+        self._ids = _Buffer(ort, (1, widest))
+        self._positions = _Buffer(ort, (1, widest))
+        self._rows = _Buffer(ort, (widest,))
+        self._lengths = np.zeros(1, np.int64)
+        self._lengths_value = ort.OrtValue.ortvalue_from_numpy(self._lengths)
+        self._tokens = _Buffer(ort, (1, widest))
+        self._count = np.arange(widest, dtype=np.int64)
+        self._binding = self._bind_fixed()
+        self._logits_binding: Any = None
+
+    def run(self, token_ids: Sequence[int] | Int64, cache_length: int, num_logits_rows: int) -> Int64:
+        """Feed T tokens behind `cache_length` committed rows.
+
+        Returns the target's token after each of the last `num_logits_rows` of them: int64 [rows].
+        """
+        self._feed(self._binding, token_ids, cache_length, num_logits_rows)
+        self._session.run_with_iobinding(self._binding)
+        return self._tokens.array[0, :num_logits_rows]
+
+    def run_logits(self, token_ids: Sequence[int] | Int64, cache_length: int, num_logits_rows: int) -> Float32:
+        """As `run`, but returns the logits float32 [rows, V] of those rows."""
+        if self._logits_binding is None:
+            self._logits_binding = self._bind_fixed()
+        self._feed(self._logits_binding, token_ids, cache_length, num_logits_rows)
+        logits = np.empty((1, num_logits_rows, self.contract.vocab_size), np.float32)
+        self._logits_binding.bind_ortvalue_output(names.LOGITS, self._ort.OrtValue.ortvalue_from_numpy(logits))
+        self._session.run_with_iobinding(self._logits_binding)
+        return logits[0]
+
+    def end_profiling(self) -> Path:
+        """Stop profiling; the profile's file."""
+        return Path(self._session.end_profiling())
+
+    def _bind_fixed(self) -> Any:
+        binding = self._session.io_binding()
+        binding.bind_ortvalue_input(names.CACHE_LENGTHS, self._lengths_value)
+        for layer, values in enumerate(self._cache_values):
+            for past, present, value in zip(
+                names.past_names(layer), names.present_names(layer), values, strict=True
+            ):
+                binding.bind_ortvalue_input(past, value)
+                binding.bind_ortvalue_output(present, value)
+        return binding
+
+    def _feed(
+        self, binding: Any, token_ids: Sequence[int] | Int64, cache_length: int, num_logits_rows: int
+    ) -> None:
+        width = len(token_ids)
+        self._ids.array[0, :width] = token_ids
+        np.add(self._count[:width], cache_length, out=self._positions.array[0, :width])
+        np.add(self._count[:num_logits_rows], width - num_logits_rows, out=self._rows.array[:num_logits_rows])
+        self._lengths[0] = cache_length
+        binding.bind_ortvalue_input(names.INPUT_IDS, self._ids.value(width))
+        binding.bind_ortvalue_input(names.POSITION_IDS, self._positions.value(width))
+        binding.bind_ortvalue_input(names.LOGITS_ROWS, self._rows.value(num_logits_rows))
+        binding.bind_ortvalue_output(names.NEXT_TOKENS, self._tokens.value(num_logits_rows))
+
+
+class _Buffer:
+    """An int64 buffer and, per length of its last axis, the OrtValue of its first elements (no copy)."""
+
+    def __init__(self, ort: Any, shape: tuple[int, ...]) -> None:
+        self.array = np.zeros(shape, np.int64)
+        self._ort = ort
+        self._values: dict[int, Any] = {}
+
+    def value(self, length: int) -> Any:
+        if length not in self._values:
+            self._values[length] = self._ort.OrtValue.ortvalue_from_numpy(self.array[..., :length])
+        return self._values[length]

@@ -1,0 +1,399 @@
+"""The build: checkpoint → calibration → canonical graph → lowering → probes and costs → fidelity → manifest."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from calibration.recipe import Precision, Recipe, make_recipe
+from calibration.smoothing import SmoothingFactors, choose_factors
+from calibration.statistics import ActivationStatistics, collect_statistics
+from calibration.texts import (
+    CALIBRATION_CONTINUATION_TOKENS,
+    TokenizedText,
+    calibration_prompts,
+    continue_prompts,
+    default_prompts,
+    fingerprint,
+    refuse_overlap,
+    tokenize,
+)
+from engines.contract import MAX_WIDTH, Contract, capacity_for
+from engines.manifest import (
+    Manifest,
+    MachineRecord,
+    OnnxRuntimeFiles,
+    TextFiles,
+    engine_hash,
+)
+from export.workspace import Workspace, check_target, open_workspace
+from quasar.checkpoints import Checkpoint, open_checkpoint
+from quasar.errors import BuildError
+from quasar.files import sha256_file, sha256_json, write_json
+
+if TYPE_CHECKING:
+    import torch
+
+DEFAULT_MAX_LENGTH = 4096
+DEFAULT_ALPHA = 0.5
+_EVALUATION_CONTINUATION_TOKENS = 32
+_PROBE_LAYERS = 2
+CANONICAL = "verifier.onnx"
+LINEAR_FIGURES = "calibration.json"
+_ONNXRUNTIME = OnnxRuntimeFiles(
+    graph="onnxruntime/verifier.onnx",
+    probe="onnxruntime/probe.onnx",
+    probe_layers=_PROBE_LAYERS,
+    integer_check="onnxruntime/integer_check.onnx",
+)
+_TOOLS = ("quasar-verifier", "torch", "transformers", "onnx", "onnx-ir", "onnxruntime", "numpy")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildOptions:
+    """What the user chose. `max_length` None: the smaller of the model's context and 4096."""
+
+    model: str
+    output: Path
+    precision: Precision = "w8a8"
+    alpha: float | None = None
+    calibration: Path | None = None
+    max_length: int | None = None
+    keep_float: tuple[str, ...] = ()
+    force: bool = False
+
+
+class Reporter(Protocol):
+    """Hears what a build does."""
+
+    def stage(self, title: str, detail: str = "") -> None:
+        """A stage begins."""
+
+    def steps(self, description: str, total: int) -> "Steps":
+        """Progress of long work: a context manager that gives a function to call per step."""
+
+
+class Steps(Protocol):
+    """A running progress bar."""
+
+    def __enter__(self) -> Callable[[int], None]: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+
+@dataclass(slots=True)
+class Silent:
+    """A reporter that keeps the titles it hears and shows nothing."""
+
+    titles: list[str] = field(default_factory=list)
+
+    def stage(self, title: str, detail: str = "") -> None:
+        """Keep the title."""
+        self.titles.append(title)
+
+    @contextmanager
+    def steps(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Nothing to show."""
+        yield lambda count: None
+
+
+def build(options: BuildOptions, reporter: Reporter | None = None) -> Path:
+    """Build an engine directory; returns its path.
+
+    Raises `QuasarError` for whatever the user can mend. Nothing half-written stands under the output's name.
+    """
+    return _Build(options, Silent() if reporter is None else reporter).run()
+
+
+class _Build:
+    def __init__(self, options: BuildOptions, reporter: Reporter) -> None:
+        self._options = options
+        self._reporter = reporter
+
+    def run(self) -> Path:
+        options = self._options
+        _check_options(options)
+        # Cheap refusals first: nothing is read before the output is known to be free.
+        check_target(options.output, force=options.force)
+        self._calibration = calibration_prompts(options.calibration)
+        self._evaluation = default_prompts("evaluation")
+        refuse_overlap(self._calibration, self._evaluation, "the project's evaluation prompts")
+        self._reporter.stage("checkpoint", options.model)
+        self._checkpoint: Checkpoint = open_checkpoint(options.model)
+        spec = self._checkpoint.spec
+        self._recipe: Recipe = make_recipe(
+            spec,
+            precision=options.precision,
+            alpha=DEFAULT_ALPHA if options.alpha is None else options.alpha,
+            keep_float=options.keep_float,
+        )
+        self._contract = Contract(
+            num_layers=spec.num_layers,
+            num_kv_heads=spec.num_kv_heads,
+            head_size=spec.head_size,
+            vocab_size=spec.vocab_size,
+            max_length=(length := _max_length(options.max_length, spec.context_length)),
+            capacity=capacity_for(length),
+        )
+        self._checkpoint_hash = checkpoint_hash(self._checkpoint)
+        workspace = open_workspace(options.output, self._inputs(), force=options.force)
+        if workspace is None:
+            self._reporter.stage("finish", "an earlier run had built everything but the name")
+            return options.output
+        self._workspace: Workspace = workspace
+        try:
+            self._stages()
+        finally:
+            workspace.close()
+        return options.output
+
+    def _stages(self) -> None:
+        workspace, directory = self._workspace, self._workspace.path
+        self._reporter.stage("tokenizer", "tokenizer and chat template")
+        text = workspace.stage("text", self._write_text)
+        self._text = TextFiles(**{**text, "eos_token_ids": tuple(text["eos_token_ids"])})
+        calibration: dict[str, Any] = {}
+        if self._quantizes:
+            self._reporter.stage("calibrate", "activation statistics over calibration text")
+            calibration = workspace.stage("calibrate", self._calibrate)
+        self._reporter.stage("export", f"canonical graph, {self._recipe.precision}")
+        workspace.stage("export", self._export)
+        self._reporter.stage("lower", "ONNX Runtime: GroupQueryAttention, shared KV buffers")
+        workspace.stage("lower", self._lower)
+        self._reporter.stage("probe", "integer matmuls, row invariance, costs on this machine")
+        record = MachineRecord.from_json(workspace.stage("probe", self._probe))
+        self._reporter.stage("fidelity", "against the float model, on held-out prompts")
+        fidelity = workspace.stage("fidelity", self._fidelity)
+        self._reporter.stage("finish", "manifest")
+        files = {
+            path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+            for path in sorted(directory.rglob("*"))
+            if path.is_file() and workspace.scratch not in path.parents and path.name != "manifest.json"
+        }
+        manifest = Manifest(
+            producer=tool_versions(),
+            model=self._model_section(),
+            precision=self._recipe.precision,
+            linears=dict(self._recipe.linears),
+            contract=self._contract,
+            text=self._text,
+            calibration=calibration,
+            fidelity=fidelity,
+            record=record,
+            onnxruntime=_ONNXRUNTIME,
+            files=files,
+            hashes={
+                "checkpoint": self._checkpoint_hash,
+                "calibration": calibration.get("prompts_sha256", ""),
+                "verifier": files[CANONICAL]["sha256"],
+                "weights": files[f"{CANONICAL}.data"]["sha256"],
+                "inputs": workspace.inputs_hash,
+                "engine": engine_hash(files, self._contract),
+            },
+        )
+        workspace.publish(manifest.to_json())
+
+    @property
+    def _quantizes(self) -> bool:
+        return any(precision != "float" for precision in self._recipe.linears.values())
+
+    @cached_property
+    def _float_model(self) -> "torch.nn.Module":
+        from calibration.float_model import load_float_model
+
+        return load_float_model(self._checkpoint)
+
+    def _inputs(self) -> dict[str, Any]:
+        """Everything that the result follows from; the same inputs resume an interrupted build."""
+        return {
+            "checkpoint": self._checkpoint_hash,
+            "precision": self._recipe.precision,
+            "alpha": self._recipe.alpha,
+            "linears": sha256_json(self._recipe.linears),
+            "calibration": _prompts_hash(self._calibration) if self._quantizes else "",
+            "max_length": self._contract.max_length,
+            "tools": tool_versions(),
+        }
+
+    def _model_section(self) -> dict[str, Any]:
+        spec = self._checkpoint.spec
+        source = self._options.model
+        if Path(source).exists():
+            source = str(Path(source).resolve())
+        return {
+            "name": Path(self._options.model).stem if Path(self._options.model).exists() else self._options.model,
+            "source": source,
+            "architecture": spec.architecture,
+            "parameters": spec.num_parameters(),
+            "checkpoint_bytes": sum(path.stat().st_size for path in self._checkpoint.files),
+            "context_length": spec.context_length,
+        }
+
+    def _write_text(self) -> dict[str, Any]:
+        from export.text_files import write_text_files
+
+        return write_text_files(self._checkpoint, self._workspace.path).to_json()
+
+    def _texts(self, prompts: list[Any], num_tokens: int, what: str) -> list[TokenizedText]:
+        from engines.text import open_codec
+
+        token_ids = tokenize(prompts, open_codec(self._workspace.path, self._text))
+        with self._reporter.steps(f"float model continues {what} prompts", len(token_ids)) as step:
+            return continue_prompts(
+                self._float_model, self._checkpoint.spec, token_ids, num_tokens=num_tokens, on_batch=step
+            )
+
+    def _calibrate(self) -> dict[str, Any]:
+        texts = self._texts(self._calibration, CALIBRATION_CONTINUATION_TOKENS, "calibration")
+        tokens = [text.tokens for text in texts]
+        with self._reporter.steps("statistics", len(tokens)) as step:
+            statistics = collect_statistics(self._float_model, self._checkpoint.spec, tokens, on_batch=step)
+        statistics.save(self._statistics_path)
+        return {
+            "alpha": self._recipe.alpha,
+            "prompts": len(texts),
+            "tokens": statistics.num_tokens,
+            "continuation_tokens": sum(len(text.continuation) for text in texts),
+            "source": "user" if self._options.calibration else "default",
+            "prompts_sha256": _prompts_hash(self._calibration),
+            "prompt_fingerprints": [fingerprint(prompt) for prompt in self._calibration],
+        }
+
+    @property
+    def _statistics_path(self) -> Path:
+        return self._workspace.scratch / "statistics.safetensors"
+
+    def _export(self) -> dict[str, Any]:
+        import onnx_ir as ir
+
+        from calibration.sqnr import linear_figures
+        from calibration.weights import PreparedWeights, WeightAmaxReader
+        from export.check import check_model
+        from export.verifier import build_verifier
+        from export.weight_file import WeightFile
+
+        spec, directory = self._checkpoint.spec, self._workspace.path
+        factors = SmoothingFactors()
+        if self._quantizes:
+            statistics = ActivationStatistics.load(self._statistics_path)
+            factors = choose_factors(
+                spec,
+                statistics.amax,
+                WeightAmaxReader(self._checkpoint),
+                self._recipe.alpha,
+                skip=self._recipe.float_linears,
+            )
+            figures = linear_figures(self._checkpoint, self._recipe, factors, statistics)
+            write_json(directory / LINEAR_FIGURES, {name: figure.to_json() for name, figure in figures.items()})
+        prepared = PreparedWeights(self._checkpoint, self._recipe, factors)
+        with (
+            WeightFile(directory / f"{CANONICAL}.data") as weights,
+            self._reporter.steps("linears", len(self._recipe.linears)) as step,
+        ):
+            model = build_verifier(
+                prepared,
+                weights,
+                capacity=self._contract.capacity,
+                producer_version=version("quasar-verifier"),
+                on_linear=lambda: step(1),
+            )
+        ir.save(model, directory / CANONICAL)
+        check_model(directory / CANONICAL)
+        return {}
+
+    def _lower(self) -> dict[str, Any]:
+        import onnx_ir as ir
+
+        from export.integer_check_graph import build_integer_check
+        from export.passes import KeepLayers, LowerToOnnxRuntime
+
+        directory = self._workspace.path
+        (directory / "onnxruntime").mkdir(exist_ok=True)
+        model = ir.load(directory / CANONICAL)
+        LowerToOnnxRuntime(self._checkpoint.spec)(model)
+        ir.save(model, directory / _ONNXRUNTIME.graph)
+        KeepLayers(min(_PROBE_LAYERS, self._checkpoint.spec.num_layers))(model)
+        ir.save(model, directory / _ONNXRUNTIME.probe)
+        ir.save(build_integer_check(version("quasar-verifier")), directory / _ONNXRUNTIME.integer_check)
+        return {}
+
+    def _probe(self) -> dict[str, Any]:
+        from engines.machine import this_machine
+        from engines.measuring import MeasuredFiles, count_steps, measure_machine
+        from engines.onnxruntime.executed import check_integer_matmuls, executed_kernels
+
+        directory = self._workspace.path
+        files = MeasuredFiles(
+            directory=directory,
+            graph=directory / _ONNXRUNTIME.graph,
+            probe=directory / _ONNXRUNTIME.probe,
+            probe_layers=min(_PROBE_LAYERS, self._contract.num_layers),
+            integer_check=directory / _ONNXRUNTIME.integer_check,
+        )
+        if self._quantizes:
+            check_integer_matmuls(executed_kernels(directory, files.graph, self._contract), dict(self._recipe.linears))
+        with self._reporter.steps("probes and costs", count_steps(self._contract)) as step:
+            record = measure_machine(files, self._contract, this_machine(0), on_step=lambda what: step(1))
+        return record.to_json()
+
+    def _fidelity(self) -> dict[str, Any]:
+        from calibration.engine_logits import engine_logits
+        from calibration.fidelity import compare, torch_logits
+        from engines.onnxruntime.session import OnnxRuntimeSession
+
+        texts = self._texts(self._evaluation, _EVALUATION_CONTINUATION_TOKENS, "evaluation")
+        directory = self._workspace.path
+        session = OnnxRuntimeSession(directory, directory / _ONNXRUNTIME.graph, self._contract)
+        with self._reporter.steps("fidelity", len(texts)) as step:
+            figures = compare(
+                texts, torch_logits(self._float_model), engine_logits(session), on_text=lambda: step(1)
+            )
+        return {**figures, "prompts": len(texts), "prompts_sha256": _prompts_hash(self._evaluation)}
+
+
+def checkpoint_hash(checkpoint: Checkpoint) -> str:
+    """Hex SHA-256 over the names and hashes of the checkpoint's files."""
+    return sha256_json({path.name: sha256_file(path) for path in checkpoint.files})
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of what the result depends on."""
+    return {name: version(name) for name in _TOOLS}
+
+
+def read_linear_figures(directory: Path) -> dict[str, dict[str, Any]]:
+    """The figures per linear that the build kept; {} for an engine without INT8 linears."""
+    path = directory / LINEAR_FIGURES
+    if not path.is_file():
+        return {}
+    figures: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    return figures
+
+
+def _check_options(options: BuildOptions) -> None:
+    if options.precision == "fp32":
+        for name, value in (
+            ("--alpha", options.alpha),
+            ("--calibration", options.calibration),
+            ("--keep-float", options.keep_float or None),
+        ):
+            if value is not None:
+                raise BuildError(f"{name} has no meaning with --precision fp32: leave it out")
+
+
+def _max_length(asked: int | None, context: int) -> int:
+    if asked is None:
+        return min(context, DEFAULT_MAX_LENGTH)
+    if asked > context:
+        raise BuildError(f"--max-length {asked} is more than the model's context of {context} tokens")
+    if asked < MAX_WIDTH:
+        raise BuildError(f"--max-length {asked} is too short; {MAX_WIDTH} or more was expected")
+    return asked
+
+
+def _prompts_hash(prompts: list[Any]) -> str:
+    return sha256_json([fingerprint(prompt) for prompt in prompts])

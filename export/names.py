@@ -1,0 +1,29 @@
+"""Names that the canonical graph gives and passes look for."""
+
+
+def packed_qkv(layer: int) -> str:
+    """Value [B, T, (H + 2G)·D]: queries, keys and values of a layer before norms, rotation and the cache."""
+    return f"layers.{layer}.self_attn.qkv"
+
+
+def attention(layer: int) -> str:
+    """The layer's Attention node; after lowering, the node that replaces it."""
+    return f"layers.{layer}.self_attn.attention"
+
+
+def context(layer: int) -> str:
+    """Value [B, T, H·D]: what attention hands to o_proj."""
+    return f"layers.{layer}.self_attn.context"
+
+
+def layer_output(layer: int) -> str:
+    """Value [B, T, hidden]: the residual stream behind a layer."""
+    return f"layers.{layer}.output"
+
+
+# Value [B, M, hidden]: the rows of the residual stream that the final norm reads.
+HEAD_ROWS = "head_rows"
+COS_TABLE = "rotary.cos"
+SIN_TABLE = "rotary.sin"
+# Value [1]: rows fed in this call.
+NUM_ROWS = "num_rows"

@@ -1,0 +1,135 @@
+"""Lowering to ONNX Runtime: attention becomes GroupQueryAttention over packed q/k/v and a shared KV buffer."""
+
+import onnx_ir as ir
+from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, PreconditionError
+
+from engines import contract as names
+from export import names as inner
+from export.builder import MICROSOFT, GraphBuilder
+from export.passes.prune import prune
+from quasar.checkpoints import DecoderSpec
+
+# Operators of the canonical attention that must be gone afterwards.
+_REPLACED = {"Attention", "TensorScatter", "RotaryEmbedding"}
+
+
+class LowerToOnnxRuntime(InPlacePass):
+    """Canonical graph → com.microsoft.GroupQueryAttention.
+
+    Attention gets spare zero rows behind the new ones (`engines.contract.spare_rows`) that are sliced off again: with
+    them a row's bits do not depend on how many rows are fed with it. Their K/V land behind the new rows in the cache
+    and are overwritten by the next pass. Everything else in the graph stays as it is.
+    """
+
+    def __init__(self, spec: DecoderSpec) -> None:
+        super().__init__()
+        self._spec = spec
+
+    def requires(self, model: ir.Model) -> None:
+        """Every layer has its Attention node under the canonical name."""
+        found = {node.name for node in model.graph if node.op_type == "Attention"}
+        expected = {inner.attention(layer) for layer in range(self._spec.num_layers)}
+        if found != expected:
+            raise PreconditionError(f"Attention nodes {sorted(map(str, found ^ expected))} are missing or unknown")
+
+    def ensures(self, model: ir.Model) -> None:
+        """One GroupQueryAttention per layer; nothing of the canonical attention is left."""
+        kinds = [node.op_type for node in model.graph]
+        if kinds.count("GroupQueryAttention") != self._spec.num_layers or _REPLACED.intersection(kinds):
+            raise PostconditionError("attention was not lowered in every layer")
+
+    def call(self, model: ir.Model) -> PassResult:
+        """Replace each layer's attention and drop what only it used."""
+        graph = model.graph
+        values = {value.name: value for node in graph for value in node.outputs}
+        values |= {value.name: value for value in graph.inputs}
+        values |= dict(graph.initializers)
+        rows = _SpareRows(self._spec, values)
+        for layer in range(self._spec.num_layers):
+            self._lower_layer(graph, layer, values, rows)
+        for value in rows.builder.inputs_added():
+            graph.register_initializer(value)
+        first = next(iter(graph))
+        graph.insert_before(first, rows.builder.nodes)
+        graph.sort()
+        graph.opset_imports[MICROSOFT] = 1
+        prune(model)
+        return PassResult(model, modified=True)
+
+    def _lower_layer(self, graph: ir.Graph, layer: int, values: dict[str | None, ir.Value], rows: "_SpareRows") -> None:
+        spec, prefix = self._spec, f"layers.{layer}.self_attn"
+        norms = [values[f"{prefix}.{part}_norm.weight"] for part in "qk"] if spec.qk_norm else [None, None]
+        new = GraphBuilder()
+        padded = new.op("Pad", [values[inner.packed_qkv(layer)], rows.pads_of_3], f"{prefix}.padded")
+        past = [values[name] for name in names.past_names(layer)]
+        attended, key, value = new.ops(
+            "GroupQueryAttention",
+            [padded, None, None, *past, rows.last_row, rows.total, values[inner.COS_TABLE], values[inner.SIN_TABLE]]
+            + [rows.positions, None, None, None, None, *norms],
+            inner.attention(layer),
+            [f"{prefix}.padded_context", *names.present_names(layer)],
+            {
+                "num_heads": spec.num_heads,
+                "kv_num_heads": spec.num_kv_heads,
+                "do_rotary": 1,
+                "rotary_interleaved": 0,
+                "qk_norm_epsilon": spec.rms_norm_eps,
+            },
+            domain=MICROSOFT,
+        )
+        old = values[inner.context(layer)]
+        context = new.op("Slice", [attended, rows.zero, rows.num_rows, rows.axis_1], inner.context(layer))
+        ir.convenience.replace_all_uses_with(old, context)
+        for name, present in zip(names.present_names(layer), (key, value), strict=True):
+            position = [output.name for output in graph.outputs].index(name)
+            present.type, present.shape = graph.outputs[position].type, graph.outputs[position].shape
+            graph.outputs[position] = present
+        old_node = old.producer()
+        assert old_node is not None
+        graph.insert_after(old_node, new.nodes)
+
+
+class _SpareRows:
+    """What every layer's attention shares: padding, the padded positions, and the row counts that the operator wants."""
+
+    def __init__(self, spec: DecoderSpec, values: dict[str | None, ir.Value]) -> None:
+        self.builder = builder = _SharedBuilder()
+        lengths = values[names.CACHE_LENGTHS]
+        self.num_rows = builder.op("Shape", [values[names.INPUT_IDS]], "spare.num_rows", {"start": 1, "end": 2})
+        self.zero = builder.constant("spare.zero", [0])
+        self.axis_1 = builder.constant("spare.axis_1", [1])
+        longest = builder.op("ReduceMax", [lengths], "spare.longest", {"keepdims": 0})
+        used = builder.op("Add", [longest, self.num_rows], "spare.used")
+        spare = self._count(spec, used)
+        self.pads_of_3 = builder.op(
+            "Concat", [builder.constant("spare.zeros_4", [0] * 4), spare, self.zero], "spare.pads_of_3", {"axis": 0}
+        )
+        pads_of_2 = builder.op(
+            "Concat", [builder.constant("spare.zeros_3", [0] * 3), spare], "spare.pads_of_2", {"axis": 0}
+        )
+        self.positions = builder.op("Pad", [values[names.POSITION_IDS], pads_of_2], "spare.positions")
+        fed = builder.op("Add", [self.num_rows, spare], "spare.fed")
+        last = builder.op(
+            "Add", [lengths, builder.op("Sub", [fed, self.axis_1], "spare.fed_less_one")], "spare.last_row_64"
+        )
+        total = builder.op("Squeeze", [builder.op("Add", [used, spare], "spare.total_64")], "spare.total_scalar")
+        self.last_row = builder.op("Cast", [last], "spare.last_row", {"to": int(ir.DataType.INT32)})
+        self.total = builder.op("Cast", [total], "spare.total", {"to": int(ir.DataType.INT32)})
+
+    def _count(self, spec: DecoderSpec, used: ir.Value) -> ir.Value:
+        """`engines.contract.spare_rows` as a graph."""
+        one = self.axis_1
+        if names.spare_rows(spec.head_size, 0) == 1:
+            return one
+        rows = self.builder.constant("spare.wide_head_rows", [names.spare_rows(spec.head_size, 0)])
+        return self.builder.op("Max", [one, self.builder.op("Sub", [rows, used], "spare.short_of")], "spare.count")
+
+
+class _SharedBuilder(GraphBuilder):
+    """A builder whose constants are handed to an existing graph."""
+
+    def inputs_added(self) -> list[ir.Value]:
+        """The constants made so far."""
+        return list(self._initializers.values())
+
+

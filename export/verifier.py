@@ -1,0 +1,174 @@
+"""The canonical verifier graph, built from the spec tensor by tensor: standard ONNX operators of opset 24 only.
+
+One graph serves prefill and verification; `engines.contract` says what its inputs and outputs mean.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import onnx_ir as ir
+
+from calibration.weights import PreparedWeights
+from engines import contract as names
+from export import names as inner
+from export.builder import GraphBuilder
+from export.linears import add_linear
+from export.weight_file import WeightFile
+from quasar.checkpoints import DecoderSpec
+from quasar.checkpoints.rope import cos_sin_tables
+from quasar.checkpoints.spec import Linear
+
+FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
+BATCH, TOKENS, CAPACITY, ROWS = "batch", "tokens", "capacity", "rows"
+
+
+def build_verifier(
+    prepared: PreparedWeights,
+    weights: WeightFile,
+    *,
+    capacity: int,
+    producer_version: str,
+    on_linear: Callable[[], None] = lambda: None,
+) -> ir.Model:
+    """The canonical graph of a decoder; its large tensors are appended to `weights` as they are reached.
+
+    Args:
+        capacity: rows of the KV cache, and so of the rotary tables.
+        on_linear: called after each linear, for progress.
+    """
+    return _VerifierGraph(prepared, weights, capacity, on_linear).build(producer_version)
+
+
+class _VerifierGraph:
+    def __init__(
+        self, prepared: PreparedWeights, weights: WeightFile, capacity: int, on_linear: Callable[[], None]
+    ) -> None:
+        self._prepared = prepared
+        self._weights = weights
+        self._capacity = capacity
+        self._on_linear = on_linear
+        self._graph = GraphBuilder()
+        self.spec: DecoderSpec = prepared.spec
+
+    def build(self, producer_version: str) -> ir.Model:
+        graph, spec = self._graph, self.spec
+        ids = graph.input(names.INPUT_IDS, INT64, [BATCH, TOKENS])
+        self._positions = graph.input(names.POSITION_IDS, INT64, [BATCH, TOKENS])
+        self._lengths = graph.input(names.CACHE_LENGTHS, INT64, [BATCH])
+        rows = graph.input(names.LOGITS_ROWS, INT64, [ROWS])
+        cache_shape = [BATCH, spec.num_kv_heads, CAPACITY, spec.head_size]
+        self._past = [
+            tuple(graph.input(name, FLOAT, cache_shape) for name in names.past_names(layer))
+            for layer in range(spec.num_layers)
+        ]
+        cos, sin = cos_sin_tables(spec.rope, spec.head_size, self._capacity)
+        self._cos = graph.weight(self._weights.append(inner.COS_TABLE, cos))
+        self._sin = graph.weight(self._weights.append(inner.SIN_TABLE, sin))
+        self._mask = self._causal_mask(ids)
+
+        x = self._embed(ids)
+        presents: list[ir.Value] = []
+        for layer in range(spec.num_layers):
+            x, present = self._layer(layer, x)
+            presents += present
+        logits, tokens = self._head(x, rows)
+
+        graph.output(tokens, INT64, [BATCH, ROWS])
+        graph.output(logits, FLOAT, [BATCH, ROWS, spec.vocab_size])
+        for value in presents:
+            graph.output(value, FLOAT, cache_shape)
+        return graph.model("verifier", producer_version)
+
+    def _embed(self, ids: ir.Value) -> ir.Value:
+        table = self._prepared.embedding()
+        weight = self._graph.weight(self._weights.append("embed_tokens.weight", table))
+        if weight.dtype == FLOAT:
+            return self._graph.op("Gather", [weight, ids], "embedded")
+        stored = self._graph.op("Gather", [weight, ids], "embedded.stored")
+        return self._graph.op("Cast", [stored], "embedded", {"to": int(FLOAT)})
+
+    def _causal_mask(self, ids: ir.Value) -> ir.Value:
+        """bool [B, 1, T, S]: the row fed as number r sees the slots up to cache_lengths + r."""
+        graph = self._graph
+        one, zero = graph.constant("one", 1), graph.constant("zero", 0)
+        shape = graph.op("Shape", [ids], inner.NUM_ROWS, {"start": 1, "end": 2})
+        count = graph.op("Squeeze", [shape], "num_rows.scalar")
+        new_rows = graph.op("Range", [zero, count, one], "mask.new_rows")
+        slots_shape = graph.op("Shape", [self._past[0][0]], "mask.capacity", {"start": 2, "end": 3})
+        slots = graph.op(
+            "Range", [zero, graph.op("Squeeze", [slots_shape], "mask.capacity.scalar"), one], "mask.slots"
+        )
+        lengths = graph.op("Unsqueeze", [self._lengths, graph.constant("axes.1_2_3", [1, 2, 3])], "mask.lengths")
+        column = graph.op("Unsqueeze", [new_rows, graph.constant("axes.1", [1])], "mask.column")
+        last = graph.op("Add", [lengths, column], "mask.last_slot")
+        return graph.op("LessOrEqual", [slots, last], "mask")
+
+    def _layer(self, layer: int, x: ir.Value) -> tuple[ir.Value, list[ir.Value]]:
+        qkv, output, gate_up, down = self.spec.layer_linears(layer)
+        prefix = f"layers.{layer}"
+        h = self._norm(f"{prefix}.input_layernorm", x)
+        packed = self._linear(qkv, h, inner.packed_qkv(layer))
+        context, presents = self._attention(layer, packed)
+        attended = self._linear(output, context, f"{prefix}.self_attn.output")
+        x = self._graph.op("Add", [x, attended], f"{prefix}.attended")
+        h = self._norm(f"{prefix}.post_attention_layernorm", x)
+        h = self._swiglu(f"{prefix}.mlp", self._linear(gate_up, h, f"{prefix}.mlp.gate_up"))
+        h = self._linear(down, h, f"{prefix}.mlp.output")
+        return self._graph.op("Add", [x, h], inner.layer_output(layer)), presents
+
+    def _attention(self, layer: int, packed: ir.Value) -> tuple[ir.Value, list[ir.Value]]:
+        graph, spec = self._graph, self.spec
+        prefix = f"layers.{layer}.self_attn"
+        sizes = graph.constant("qkv_sizes", [spec.query_size, spec.kv_size, spec.kv_size])
+        parts = [f"{prefix}.{part}" for part in "qkv"]
+        q, k, v = graph.ops("Split", [packed, sizes], f"{prefix}.split", parts, {"axis": -1})
+        q = self._rotate(f"{prefix}.q", self._heads(f"{prefix}.q", q, norm=spec.qk_norm))
+        k = self._rotate(f"{prefix}.k", self._heads(f"{prefix}.k", k, norm=spec.qk_norm))
+        v = self._heads(f"{prefix}.v", v, norm=False)
+        presents = [
+            graph.op("TensorScatter", [past, new, self._lengths], name, {"axis": 2, "mode": "linear"})
+            for past, new, name in zip(self._past[layer], (k, v), names.present_names(layer), strict=True)
+        ]
+        heads = graph.op("Attention", [q, *presents, self._mask], inner.attention(layer), {"is_causal": 0})
+        rows_first = graph.op("Transpose", [heads], f"{prefix}.rows_first", {"perm": [0, 2, 1, 3]})
+        merged = graph.constant("merge_heads", [0, 0, spec.query_size])
+        return graph.op("Reshape", [rows_first, merged], inner.context(layer)), presents
+
+    def _heads(self, name: str, x: ir.Value, *, norm: bool) -> ir.Value:
+        """[B, T, heads·D] → [B, heads, T, D], each head's vector normalized where the architecture does so."""
+        shape = self._graph.constant("split_heads", [0, 0, -1, self.spec.head_size])
+        x = self._graph.op("Reshape", [x, shape], f"{name}.heads")
+        if norm:
+            x = self._norm(f"{name}_norm", x)
+        return self._graph.op("Transpose", [x], f"{name}.heads_first", {"perm": [0, 2, 1, 3]})
+
+    def _rotate(self, name: str, x: ir.Value) -> ir.Value:
+        return self._graph.op(
+            "RotaryEmbedding", [x, self._cos, self._sin, self._positions], f"{name}.rotated", {"interleaved": 0}
+        )
+
+    def _swiglu(self, name: str, gate_up: ir.Value) -> ir.Value:
+        graph = self._graph
+        gate, up = graph.ops(
+            "Split", [gate_up], f"{name}.split", [f"{name}.gate", f"{name}.up"], {"axis": -1, "num_outputs": 2}
+        )
+        sigmoid = graph.op("Sigmoid", [gate], f"{name}.sigmoid")
+        return graph.op("Mul", [graph.op("Mul", [gate, sigmoid], f"{name}.silu"), up], f"{name}.swiglu")
+
+    def _head(self, x: ir.Value, rows: ir.Value) -> tuple[ir.Value, ir.Value]:
+        graph = self._graph
+        selected = graph.op("Gather", [x, rows], inner.HEAD_ROWS, {"axis": 1})
+        h = self._norm("norm", selected)
+        logits = self._linear(self.spec.head, h, names.LOGITS)
+        tokens = graph.op("ArgMax", [logits], names.NEXT_TOKENS, {"axis": -1, "keepdims": 0})
+        return logits, tokens
+
+    def _norm(self, name: str, x: ir.Value) -> ir.Value:
+        weight = self._graph.weight(self._weights.append(f"{name}.weight", self._prepared.vector(f"{name}.weight")))
+        attributes: dict[str, Any] = {"axis": -1, "epsilon": self.spec.rms_norm_eps}
+        return self._graph.op("RMSNormalization", [x, weight], f"{name}.normed", attributes)
+
+    def _linear(self, linear: Linear, x: ir.Value, output: str) -> ir.Value:
+        y = add_linear(self._graph, self._weights, linear.name, x, self._prepared.linear(linear), output)
+        self._on_linear()
+        return y

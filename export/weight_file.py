@@ -1,0 +1,45 @@
+"""`verifier.onnx.data`: tensors are appended one by one, so memory never holds more than one."""
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+# A page: what is mapped into memory starts on one.
+ALIGNMENT = 4096
+
+
+class WeightFile:
+    """Writes external data; each tensor starts at a multiple of 4096 bytes."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: BinaryIO
+
+    def __enter__(self) -> Self:
+        self._file = self._path.open("wb")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def append(self, name: str, array: NDArray[Any]) -> ir.ExternalTensor:
+        """Write an array and return the reference that the graph holds."""
+        offset = -(-self._file.tell() // ALIGNMENT) * ALIGNMENT
+        self._file.seek(offset)
+        contiguous = np.ascontiguousarray(array)
+        self._file.write(contiguous.view(np.uint8).reshape(-1).data)
+        return ir.ExternalTensor(
+            self._path.name,
+            offset,
+            contiguous.nbytes,
+            ir.DataType.from_numpy(contiguous.dtype),
+            shape=ir.Shape(contiguous.shape),
+            name=name,
+            base_dir=self._path.parent,
+        )

@@ -1,0 +1,45 @@
+"""What every checkpoint offers, whatever its file format."""
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quasar.checkpoints.spec import DecoderSpec
+
+
+class Checkpoint(Protocol):
+    """A decoder's spec and its weights, read one tensor at a time."""
+
+    @property
+    def spec(self) -> DecoderSpec:
+        """What the decoder is."""
+
+    @property
+    def location(self) -> Path:
+        """The folder or file that the weights come from."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that the weights and the config come from, sorted; their hashes name the checkpoint."""
+
+    def read(self, name: str) -> NDArray[Any]:
+        """One tensor by canonical name, in the precision it is stored in (dequantized GGUF blocks: float32)."""
+
+    def transformers_config(self) -> Any:
+        """The transformers config of the same model, for the float reference."""
+
+    def transformers_tokenizer(self) -> Any:
+        """The transformers fast tokenizer of the same model."""
+
+
+def read_head(checkpoint: Checkpoint) -> NDArray[Any]:
+    """The LM head's weight [vocabulary, hidden]: the embedding when tied."""
+    return checkpoint.read("embed_tokens.weight" if checkpoint.spec.tied_head else "lm_head.weight")
+
+
+def read_float32(checkpoint: Checkpoint, name: str) -> NDArray[np.float32]:
+    """One tensor by canonical name as float32; `lm_head.weight` resolves to the embedding when tied."""
+    tensor = read_head(checkpoint) if name == "lm_head.weight" else checkpoint.read(name)
+    return tensor.astype(np.float32, copy=False)

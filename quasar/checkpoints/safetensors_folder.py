@@ -1,0 +1,135 @@
+"""A Hugging Face folder: config.json and safetensors shards, read lazily. Pickled weights are never opened."""
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from quasar.checkpoints.config import spec_from_config
+from quasar.checkpoints.spec import DecoderSpec
+from quasar.errors import CheckpointError
+from quasar.files import inside
+
+_FLOAT_DTYPES = {"F32", "F16", "BF16", "F64"}
+_INDEX = "model.safetensors.index.json"
+_TEXT_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja")
+
+
+class SafetensorsFolder:
+    """Weights of a local folder. Opening checks every shard's header against the spec; reading maps one tensor."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.config = _read_json(folder / "config.json", required=True)
+        self.spec: DecoderSpec = spec_from_config(
+            self.config, _read_json(folder / "generation_config.json", required=False)
+        )
+        self._shard_of = self._index()
+        self._check_tensors()
+
+    @property
+    def location(self) -> Path:
+        """The folder."""
+        return self._folder
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Shards, configs and tokenizer files, sorted."""
+        names = {self._folder / name for name in ("config.json", "generation_config.json", *_TEXT_FILES)}
+        shards = {path for path, _ in self._shard_of.values()}
+        return tuple(sorted(path for path in names | shards if path.is_file()))
+
+    def read(self, name: str) -> NDArray[Any]:
+        """One tensor by canonical name, in its stored precision."""
+        path, stored = self._shard_of[name]
+        with _open_shard(path) as shard:
+            tensor: NDArray[Any] = shard.get_tensor(stored)
+            return tensor
+
+    def transformers_config(self) -> Any:
+        """`AutoConfig` of the folder; code from the checkpoint is never run."""
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(self._folder, local_files_only=True, trust_remote_code=False)
+
+    def transformers_tokenizer(self) -> Any:
+        """`AutoTokenizer` of the folder; code from the checkpoint is never run."""
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self._folder, local_files_only=True, trust_remote_code=False)
+
+    def _index(self) -> dict[str, tuple[Path, str]]:
+        """Canonical name → (shard, name in the shard)."""
+        index = self._folder / _INDEX
+        if index.is_file():
+            shards = self._indexed_shards(index)
+        else:
+            shards = sorted(self._folder.glob("*.safetensors"))
+        if not shards:
+            pickled = next(iter(sorted(self._folder.glob("*.bin")) + sorted(self._folder.glob("*.pt"))), None)
+            hint = f" ({pickled.name} is a pickle, which is never opened: convert it to safetensors)" if pickled else ""
+            raise CheckpointError(f"{self._folder} has no safetensors weights{hint}")
+        found: dict[str, tuple[Path, str]] = {}
+        for path in shards:
+            with _open_shard(path) as shard:
+                for stored in shard.keys():  # noqa: SIM118 - a safetensors handle is not a dict
+                    found[stored.removeprefix("model.")] = (path, stored)
+        return found
+
+    def _indexed_shards(self, index: Path) -> list[Path]:
+        names = set(_read_json(index, required=True).get("weight_map", {}).values())
+        shards = []
+        for name in sorted(names):
+            path = inside(self._folder, str(name))
+            # A hub cache holds links to blobs beside the snapshot: only the name must stay in the folder.
+            if path is None and "/" not in str(name) and ".." not in str(name):
+                path = self._folder / str(name)
+            if path is None or not path.is_file():
+                raise CheckpointError(f"{index} names the shard {name!r}, which is not in {self._folder}")
+            shards.append(path)
+        return shards
+
+    def _check_tensors(self) -> None:
+        expected = self.spec.tensors()
+        for name, shape in expected.items():
+            if name not in self._shard_of:
+                raise CheckpointError(f"{self._folder}: the tensor {name!r} is missing from the safetensors weights")
+            path, stored = self._shard_of[name]
+            with _open_shard(path) as shard:
+                view = shard.get_slice(stored)
+                came, dtype = tuple(view.get_shape()), view.get_dtype()
+            if came != shape:
+                raise CheckpointError(f"{path}: {stored} has shape {list(came)}; the config asks for {list(shape)}")
+            if dtype not in _FLOAT_DTYPES:
+                raise CheckpointError(f"{path}: {stored} is stored as {dtype}; float weights were expected")
+        extra = [
+            name for name in self._shard_of if name.endswith(".bias") and name not in expected and "_proj" in name
+        ]
+        if extra:
+            raise CheckpointError(f"{self._folder}: unexpected tensor {extra[0]!r}; the config says it has no such bias")
+
+
+def _open_shard(path: Path) -> contextlib.AbstractContextManager[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        handle: contextlib.AbstractContextManager[Any] = safe_open(path, framework="numpy")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not a whole safetensors file ({error}): download it again") from None
+    return handle
+
+
+def _read_json(path: Path, *, required: bool) -> dict[str, Any]:
+    if not path.is_file():
+        if required:
+            raise CheckpointError(f"{path} is missing; a Hugging Face model folder or a .gguf file was expected")
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds a {type(value).__name__}; a JSON object was expected")
+    return value

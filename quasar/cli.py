@@ -1,0 +1,72 @@
+"""The frame of the command lines: one-line errors with exit code 2, progress on stderr, results on stdout."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import typer
+
+from quasar.errors import QuasarError
+from quasar.files import write_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+USER_ERROR = 2
+
+
+def new_app(help_text: str) -> typer.Typer:
+    """A command group: no shell-completion options, help when called bare, no decorated tracebacks."""
+    return typer.Typer(
+        help=help_text, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
+    )
+
+
+def run(app: typer.Typer) -> NoReturn:
+    """Run a command group; a `QuasarError` becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""
+    try:
+        app()
+    except QuasarError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+    except BrokenPipeError:
+        # The reader of a pipe (`| head`) went away; Python would complain once more when it flushes at exit.
+        sys.stderr.close()
+        sys.exit(0)
+    sys.exit(0)
+
+
+def console() -> "Console":
+    """The console for people: stderr, so that stdout holds results alone."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+@contextmanager
+def progress_bar(*, quiet: bool = False) -> Iterator["Progress"]:
+    """A progress display on stderr for work that takes more than a moment; it leaves nothing behind."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    with Progress(
+        TextColumn("  {task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console(),
+        transient=True,
+        disable=quiet,
+    ) as progress:
+        yield progress
+
+
+def emit_json(value: Any, path: Path | None = None) -> None:
+    """Print a value as JSON on stdout or, with a path, write it there."""
+    if path is None:
+        print(json.dumps(value, indent=2, ensure_ascii=False))
+    else:
+        write_json(path, value)

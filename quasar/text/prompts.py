@@ -1,0 +1,77 @@
+"""Prompt files: JSONL with a row of `prompt`, `messages` or Spec-Bench's `turns` (its first turn)."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quasar.errors import PromptError
+from quasar.text.chat_template import Message
+
+_ROW = 'a row is {"prompt": "…"}, {"messages": [{"role": "user", "content": "…"}]} or {"turns": ["…"]}'
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """One prompt: a conversation that ends with the user's turn, and the category it is reported under."""
+
+    messages: tuple[Message, ...]
+    category: str = ""
+
+    @property
+    def text(self) -> str:
+        """What the messages say, without the template: for comparing sets of prompts."""
+        return "\n".join(message["content"] for message in self.messages)
+
+
+def read_prompts(path: Path, limit: int | None = None) -> list[Prompt]:
+    """The first `limit` prompts of a JSONL file; blank lines are passed over.
+
+    Raises `PromptError` for a missing or empty file, or naming the line that cannot be used.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise PromptError(f"{path} does not exist; a JSONL file of prompts was expected") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise PromptError(f"{path} cannot be read as UTF-8 text ({error})") from None
+    prompts = [
+        _parse(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1) if line.strip()
+    ]
+    if not prompts:
+        raise PromptError(f"{path} holds no prompts; {_ROW}")
+    return prompts if limit is None else prompts[:limit]
+
+
+def _parse(line: str, where: str) -> Prompt:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise PromptError(f"{where}: not JSON ({error.msg} at column {error.colno}); {_ROW}") from None
+    if not isinstance(row, dict):
+        raise PromptError(f"{where}: a {type(row).__name__} came; {_ROW}")
+    category = str(row.get("category", ""))
+    if isinstance(row.get("prompt"), str):
+        return Prompt(messages=({"role": "user", "content": row["prompt"]},), category=category)
+    turns = row.get("turns")
+    if isinstance(turns, list) and turns and isinstance(turns[0], str):
+        return Prompt(messages=({"role": "user", "content": turns[0]},), category=category)
+    if "messages" in row:
+        return Prompt(messages=check_messages(row["messages"], where), category=category)
+    raise PromptError(f"{where}: none of the keys prompt, messages, turns holds text; {_ROW}")
+
+
+def check_messages(value: Any, where: str) -> tuple[Message, ...]:
+    """A conversation as a tuple of messages; raises `PromptError` unless each has a role and text."""
+    if not isinstance(value, (list, tuple)) or not value:
+        raise PromptError(f"{where}: messages must be a list that is not empty; {_ROW}")
+    messages: list[Message] = []
+    for message in value:
+        if not (
+            isinstance(message, dict)
+            and isinstance(message.get("role"), str)
+            and isinstance(message.get("content"), str)
+        ):
+            raise PromptError(f"{where}: a message needs the strings role and content, {str(message)[:80]!r} came")
+        messages.append({"role": message["role"], "content": message["content"]})
+    return tuple(messages)
