@@ -25,12 +25,14 @@ def log_softmax(logits: Float32) -> Float32:
     """Row by row log-probabilities of logits float32 [rows, V]; the sum runs in float64."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
     total = np.exp(shifted).sum(axis=-1, keepdims=True, dtype=np.float64)
-    return (shifted - np.log(total)).astype(np.float32)
+    log_probabilities: Float32 = (shifted - np.log(total)).astype(np.float32)
+    return log_probabilities
 
 
 def kl_nats(log_p: Float32, log_q: Float32) -> NDArray[np.float64]:
     """KL(p‖q) per row in nats, from log-probabilities float32 [rows, V]: float64 [rows]."""
-    return (np.exp(log_p) * (log_p - log_q)).sum(axis=-1, dtype=np.float64)
+    kl: NDArray[np.float64] = (np.exp(log_p) * (log_p - log_q)).sum(axis=-1, dtype=np.float64)
+    return kl
 
 
 @dataclass(slots=True)
@@ -61,7 +63,8 @@ class Tally:
         """Means over the rows; perplexity over the rows whose next token is known."""
         rows, predicted = max(self.rows, 1), max(self.predicted, 1)
         return {
-            "mean_kl_nats": round(self.kl / rows, 6),
+            # Rounding alone can take a KL of zero below it.
+            "mean_kl_nats": max(0.0, round(self.kl / rows, 6)),
             "top1_agreement": round(self.agreeing / rows, 6),
             "perplexity": round(math.exp(self.nll / predicted), 4),
             "perplexity_float": round(math.exp(self.nll_float / predicted), 4),

@@ -26,9 +26,7 @@ class Recipe:
         return frozenset(name for name, precision in self.linears.items() if precision == "float")
 
 
-def make_recipe(
-    spec: DecoderSpec, *, precision: Precision, alpha: float, keep_float: Sequence[str] = ()
-) -> Recipe:
+def make_recipe(spec: DecoderSpec, *, precision: Precision, alpha: float, keep_float: Sequence[str] = ()) -> Recipe:
     """The recipe for a spec. A `keep_float` pattern (shell style) names linears, fused or as in the checkpoint.
 
     Raises `BuildError` for an alpha outside [0, 1] and for a pattern that matches nothing.

@@ -40,11 +40,12 @@ class SmoothingFactors:
 class WeightAmax(Protocol):
     """Gives a linear's largest absolute weight per input channel: float [inputs]."""
 
-    def __call__(self, linear: str, /) -> Float: ...
+    def __call__(self, linear: str, /) -> Float:
+        """Amax of one linear's weight."""
 
 
 def smoothing_factor(input_amax: Float, weight_amax: Float, alpha: float) -> Float:
-    """s = amax_x^alpha / amax_w^(1-alpha), per input channel (SmoothQuant, equation 4): float [inputs]."""
+    """S = amax_x^alpha / amax_w^(1-alpha), per input channel (SmoothQuant, equation 4): float [inputs]."""
     x = np.maximum(input_amax, _MIN_AMAX)
     w = np.maximum(weight_amax, _MIN_AMAX)
     return np.asarray(x**alpha / w ** (1 - alpha))

@@ -18,7 +18,7 @@ Float32 = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinearFigures:
-    """One linear: precision, SQNR of its output in dB (None for float), amax of its input before and after smoothing."""
+    """One linear: precision, SQNR of its output in dB (None: float), amax of its input before and after smoothing."""
 
     precision: str
     sqnr_db: float | None

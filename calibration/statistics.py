@@ -103,7 +103,7 @@ class _Watch:
         self._every = max(1, total_tokens // SAMPLE_ROWS)
 
     def hook(self, name: str) -> Callable[[Any, tuple[Any, ...]], None]:
-        def watch(module: Any, arguments: tuple[Any, ...]) -> None:
+        def watch(_: Any, arguments: tuple[Any, ...]) -> None:
             rows = arguments[0].detach()[self.real].float()
             largest = rows.abs().amax(dim=0)
             known = self.amax.get(name)

@@ -33,6 +33,10 @@ class PreparedWeights:
         self._factors = factors
         self.spec = checkpoint.spec
 
+    def is_quantized(self, linear: str) -> bool:
+        """Whether the recipe gives a linear INT8 weights."""
+        return self._recipe.linears[linear] != "float"
+
     def embedding(self) -> NDArray[Any]:
         """The embedding [vocabulary, hidden], in the checkpoint's precision."""
         return self._checkpoint.read("embed_tokens.weight")
@@ -47,8 +51,7 @@ class PreparedWeights:
         bias = None
         if any(linear.bias):
             bias = np.concatenate([self._folded(f"{member}.bias") for member in linear.members])
-        quantized = self._recipe.linears[linear.name] == "w8a8-token"
-        return PreparedLinear(weight=quantize_weight(weight) if quantized else weight, bias=bias)
+        return PreparedLinear(weight=quantize_weight(weight) if self.is_quantized(linear.name) else weight, bias=bias)
 
     def _folded(self, name: str) -> Float32:
         tensor = fold(name, read_float32(self._checkpoint, name), self.spec, self._factors)
@@ -64,7 +67,6 @@ class WeightAmaxReader:
 
     def __call__(self, linear: str, /) -> Float:
         """Amax over the rows of every member."""
-        return np.max(
-            [np.abs(read_float32(self._checkpoint, f"{member}.weight")).max(axis=0) for member in self._members[linear]],
-            axis=0,
-        )
+        weights = (read_float32(self._checkpoint, f"{member}.weight") for member in self._members[linear])
+        amax: Float = np.max([np.abs(weight).max(axis=0) for weight in weights], axis=0)
+        return amax

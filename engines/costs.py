@@ -39,7 +39,7 @@ def measure(
     repeats: int = 9,
     on_row: Callable[[], None] = lambda: None,
 ) -> CostSurface:
-    """rows → width → median milliseconds of a verify pass with every row's token asked for.
+    """Rows → width → median milliseconds of a verify pass with every row's token asked for.
 
     Widths take turns, so that a slow moment of the machine does not fall on one of them.
     """

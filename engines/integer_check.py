@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.onnxruntime.threads import threads_are_shared
+
 INPUT, OUTPUT = "values", "sums"
 _ROWS, _INPUTS, _COLUMNS = 16, 512, 64
 
@@ -37,7 +39,10 @@ def integers_are_exact(graph: Path, *, threads: int = 0, exact_integers: bool = 
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    if threads_are_shared():
+        options.use_per_session_threads = False
+    else:
+        options.intra_op_num_threads = threads
     options.log_severity_level = 3
     if exact_integers:
         options.add_session_config_entry("session.x64quantprecision", "1")

@@ -74,9 +74,7 @@ def _check_library() -> None:
     try:
         import onnxruntime  # noqa: F401
     except ImportError:
-        raise EngineError(
-            "ONNX Runtime is not installed: run pip install 'quasar-verifier[cpu]' (or [gpu])"
-        ) from None
+        raise EngineError("ONNX Runtime is not installed: run pip install 'quasar-verifier[cpu]' (or [gpu])") from None
 
 
 def _record(directory: EngineDirectory, machine: Machine, threads: int) -> MachineRecord:

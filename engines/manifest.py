@@ -1,4 +1,4 @@
-"""`manifest.json`: what was built, from which bytes, how it was measured. docs/engine-directory.md describes each key."""
+"""`manifest.json`: what was built, from which bytes, and how it was measured (docs/engine-directory.md)."""
 
 import json
 from collections.abc import Mapping
@@ -104,7 +104,8 @@ class MachineRecord:
         """Read those keys; raises `DamagedEngineError` naming what does not fit."""
         invariance = value["row_invariance"]
         chain = invariance.get("chain", 0)
-        if not (chain is None or (isinstance(chain, int) and chain > 0)) or not isinstance(invariance.get("tree"), bool):
+        known = chain is None or (isinstance(chain, int) and chain > 0)
+        if not known or not isinstance(invariance.get("tree"), bool):
             raise DamagedEngineError(f"manifest.json: row_invariance is {invariance!r}; chain and tree were expected")
         machine = dict(value["machine"])
         exact = machine.pop("exact_integers", None)

@@ -61,9 +61,7 @@ def measure_machine(
     )
     whole = OnnxRuntimeSession(files.directory, files.graph, contract, threads=threads, exact_integers=exact)
     sweeps = brief_sweeps(contract) if brief else full_sweeps(contract)
-    invariance = probe(
-        [(cut_down, sweeps[0]), (whole, sweeps[1])], on_length=lambda: on_step("row invariance")
-    )
+    invariance = probe([(cut_down, sweeps[0]), (whole, sweeps[1])], on_length=lambda: on_step("row invariance"))
     surface = costs.measure(
         whole,
         rows=costs.surface_rows(contract),

@@ -61,7 +61,7 @@ def full_sweeps(contract: Contract) -> tuple[list[Sweep], list[Sweep]]:
     last = contract.max_length - margin
     cut_down = [Sweep(first=1, last=max(1, min(160, last)))]
     around = [(254, 258), (510, 514), (last - 2, last)]
-    whole = [Sweep(first=first, last=end) for first, end in around if 0 < first and end <= last]
+    whole = [Sweep(first=first, last=end) for first, end in around if first > 0 and end <= last]
     return cut_down, whole
 
 
@@ -107,20 +107,20 @@ def _agrees(session: ProbedSession, sweep: Sweep, base: int, on_length: Callable
         for width in sweep.widths:
             if width < base:
                 continue
-            # Real rows first, junk drafts behind them: the split wanders over all places.
-            for real in {width, 1 + (length * 7 + width) % width}:
-                fed = np.concatenate([tokens[length : length + real], junk[length + real : length + width]])
-                logits = session.run_logits(fed, length, width)
-                same = all(_same_bits(logits[row], reference[length + row]) for row in range(real)) and all(
-                    _same_bits(cache[:, :, length : length + real], wanted[:, :, length : length + real])
-                    for cache, wanted in zip((keys, values), expected, strict=True)
-                )
-                for pair, kept in zip(session.caches, saved, strict=True):
-                    for cache, rows in zip(pair, kept, strict=True):
-                        start = length - sweep.first
-                        cache[:, :, length : length + width] = rows[:, :, start : start + width]
-                if not same:
-                    return False
+            # Half of the passes are real tokens alone; in the others junk drafts follow, behind every place in turn.
+            real = width if (length + width) % 2 else 1 + (length * 7 + width) % width
+            fed = np.concatenate([tokens[length : length + real], junk[length + real : length + width]])
+            logits = session.run_logits(fed, length, width)
+            same = all(_same_bits(logits[row], reference[length + row]) for row in range(real)) and all(
+                _same_bits(cache[:, :, length : length + real], wanted[:, :, length : length + real])
+                for cache, wanted in zip((keys, values), expected, strict=True)
+            )
+            for pair, kept in zip(session.caches, saved, strict=True):
+                for cache, rows in zip(pair, kept, strict=True):
+                    start = length - sweep.first
+                    cache[:, :, length : length + width] = rows[:, :, start : start + width]
+            if not same:
+                return False
         on_length()
     return True
 

@@ -1,15 +1,15 @@
 """The build: checkpoint → calibration → canonical graph → lowering → probes and costs → fidelity → manifest."""
 
-import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from calibration.recipe import Precision, Recipe, make_recipe
+from calibration.report import LINEAR_FIGURES, checkpoint_hash
 from calibration.smoothing import SmoothingFactors, choose_factors
 from calibration.statistics import ActivationStatistics, collect_statistics
 from calibration.texts import (
@@ -24,8 +24,8 @@ from calibration.texts import (
 )
 from engines.contract import MAX_WIDTH, Contract, capacity_for
 from engines.manifest import (
-    Manifest,
     MachineRecord,
+    Manifest,
     OnnxRuntimeFiles,
     TextFiles,
     engine_hash,
@@ -43,7 +43,6 @@ DEFAULT_ALPHA = 0.5
 _EVALUATION_CONTINUATION_TOKENS = 32
 _PROBE_LAYERS = 2
 CANONICAL = "verifier.onnx"
-LINEAR_FIGURES = "calibration.json"
 _ONNXRUNTIME = OnnxRuntimeFiles(
     graph="onnxruntime/verifier.onnx",
     probe="onnxruntime/probe.onnx",
@@ -73,30 +72,18 @@ class Reporter(Protocol):
     def stage(self, title: str, detail: str = "") -> None:
         """A stage begins."""
 
-    def steps(self, description: str, total: int) -> "Steps":
-        """Progress of long work: a context manager that gives a function to call per step."""
+    def steps(self, description: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+        """Progress of long work: a context manager that gives a function to call with the steps done."""
 
 
-class Steps(Protocol):
-    """A running progress bar."""
-
-    def __enter__(self) -> Callable[[int], None]: ...
-
-    def __exit__(self, *error: object) -> None: ...
-
-
-@dataclass(slots=True)
 class Silent:
-    """A reporter that keeps the titles it hears and shows nothing."""
-
-    titles: list[str] = field(default_factory=list)
+    """A reporter that shows nothing."""
 
     def stage(self, title: str, detail: str = "") -> None:
-        """Keep the title."""
-        self.titles.append(title)
+        """Nothing to show."""
 
     @contextmanager
-    def steps(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
+    def steps(self, description: str, total: int) -> Iterator[Callable[[int], None]]:  # noqa: ARG002 - shows nothing
         """Nothing to show."""
         yield lambda count: None
 
@@ -188,9 +175,9 @@ class _Build:
             files=files,
             hashes={
                 "checkpoint": self._checkpoint_hash,
-                "calibration": calibration.get("prompts_sha256", ""),
-                "verifier": files[CANONICAL]["sha256"],
-                "weights": files[f"{CANONICAL}.data"]["sha256"],
+                "calibration": str(calibration.get("prompts_sha256", "")),
+                "verifier": str(files[CANONICAL]["sha256"]),
+                "weights": str(files[f"{CANONICAL}.data"]["sha256"]),
                 "inputs": workspace.inputs_hash,
                 "engine": engine_hash(files, self._contract),
             },
@@ -309,16 +296,19 @@ class _Build:
         import onnx_ir as ir
 
         from export.integer_check_graph import build_integer_check
-        from export.passes import KeepLayers, LowerToOnnxRuntime
+        from export.passes import KeepLayers, LowerToOnnxRuntime, UnsignedActivations
 
         directory = self._workspace.path
         (directory / "onnxruntime").mkdir(exist_ok=True)
         model = ir.load(directory / CANONICAL)
         LowerToOnnxRuntime(self._checkpoint.spec)(model)
+        UnsignedActivations()(model)
         ir.save(model, directory / _ONNXRUNTIME.graph)
         KeepLayers(min(_PROBE_LAYERS, self._checkpoint.spec.num_layers))(model)
         ir.save(model, directory / _ONNXRUNTIME.probe)
-        ir.save(build_integer_check(version("quasar-verifier")), directory / _ONNXRUNTIME.integer_check)
+        integer_check = build_integer_check(version("quasar-verifier"))
+        UnsignedActivations()(integer_check)
+        ir.save(integer_check, directory / _ONNXRUNTIME.integer_check)
         return {}
 
     def _probe(self) -> dict[str, Any]:
@@ -349,29 +339,13 @@ class _Build:
         directory = self._workspace.path
         session = OnnxRuntimeSession(directory, directory / _ONNXRUNTIME.graph, self._contract)
         with self._reporter.steps("fidelity", len(texts)) as step:
-            figures = compare(
-                texts, torch_logits(self._float_model), engine_logits(session), on_text=lambda: step(1)
-            )
+            figures = compare(texts, torch_logits(self._float_model), engine_logits(session), on_text=lambda: step(1))
         return {**figures, "prompts": len(texts), "prompts_sha256": _prompts_hash(self._evaluation)}
-
-
-def checkpoint_hash(checkpoint: Checkpoint) -> str:
-    """Hex SHA-256 over the names and hashes of the checkpoint's files."""
-    return sha256_json({path.name: sha256_file(path) for path in checkpoint.files})
 
 
 def tool_versions() -> dict[str, str]:
     """Versions of what the result depends on."""
     return {name: version(name) for name in _TOOLS}
-
-
-def read_linear_figures(directory: Path) -> dict[str, dict[str, Any]]:
-    """The figures per linear that the build kept; {} for an engine without INT8 linears."""
-    path = directory / LINEAR_FIGURES
-    if not path.is_file():
-        return {}
-    figures: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-    return figures
 
 
 def _check_options(options: BuildOptions) -> None:

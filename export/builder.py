@@ -92,4 +92,9 @@ class GraphBuilder:
 
 def initializer(tensor: ir.TensorProtocol) -> ir.Value:
     """A graph value that holds a tensor."""
-    return ir.Value(name=tensor.name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+    return ir.Value(
+        name=tensor.name,
+        type=ir.TensorType(tensor.dtype),
+        shape=ir.Shape([int(extent) for extent in tensor.shape.numpy()]),
+        const_value=tensor,
+    )

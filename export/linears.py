@@ -6,13 +6,14 @@ import onnx_ir as ir
 from calibration.affine import AMAX_FLOOR, QMAX, QuantizedWeight
 from calibration.weights import PreparedLinear
 from export.builder import GraphBuilder
+from export.names import TOKEN_ZERO_POINT
 from export.weight_file import WeightFile
 
 
 def add_linear(
     graph: GraphBuilder, weights: WeightFile, name: str, x: ir.Value, linear: PreparedLinear, output: str
 ) -> ir.Value:
-    """y = x Wᵀ + bias for x float [..., inputs]; the last node's value takes the name `output`."""
+    """Y = x Wᵀ + bias for x float [..., inputs]; the last node's value takes the name `output`."""
     product = output if linear.bias is None else f"{name}.product"
     if isinstance(linear.weight, QuantizedWeight):
         y = _w8a8(graph, weights, name, x, linear.weight, product)
@@ -28,14 +29,14 @@ def add_linear(
 def _w8a8(
     graph: GraphBuilder, weights: WeightFile, name: str, x: ir.Value, weight: QuantizedWeight, output: str
 ) -> ir.Value:
-    """y = MatMul(DQ(Q(x / a)), DQ(W)) · a with a = max(max|x|, 2^-14) per row.
+    """Y = MatMul(DQ(Q(x / a)), DQ(W)) · a with a = max(max|x|, 2^-14) per row.
 
     Dividing by the row's own amax makes the scale of the Q/DQ pair the constant 1/127: plain static Q/DQ, while the
     effective scale is one per token.
     """
     a = amax_of_rows(graph, name, x)
     step = graph.constant("token_scale", np.asarray(1 / QMAX, np.float32))
-    zero = graph.constant("token_zero_point", np.asarray(0, np.int8))
+    zero = graph.constant(TOKEN_ZERO_POINT, np.asarray(0, np.int8))
     unit = graph.op("Div", [x, a], f"{name}.unit")
     quantized = graph.op("QuantizeLinear", [unit, step, zero], f"{name}.quantized")
     activations = graph.op("DequantizeLinear", [quantized, step, zero], f"{name}.activations")
@@ -53,4 +54,4 @@ def amax_of_rows(graph: GraphBuilder, name: str, x: ir.Value) -> ir.Value:
     last = graph.constant("last_axis", [-1])
     magnitude = graph.op("Abs", [x], f"{name}.magnitude")
     largest = graph.op("ReduceMax", [magnitude, last], f"{name}.largest", {"keepdims": 1})
-    return graph.op("Max", [largest, floor], f"{name}.amax")
+    return graph.op("Clip", [largest, floor], f"{name}.amax")

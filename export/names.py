@@ -25,5 +25,8 @@ def layer_output(layer: int) -> str:
 HEAD_ROWS = "head_rows"
 COS_TABLE = "rotary.cos"
 SIN_TABLE = "rotary.sin"
+# Zero points of quantized activations: int8 0, and uint8 128 after lowering to ONNX Runtime.
+TOKEN_ZERO_POINT = "token_zero_point"  # noqa: S105 - a token of text
+UNSIGNED_ZERO_POINT = "token_zero_point.unsigned"
 # Value [1]: rows fed in this call.
 NUM_ROWS = "num_rows"

@@ -56,7 +56,7 @@ class _VerifierGraph:
         self._positions = graph.input(names.POSITION_IDS, INT64, [BATCH, TOKENS])
         self._lengths = graph.input(names.CACHE_LENGTHS, INT64, [BATCH])
         rows = graph.input(names.LOGITS_ROWS, INT64, [ROWS])
-        cache_shape = [BATCH, spec.num_kv_heads, CAPACITY, spec.head_size]
+        cache_shape: list[int | str] = [BATCH, spec.num_kv_heads, CAPACITY, spec.head_size]
         self._past = [
             tuple(graph.input(name, FLOAT, cache_shape) for name in names.past_names(layer))
             for layer in range(spec.num_layers)
@@ -81,23 +81,21 @@ class _VerifierGraph:
 
     def _embed(self, ids: ir.Value) -> ir.Value:
         table = self._prepared.embedding()
-        weight = self._graph.weight(self._weights.append("embed_tokens.weight", table))
+        self._embedding = weight = self._graph.weight(self._weights.append("embed_tokens.weight", table))
         if weight.dtype == FLOAT:
             return self._graph.op("Gather", [weight, ids], "embedded")
         stored = self._graph.op("Gather", [weight, ids], "embedded.stored")
         return self._graph.op("Cast", [stored], "embedded", {"to": int(FLOAT)})
 
     def _causal_mask(self, ids: ir.Value) -> ir.Value:
-        """bool [B, 1, T, S]: the row fed as number r sees the slots up to cache_lengths + r."""
+        """Bool [B, 1, T, S]: the row fed as number r sees the slots up to cache_lengths + r."""
         graph = self._graph
         one, zero = graph.constant("one", 1), graph.constant("zero", 0)
         shape = graph.op("Shape", [ids], inner.NUM_ROWS, {"start": 1, "end": 2})
         count = graph.op("Squeeze", [shape], "num_rows.scalar")
         new_rows = graph.op("Range", [zero, count, one], "mask.new_rows")
         slots_shape = graph.op("Shape", [self._past[0][0]], "mask.capacity", {"start": 2, "end": 3})
-        slots = graph.op(
-            "Range", [zero, graph.op("Squeeze", [slots_shape], "mask.capacity.scalar"), one], "mask.slots"
-        )
+        slots = graph.op("Range", [zero, graph.op("Squeeze", [slots_shape], "mask.capacity.scalar"), one], "mask.slots")
         lengths = graph.op("Unsqueeze", [self._lengths, graph.constant("axes.1_2_3", [1, 2, 3])], "mask.lengths")
         column = graph.op("Unsqueeze", [new_rows, graph.constant("axes.1", [1])], "mask.column")
         last = graph.op("Add", [lengths, column], "mask.last_slot")
@@ -159,9 +157,21 @@ class _VerifierGraph:
         graph = self._graph
         selected = graph.op("Gather", [x, rows], inner.HEAD_ROWS, {"axis": 1})
         h = self._norm("norm", selected)
-        logits = self._linear(self.spec.head, h, names.LOGITS)
+        if self.spec.tied_head and not self._prepared.is_quantized(self.spec.head.name):
+            logits = self._tied_head(h)
+        else:
+            logits = self._linear(self.spec.head, h, names.LOGITS)
         tokens = graph.op("ArgMax", [logits], names.NEXT_TOKENS, {"axis": -1, "keepdims": 0})
         return logits, tokens
+
+    def _tied_head(self, h: ir.Value) -> ir.Value:
+        """The float head of a tied model reads the embedding's own tensor; back ends fold the transposition."""
+        graph = self._graph
+        columns = graph.op("Transpose", [self._embedding], "lm_head.columns", {"perm": [1, 0]})
+        if self._embedding.dtype != FLOAT:
+            columns = graph.op("Cast", [columns], "lm_head.columns.float", {"to": int(FLOAT)})
+        self._on_linear()
+        return graph.op("MatMul", [h, columns], names.LOGITS)
 
     def _norm(self, name: str, x: ir.Value) -> ir.Value:
         weight = self._graph.weight(self._weights.append(f"{name}.weight", self._prepared.vector(f"{name}.weight")))

@@ -22,7 +22,11 @@ USER_ERROR = 2
 def new_app(help_text: str) -> typer.Typer:
     """A command group: no shell-completion options, help when called bare, no decorated tracebacks."""
     return typer.Typer(
-        help=help_text, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
+        help=help_text,
+        add_completion=False,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
     )
 
 
@@ -48,18 +52,20 @@ def console() -> "Console":
 
 
 @contextmanager
-def progress_bar(*, quiet: bool = False) -> Iterator["Progress"]:
+def progress_bar() -> Iterator["Progress"]:
     """A progress display on stderr for work that takes more than a moment; it leaves nothing behind."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+    out = console()
     with Progress(
         TextColumn("  {task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        console=console(),
+        console=out,
         transient=True,
-        disable=quiet,
+        # Bars in a log file would be noise.
+        disable=not out.is_terminal,
     ) as progress:
         yield progress
 

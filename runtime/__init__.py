@@ -1,0 +1,14 @@
+"""What *happens* at run time: load an engine, draft and verify, generate and stream. No torch, transformers or onnx.
+
+import runtime
+
+engine = runtime.load("build/smollm2-w8a8")
+print(engine.generate("What is the capital of France?", max_new_tokens=32).text)
+"""
+
+from engines.onnxruntime.threads import share_threads
+from runtime.api import Engine, Event, Generation, load
+from runtime.drafters import Draft, Drafter, PromptLookup
+from runtime.stats import Stats
+
+__all__ = ["Draft", "Drafter", "Engine", "Event", "Generation", "PromptLookup", "Stats", "load", "share_threads"]

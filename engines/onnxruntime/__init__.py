@@ -1,0 +1,1 @@
+"""ONNX Runtime: the session, and which kernels it runs."""

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from engines import contract as names
 from engines.contract import Contract
+from engines.onnxruntime.threads import threads_are_shared
 from quasar.errors import EngineError
 
 Int64 = NDArray[np.int64]
@@ -41,18 +42,23 @@ class OnnxRuntimeSession:
         Args:
             directory: where the external data lies; nothing outside it is read.
             num_layers: layers of this graph, if it is a cut-down copy.
-            threads: 0 lets ONNX Runtime take one per physical core.
+            threads: 0 lets ONNX Runtime take one per physical core; the shared pool's where there is one.
             exact_integers: choose integer kernels that cannot saturate on CPUs without VNNI.
             profile_prefix: write ONNX Runtime's profile there (`end_profiling`).
         """
         import onnxruntime as ort
 
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
+        if threads_are_shared():
+            options.use_per_session_threads = False
+        else:
+            options.intra_op_num_threads = threads
+            options.inter_op_num_threads = 1
         # Shapes change from round to round; a plan for one shape is of no use to the next.
         options.enable_mem_pattern = False
         options.log_severity_level = 3
+        # Small pieces of work, handed out as threads get free: passes are short and cores are shared.
+        options.add_session_config_entry("session.dynamic_block_base", "4")
         options.add_session_config_entry(_DATA_FOLDER, str(directory.resolve()))
         if exact_integers:
             options.add_session_config_entry(_EXACT_INTEGERS, "1")
@@ -99,7 +105,8 @@ class OnnxRuntimeSession:
         logits = np.empty((1, num_logits_rows, self.contract.vocab_size), np.float32)
         self._logits_binding.bind_ortvalue_output(names.LOGITS, self._ort.OrtValue.ortvalue_from_numpy(logits))
         self._session.run_with_iobinding(self._logits_binding)
-        return logits[0]
+        rows: Float32 = logits[0]
+        return rows
 
     def end_profiling(self) -> Path:
         """Stop profiling; the profile's file."""
@@ -109,16 +116,12 @@ class OnnxRuntimeSession:
         binding = self._session.io_binding()
         binding.bind_ortvalue_input(names.CACHE_LENGTHS, self._lengths_value)
         for layer, values in enumerate(self._cache_values):
-            for past, present, value in zip(
-                names.past_names(layer), names.present_names(layer), values, strict=True
-            ):
+            for past, present, value in zip(names.past_names(layer), names.present_names(layer), values, strict=True):
                 binding.bind_ortvalue_input(past, value)
                 binding.bind_ortvalue_output(present, value)
         return binding
 
-    def _feed(
-        self, binding: Any, token_ids: Sequence[int] | Int64, cache_length: int, num_logits_rows: int
-    ) -> None:
+    def _feed(self, binding: Any, token_ids: Sequence[int] | Int64, cache_length: int, num_logits_rows: int) -> None:
         width = len(token_ids)
         self._ids.array[0, :width] = token_ids
         np.add(self._count[:width], cache_length, out=self._positions.array[0, :width])

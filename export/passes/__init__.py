@@ -2,5 +2,6 @@
 
 from export.passes.keep_layers import KeepLayers
 from export.passes.lower_onnxruntime import LowerToOnnxRuntime
+from export.passes.unsigned_activations import UnsignedActivations
 
-__all__ = ["KeepLayers", "LowerToOnnxRuntime"]
+__all__ = ["KeepLayers", "LowerToOnnxRuntime", "UnsignedActivations"]

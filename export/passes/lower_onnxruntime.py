@@ -9,6 +9,7 @@ from export.builder import MICROSOFT, GraphBuilder
 from export.passes.prune import prune
 from quasar.checkpoints import DecoderSpec
 
+_Values = dict[str | None, ir.Value]
 # Operators of the canonical attention that must be gone afterwards.
 _REPLACED = {"Attention", "TensorScatter", "RotaryEmbedding"}
 
@@ -41,9 +42,9 @@ class LowerToOnnxRuntime(InPlacePass):
     def call(self, model: ir.Model) -> PassResult:
         """Replace each layer's attention and drop what only it used."""
         graph = model.graph
-        values = {value.name: value for node in graph for value in node.outputs}
-        values |= {value.name: value for value in graph.inputs}
-        values |= dict(graph.initializers)
+        values: _Values = {value.name: value for node in graph for value in node.outputs}
+        values.update({value.name: value for value in graph.inputs})
+        values.update(graph.initializers.items())
         rows = _SpareRows(self._spec, values)
         for layer in range(self._spec.num_layers):
             self._lower_layer(graph, layer, values, rows)
@@ -56,16 +57,19 @@ class LowerToOnnxRuntime(InPlacePass):
         prune(model)
         return PassResult(model, modified=True)
 
-    def _lower_layer(self, graph: ir.Graph, layer: int, values: dict[str | None, ir.Value], rows: "_SpareRows") -> None:
+    def _lower_layer(self, graph: ir.Graph, layer: int, values: _Values, rows: "_SpareRows") -> None:
         spec, prefix = self._spec, f"layers.{layer}.self_attn"
         norms = [values[f"{prefix}.{part}_norm.weight"] for part in "qk"] if spec.qk_norm else [None, None]
         new = GraphBuilder()
-        padded = new.op("Pad", [values[inner.packed_qkv(layer)], rows.pads_of_3], f"{prefix}.padded")
+        padded = new.op("Concat", [values[inner.packed_qkv(layer)], rows.zeros], f"{prefix}.padded", {"axis": 1})
         past = [values[name] for name in names.past_names(layer)]
         attended, key, value = new.ops(
             "GroupQueryAttention",
-            [padded, None, None, *past, rows.last_row, rows.total, values[inner.COS_TABLE], values[inner.SIN_TABLE]]
-            + [rows.positions, None, None, None, None, *norms],
+            [
+                *(padded, None, None, *past, rows.last_row, rows.total),
+                *(values[inner.COS_TABLE], values[inner.SIN_TABLE], rows.positions),
+                *(None, None, None, None, *norms),
+            ],
             inner.attention(layer),
             [f"{prefix}.padded_context", *names.present_names(layer)],
             {
@@ -90,9 +94,9 @@ class LowerToOnnxRuntime(InPlacePass):
 
 
 class _SpareRows:
-    """What every layer's attention shares: padding, the padded positions, and the row counts that the operator wants."""
+    """What every layer's attention shares: zero rows, padded positions, and the row counts that the operator wants."""
 
-    def __init__(self, spec: DecoderSpec, values: dict[str | None, ir.Value]) -> None:
+    def __init__(self, spec: DecoderSpec, values: _Values) -> None:
         self.builder = builder = _SharedBuilder()
         lengths = values[names.CACHE_LENGTHS]
         self.num_rows = builder.op("Shape", [values[names.INPUT_IDS]], "spare.num_rows", {"start": 1, "end": 2})
@@ -101,13 +105,13 @@ class _SpareRows:
         longest = builder.op("ReduceMax", [lengths], "spare.longest", {"keepdims": 0})
         used = builder.op("Add", [longest, self.num_rows], "spare.used")
         spare = self._count(spec, used)
-        self.pads_of_3 = builder.op(
-            "Concat", [builder.constant("spare.zeros_4", [0] * 4), spare, self.zero], "spare.pads_of_3", {"axis": 0}
-        )
-        pads_of_2 = builder.op(
-            "Concat", [builder.constant("spare.zeros_3", [0] * 3), spare], "spare.pads_of_2", {"axis": 0}
-        )
-        self.positions = builder.op("Pad", [values[names.POSITION_IDS], pads_of_2], "spare.positions")
+        batch = builder.op("Shape", [lengths], "spare.batch", {"start": 0, "end": 1})
+        packed = builder.constant("spare.packed_size", [spec.query_size + 2 * spec.kv_size])
+        shape = builder.op("Concat", [batch, spare, packed], "spare.shape", {"axis": 0})
+        # float zeros [B, spare rows, (H + 2G)·D], made once per pass.
+        self.zeros = builder.op("ConstantOfShape", [shape], "spare.zeros")
+        pads = builder.op("Concat", [builder.constant("spare.zeros_3", [0] * 3), spare], "spare.pads", {"axis": 0})
+        self.positions = builder.op("Pad", [values[names.POSITION_IDS], pads], "spare.positions")
         fed = builder.op("Add", [self.num_rows, spare], "spare.fed")
         last = builder.op(
             "Add", [lengths, builder.op("Sub", [fed, self.axis_1], "spare.fed_less_one")], "spare.last_row_64"
@@ -131,5 +135,3 @@ class _SharedBuilder(GraphBuilder):
     def inputs_added(self) -> list[ir.Value]:
         """The constants made so far."""
         return list(self._initializers.values())
-
-

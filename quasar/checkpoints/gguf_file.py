@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from quasar.checkpoints.spec import DecoderSpec, Rope
 from quasar.errors import CheckpointError
 
-_ARCHITECTURES = ("llama", "qwen2", "qwen3")
+_Architecture = Literal["llama", "qwen2", "qwen3"]
+_ARCHITECTURES: tuple[_Architecture, ...] = ("llama", "qwen2", "qwen3")
 _BLOCK_NAMES = {
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
@@ -90,9 +91,7 @@ class GgufFile:
             "eos_token_id": list(spec.eos_token_ids) or None,
         }
         if spec.architecture == "llama":
-            return LlamaConfig(
-                head_dim=spec.head_size, attention_bias=spec.qkv_bias, mlp_bias=spec.mlp_bias, **common
-            )
+            return LlamaConfig(head_dim=spec.head_size, attention_bias=spec.qkv_bias, mlp_bias=spec.mlp_bias, **common)
         if spec.architecture == "qwen2":
             return Qwen2Config(**common)
         return Qwen3Config(head_dim=spec.head_size, attention_bias=spec.qkv_bias, **common)
@@ -115,7 +114,7 @@ class GgufFile:
         return values
 
     @cached_property
-    def _architecture(self) -> Literal["llama", "qwen2", "qwen3"]:
+    def _architecture(self) -> _Architecture:
         name = self._field("general.architecture")
         for known in _ARCHITECTURES:
             if name == known:

@@ -16,10 +16,11 @@ Float32 = NDArray[np.float32]
 def inverse_frequencies(rope: Rope, head_size: int) -> Float32:
     """Angle per position of each rotated pair: float32 [head_size / 2]."""
     exponents = np.arange(0, head_size, 2, dtype=np.float32) / np.float32(head_size)
-    base = (np.float32(1) / np.float32(rope.theta) ** exponents).astype(np.float32)
+    theta = np.full(exponents.shape, rope.theta, np.float32)
+    base = np.reciprocal(np.power(theta, exponents)).astype(np.float32)
     match rope.kind:
         case "default":
-            scaled = base
+            scaled: Float32 = base
         case "linear":
             scaled = base / np.float32(rope.factor)
         case "divided":
@@ -41,7 +42,7 @@ def attention_scaling(rope: Rope) -> float:
 
 
 def cos_sin_tables(rope: Rope, head_size: int, num_positions: int) -> tuple[Float32, Float32]:
-    """cos and sin tables, each float32 [num_positions, head_size / 2], with the attention scaling applied."""
+    """Cos and sin tables, each float32 [num_positions, head_size / 2], with the attention scaling applied."""
     positions = np.arange(num_positions, dtype=np.float32)
     angles = positions[:, None] * inverse_frequencies(rope, head_size)[None, :]
     scaling = np.float32(attention_scaling(rope))
@@ -57,7 +58,8 @@ def _llama3(base: Float32, rope: Rope) -> Float32:
         rope.high_freq_factor - rope.low_freq_factor
     )
     between = (1 - blend) * base / rope.factor + blend * base
-    return np.where(wavelength > low, base / rope.factor, np.where(wavelength < high, base, between)).astype(np.float32)
+    scaled: Float32 = np.where(wavelength > low, base / rope.factor, np.where(wavelength < high, base, between))
+    return scaled
 
 
 def _yarn(base: Float32, rope: Rope, head_size: int) -> Float32:
@@ -74,4 +76,5 @@ def _yarn(base: Float32, rope: Rope, head_size: int) -> Float32:
     # An empty ramp would divide by zero; a thousandth of a pair makes it a step.
     width = high - low if high != low else 0.001
     ramp = np.clip((np.arange(head_size // 2, dtype=np.float32) - np.float32(low)) / np.float32(width), 0, 1)
-    return (base / np.float32(rope.factor) * ramp + base * (1 - ramp)).astype(np.float32)
+    scaled: Float32 = base / np.float32(rope.factor) * ramp + base * (1 - ramp)
+    return scaled

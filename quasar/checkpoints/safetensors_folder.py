@@ -63,10 +63,7 @@ class SafetensorsFolder:
     def _index(self) -> dict[str, tuple[Path, str]]:
         """Canonical name → (shard, name in the shard)."""
         index = self._folder / _INDEX
-        if index.is_file():
-            shards = self._indexed_shards(index)
-        else:
-            shards = sorted(self._folder.glob("*.safetensors"))
+        shards = self._indexed_shards(index) if index.is_file() else sorted(self._folder.glob("*.safetensors"))
         if not shards:
             pickled = next(iter(sorted(self._folder.glob("*.bin")) + sorted(self._folder.glob("*.pt"))), None)
             hint = f" ({pickled.name} is a pickle, which is never opened: convert it to safetensors)" if pickled else ""
@@ -104,11 +101,9 @@ class SafetensorsFolder:
                 raise CheckpointError(f"{path}: {stored} has shape {list(came)}; the config asks for {list(shape)}")
             if dtype not in _FLOAT_DTYPES:
                 raise CheckpointError(f"{path}: {stored} is stored as {dtype}; float weights were expected")
-        extra = [
-            name for name in self._shard_of if name.endswith(".bias") and name not in expected and "_proj" in name
-        ]
+        extra = [name for name in self._shard_of if name.endswith(".bias") and name not in expected and "_proj" in name]
         if extra:
-            raise CheckpointError(f"{self._folder}: unexpected tensor {extra[0]!r}; the config says it has no such bias")
+            raise CheckpointError(f"{self._folder}: unexpected tensor {extra[0]!r}: the config has no such bias")
 
 
 def _open_shard(path: Path) -> contextlib.AbstractContextManager[Any]:

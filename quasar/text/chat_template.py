@@ -1,6 +1,6 @@
 """Chat templates: Jinja that comes with a checkpoint, and so is rendered in Jinja's sandbox."""
 
-import datetime
+import datetime as dt
 import json
 from collections.abc import Sequence
 from functools import cached_property
@@ -53,7 +53,7 @@ class ChatTemplate:
         # The three helpers that transformers gives to templates.
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise_exception
-        environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+        environment.globals["strftime_now"] = lambda form: dt.datetime.now().strftime(form)
         return environment.from_string(self._source)
 
 

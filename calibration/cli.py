@@ -1,0 +1,88 @@
+"""`python -m calibration`: how faithful an engine is to its float model."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from quasar.cli import console, emit_json, new_app, progress_bar
+
+app = new_app("Measure how faithful a quantized verifier is to its float model.")
+
+
+@app.callback()
+def _group() -> None:
+    """Keep `report` a subcommand while it is the only one."""
+
+
+@app.command()
+def report(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="An engine directory.")],
+    prompts: Annotated[
+        Path, typer.Option(metavar="FILE.jsonl", help="Prompts: rows with prompt, messages or turns (the first).")
+    ],
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="N prompts, one from each category in turn.")
+    ] = None,
+    float_model: Annotated[
+        str | None,
+        typer.Option("--float", metavar="MODEL", help="The float model (default: the recorded source checkpoint)."),
+    ] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the figures as JSON.")] = None,
+) -> None:
+    """KL, top-1 agreement and perplexity of an engine against its float model.
+
+    Teacher-forced on the prompts' own tokens (chat template applied, at most 512 each) and on the float model's own
+    64-token continuations: the positions that a verifier decides.
+    """
+    from calibration.report import report as make_report
+    from quasar.text import read_prompts
+
+    figures = make_report(directory, read_prompts(prompts, limit), float_model=float_model, steps=_steps)
+    _print(figures)
+    if json is not None:
+        emit_json(figures, json)
+
+
+@contextmanager
+def _steps(description: str, total: int) -> Iterator[Callable[[int], None]]:
+    with progress_bar() as progress:
+        task = progress.add_task(description, total=total)
+        yield lambda count: progress.advance(task, count)
+
+
+def _print(figures: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    out = Console(highlight=False)
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("", "KL (nats)", "top-1", "perplexity", "float", "tokens"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, part in (("prompts", figures), ("continuations", figures["continuation"])):
+        table.add_row(
+            name,
+            f"{part['mean_kl_nats']:.4f}",
+            f"{100 * part['top1_agreement']:.2f} %",
+            f"{part['perplexity']:.3f}",
+            f"{part['perplexity_float']:.3f}",
+            str(part["tokens"]),
+        )
+    out.print(table)
+    worst = sorted(
+        (name for name, linear in figures["linears"].items() if linear["sqnr_db"] is not None),
+        key=lambda name: figures["linears"][name]["sqnr_db"],
+    )[:5]
+    if worst:
+        out.print("linears with the lowest SQNR (of their output, on calibration text):")
+        for name in worst:
+            linear = figures["linears"][name]
+            out.print(
+                f"  {name}: {linear['sqnr_db']:.1f} dB, amax {linear['amax_before']:.1f} → {linear['amax_after']:.1f}"
+            )
+    if figures["calibration_overlap"]:
+        console().print(
+            f"warning: {figures['calibration_overlap']} of these prompts were calibrated on; the figures flatter"
+        )

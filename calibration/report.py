@@ -1,0 +1,82 @@
+"""The fidelity report of a built engine against its float model."""
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from calibration.engine_logits import engine_logits
+from calibration.fidelity import compare, torch_logits
+from calibration.texts import continue_prompts, fingerprint, tokenize
+from engines import load_engine
+from engines.text import open_codec
+from quasar.checkpoints import Checkpoint, open_checkpoint
+from quasar.errors import CheckpointError
+from quasar.files import sha256_file, sha256_json
+from quasar.text import Prompt
+
+REPORT_CONTINUATION_TOKENS = 64
+LINEAR_FIGURES = "calibration.json"
+
+Steps = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+
+
+def report(directory: Path, prompts: Sequence[Prompt], *, float_model: str | None, steps: Steps) -> dict[str, Any]:
+    """Fidelity on the prompts' own tokens and on the float model's 64-token continuations, and figures per linear.
+
+    Args:
+        float_model: MODEL to compare with; None takes the recorded source, whose hash must still be the recorded one.
+        steps: progress: (description, total) → context manager that gives a function to call per step.
+
+    Raises:
+        EngineError: the directory cannot be loaded.
+        CheckpointError: the float model cannot be had, has another vocabulary, or has changed.
+    """
+    from calibration.float_model import load_float_model
+
+    loaded = load_engine(directory)
+    manifest = loaded.directory.manifest
+    checkpoint = open_checkpoint(float_model or str(manifest.model["source"]))
+    if checkpoint.spec.vocab_size != manifest.contract.vocab_size:
+        raise CheckpointError(
+            f"{checkpoint.location} has {checkpoint.spec.vocab_size} tokens, the engine "
+            f"{manifest.contract.vocab_size}: it is not the model that the engine was built from"
+        )
+    if float_model is None and checkpoint_hash(checkpoint) != manifest.hashes["checkpoint"]:
+        raise CheckpointError(
+            f"{checkpoint.location} is not the checkpoint that the engine was built from (its hash differs): "
+            "name the float model with --float MODEL"
+        )
+    codec = open_codec(loaded.directory.path, manifest.text)
+    model = load_float_model(checkpoint)
+    room = manifest.contract.max_length - REPORT_CONTINUATION_TOKENS
+    token_ids = [tokens[:room] for tokens in tokenize(prompts, codec)]
+    with steps("float model continues the prompts", len(token_ids)) as step:
+        texts = continue_prompts(
+            model, checkpoint.spec, token_ids, num_tokens=REPORT_CONTINUATION_TOKENS, on_batch=step
+        )
+    with steps("fidelity", len(texts)) as step:
+        figures = compare(texts, torch_logits(model), engine_logits(loaded.session), on_text=lambda: step(1))
+    calibrated = set(manifest.calibration.get("prompt_fingerprints", []))
+    return {
+        **figures,
+        "prompts": len(texts),
+        "calibration_overlap": sum(fingerprint(prompt) in calibrated for prompt in prompts),
+        "precision": manifest.precision,
+        "linears": read_linear_figures(loaded.directory.path),
+    }
+
+
+def checkpoint_hash(checkpoint: Checkpoint) -> str:
+    """Hex SHA-256 over the names and hashes of the checkpoint's files."""
+    return sha256_json({path.name: sha256_file(path) for path in checkpoint.files})
+
+
+def read_linear_figures(directory: Path) -> dict[str, dict[str, Any]]:
+    """The figures per linear that the build kept (`calibration.sqnr`); {} for an engine without INT8 linears."""
+    path = directory / LINEAR_FIGURES
+    if not path.is_file():
+        return {}
+    figures: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    return figures

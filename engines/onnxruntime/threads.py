@@ -1,0 +1,34 @@
+"""One thread pool for every engine of a process, where the process wants it."""
+
+from quasar.errors import EngineError
+
+_shared: int | None = None
+
+
+def share_threads(threads: int = 0) -> None:
+    """Let all engines that are loaded from now on share one pool of `threads` (0: one per physical core).
+
+    Without it each engine has its own pool, whose idle threads spin for a moment after a pass and take a core from an
+    engine that runs in turn. Opt-in, because ONNX Runtime then demands of every other session in the process that it
+    is made with `use_per_session_threads = False`.
+
+    Raises:
+        EngineError: a pool of another size exists already.
+    """
+    global _shared
+    if _shared == threads:
+        return
+    import onnxruntime as ort
+
+    try:
+        ort.set_global_thread_pool_sizes(threads, 1)
+    except Exception as error:  # the library's errors share no public base
+        raise EngineError(
+            f"the process has a shared thread pool already, so {threads} threads cannot be set: {error}"
+        ) from None
+    _shared = threads
+
+
+def threads_are_shared() -> bool:
+    """Whether `share_threads` was called in this process."""
+    return _shared is not None

@@ -1,0 +1,119 @@
+"""The manifest for people."""
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from engines.costs import CURVE_ROWS
+from engines.directory import EngineDirectory
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def print_summary(directory: EngineDirectory) -> None:
+    """What a build closes with: sizes, fidelity, cost of a pass, where the engine is, the next command."""
+    from rich.console import Console
+
+    out, manifest = Console(highlight=False), directory.manifest
+    weights = manifest.files["verifier.onnx.data"]["bytes"]
+    out.print()
+    out.print(f"[bold]{manifest.model['name']}[/bold], {manifest.precision}, {_count(manifest.model['parameters'])}")
+    table = _pairs()
+    table.add_row("size", f"{_mb(4 * manifest.model['parameters'])} in float32 → {_mb(weights)} of weights")
+    for name, value in _fidelity_rows(manifest.fidelity):
+        table.add_row(name, value)
+    table.add_row("row invariance", _invariance(manifest.record.row_invariance.chain))
+    out.print(table)
+    out.print(_cost_table(directory))
+    out.print(f"engine: {directory.path}", soft_wrap=True)
+    out.print(f'next:   python -m runtime generate {directory.path} "What is the capital of France?"', soft_wrap=True)
+
+
+def print_manifest(directory: EngineDirectory) -> None:
+    """Everything of the manifest that a person asks for; `--json` has the rest."""
+    from rich.console import Console
+
+    out, manifest = Console(highlight=False), directory.manifest
+    contract = manifest.contract
+    table = _pairs()
+    table.add_row("engine", str(directory.path))
+    table.add_row(
+        "model",
+        f"{manifest.model['name']} ({manifest.model['architecture']}, {_count(manifest.model['parameters'])})",
+    )
+    table.add_row("source", str(manifest.model["source"]))
+    table.add_row("precision", manifest.precision)
+    counts = Counter(manifest.linears.values())
+    table.add_row("linears", ", ".join(f"{count} {precision}" for precision, count in counts.items()))
+    if manifest.calibration:
+        table.add_row(
+            "calibration",
+            f"alpha {manifest.calibration['alpha']}, {manifest.calibration['prompts']} prompts "
+            f"({manifest.calibration['source']}), {manifest.calibration['tokens']} tokens",
+        )
+    table.add_row("max length", f"{contract.max_length} tokens, KV cache {_mb(contract.cache_bytes)}")
+    for name, value in _fidelity_rows(manifest.fidelity):
+        table.add_row(name, value)
+    table.add_row("row invariance", _invariance(manifest.record.row_invariance.chain))
+    machine = manifest.record.machine
+    table.add_row("measured on", f"{machine['processor']}, {machine['threads']} threads, {machine['library']}")
+    table.add_row("files", f"{len(manifest.files)}, {_mb(sum(entry['bytes'] for entry in manifest.files.values()))}")
+    for name, value in manifest.hashes.items():
+        if value:
+            table.add_row(f"{name} hash", value)
+    out.print(table)
+    out.print(_cost_table(directory))
+
+
+def _pairs() -> "Table":
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    return table
+
+
+def _cost_table(directory: EngineDirectory) -> "Table":
+    from rich.table import Table
+
+    surface = directory.manifest.record.cost_surface_ms
+    table = Table(title="milliseconds of a verify pass", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table.add_column("rows in the cache", justify="right")
+    widths = list(next(iter(surface.values())))
+    for width in widths:
+        table.add_column(f"t({width})", justify="right")
+    for rows, by_width in surface.items():
+        style = "bold" if rows == CURVE_ROWS else None
+        table.add_row(str(rows), *(f"{by_width[width]:.1f}" for width in widths), style=style)
+    return table
+
+
+def _fidelity_rows(fidelity: dict[str, Any]) -> list[tuple[str, str]]:
+    if not fidelity:
+        return []
+    return [
+        ("fidelity, prompts", _figures(fidelity)),
+        ("fidelity, answers", _figures(fidelity["continuation"])),
+    ]
+
+
+def _figures(figures: dict[str, Any]) -> str:
+    return (
+        f"KL {figures['mean_kl_nats']:.4f} nats, top-1 {100 * figures['top1_agreement']:.1f} %, perplexity "
+        f"{figures['perplexity']:.2f} (float {figures['perplexity_float']:.2f}), {figures['tokens']} tokens"
+    )
+
+
+def _invariance(chain: int | None) -> str:
+    if chain is None:
+        return "none: speculation is refused on this machine"
+    return "chains exact at every width" if chain == 1 else f"chains exact from width {chain} on"
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters / 1e6:.1f} M parameters"
+
+
+def _mb(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:.0f} MB"

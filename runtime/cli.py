@@ -1,0 +1,209 @@
+"""`python -m runtime`: generate, prove that speculation is exact, measure speed."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from quasar.cli import console, emit_json, new_app, progress_bar
+
+if TYPE_CHECKING:
+    from runtime.drafters import Drafter
+    from runtime.stats import Stats
+
+app = new_app("Generate with a verifier engine, prove that speculation is exact, and measure it.")
+
+_Directory = Annotated[Path, typer.Argument(metavar="DIR", help="An engine directory.")]
+_Prompts = Annotated[
+    Path, typer.Option("--prompts", metavar="FILE.jsonl", help="Rows with prompt, messages or turns (the first).")
+]
+_Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="N prompts, one from each category in turn.")]
+_Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON.")]
+_DrafterName = Annotated[str, typer.Option("--drafter", help="prompt-lookup or none.")]
+_DraftTokens = Annotated[int, typer.Option("--num-draft-tokens", metavar="K", help="Drafts per round, at most.")]
+_MaxNgram = Annotated[int, typer.Option("--max-ngram", help="Longest n-gram that prompt lookup matches.")]
+_MinNgram = Annotated[int, typer.Option("--min-ngram", help="Shortest n-gram that prompt lookup matches.")]
+_Threads = Annotated[int, typer.Option("--threads", help="0 takes one per physical core.")]
+
+
+@app.command()
+def generate(
+    directory: _Directory,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="One user message.")],
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", metavar="N")] = 256,
+    drafter: _DrafterName = "prompt-lookup",
+    num_draft_tokens: _DraftTokens = 5,
+    max_ngram: _MaxNgram = 3,
+    min_ngram: _MinNgram = 1,
+    no_chat_template: Annotated[
+        bool, typer.Option("--no-chat-template", help="Feed the prompt as it stands, for base models.")
+    ] = False,
+    threads: _Threads = 0,
+    stats: Annotated[bool, typer.Option("--stats", help="Close with counts and speed, on stderr.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of streaming the text.")] = False,
+) -> None:
+    """Answer PROMPT greedily, streaming the text."""
+    import runtime
+
+    engine = runtime.load(directory, threads=threads)
+    token_ids: list[int] = []
+    pieces: list[str] = []
+    for event in engine.stream(
+        prompt,
+        max_new_tokens=max_new_tokens,
+        drafter=_drafter(drafter, max_ngram, min_ngram),
+        num_draft_tokens=num_draft_tokens,
+        chat_template=not no_chat_template,
+    ):
+        pieces.append(event.text)
+        token_ids += event.token_ids
+        if not json:
+            print(event.text, end="", flush=True)
+    assert event.stats is not None
+    if json:
+        emit_json(
+            {
+                "text": "".join(pieces),
+                "token_ids": token_ids,
+                "finish_reason": event.finish_reason,
+                "stats": event.stats.to_json(),
+            }
+        )
+    else:
+        print()
+    if stats:
+        console().print(describe(event.stats))
+
+
+@app.command()
+def verify(
+    directory: _Directory,
+    prompts: _Prompts,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", metavar="N")] = 64,
+    limit: _Limit = None,
+    drafter: _DrafterName = "prompt-lookup",
+    num_draft_tokens: _DraftTokens = 5,
+    max_ngram: _MaxNgram = 3,
+    min_ngram: _MinNgram = 1,
+    threads: _Threads = 0,
+    json: _Json = None,
+) -> None:
+    """Decode every prompt plainly and speculatively; exit code 1 if any token or length differs.
+
+    Exit code 1 as well if the drafter drafted nothing at all: then nothing was verified.
+    """
+    import runtime
+    from quasar.text import read_prompts
+    from runtime.parity import verify as run_verify
+
+    rows = read_prompts(prompts, limit)
+    engine = runtime.load(directory, threads=threads)
+    with progress_bar() as progress:
+        task = progress.add_task("plain and speculative", total=len(rows))
+        parity = run_verify(
+            engine,
+            rows,
+            drafter=_drafter(drafter, max_ngram, min_ngram),
+            num_draft_tokens=num_draft_tokens,
+            max_new_tokens=max_new_tokens,
+            on_prompt=lambda: progress.advance(task),
+        )
+    print(
+        f"identical: {parity.identical} of {parity.prompts} prompts, {parity.tokens} tokens, "
+        f"{parity.rounds} rounds, acceptance length {parity.acceptance_length:.2f}"
+    )
+    for divergence in parity.divergences:
+        print(
+            f"prompt {divergence.prompt}, token {divergence.position}: plain {divergence.plain_id}, "
+            f"speculative {divergence.speculative_id}, logit gap {divergence.logit_gap}"
+        )
+    if json is not None:
+        emit_json(parity.to_json(), json)
+    if drafter != "none" and parity.drafted == 0:
+        console().print("nothing was drafted, so nothing was verified: give more or longer prompts")
+        raise typer.Exit(1)
+    if parity.identical != parity.prompts:
+        raise typer.Exit(1)
+
+
+@app.command()
+def bench(
+    directory: _Directory,
+    prompts: _Prompts,
+    float_directory: Annotated[
+        Path | None, typer.Option("--float", metavar="DIR2", help="An FP32 engine of the same model to compare with.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", metavar="N")] = 128,
+    limit: _Limit = None,
+    drafter: _DrafterName = "prompt-lookup",
+    num_draft_tokens: _DraftTokens = 5,
+    max_ngram: _MaxNgram = 3,
+    min_ngram: _MinNgram = 1,
+    threads: _Threads = 0,
+    json: _Json = None,
+) -> None:
+    """Time {float, quantized} × {plain, speculative}, interleaved prompt by prompt."""
+    import runtime
+    from quasar.text import read_prompts
+    from runtime.bench import bench as run_bench
+    from runtime.bench import make_arms
+
+    rows = read_prompts(prompts, limit)
+    # Two engines take turns here: one pool, so that the idle one costs the other nothing.
+    runtime.share_threads(threads)
+    quantized = runtime.load(directory, threads=threads)
+    other = None if float_directory is None else runtime.load(float_directory, threads=threads)
+    arms = make_arms(quantized, other, _drafter(drafter, max_ngram, min_ngram))
+    with progress_bar() as progress:
+        task = progress.add_task("runs", total=len(rows) * len(arms))
+        result = run_bench(
+            arms,
+            rows,
+            max_new_tokens=max_new_tokens,
+            num_draft_tokens=num_draft_tokens,
+            on_run=lambda: progress.advance(task),
+        )
+    _print_bench(result)
+    if json is not None:
+        emit_json(result, json)
+
+
+def describe(stats: "Stats") -> str:
+    """One line of counts and speed."""
+    return (
+        f"{stats.tokens} tokens in {stats.rounds} rounds, acceptance length {stats.acceptance_length:.2f} "
+        f"({stats.accepted} of {stats.drafted} drafts accepted), {stats.tokens_per_second:.1f} tokens/s, "
+        f"prefill {stats.prompt_tokens} tokens in {stats.prefill_seconds:.2f} s"
+    )
+
+
+def _drafter(name: str, max_ngram: int, min_ngram: int) -> "Drafter | str":
+    from runtime.drafters import PromptLookup
+
+    return PromptLookup(max_ngram=max_ngram, min_ngram=min_ngram) if name == "prompt-lookup" else name
+
+
+def _print_bench(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    out = Console(highlight=False)
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("arm", "tokens", "decode s", "tokens/s", "acceptance length", "prefill s"):
+        table.add_column(column, justify="left" if column == "arm" else "right")
+    for name, arm in result["arms"].items():
+        table.add_row(
+            name.replace("_", " "),
+            str(arm["tokens"]),
+            f"{arm['decode_seconds']:.1f}",
+            f"{arm['tokens_per_second']:.1f}",
+            f"{arm['acceptance_length']:.2f}",
+            f"{arm['prefill_seconds']:.1f}",
+        )
+    out.print(table)
+    for name, ratio in result["ratios"].items():
+        out.print(f"{name.replace('_', ' ')}: {ratio:.2f}")
+    for category, part in result["categories"].items():
+        if part["ratios"]:
+            figures = ", ".join(f"{name.replace('_', ' ')} {ratio:.2f}" for name, ratio in part["ratios"].items())
+            out.print(f"  {category or 'all'}: {figures}", soft_wrap=True)

@@ -1,0 +1,45 @@
+"""What one generation cost and what speculation brought it."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """Counts and seconds of one generation.
+
+    `tokens` emitted in all; the first comes from prefill, the others from `rounds` verify passes.
+    """
+
+    prompt_tokens: int
+    tokens: int
+    rounds: int
+    drafted: int
+    accepted: int
+    prefill_seconds: float
+    decode_seconds: float
+    draft_seconds: float
+
+    @property
+    def acceptance_length(self) -> float:
+        """Tokens emitted per round, bonus included; plain decoding is 1.00."""
+        return (self.tokens - 1) / self.rounds if self.rounds else 1.0
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Accepted / drafted."""
+        return self.accepted / self.drafted if self.drafted else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens of the rounds per second of decoding; prefill and its token stand apart."""
+        return (self.tokens - 1) / self.decode_seconds if self.decode_seconds else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field and every derived figure."""
+        return {
+            **asdict(self),
+            "acceptance_length": self.acceptance_length,
+            "acceptance_rate": self.acceptance_rate,
+            "tokens_per_second": self.tokens_per_second,
+        }
