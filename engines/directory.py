@@ -47,8 +47,10 @@ def open_directory(path: Path) -> EngineDirectory:
     manifest, raw = read_manifest(manifest_path)
     for name, entry in manifest.files.items():
         _check_file(path, name, entry)
-    for name in (manifest.onnxruntime.graph, manifest.onnxruntime.probe, manifest.onnxruntime.integer_check):
-        if name not in manifest.files:
+    graphs, text = manifest.onnxruntime, manifest.text
+    for name in (graphs.graph, graphs.probe, graphs.integer_check, text.tokenizer, text.chat_template):
+        # A checkpoint without a chat template has an empty name there.
+        if name not in manifest.files and name != "":
             raise DamagedEngineError(f"{path}: manifest.json names {name!r}, which is not one of its files")
     if manifest.hashes.get("engine") != engine_hash(manifest.files, manifest.contract):
         raise DamagedEngineError(f"{path}: manifest.json was changed by hand (its engine hash differs): build it again")

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.contract import Contract
+from engines.contract import Contract, spare_rows
 
 Float32 = NDArray[np.float32]
 WIDTHS = tuple(range(1, 18))
@@ -115,10 +115,11 @@ def _agrees(session: ProbedSession, sweep: Sweep, base: int, on_length: Callable
                 _same_bits(cache[:, :, length : length + real], wanted[:, :, length : length + real])
                 for cache, wanted in zip((keys, values), expected, strict=True)
             )
+            written = width + spare_rows(session.contract.head_size, length + width)
             for pair, kept in zip(session.caches, saved, strict=True):
                 for cache, rows in zip(pair, kept, strict=True):
-                    start = length - sweep.first
-                    cache[:, :, length : length + width] = rows[:, :, start : start + width]
+                    back = rows[:, :, length - sweep.first :][:, :, :written]
+                    cache[:, :, length : length + back.shape[2]] = back
             if not same:
                 return False
         on_length()

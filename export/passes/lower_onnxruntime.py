@@ -59,16 +59,15 @@ class LowerToOnnxRuntime(InPlacePass):
 
     def _lower_layer(self, graph: ir.Graph, layer: int, values: _Values, rows: "_SpareRows") -> None:
         spec, prefix = self._spec, f"layers.{layer}.self_attn"
-        norms = [values[f"{prefix}.{part}_norm.weight"] for part in "qk"] if spec.qk_norm else [None, None]
         new = GraphBuilder()
-        padded = new.op("Concat", [values[inner.packed_qkv(layer)], rows.zeros], f"{prefix}.padded", {"axis": 1})
+        packed = self._packed_with_norms(new, prefix, values, rows) if spec.qk_norm else values[inner.packed_qkv(layer)]
+        padded = new.op("Concat", [packed, rows.zeros], f"{prefix}.padded", {"axis": 1})
         past = [values[name] for name in names.past_names(layer)]
         attended, key, value = new.ops(
             "GroupQueryAttention",
             [
                 *(padded, None, None, *past, rows.last_row, rows.total),
                 *(values[inner.COS_TABLE], values[inner.SIN_TABLE], rows.positions),
-                *(None, None, None, None, *norms),
             ],
             inner.attention(layer),
             [f"{prefix}.padded_context", *names.present_names(layer)],
@@ -77,7 +76,6 @@ class LowerToOnnxRuntime(InPlacePass):
                 "kv_num_heads": spec.num_kv_heads,
                 "do_rotary": 1,
                 "rotary_interleaved": 0,
-                "qk_norm_epsilon": spec.rms_norm_eps,
             },
             domain=MICROSOFT,
         )
@@ -93,6 +91,16 @@ class LowerToOnnxRuntime(InPlacePass):
         graph.insert_after(old_node, new.nodes)
 
 
+    @staticmethod
+    def _packed_with_norms(new: GraphBuilder, prefix: str, values: _Values, rows: "_SpareRows") -> ir.Value:
+        """Queries and keys behind their norms, packed again: on the CPU the operator itself has no norms."""
+        merged = [
+            new.op("Reshape", [values[f"{prefix}.{part}_norm.normed"], rows.merge_heads], f"{prefix}.{part}.merged")
+            for part in "qk"
+        ]
+        return new.op("Concat", [*merged, values[f"{prefix}.v"]], f"{prefix}.normed_qkv", {"axis": -1})
+
+
 class _SpareRows:
     """What every layer's attention shares: zero rows, padded positions, and the row counts that the operator wants."""
 
@@ -102,6 +110,7 @@ class _SpareRows:
         self.num_rows = builder.op("Shape", [values[names.INPUT_IDS]], "spare.num_rows", {"start": 1, "end": 2})
         self.zero = builder.constant("spare.zero", [0])
         self.axis_1 = builder.constant("spare.axis_1", [1])
+        self.merge_heads = builder.constant("spare.merge_heads", [0, 0, -1])
         longest = builder.op("ReduceMax", [lengths], "spare.longest", {"keepdims": 0})
         used = builder.op("Add", [longest, self.num_rows], "spare.used")
         spare = self._count(spec, used)

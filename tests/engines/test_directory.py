@@ -1,0 +1,185 @@
+"""Engine directories that are damaged, foreign, newer or hostile are refused in one sentence; other machines probe."""
+
+import json
+import shutil
+
+import pytest
+
+from engines import loading
+from engines.directory import open_directory
+from engines.machine import user_cache
+from engines.manifest import Manifest, engine_hash
+from quasar.errors import DamagedEngineError, EngineError, NewerEngineError
+
+
+@pytest.fixture
+def engine(tiny_engine, tmp_path):
+    return shutil.copytree(tiny_engine, tmp_path / "engine")
+
+
+def edit(engine, change):
+    """Change the manifest and, as an attacker would, make its hashes fit again."""
+    path = engine / "manifest.json"
+    value = json.loads(path.read_text())
+    change(value)
+    try:
+        manifest = Manifest.from_json(value)
+        value["hashes"]["engine"] = engine_hash(manifest.files, manifest.contract)
+    except EngineError:
+        pass
+    path.write_text(json.dumps(value))
+
+
+def test_manifest_survives_a_round_trip(engine):
+    raw = (engine / "manifest.json").read_text()
+    assert json.dumps(Manifest.from_json(json.loads(raw)).to_json(), indent=2, ensure_ascii=False) + "\n" == raw
+
+
+def test_golden_keys(engine):
+    value = json.loads((engine / "manifest.json").read_text())
+    assert list(value) == [
+        "format_version",
+        "producer",
+        "model",
+        "precision",
+        "contract",
+        "text",
+        "fidelity",
+        "row_invariance",
+        "cost_curve_ms",
+        "cost_surface_ms",
+        "machine",
+        "backends",
+        "calibration",
+        "linears",
+        "hashes",
+        "files",
+    ]
+    assert value["format_version"] == 1
+    assert value["row_invariance"] == {"chain": 1, "tree": False}
+    assert list(value["cost_curve_ms"]) == ["1", "2", "3", "4", "6", "8", "12", "16"]
+    assert value["cost_curve_ms"] == value["cost_surface_ms"]["256"]
+
+
+def test_no_directory_and_no_manifest(tmp_path):
+    with pytest.raises(EngineError, match="is no engine directory: build one with"):
+        open_directory(tmp_path / "nothing")
+    (tmp_path / "engine.partial").mkdir()
+    with pytest.raises(EngineError, match=r"has no manifest\.json \(a build that did not finish\)"):
+        open_directory(tmp_path / "engine.partial")
+
+
+def test_newer_format_is_refused_whatever_else_it_holds(engine):
+    (engine / "manifest.json").write_text(json.dumps({"format_version": 2, "something": "new"}))
+    with pytest.raises(NewerEngineError, match="format version 2, this installation reads up to 1: upgrade"):
+        open_directory(engine)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format_version": "1"}'])
+def test_manifest_that_is_none(engine, text):
+    (engine / "manifest.json").write_text(text)
+    with pytest.raises(DamagedEngineError):
+        open_directory(engine)
+
+
+@pytest.mark.parametrize("name", ["verifier.onnx", "verifier.onnx.data", "onnxruntime/verifier.onnx", "tokenizer.json"])
+def test_missing_truncated_and_changed_files(engine, name):
+    path = engine / name
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    with pytest.raises(DamagedEngineError, match=r"bytes, the manifest says"):
+        open_directory(engine)
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(DamagedEngineError, match="SHA-256 differs"):
+        open_directory(engine)
+    path.unlink()
+    with pytest.raises(DamagedEngineError, match="is missing"):
+        open_directory(engine)
+
+
+@pytest.mark.parametrize("outside", ["../secret.txt", "/etc/passwd", "onnxruntime/../../secret.txt", ""])
+def test_paths_that_point_outside(engine, outside, tmp_path):
+    (tmp_path / "secret.txt").write_text("secret")
+
+    def change(value):
+        value["files"][outside] = {"bytes": 6, "sha256": "0" * 64}
+
+    edit(engine, change)
+    with pytest.raises(DamagedEngineError, match="lies outside the directory"):
+        open_directory(engine)
+
+
+def test_a_link_that_leads_outside(engine, tmp_path):
+    (tmp_path / "elsewhere.json").write_bytes((engine / "tokenizer.json").read_bytes())
+    (engine / "tokenizer.json").unlink()
+    (engine / "tokenizer.json").symlink_to(tmp_path / "elsewhere.json")
+    with pytest.raises(DamagedEngineError, match="lies outside the directory"):
+        open_directory(engine)
+
+
+@pytest.mark.parametrize("section", ["text", "backends"])
+def test_names_that_are_not_listed(engine, section):
+    def change(value):
+        if section == "text":
+            value["text"]["tokenizer"] = "../../tokenizer.json"
+        else:
+            value["backends"]["onnxruntime"]["graph"] = "../../verifier.onnx"
+
+    edit(engine, change)
+    with pytest.raises(DamagedEngineError, match="which is not one of its files"):
+        open_directory(engine)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda value: value.pop("contract"), "lacks the field 'contract'"),
+        (lambda value: value["contract"].update(capacity="big"), "contract.capacity is 'big'; int was expected"),
+        (lambda value: value["contract"].update(surprise=1), "contract has an unknown field 'surprise'"),
+        (lambda value: value.update(row_invariance={"chain": "yes"}), "row_invariance is"),
+        (lambda value: value.update(cost_surface_ms={"x": 1}), "cost_surface_ms must map"),
+        (lambda value: value["text"].update(eos_token_ids="2"), "text.eos_token_ids is '2'"),
+    ],
+)
+def test_fields_that_do_not_fit(engine, change, message):
+    edit(engine, change)
+    with pytest.raises(DamagedEngineError, match=message):
+        open_directory(engine)
+
+
+def test_contract_changed_by_hand(engine):
+    path = engine / "manifest.json"
+    value = json.loads(path.read_text())
+    value["contract"]["capacity"] += 64
+    path.write_text(json.dumps(value))
+    with pytest.raises(DamagedEngineError, match="changed by hand"):
+        open_directory(engine)
+
+
+def test_cuda_provider_names_the_tensorrt_back_end(engine):
+    with pytest.raises(EngineError, match="NVIDIA GPUs are served by the TensorRT back end"):
+        loading.load_engine(engine, provider="cuda")
+
+
+def test_another_machine_is_probed_once_and_kept_in_the_user_cache(engine, monkeypatch):
+    before = {path: path.stat().st_mtime_ns for path in engine.rglob("*")}
+
+    def change(value):
+        value["machine"]["processor"] = "Another CPU"
+        value["row_invariance"]["chain"] = 5
+
+    edit(engine, change)
+    assert loading.load_engine(engine).record.row_invariance.chain == 1
+    kept = list((user_cache() / "machines").iterdir())
+    assert len(kept) == 1
+    monkeypatch.setattr(loading, "measure_machine", None)
+    assert loading.load_engine(engine).record.row_invariance.chain == 1
+    unchanged = {path: path.stat().st_mtime_ns for path in engine.rglob("*") if path.name != "manifest.json"}
+    assert unchanged == {path: time for path, time in before.items() if path.name != "manifest.json"}
+
+
+def test_read_only_cache_is_no_obstacle(engine, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("QUASAR_CACHE", str(tmp_path / "file"))
+    edit(engine, lambda value: value["machine"].update(processor="Another CPU"))
+    assert loading.load_engine(engine).record.row_invariance.chain == 1

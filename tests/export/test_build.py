@@ -1,0 +1,188 @@
+"""The build as a user sees it: what it writes, what it refuses, and that it can be killed anywhere."""
+
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from engines.directory import open_directory
+from export.build import BuildOptions, build
+from quasar.errors import BuildError
+from tests.export.killed_build import start_build
+from tests.tiny import save_tiny_model
+
+STAGES = ("text", "calibrate", "export", "lower", "probe", "fidelity")
+
+
+@pytest.fixture
+def start_child(tiny_model, few_prompts):
+    """Starts a build of the tiny model in a process of its own."""
+    children = []
+
+    def start(output: Path, stop_after: str = ""):
+        children.append(start_build(tiny_model, output, few_prompts, stop_after))
+        return children[-1]
+
+    yield start
+    for process in children:
+        process.kill()
+        process.join()
+
+
+def wait(process) -> int:
+    """The exit code; minus the signal's number where one killed the process."""
+    process.join()
+    return process.exitcode
+
+
+def is_absent_or_whole(directory: Path) -> bool:
+    if not directory.exists():
+        return False
+    open_directory(directory)
+    return True
+
+
+def test_directory_holds_what_the_manifest_lists(tiny_engine):
+    manifest = open_directory(tiny_engine).manifest
+    on_disk = {path.relative_to(tiny_engine).as_posix() for path in tiny_engine.rglob("*") if path.is_file()}
+    assert on_disk == set(manifest.files) | {"manifest.json"}
+    assert set(manifest.linears.values()) == {"w8a8-token"}
+    assert manifest.record.row_invariance.chain == 1
+    assert not manifest.record.row_invariance.tree
+    assert set(manifest.record.cost_surface_ms) == {16, 256, 512}
+    assert manifest.fidelity["tokens"] > 500
+    assert not tiny_engine.with_name("engine.partial").exists()
+
+
+def test_same_inputs_give_the_same_files(tiny_model, tiny_engine, build_engine):
+    again = open_directory(build_engine(tiny_model)).manifest
+    assert again.files == open_directory(tiny_engine).manifest.files
+    assert again.engine_hash == open_directory(tiny_engine).manifest.engine_hash
+
+
+def test_keep_float_leaves_the_named_linears(tiny_model, build_engine):
+    manifest = open_directory(build_engine(tiny_model, keep_float=("*.v_proj", "lm_head"))).manifest
+    kept = {name for name, precision in manifest.linears.items() if precision == "float"}
+    assert kept == {"lm_head", *(f"layers.{layer}.self_attn.qkv_proj" for layer in range(3))}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_after_a_stage_goes_on_from_there(stage, tiny_model, few_prompts, start_child, tmp_path):
+    output = tmp_path / "engine"
+    assert wait(start_child(output, stage)) == -signal.SIGKILL
+    assert not output.exists()
+    state = json.loads((tmp_path / "engine.partial" / ".build" / "state.json").read_text())
+    assert stage in state["stages"]
+    build(BuildOptions(model=str(tiny_model), output=output, calibration=few_prompts))
+    assert is_absent_or_whole(output)
+
+
+def test_killed_at_random_times_leaves_nothing_half_built(tiny_model, few_prompts, start_child, tmp_path):
+    """Twenty kills, spread over the length of a build; each next build goes on with what the last one left."""
+    chance = random.Random(5)
+    output = tmp_path / "engine"
+    process = start_child(output)
+    start = time.monotonic()
+    assert wait(process) == 0
+    length = time.monotonic() - start
+    assert is_absent_or_whole(output)
+    for number in range(20):
+        output = tmp_path / f"engine-{number % 4}"
+        process = start_child(output)
+        time.sleep(chance.uniform(0, length))
+        process.kill()
+        process.join()
+        is_absent_or_whole(output)
+    for number in range(4):
+        output = tmp_path / f"engine-{number}"
+        if not output.exists():
+            build(BuildOptions(model=str(tiny_model), output=output, calibration=few_prompts))
+        assert is_absent_or_whole(output)
+
+
+def test_finished_partial_directory_is_only_renamed(tiny_model, few_prompts, tmp_path):
+    output = tmp_path / "engine"
+    build(BuildOptions(model=str(tiny_model), output=output, calibration=few_prompts))
+    before = {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
+    # As after a kill between writing the manifest and the rename.
+    output.rename(tmp_path / "engine.partial")
+    build(BuildOptions(model=str(tiny_model), output=output, calibration=few_prompts))
+    assert {path.name: path.stat().st_mtime_ns for path in output.iterdir()} == before
+
+
+def test_other_inputs_do_not_mix(tiny_model, few_prompts, start_child, tmp_path):
+    output = tmp_path / "engine"
+    assert wait(start_child(output, "text")) == -signal.SIGKILL
+    with pytest.raises(BuildError, match=r"unfinished build with other inputs \(alpha differ\): delete it"):
+        build(BuildOptions(model=str(tiny_model), output=output, calibration=few_prompts, alpha=0.7))
+
+
+def test_two_builds_do_not_share_a_directory(tiny_model, tmp_path):
+    from filelock import FileLock
+
+    scratch = tmp_path / "engine.partial" / ".build"
+    scratch.mkdir(parents=True)
+    with FileLock(scratch / "lock"), pytest.raises(BuildError, match="another build is working"):
+        build(BuildOptions(model=str(tiny_model), output=tmp_path / "engine"))
+
+
+def test_existing_output_is_kept_unless_forced(tiny_model, few_prompts, tmp_path):
+    output = tmp_path / "engine"
+    build(BuildOptions(model=str(tiny_model), output=output, precision="fp32"))
+    with pytest.raises(BuildError, match="exists: choose another -o, or replace it with --force"):
+        build(BuildOptions(model=str(tiny_model), output=output, calibration=few_prompts))
+    assert open_directory(output).manifest.precision == "fp32"
+    build(BuildOptions(model=str(tiny_model), output=output, calibration=few_prompts, force=True))
+    assert open_directory(output).manifest.precision == "w8a8"
+    assert sorted(os.listdir(tmp_path)) == ["engine"]
+
+
+def test_foreign_directory_is_never_overwritten(tiny_model, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_text("meow")
+    with pytest.raises(BuildError, match="no engine directory: it is never overwritten"):
+        build(BuildOptions(model=str(tiny_model), output=tmp_path / "photos", force=True))
+    assert (tmp_path / "photos" / "cat.jpg").read_text() == "meow"
+
+
+def test_calibration_text_must_not_be_evaluated_on(tiny_model, tmp_path):
+    from calibration.texts import default_prompts
+
+    shared = default_prompts("evaluation")[2].text.upper()
+    (tmp_path / "own.jsonl").write_text(json.dumps({"prompt": "Something else"}) + "\n" + json.dumps({"prompt": shared}))
+    with pytest.raises(BuildError, match="calibration prompt 2 .* is also in the project's evaluation prompts"):
+        build(
+            BuildOptions(model=str(tiny_model), output=tmp_path / "engine", calibration=tmp_path / "own.jsonl")
+        )
+    assert not (tmp_path / "engine.partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"alpha": 1.5}, "--alpha is 1.5; a number from 0"),
+        ({"keep_float": ("layers.9.*",)}, "--keep-float 'layers.9.\\*' matches no linear"),
+        ({"max_length": 4096}, "--max-length 4096 is more than the model's context of 512"),
+        ({"max_length": 8}, "--max-length 8 is too short"),
+        ({"precision": "fp32", "alpha": 0.5}, "--alpha has no meaning with --precision fp32"),
+    ],
+)
+def test_options_that_cannot_be_honoured(options, message, tiny_model, tmp_path):
+    with pytest.raises(BuildError, match=message):
+        build(BuildOptions(model=str(tiny_model), output=tmp_path / "engine", **options))
+    assert not (tmp_path / "engine.partial").exists()
+
+
+def test_interrupted_force_keeps_an_engine(tiny_model, few_prompts, tmp_path):
+    """Killed while the old directory is set aside: the finished one is put in place by the next build."""
+    output = tmp_path / "engine"
+    build(BuildOptions(model=str(tiny_model), output=output, calibration=few_prompts))
+    output.rename(tmp_path / "engine.partial")
+    save_tiny_model(tmp_path / "other", "llama", seed=9)
+    build(BuildOptions(model=str(tmp_path / "other"), output=tmp_path / "engine.replaced", calibration=few_prompts))
+    build(BuildOptions(model=str(tiny_model), output=output, calibration=few_prompts, force=True))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["engine", "other"]

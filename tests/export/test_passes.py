@@ -1,0 +1,105 @@
+"""Each pass: its conditions, and that outputs stay what they were."""
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from onnx_ir.passes import PreconditionError
+
+from engines import contract as names
+from engines.integer_check import INPUT, OUTPUT, check_inputs
+from export import names as inner
+from export.integer_check_graph import build_integer_check
+from export.passes import KeepLayers, LowerToOnnxRuntime, UnsignedActivations
+from quasar.checkpoints import open_checkpoint
+from tests.graphs import export_graphs
+
+
+@pytest.fixture(scope="module")
+def graphs(tiny_model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("graphs")
+    checkpoint = open_checkpoint(str(tiny_model))
+    export_graphs(checkpoint, folder, precision="w8a8")
+    return folder, checkpoint.spec
+
+
+def operators(model: ir.Model) -> list[str]:
+    return [node.op_type for node in model.graph]
+
+
+def test_canonical_graph_has_standard_operators_only(graphs):
+    folder, _ = graphs
+    model = ir.load(folder / "canonical.onnx")
+    assert {node.domain for node in model.graph} == {""}
+    assert model.graph.opset_imports == {"": 24}
+
+
+def test_lowering_replaces_attention_in_every_layer(graphs):
+    folder, spec = graphs
+    model = ir.load(folder / "canonical.onnx")
+    assert operators(model).count("Attention") == spec.num_layers
+    LowerToOnnxRuntime(spec)(model)
+    assert operators(model).count("GroupQueryAttention") == spec.num_layers
+    assert not {"Attention", "TensorScatter", "RotaryEmbedding"} & set(operators(model))
+    with pytest.raises(PreconditionError, match="Attention nodes"):
+        LowerToOnnxRuntime(spec)(model)
+
+
+def test_every_linear_is_a_matmul_between_dequantized_tensors(graphs):
+    folder, spec = graphs
+    model = ir.load(folder / "canonical.onnx")
+    matmuls = {str(node.name): node for node in model.graph if node.op_type == "MatMul"}
+    assert set(matmuls) == {f"{linear.name}.matmul" for linear in spec.linears()}
+    for node in matmuls.values():
+        assert [value.producer().op_type for value in node.inputs] == ["DequantizeLinear"] * 2
+
+
+def test_every_weight_has_a_scale_of_its_own(graphs):
+    folder, spec = graphs
+    model = ir.load(folder / "canonical.onnx")
+    scales = [
+        node.inputs[1].name
+        for node in model.graph
+        if node.op_type == "DequantizeLinear" and str(node.inputs[0].name).endswith(".weight")
+    ]
+    assert len(set(scales)) == len(scales) == len(list(spec.linears()))
+
+
+def test_unsigned_activations_are_bit_identical(tmp_path):
+    def run(model):
+        path = tmp_path / "model.onnx"
+        ir.save(model, path)
+        session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        # Saturating values on both sides, ties, and plain ones.
+        extreme = np.array([-1000, -128.5, -128, -127.5, -0.5, 0.5, 1.5, 127, 127.5, 1000], np.float32)
+        inputs = check_inputs().astype(np.float32)
+        inputs[0, : len(extreme)] = extreme
+        return session.run([OUTPUT], {INPUT: inputs})[0]
+
+    model = build_integer_check("test")
+    before = run(model)
+    assert UnsignedActivations()(model).modified
+    np.testing.assert_array_equal(run(model), before)
+    assert not UnsignedActivations()(model).modified
+
+
+def test_keep_layers_keeps_the_first_layers_and_the_head(graphs):
+    folder, spec = graphs
+    model = ir.load(folder / "lowered.onnx")
+    assert KeepLayers(2)(model).modified
+    kept = {name for layer in range(2) for name in names.past_names(layer)}
+    assert {str(v.name) for v in model.graph.inputs if str(v.name).startswith("past")} == kept
+    assert operators(model).count("GroupQueryAttention") == 2
+    assert names.LOGITS in {value.name for value in model.graph.outputs}
+    assert not KeepLayers(2)(model).modified
+    with pytest.raises(PreconditionError, match=r"layers\.8\.output"):
+        KeepLayers(9)(model)
+
+
+def test_keep_all_layers_changes_nothing(graphs):
+    folder, spec = graphs
+    model = ir.load(folder / "lowered.onnx")
+    before = operators(model)
+    assert not KeepLayers(spec.num_layers)(model).modified
+    assert operators(model) == before
+    assert inner.HEAD_ROWS in {value.name for node in model.graph for value in node.outputs}

@@ -1,0 +1,81 @@
+"""Exported graphs without a build: checkpoint → canonical and lowered files in a folder → sessions."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+
+from calibration.recipe import make_recipe
+from calibration.smoothing import SmoothingFactors
+from calibration.weights import PreparedWeights
+from engines import contract as names
+from engines.contract import Contract, capacity_for
+from engines.onnxruntime.session import OnnxRuntimeSession
+from export.check import check_model
+from export.passes import LowerToOnnxRuntime, UnsignedActivations
+from export.verifier import build_verifier
+from export.weight_file import WeightFile
+from quasar.checkpoints import Checkpoint, DecoderSpec
+
+
+def contract_of(spec: DecoderSpec, max_length: int = 448) -> Contract:
+    return Contract(
+        num_layers=spec.num_layers,
+        num_kv_heads=spec.num_kv_heads,
+        head_size=spec.head_size,
+        vocab_size=spec.vocab_size,
+        max_length=max_length,
+        capacity=capacity_for(max_length),
+    )
+
+
+def export_graphs(
+    checkpoint: Checkpoint, folder: Path, *, precision="fp32", factors: SmoothingFactors | None = None, max_length=448
+) -> Contract:
+    """Write canonical.onnx and lowered.onnx; returns their contract."""
+    contract = contract_of(checkpoint.spec, max_length)
+    recipe = make_recipe(checkpoint.spec, precision=precision, alpha=0.5)
+    with WeightFile(folder / "weights.data") as weights:
+        model = build_verifier(
+            PreparedWeights(checkpoint, recipe, factors or SmoothingFactors()),
+            weights,
+            capacity=contract.capacity,
+            producer_version="test",
+        )
+    ir.save(model, folder / "canonical.onnx")
+    check_model(folder / "canonical.onnx")
+    assert LowerToOnnxRuntime(checkpoint.spec)(model).modified
+    UnsignedActivations()(model)
+    ir.save(model, folder / "lowered.onnx")
+    return contract
+
+
+def lowered_session(folder: Path, contract: Contract) -> OnnxRuntimeSession:
+    return OnnxRuntimeSession(folder, folder / "lowered.onnx", contract, threads=1)
+
+
+def run_canonical(folder: Path, contract: Contract, tokens: np.ndarray) -> np.ndarray:
+    """Logits float32 [T, V] of the canonical graph itself, in one pass over an empty cache."""
+    session = ort.InferenceSession(str(folder / "canonical.onnx"), providers=["CPUExecutionProvider"])
+    shape = (1, contract.num_kv_heads, contract.capacity, contract.head_size)
+    feed = {
+        names.INPUT_IDS: tokens[None],
+        names.POSITION_IDS: np.arange(len(tokens))[None],
+        names.CACHE_LENGTHS: np.zeros(1, np.int64),
+        names.LOGITS_ROWS: np.arange(len(tokens)),
+    }
+    for layer in range(contract.num_layers):
+        feed |= {name: np.zeros(shape, np.float32) for name in names.past_names(layer)}
+    logits, next_tokens = session.run([names.LOGITS, names.NEXT_TOKENS], feed)
+    np.testing.assert_array_equal(logits[0].argmax(axis=-1), next_tokens[0])
+    return logits[0]
+
+
+def run_in_chunks(session: OnnxRuntimeSession, tokens: np.ndarray, size: int) -> np.ndarray:
+    """Logits of every row, the tokens fed `size` at a time."""
+    parts = [
+        session.run_logits(tokens[start : start + size], start, len(tokens[start : start + size]))
+        for start in range(0, len(tokens), size)
+    ]
+    return np.concatenate(parts)

@@ -1,0 +1,172 @@
+"""The API on a tiny engine: load, generate, stream; speculation changes nothing but the number of passes."""
+
+import numpy as np
+import pytest
+
+import runtime
+from quasar.errors import ContextLimitError, EngineError, GenerationError, PromptError
+from runtime.drafters import Draft, PromptLookup
+from tests.tiny import save_tiny_model
+
+PROMPT = "one two three one two three one two"
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_engine):
+    with runtime.load(tiny_engine) as loaded:
+        yield loaded
+
+
+class Random:
+    def __init__(self, seed=0):
+        self.random = np.random.default_rng(seed)
+
+    def propose(self, context, max_tokens):
+        return Draft(tokens=self.random.integers(0, 320, max_tokens))
+
+
+@pytest.mark.parametrize("drafter", ["prompt-lookup", PromptLookup(match="earliest"), Random()])
+@pytest.mark.parametrize("k", [1, 5, 16, 31])
+def test_speculation_gives_the_tokens_of_plain_decoding(engine, drafter, k):
+    plain = engine.generate(PROMPT, max_new_tokens=60, drafter="none", ignore_eos=True)
+    fast = engine.generate(PROMPT, max_new_tokens=60, drafter=drafter, num_draft_tokens=k, ignore_eos=True)
+    assert fast.token_ids == plain.token_ids
+    assert fast.text == plain.text
+    assert plain.stats.rounds == 59
+    assert plain.stats.acceptance_length == 1
+    assert fast.stats.drafted > 0
+
+
+def test_head_size_256_is_exact_across_64_rows(tmp_path, build_engine):
+    """Attention changes its path at 64 rows in total there; the spare rows keep every pass on one side of it."""
+    folder = save_tiny_model(tmp_path / "model", "qwen3", head_dim=256, num_hidden_layers=2)
+    random = np.random.default_rng(6)
+    with runtime.load(build_engine(folder)) as engine:
+        assert engine.plain_width == 1
+        drafted = 0
+        for length in [3, 5, 20, 40, 50, 55, 58, 60, 61, 62, 63, 64, 65, 70, 100, 200, 255, 256, 257, 400]:
+            # Repeats, so that prompt lookup drafts.
+            prompt = np.tile(random.integers(0, 250, 9), 60)[:length]
+            plain = engine.generate(prompt, max_new_tokens=24, drafter="none", ignore_eos=True)
+            for drafter in ("prompt-lookup", Random(length)):
+                fast = engine.generate(prompt, max_new_tokens=24, drafter=drafter, ignore_eos=True)
+                assert fast.token_ids == plain.token_ids, length
+                drafted += fast.stats.drafted
+        assert drafted > 1000
+
+
+def test_generate_is_a_loop_over_stream(engine):
+    events = list(engine.stream(PROMPT, max_new_tokens=20))
+    whole = engine.generate(PROMPT, max_new_tokens=20)
+    assert "".join(event.text for event in events) == whole.text
+    assert tuple(token for event in events for token in event.token_ids) == whole.token_ids
+    assert [event.finish_reason for event in events[:-1]] == [None] * (len(events) - 1)
+    assert events[-1].finish_reason == whole.finish_reason
+    assert events[-1].stats.tokens == len(whole.token_ids) == whole.stats.tokens
+    assert whole.stats.rounds == len(events) - 1
+
+
+def test_three_forms_of_a_prompt(engine):
+    text = engine.generate("hello", max_new_tokens=8)
+    messages = engine.generate([{"role": "user", "content": "hello"}], max_new_tokens=8)
+    ids = engine.generate(engine.encode("hello"), max_new_tokens=8)
+    as_list = engine.generate(engine.encode("hello").tolist(), max_new_tokens=8)
+    assert text.token_ids == messages.token_ids == ids.token_ids == as_list.token_ids
+    assert engine.encode("hello", chat_template=False).tolist() != engine.encode("hello").tolist()
+
+
+def test_end_token_stops_and_is_counted(engine):
+    free = engine.generate(PROMPT, max_new_tokens=200, ignore_eos=True)
+    assert free.finish_reason == "length"
+    stops = engine.manifest.text.eos_token_ids
+    stopped = engine.generate(PROMPT, max_new_tokens=200)
+    if any(token in stops for token in free.token_ids):
+        end = next(place for place, token in enumerate(free.token_ids) if token in stops)
+        assert stopped.token_ids == free.token_ids[: end + 1]
+        assert stopped.finish_reason == "stop"
+    else:
+        assert stopped.token_ids == free.token_ids
+
+
+def test_context_limit_ends_the_text_or_refuses_the_prompt(engine):
+    limit = engine.manifest.contract.max_length
+    prompt = np.arange(limit - 10) % 250
+    for drafter in ("none", "prompt-lookup", Random()):
+        generation = engine.generate(prompt, max_new_tokens=50, drafter=drafter, ignore_eos=True)
+        assert len(generation.token_ids) == 10
+        assert generation.finish_reason == "length"
+    with pytest.raises(ContextLimitError, match=f"has {limit} tokens and this engine holds {limit}"):
+        engine.generate(np.arange(limit) % 250)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"drafter": "magic"}, "unknown drafter 'magic'; known are prompt-lookup, none"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0; 1 or more was expected"),
+        ({"num_draft_tokens": 32}, "num_draft_tokens is 32; this engine verifies 0 to 31 drafts"),
+        ({"num_draft_tokens": -1}, "num_draft_tokens is -1"),
+    ],
+)
+def test_options_that_cannot_be_honoured(engine, options, message):
+    with pytest.raises(GenerationError, match=message):
+        engine.generate("hello", **options)
+
+
+def test_options_nobody_knows_are_an_error(engine):
+    with pytest.raises(TypeError):
+        engine.generate("hello", temprature=1)
+
+
+def test_messages_are_checked(engine):
+    with pytest.raises(PromptError, match="a message needs the strings role and content"):
+        engine.generate([{"role": "user"}])
+    with pytest.raises(GenerationError, match="messages need the chat template"):
+        engine.generate([{"role": "user", "content": "hi"}], chat_template=False)
+
+
+def test_one_generation_at_a_time_and_an_abandoned_stream_frees_the_engine(engine):
+    stream = engine.stream("hello", max_new_tokens=20)
+    next(stream)
+    with pytest.raises(GenerationError, match="generating already"):
+        engine.generate("hello", max_new_tokens=4)
+    stream.close()
+    assert engine.generate("hello", max_new_tokens=4).stats.tokens == 4
+
+
+def test_closed_engine(tiny_engine):
+    engine = runtime.load(tiny_engine)
+    engine.close()
+    with pytest.raises(GenerationError, match="this engine is closed"):
+        engine.generate("hello")
+
+
+def test_speculation_is_refused_where_rows_are_not_exact(tiny_engine, monkeypatch):
+    from dataclasses import replace
+
+    from engines.row_invariance import RowInvariance
+
+    engine = runtime.load(tiny_engine)
+    inexact = replace(engine.record, row_invariance=RowInvariance(chain=None))
+    monkeypatch.setattr(engine, "_loaded", replace(engine._loaded, record=inexact))
+    with pytest.raises(GenerationError, match="use drafter='none'"):
+        engine.generate("hello")
+    assert engine.generate("hello", drafter="none", max_new_tokens=3).stats.tokens == 3
+
+
+def test_a_wider_plain_pass_gives_the_same_text(tiny_engine, monkeypatch):
+    from dataclasses import replace
+
+    from engines.row_invariance import RowInvariance
+
+    engine = runtime.load(tiny_engine)
+    expected = engine.generate(PROMPT, max_new_tokens=30).token_ids
+    wider = replace(engine.record, row_invariance=RowInvariance(chain=4))
+    monkeypatch.setattr(engine, "_loaded", replace(engine._loaded, record=wider))
+    assert engine.plain_width == 4
+    assert engine.generate(PROMPT, max_new_tokens=30, drafter="none").token_ids == expected
+
+
+def test_threads_must_make_sense(tiny_engine):
+    with pytest.raises(EngineError, match="threads is -1"):
+        runtime.load(tiny_engine, threads=-1)

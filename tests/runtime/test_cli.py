@@ -1,0 +1,205 @@
+"""The command lines as a process sees them: output, exit codes, one helpful line and no traceback."""
+
+import json
+import shutil
+import struct
+import subprocess
+import sys
+
+import pytest
+
+from tests.tiny import save_tiny_model, save_tokenizer
+
+
+def command(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", *map(str, arguments)], capture_output=True, text=True, timeout=300, **options
+    )
+
+
+def refused(*arguments, **options):
+    """Runs a command that must be refused; returns its one line."""
+    done = command(*arguments, **options)
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.strip().splitlines()
+    # Stage lines may precede the error; nothing may follow it.
+    assert lines[-1].startswith("error: ")
+    assert not any("Traceback" in line or line.startswith("error: ") for line in lines[:-1])
+    return lines[-1]
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory):
+    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    rows = [
+        {"prompt": "one two one two one", "category": "a"},
+        {"turns": ["abc abc abc", "and again"], "category": "b"},
+        {"messages": [{"role": "user", "content": "x y x y x"}], "category": "a"},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_build_inspect_generate_verify(tiny_model, few_prompts, prompts, tmp_path):
+    engine = tmp_path / "engine"
+    done = command("export", "build", tiny_model, "-o", engine, "--calibration", few_prompts)
+    assert done.returncode == 0, done.stderr
+    assert "checkpoint" in done.stderr
+    assert f"python -m runtime generate {engine}" in done.stdout
+    assert "KL" in done.stdout
+    assert "t(16)" in done.stdout
+
+    shown = command("export", "inspect", engine)
+    assert "chains exact at every width" in shown.stdout
+    manifest = json.loads(command("export", "inspect", engine, "--json").stdout)
+    assert manifest == json.loads((engine / "manifest.json").read_text())
+
+    streamed = command("runtime", "generate", engine, "one two one two", "--max-new-tokens", 12, "--stats")
+    answer = json.loads(
+        command("runtime", "generate", engine, "one two one two", "--max-new-tokens", 12, "--json").stdout
+    )
+    assert streamed.stdout == answer["text"] + "\n"
+    assert "tokens/s" in streamed.stderr
+    assert set(answer) == {"text", "token_ids", "finish_reason", "stats"}
+    assert len(answer["token_ids"]) == answer["stats"]["tokens"] <= 12
+
+    report = tmp_path / "verify.json"
+    done = command("runtime", "verify", engine, "--prompts", prompts, "--max-new-tokens", 16, "--json", report)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.startswith("identical: 3 of 3 prompts")
+    assert json.loads(report.read_text())["divergences"] == []
+
+    figures = tmp_path / "report.json"
+    done = command("calibration", "report", engine, "--prompts", prompts, "--limit", 2, "--json", figures)
+    assert done.returncode == 0, done.stderr
+    value = json.loads(figures.read_text())
+    assert {"mean_kl_nats", "top1_agreement", "perplexity", "perplexity_float", "tokens", "linears"} <= set(value)
+    assert set(value["continuation"]) == {"mean_kl_nats", "top1_agreement", "perplexity", "perplexity_float", "tokens"}
+    assert set(value["linears"]) == set(manifest["linears"])
+    assert value["linears"]["lm_head"]["sqnr_db"] > 10
+
+
+def test_verify_fails_when_nothing_was_drafted(tiny_engine, prompts):
+    done = command(
+        *("runtime", "verify", tiny_engine, "--prompts", prompts, "--max-new-tokens", 1),
+    )
+    assert done.returncode == 1
+    assert "nothing was drafted, so nothing was verified" in done.stderr
+    assert command("runtime", "verify", tiny_engine, "--prompts", prompts, "--drafter", "none").returncode == 0
+
+
+def test_bench_writes_its_arms(tiny_engine, prompts, tmp_path):
+    path = tmp_path / "bench.json"
+    done = command("runtime", "bench", tiny_engine, "--prompts", prompts, "--max-new-tokens", 8, "--json", path)
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads(path.read_text())["arms"]) == {"quantized_plain", "quantized_speculative"}
+
+
+class TestRefusals:
+    """Bad input: exit code 2, one line, nothing half-written."""
+
+    def build(self, model, tmp_path, *more, **options):
+        line = refused("export", "build", model, "-o", tmp_path / "new" / "engine", *more, **options)
+        assert not (tmp_path / "new").exists()
+        return line
+
+    def test_missing_folder(self, tmp_path):
+        assert "no-such-model does not exist: give a Hugging Face folder" in self.build("no-such-model", tmp_path)
+
+    def test_hub_id_when_offline(self, tmp_path):
+        line = self.build("some-owner/some-model", tmp_path, env={"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)})
+        assert "as a hub id it cannot be had: it is not in the local cache" in line
+
+    def test_unsupported_architecture(self, tmp_path):
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model" / "config.json").write_text(json.dumps({"architectures": ["MambaForCausalLM"]}))
+        line = self.build(tmp_path / "model", tmp_path)
+        assert "unsupported architecture: MambaForCausalLM; supported are LlamaForCausalLM" in line
+
+    def test_truncated_shard(self, tiny_model, tmp_path):
+        folder = shutil.copytree(tiny_model, tmp_path / "model")
+        shard = next(folder.glob("*.safetensors"))
+        shard.write_bytes(shard.read_bytes()[:-100])
+        assert "is not a whole safetensors file" in self.build(folder, tmp_path)
+
+    def test_header_that_promises_too_much(self, tiny_model, tmp_path):
+        folder = shutil.copytree(tiny_model, tmp_path / "model")
+        next(folder.glob("*.safetensors")).write_bytes(struct.pack("<Q", 1 << 60) + b"{}")
+        assert "is not a whole safetensors file" in self.build(folder, tmp_path)
+
+    def test_truncated_gguf(self, tmp_path):
+        (tmp_path / "model.gguf").write_bytes(b"GGUF\x03\x00\x00\x00\x05")
+        assert "is not a whole GGUF file" in self.build(tmp_path / "model.gguf", tmp_path)
+
+    def test_pickled_weights(self, tiny_model, tmp_path):
+        folder = shutil.copytree(tiny_model, tmp_path / "model")
+        next(folder.glob("*.safetensors")).rename(folder / "pytorch_model.bin")
+        assert "pytorch_model.bin is a pickle, which is never opened" in self.build(folder, tmp_path)
+
+    def test_chat_template_that_reaches_for_python(self, tmp_path):
+        folder = save_tiny_model(tmp_path / "model", "llama")
+        save_tokenizer(folder, "{{ ''.__class__.__mro__[1].__subclasses__() }}")
+        line = refused("export", "build", folder, "-o", tmp_path / "engine")
+        assert "the chat template reaches for Python internals and is refused" in line
+        assert not (tmp_path / "engine").exists()
+
+    def test_output_that_exists(self, tiny_engine, tiny_model):
+        line = refused("export", "build", tiny_model, "-o", tiny_engine)
+        assert "exists: choose another -o, or replace it with --force" in line
+
+    def test_empty_prompt_file(self, tiny_engine, tmp_path):
+        (tmp_path / "empty.jsonl").write_text("\n\n")
+        for program in (("runtime", "verify"), ("runtime", "bench"), ("calibration", "report")):
+            line = refused(*program, tiny_engine, "--prompts", tmp_path / "empty.jsonl")
+            assert "empty.jsonl holds no prompts" in line
+
+    def test_malformed_row_is_named_by_line(self, tiny_engine, tmp_path):
+        (tmp_path / "bad.jsonl").write_text('{"prompt": "fine"}\n\n{"prompt": "fine too"\n')
+        line = refused("runtime", "verify", tiny_engine, "--prompts", tmp_path / "bad.jsonl")
+        assert "bad.jsonl, line 3: not JSON" in line
+
+    def test_missing_prompt_file(self, tiny_engine):
+        line = refused("runtime", "verify", tiny_engine, "--prompts", "nothing.jsonl")
+        assert "nothing.jsonl does not exist" in line
+
+    def test_corrupted_manifest(self, tiny_engine, tmp_path):
+        engine = shutil.copytree(tiny_engine, tmp_path / "engine")
+        (engine / "manifest.json").write_text('{"format_version": 1,')
+        assert "manifest.json cannot be read" in refused("runtime", "generate", engine, "hi")
+        assert "manifest.json cannot be read" in refused("export", "inspect", engine)
+
+    def test_newer_format(self, tiny_engine, tmp_path):
+        engine = shutil.copytree(tiny_engine, tmp_path / "engine")
+        (engine / "manifest.json").write_text('{"format_version": 7}')
+        assert "format version 7, this installation reads up to 1" in refused("runtime", "generate", engine, "hi")
+
+    def test_manifest_that_points_outside(self, tiny_engine, tmp_path):
+        engine = shutil.copytree(tiny_engine, tmp_path / "engine")
+        value = json.loads((engine / "manifest.json").read_text())
+        value["files"]["../outside"] = {"bytes": 1, "sha256": "0"}
+        (engine / "manifest.json").write_text(json.dumps(value))
+        assert "lies outside the directory" in refused("runtime", "generate", engine, "hi")
+
+    def test_prompt_longer_than_the_cache(self, tiny_engine):
+        line = refused("runtime", "generate", tiny_engine, "word " * 200)
+        assert "tokens and this engine holds 512, new tokens included: shorten the prompt" in line
+
+    def test_no_engine(self, tmp_path):
+        line = refused("runtime", "generate", tmp_path / "none", "hi")
+        assert "is no engine directory: build one with python -m export build" in line
+
+    def test_unknown_drafter(self, tiny_engine):
+        line = refused("runtime", "generate", tiny_engine, "hi", "--drafter", "magic")
+        assert "unknown drafter 'magic'; known are prompt-lookup, none" in line
+
+    def test_float_model_of_another_vocabulary(self, tiny_engine, prompts, tmp_path):
+        other = save_tiny_model(tmp_path / "other", "llama", vocab_size=400)
+        line = refused("calibration", "report", tiny_engine, "--prompts", prompts, "--float", other)
+        assert "has 400 tokens, the engine 320" in line
+
+    def test_checkpoint_that_has_changed(self, few_prompts, prompts, tmp_path, build_engine):
+        folder = save_tiny_model(tmp_path / "model", "llama")
+        engine = build_engine(folder)
+        save_tiny_model(folder, "llama", seed=3)
+        line = refused("calibration", "report", engine, "--prompts", prompts)
+        assert "is not the checkpoint that the engine was built from" in line

@@ -1,0 +1,194 @@
+"""The loop against plain decoding, token by token and of equal length, with drafters of every kind."""
+
+import numpy as np
+import pytest
+
+from quasar.errors import ContextLimitError, GenerationError
+from runtime.acceptance import accepted_prefix
+from runtime.drafters import Draft, PromptLookup
+from runtime.kv_cache import KVCache
+from runtime.loop import Limits, check_prompt, decode
+from runtime.testing import TableSession
+
+
+def hashed(context):
+    """A target that depends on the whole context: any wrong row shows."""
+    value = 7
+    for token in context:
+        value = (value * 31 + token + 1) % 1000003
+    return value % 100
+
+
+def looping(context):
+    """A target that falls into a loop of seven, as small models do."""
+    return (len(context) // 2) % 7
+
+
+class Oracle:
+    """Drafts what the target will say, up to `right` tokens, then something else."""
+
+    def __init__(self, target, right):
+        self.target, self.right = target, right
+
+    def propose(self, context, max_tokens):
+        text = context.tolist()
+        for place in range(max_tokens):
+            token = self.target(text)
+            text.append(token if place < self.right else (token + 1) % 100)
+        return Draft(tokens=np.array(text[len(context) :], np.int64))
+
+
+class Random:
+    def __init__(self, seed):
+        self.random = np.random.default_rng(seed)
+
+    def propose(self, context, max_tokens):
+        return Draft(tokens=self.random.integers(0, 100, self.random.integers(0, max_tokens + 1)))
+
+
+class Empty:
+    def propose(self, context, max_tokens):
+        return Draft(tokens=np.empty(0, np.int64))
+
+
+def run(target, drafter, *, prompt=(1, 2, 3), max_new_tokens=40, stop_ids=(), k=5, plain_width=1, **session):
+    table = TableSession(target, **session)
+    limits = Limits(max_new_tokens=max_new_tokens, stop_ids=frozenset(stop_ids))
+    rounds = list(
+        decode(
+            table,
+            np.array(prompt, np.int64),
+            limits,
+            drafter=drafter,
+            num_draft_tokens=k if drafter else 0,
+            plain_width=plain_width,
+        )
+    )
+    return [token for step in rounds for token in step.tokens], rounds, table
+
+
+def expected(target, prompt, count, stop_ids=()):
+    text = list(prompt)
+    for _ in range(count):
+        text.append(target(text))
+        if text[-1] in stop_ids:
+            break
+    return text[len(prompt) :]
+
+
+DRAFTERS = {
+    "none": lambda target: None,
+    "right": lambda target: Oracle(target, 99),
+    "wrong": lambda target: Oracle(target, 0),
+    "right-then-wrong": lambda target: Oracle(target, 2),
+    "random": lambda target: Random(4),
+    "empty": lambda target: Empty(),
+    "lookup": lambda target: PromptLookup(),
+    "earliest": lambda target: PromptLookup(match="earliest"),
+}
+
+
+@pytest.mark.parametrize("target", [hashed, looping])
+@pytest.mark.parametrize("drafter", DRAFTERS)
+@pytest.mark.parametrize("k", [1, 5, 31])
+@pytest.mark.parametrize("count", [1, 2, 40])
+def test_tokens_are_those_of_plain_decoding(target, drafter, k, count):
+    tokens, rounds, _ = run(target, DRAFTERS[drafter](target), k=k, max_new_tokens=count)
+    assert tokens == expected(target, (1, 2, 3), count)
+    assert rounds[-1].finish_reason == "length"
+    assert all(step.finish_reason is None for step in rounds[:-1])
+
+
+@pytest.mark.parametrize("drafter", DRAFTERS)
+def test_end_tokens_cut_inside_an_accepted_block(drafter):
+    wanted = expected(hashed, (1, 2, 3), 40)
+    for place in (0, 1, 7, 20):
+        stop = {wanted[place]}
+        tokens, rounds, _ = run(hashed, DRAFTERS[drafter](hashed), stop_ids=stop)
+        assert tokens == expected(hashed, (1, 2, 3), 40, stop)
+        assert rounds[-1].finish_reason == "stop"
+
+
+def test_counts_of_a_drafter_that_is_always_right():
+    tokens, rounds, table = run(hashed, Oracle(hashed, 99), max_new_tokens=25, k=5)
+    assert len(tokens) == 25
+    # One from prefill, then four rounds of five drafts and a bonus token.
+    assert [(step.drafted, step.accepted, len(step.tokens)) for step in rounds] == [(0, 0, 1)] + [(5, 5, 6)] * 4
+    assert len(table.calls) == 5
+
+
+def test_drafts_never_reach_past_the_limit():
+    _, rounds, _ = run(hashed, Oracle(hashed, 99), max_new_tokens=4, k=5)
+    assert [(step.drafted, len(step.tokens)) for step in rounds] == [(0, 1), (2, 3)]
+
+
+def test_accepted_counts_only_what_is_emitted():
+    wanted = expected(hashed, (1, 2, 3), 6)
+    tokens, rounds, _ = run(hashed, Oracle(hashed, 99), stop_ids={wanted[3]})
+    assert tokens == wanted[:4]
+    assert rounds[-1].accepted == 3
+
+
+@pytest.mark.parametrize("drafter", DRAFTERS)
+def test_the_cache_ends_the_text(drafter):
+    tokens, rounds, table = run(hashed, DRAFTERS[drafter](hashed), prompt=range(50), max_new_tokens=40, max_length=64)
+    assert tokens == expected(hashed, range(50), 14)
+    assert rounds[-1].finish_reason == "length"
+    assert max(length + len(fed) for length, fed in table.calls) <= 64
+
+
+def test_prompt_is_cut_at_multiples_of_the_chunk():
+    tokens, _, table = run(hashed, None, prompt=range(23), max_new_tokens=1, prefill_chunk=8)
+    assert [(length, len(fed)) for length, fed in table.calls] == [(0, 8), (8, 8), (16, 7)]
+    assert tokens == expected(hashed, range(23), 1)
+
+
+def test_narrow_passes_are_padded_where_only_wider_ones_are_exact():
+    tokens, _, table = run(hashed, None, plain_width=3, max_new_tokens=10)
+    assert tokens == expected(hashed, (1, 2, 3), 10)
+    assert {len(fed) for _, fed in table.calls[1:]} == {3}
+
+
+@pytest.mark.parametrize("tokens", [[100], [-1], [1] * 6])
+def test_drafts_that_cannot_be_fed_are_an_error(tokens):
+    drafter = type("Bad", (), {"propose": lambda self, context, n: Draft(tokens=np.array(tokens))})()
+    with pytest.raises(GenerationError, match="at most 5 ids below 100 were expected"):
+        run(hashed, drafter)
+
+
+def test_trees_are_refused():
+    draft = Draft(tokens=np.array([1, 2]), parents=np.array([-1, -1]))
+    drafter = type("Tree", (), {"propose": lambda self, context, n: draft})()
+    with pytest.raises(GenerationError, match="trees are not exact on this engine"):
+        run(hashed, drafter)
+
+
+def test_prompts_that_cannot_be_fed():
+    contract = TableSession(hashed, max_length=64).contract
+    for prompt, kind, message in (
+        ([], GenerationError, "the prompt is empty"),
+        (range(64), ContextLimitError, "the prompt has 64 tokens and this engine holds 64"),
+        ([5, 100], GenerationError, "outside the vocabulary of 100"),
+    ):
+        with pytest.raises(kind, match=message):
+            check_prompt(np.array(prompt, np.int64), contract)
+    check_prompt(np.arange(63), contract)
+
+
+def test_accepted_prefix():
+    target = np.array([4, 5, 6, 7])
+    assert accepted_prefix(np.array([4, 5, 6]), target) == 3
+    assert accepted_prefix(np.array([4, 9, 6]), target) == 1
+    assert accepted_prefix(np.array([9, 5, 6]), target) == 0
+    assert accepted_prefix(np.array([], np.int64), target[:1]) == 0
+
+
+def test_kv_cache_counts_and_refuses():
+    cache = KVCache(TableSession(hashed, max_length=10).contract)
+    cache.commit(7)
+    cache.truncate(5)
+    assert (cache.length, cache.room) == (5, 5)
+    with pytest.raises(ContextLimitError, match="6 rows do not fit"):
+        cache.commit(6)
+    with pytest.raises(ContextLimitError, match="holds 5 rows and cannot be cut to 6"):
+        cache.truncate(6)

@@ -1,0 +1,61 @@
+"""`verify` finds a divergence where there is one, and says what it is."""
+
+from types import SimpleNamespace
+
+import numpy as np
+
+import runtime
+from quasar.text import Prompt
+from runtime.parity import first_difference, verify
+
+PROMPTS = [Prompt(messages=({"role": "user", "content": text},)) for text in ("one two one two", "abc abc abc")]
+
+
+def test_identical_on_a_real_engine(tiny_engine):
+    with runtime.load(tiny_engine) as engine:
+        parity = verify(engine, PROMPTS, drafter="prompt-lookup", num_draft_tokens=5, max_new_tokens=40)
+    assert (parity.prompts, parity.identical, parity.divergences) == (2, 2, ())
+    assert parity.plain_width == 1
+    assert parity.drafted > 0
+    assert parity.accepted <= parity.drafted
+    value = parity.to_json()
+    assert list(value) == [
+        *("prompts", "identical", "tokens", "plain_width", "rounds", "drafted", "accepted", "divergences"),
+        "acceptance_length",
+    ]
+
+
+class Liar:
+    """An engine whose speculative text differs in one place of the second prompt, and is shorter in the third."""
+
+    plain_width = 1
+
+    def generate(self, messages, *, max_new_tokens, drafter, num_draft_tokens=0):
+        ids = [5, 6, 7, 8]
+        if drafter != "none":
+            ids = {"a": ids, "b": [5, 6, 9, 8], "c": [5, 6]}[messages[0]["content"]]
+        stats = SimpleNamespace(tokens=len(ids), rounds=3, drafted=2, accepted=1)
+        return SimpleNamespace(token_ids=tuple(ids), stats=stats)
+
+    def encode(self, messages):
+        return np.array([1])
+
+    def logits(self, token_ids):
+        assert list(token_ids) == [1, 5, 6]
+        return np.arange(20, dtype=np.float32)
+
+
+def test_divergences_are_reported_with_their_logit_gap():
+    prompts = [Prompt(messages=({"role": "user", "content": text},)) for text in "abc"]
+    parity = verify(Liar(), prompts, drafter="x", num_draft_tokens=2, max_new_tokens=4)
+    assert parity.identical == 1
+    different, shorter = parity.divergences
+    assert (different.prompt, different.position, different.plain_id, different.speculative_id) == (1, 2, 7, 9)
+    assert different.logit_gap == -2
+    assert (shorter.prompt, shorter.position, shorter.plain_id, shorter.speculative_id) == (2, 2, 7, None)
+    assert shorter.logit_gap is None
+
+
+def test_first_difference():
+    assert first_difference([1, 2], [1, 3]) == 1
+    assert first_difference([1, 2], [1, 2, 3]) == 2
