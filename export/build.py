@@ -1,14 +1,11 @@
 """The build: checkpoint → calibration → canonical graph → lowering → probes and costs → fidelity → manifest."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from calibration.recipe import Precision, Recipe, make_recipe
+from calibration.recipe import Recipe, make_recipe
 from calibration.report import LINEAR_FIGURES, checkpoint_hash
 from calibration.smoothing import SmoothingFactors, choose_factors
 from calibration.statistics import ActivationStatistics, collect_statistics
@@ -22,7 +19,7 @@ from calibration.texts import (
     refuse_overlap,
     tokenize,
 )
-from engines.contract import MAX_WIDTH, Contract, capacity_for
+from engines.contract import Contract, capacity_for
 from engines.manifest import (
     MachineRecord,
     Manifest,
@@ -30,16 +27,14 @@ from engines.manifest import (
     TextFiles,
     engine_hash,
 )
+from export.options import DEFAULT_ALPHA, BuildOptions, Reporter, Silent, check_options, choose_max_length
 from export.workspace import Workspace, check_target, open_workspace
 from quasar.checkpoints import Checkpoint, open_checkpoint
-from quasar.errors import BuildError
 from quasar.files import sha256_file, sha256_json, write_json
 
 if TYPE_CHECKING:
     import torch
 
-DEFAULT_MAX_LENGTH = 4096
-DEFAULT_ALPHA = 0.5
 _EVALUATION_CONTINUATION_TOKENS = 32
 _PROBE_LAYERS = 2
 CANONICAL = "verifier.onnx"
@@ -50,42 +45,6 @@ _ONNXRUNTIME = OnnxRuntimeFiles(
     integer_check="onnxruntime/integer_check.onnx",
 )
 _TOOLS = ("quasar-verifier", "torch", "transformers", "onnx", "onnx-ir", "onnxruntime", "numpy")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuildOptions:
-    """What the user chose. `max_length` None: the smaller of the model's context and 4096."""
-
-    model: str
-    output: Path
-    precision: Precision = "w8a8"
-    alpha: float | None = None
-    calibration: Path | None = None
-    max_length: int | None = None
-    keep_float: tuple[str, ...] = ()
-    force: bool = False
-
-
-class Reporter(Protocol):
-    """Hears what a build does."""
-
-    def stage(self, title: str, detail: str = "") -> None:
-        """A stage begins."""
-
-    def steps(self, description: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
-        """Progress of long work: a context manager that gives a function to call with the steps done."""
-
-
-class Silent:
-    """A reporter that shows nothing."""
-
-    def stage(self, title: str, detail: str = "") -> None:
-        """Nothing to show."""
-
-    @contextmanager
-    def steps(self, description: str, total: int) -> Iterator[Callable[[int], None]]:  # noqa: ARG002 - shows nothing
-        """Nothing to show."""
-        yield lambda count: None
 
 
 def build(options: BuildOptions, reporter: Reporter | None = None) -> Path:
@@ -103,7 +62,7 @@ class _Build:
 
     def run(self) -> Path:
         options = self._options
-        _check_options(options)
+        check_options(options)
         # Cheap refusals first: nothing is read before the output is known to be free.
         check_target(options.output, force=options.force)
         self._calibration = calibration_prompts(options.calibration)
@@ -123,7 +82,7 @@ class _Build:
             num_kv_heads=spec.num_kv_heads,
             head_size=spec.head_size,
             vocab_size=spec.vocab_size,
-            max_length=(length := _max_length(options.max_length, spec.context_length)),
+            max_length=(length := choose_max_length(options.max_length, spec.context_length)),
             capacity=capacity_for(length),
         )
         self._checkpoint_hash = checkpoint_hash(self._checkpoint)
@@ -346,27 +305,6 @@ class _Build:
 def tool_versions() -> dict[str, str]:
     """Versions of what the result depends on."""
     return {name: version(name) for name in _TOOLS}
-
-
-def _check_options(options: BuildOptions) -> None:
-    if options.precision == "fp32":
-        for name, value in (
-            ("--alpha", options.alpha),
-            ("--calibration", options.calibration),
-            ("--keep-float", options.keep_float or None),
-        ):
-            if value is not None:
-                raise BuildError(f"{name} has no meaning with --precision fp32: leave it out")
-
-
-def _max_length(asked: int | None, context: int) -> int:
-    if asked is None:
-        return min(context, DEFAULT_MAX_LENGTH)
-    if asked > context:
-        raise BuildError(f"--max-length {asked} is more than the model's context of {context} tokens")
-    if asked < MAX_WIDTH:
-        raise BuildError(f"--max-length {asked} is too short; {MAX_WIDTH} or more was expected")
-    return asked
 
 
 def _prompts_hash(prompts: list[Any]) -> str:

@@ -63,8 +63,8 @@ def build(
 
     An interrupted build goes on where it was when the same command is run again.
     """
-    from export.build import BuildOptions
     from export.build import build as run_build
+    from export.options import BuildOptions
 
     options = BuildOptions(
         model=model,

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from export.build import BuildOptions, build
+from export.build import build
+from export.options import BuildOptions
 from tests.tiny import save_tiny_model
 
 

@@ -90,7 +90,6 @@ class LowerToOnnxRuntime(InPlacePass):
         assert old_node is not None
         graph.insert_after(old_node, new.nodes)
 
-
     @staticmethod
     def _packed_with_norms(new: GraphBuilder, prefix: str, values: _Values, rows: "_SpareRows") -> ir.Value:
         """Queries and keys behind their norms, packed again: on the CPU the operator itself has no norms."""

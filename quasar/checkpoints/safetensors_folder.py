@@ -107,6 +107,7 @@ class SafetensorsFolder:
 
 
 def _open_shard(path: Path) -> contextlib.AbstractContextManager[Any]:
+    import ml_dtypes  # noqa: F401 - teaches numpy the name bfloat16, which safetensors asks it for
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -4,7 +4,7 @@ import datetime as dt
 import json
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NoReturn, TypedDict
 
 from quasar.errors import PromptError
 
@@ -45,11 +45,15 @@ class ChatTemplate:
 
     @cached_property
     def _template(self) -> "Template":
+        from jinja2.exceptions import SecurityError
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
+        class Sandbox(ImmutableSandboxedEnvironment):
+            # Jinja would print nothing for an unsafe attribute and complain only when it is used.
+            def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
+                raise SecurityError(f"{attribute!r} of a {type(obj).__name__} is unsafe")
+
+        environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
         # The three helpers that transformers gives to templates.
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise_exception

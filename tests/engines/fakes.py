@@ -9,9 +9,7 @@ class FaultySession:
     """Logits follow from the token and its position alone, except where `fault(cache_length, width, row)` says so."""
 
     def __init__(self, fault=lambda length, width, row: False, leak=lambda length, width: False) -> None:
-        self.contract = Contract(
-            num_layers=1, num_kv_heads=1, head_size=2, vocab_size=11, max_length=300, capacity=384
-        )
+        self.contract = Contract(num_layers=1, num_kv_heads=1, head_size=2, vocab_size=11, max_length=300, capacity=384)
         self.caches = [(np.zeros((1, 1, 384, 2), np.float32), np.zeros((1, 1, 384, 2), np.float32))]
         self._fault, self._leak = fault, leak
 

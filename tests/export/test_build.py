@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from engines.directory import open_directory
-from export.build import BuildOptions, build
+from export.build import build
+from export.options import BuildOptions
 from quasar.errors import BuildError
 from tests.export.killed_build import start_build
 from tests.tiny import save_tiny_model
@@ -153,11 +154,11 @@ def test_calibration_text_must_not_be_evaluated_on(tiny_model, tmp_path):
     from calibration.texts import default_prompts
 
     shared = default_prompts("evaluation")[2].text.upper()
-    (tmp_path / "own.jsonl").write_text(json.dumps({"prompt": "Something else"}) + "\n" + json.dumps({"prompt": shared}))
+    (tmp_path / "own.jsonl").write_text(
+        json.dumps({"prompt": "Something else"}) + "\n" + json.dumps({"prompt": shared})
+    )
     with pytest.raises(BuildError, match="calibration prompt 2 .* is also in the project's evaluation prompts"):
-        build(
-            BuildOptions(model=str(tiny_model), output=tmp_path / "engine", calibration=tmp_path / "own.jsonl")
-        )
+        build(BuildOptions(model=str(tiny_model), output=tmp_path / "engine", calibration=tmp_path / "own.jsonl"))
     assert not (tmp_path / "engine.partial").exists()
 
 

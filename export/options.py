@@ -1,0 +1,73 @@
+"""What a user chooses for a build, and how the build reports what it does."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from calibration.recipe import Precision
+from engines.contract import MAX_WIDTH
+from quasar.errors import BuildError
+
+DEFAULT_MAX_LENGTH = 4096
+DEFAULT_ALPHA = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildOptions:
+    """What the user chose. `max_length` None: the smaller of the model's context and 4096."""
+
+    model: str
+    output: Path
+    precision: Precision = "w8a8"
+    alpha: float | None = None
+    calibration: Path | None = None
+    max_length: int | None = None
+    keep_float: tuple[str, ...] = ()
+    force: bool = False
+
+
+class Reporter(Protocol):
+    """Hears what a build does."""
+
+    def stage(self, title: str, detail: str = "") -> None:
+        """A stage begins."""
+
+    def steps(self, description: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+        """Progress of long work: a context manager that gives a function to call with the steps done."""
+
+
+class Silent:
+    """A reporter that shows nothing."""
+
+    def stage(self, title: str, detail: str = "") -> None:
+        """Nothing to show."""
+
+    @contextmanager
+    def steps(self, description: str, total: int) -> Iterator[Callable[[int], None]]:  # noqa: ARG002 - shows nothing
+        """Nothing to show."""
+        yield lambda count: None
+
+
+def check_options(options: BuildOptions) -> None:
+    """Raise `BuildError` for options that contradict each other."""
+    if options.precision == "fp32":
+        for name, value in (
+            ("--alpha", options.alpha),
+            ("--calibration", options.calibration),
+            ("--keep-float", options.keep_float or None),
+        ):
+            if value is not None:
+                raise BuildError(f"{name} has no meaning with --precision fp32: leave it out")
+
+
+def choose_max_length(asked: int | None, context: int) -> int:
+    """The longest context to build for; raises `BuildError` if the model or the verify call cannot have it."""
+    if asked is None:
+        return min(context, DEFAULT_MAX_LENGTH)
+    if asked > context:
+        raise BuildError(f"--max-length {asked} is more than the model's context of {context} tokens")
+    if asked < MAX_WIDTH:
+        raise BuildError(f"--max-length {asked} is too short; {MAX_WIDTH} or more was expected")
+    return asked

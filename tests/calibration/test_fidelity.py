@@ -1,0 +1,86 @@
+"""Fidelity figures against torch, and on cases whose answer is known."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from calibration.affine import quantize_tokens, quantize_weight
+from calibration.fidelity import Tally, compare, kl_nats, log_softmax
+from calibration.sqnr import output_sqnr_db
+from calibration.texts import TokenizedText
+
+RANDOM = np.random.default_rng(2)
+
+
+def test_kl_is_torchs():
+    p, q = (RANDOM.standard_normal((7, 50)).astype(np.float32) * 3 for _ in range(2))
+    expected = torch.nn.functional.kl_div(
+        torch.from_numpy(q).double().log_softmax(-1),
+        torch.from_numpy(p).double().log_softmax(-1),
+        log_target=True,
+        reduction="none",
+    ).sum(-1)
+    # float32 log-probabilities: about 1e-6 each, weighted by probabilities that sum to one.
+    np.testing.assert_allclose(kl_nats(log_softmax(p), log_softmax(q)), expected.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_equal_logits_have_no_divergence():
+    logits = RANDOM.standard_normal((100, 30)).astype(np.float32)
+    tally = Tally()
+    tally.add(logits, logits, RANDOM.integers(0, 30, 100))
+    figures = tally.figures()
+    assert (figures["mean_kl_nats"], figures["top1_agreement"], figures["tokens"]) == (0, 1, 100)
+    assert figures["perplexity"] == figures["perplexity_float"]
+
+
+def test_uniform_logits_have_the_perplexity_of_the_vocabulary():
+    tally = Tally()
+    tally.add(np.zeros((10, 64), np.float32), np.zeros((10, 64), np.float32), np.arange(10))
+    assert tally.figures()["perplexity"] == pytest.approx(64)
+
+
+def test_prompts_and_continuations_are_told_apart():
+    """Continuation rows are those that predict its tokens; a row may belong to both."""
+    vocabulary = 8
+    text = TokenizedText(prompt=(1, 2, 3, 4), continuation=(5, 6))
+    reference = np.zeros((6, vocabulary), np.float32)
+    engine = reference.copy()
+    engine[0, 0] = 5  # predicts token 2 of the prompt
+    engine[4, 0] = 7  # predicts token 6 of the continuation
+
+    def whole(rows):
+        return lambda tokens: iter([rows])
+
+    def pieces(rows):
+        return lambda tokens: iter([rows[:1], rows[1:5], rows[5:]])
+
+    figures = compare([text], whole(reference), pieces(engine))
+    assert figures["tokens"] == 4
+    assert figures["continuation"]["tokens"] == 2
+
+    def divergence(logit):
+        q = log_softmax(np.array([[logit] + [0] * 7], np.float32))
+        return float(kl_nats(log_softmax(np.zeros((1, 8), np.float32)), q)[0])
+
+    assert figures["mean_kl_nats"] == pytest.approx(divergence(5) / 4, abs=1e-5)
+    assert figures["continuation"]["mean_kl_nats"] == pytest.approx(divergence(7) / 2, abs=1e-5)
+    # Perplexity of the prompt: tokens 2, 3 and 4; the continuation's: 5 and 6.
+    nll = [math.log(math.exp(5) + 7), math.log(8), math.log(8)]
+    assert figures["perplexity"] == pytest.approx(math.exp(sum(nll) / 3), rel=1e-4)
+    assert figures["continuation"]["perplexity_float"] == pytest.approx(8, rel=1e-4)
+
+
+def test_sqnr_rises_when_outliers_are_smoothed():
+    x = RANDOM.standard_normal((40, 64)).astype(np.float32)
+    x[:, 5] *= 100
+    weight = RANDOM.standard_normal((32, 64)).astype(np.float32)
+    plain = output_sqnr_db(x, weight, np.ones(64, np.float32))
+    smoothed = output_sqnr_db(x, weight, np.sqrt(np.abs(x).max(0) / np.abs(weight).max(0)).astype(np.float32))
+    assert smoothed > plain + 5
+    values, amax = quantize_tokens(x)
+    quantized = quantize_weight(weight)
+    y = (values.astype(np.float64) * amax / 127) @ (quantized.values * quantized.scale[:, None].astype(np.float64)).T
+    exact = x.astype(np.float64) @ weight.T
+    assert plain == pytest.approx(10 * np.log10((exact**2).sum() / ((exact - y) ** 2).sum()), abs=0.05)

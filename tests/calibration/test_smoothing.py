@@ -1,0 +1,129 @@
+"""Smoothing changes the numbers of a model, but not the function that it computes."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from calibration.float_model import load_float_model
+from calibration.smoothing import SmoothingFactors, choose_factors, fold, shared_over_query_group, smoothing_factor
+from calibration.statistics import collect_statistics
+from calibration.weights import WeightAmaxReader
+from quasar.checkpoints import open_checkpoint
+from tests.tiny import VOCABULARY, save_tiny_model
+
+MODELS = {
+    "llama": ("llama", {}),
+    "llama-tied": ("llama", {"tie_word_embeddings": True}),
+    "llama-biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "qwen2": ("qwen2", {}),
+    "qwen3": ("qwen3", {"head_dim": 24}),
+}
+
+
+def factors_of(checkpoint, skip=frozenset()):
+    """Factors far from one, as a model with outliers has them."""
+    random = np.random.default_rng(4)
+    amax = {linear.name: random.uniform(0.1, 50, linear.inputs) for linear in checkpoint.spec.linears()}
+    return choose_factors(checkpoint.spec, amax, WeightAmaxReader(checkpoint), 0.6, skip)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
+def test_float_model_is_unchanged(name, dtype, tolerance, tmp_path):
+    """To 1e-10 of the logits' range in float64, 1e-4 in float32."""
+    architecture, overrides = MODELS[name]
+    checkpoint = open_checkpoint(str(save_tiny_model(tmp_path, architecture, **overrides)))
+    factors = factors_of(checkpoint)
+    tokens = torch.from_numpy(np.random.default_rng(0).integers(0, VOCABULARY, (2, 40)))
+    model = load_float_model(checkpoint).to(dtype)
+    with torch.inference_mode():
+        before = model(tokens).logits.numpy()
+    # The head is smoothed as a tensor of its own, also where it is tied.
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
+    names = [*checkpoint.spec.tensors(), *(["lm_head.weight"] if checkpoint.spec.tied_head else [])]
+    changed = 0
+    for tensor_name in names:
+        module, _, parameter = tensor_name.rpartition(".")
+        owner = model.lm_head if module == "lm_head" else model.model.get_submodule(module)
+        tensor = getattr(owner, parameter).detach().numpy()
+        folded = fold(tensor_name, tensor, checkpoint.spec, factors)
+        assert folded.shape == tensor.shape
+        changed += not np.array_equal(folded, tensor)
+        with torch.no_grad():
+            getattr(owner, parameter).copy_(torch.from_numpy(np.ascontiguousarray(folded)))
+    with torch.inference_mode():
+        after = model(tokens).logits.numpy()
+    # Every linear's members, and the norms before them.
+    assert changed >= 3 * (7 + 2) + 2
+    assert np.abs(after - before).max() <= tolerance * (before.max() - before.min())
+
+
+def test_query_heads_of_a_group_share_their_factor(tmp_path):
+    checkpoint = open_checkpoint(str(save_tiny_model(tmp_path, "llama")))
+    spec = checkpoint.spec
+    s = factors_of(checkpoint).of("layers.0.self_attn.o_proj").reshape(spec.num_kv_heads, -1, spec.head_size)
+    np.testing.assert_array_equal(s[:, 0], s[:, 1])
+    per_channel = np.arange(spec.query_size, dtype=np.float64)
+    shared = shared_over_query_group(per_channel, spec).reshape(s.shape)
+    np.testing.assert_array_equal(shared[:, 0], per_channel.reshape(s.shape)[:, 1])
+
+
+def test_float_linears_are_left_alone(tmp_path):
+    checkpoint = open_checkpoint(str(save_tiny_model(tmp_path, "llama")))
+    factors = factors_of(checkpoint, skip=frozenset({"layers.1.mlp.down_proj", "lm_head"}))
+    assert factors.of("lm_head") is None
+    for name in ("layers.1.mlp.down_proj.weight", "lm_head.weight", "norm.weight"):
+        tensor = checkpoint.read(name)
+        np.testing.assert_array_equal(fold(name, tensor, checkpoint.spec, factors), tensor)
+    assert fold("embed_tokens.weight", checkpoint.read("embed_tokens.weight"), checkpoint.spec, factors).any()
+
+
+@given(st.floats(0, 1e4), st.floats(0, 1e4), st.floats(0, 1))
+def test_factor_is_positive_and_finite(x, w, alpha):
+    s = smoothing_factor(np.array([x]), np.array([w]), alpha)
+    assert np.isfinite(s).all()
+    assert (s > 0).all()
+
+
+def test_factor_is_smoothquants():
+    s = smoothing_factor(np.array([16.0, 1e-9]), np.array([4.0, 4.0]), 0.5)
+    np.testing.assert_allclose(s, [2.0, np.sqrt(1e-5) / 2])
+    np.testing.assert_allclose(smoothing_factor(np.array([16.0]), np.array([4.0]), 1.0), [16.0])
+    assert SmoothingFactors().of("lm_head") is None
+
+
+def test_statistics_are_the_maxima_that_torch_sees(tmp_path):
+    """Against a loop over single sequences, without batches and padding."""
+    checkpoint = open_checkpoint(str(save_tiny_model(tmp_path, "llama")))
+    model = load_float_model(checkpoint)
+    random = np.random.default_rng(8)
+    texts = [random.integers(0, VOCABULARY, length).tolist() for length in (3, 17, 40, 5)]
+    statistics = collect_statistics(model, checkpoint.spec, texts)
+    assert statistics.num_tokens == 65
+    seen = {}
+
+    def watch(name):
+        def hook(module, arguments):
+            amax = arguments[0][0].abs().amax(dim=0)
+            seen[name] = torch.maximum(seen[name], amax) if name in seen else amax
+
+        return hook
+
+    for linear in checkpoint.spec.linears():
+        member = linear.members[0]
+        module = model.lm_head if member == "lm_head" else model.model.get_submodule(member)
+        module.register_forward_pre_hook(watch(linear.name))
+    with torch.inference_mode():
+        for text in texts:
+            model(torch.tensor([text]))
+    assert set(seen) == set(statistics.amax) == {linear.name for linear in checkpoint.spec.linears()}
+    for name, amax in seen.items():
+        # Batched float32 sums run in another order.
+        np.testing.assert_allclose(statistics.amax[name], amax.numpy(), rtol=1e-4, atol=1e-5)
+        assert 1 <= len(statistics.samples[name]) <= 128
+    statistics.save(tmp_path / "statistics.safetensors")
+    again = type(statistics).load(tmp_path / "statistics.safetensors")
+    np.testing.assert_array_equal(again.amax["lm_head"], statistics.amax["lm_head"])
+    assert again.num_tokens == 65

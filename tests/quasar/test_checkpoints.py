@@ -1,0 +1,281 @@
+"""Checkpoints: configs read and refused by name, shards, GGUF against transformers' own reader."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from calibration.float_model import load_float_model
+from quasar.checkpoints import Rope, open_checkpoint
+from quasar.checkpoints.checkpoint import read_float32
+from quasar.checkpoints.config import spec_from_config
+from quasar.checkpoints.rope import cos_sin_tables, inverse_frequencies
+from quasar.errors import CheckpointError
+from tests.tiny import save_tiny_model, tiny_config, tiny_torch_model
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 100,
+    "max_position_embeddings": 512,
+}
+
+
+def test_config_of_both_generations_means_the_same():
+    old = spec_from_config({**LLAMA, "rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 4.0}}, {})
+    new = spec_from_config({**LLAMA, "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5e5}}, {})
+    assert old == new
+    assert old.rope == Rope(theta=5e5, kind="linear", factor=4.0)
+    assert old.num_kv_heads == 4
+
+
+def test_end_ids_come_from_the_generation_config():
+    assert spec_from_config({**LLAMA, "eos_token_id": 2}, {}).eos_token_ids == (2,)
+    assert spec_from_config({**LLAMA, "eos_token_id": 2}, {"eos_token_id": [2, 7]}).eos_token_ids == (2, 7)
+    assert spec_from_config(LLAMA, {}).eos_token_ids == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architectures": ["GPT2LMHeadModel"]}, "unsupported architecture: GPT2LMHeadModel"),
+        ({"architectures": None, "model_type": "mamba"}, "unsupported architecture: model_type 'mamba'"),
+        ({"hidden_act": "gelu"}, "unsupported hidden_act 'gelu'"),
+        ({"use_sliding_window": True}, "sliding-window attention"),
+        ({"quantization_config": {"quant_method": "awq"}}, r"already quantized \(awq\)"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "unsupported rope scaling 'dynamic'"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "rope scaling 'linear' lacks 'factor'"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
+        ({"hidden_size": "64"}, "hidden_size is '64'; a positive integer"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
+    ],
+)
+def test_what_the_graph_cannot_express_is_refused_by_name(change, message):
+    with pytest.raises(CheckpointError, match=message):
+        spec_from_config({**LLAMA, **change}, {})
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"rope_type": "default", "rope_theta": 1e6},
+        {"rope_type": "linear", "rope_theta": 1e4, "factor": 3.0},
+        {
+            "rope_type": "llama3",
+            "rope_theta": 5e5,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+        {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 32768},
+        {
+            "rope_type": "yarn",
+            "rope_theta": 1e4,
+            "factor": 16.0,
+            "original_max_position_embeddings": 4096,
+            "beta_fast": 20.0,
+            "beta_slow": 2.0,
+            "attention_factor": 1.1,
+            "truncate": False,
+        },
+    ],
+)
+def test_rotary_tables_are_those_of_transformers(parameters):
+    config = tiny_config("llama", head_dim=64, max_position_embeddings=131072, rope_parameters=parameters)
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    positions = torch.arange(3000)[None]
+    cos, sin = LlamaRotaryEmbedding(config)(torch.zeros(1), positions)
+    spec = spec_from_config({**config.to_dict(), "architectures": ["LlamaForCausalLM"]}, {})
+    ours = cos_sin_tables(spec.rope, 64, 3000)
+    # Angles up to 3000 in float32 carry 1e-4; a unit in the last place of a frequency shows there.
+    np.testing.assert_allclose(ours[0], cos[0, :, :32].numpy(), atol=5e-4)
+    np.testing.assert_allclose(ours[1], sin[0, :, :32].numpy(), atol=5e-4)
+
+
+def test_divided_frequencies():
+    base = inverse_frequencies(Rope(theta=1e4), 8)
+    divided = inverse_frequencies(Rope(theta=1e4, kind="divided", divisors=(1, 2, 4, 8)), 8)
+    np.testing.assert_allclose(divided, base / [1, 2, 4, 8])
+
+
+@pytest.fixture
+def sharded(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "sharded")
+    whole = folder / "model.safetensors"
+    tensors = load_file(whole)
+    whole.unlink()
+    names = sorted(tensors)
+    weight_map = {}
+    for number, part in enumerate((names[::2], names[1::2]), start=1):
+        file = f"model-0000{number}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in part}, folder / file)
+        weight_map |= dict.fromkeys(part, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return folder
+
+
+def test_shards_are_read_like_one_file(tiny_model, sharded):
+    whole, parts = open_checkpoint(str(tiny_model)), open_checkpoint(str(sharded))
+    assert whole.spec == parts.spec
+    for name in whole.spec.tensors():
+        np.testing.assert_array_equal(whole.read(name), parts.read(name))
+    assert len(parts.files) == len(whole.files) + 1
+
+
+def test_shards_outside_the_folder_are_not_read(sharded):
+    index = sharded / "model.safetensors.index.json"
+    value = json.loads(index.read_text())
+    value["weight_map"]["lm_head.weight"] = "../secret.safetensors"
+    index.write_text(json.dumps(value))
+    with pytest.raises(CheckpointError, match=r"names the shard '\.\./secret\.safetensors', which is not in"):
+        open_checkpoint(str(sharded))
+
+
+def test_tensors_that_do_not_fit(tiny_model, tmp_path):
+    def damaged(change):
+        folder = shutil.copytree(tiny_model, tmp_path / "model", dirs_exist_ok=True)
+        tensors = load_file(tiny_model / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors")
+        open_checkpoint(str(folder))
+
+    with pytest.raises(CheckpointError, match=r"'norm\.weight' is missing"):
+        damaged(lambda tensors: tensors.pop("model.norm.weight"))
+    with pytest.raises(CheckpointError, match=r"has shape \[3\]; the config asks for \[64\]"):
+        damaged(lambda tensors: tensors.update({"model.norm.weight": np.zeros(3, np.float32)}))
+    with pytest.raises(CheckpointError, match="stored as I8; float weights were expected"):
+        damaged(lambda tensors: tensors.update({"model.norm.weight": np.zeros(64, np.int8)}))
+    with pytest.raises(CheckpointError, match="the config has no such bias"):
+        damaged(lambda tensors: tensors.update({"model.layers.0.self_attn.q_proj.bias": np.zeros(64, np.float32)}))
+
+
+def test_bfloat16_is_read_as_it_is(tmp_path):
+    folder = save_tiny_model(tmp_path / "model", "llama", dtype="bfloat16")
+    checkpoint = open_checkpoint(str(folder))
+    embedding = checkpoint.read("embed_tokens.weight")
+    assert embedding.dtype.name == "bfloat16"
+    np.testing.assert_array_equal(read_float32(checkpoint, "embed_tokens.weight"), embedding.astype(np.float32))
+
+
+def write_gguf(path, architecture, model, config):
+    """A GGUF file as llama.cpp writes it: q and k rows of Llama in interleaved pairs."""
+    import gguf
+
+    def interleaved(tensor, heads):
+        if architecture != "llama":
+            return tensor
+        halves = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, *tensor.shape[1:])
+        return halves.swapaxes(1, 2).reshape(tensor.shape)
+
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(10000.0)
+    if architecture == "qwen3":
+        writer.add_key_length(config.head_dim)
+        writer.add_value_length(config.head_dim)
+    writer.add_eos_token_id(2)
+    names = {
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ffn_norm",
+        "self_attn.o_proj": "attn_output",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+        "self_attn.q_norm": "attn_q_norm",
+        "self_attn.k_norm": "attn_k_norm",
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+    }
+    for name, parameter in model.state_dict().items():
+        tensor = parameter.numpy()
+        name = name.removeprefix("model.")
+        if name == "embed_tokens.weight":
+            writer.add_tensor("token_embd.weight", tensor)
+        elif name == "norm.weight":
+            writer.add_tensor("output_norm.weight", tensor)
+        elif name == "lm_head.weight":
+            writer.add_tensor("output.weight", tensor)
+        else:
+            _, layer, rest = name.split(".", 2)
+            module, parameter_name = rest.rsplit(".", 1)
+            if module == "self_attn.q_proj":
+                tensor = interleaved(tensor, config.num_attention_heads)
+            if module == "self_attn.k_proj":
+                tensor = interleaved(tensor, config.num_key_value_heads)
+            writer.add_tensor(f"blk.{layer}.{names[module]}.{parameter_name}", np.ascontiguousarray(tensor))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
+def test_gguf_holds_the_same_model(architecture, tmp_path):
+    model = tiny_torch_model(architecture)
+    write_gguf(tmp_path / "model.gguf", architecture, model, model.config)
+    checkpoint = open_checkpoint(str(tmp_path / "model.gguf"))
+    tokens = torch.arange(30)[None]
+    with torch.inference_mode():
+        expected = model(tokens).logits
+        again = load_float_model(checkpoint)(tokens).logits
+    # Weights by columns instead of rows: the same sums in another order.
+    torch.testing.assert_close(again, expected, rtol=0, atol=1e-4)
+
+
+def test_gguf_of_another_architecture(tmp_path):
+    import gguf
+
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "mamba")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(CheckpointError, match="unsupported architecture: GGUF 'mamba'"):
+        open_checkpoint(str(tmp_path / "model.gguf"))
+
+
+def test_a_folder_of_gguf_files_asks_for_one(tmp_path):
+    (tmp_path / "a.gguf").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"name one of them, for example .*a\.gguf"):
+        open_checkpoint(str(tmp_path))
+
+
+def test_smollm2_has_the_weights_that_transformers_reads():
+    """The 4-bit blocks, dequantized and de-interleaved, against transformers' own GGUF reader, bit for bit."""
+
+    checkpoint = open_checkpoint("smollm2")
+    assert checkpoint.spec.num_parameters() == 134515008
+    assert checkpoint.spec.eos_token_ids == (2,)
+    assert checkpoint.spec.tied_head
+    model = _transformers_gguf(checkpoint)
+    for name in (
+        "embed_tokens.weight",
+        "layers.0.self_attn.q_proj.weight",
+        "layers.13.self_attn.k_proj.weight",
+        "layers.29.mlp.down_proj.weight",
+        "norm.weight",
+    ):
+        np.testing.assert_array_equal(read_float32(checkpoint, name), model.model.get_parameter(name).detach().numpy())
+
+
+def _transformers_gguf(checkpoint):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(
+        checkpoint.location.parent, gguf_file=checkpoint.location.name, dtype=torch.float32
+    )
