@@ -1,4 +1,4 @@
-"""Every architecture against transformers' own logits, whole and in chunks; the lowering against the canonical graph."""
+"""Every architecture against transformers' own logits, whole and in chunks; lowered against canonical graphs."""
 
 import numpy as np
 import pytest

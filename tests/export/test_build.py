@@ -1,7 +1,6 @@
 """The build as a user sees it: what it writes, what it refuses, and that it can be killed anywhere."""
 
 import json
-import os
 import random
 import signal
 import time
@@ -139,7 +138,7 @@ def test_existing_output_is_kept_unless_forced(tiny_model, few_prompts, tmp_path
     assert open_directory(output).manifest.precision == "fp32"
     build(BuildOptions(model=str(tiny_model), output=output, calibration=few_prompts, force=True))
     assert open_directory(output).manifest.precision == "w8a8"
-    assert sorted(os.listdir(tmp_path)) == ["engine"]
+    assert [path.name for path in tmp_path.iterdir()] == ["engine"]
 
 
 def test_foreign_directory_is_never_overwritten(tiny_model, tmp_path):
@@ -157,7 +156,7 @@ def test_calibration_text_must_not_be_evaluated_on(tiny_model, tmp_path):
     (tmp_path / "own.jsonl").write_text(
         json.dumps({"prompt": "Something else"}) + "\n" + json.dumps({"prompt": shared})
     )
-    with pytest.raises(BuildError, match="calibration prompt 2 .* is also in the project's evaluation prompts"):
+    with pytest.raises(BuildError, match=r"calibration prompt 2 .* is also in the project's evaluation prompts"):
         build(BuildOptions(model=str(tiny_model), output=tmp_path / "engine", calibration=tmp_path / "own.jsonl"))
     assert not (tmp_path / "engine.partial").exists()
 

@@ -84,7 +84,7 @@ def test_unsigned_activations_are_bit_identical(tmp_path):
 
 
 def test_keep_layers_keeps_the_first_layers_and_the_head(graphs):
-    folder, spec = graphs
+    folder, _ = graphs
     model = ir.load(folder / "lowered.onnx")
     assert KeepLayers(2)(model).modified
     kept = {name for layer in range(2) for name in names.past_names(layer)}

@@ -142,6 +142,6 @@ def test_an_unfinished_character_shows_at_the_end_only(codec):
 
 
 def test_special_tokens_are_not_text(codec):
-    ids = codec.encode_text("ab") + [codec.tokenizer.token_to_id("<|end|>")]
+    ids = [*codec.encode_text("ab"), codec.tokenizer.token_to_id("<|end|>")]
     stream = TextStream(codec)
     assert stream.push(ids) + stream.finish() == "ab" == codec.decode(ids)
