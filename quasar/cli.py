@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 USER_ERROR = 2
+# What the extra `build` brings; the runtime does without.
+_BUILD_LIBRARIES = {
+    *("torch", "transformers", "onnx", "onnx_ir", "safetensors", "ml_dtypes", "gguf", "huggingface_hub", "filelock"),
+}
 
 
 def new_app(help_text: str) -> typer.Typer:
@@ -36,6 +40,11 @@ def run(app: typer.Typer) -> NoReturn:
         app()
     except QuasarError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _BUILD_LIBRARIES:
+            raise
+        print(f"error: {error.name} is not installed: run pip install 'quasar-verifier[build]'", file=sys.stderr)
         sys.exit(USER_ERROR)
     except BrokenPipeError:
         # The reader of a pipe (`| head`) went away; Python would complain once more when it flushes at exit.
