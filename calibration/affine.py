@@ -14,6 +14,7 @@ Int8 = NDArray[np.int8]
 QMAX = 127
 # The smallest normal FP16 number: a zero row must not divide by zero, in any dtype.
 AMAX_FLOOR = 2.0**-14
+_BLOCK_ROWS = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,9 +27,15 @@ class QuantizedWeight:
 
 def quantize_weight(weight: Float32) -> QuantizedWeight:
     """Quantize a weight float32 [rows, inputs] per row. A row of zeros gets the scale 1."""
-    amax = np.abs(weight).max(axis=1)
-    scale = np.where(amax > 0, amax / np.float32(QMAX), np.float32(1)).astype(np.float32)
-    values = np.clip(np.rint(weight / scale[:, None]), -QMAX, QMAX).astype(np.int8)
+    values = np.empty(weight.shape, np.int8)
+    scale = np.empty(len(weight), np.float32)
+    # Rows are independent; in blocks, an LM head of 150,000 rows makes no copies of its own size.
+    for start in range(0, len(weight), _BLOCK_ROWS):
+        block = weight[start : start + _BLOCK_ROWS]
+        amax = np.abs(block).max(axis=1)
+        step = np.where(amax > 0, amax / np.float32(QMAX), np.float32(1)).astype(np.float32)
+        scale[start : start + _BLOCK_ROWS] = step
+        values[start : start + _BLOCK_ROWS] = np.clip(np.rint(block / step[:, None]), -QMAX, QMAX)
     return QuantizedWeight(values=values, scale=scale)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from quasar.cli import console, emit_json, new_app, progress_bar
+from quasar.cli import check_output, console, emit_json, new_app, progress_bar
 
 app = new_app("Measure how faithful a quantized verifier is to its float model.")
 
@@ -39,6 +39,8 @@ def report(
     """
     from calibration.report import report as make_report
     from quasar.text import read_prompts
+
+    check_output(json)
 
     figures = make_report(directory, read_prompts(prompts, limit), float_model=float_model, steps=_steps)
     _print(figures)

@@ -8,7 +8,7 @@ from typing import Any
 
 from calibration.engine_logits import engine_logits
 from calibration.fidelity import compare, torch_logits
-from calibration.texts import continue_prompts, fingerprint, tokenize
+from calibration.texts import continue_prompts, fingerprint, fit_lengths, tokenize
 from engines import load_engine
 from engines.text import open_codec
 from quasar.checkpoints import Checkpoint, open_checkpoint
@@ -50,12 +50,10 @@ def report(directory: Path, prompts: Sequence[Prompt], *, float_model: str | Non
         )
     codec = open_codec(loaded.directory.path, manifest.text)
     model = load_float_model(checkpoint)
-    room = manifest.contract.max_length - REPORT_CONTINUATION_TOKENS
-    token_ids = [tokens[:room] for tokens in tokenize(prompts, codec)]
+    prompt_tokens, num_tokens = fit_lengths(manifest.contract.max_length, REPORT_CONTINUATION_TOKENS)
+    token_ids = tokenize(prompts, codec, prompt_tokens)
     with steps("float model continues the prompts", len(token_ids)) as step:
-        texts = continue_prompts(
-            model, checkpoint.spec, token_ids, num_tokens=REPORT_CONTINUATION_TOKENS, on_batch=step
-        )
+        texts = continue_prompts(model, checkpoint.spec, token_ids, num_tokens=num_tokens, on_batch=step)
     with steps("fidelity", len(texts)) as step:
         figures = compare(texts, torch_logits(model), engine_logits(loaded.session), on_text=lambda: step(1))
     calibrated = set(manifest.calibration.get("prompt_fingerprints", []))

@@ -15,6 +15,8 @@ from quasar.checkpoints.checkpoint import read_float32
 
 Float32 = NDArray[np.float32]
 
+_BLOCK_ROWS = 4096
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinearFigures:
@@ -35,11 +37,14 @@ def output_sqnr_db(x: Float32, weight: Float32, s: Float32) -> float:
 
     x float32 [rows, inputs], weight float32 [outputs, inputs], s float32 [inputs].
     """
-    exact = x @ weight.T
     activations = dequantize_tokens(*quantize_tokens(x / s))
-    quantized = activations @ dequantize_weight(quantize_weight(weight * s)).T
-    noise = float(np.square(exact - quantized, dtype=np.float64).sum())
-    signal = float(np.square(exact, dtype=np.float64).sum())
+    noise = signal = 0.0
+    for start in range(0, len(weight), _BLOCK_ROWS):
+        block = weight[start : start + _BLOCK_ROWS]
+        exact = x @ block.T
+        quantized = activations @ dequantize_weight(quantize_weight(block * s)).T
+        noise += float(np.square(exact - quantized, dtype=np.float64).sum())
+        signal += float(np.square(exact, dtype=np.float64).sum())
     return round(10 * float(np.log10(signal / max(noise, 1e-30))), 2)
 
 

@@ -68,9 +68,15 @@ def refuse_overlap(calibration: Sequence[Prompt], evaluation: Sequence[Prompt], 
                 )
 
 
-def tokenize(prompts: Sequence[Prompt], codec: TextCodec) -> list[tuple[int, ...]]:
-    """Token ids of each prompt, chat template applied, at most the first 512."""
-    return [tuple(codec.encode_chat(prompt.messages)[:MAX_PROMPT_TOKENS]) for prompt in prompts]
+def fit_lengths(max_length: int, continuation_tokens: int) -> tuple[int, int]:
+    """Tokens of a prompt (at most 512) and of its continuation that fit a context of `max_length` together."""
+    continuation = min(continuation_tokens, max_length // 2)
+    return min(MAX_PROMPT_TOKENS, max_length - continuation), continuation
+
+
+def tokenize(prompts: Sequence[Prompt], codec: TextCodec, max_tokens: int) -> list[tuple[int, ...]]:
+    """Token ids of each prompt, chat template applied, at most the first `max_tokens`."""
+    return [tuple(codec.encode_chat(prompt.messages)[:max_tokens]) for prompt in prompts]
 
 
 def continue_prompts(

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from engines.fields import check_fields
+from quasar.errors import DamagedEngineError
 
 INPUT_IDS = "input_ids"
 POSITION_IDS = "position_ids"
@@ -80,7 +81,11 @@ class Contract:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Contract":
         """Read the manifest's `contract`; raises `DamagedEngineError` naming a field that does not fit."""
-        return cls(**check_fields("contract", value, {field.name: field.type for field in fields(cls)}))
+        contract = cls(**check_fields("contract", value, {field.name: field.type for field in fields(cls)}))
+        sizes = [size for size in contract.to_json().values() if isinstance(size, int) and not isinstance(size, bool)]
+        if min(sizes) < 1 or contract.capacity < capacity_for(contract.max_length):
+            raise DamagedEngineError("manifest.json: contract has sizes that do not fit each other")
+        return contract
 
     @property
     def cache_bytes(self) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.machine import user_cache
-from engines.manifest import MANIFEST_NAME, Manifest, engine_hash, read_manifest
+from engines.manifest import MANIFEST_NAME, Manifest, read_manifest
 from quasar.errors import DamagedEngineError, EngineError
 from quasar.files import inside, sha256_file, sha256_json
 
@@ -52,7 +52,9 @@ def open_directory(path: Path) -> EngineDirectory:
         # A checkpoint without a chat template has an empty name there.
         if name not in manifest.files and name != "":
             raise DamagedEngineError(f"{path}: manifest.json names {name!r}, which is not one of its files")
-    if manifest.hashes.get("engine") != engine_hash(manifest.files, manifest.contract):
+    if not 1 <= graphs.probe_layers <= manifest.contract.num_layers:
+        raise DamagedEngineError(f"{path}: manifest.json gives its probe {graphs.probe_layers} layers")
+    if manifest.hashes.get("engine") != manifest.engine_hash:
         raise DamagedEngineError(f"{path}: manifest.json was changed by hand (its engine hash differs): build it again")
     return EngineDirectory(path=path, manifest=manifest, raw_manifest=raw)
 
@@ -70,8 +72,9 @@ def _check_file(directory: Path, name: str, entry: dict[str, Any]) -> None:
         )
     if stat.st_size > _ALWAYS_HASHED_BYTES:
         stamp = user_cache() / "verified" / sha256_json([str(path), stat.st_size, stat.st_mtime_ns, entry["sha256"]])
-        if stamp.exists():
-            return
+        with contextlib.suppress(OSError):
+            if stamp.exists():
+                return
     else:
         stamp = None
     if sha256_file(path) != entry["sha256"]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.onnxruntime.threads import threads_are_shared
+from engines.onnxruntime.threads import shared_threads
 
 INPUT, OUTPUT = "values", "sums"
 _ROWS, _INPUTS, _COLUMNS = 16, 512, 64
@@ -39,7 +39,7 @@ def integers_are_exact(graph: Path, *, threads: int = 0, exact_integers: bool = 
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    if threads_are_shared():
+    if shared_threads() is not None:
         options.use_per_session_threads = False
     else:
         options.intra_op_num_threads = threads

@@ -11,6 +11,7 @@ from engines.machine import Machine, this_machine, user_cache
 from engines.manifest import MachineRecord
 from engines.measuring import MeasuredFiles, measure_machine
 from engines.onnxruntime.session import OnnxRuntimeSession
+from engines.onnxruntime.threads import shared_threads
 from quasar.errors import DamagedEngineError, EngineError
 from quasar.files import write_json
 
@@ -45,6 +46,11 @@ def load_engine(path: str | Path, *, provider: str = "cpu", threads: int = 0) ->
         )
     if threads < 0:
         raise EngineError(f"threads is {threads}; 0 (one per physical core) or more was expected")
+    pool = shared_threads()
+    if pool is not None:
+        if threads not in (0, pool):
+            raise EngineError(f"threads is {threads}, but this process shares a pool of {pool or 'default'} threads")
+        threads = pool
     directory = open_directory(Path(path))
     machine = this_machine(threads)
     record = _record(directory, machine, threads)
@@ -83,13 +89,17 @@ def _record(directory: EngineDirectory, machine: Machine, threads: int) -> Machi
     if built.machine == machine.to_json():
         return built
     path = user_cache() / "machines" / f"{directory.manifest.engine_hash[:16]}-{machine.key}.json"
-    if path.is_file():
-        # A cache that cannot be read is measured again.
-        with contextlib.suppress(OSError, ValueError, KeyError, AttributeError, DamagedEngineError):
-            return MachineRecord.from_json(json.loads(path.read_text(encoding="utf-8")))
+    # A record that is not there, or cannot be read, is measured.
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, DamagedEngineError):
+        return MachineRecord.from_json(json.loads(path.read_text(encoding="utf-8")))
     _log.info("%s was built on another machine: probing this one", directory.path)
     record = measure_machine(
-        measured_files(directory), directory.manifest.contract, machine, threads=threads, brief=True
+        measured_files(directory),
+        directory.manifest.contract,
+        machine,
+        has_integers=directory.manifest.has_integers,
+        threads=threads,
+        brief=True,
     )
     try:
         write_json(path, record.to_json())

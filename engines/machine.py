@@ -3,6 +3,7 @@
 import os
 import platform
 import sys
+import tempfile
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,7 +17,7 @@ _FLAGS = ("avx2", "fma", "avx512f", "avx512vl", "avx512_vnni", "avx_vnni", "amx_
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """What row invariance, integer exactness and costs may change with."""
+    """What row invariance, integer exactness and costs may change with. `threads` 0: ONNX Runtime's own choice."""
 
     system: str
     processor: str
@@ -24,6 +25,7 @@ class Machine:
     library: str
     provider: str
     threads: int
+    cores: int
 
     @property
     def key(self) -> str:
@@ -50,7 +52,8 @@ def this_machine(threads: int) -> Machine:
         instruction_sets=tuple(flag for flag in _FLAGS if flag in flags),
         library=library,
         provider="CPUExecutionProvider",
-        threads=threads or _cores(),
+        threads=threads,
+        cores=_cores(),
     )
 
 
@@ -58,13 +61,18 @@ def user_cache() -> Path:
     """The folder for what is learned about machines: `QUASAR_CACHE`, or the user's cache folder."""
     if named := os.environ.get("QUASAR_CACHE"):
         return Path(named)
+    try:
+        home = Path.home()
+    except RuntimeError:
+        # A service may run as a user without a home.
+        home = Path(tempfile.gettempdir())
     if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+        base = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
     elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
+        base = home / "Library" / "Caches"
     else:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "quasar-verifier"
+        base = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
+    return base / "quasar-verifier"
 
 
 def _cores() -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.contract import Contract
+from engines.contract import MAX_WIDTH, Contract
 from engines.costs import CURVE_ROWS, CostSurface
 from engines.fields import check_fields
 from engines.row_invariance import RowInvariance
@@ -34,6 +34,16 @@ _KEYS = {
     "files": dict,
     "hashes": dict,
 }
+_MODEL = {
+    "name": str,
+    "source": str,
+    "architecture": str,
+    "parameters": int,
+    "checkpoint_bytes": int,
+    "context_length": int,
+}
+_FIGURES = {"mean_kl_nats", "top1_agreement", "perplexity", "perplexity_float", "tokens"}
+_FIDELITY = _FIGURES | {"continuation", "prompts", "prompts_sha256"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +114,7 @@ class MachineRecord:
         """Read those keys; raises `DamagedEngineError` naming what does not fit."""
         invariance = value["row_invariance"]
         chain = invariance.get("chain", 0)
-        known = chain is None or (isinstance(chain, int) and chain > 0)
+        known = chain is None or (isinstance(chain, int) and 1 <= chain <= MAX_WIDTH)
         if not known or not isinstance(invariance.get("tree"), bool):
             raise DamagedEngineError(f"manifest.json: row_invariance is {invariance!r}; chain and tree were expected")
         machine = dict(value["machine"])
@@ -116,7 +126,7 @@ class MachineRecord:
             }
         except (ValueError, TypeError, AttributeError):
             raise DamagedEngineError("manifest.json: cost_surface_ms must map rows to widths to milliseconds") from None
-        if not isinstance(exact, bool) or not surface:
+        if not isinstance(exact, bool) or not surface or not all(surface.values()):
             raise DamagedEngineError("manifest.json: machine.exact_integers or cost_surface_ms is missing")
         return cls(
             machine=machine,
@@ -146,7 +156,12 @@ class Manifest:
     @property
     def engine_hash(self) -> str:
         """Names the engine: the hash over all its files' hashes and its contract."""
-        return engine_hash(self.files, self.contract)
+        return engine_hash(self.files, self.contract, self.text, self.onnxruntime)
+
+    @property
+    def has_integers(self) -> bool:
+        """Whether any linear is INT8."""
+        return any(precision != "float" for precision in self.linears.values())
 
     def to_json(self) -> dict[str, Any]:
         """The file's content, keys in reading order."""
@@ -185,6 +200,9 @@ class Manifest:
         if not isinstance(stops, list) or not all(isinstance(stop, int) for stop in stops):
             raise DamagedEngineError(f"manifest.json: text.eos_token_ids is {stops!r}; a list of integers was expected")
         backends = check_fields("backends", value["backends"], {"onnxruntime": dict})
+        check_fields("model", value["model"], _MODEL)
+        if value["fidelity"].keys() != _FIDELITY or value["fidelity"]["continuation"].keys() != _FIGURES:
+            raise DamagedEngineError(f"manifest.json: fidelity has the keys {sorted(value['fidelity'])}")
         files = {
             name: check_fields(f"files[{name!r}]", entry, {"bytes": int, "sha256": str})
             for name, entry in value["files"].items()
@@ -211,15 +229,24 @@ class Manifest:
         )
 
 
-def engine_hash(files: Mapping[str, Mapping[str, Any]], contract: Contract) -> str:
-    """Hex SHA-256 over every file's hash and the contract."""
-    return sha256_json({"files": {name: files[name]["sha256"] for name in files}, "contract": contract.to_json()})
+def engine_hash(
+    files: Mapping[str, Mapping[str, Any]], contract: Contract, text: TextFiles, backend: OnnxRuntimeFiles
+) -> str:
+    """Hex SHA-256 over every file's hash, the contract, and which file serves what."""
+    return sha256_json(
+        {
+            "files": {name: files[name]["sha256"] for name in files},
+            "contract": contract.to_json(),
+            "text": text.to_json(),
+            "onnxruntime": backend.to_json(),
+        }
+    )
 
 
 def read_manifest(path: Path) -> tuple[Manifest, dict[str, Any]]:
     """The manifest and its raw JSON; raises an `EngineError` if it is damaged or newer."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DamagedEngineError(f"{path} cannot be read ({error}): build the engine again") from None
     return Manifest.from_json(value), value

@@ -45,12 +45,17 @@ def measure_machine(
     contract: Contract,
     machine: Machine,
     *,
+    has_integers: bool,
     threads: int = 0,
     brief: bool = False,
     on_step: Callable[[str], None] = lambda what: None,
 ) -> MachineRecord:
-    """Probe and time an engine on this machine; `on_step` hears of every cache length and row count."""
-    exact = needs_exact_integers(files, threads=threads)
+    """Probe and time an engine on this machine; `on_step` hears of every cache length and row count.
+
+    Args:
+        has_integers: whether any linear is INT8; only then must integer matmuls be exact.
+    """
+    exact = has_integers and needs_exact_integers(files, threads=threads)
     cut_down = OnnxRuntimeSession(
         files.directory,
         files.probe,

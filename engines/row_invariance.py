@@ -14,7 +14,10 @@ from numpy.typing import NDArray
 from engines.contract import Contract, spare_rows
 
 Float32 = NDArray[np.float32]
-WIDTHS = tuple(range(1, 18))
+# Every width up to 17, and some up to the widest verify call.
+WIDTHS = (*range(1, 18), 20, 24, 28, 32)
+# Plain decoding is padded to at most this width; wider, it would cost more than it saves.
+_MAX_BASE = 16
 _SEED = 20260
 
 
@@ -69,7 +72,7 @@ def brief_sweeps(contract: Contract) -> tuple[list[Sweep], list[Sweep]]:
     """A few seconds' worth, for a machine that the engine was not built on: path changes of the known kernels."""
     last = max(1, min(160, contract.max_length - max(WIDTHS)))
     lengths = frozenset({1, 2, 3, 7, 8, 15, 16, 31, 32, 33, 46, 47, 48, 49, 61, 62, 63, 64, 65, 127, 128, 129, 160})
-    widths = (1, 2, 3, 4, 5, 8, 9, 16, 17)
+    widths = (1, 2, 3, 4, 5, 8, 9, 16, 17, 32)
     cut_down = [Sweep(first=1, last=last, only=lengths, widths=widths)]
     whole = [Sweep(first=256, last=256, widths=widths)] if contract.max_length >= 256 + max(WIDTHS) else []
     return cut_down, whole
@@ -80,7 +83,7 @@ def probe(
 ) -> RowInvariance:
     """The smallest width m such that every width ≥ m gives the bits of a chain decoded at width m."""
     work = [(session, sweep) for session, sweeps in parts for sweep in sweeps]
-    for base in WIDTHS:
+    for base in range(1, _MAX_BASE + 1):
         if all(_agrees(session, sweep, base, on_length) for session, sweep in work):
             return RowInvariance(chain=base)
     return RowInvariance(chain=None)

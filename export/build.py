@@ -1,7 +1,9 @@
 """The build: checkpoint → calibration → canonical graph → lowering → probes and costs → fidelity → manifest."""
 
+from dataclasses import replace
 from functools import cached_property
-from importlib.metadata import version
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ from calibration.texts import (
     continue_prompts,
     default_prompts,
     fingerprint,
+    fit_lengths,
     refuse_overlap,
     tokenize,
 )
@@ -25,11 +28,12 @@ from engines.manifest import (
     Manifest,
     OnnxRuntimeFiles,
     TextFiles,
-    engine_hash,
 )
+from engines.measuring import MeasuredFiles
 from export.options import DEFAULT_ALPHA, BuildOptions, Reporter, Silent, check_options, choose_max_length
 from export.workspace import Workspace, check_target, open_workspace
 from quasar.checkpoints import Checkpoint, open_checkpoint
+from quasar.errors import BuildError
 from quasar.files import sha256_file, sha256_json, write_json
 
 if TYPE_CHECKING:
@@ -63,8 +67,10 @@ class _Build:
     def run(self) -> Path:
         options = self._options
         check_options(options)
+        # A link to an engine directory stands for what it points to.
+        output = options.output.resolve()
         # Cheap refusals first: nothing is read before the output is known to be free.
-        check_target(options.output, force=options.force)
+        check_target(output, force=options.force)
         self._calibration = calibration_prompts(options.calibration)
         self._evaluation = default_prompts("evaluation")
         refuse_overlap(self._calibration, self._evaluation, "the project's evaluation prompts")
@@ -86,7 +92,7 @@ class _Build:
             capacity=capacity_for(length),
         )
         self._checkpoint_hash = checkpoint_hash(self._checkpoint)
-        workspace = open_workspace(options.output, self._inputs(), force=options.force)
+        workspace = open_workspace(output, self._inputs(), force=options.force)
         if workspace is None:
             self._reporter.stage("finish", "an earlier run had built everything but the name")
             return options.output
@@ -112,8 +118,10 @@ class _Build:
         workspace.stage("lower", self._lower)
         self._reporter.stage("probe", "integer matmuls, row invariance, costs on this machine")
         record = MachineRecord.from_json(workspace.stage("probe", self._probe))
+        if record.exact_integers:
+            self._reporter.stage("", "this CPU's fast integer kernels saturate: exact, slower ones are used instead")
         self._reporter.stage("fidelity", "against the float model, on held-out prompts")
-        fidelity = workspace.stage("fidelity", self._fidelity)
+        fidelity = workspace.stage("fidelity", lambda: self._fidelity(record))
         self._reporter.stage("finish", "manifest")
         files = {
             path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
@@ -130,18 +138,30 @@ class _Build:
             calibration=calibration,
             fidelity=fidelity,
             record=record,
-            onnxruntime=_ONNXRUNTIME,
+            onnxruntime=replace(_ONNXRUNTIME, probe_layers=self._measured_files.probe_layers),
             files=files,
-            hashes={
-                "checkpoint": self._checkpoint_hash,
-                "calibration": str(calibration.get("prompts_sha256", "")),
-                "verifier": str(files[CANONICAL]["sha256"]),
-                "weights": str(files[f"{CANONICAL}.data"]["sha256"]),
-                "inputs": workspace.inputs_hash,
-                "engine": engine_hash(files, self._contract),
-            },
+            hashes={},
         )
-        workspace.publish(manifest.to_json())
+        hashes = {
+            "checkpoint": self._checkpoint_hash,
+            "calibration": str(calibration.get("prompts_sha256", "")),
+            "verifier": str(files[CANONICAL]["sha256"]),
+            "weights": str(files[f"{CANONICAL}.data"]["sha256"]),
+            "inputs": workspace.inputs_hash,
+            "engine": manifest.engine_hash,
+        }
+        workspace.publish(replace(manifest, hashes=hashes).to_json())
+
+    @property
+    def _measured_files(self) -> MeasuredFiles:
+        directory = self._workspace.path
+        return MeasuredFiles(
+            directory=directory,
+            graph=directory / _ONNXRUNTIME.graph,
+            probe=directory / _ONNXRUNTIME.probe,
+            probe_layers=min(_PROBE_LAYERS, self._contract.num_layers),
+            integer_check=directory / _ONNXRUNTIME.integer_check,
+        )
 
     @property
     def _quantizes(self) -> bool:
@@ -187,7 +207,8 @@ class _Build:
     def _texts(self, prompts: list[Any], num_tokens: int, what: str) -> list[TokenizedText]:
         from engines.text import open_codec
 
-        token_ids = tokenize(prompts, open_codec(self._workspace.path, self._text))
+        prompt_tokens, num_tokens = fit_lengths(self._contract.max_length, num_tokens)
+        token_ids = tokenize(prompts, open_codec(self._workspace.path, self._text), prompt_tokens)
         with self._reporter.steps(f"float model continues {what} prompts", len(token_ids)) as step:
             return continue_prompts(
                 self._float_model, self._checkpoint.spec, token_ids, num_tokens=num_tokens, on_batch=step
@@ -199,6 +220,8 @@ class _Build:
         with self._reporter.steps("statistics", len(tokens)) as step:
             statistics = collect_statistics(self._float_model, self._checkpoint.spec, tokens, on_batch=step)
         statistics.save(self._statistics_path)
+        # Export holds one tensor at a time; the float model comes back for the fidelity figures.
+        del self._float_model
         return {
             "alpha": self._recipe.alpha,
             "prompts": len(texts),
@@ -272,31 +295,33 @@ class _Build:
 
     def _probe(self) -> dict[str, Any]:
         from engines.machine import this_machine
-        from engines.measuring import MeasuredFiles, count_steps, measure_machine
+        from engines.measuring import count_steps, measure_machine
         from engines.onnxruntime.executed import check_integer_matmuls, executed_kernels
 
-        directory = self._workspace.path
-        files = MeasuredFiles(
-            directory=directory,
-            graph=directory / _ONNXRUNTIME.graph,
-            probe=directory / _ONNXRUNTIME.probe,
-            probe_layers=min(_PROBE_LAYERS, self._contract.num_layers),
-            integer_check=directory / _ONNXRUNTIME.integer_check,
-        )
-        if self._quantizes:
-            check_integer_matmuls(executed_kernels(directory, files.graph, self._contract), dict(self._recipe.linears))
+        files = self._measured_files
         with self._reporter.steps("probes and costs", count_steps(self._contract)) as step:
-            record = measure_machine(files, self._contract, this_machine(0), on_step=lambda what: step(1))
+            record = measure_machine(
+                files,
+                self._contract,
+                this_machine(0),
+                has_integers=self._quantizes,
+                on_step=lambda what: step(1),
+            )
+        if self._quantizes:
+            kernels = executed_kernels(
+                files.directory, files.graph, self._contract, exact_integers=record.exact_integers
+            )
+            check_integer_matmuls(kernels, dict(self._recipe.linears))
         return record.to_json()
 
-    def _fidelity(self) -> dict[str, Any]:
+    def _fidelity(self, record: MachineRecord) -> dict[str, Any]:
         from calibration.engine_logits import engine_logits
         from calibration.fidelity import compare, torch_logits
         from engines.onnxruntime.session import OnnxRuntimeSession
 
         texts = self._texts(self._evaluation, _EVALUATION_CONTINUATION_TOKENS, "evaluation")
-        directory = self._workspace.path
-        session = OnnxRuntimeSession(directory, directory / _ONNXRUNTIME.graph, self._contract)
+        files = self._measured_files
+        session = OnnxRuntimeSession(files.directory, files.graph, self._contract, exact_integers=record.exact_integers)
         with self._reporter.steps("fidelity", len(texts)) as step:
             figures = compare(texts, torch_logits(self._float_model), engine_logits(session), on_text=lambda: step(1))
         return {**figures, "prompts": len(texts), "prompts_sha256": _prompts_hash(self._evaluation)}
@@ -304,7 +329,18 @@ class _Build:
 
 def tool_versions() -> dict[str, str]:
     """Versions of what the result depends on."""
-    return {name: version(name) for name in _TOOLS}
+    return {name: _version(name) for name in _TOOLS}
+
+
+def _version(name: str) -> str:
+    """A distribution's version; ONNX Runtime comes as one of several."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        try:
+            return str(import_module(name.replace("-", "_")).__version__)
+        except ImportError:
+            raise BuildError(f"{name} is not installed: run pip install 'quasar-verifier[cpu,build]'") from None
 
 
 def _prompts_hash(prompts: list[Any]) -> str:

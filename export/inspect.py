@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+_EXACT = "exact ones (session.x64quantprecision), since this CPU's fast ones saturate; about half as fast"
+
+
 def print_summary(directory: EngineDirectory) -> None:
     """What a build closes with: sizes, fidelity, cost of a pass, where the engine is, the next command."""
     from rich.console import Console
@@ -56,7 +59,11 @@ def print_manifest(directory: EngineDirectory) -> None:
         table.add_row(name, value)
     table.add_row("row invariance", _invariance(manifest.record.row_invariance.chain))
     machine = manifest.record.machine
-    table.add_row("measured on", f"{machine['processor']}, {machine['threads']} threads, {machine['library']}")
+    table.add_row(
+        "measured on", f"{machine['processor']}, {machine['threads'] or machine['cores']} threads, {machine['library']}"
+    )
+    if manifest.record.exact_integers:
+        table.add_row("integer kernels", _EXACT)
     table.add_row("files", f"{len(manifest.files)}, {_mb(sum(entry['bytes'] for entry in manifest.files.values()))}")
     for name, value in manifest.hashes.items():
         if value:

@@ -11,6 +11,8 @@ from engines.contract import MAX_WIDTH
 from quasar.errors import BuildError
 
 DEFAULT_MAX_LENGTH = 4096
+# A prompt, an answer, and the widest verify call.
+MIN_MAX_LENGTH = 2 * MAX_WIDTH
 DEFAULT_ALPHA = 0.5
 
 
@@ -68,6 +70,6 @@ def choose_max_length(asked: int | None, context: int) -> int:
         return min(context, DEFAULT_MAX_LENGTH)
     if asked > context:
         raise BuildError(f"--max-length {asked} is more than the model's context of {context} tokens")
-    if asked < MAX_WIDTH:
-        raise BuildError(f"--max-length {asked} is too short; {MAX_WIDTH} or more was expected")
+    if asked < MIN_MAX_LENGTH:
+        raise BuildError(f"--max-length {asked} is too short; {MIN_MAX_LENGTH} or more was expected")
     return asked

@@ -18,7 +18,8 @@ from quasar.files import sha256_json, write_json
 class Workspace:
     """One build's partial directory; `open_workspace` makes it."""
 
-    def __init__(self, target: Path, inputs: dict[str, Any]) -> None:
+    def __init__(self, target: Path, inputs: dict[str, Any], *, force: bool) -> None:
+        self._force = force
         self.target = target
         self.path = partial_path(target)
         self.scratch = self.path / ".build"
@@ -36,33 +37,47 @@ class Workspace:
         """The stage's result, from the state if it was finished before, else by doing the work."""
         if name not in self._stages:
             self._stages[name] = work()
-            write_json(self._state_path, {"inputs": self._inputs, "stages": self._stages})
+            self._write_state()
         result: dict[str, Any] = self._stages[name]
         return result
 
-    def is_done(self, name: str) -> bool:
-        """Whether a stage was finished, now or in an earlier run."""
-        return name in self._stages
+    def _write_state(self) -> None:
+        write_json(self._state_path, {"inputs": self._inputs, "stages": self._stages})
 
     def publish(self, manifest: dict[str, Any]) -> None:
         """Write the manifest, drop what only the build needed, and rename the directory to its own name."""
         write_json(self.path / MANIFEST_NAME, manifest)
+        # The state goes last: until then a killed build resumes here.
+        for path in self.scratch.iterdir():
+            if path != self._state_path and path.is_file():
+                path.unlink()
         shutil.rmtree(self.scratch)
         self._release()
-        _move_into_place(self.path, self.target)
+        _move_into_place(self.path, self.target, force=self._force)
 
     def open(self) -> None:
         """Take the lock and read the state; raises `BuildError` if another build or other inputs are in the way."""
         from filelock import FileLock, Timeout
 
+        if self.path.exists() and not self.scratch.exists() and any(self.path.iterdir()):
+            raise BuildError(
+                f"{self.path} exists and is no unfinished build of these inputs: delete it (rm -r {self.path}), "
+                "or choose another -o"
+            )
         self.scratch.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.scratch / "lock")
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise BuildError(f"another build is working in {self.path}: wait for it, or choose another -o") from None
+        for leftover in self.path.rglob(".*.tmp"):
+            leftover.unlink()
         if not self._state_path.is_file():
-            return
+            # Whatever lies here belongs to inputs that nobody wrote down.
+            for path in self.path.iterdir():
+                if path != self.scratch:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            self._write_state()
         state = json.loads(self._state_path.read_text(encoding="utf-8"))
         if state["inputs"] != self._inputs:
             changed = sorted(key for key in self._inputs if state["inputs"].get(key) != self._inputs[key])
@@ -106,12 +121,12 @@ def open_workspace(target: Path, inputs: dict[str, Any], *, force: bool) -> Work
     Raises `BuildError` if the target is in the way, another build is running, or other inputs are half built.
     """
     check_target(target, force=force)
-    workspace = Workspace(target, inputs)
+    workspace = Workspace(target, inputs, force=force)
     finished = workspace.path / MANIFEST_NAME
     if finished.is_file() and not workspace.scratch.exists():
         manifest = json.loads(finished.read_text(encoding="utf-8"))
         if manifest.get("hashes", {}).get("inputs") == workspace.inputs_hash:
-            _move_into_place(workspace.path, target)
+            _move_into_place(workspace.path, target, force=force)
             return None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -121,10 +136,14 @@ def open_workspace(target: Path, inputs: dict[str, Any], *, force: bool) -> Work
     return workspace
 
 
-def _move_into_place(partial: Path, target: Path) -> None:
+def _move_into_place(partial: Path, target: Path, *, force: bool) -> None:
     """Rename; an existing target is set aside first, so that at no moment a mixture stands under its name."""
+    # Again: much can happen under that name while a build runs.
+    check_target(target, force=force)
     replaced = target.with_name(target.name + ".replaced")
     if replaced.exists():
+        if not (replaced / MANIFEST_NAME).is_file():
+            raise BuildError(f"{replaced} is in the way and no engine directory: move it, then build again")
         shutil.rmtree(replaced)
     if target.exists():
         target.rename(replaced)

@@ -50,6 +50,10 @@ def run(app: typer.Typer) -> NoReturn:
         # The reader of a pipe (`| head`) went away; Python would complain once more when it flushes at exit.
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        sys.exit(USER_ERROR)
     sys.exit(0)
 
 
@@ -83,5 +87,18 @@ def emit_json(value: Any, path: Path | None = None) -> None:
     """Print a value as JSON on stdout or, with a path, write it there."""
     if path is None:
         print(json.dumps(value, indent=2, ensure_ascii=False))
+    elif path.exists() and not path.is_file():
+        # A device or a pipe is written to, not replaced.
+        path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     else:
-        write_json(path, value)
+        write_json(path.resolve(), value)
+
+
+def check_output(path: Path | None) -> None:
+    """Raise before the work is done if its result could not be written there."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise QuasarError(f"{path} is a folder; a file to write was expected")
+    if not path.absolute().parent.is_dir():
+        raise QuasarError(f"{path.absolute().parent} does not exist: make the folder or choose another file")

@@ -60,6 +60,9 @@ def inside(directory: Path, relative: str) -> Path | None:
     """The path `relative` below `directory`, or None if it would lead out of it (links resolved)."""
     if not relative or Path(relative).is_absolute() or "\\" in relative or "\0" in relative:
         return None
-    base = directory.resolve()
-    candidate = (base / relative).resolve()
+    try:
+        base = directory.resolve()
+        candidate = (base / relative).resolve()
+    except (OSError, RuntimeError):  # a name too long, a loop of links
+        return None
     return candidate if candidate.is_relative_to(base) and candidate != base else None

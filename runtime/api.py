@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -202,18 +203,33 @@ class Engine:
         return self._events(rounds, len(ids))
 
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
-        """The logits float32 [V] that follow a sequence of tokens, prefilled as a prompt is."""
+        """The logits float32 [V] that follow a sequence of tokens, prefilled as a prompt is.
+
+        Raises:
+            GenerationError: no token, one outside the vocabulary, or the engine is closed or busy.
+            ContextLimitError: the sequence does not fit the KV cache.
+        """
         session = self._open().session
-        chunk = session.contract.prefill_chunk
-        for begin in range(0, len(token_ids), chunk):
-            logits = session.run_logits(token_ids[begin : begin + chunk], begin, 1)
+        tokens, chunk = np.asarray(token_ids, np.int64), session.contract.prefill_chunk
+        check_prompt(tokens, session.contract)
+        with self._exclusively():
+            for begin in range(0, len(tokens), chunk):
+                logits = session.run_logits(tokens[begin : begin + chunk], begin, 1)
         last: NDArray[np.float32] = logits[0]
         return last
 
-    def _events(self, rounds: Iterator[Round], prompt_tokens: int) -> Iterator[Event]:
+    @contextmanager
+    def _exclusively(self) -> Iterator[None]:
+        """The session's buffers belong to one generation at a time."""
         if not self._busy.acquire(blocking=False):
             raise GenerationError("this engine is generating already: finish or close that stream first")
         try:
+            yield
+        finally:
+            self._busy.release()
+
+    def _events(self, rounds: Iterator[Round], prompt_tokens: int) -> Iterator[Event]:
+        with self._exclusively():
             text, tally = TextStream(self._codec), _Tally(prompt_tokens)
             for step in rounds:
                 tally.add(step)
@@ -227,8 +243,6 @@ class Engine:
                     finish_reason=step.finish_reason,
                     stats=tally.stats() if last else None,
                 )
-        finally:
-            self._busy.release()
 
     def _open(self) -> LoadedEngine:
         if self._loaded is None:

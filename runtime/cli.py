@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quasar.cli import console, emit_json, new_app, progress_bar
+from quasar.cli import check_output, console, emit_json, new_app, progress_bar
 
 if TYPE_CHECKING:
     from runtime.drafters import Drafter
@@ -94,6 +94,8 @@ def verify(
     """
     import runtime
     from quasar.text import read_prompts
+
+    check_output(json)
     from runtime.parity import verify as run_verify
 
     rows = read_prompts(prompts, limit)
@@ -145,6 +147,8 @@ def bench(
     """Time {float, quantized} × {plain, speculative}, interleaved prompt by prompt."""
     import runtime
     from quasar.text import read_prompts
+
+    check_output(json)
     from runtime.bench import bench as run_bench
     from runtime.bench import make_arms
 

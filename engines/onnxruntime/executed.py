@@ -13,11 +13,13 @@ from quasar.errors import EngineError
 _INTEGER_MATMULS = {"MatMulIntegerToFloat", "MatMulInteger", "QLinearMatMul"}
 
 
-def executed_kernels(directory: Path, graph: Path, contract: Contract, *, threads: int = 0) -> dict[str, str]:
+def executed_kernels(
+    directory: Path, graph: Path, contract: Contract, *, exact_integers: bool = False
+) -> dict[str, str]:
     """Node name → operator, after optimization, of every node that one pass of width 2 runs."""
     with tempfile.TemporaryDirectory() as folder:
         session = OnnxRuntimeSession(
-            directory, graph, contract, threads=threads, profile_prefix=Path(folder) / "profile"
+            directory, graph, contract, exact_integers=exact_integers, profile_prefix=Path(folder) / "profile"
         )
         session.run(np.zeros(2, np.int64), 0, 2)
         events = json.loads(session.end_profiling().read_text(encoding="utf-8"))

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from engines import contract as names
 from engines.contract import Contract
-from engines.onnxruntime.threads import threads_are_shared
+from engines.onnxruntime.threads import shared_threads
 from quasar.errors import EngineError
 
 Int64 = NDArray[np.int64]
@@ -49,7 +49,7 @@ class OnnxRuntimeSession:
         import onnxruntime as ort
 
         options = ort.SessionOptions()
-        if threads_are_shared():
+        if shared_threads() is not None:
             options.use_per_session_threads = False
         else:
             options.intra_op_num_threads = threads

@@ -29,6 +29,6 @@ def share_threads(threads: int = 0) -> None:
     _shared = threads
 
 
-def threads_are_shared() -> bool:
-    """Whether `share_threads` was called in this process."""
-    return _shared is not None
+def shared_threads() -> int | None:
+    """The size that `share_threads` was called with in this process, or None."""
+    return _shared

@@ -20,6 +20,15 @@ def spec_from_config(config: Mapping[str, Any], generation: Mapping[str, Any]) -
 
     Raises `CheckpointError` naming the architecture or option that is not supported, or the key that is missing.
     """
+    try:
+        spec = _spec(config, generation)
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise CheckpointError(f"config.json holds a value of the wrong kind ({error})") from None
+    spec.check()
+    return spec
+
+
+def _spec(config: Mapping[str, Any], generation: Mapping[str, Any]) -> DecoderSpec:
     architecture = _architecture(config)
     _refuse_unsupported(config)
     hidden, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
@@ -53,6 +62,9 @@ def _architecture(config: Mapping[str, Any]) -> Architecture:
     names = config.get("architectures") or []
     for name in names:
         if name in ARCHITECTURES:
+            # transformers picks the float model by model_type; both must mean the same.
+            if config.get("model_type") != ARCHITECTURES[name]:
+                raise CheckpointError(f"config.json: model_type is {config.get('model_type')!r}, but {name} is named")
             return ARCHITECTURES[name]
     came = ", ".join(map(str, names)) or f"model_type {config.get('model_type', 'unknown')!r}"
     raise CheckpointError(f"unsupported architecture: {came}; supported are {', '.join(ARCHITECTURES)}")

@@ -42,7 +42,11 @@ class GgufFile:
         self._path = path
         self._reader = _open(path)
         self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
-        self.spec: DecoderSpec = self._read_spec()
+        try:
+            self.spec: DecoderSpec = self._read_spec()
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{path}: the header holds a value of the wrong kind ({error})") from None
+        self.spec.check()
         self._check_tensors()
 
     @property
@@ -188,12 +192,21 @@ class GgufFile:
         return tuple(int(extent) for extent in reversed(self._tensors[name].shape))
 
     def _check_tensors(self) -> None:
+        from gguf import dequantize
+
         for name, shape in self.spec.tensors().items():
             came = self._tensor_shape(_gguf_name(name))
             if came != shape:
                 raise CheckpointError(
                     f"{self._path}: {_gguf_name(name)} has shape {list(came)}; the header asks for {list(shape)}"
                 )
+            tensor = self._tensors[_gguf_name(name)]
+            try:
+                dequantize(tensor.data[:1], tensor.tensor_type)
+            except NotImplementedError:
+                raise CheckpointError(
+                    f"{self._path}: {tensor.name} is stored as {tensor.tensor_type.name}, which cannot be dequantized"
+                ) from None
 
 
 def _open(path: Path) -> Any:

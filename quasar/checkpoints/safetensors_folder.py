@@ -52,7 +52,10 @@ class SafetensorsFolder:
         """`AutoConfig` of the folder; code from the checkpoint is never run."""
         from transformers import AutoConfig
 
-        return AutoConfig.from_pretrained(self._folder, local_files_only=True, trust_remote_code=False)
+        try:
+            return AutoConfig.from_pretrained(self._folder, local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # transformers raises whatever its checks do
+            raise CheckpointError(f"{self._folder}: transformers cannot read config.json ({error})") from None
 
     def transformers_tokenizer(self) -> Any:
         """`AutoTokenizer` of the folder; code from the checkpoint is never run."""
@@ -76,9 +79,12 @@ class SafetensorsFolder:
         return found
 
     def _indexed_shards(self, index: Path) -> list[Path]:
-        names = set(_read_json(index, required=True).get("weight_map", {}).values())
+        weight_map = _read_json(index, required=True).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise CheckpointError(f"{index} has no weight_map: download it again")
+        names = set(weight_map.values())
         shards = []
-        for name in sorted(names):
+        for name in sorted(map(str, names)):
             path = inside(self._folder, str(name))
             # A hub cache holds links to blobs beside the snapshot: only the name must stay in the folder.
             if path is None and "/" not in str(name) and ".." not in str(name):

@@ -63,14 +63,16 @@ def _wheel_file() -> Path:
 
 def _from_hub(model: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
         return Path(snapshot_download(model, allow_patterns=_HUB_PATTERNS)).absolute()
     except LocalEntryNotFoundError:
         reason = "it is not in the local cache and the Hugging Face hub cannot be reached"
+    except GatedRepoError:
+        reason = "its owner asks for a licence to be accepted on the hub first (then set HF_TOKEN)"
     except RepositoryNotFoundError:
         reason = "the Hugging Face hub has no such model, or it is private (set HF_TOKEN)"
-    except (HfHubHTTPError, OSError) as error:
+    except Exception as error:  # the hub's client passes on whatever its transports raise
         reason = f"the Hugging Face hub answered: {' '.join(str(error).split())[:160]}"
     raise CheckpointError(f"{model} is no local folder or .gguf file, and as a hub id it cannot be had: {reason}")

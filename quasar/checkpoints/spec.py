@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from quasar.errors import CheckpointError
+
 RopeKind = Literal["default", "linear", "llama3", "yarn", "divided"]
 
 
@@ -146,6 +148,17 @@ class DecoderSpec:
                 if bias:
                     shapes[f"{member}.bias"] = (rows,)
         return shapes
+
+    def check(self) -> None:
+        """Raise `CheckpointError` naming a size that no graph can be built for."""
+        if self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:
+            raise CheckpointError(f"{self.num_heads} query heads cannot share {self.num_kv_heads} kv heads evenly")
+        if self.head_size < 16 or self.head_size % 16:
+            raise CheckpointError(
+                f"unsupported head size {self.head_size}: rotary attention in ONNX Runtime takes multiples of 16"
+            )
+        if self.rope.factor <= 0 or (self.rope.divisors and len(self.rope.divisors) != self.head_size // 2):
+            raise CheckpointError(f"the rope scaling does not fit: {self.rope}")
 
     def num_parameters(self) -> int:
         """Weights and biases that the checkpoint holds."""

@@ -32,7 +32,7 @@ def read_prompts(path: Path, limit: int | None = None) -> list[Prompt]:
     Raises `PromptError` for a missing or empty file, or naming the line that cannot be used.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
         raise PromptError(f"{path} does not exist; a JSONL file of prompts was expected") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -59,6 +59,8 @@ def _parse(line: str, where: str) -> Prompt:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise PromptError(f"{where}: not JSON ({error.msg} at column {error.colno}); {_ROW}") from None
+    except (ValueError, RecursionError) as error:
+        raise PromptError(f"{where}: JSON that cannot be read ({error}); {_ROW}") from None
     if not isinstance(row, dict):
         raise PromptError(f"{where}: a {type(row).__name__} came; {_ROW}")
     category = str(row.get("category", ""))

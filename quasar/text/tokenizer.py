@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quasar.errors import DamagedEngineError
+from quasar.errors import DamagedEngineError, PromptError
 from quasar.text.chat_template import ChatTemplate, Message
 
 if TYPE_CHECKING:
@@ -33,14 +33,20 @@ class TextCodec:
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of plain text, with the special tokens that the tokenizer adds to a document."""
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=True).ids
-        return ids
+        return self._encode(text, special_tokens=True)
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a conversation, ready for the answer; the last user turn as plain text without a template."""
         if self.chat_template is None:
             return self.encode_text(messages[-1]["content"])
-        ids: list[int] = self.tokenizer.encode(self.chat_template.render(messages), add_special_tokens=False).ids
+        return self._encode(self.chat_template.render(messages), special_tokens=False)
+
+    def _encode(self, text: str, *, special_tokens: bool) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise PromptError(f"the prompt is not Unicode text ({error.reason} at character {error.start})") from None
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=special_tokens).ids
         return ids
 
     def decode(self, token_ids: Sequence[int]) -> str:

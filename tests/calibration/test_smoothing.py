@@ -18,7 +18,7 @@ MODELS = {
     "llama-tied": ("llama", {"tie_word_embeddings": True}),
     "llama-biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "qwen2": ("qwen2", {}),
-    "qwen3": ("qwen3", {"head_dim": 24}),
+    "qwen3": ("qwen3", {"head_dim": 32}),
 }
 
 

@@ -8,8 +8,9 @@ import pytest
 from engines import loading
 from engines.directory import open_directory
 from engines.machine import user_cache
-from engines.manifest import Manifest, engine_hash
+from engines.manifest import Manifest
 from quasar.errors import DamagedEngineError, EngineError, NewerEngineError
+from tests.tiny import save_tiny_model
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def edit(engine, change):
     change(value)
     try:
         manifest = Manifest.from_json(value)
-        value["hashes"]["engine"] = engine_hash(manifest.files, manifest.contract)
+        value["hashes"]["engine"] = manifest.engine_hash
     except EngineError:
         pass
     path.write_text(json.dumps(value))
@@ -136,7 +137,13 @@ def test_names_that_are_not_listed(engine, section):
         (lambda value: value.pop("contract"), "lacks the field 'contract'"),
         (lambda value: value["contract"].update(capacity="big"), "contract.capacity is 'big'; int was expected"),
         (lambda value: value["contract"].update(surprise=1), "contract has an unknown field 'surprise'"),
+        (lambda value: value["contract"].update(prefill_chunk=0), "sizes that do not fit each other"),
+        (lambda value: value["contract"].update(capacity=64), "sizes that do not fit each other"),
+        (lambda value: value["backends"]["onnxruntime"].update(probe_layers=9), "gives its probe 9 layers"),
+        (lambda value: value["model"].pop("name"), "model lacks the field 'name'"),
+        (lambda value: value["fidelity"].pop("tokens"), "fidelity has the keys"),
         (lambda value: value.update(row_invariance={"chain": "yes"}), "row_invariance is"),
+        (lambda value: value.update(row_invariance={"chain": 500, "tree": False}), "row_invariance is"),
         (lambda value: value.update(cost_surface_ms={"x": 1}), "cost_surface_ms must map"),
         (lambda value: value["text"].update(eos_token_ids="2"), "text.eos_token_ids is '2'"),
     ],
@@ -147,13 +154,36 @@ def test_fields_that_do_not_fit(engine, change, message):
         open_directory(engine)
 
 
-def test_contract_changed_by_hand(engine):
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda value: value["contract"].update(capacity=value["contract"]["capacity"] + 64),
+        lambda value: value["text"].update(eos_token_ids=[7]),
+        lambda value: value["backends"]["onnxruntime"].update(graph="verifier.onnx"),
+    ],
+)
+def test_what_runs_changed_by_hand(engine, change):
     path = engine / "manifest.json"
     value = json.loads(path.read_text())
-    value["contract"]["capacity"] += 64
+    change(value)
     path.write_text(json.dumps(value))
     with pytest.raises(DamagedEngineError, match="changed by hand"):
         open_directory(engine)
+
+
+def test_a_model_of_one_layer_is_probed_elsewhere_too(tmp_path, build_engine):
+    engine = build_engine(save_tiny_model(tmp_path / "model", "llama", num_hidden_layers=1))
+    edit(engine, lambda value: value["machine"].update(processor="Another CPU"))
+    assert loading.load_engine(engine).record.row_invariance.chain == 1
+
+
+def test_a_cache_that_holds_nonsense_is_measured_again(engine):
+    edit(engine, lambda value: value["machine"].update(processor="Another CPU"))
+    loading.load_engine(engine)
+    (record,) = (user_cache() / "machines").iterdir()
+    for text in ("null", "[]", "{", '{"row_invariance": 1}'):
+        record.write_text(text)
+        assert loading.load_engine(engine).record.row_invariance.chain == 1
 
 
 def test_cuda_provider_names_the_tensorrt_back_end(engine):

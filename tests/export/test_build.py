@@ -141,6 +141,66 @@ def test_existing_output_is_kept_unless_forced(tiny_model, few_prompts, tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["engine"]
 
 
+def test_a_context_of_64_tokens_builds_and_reports(tiny_model, build_engine, few_prompts):
+    from contextlib import nullcontext
+
+    from calibration.report import report
+    from quasar.text import read_prompts
+
+    engine = build_engine(tiny_model, max_length=64)
+    figures = report(
+        engine, read_prompts(few_prompts), float_model=None, steps=lambda what, total: nullcontext(lambda count: None)
+    )
+    assert figures["tokens"] <= 3 * 32
+    assert figures["calibration_overlap"] == 3
+
+
+def test_leftovers_of_unknown_inputs_are_not_published(tiny_model, few_prompts, tmp_path):
+    """As after a kill while the state is removed: files are there, but nothing says what from."""
+    scratch = tmp_path / "engine.partial" / ".build"
+    scratch.mkdir(parents=True)
+    (tmp_path / "engine.partial" / "calibration.json").write_text("{}")
+    (tmp_path / "engine.partial" / ".tokenizer.json.abc.tmp").write_text("half")
+    engine = build(BuildOptions(model=str(tiny_model), output=tmp_path / "engine", precision="fp32"))
+    assert "calibration.json" not in open_directory(engine).manifest.files
+    assert not list(engine.rglob("*.tmp"))
+
+
+def test_folders_of_the_user_survive(tiny_model, few_prompts, tmp_path, monkeypatch):
+    output = tmp_path / "engine"
+    options = BuildOptions(model=str(tiny_model), output=output, precision="fp32", force=True)
+    (tmp_path / "engine.partial").mkdir()
+    (tmp_path / "engine.partial" / "thesis").write_text("mine")
+    with pytest.raises(BuildError, match="is no unfinished build of these inputs"):
+        build(options)
+    (tmp_path / "engine.partial" / "thesis").rename(tmp_path / "thesis")
+    (tmp_path / "engine.partial").rmdir()
+
+    (tmp_path / "engine.replaced").mkdir()
+    (tmp_path / "thesis").rename(tmp_path / "engine.replaced" / "thesis")
+    with pytest.raises(BuildError, match="is in the way and no engine directory"):
+        build(options)
+    assert (tmp_path / "engine.replaced" / "thesis").read_text() == "mine"
+    (tmp_path / "engine.replaced").rename(output)
+    # It appeared under the output's name while the build ran.
+    with monkeypatch.context() as patch:
+        patch.setattr("export.build.check_target", lambda target, force: None)
+        with pytest.raises(BuildError, match="it is never overwritten"):
+            build(options)
+    assert (output / "thesis").read_text() == "mine"
+    output.rename(tmp_path / "elsewhere")
+    assert is_absent_or_whole(build(options))
+
+
+def test_a_link_stands_for_the_directory(tiny_model, few_prompts, tmp_path):
+    build(BuildOptions(model=str(tiny_model), output=tmp_path / "real", precision="fp32"))
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    build(BuildOptions(model=str(tiny_model), output=tmp_path / "link", calibration=few_prompts, force=True))
+    assert (tmp_path / "link").is_symlink()
+    assert open_directory(tmp_path / "real").manifest.precision == "w8a8"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
+
+
 def test_foreign_directory_is_never_overwritten(tiny_model, tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_text("meow")

@@ -18,6 +18,7 @@ from tests.tiny import save_tiny_model, tiny_config, tiny_torch_model
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 2,
@@ -54,6 +55,18 @@ def test_end_ids_come_from_the_generation_config():
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
         ({"hidden_size": "64"}, "hidden_size is '64'; a positive integer"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
+        ({"model_type": "mistral"}, "model_type is 'mistral', but LlamaForCausalLM is named"),
+        ({"num_key_value_heads": 3}, "4 query heads cannot share 3 kv heads evenly"),
+        ({"head_dim": 100}, "unsupported head size 100: rotary attention in ONNX Runtime takes multiples of 16"),
+        ({"head_dim": -4}, "unsupported head size -4"),
+        ({"num_key_value_heads": "two"}, "config.json holds a value of the wrong kind"),
+        ({"rope_scaling": "linear"}, "config.json holds a value of the wrong kind"),
+        ({"rope_scaling": {"type": "linear", "factor": None}}, "config.json holds a value of the wrong kind"),
+        ({"rope_scaling": {"type": "linear", "factor": 0}}, "the rope scaling does not fit"),
+        ({"quantization_config": "gptq"}, "config.json holds a value of the wrong kind"),
+        ({"rms_norm_eps": None}, "config.json holds a value of the wrong kind"),
+        ({"eos_token_id": "</s>"}, "config.json holds a value of the wrong kind"),
+        ({"architectures": 5}, "config.json holds a value of the wrong kind"),
     ],
 )
 def test_what_the_graph_cannot_express_is_refused_by_name(change, message):

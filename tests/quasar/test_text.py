@@ -63,6 +63,26 @@ def test_bad_rows_are_named(line, message, tmp_path):
         read_prompts(path)
 
 
+def test_unusual_characters_do_not_cut_rows(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    texts = ["a\u2028b", "c\u0085d", "e\u2029f"]
+    path.write_text("\r\n".join(json.dumps({"prompt": text}, ensure_ascii=False) for text in texts), newline="")
+    assert [prompt.text for prompt in read_prompts(path)] == texts
+
+
+def test_rows_that_no_parser_survives(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    for row in ("[" * 100_000, '{"prompt": ' + "9" * 5000 + "}"):
+        path.write_text(row)
+        with pytest.raises(PromptError, match="line 1"):
+            read_prompts(path)
+
+
+def test_half_a_surrogate_is_no_text(codec):
+    with pytest.raises(PromptError, match="the prompt is not Unicode text"):
+        codec.encode_text("a\ud800b")
+
+
 def test_files_that_are_none(tmp_path):
     with pytest.raises(PromptError, match="does not exist"):
         read_prompts(tmp_path / "nothing")
@@ -77,7 +97,8 @@ def test_template_renders_as_transformers_does():
         "    {%- if message.role == 'user' %}\n"
         "[{{ message.content | trim }}]\n"
         "    {%- else %}{% continue %}{%- endif %}\n"
-        "{%- endfor %}{{ bos_token }}{{ messages | tojson }}"
+        "{%- endfor %}{{ bos_token }}{{ messages | tojson(ensure_ascii=False) }}"
+        "{% if tools is not none %}tools!{% endif %}{% generation %}answer{% endgeneration %}"
     )
     from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -111,6 +132,9 @@ def test_broken_and_refusing_templates():
         ChatTemplate("{{ raise_exception('only two roles') }}").render(USER)
     with pytest.raises(PromptError, match="Range too big"):
         ChatTemplate("{% for i in range(10**9) %}x{% endfor %}").render(USER)
+    for source in ("{{ 1/0 }}", "{{ '{a}'.format() }}", "{{ '%(a)s' % {} }}", "{{ 'x'.encode('foo') }}"):
+        with pytest.raises(PromptError, match="cannot render"):
+            ChatTemplate(source).render(USER)
 
 
 def test_damaged_tokenizer(tmp_path):

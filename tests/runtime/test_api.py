@@ -134,6 +134,20 @@ def test_one_generation_at_a_time_and_an_abandoned_stream_frees_the_engine(engin
     assert engine.generate("hello", max_new_tokens=4).stats.tokens == 4
 
 
+def test_logits_do_not_disturb_a_stream(engine):
+    stream = engine.stream("hello", max_new_tokens=20)
+    next(stream)
+    with pytest.raises(GenerationError, match="generating already"):
+        engine.logits([1, 2, 3])
+    stream.close()
+    after = engine.generate([1, 2, 3], max_new_tokens=1).token_ids
+    assert engine.logits([1, 2, 3]).argmax() == after[0]
+    with pytest.raises(GenerationError, match="the prompt is empty"):
+        engine.logits([])
+    with pytest.raises(GenerationError, match="outside the vocabulary"):
+        engine.logits([320])
+
+
 def test_closed_engine(tiny_engine):
     engine = runtime.load(tiny_engine)
     engine.close()

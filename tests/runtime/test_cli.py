@@ -188,6 +188,20 @@ class TestRefusals:
         line = refused("runtime", "generate", tmp_path / "none", "hi")
         assert "is no engine directory: build one with python -m export build" in line
 
+    def test_results_that_cannot_be_written(self, tiny_engine, prompts, tmp_path):
+        line = refused("runtime", "verify", tiny_engine, "--prompts", prompts, "--json", tmp_path)
+        assert "is a folder; a file to write was expected" in line
+        line = refused("runtime", "verify", tiny_engine, "--prompts", prompts, "--json", tmp_path / "no" / "file")
+        assert "does not exist: make the folder" in line
+
+    def test_names_that_no_file_can_have(self, tmp_path):
+        assert "File name too long" in refused("runtime", "generate", tmp_path / ("x" * 300), "hi")
+
+    def test_library_that_is_missing(self, tiny_model, tmp_path):
+        (tmp_path / "safetensors.py").write_text("raise ModuleNotFoundError(name='safetensors')")
+        line = self.build(tiny_model, tmp_path, env={"PYTHONPATH": str(tmp_path)})
+        assert "safetensors is not installed: run pip install 'quasar-verifier[build]'" in line
+
     def test_unknown_drafter(self, tiny_engine):
         line = refused("runtime", "generate", tiny_engine, "hi", "--drafter", "magic")
         assert "unknown drafter 'magic'; known are prompt-lookup, none" in line
