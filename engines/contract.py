@@ -25,6 +25,8 @@ CACHE_LENGTHS = "cache_lengths"
 LOGITS_ROWS = "logits_rows"
 NEXT_TOKENS = "next_tokens"
 LOGITS = "logits"
+# In place of the logits, in the cut-down graph that probes run on: hidden states and attention outputs.
+HIDDEN = "hidden"
 
 # The widest verify call: pending token and drafts.
 MAX_WIDTH = 32

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,7 @@ class MachineRecord:
         }
         rows = CURVE_ROWS if CURVE_ROWS in self.cost_surface_ms else max(self.cost_surface_ms)
         return {
-            "row_invariance": {"chain": self.row_invariance.chain, "tree": self.row_invariance.tree},
+            "row_invariance": {**asdict(self.row_invariance), "boundaries": list(self.row_invariance.boundaries)},
             "cost_curve_ms": surface[str(rows)],
             "cost_surface_ms": surface,
             "machine": {**self.machine, "exact_integers": self.exact_integers},
@@ -113,10 +113,14 @@ class MachineRecord:
     def from_json(cls, value: Mapping[str, Any]) -> "MachineRecord":
         """Read those keys; raises `DamagedEngineError` naming what does not fit."""
         invariance = value["row_invariance"]
-        chain = invariance.get("chain", 0)
-        known = chain is None or (isinstance(chain, int) and 1 <= chain <= MAX_WIDTH)
-        if not known or not isinstance(invariance.get("tree"), bool):
-            raise DamagedEngineError(f"manifest.json: row_invariance is {invariance!r}; chain and tree were expected")
+        chain, widest = invariance.get("chain", 0), invariance.get("widest")
+        if not (isinstance(widest, int) and (chain is None or (isinstance(chain, int) and 1 <= chain <= widest))):
+            raise DamagedEngineError(f"manifest.json: row_invariance is {invariance!r}; 1 <= chain <= widest expected")
+        if widest > MAX_WIDTH or not isinstance(invariance.get("tree"), bool):
+            raise DamagedEngineError(f"manifest.json: row_invariance is {invariance!r}; widest or tree does not fit")
+        boundaries = invariance.get("boundaries")
+        if not isinstance(boundaries, list) or not all(isinstance(total, int) for total in boundaries):
+            raise DamagedEngineError(f"manifest.json: row_invariance is {invariance!r}; boundaries must be totals")
         machine = dict(value["machine"])
         exact = machine.pop("exact_integers", None)
         try:
@@ -130,7 +134,9 @@ class MachineRecord:
             raise DamagedEngineError("manifest.json: machine.exact_integers or cost_surface_ms is missing")
         return cls(
             machine=machine,
-            row_invariance=RowInvariance(chain=chain, tree=invariance["tree"]),
+            row_invariance=RowInvariance(
+                chain=chain, widest=widest, boundaries=tuple(sorted(boundaries)), tree=invariance["tree"]
+            ),
             exact_integers=exact,
             cost_surface_ms=surface,
         )

@@ -10,7 +10,7 @@ from engines.integer_check import integers_are_exact
 from engines.machine import Machine
 from engines.manifest import MachineRecord
 from engines.onnxruntime.session import OnnxRuntimeSession
-from engines.row_invariance import brief_sweeps, full_sweeps, probe
+from engines.row_invariance import BOUNDARY_STEP, boundary_lengths, brief_sweeps, full_sweeps, probe
 from quasar.errors import EngineError
 
 
@@ -66,7 +66,7 @@ def measure_machine(
     )
     whole = OnnxRuntimeSession(files.directory, files.graph, contract, threads=threads, exact_integers=exact)
     sweeps = brief_sweeps(contract) if brief else full_sweeps(contract)
-    invariance = probe([(cut_down, sweeps[0]), (whole, sweeps[1])], on_length=lambda: on_step("row invariance"))
+    invariance = probe((cut_down, sweeps[0]), (whole, sweeps[1]), on_length=lambda: on_step("row invariance"))
     surface = costs.measure(
         whole,
         rows=costs.surface_rows(contract),
@@ -81,4 +81,5 @@ def measure_machine(
 def count_steps(contract: Contract, *, brief: bool = False) -> int:
     """How often `measure_machine` calls `on_step` when the first width holds."""
     sweeps = brief_sweeps(contract) if brief else full_sweeps(contract)
-    return sum(len(sweep.lengths) for part in sweeps for sweep in part) + len(costs.surface_rows(contract))
+    lengths = sum(len(sweep.lengths) for part in sweeps for sweep in part)
+    return lengths + len(boundary_lengths(contract)) // BOUNDARY_STEP + len(costs.surface_rows(contract))

@@ -1,11 +1,12 @@
 """The probe behind the promise: a row's bits must not depend on how many rows are fed with it, or on what they hold.
 
 A chain of tokens is decoded at one width; then, at every cache length, every width is fed and each row is compared
-bit for bit, logits and cached keys and values, with junk drafts behind the row and without.
+bit for bit, output and cached keys and values, with junk drafts behind the row and without.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -18,7 +19,11 @@ Float32 = NDArray[np.float32]
 WIDTHS = (*range(1, 18), 20, 24, 28, 32)
 # Plain decoding is padded to at most this width; wider, it would cost more than it saves.
 _MAX_BASE = 16
+_ENOUGH_DRAFTS = 8
 _SEED = 20260
+_CUT_DOWN_LENGTHS = 160
+# Boundaries are looked for in steps of so many lengths, as far as progress is concerned.
+BOUNDARY_STEP = 64
 
 
 class ProbedSession(Protocol):
@@ -28,7 +33,7 @@ class ProbedSession(Protocol):
     caches: list[tuple[Float32, Float32]]
 
     def run_logits(self, token_ids: NDArray[np.int64], cache_length: int, num_logits_rows: int, /) -> Float32:
-        """Logits float32 [rows, V] of the last rows."""
+        """Logits, or hidden states where the graph has no head, of the last rows: float32 [rows, columns]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,19 +55,36 @@ class Sweep:
 class RowInvariance:
     """What a probe found.
 
-    `chain`: the smallest width from which on all widths agree, so the width that plain decoding must be fed with;
-    None if there is none. `tree`: whether a path through a tree is exact; the stock kernels shift reductions, so no.
+    A row has the same bits at every width from `chain` to `widest`: plain decoding is fed at least `chain` rows, a
+    verify call at most `widest`. `chain` None: no two widths agree.
+
+    `boundaries`: totals (committed rows and new ones) at which attention changes its order of summation, as ONNX
+    Runtime's does for head sizes above 128. A pass may not reach over one: see `drafts_before_boundary`.
+
+    `tree`: whether a path through a tree is exact; the stock kernels shift reductions, so no.
     """
 
     chain: int | None
+    widest: int
+    boundaries: tuple[int, ...] = ()
     tree: bool = False
+
+    def drafts_before_boundary(self, cache_length: int) -> int:
+        """How many drafts a pass behind `cache_length` rows can verify and stay on one side of every boundary.
+
+        Plain decoding of the same rows runs at totals from `cache_length + chain` on, one by one; none of them, and
+        not the pass's own, may lie on the other side.
+        """
+        plain = cache_length + (self.chain or 1)
+        place = bisect_right(self.boundaries, plain)
+        return self.boundaries[place] - plain - 1 if place < len(self.boundaries) else self.widest
 
 
 def full_sweeps(contract: Contract) -> tuple[list[Sweep], list[Sweep]]:
     """The build's sweeps: on the cut-down graph, and on the whole one."""
     margin = max(WIDTHS)
     last = contract.max_length - margin
-    cut_down = [Sweep(first=1, last=max(1, min(160, last)))]
+    cut_down = [Sweep(first=1, last=max(1, min(_CUT_DOWN_LENGTHS, last)))]
     around = [(254, 258), (510, 514), (last - 2, last)]
     whole = [Sweep(first=first, last=end) for first, end in around if first > 0 and end <= last]
     return cut_down, whole
@@ -70,29 +92,72 @@ def full_sweeps(contract: Contract) -> tuple[list[Sweep], list[Sweep]]:
 
 def brief_sweeps(contract: Contract) -> tuple[list[Sweep], list[Sweep]]:
     """A few seconds' worth, for a machine that the engine was not built on: path changes of the known kernels."""
-    last = max(1, min(160, contract.max_length - max(WIDTHS)))
-    lengths = frozenset({1, 2, 3, 7, 8, 15, 16, 31, 32, 33, 46, 47, 48, 49, 61, 62, 63, 64, 65, 127, 128, 129, 160})
-    widths = (1, 2, 3, 4, 5, 8, 9, 16, 17, 32)
+    last = max(1, min(_CUT_DOWN_LENGTHS, contract.max_length - max(WIDTHS)))
+    lengths = frozenset(
+        {1, 2, 3, 7, 8, 15, 16, 33, 48, 61, 62, 63, 64, 65, 127, 128, 160, 175, 177, 185, 192, 255, 320}
+    )
+    widths = (1, 2, 3, 4, 5, 8, 9, 14, 15, 16, 17, 24, 32)
     cut_down = [Sweep(first=1, last=last, only=lengths, widths=widths)]
     whole = [Sweep(first=256, last=256, widths=widths)] if contract.max_length >= 256 + max(WIDTHS) else []
     return cut_down, whole
 
 
 def probe(
-    parts: Iterable[tuple[ProbedSession, list[Sweep]]], on_length: Callable[[], None] = lambda: None
+    cut_down: tuple[ProbedSession, list[Sweep]],
+    whole: tuple[ProbedSession, list[Sweep]],
+    on_length: Callable[[], None] = lambda: None,
 ) -> RowInvariance:
-    """The smallest width m such that every width ≥ m gives the bits of a chain decoded at width m."""
-    work = [(session, sweep) for session, sweeps in parts for sweep in sweeps]
+    """The range of widths whose rows agree with a chain that is decoded at the narrowest of them.
+
+    The narrowest one is taken that leaves room for eight drafts, else the one that leaves room for most. Boundaries
+    are looked for at every total, on the cut-down graph: it has the whole one's attention, at a fraction of the cost.
+    """
+    best = RowInvariance(chain=None, widest=1)
     for base in range(1, _MAX_BASE + 1):
-        if all(_agrees(session, sweep, base, on_length) for session, sweep in work):
-            return RowInvariance(chain=base)
-    return RowInvariance(chain=None)
+        boundaries = _find_boundaries(cut_down[0], base, on_length)
+        if boundaries is None:
+            continue
+        found = RowInvariance(chain=base, widest=max(WIDTHS), boundaries=boundaries)
+        for session, sweeps in (cut_down, whole):
+            for sweep in sweeps:
+                found = replace(found, widest=_widest_exact(session, sweep, found, on_length))
+        if found.widest - base > best.widest - (best.chain or 1):
+            best = found
+        if best.chain is not None and best.widest - best.chain >= _ENOUGH_DRAFTS:
+            return best
+    return best
 
 
-def _agrees(session: ProbedSession, sweep: Sweep, base: int, on_length: Callable[[], None]) -> bool:
+def boundary_lengths(contract: Contract) -> range:
+    """The cache lengths at which boundaries are looked for: all."""
+    return range(1, contract.max_length - 1)
+
+
+def _find_boundaries(session: ProbedSession, base: int, on_length: Callable[[], None]) -> tuple[int, ...] | None:
+    """Totals at which one more row changes a row's bits; None if that is the rule and not the exception."""
+    lengths = boundary_lengths(session.contract)
     random = np.random.default_rng(_SEED)
-    vocabulary, widest = session.contract.vocab_size, max(sweep.widths)
-    end = sweep.last + widest
+    tokens = random.integers(0, session.contract.vocab_size, len(lengths) + base + 2)
+    boundaries: list[int] = []
+    for length in lengths:
+        narrow = session.run_logits(tokens[length - 1 : length - 1 + base], length, base)[0].copy()
+        wider = session.run_logits(tokens[length - 1 : length + base], length, base + 1)[0]
+        if not _same_bits(narrow, wider):
+            boundaries.append(length + base + 1)
+            # More often than every sixteenth row: no boundary, the widths simply differ.
+            if len(boundaries) > 8 + length // 16:
+                return None
+        if length % BOUNDARY_STEP == 0:
+            on_length()
+    return tuple(boundaries)
+
+
+def _widest_exact(session: ProbedSession, sweep: Sweep, found: RowInvariance, on_length: Callable[[], None]) -> int:
+    """The largest probed width up to which every row has the bits of the chain decoded at `found.chain`."""
+    base, widest = found.chain or 1, found.widest
+    random = np.random.default_rng(_SEED)
+    vocabulary, margin = session.contract.vocab_size, max(sweep.widths)
+    end = sweep.last + margin
     tokens = random.integers(0, vocabulary, end + base)
     junk = random.integers(0, vocabulary, end + base)
     for pair in session.caches:
@@ -108,25 +173,28 @@ def _agrees(session: ProbedSession, sweep: Sweep, base: int, on_length: Callable
 
     for length in sweep.lengths:
         for width in sweep.widths:
-            if width < base:
+            if not base <= width <= widest or width - 1 > found.drafts_before_boundary(length):
                 continue
             # Half of the passes are real tokens alone; in the others junk drafts follow, behind every place in turn.
             real = width if (length + width) % 2 else 1 + (length * 7 + width) % width
             fed = np.concatenate([tokens[length : length + real], junk[length + real : length + width]])
-            logits = session.run_logits(fed, length, width)
-            same = all(_same_bits(logits[row], reference[length + row]) for row in range(real)) and all(
+            rows = session.run_logits(fed, length, width)
+            same = all(_same_bits(rows[row], reference[length + row]) for row in range(real)) and all(
                 _same_bits(cache[:, :, length : length + real], wanted[:, :, length : length + real])
                 for cache, wanted in zip((keys, values), expected, strict=True)
             )
             written = width + spare_rows(session.contract.head_size, length + width)
             for pair, kept in zip(session.caches, saved, strict=True):
-                for cache, rows in zip(pair, kept, strict=True):
-                    back = rows[:, :, length - sweep.first :][:, :, :written]
+                for cache, kept_rows in zip(pair, kept, strict=True):
+                    back = kept_rows[:, :, length - sweep.first :][:, :, :written]
                     cache[:, :, length : length + back.shape[2]] = back
             if not same:
-                return False
+                widest = max((narrower for narrower in WIDTHS if narrower < width), default=0)
+                break
+        if widest < base:
+            return widest
         on_length()
-    return True
+    return widest
 
 
 def _same_bits(a: Float32, b: Float32) -> bool:

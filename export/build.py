@@ -286,7 +286,7 @@ class _Build:
         LowerToOnnxRuntime(self._checkpoint.spec)(model)
         UnsignedActivations()(model)
         ir.save(model, directory / _ONNXRUNTIME.graph)
-        KeepLayers(min(_PROBE_LAYERS, self._checkpoint.spec.num_layers))(model)
+        KeepLayers(self._measured_files.probe_layers, self._checkpoint.spec)(model)
         ir.save(model, directory / _ONNXRUNTIME.probe)
         integer_check = build_integer_check(version("quasar-verifier"))
         UnsignedActivations()(integer_check)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from engines.costs import CURVE_ROWS
 from engines.directory import EngineDirectory
+from engines.row_invariance import RowInvariance
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,7 +26,7 @@ def print_summary(directory: EngineDirectory) -> None:
     table.add_row("size", f"{_mb(4 * manifest.model['parameters'])} in float32 → {_mb(weights)} of weights")
     for name, value in _fidelity_rows(manifest.fidelity):
         table.add_row(name, value)
-    table.add_row("row invariance", _invariance(manifest.record.row_invariance.chain))
+    table.add_row("row invariance", _invariance(manifest.record.row_invariance))
     out.print(table)
     out.print(_cost_table(directory))
     out.print(f"engine: {directory.path}", soft_wrap=True)
@@ -57,7 +58,7 @@ def print_manifest(directory: EngineDirectory) -> None:
     table.add_row("max length", f"{contract.max_length} tokens, KV cache {_mb(contract.cache_bytes)}")
     for name, value in _fidelity_rows(manifest.fidelity):
         table.add_row(name, value)
-    table.add_row("row invariance", _invariance(manifest.record.row_invariance.chain))
+    table.add_row("row invariance", _invariance(manifest.record.row_invariance))
     machine = manifest.record.machine
     table.add_row(
         "measured on", f"{machine['processor']}, {machine['threads'] or machine['cores']} threads, {machine['library']}"
@@ -112,10 +113,11 @@ def _figures(figures: dict[str, Any]) -> str:
     )
 
 
-def _invariance(chain: int | None) -> str:
-    if chain is None:
+def _invariance(found: RowInvariance) -> str:
+    if found.chain is None:
         return "none: speculation is refused on this machine"
-    return "chains exact at every width" if chain == 1 else f"chains exact from width {chain} on"
+    crossing = f", not across {len(found.boundaries)} totals" if found.boundaries else ""
+    return f"chains exact at widths {found.chain} to {found.widest}{crossing}"
 
 
 def _count(parameters: int) -> str:

@@ -23,6 +23,8 @@ def layer_output(layer: int) -> str:
 
 # Value [B, M, hidden]: the rows of the residual stream that the final norm reads.
 HEAD_ROWS = "head_rows"
+# Value [B, M, hidden]: what the head reads.
+HEAD_INPUT = "norm.normed"
 COS_TABLE = "rotary.cos"
 SIN_TABLE = "rotary.sin"
 # Zero points of quantized activations: int8 0, and uint8 128 after lowering to ONNX Runtime.

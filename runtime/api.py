@@ -180,11 +180,13 @@ class Engine:
         contract = loaded.directory.manifest.contract
         if max_new_tokens < 1:
             raise GenerationError(f"max_new_tokens is {max_new_tokens}; 1 or more was expected")
-        if not 0 <= num_draft_tokens < contract.max_width:
+        exact = loaded.record.row_invariance
+        if chosen is not None and exact.chain is not None and not 0 <= num_draft_tokens < exact.widest:
             raise GenerationError(
-                f"num_draft_tokens is {num_draft_tokens}; this engine verifies 0 to {contract.max_width - 1} drafts"
+                f"num_draft_tokens is {num_draft_tokens}; on this machine 0 to {exact.widest - 1} drafts are verified "
+                "exactly"
             )
-        if chosen is not None and loaded.record.row_invariance.chain is None:
+        if chosen is not None and exact.chain is None:
             raise GenerationError(
                 "on this machine a row's bits depend on how many rows are fed, so speculation would not be exact: "
                 "use drafter='none'"
@@ -198,7 +200,7 @@ class Engine:
             Limits(max_new_tokens=max_new_tokens, stop_ids=stop_ids),
             drafter=chosen,
             num_draft_tokens=num_draft_tokens,
-            plain_width=self.plain_width,
+            exact=loaded.record.row_invariance,
         )
         return self._events(rounds, len(ids))
 

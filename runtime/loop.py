@@ -8,7 +8,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.contract import Contract
+from engines.contract import MAX_WIDTH, Contract
+from engines.row_invariance import RowInvariance
 from quasar.errors import ContextLimitError, GenerationError
 from runtime.acceptance import accepted_prefix
 from runtime.drafters.base import NO_DRAFT, Draft, Drafter
@@ -68,14 +69,14 @@ def decode(
     *,
     drafter: Drafter | None,
     num_draft_tokens: int = 0,
-    plain_width: int = 1,
+    exact: RowInvariance = RowInvariance(chain=1, widest=MAX_WIDTH),  # noqa: B008 - immutable
 ) -> Iterator[Round]:
     """Generate greedily from `prompt` int64 [n]; the first `Round` is the prefill's, with one token.
 
     Args:
         drafter: None decodes plainly.
         num_draft_tokens: drafts per round, at most.
-        plain_width: the narrowest pass whose rows are exact on this machine; narrower ones are padded.
+        exact: which passes are exact on this machine; narrower ones are padded, wider ones are not made.
     """
     contract, cache = session.contract, KVCache(session.contract)
     # The last token needs no row of its own, and the cache may end the text before max_new_tokens does.
@@ -106,11 +107,16 @@ def decode(
             return
         start = time.perf_counter()
         # One row for the pending token; a draft whose row would not fit, or whose token would be cut, is not asked for.
-        wanted = min(num_draft_tokens, len(prompt) + limit - length - 1, cache.room - 1)
+        wanted = min(
+            num_draft_tokens,
+            len(prompt) + limit - length - 1,
+            cache.room - 1,
+            exact.drafts_before_boundary(cache.length),
+        )
         draft = _propose(drafter, context[:length], wanted, contract)
         drafted = len(draft.tokens)
         draft_seconds = time.perf_counter() - start
-        fed = _padded(context[length - 1 : length], draft.tokens, plain_width)
+        fed = _padded(context[length - 1 : length], draft.tokens, exact.chain or 1)
         next_tokens = session.run(fed, cache.length, len(fed))[: drafted + 1]
         accepted = accepted_prefix(draft.tokens, next_tokens)
         cache.commit(accepted + 1)

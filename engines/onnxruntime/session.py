@@ -70,6 +70,10 @@ class OnnxRuntimeSession:
         except Exception as error:  # the library's errors share no public base
             raise EngineError(f"{graph} cannot be loaded by ONNX Runtime {ort.__version__}: {error}") from None
         self.contract = contract
+        outputs = {output.name: output.shape for output in self._session.get_outputs()}
+        # A cut-down graph has hidden states in place of logits.
+        self._rows_output = names.LOGITS if names.LOGITS in outputs else names.HIDDEN
+        self._columns = int(outputs[self._rows_output][-1])
         shape = (1, contract.num_kv_heads, contract.capacity, contract.head_size)
         self.caches: list[tuple[Float32, Float32]] = [
             (np.zeros(shape, np.float32), np.zeros(shape, np.float32))
@@ -94,16 +98,17 @@ class OnnxRuntimeSession:
         Returns the target's token after each of the last `num_logits_rows` of them: int64 [rows].
         """
         self._feed(self._binding, token_ids, cache_length, num_logits_rows)
+        self._binding.bind_ortvalue_output(names.NEXT_TOKENS, self._tokens.value(num_logits_rows))
         self._session.run_with_iobinding(self._binding)
         return self._tokens.array[0, :num_logits_rows]
 
     def run_logits(self, token_ids: Sequence[int] | Int64, cache_length: int, num_logits_rows: int) -> Float32:
-        """As `run`, but returns the logits float32 [rows, V] of those rows."""
+        """As `run`, but returns the logits float32 [rows, V] of those rows (a cut-down graph: hidden states)."""
         if self._logits_binding is None:
             self._logits_binding = self._bind_fixed()
         self._feed(self._logits_binding, token_ids, cache_length, num_logits_rows)
-        logits = np.empty((1, num_logits_rows, self.contract.vocab_size), np.float32)
-        self._logits_binding.bind_ortvalue_output(names.LOGITS, self._ort.OrtValue.ortvalue_from_numpy(logits))
+        logits = np.empty((1, num_logits_rows, self._columns), np.float32)
+        self._logits_binding.bind_ortvalue_output(self._rows_output, self._ort.OrtValue.ortvalue_from_numpy(logits))
         self._session.run_with_iobinding(self._logits_binding)
         rows: Float32 = logits[0]
         return rows
@@ -130,7 +135,6 @@ class OnnxRuntimeSession:
         binding.bind_ortvalue_input(names.INPUT_IDS, self._ids.value(width))
         binding.bind_ortvalue_input(names.POSITION_IDS, self._positions.value(width))
         binding.bind_ortvalue_input(names.LOGITS_ROWS, self._rows.value(num_logits_rows))
-        binding.bind_ortvalue_output(names.NEXT_TOKENS, self._tokens.value(num_logits_rows))
 
 
 class _Buffer:

@@ -57,7 +57,7 @@ def test_golden_keys(engine):
         "files",
     ]
     assert value["format_version"] == 1
-    assert value["row_invariance"] == {"chain": 1, "tree": False}
+    assert value["row_invariance"] == {"chain": 1, "widest": 32, "boundaries": [], "tree": False}
     assert list(value["cost_curve_ms"]) == ["1", "2", "3", "4", "6", "8", "12", "16"]
     assert value["cost_curve_ms"] == value["cost_surface_ms"]["256"]
 
@@ -143,7 +143,7 @@ def test_names_that_are_not_listed(engine, section):
         (lambda value: value["model"].pop("name"), "model lacks the field 'name'"),
         (lambda value: value["fidelity"].pop("tokens"), "fidelity has the keys"),
         (lambda value: value.update(row_invariance={"chain": "yes"}), "row_invariance is"),
-        (lambda value: value.update(row_invariance={"chain": 500, "tree": False}), "row_invariance is"),
+        (lambda value: value.update(row_invariance={"chain": 500, "widest": 600, "tree": False}), "row_invariance is"),
         (lambda value: value.update(cost_surface_ms={"x": 1}), "cost_surface_ms must map"),
         (lambda value: value["text"].update(eos_token_ids="2"), "text.eos_token_ids is '2'"),
     ],

@@ -2,18 +2,25 @@
 
 import pytest
 
-from engines.row_invariance import Sweep, brief_sweeps, full_sweeps, probe
+from engines.row_invariance import RowInvariance, Sweep, brief_sweeps, full_sweeps, probe
 from tests.engines.fakes import FaultySession
 
 SWEEP = Sweep(first=1, last=160)
 
 
 def chain_of(session, sweep=SWEEP):
-    return probe([(session, [sweep])]).chain
+    return probe((session, [sweep]), (session, [])).chain
 
 
-def test_exact_rows_pass_at_width_one():
-    assert chain_of(FaultySession()) == 1
+def range_of(fault, sweep=SWEEP):
+    session = FaultySession(fault)
+    found = probe((session, [sweep]), (session, []))
+    assert found.boundaries == ()
+    return found.chain, found.widest
+
+
+def test_exact_rows_pass_at_every_width():
+    assert range_of(lambda length, width, row: False) == (1, 32)
 
 
 def test_a_sweep_with_gaps_passes_too():
@@ -21,17 +28,39 @@ def test_a_sweep_with_gaps_passes_too():
 
 
 def test_a_last_bit_at_width_one_makes_it_two():
-    assert chain_of(FaultySession(lambda length, width, row: width == 1)) == 2
+    assert range_of(lambda length, width, row: width == 1) == (2, 32)
 
 
 def test_a_narrow_kernel_up_to_width_four_makes_it_five():
-    assert chain_of(FaultySession(lambda length, width, row: width <= 4)) == 5
+    assert range_of(lambda length, width, row: width <= 4) == (5, 32)
 
 
-@pytest.mark.parametrize("total", [64, 100, 150])
-def test_a_change_of_path_at_one_total_is_found(total):
-    """As with head sizes above 128: a pass with at most so many rows in total differs from longer ones."""
-    assert chain_of(FaultySession(lambda length, width, row: length + width <= total)) is None
+def test_a_wide_kernel_limits_the_drafts():
+    """As with head size 256: from 193 rows in total on, passes of 15 rows and more differ."""
+    fault = lambda length, width, row: width >= 15 and length + width >= 160  # noqa: E731
+    assert range_of(fault) == (1, 14)
+
+
+@pytest.mark.parametrize("totals", [(64,), (100,), (150, 278)])
+def test_totals_at_which_the_path_changes_are_found(totals):
+    """As with head sizes above 128: a row's bits depend on how many boundaries lie below the pass's total."""
+    session = FaultySession(path=lambda length, width: sum(length + width >= total for total in totals))
+    found = probe((session, [SWEEP]), (session, []))
+    assert (found.chain, found.widest, found.boundaries) == (1, 32, totals)
+
+
+def test_boundaries_seen_from_a_padded_pass():
+    """Where width 1 differs, plain decoding is fed two rows, and so reaches a total one row earlier."""
+    session = FaultySession(lambda length, width, row: width == 1, path=lambda length, width: length + width >= 100)
+    found = probe((session, [SWEEP]), (session, []))
+    assert (found.chain, found.widest, found.boundaries) == (2, 32, (100,))
+
+
+def test_drafts_before_a_boundary():
+    found = RowInvariance(chain=1, widest=32, boundaries=(100, 200))
+    # Behind 97 rows: plain totals 98 and 99 are below the boundary, the next would be on it.
+    assert [found.drafts_before_boundary(length) for length in (67, 97, 98, 99, 198, 199)] == [31, 1, 0, 99, 0, 32]
+    assert RowInvariance(chain=1, widest=9).drafts_before_boundary(5) == 9
 
 
 def test_drafts_that_leak_into_earlier_rows_are_found():
@@ -39,7 +68,7 @@ def test_drafts_that_leak_into_earlier_rows_are_found():
 
 
 def test_a_fault_in_one_place_of_one_width_is_found():
-    assert chain_of(FaultySession(lambda length, width, row: width == 13 and row == 0 and length == 77)) == 14
+    assert range_of(lambda length, width, row: width == 13 and row == 0 and length == 77) == (1, 12)
 
 
 def test_a_fault_in_the_cache_alone_is_found():
@@ -48,12 +77,13 @@ def test_a_fault_in_the_cache_alone_is_found():
 
     def run_logits(token_ids, cache_length, num_logits_rows):
         logits = honest(token_ids, cache_length, num_logits_rows)
-        if len(token_ids) == 9:
+        if len(token_ids) == 9 and cache_length > 3:
             session.caches[0][1][0, 0, cache_length] += 1
         return logits
 
     session.run_logits = run_logits
-    assert chain_of(session) == 10
+    found = probe((session, [SWEEP]), (session, []))
+    assert (found.chain, found.widest) == (10, 32)
 
 
 def test_sweeps_stay_inside_the_cache():

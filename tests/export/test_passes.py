@@ -6,13 +6,14 @@ import onnxruntime as ort
 import pytest
 from onnx_ir.passes import PreconditionError
 
+from calibration.affine import dequantize_tokens, quantize_tokens
 from engines import contract as names
 from engines.integer_check import INPUT, OUTPUT, check_inputs
-from export import names as inner
+from engines.onnxruntime.session import OnnxRuntimeSession
 from export.integer_check_graph import build_integer_check
 from export.passes import KeepLayers, LowerToOnnxRuntime, UnsignedActivations
 from quasar.checkpoints import open_checkpoint
-from tests.graphs import export_graphs
+from tests.graphs import contract_of, export_graphs, lowered_session
 
 
 @pytest.fixture(scope="module")
@@ -84,22 +85,35 @@ def test_unsigned_activations_are_bit_identical(tmp_path):
 
 
 def test_keep_layers_keeps_the_first_layers_and_the_head(graphs):
-    folder, _ = graphs
+    folder, spec = graphs
     model = ir.load(folder / "lowered.onnx")
-    assert KeepLayers(2)(model).modified
+    assert KeepLayers(2, spec)(model).modified
     kept = {name for layer in range(2) for name in names.past_names(layer)}
     assert {str(v.name) for v in model.graph.inputs if str(v.name).startswith("past")} == kept
     assert operators(model).count("GroupQueryAttention") == 2
-    assert names.LOGITS in {value.name for value in model.graph.outputs}
-    assert not KeepLayers(2)(model).modified
+    outputs = {value.name for value in model.graph.outputs}
+    assert names.HIDDEN in outputs
+    assert not outputs & {names.LOGITS, names.NEXT_TOKENS}
     with pytest.raises(PreconditionError, match=r"layers\.8\.output"):
-        KeepLayers(9)(model)
+        KeepLayers(9, spec)(ir.load(folder / "lowered.onnx"))
 
 
-def test_keep_all_layers_changes_nothing(graphs):
+def test_kept_layers_compute_what_they_did(graphs):
+    """With all layers kept, the head on the hidden states gives the logits."""
     folder, spec = graphs
+    contract = contract_of(spec)
     model = ir.load(folder / "lowered.onnx")
-    before = operators(model)
-    assert not KeepLayers(spec.num_layers)(model).modified
-    assert operators(model) == before
-    assert inner.HEAD_ROWS in {value.name for node in model.graph for value in node.outputs}
+    KeepLayers(spec.num_layers, spec)(model)
+    ir.save(model, folder / "kept.onnx")
+    tokens = np.arange(9)
+    rows = OnnxRuntimeSession(folder, folder / "kept.onnx", contract).run_logits(tokens, 0, 9)
+    assert rows.shape == (9, spec.hidden_size + spec.num_layers * spec.query_size)
+    hidden = rows[:, : spec.hidden_size]
+    logits = lowered_session(folder, contract).run_logits(tokens, 0, 9)
+    weights = {str(value.name): value.const_value.numpy() for value in model.graph.initializers.values()}
+    canonical = ir.load(folder / "canonical.onnx").graph.initializers
+    head = canonical["lm_head.weight"].const_value.numpy() * canonical["lm_head.scale"].const_value.numpy()
+    assert "lm_head.weight" not in weights
+    values, amax = quantize_tokens(hidden)
+    # One float32 product of sums instead of integers and two scales.
+    np.testing.assert_allclose(dequantize_tokens(values, amax) @ head, logits, rtol=1e-4, atol=1e-4)

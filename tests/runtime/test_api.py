@@ -38,18 +38,45 @@ def test_speculation_gives_the_tokens_of_plain_decoding(engine, drafter, k):
 
 
 def test_head_size_256_is_exact_across_64_rows(tmp_path, build_engine):
-    """Attention changes its path at 64 rows in total there; the spare rows keep every pass on one side of it."""
+    """Spare rows keep every pass above 64 rows in total; no pass reaches over the boundaries that the probe found."""
     folder = save_tiny_model(tmp_path / "model", "qwen3", head_dim=256, num_hidden_layers=2)
     random = np.random.default_rng(6)
     with runtime.load(build_engine(folder)) as engine:
         assert engine.plain_width == 1
+        # Attention sums in another order from 192 rows on, and every 128 rows behind that.
+        assert engine.record.row_invariance.boundaries == (192, 320, 448)
+        assert engine.record.row_invariance.widest == 32
         drafted = 0
-        for length in [3, 5, 20, 40, 50, 55, 58, 60, 61, 62, 63, 64, 65, 70, 100, 200, 255, 256, 257, 400]:
+        for length in [
+            3,
+            5,
+            20,
+            40,
+            50,
+            55,
+            58,
+            60,
+            61,
+            62,
+            63,
+            64,
+            65,
+            70,
+            100,
+            160,
+            170,
+            180,
+            200,
+            255,
+            256,
+            257,
+            400,
+        ]:
             # Repeats, so that prompt lookup drafts.
             prompt = np.tile(random.integers(0, 250, 9), 60)[:length]
             plain = engine.generate(prompt, max_new_tokens=24, drafter="none", ignore_eos=True)
-            for drafter in ("prompt-lookup", Random(length)):
-                fast = engine.generate(prompt, max_new_tokens=24, drafter=drafter, ignore_eos=True)
+            for drafter, k in (("prompt-lookup", 5), (Random(length), 31)):
+                fast = engine.generate(prompt, max_new_tokens=24, drafter=drafter, num_draft_tokens=k, ignore_eos=True)
                 assert fast.token_ids == plain.token_ids, length
                 drafted += fast.stats.drafted
         assert drafted > 1000
@@ -104,7 +131,7 @@ def test_context_limit_ends_the_text_or_refuses_the_prompt(engine):
     [
         ({"drafter": "magic"}, "unknown drafter 'magic'; known are prompt-lookup, none"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0; 1 or more was expected"),
-        ({"num_draft_tokens": 32}, "num_draft_tokens is 32; this engine verifies 0 to 31 drafts"),
+        ({"num_draft_tokens": 32}, "num_draft_tokens is 32; on this machine 0 to 31 drafts are verified exactly"),
         ({"num_draft_tokens": -1}, "num_draft_tokens is -1"),
     ],
 )
@@ -161,7 +188,7 @@ def test_speculation_is_refused_where_rows_are_not_exact(tiny_engine, monkeypatc
     from engines.row_invariance import RowInvariance
 
     engine = runtime.load(tiny_engine)
-    inexact = replace(engine.record, row_invariance=RowInvariance(chain=None))
+    inexact = replace(engine.record, row_invariance=RowInvariance(chain=None, widest=1))
     monkeypatch.setattr(engine, "_loaded", replace(engine._loaded, record=inexact))
     with pytest.raises(GenerationError, match="use drafter='none'"):
         engine.generate("hello")
@@ -175,7 +202,7 @@ def test_a_wider_plain_pass_gives_the_same_text(tiny_engine, monkeypatch):
 
     engine = runtime.load(tiny_engine)
     expected = engine.generate(PROMPT, max_new_tokens=30).token_ids
-    wider = replace(engine.record, row_invariance=RowInvariance(chain=4))
+    wider = replace(engine.record, row_invariance=RowInvariance(chain=4, widest=32))
     monkeypatch.setattr(engine, "_loaded", replace(engine._loaded, record=wider))
     assert engine.plain_width == 4
     assert engine.generate(PROMPT, max_new_tokens=30, drafter="none").token_ids == expected

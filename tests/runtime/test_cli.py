@@ -50,7 +50,7 @@ def test_build_inspect_generate_verify(tiny_model, few_prompts, prompts, tmp_pat
     assert "t(16)" in done.stdout
 
     shown = command("export", "inspect", engine)
-    assert "chains exact at every width" in shown.stdout
+    assert "chains exact at widths 1 to 32" in shown.stdout
     manifest = json.loads(command("export", "inspect", engine, "--json").stdout)
     assert manifest == json.loads((engine / "manifest.json").read_text())
 

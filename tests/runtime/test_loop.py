@@ -3,12 +3,15 @@
 import numpy as np
 import pytest
 
+from engines.row_invariance import RowInvariance
 from quasar.errors import ContextLimitError, GenerationError
 from runtime.acceptance import accepted_prefix
 from runtime.drafters import Draft, PromptLookup
 from runtime.kv_cache import KVCache
 from runtime.loop import Limits, check_prompt, decode
 from runtime.testing import TableSession
+
+EXACT = RowInvariance(chain=1, widest=32)
 
 
 def hashed(context):
@@ -51,7 +54,7 @@ class Empty:
         return Draft(tokens=np.empty(0, np.int64))
 
 
-def run(target, drafter, *, prompt=(1, 2, 3), max_new_tokens=40, stop_ids=(), k=5, plain_width=1, **session):
+def run(target, drafter, *, prompt=(1, 2, 3), max_new_tokens=40, stop_ids=(), k=5, exact=EXACT, **session):
     table = TableSession(target, **session)
     limits = Limits(max_new_tokens=max_new_tokens, stop_ids=frozenset(stop_ids))
     rounds = list(
@@ -61,7 +64,7 @@ def run(target, drafter, *, prompt=(1, 2, 3), max_new_tokens=40, stop_ids=(), k=
             limits,
             drafter=drafter,
             num_draft_tokens=k if drafter else 0,
-            plain_width=plain_width,
+            exact=exact,
         )
     )
     return [token for step in rounds for token in step.tokens], rounds, table
@@ -144,9 +147,35 @@ def test_prompt_is_cut_at_multiples_of_the_chunk():
 
 
 def test_narrow_passes_are_padded_where_only_wider_ones_are_exact():
-    tokens, _, table = run(hashed, None, plain_width=3, max_new_tokens=10)
+    tokens, _, table = run(hashed, None, exact=RowInvariance(chain=3, widest=32), max_new_tokens=10)
     assert tokens == expected(hashed, (1, 2, 3), 10)
     assert {len(fed) for _, fed in table.calls[1:]} == {3}
+
+
+@pytest.mark.parametrize("chain", [1, 3])
+def test_no_pass_reaches_over_a_boundary(chain):
+    """The target's answer depends on the side of the boundary that the pass's total lies on, as real kernels' do."""
+    boundaries = (12, 20, 21, 30)
+    table = TableSession(hashed)
+    honest = table.run
+
+    def run_on_a_side(token_ids, cache_length, num_logits_rows):
+        side = sum(cache_length + len(token_ids) >= total for total in boundaries)
+        return (honest(token_ids, cache_length, num_logits_rows) + side) % 100
+
+    table.run = run_on_a_side
+    texts = []
+    for drafter, k in ((None, 0), (Random(3), 9), (Oracle(hashed, 99), 9), (PromptLookup(), 5)):
+        rounds = decode(
+            table,
+            np.array([1, 2, 3]),
+            Limits(max_new_tokens=40),
+            drafter=drafter,
+            num_draft_tokens=k,
+            exact=RowInvariance(chain=chain, widest=32, boundaries=boundaries),
+        )
+        texts.append([token for step in rounds for token in step.tokens])
+    assert texts[1:] == texts[:1] * 3
 
 
 @pytest.mark.parametrize("tokens", [[100], [-1], [1] * 6])
