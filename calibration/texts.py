@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from quasar.checkpoints import DecoderSpec
 from quasar.errors import BuildError
+from quasar.files import sha256_json
 from quasar.text import Prompt, TextCodec, read_prompts
 
 if TYPE_CHECKING:
@@ -52,6 +53,11 @@ def calibration_prompts(path: Path | None) -> list[Prompt]:
 def fingerprint(prompt: Prompt) -> str:
     """Hash of a prompt's text without regard to case and white space: 16 hex digits."""
     return hashlib.sha256(_normalized(prompt).encode()).hexdigest()[:16]
+
+
+def prompts_hash(prompts: Sequence[Prompt]) -> str:
+    """Hex SHA-256 over the fingerprints of a set of prompts, in order."""
+    return sha256_json([fingerprint(prompt) for prompt in prompts])
 
 
 def refuse_overlap(calibration: Sequence[Prompt], evaluation: Sequence[Prompt], what: str) -> None:

@@ -2,8 +2,7 @@
 
 from dataclasses import replace
 from functools import cached_property
-from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from calibration.texts import (
     default_prompts,
     fingerprint,
     fit_lengths,
+    prompts_hash,
     refuse_overlap,
     tokenize,
 )
@@ -31,10 +31,10 @@ from engines.manifest import (
 )
 from engines.measuring import MeasuredFiles
 from export.options import DEFAULT_ALPHA, BuildOptions, Reporter, Silent, check_options, choose_max_length
+from export.versions import tool_versions
 from export.workspace import Workspace, check_target, open_workspace
 from quasar.checkpoints import Checkpoint, open_checkpoint
-from quasar.errors import BuildError
-from quasar.files import sha256_file, sha256_json, write_json
+from quasar.files import sha256_json, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +48,6 @@ _ONNXRUNTIME = OnnxRuntimeFiles(
     probe_layers=_PROBE_LAYERS,
     integer_check="onnxruntime/integer_check.onnx",
 )
-_TOOLS = ("quasar-verifier", "torch", "transformers", "onnx", "onnx-ir", "onnxruntime", "numpy")
 
 
 def build(options: BuildOptions, reporter: Reporter | None = None) -> Path:
@@ -104,7 +103,7 @@ class _Build:
         return options.output
 
     def _stages(self) -> None:
-        workspace, directory = self._workspace, self._workspace.path
+        workspace = self._workspace
         self._reporter.stage("tokenizer", "tokenizer and chat template")
         text = workspace.stage("text", self._write_text)
         self._text = TextFiles(**{**text, "eos_token_ids": tuple(text["eos_token_ids"])})
@@ -123,11 +122,7 @@ class _Build:
         self._reporter.stage("fidelity", "against the float model, on held-out prompts")
         fidelity = workspace.stage("fidelity", lambda: self._fidelity(record))
         self._reporter.stage("finish", "manifest")
-        files = {
-            path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-            for path in sorted(directory.rglob("*"))
-            if path.is_file() and workspace.scratch not in path.parents and path.name != "manifest.json"
-        }
+        files = workspace.files()
         manifest = Manifest(
             producer=tool_versions(),
             model=self._model_section(),
@@ -180,7 +175,7 @@ class _Build:
             "precision": self._recipe.precision,
             "alpha": self._recipe.alpha,
             "linears": sha256_json(self._recipe.linears),
-            "calibration": _prompts_hash(self._calibration) if self._quantizes else "",
+            "calibration": prompts_hash(self._calibration) if self._quantizes else "",
             "max_length": self._contract.max_length,
             "tools": tool_versions(),
         }
@@ -228,7 +223,7 @@ class _Build:
             "tokens": statistics.num_tokens,
             "continuation_tokens": sum(len(text.continuation) for text in texts),
             "source": "user" if self._options.calibration else "default",
-            "prompts_sha256": _prompts_hash(self._calibration),
+            "prompts_sha256": prompts_hash(self._calibration),
             "prompt_fingerprints": [fingerprint(prompt) for prompt in self._calibration],
         }
 
@@ -324,24 +319,4 @@ class _Build:
         session = OnnxRuntimeSession(files.directory, files.graph, self._contract, exact_integers=record.exact_integers)
         with self._reporter.steps("fidelity", len(texts)) as step:
             figures = compare(texts, torch_logits(self._float_model), engine_logits(session), on_text=lambda: step(1))
-        return {**figures, "prompts": len(texts), "prompts_sha256": _prompts_hash(self._evaluation)}
-
-
-def tool_versions() -> dict[str, str]:
-    """Versions of what the result depends on."""
-    return {name: _version(name) for name in _TOOLS}
-
-
-def _version(name: str) -> str:
-    """A distribution's version; ONNX Runtime comes as one of several."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        try:
-            return str(import_module(name.replace("-", "_")).__version__)
-        except ImportError:
-            raise BuildError(f"{name} is not installed: run pip install 'quasar-verifier[cpu,build]'") from None
-
-
-def _prompts_hash(prompts: list[Any]) -> str:
-    return sha256_json([fingerprint(prompt) for prompt in prompts])
+        return {**figures, "prompts": len(texts), "prompts_sha256": prompts_hash(self._evaluation)}

@@ -12,7 +12,7 @@ from typing import Any
 
 from engines.manifest import MANIFEST_NAME
 from quasar.errors import BuildError
-from quasar.files import sha256_json, write_json
+from quasar.files import sha256_file, sha256_json, write_json
 
 
 class Workspace:
@@ -43,6 +43,14 @@ class Workspace:
 
     def _write_state(self) -> None:
         write_json(self._state_path, {"inputs": self._inputs, "stages": self._stages})
+
+    def files(self) -> dict[str, dict[str, Any]]:
+        """Path → bytes and SHA-256 of every file of the engine, as the manifest lists them."""
+        return {
+            path.relative_to(self.path).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+            for path in sorted(self.path.rglob("*"))
+            if path.is_file() and self.scratch not in path.parents and path.name != MANIFEST_NAME
+        }
 
     def publish(self, manifest: dict[str, Any]) -> None:
         """Write the manifest, drop what only the build needed, and rename the directory to its own name."""
