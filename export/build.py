@@ -23,12 +23,7 @@ from calibration.texts import (
     tokenize,
 )
 from engines.contract import Contract, capacity_for
-from engines.manifest import (
-    MachineRecord,
-    Manifest,
-    OnnxRuntimeFiles,
-    TextFiles,
-)
+from engines.manifest import MachineRecord, Manifest, OnnxRuntimeFiles, TextFiles
 from engines.measuring import MeasuredFiles
 from export.options import DEFAULT_ALPHA, BuildOptions, Reporter, Silent, check_options, choose_max_length
 from export.versions import tool_versions
