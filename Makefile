@@ -6,7 +6,7 @@ PACKAGES := quasar calibration export engines runtime
 
 .PHONY: demo test lint format clean
 
-demo: $(ENGINE)/manifest.json
+demo: .venv/installed $(ENGINE)/manifest.json
 	@$(BIN)/python examples/demo.py $(ENGINE)
 
 $(ENGINE)/manifest.json: | .venv/installed

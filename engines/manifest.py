@@ -255,4 +255,7 @@ def read_manifest(path: Path) -> tuple[Manifest, dict[str, Any]]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise DamagedEngineError(f"{path} cannot be read ({error}): build the engine again") from None
-    return Manifest.from_json(value), value
+    try:
+        return Manifest.from_json(value), value
+    except DamagedEngineError as error:
+        raise DamagedEngineError(f"{path.parent}: {error}: build the engine again") from None
