@@ -79,5 +79,5 @@ def test_float_engine_has_transformers_logits(tmp_path):
     with torch.inference_mode():
         expected = model(torch.from_numpy(tokens)[None]).logits[0].numpy()
     session = lowered_session(tmp_path, contract)
-    for size in (120, 7):
+    for size in (120, 1, 2, 7):
         np.testing.assert_allclose(run_in_chunks(session, tokens, size), expected, rtol=0, atol=2e-3)
