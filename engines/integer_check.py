@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.onnxruntime.threads import shared_threads
+from engines.onnxruntime.options import session_options
 
 INPUT, OUTPUT = "values", "sums"
 _ROWS, _INPUTS, _COLUMNS = 16, 512, 64
@@ -38,14 +38,7 @@ def integers_are_exact(graph: Path, *, threads: int = 0, exact_integers: bool = 
     """Run the check graph at widths 1, 2, 3, 8 and 16 and compare every sum with numpy's int64."""
     import onnxruntime as ort
 
-    options = ort.SessionOptions()
-    if shared_threads() is not None:
-        options.use_per_session_threads = False
-    else:
-        options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    if exact_integers:
-        options.add_session_config_entry("session.x64quantprecision", "1")
+    options = session_options(threads=threads, exact_integers=exact_integers)
     session = ort.InferenceSession(graph.read_bytes(), options, providers=["CPUExecutionProvider"])
     inputs = check_inputs()
     expected = inputs.astype(np.int64) @ check_weights().astype(np.int64)

@@ -75,13 +75,18 @@ class GraphBuilder:
         self.nodes.append(ir.node(op_type, list(inputs), attributes, domain=domain, outputs=values, name=name))
         return values
 
+    @property
+    def initializers(self) -> list[ir.Value]:
+        """The initializers made so far."""
+        return list(self._initializers.values())
+
     def model(self, name: str, producer_version: str) -> ir.Model:
         """The finished model."""
         graph = ir.Graph(
             self.inputs,
             self.outputs,
             nodes=self.nodes,
-            initializers=list(self._initializers.values()),
+            initializers=self.initializers,
             opset_imports={"": OPSET},
             name=name,
         )

@@ -9,14 +9,12 @@ from numpy.typing import NDArray
 
 from engines import contract as names
 from engines.contract import Contract
-from engines.onnxruntime.threads import shared_threads
+from engines.onnxruntime.options import session_options
 from quasar.errors import EngineError
 
 Int64 = NDArray[np.int64]
 Float32 = NDArray[np.float32]
 
-# ONNX Runtime's switch to integer kernels that cannot saturate on x86 without VNNI, at half their speed.
-_EXACT_INTEGERS = "session.x64quantprecision"
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
@@ -48,20 +46,8 @@ class OnnxRuntimeSession:
         """
         import onnxruntime as ort
 
-        options = ort.SessionOptions()
-        if shared_threads() is not None:
-            options.use_per_session_threads = False
-        else:
-            options.intra_op_num_threads = threads
-            options.inter_op_num_threads = 1
-        # Shapes change from round to round; a plan for one shape is of no use to the next.
-        options.enable_mem_pattern = False
-        options.log_severity_level = 3
-        # Small pieces of work, handed out as threads get free: passes are short and cores are shared.
-        options.add_session_config_entry("session.dynamic_block_base", "4")
+        options = session_options(threads=threads, exact_integers=exact_integers)
         options.add_session_config_entry(_DATA_FOLDER, str(directory.resolve()))
-        if exact_integers:
-            options.add_session_config_entry(_EXACT_INTEGERS, "1")
         if profile_prefix is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile_prefix)

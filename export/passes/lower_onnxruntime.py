@@ -48,7 +48,7 @@ class LowerToOnnxRuntime(InPlacePass):
         rows = _SpareRows(self._spec, values)
         for layer in range(self._spec.num_layers):
             self._lower_layer(graph, layer, values, rows)
-        for value in rows.builder.inputs_added():
+        for value in rows.builder.initializers:
             graph.register_initializer(value)
         first = next(iter(graph))
         graph.insert_before(first, rows.builder.nodes)
@@ -104,7 +104,7 @@ class _SpareRows:
     """What every layer's attention shares: zero rows, padded positions, and the row counts that the operator wants."""
 
     def __init__(self, spec: DecoderSpec, values: _Values) -> None:
-        self.builder = builder = _SharedBuilder()
+        self.builder = builder = GraphBuilder()
         lengths = values[names.CACHE_LENGTHS]
         self.num_rows = builder.op("Shape", [values[names.INPUT_IDS]], "spare.num_rows", {"start": 1, "end": 2})
         self.zero = builder.constant("spare.zero", [0])
@@ -135,11 +135,3 @@ class _SpareRows:
             return one
         rows = self.builder.constant("spare.wide_head_rows", [names.spare_rows(spec.head_size, 0)])
         return self.builder.op("Max", [one, self.builder.op("Sub", [rows, used], "spare.short_of")], "spare.count")
-
-
-class _SharedBuilder(GraphBuilder):
-    """A builder whose constants are handed to an existing graph."""
-
-    def inputs_added(self) -> list[ir.Value]:
-        """The constants made so far."""
-        return list(self._initializers.values())

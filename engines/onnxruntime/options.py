@@ -1,0 +1,28 @@
+"""How every ONNX Runtime session of this project is made, so that what is checked is what runs."""
+
+from typing import Any
+
+from engines.onnxruntime.threads import shared_threads
+
+# ONNX Runtime's switch to integer kernels that cannot saturate on x86 without VNNI, at half their speed.
+_EXACT_INTEGERS = "session.x64quantprecision"
+
+
+def session_options(*, threads: int, exact_integers: bool) -> Any:
+    """`SessionOptions` for `threads` (0: one per physical core), or for the process's shared pool."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    if shared_threads() is not None:
+        options.use_per_session_threads = False
+    else:
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+    # Shapes change from round to round; a plan for one shape is of no use to the next.
+    options.enable_mem_pattern = False
+    options.log_severity_level = 3
+    # Small pieces of work, handed out as threads get free: passes are short and cores are shared.
+    options.add_session_config_entry("session.dynamic_block_base", "4")
+    if exact_integers:
+        options.add_session_config_entry(_EXACT_INTEGERS, "1")
+    return options
