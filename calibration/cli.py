@@ -1,13 +1,11 @@
 """`python -m calibration`: how faithful an engine is to its float model."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from quasar.cli import check_output, console, emit_json, new_app, progress_bar
+from quasar.cli import check_output, console, emit_json, new_app, progress_steps
 
 app = new_app("Measure how faithful a quantized verifier is to its float model.")
 
@@ -42,17 +40,10 @@ def report(
 
     check_output(json)
 
-    figures = make_report(directory, read_prompts(prompts, limit), float_model=float_model, steps=_steps)
+    figures = make_report(directory, read_prompts(prompts, limit), float_model=float_model, steps=progress_steps)
     _print(figures)
     if json is not None:
         emit_json(figures, json)
-
-
-@contextmanager
-def _steps(description: str, total: int) -> Iterator[Callable[[int], None]]:
-    with progress_bar() as progress:
-        task = progress.add_task(description, total=total)
-        yield lambda count: progress.advance(task, count)
 
 
 def _print(figures: dict[str, Any]) -> None:

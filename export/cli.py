@@ -1,13 +1,13 @@
 """`python -m export`: build an engine directory, look into one."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from quasar.cli import console, emit_json, new_app, progress_bar
+from quasar.cli import console, emit_json, new_app, progress_steps
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -112,8 +112,5 @@ class _Reporter:
     def stage(self, title: str, detail: str = "") -> None:
         self._console.print(f"[bold]{title:<11}[/bold] {detail}")
 
-    @contextmanager
-    def steps(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
-        with progress_bar() as progress:
-            task = progress.add_task(description, total=total)
-            yield lambda count: progress.advance(task, count)
+    def steps(self, description: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+        return progress_steps(description, total)

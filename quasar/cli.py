@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -14,7 +14,6 @@ from quasar.files import write_json
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
 
 USER_ERROR = 2
 # What the extra `build` brings; the runtime does without.
@@ -65,8 +64,8 @@ def console() -> "Console":
 
 
 @contextmanager
-def progress_bar() -> Iterator["Progress"]:
-    """A progress display on stderr for work that takes more than a moment; it leaves nothing behind."""
+def progress_steps(description: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr that leaves nothing behind; gives a function to call with the steps done."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     out = console()
@@ -80,7 +79,8 @@ def progress_bar() -> Iterator["Progress"]:
         # Bars in a log file would be noise.
         disable=not out.is_terminal,
     ) as progress:
-        yield progress
+        task = progress.add_task(description, total=total)
+        yield lambda count: progress.advance(task, count)
 
 
 def emit_json(value: Any, path: Path | None = None) -> None:

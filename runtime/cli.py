@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quasar.cli import check_output, console, emit_json, new_app, progress_bar
+from quasar.cli import check_output, console, emit_json, new_app, progress_steps
 
 if TYPE_CHECKING:
     from runtime.drafters import Drafter
@@ -100,15 +100,14 @@ def verify(
 
     rows = read_prompts(prompts, limit)
     engine = runtime.load(directory, threads=threads)
-    with progress_bar() as progress:
-        task = progress.add_task("plain and speculative", total=len(rows))
+    with progress_steps("plain and speculative", len(rows)) as step:
         parity = run_verify(
             engine,
             rows,
             drafter=_drafter(drafter, max_ngram, min_ngram),
             num_draft_tokens=num_draft_tokens,
             max_new_tokens=max_new_tokens,
-            on_prompt=lambda: progress.advance(task),
+            on_prompt=lambda: step(1),
         )
     print(
         f"identical: {parity.identical} of {parity.prompts} prompts, {parity.tokens} tokens, "
@@ -158,14 +157,13 @@ def bench(
     quantized = runtime.load(directory, threads=threads)
     other = None if float_directory is None else runtime.load(float_directory, threads=threads)
     arms = make_arms(quantized, other, _drafter(drafter, max_ngram, min_ngram))
-    with progress_bar() as progress:
-        task = progress.add_task("runs", total=len(rows) * len(arms))
+    with progress_steps("runs", len(rows) * len(arms)) as step:
         result = run_bench(
             arms,
             rows,
             max_new_tokens=max_new_tokens,
             num_draft_tokens=num_draft_tokens,
-            on_run=lambda: progress.advance(task),
+            on_run=lambda: step(1),
         )
     _print_bench(result)
     if json is not None:
