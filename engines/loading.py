@@ -12,6 +12,9 @@ from engines.manifest import MachineRecord
 from engines.measuring import MeasuredFiles, measure_machine
 from engines.onnxruntime.session import OnnxRuntimeSession
 from engines.onnxruntime.threads import shared_threads
+from engines.session import Session
+from engines.tensorrt.library import LIBRARIES, LibraryName
+from engines.tensorrt.loading import find_placement, load_tensorrt
 from quasar.errors import DamagedEngineError, EngineError
 from quasar.files import write_json
 
@@ -24,20 +27,50 @@ class LoadedEngine:
 
     directory: EngineDirectory
     record: MachineRecord
-    session: OnnxRuntimeSession
+    backend: str
+    session: Session
 
 
-def load_engine(path: str | Path, *, provider: str = "cpu", threads: int = 0) -> LoadedEngine:
+BACKENDS = ("onnxruntime", *LIBRARIES)
+
+
+def load_engine(
+    path: str | Path, *, backend: str | None = None, provider: str = "cpu", threads: int = 0, rebuild: bool = False
+) -> LoadedEngine:
     """Load an engine directory for this machine.
 
     Args:
         path: the engine directory; it is only read.
-        provider: "cpu". GPUs are TensorRT's.
+        backend: "onnxruntime", "tensorrt" or "tensorrt-rtx". None takes the first TensorRT library that is installed
+            and has a plan for this machine's GPU in the directory, else ONNX Runtime.
+        provider: ONNX Runtime's: "cpu". GPUs are TensorRT's.
         threads: 0 takes one per physical core.
+        rebuild: where no TensorRT plan fits this GPU and library, compile one into the user's cache.
 
     Raises:
-        EngineError: no engine directory, damaged, newer, or ONNX Runtime cannot load it.
+        EngineError: no engine directory, damaged, newer, or this machine cannot run it on that back end.
     """
+    if backend is not None and backend not in BACKENDS:
+        raise EngineError(f"unknown backend {backend!r}; known are {', '.join(BACKENDS)}")
+    directory = open_directory(Path(path))
+    for library in LIBRARIES:
+        if backend == library or (backend is None and _has_plan(directory, library)):
+            session, record = load_tensorrt(directory, library, rebuild=rebuild)
+            return LoadedEngine(directory=directory, record=record, backend=library, session=session)
+    return _load_onnxruntime(directory, provider=provider, threads=threads)
+
+
+def _has_plan(directory: EngineDirectory, library: LibraryName) -> bool:
+    """Whether the directory has a plan for this machine's GPU and the installed library."""
+    if library not in directory.manifest.tensorrt:
+        return False
+    try:
+        return find_placement(directory, library).plan is not None
+    except EngineError:
+        return False
+
+
+def _load_onnxruntime(directory: EngineDirectory, *, provider: str, threads: int) -> LoadedEngine:
     _check_library()
     if provider != "cpu":
         raise EngineError(
@@ -51,7 +84,6 @@ def load_engine(path: str | Path, *, provider: str = "cpu", threads: int = 0) ->
         if threads not in (0, pool):
             raise EngineError(f"threads is {threads}, but this process shares a pool of {pool or 'default'} threads")
         threads = pool
-    directory = open_directory(Path(path))
     machine = this_machine(threads)
     record = _record(directory, machine, threads)
     session = OnnxRuntimeSession(
@@ -61,7 +93,7 @@ def load_engine(path: str | Path, *, provider: str = "cpu", threads: int = 0) ->
         threads=threads,
         exact_integers=record.exact_integers,
     )
-    return LoadedEngine(directory=directory, record=record, session=session)
+    return LoadedEngine(directory=directory, record=record, backend="onnxruntime", session=session)
 
 
 def measured_files(directory: EngineDirectory) -> MeasuredFiles:

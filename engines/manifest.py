@@ -10,6 +10,9 @@ from engines.contract import MAX_WIDTH, Contract
 from engines.costs import CURVE_ROWS, CostSurface
 from engines.fields import check_fields
 from engines.row_invariance import RowInvariance
+from engines.tensorrt.library import LIBRARIES, LibraryName
+from engines.tensorrt.plans import FOLDER as TENSORRT_FOLDER
+from engines.tensorrt.plans import TensorRtFiles
 from quasar.errors import DamagedEngineError, NewerEngineError
 from quasar.files import sha256_json
 
@@ -156,12 +159,13 @@ class Manifest:
     fidelity: dict[str, Any]
     record: MachineRecord
     onnxruntime: OnnxRuntimeFiles
+    tensorrt: dict[LibraryName, TensorRtFiles]
     files: dict[str, dict[str, Any]]
     hashes: dict[str, str]
 
     @property
     def engine_hash(self) -> str:
-        """Names the engine: the hash over all its files' hashes and its contract."""
+        """Names the engine: the hash over its contract and its files' hashes, but not over what TensorRT compiled."""
         return engine_hash(self.files, self.contract, self.text, self.onnxruntime)
 
     @property
@@ -180,7 +184,10 @@ class Manifest:
             "text": self.text.to_json(),
             "fidelity": self.fidelity,
             **self.record.to_json(),
-            "backends": {"onnxruntime": self.onnxruntime.to_json()},
+            "backends": {
+                "onnxruntime": self.onnxruntime.to_json(),
+                **{library: files.to_json() for library, files in self.tensorrt.items()},
+            },
             "calibration": self.calibration,
             "linears": self.linears,
             "hashes": self.hashes,
@@ -205,7 +212,8 @@ class Manifest:
         stops = value["text"].get("eos_token_ids")
         if not isinstance(stops, list) or not all(isinstance(stop, int) for stop in stops):
             raise DamagedEngineError(f"manifest.json: text.eos_token_ids is {stops!r}; a list of integers was expected")
-        backends = check_fields("backends", value["backends"], {"onnxruntime": dict})
+        present = [library for library in LIBRARIES if library in value["backends"]]
+        backends = check_fields("backends", value["backends"], dict.fromkeys(["onnxruntime", *present], dict))
         check_fields("model", value["model"], _MODEL)
         if value["fidelity"].keys() != _FIDELITY or value["fidelity"]["continuation"].keys() != _FIGURES:
             raise DamagedEngineError(f"manifest.json: fidelity has the keys {sorted(value['fidelity'])}")
@@ -230,6 +238,7 @@ class Manifest:
                     {"graph": str, "probe": str, "probe_layers": int, "integer_check": str},
                 )
             ),
+            tensorrt={library: TensorRtFiles.from_json(library, backends[library]) for library in present},
             files=files,
             hashes=value["hashes"],
         )
@@ -238,10 +247,13 @@ class Manifest:
 def engine_hash(
     files: Mapping[str, Mapping[str, Any]], contract: Contract, text: TextFiles, backend: OnnxRuntimeFiles
 ) -> str:
-    """Hex SHA-256 over every file's hash, the contract, and which file serves what."""
+    """Hex SHA-256 over every file's hash, the contract, and which file serves what.
+
+    What lies under tensorrt/ is a cache that can be compiled again from the rest, so adding to it keeps the name.
+    """
     return sha256_json(
         {
-            "files": {name: files[name]["sha256"] for name in files},
+            "files": {name: files[name]["sha256"] for name in files if not name.startswith(f"{TENSORRT_FOLDER}/")},
             "contract": contract.to_json(),
             "text": text.to_json(),
             "onnxruntime": backend.to_json(),

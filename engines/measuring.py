@@ -70,6 +70,7 @@ def measure_machine(
     surface = costs.measure(
         whole,
         rows=costs.surface_rows(contract),
+        widths=costs.surface_widths(contract),
         repeats=3 if brief else 9,
         on_row=lambda: on_step("costs"),
     )

@@ -5,7 +5,7 @@ bit for bit, output and cached keys and values, with junk drafts behind the row 
 """
 
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -30,10 +30,16 @@ class ProbedSession(Protocol):
     """What the probe needs of a session."""
 
     contract: Contract
-    caches: list[tuple[Float32, Float32]]
+    num_layers: int
 
     def run_logits(self, token_ids: NDArray[np.int64], cache_length: int, num_logits_rows: int, /) -> Float32:
         """Logits, or hidden states where the graph has no head, of the last rows: float32 [rows, columns]."""
+
+    def read_rows(self, first: int, end: int, layers: Sequence[int] | None = None) -> Float32:
+        """A copy of cache rows, of some layers or of all: float32 [layers, 2, G, rows, D]."""
+
+    def write_rows(self, first: int, rows: Float32) -> None:
+        """Overwrite cache rows of all layers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,18 +112,23 @@ def probe(
     cut_down: tuple[ProbedSession, list[Sweep]],
     whole: tuple[ProbedSession, list[Sweep]],
     on_length: Callable[[], None] = lambda: None,
+    *,
+    boundary_at: Sequence[int] | None = None,
 ) -> RowInvariance:
     """The range of widths whose rows agree with a chain that is decoded at the narrowest of them.
 
     The narrowest one is taken that leaves room for eight drafts, else the one that leaves room for most. Boundaries
-    are looked for at every total, on the cut-down graph: it has the whole one's attention, at a fraction of the cost.
+    are looked for on the cut-down graph, which has the whole one's attention at a fraction of the cost: behind the
+    cache lengths `boundary_at`, None for all.
     """
     best = RowInvariance(chain=None, widest=1)
     for base in range(1, _MAX_BASE + 1):
-        boundaries = _find_boundaries(cut_down[0], base, on_length)
+        lengths = boundary_lengths(cut_down[0].contract) if boundary_at is None else boundary_at
+        boundaries = _find_boundaries(cut_down[0], base, lengths, on_length)
         if boundaries is None:
             continue
-        found = RowInvariance(chain=base, widest=max(WIDTHS), boundaries=boundaries)
+        widest = max(width for width in WIDTHS if width <= cut_down[0].contract.max_width)
+        found = RowInvariance(chain=base, widest=widest, boundaries=boundaries)
         for session, sweeps in (cut_down, whole):
             for sweep in sweeps:
                 found = replace(found, widest=_widest_exact(session, sweep, found, on_length))
@@ -133,11 +144,12 @@ def boundary_lengths(contract: Contract) -> range:
     return range(1, contract.max_length - 1)
 
 
-def _find_boundaries(session: ProbedSession, base: int, on_length: Callable[[], None]) -> tuple[int, ...] | None:
+def _find_boundaries(
+    session: ProbedSession, base: int, lengths: Sequence[int], on_length: Callable[[], None]
+) -> tuple[int, ...] | None:
     """Totals at which one more row changes a row's bits; None if that is the rule and not the exception."""
-    lengths = boundary_lengths(session.contract)
     random = np.random.default_rng(_SEED)
-    tokens = random.integers(0, session.contract.vocab_size, len(lengths) + base + 2)
+    tokens = random.integers(0, session.contract.vocab_size, session.contract.max_length + base + 2)
     boundaries: list[int] = []
     for length in lengths:
         narrow = session.run_logits(tokens[length - 1 : length - 1 + base], length, base)[0].copy()
@@ -160,16 +172,13 @@ def _widest_exact(session: ProbedSession, sweep: Sweep, found: RowInvariance, on
     end = sweep.last + margin
     tokens = random.integers(0, vocabulary, end + base)
     junk = random.integers(0, vocabulary, end + base)
-    for pair in session.caches:
-        for cache in pair:
-            cache[:, :, : sweep.first] = random.standard_normal(cache[:, :, : sweep.first].shape, np.float32)
+    session.write_rows(0, random.standard_normal(session.read_rows(0, sweep.first).shape, np.float32))
     reference = {}
     for position in range(sweep.first, end):
         fed = np.concatenate([tokens[position : position + 1], junk[position + 1 : position + base]])
         reference[position] = session.run_logits(fed, position, base)[0].copy()
-    keys, values = session.caches[-1]
-    expected = (keys[:, :, :end].copy(), values[:, :, :end].copy())
-    saved = [tuple(cache[:, :, sweep.first : end].copy() for cache in pair) for pair in session.caches]
+    last = session.num_layers - 1
+    saved = session.read_rows(sweep.first, end)
 
     for length in sweep.lengths:
         for width in sweep.widths:
@@ -179,15 +188,12 @@ def _widest_exact(session: ProbedSession, sweep: Sweep, found: RowInvariance, on
             real = width if (length + width) % 2 else 1 + (length * 7 + width) % width
             fed = np.concatenate([tokens[length : length + real], junk[length + real : length + width]])
             rows = session.run_logits(fed, length, width)
-            same = all(_same_bits(rows[row], reference[length + row]) for row in range(real)) and all(
-                _same_bits(cache[:, :, length : length + real], wanted[:, :, length : length + real])
-                for cache, wanted in zip((keys, values), expected, strict=True)
-            )
             written = width + spare_rows(session.contract.head_size, length + width)
-            for pair, kept in zip(session.caches, saved, strict=True):
-                for cache, kept_rows in zip(pair, kept, strict=True):
-                    back = kept_rows[:, :, length - sweep.first :][:, :, :written]
-                    cache[:, :, length : length + back.shape[2]] = back
+            before = saved[..., length - sweep.first :, :][..., :written, :]
+            same = all(_same_bits(rows[row], reference[length + row]) for row in range(real)) and _same_bits(
+                session.read_rows(length, length + real, [last])[0], before[-1][..., :real, :]
+            )
+            session.write_rows(length, before)
             if not same:
                 widest = max((narrower for narrower in WIDTHS if narrower < width), default=0)
                 break

@@ -25,6 +25,7 @@ from calibration.texts import (
 from engines.contract import Contract, capacity_for
 from engines.manifest import MachineRecord, Manifest, OnnxRuntimeFiles, TextFiles
 from engines.measuring import MeasuredFiles
+from export.model_section import model_section
 from export.options import DEFAULT_ALPHA, BuildOptions, Reporter, Silent, check_options, choose_max_length
 from export.versions import tool_versions
 from export.workspace import Workspace, check_target, open_workspace
@@ -84,6 +85,8 @@ class _Build:
             vocab_size=spec.vocab_size,
             max_length=(length := choose_max_length(options.max_length, spec.context_length)),
             capacity=capacity_for(length),
+            max_width=options.max_width,
+            tree_mask=options.tree_mask,
         )
         self._checkpoint_hash = checkpoint_hash(self._checkpoint)
         workspace = open_workspace(output, self._inputs(), force=options.force)
@@ -120,7 +123,7 @@ class _Build:
         files = workspace.files()
         manifest = Manifest(
             producer=tool_versions(),
-            model=self._model_section(),
+            model=model_section(self._options.model, self._checkpoint),
             precision=self._recipe.precision,
             linears=dict(self._recipe.linears),
             contract=self._contract,
@@ -129,6 +132,7 @@ class _Build:
             fidelity=fidelity,
             record=record,
             onnxruntime=replace(_ONNXRUNTIME, probe_layers=self._measured_files.probe_layers),
+            tensorrt={},
             files=files,
             hashes={},
         )
@@ -171,22 +175,8 @@ class _Build:
             "alpha": self._recipe.alpha,
             "linears": sha256_json(self._recipe.linears),
             "calibration": prompts_hash(self._calibration) if self._quantizes else "",
-            "max_length": self._contract.max_length,
+            "contract": self._contract.to_json(),
             "tools": tool_versions(),
-        }
-
-    def _model_section(self) -> dict[str, Any]:
-        spec = self._checkpoint.spec
-        source = self._options.model
-        if Path(source).exists():
-            source = str(Path(source).resolve())
-        return {
-            "name": Path(self._options.model).stem if Path(self._options.model).exists() else self._options.model,
-            "source": source,
-            "architecture": spec.architecture,
-            "parameters": spec.num_parameters(),
-            "checkpoint_bytes": sum(path.stat().st_size for path in self._checkpoint.files),
-            "context_length": spec.context_length,
         }
 
     def _write_text(self) -> dict[str, Any]:
@@ -257,6 +247,7 @@ class _Build:
                 prepared,
                 weights,
                 capacity=self._contract.capacity,
+                tree_mask=self._contract.tree_mask,
                 producer_version=version("quasar-verifier"),
                 on_linear=lambda: step(1),
             )

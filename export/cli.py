@@ -1,21 +1,70 @@
-"""`python -m export`: build an engine directory, look into one."""
+"""`python -m export`: build an engine directory, add back ends to it, look into one."""
 
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand
 
 from quasar.cli import console, emit_json, new_app, progress_steps
+from quasar.errors import BuildError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from engines.tensorrt.library import LibraryName
+
 app = new_app("Build INT8 verifier engines for speculative decoding, and look into them.")
 
 
-@app.command()
+class Backend(StrEnum):
+    """What runs an engine."""
+
+    ONNXRUNTIME = "onnxruntime"
+    TENSORRT = "tensorrt"
+    TENSORRT_RTX = "tensorrt-rtx"
+
+
+_CAPABILITY = "--compute-capability"
+
+
+class _SpreadCapabilities(TyperCommand):
+    """`--compute-capability 8.6 8.9` stands for the option given twice."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        spread: list[str] = []
+        within = False
+        for argument in args:
+            within = argument == _CAPABILITY or (within and re.fullmatch(r"\d+\.\d+", argument) is not None)
+            if within and argument != _CAPABILITY and spread[-1] != _CAPABILITY:
+                spread.append(_CAPABILITY)
+            spread.append(argument)
+        return super().parse_args(ctx, spread)
+
+
+_Capabilities = Annotated[
+    list[str] | None,
+    typer.Option(
+        _CAPABILITY,
+        metavar="8.6 8.9 …",
+        help="What tensorrt-rtx compiles for (default: this machine's GPU, else 8.6 8.9 12.0).",
+        show_default=False,
+    ),
+]
+_ComputeType = Annotated[
+    Literal["float16", "bfloat16"], typer.Option(help="TensorRT's values around the matmuls and in the KV cache.")
+]
+_Plugins = Annotated[
+    list[Path] | None,
+    typer.Option("--plugin", metavar="LIB", help="A library of TensorRT plugins to load and keep in the plan."),
+]
+
+
+@app.command(cls=_SpreadCapabilities)
 def build(
     model: Annotated[
         str,
@@ -56,6 +105,21 @@ def build(
             show_default=False,
         ),
     ] = None,
+    max_width: Annotated[
+        int, typer.Option(metavar="W", help="The widest verify call: the pending token and W - 1 drafts.")
+    ] = 32,
+    tree_mask: Annotated[
+        bool, typer.Option("--tree-mask", help="Let the new rows of a verify call form a tree (input tree_mask).")
+    ] = False,
+    backend: Annotated[
+        list[Backend] | None,
+        typer.Option(
+            help="Back ends to build, several times; onnxruntime always is, since fidelity is measured on it.",
+            show_default=False,
+        ),
+    ] = None,
+    compute_capability: _Capabilities = None,
+    compute_type: _ComputeType = "float16",
     force: Annotated[bool, typer.Option("--force", help="Replace DIR if it is an engine directory.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON on stdout when done.")] = False,
 ) -> None:
@@ -66,6 +130,7 @@ def build(
     from export.build import build as run_build
     from export.options import BuildOptions
 
+    chosen = _tensorrt_backends(backend, compute_capability)
     options = BuildOptions(
         model=model,
         output=output,
@@ -74,9 +139,13 @@ def build(
         calibration=calibration,
         max_length=max_length,
         keep_float=tuple(keep_float or ()),
+        max_width=max_width,
+        tree_mask=tree_mask,
         force=force,
     )
     path = run_build(options, _Reporter())
+    for library in chosen:
+        _compile(path, library, compute_capability, compute_type, None)
     from engines.directory import open_directory
     from export.inspect import print_summary
 
@@ -87,20 +156,91 @@ def build(
         print_summary(directory)
 
 
+@app.command("compile", cls=_SpreadCapabilities)
+def compile_backend(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="An engine directory.")],
+    backend: Annotated[list[Backend], typer.Option(help="tensorrt or tensorrt-rtx; may be given several times.")],
+    compute_capability: _Capabilities = None,
+    compute_type: _ComputeType = "float16",
+    plugin: _Plugins = None,
+    json: Annotated[bool, typer.Option("--json", help="Print what was compiled as JSON.")] = False,
+) -> None:
+    """Compile TensorRT plans into an engine directory, from its own graph: no checkpoint, no torch.
+
+    tensorrt compiles on the GPU that it will run on; tensorrt-rtx compiles for any RTX GPU, on any machine.
+    """
+    from engines.directory import open_directory
+    from export.inspect_backend import backend_json, print_backend
+
+    libraries = _tensorrt_backends(backend, compute_capability)
+    for library in libraries:
+        _compile(directory, library, compute_capability, compute_type, plugin)
+    opened = open_directory(directory)
+    if json:
+        emit_json({library: backend_json(opened, library) for library in libraries})
+    for library in libraries if not json else ():
+        print_backend(opened, library)
+
+
 @app.command()
 def inspect(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="An engine directory.")],
-    json: Annotated[bool, typer.Option("--json", help="Print the whole manifest as JSON.")] = False,
+    backend: Annotated[
+        Backend | None, typer.Option(help="Show this back end: layers, matmuls, bindings, profiles, plans.")
+    ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print it as JSON: the whole manifest, or the back end.")
+    ] = False,
 ) -> None:
     """Show what an engine directory holds: model, precision, fidelity, row invariance, costs, hashes."""
     from engines.directory import open_directory
     from export.inspect import print_manifest
+    from export.inspect_backend import backend_json, print_backend
 
     opened = open_directory(directory)
-    if json:
+    if backend is not None and json:
+        emit_json(backend_json(opened, backend))
+    elif backend is not None:
+        print_backend(opened, backend)
+    elif json:
         emit_json(opened.raw_manifest)
     else:
         print_manifest(opened)
+
+
+def _tensorrt_backends(backends: list[Backend] | None, capabilities: list[str] | None) -> list["LibraryName"]:
+    """The TensorRT libraries among the chosen back ends, checked: a build takes minutes, a missing library none."""
+    from export.compile import choose_targets
+
+    chosen: list[LibraryName] = []
+    if Backend.TENSORRT in (backends or []):
+        chosen.append("tensorrt")
+    if Backend.TENSORRT_RTX in (backends or []):
+        chosen.append("tensorrt-rtx")
+    if capabilities and "tensorrt-rtx" not in chosen:
+        raise BuildError("--compute-capability has a meaning with --backend tensorrt-rtx alone: leave it out")
+    for library in chosen:
+        choose_targets(library, tuple(capabilities or ()) if library == "tensorrt-rtx" else ())
+    return chosen
+
+
+def _compile(
+    directory: Path,
+    library: "LibraryName",
+    capabilities: list[str] | None,
+    compute_type: Literal["float16", "bfloat16"],
+    plugins: list[Path] | None,
+) -> None:
+    from export.compile import CompileOptions, compile_engine
+
+    options = CompileOptions(
+        directory=directory,
+        backend=library,
+        compute_capabilities=tuple(capabilities or ()) if library == "tensorrt-rtx" else (),
+        compute_type=compute_type,
+        plugins=tuple(plugins or ()),
+    )
+    compile_engine(options, _Reporter())
 
 
 class _Reporter:
@@ -112,5 +252,5 @@ class _Reporter:
     def stage(self, title: str, detail: str = "") -> None:
         self._console.print(f"[bold]{title:<11}[/bold] {detail}")
 
-    def steps(self, description: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+    def steps(self, description: str, total: int | None) -> AbstractContextManager[Callable[[int], None]]:
         return progress_steps(description, total)

@@ -27,6 +27,8 @@ class BuildOptions:
     calibration: Path | None = None
     max_length: int | None = None
     keep_float: tuple[str, ...] = ()
+    max_width: int = MAX_WIDTH
+    tree_mask: bool = False
     force: bool = False
 
 
@@ -36,8 +38,11 @@ class Reporter(Protocol):
     def stage(self, title: str, detail: str = "") -> None:
         """A stage begins."""
 
-    def steps(self, description: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
-        """Progress of long work: a context manager that gives a function to call with the steps done."""
+    def steps(self, description: str, total: int | None) -> AbstractContextManager[Callable[[int], None]]:
+        """Progress of long work: a context manager that gives a function to call with the steps done.
+
+        `total` None: nobody knows how many there will be.
+        """
 
 
 class Silent:
@@ -47,13 +52,15 @@ class Silent:
         """Nothing to show."""
 
     @contextmanager
-    def steps(self, description: str, total: int) -> Iterator[Callable[[int], None]]:  # noqa: ARG002 - shows nothing
+    def steps(self, description: str, total: int | None) -> Iterator[Callable[[int], None]]:  # noqa: ARG002 - shows nothing
         """Nothing to show."""
         yield lambda count: None
 
 
 def check_options(options: BuildOptions) -> None:
-    """Raise `BuildError` for options that contradict each other."""
+    """Raise `BuildError` for options that contradict each other, or that no verifier can have."""
+    if not 2 <= options.max_width <= MAX_WIDTH:
+        raise BuildError(f"--max-width is {options.max_width}; 2 to {MAX_WIDTH} rows were expected")
     if options.precision == "fp32":
         for name, value in (
             ("--alpha", options.alpha),

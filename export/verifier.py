@@ -28,15 +28,17 @@ def build_verifier(
     *,
     capacity: int,
     producer_version: str,
+    tree_mask: bool = False,
     on_linear: Callable[[], None] = lambda: None,
 ) -> ir.Model:
     """The canonical graph of a decoder; its large tensors are appended to `weights` as they are reached.
 
     Args:
         capacity: rows of the KV cache, and so of the rotary tables.
+        tree_mask: give the graph the input of that name, so that new rows can form a tree.
         on_linear: called after each linear, for progress.
     """
-    return _VerifierGraph(prepared, weights, capacity, on_linear).build(producer_version)
+    return _VerifierGraph(prepared, weights, capacity, on_linear).build(producer_version, tree_mask=tree_mask)
 
 
 class _VerifierGraph:
@@ -50,11 +52,12 @@ class _VerifierGraph:
         self._graph = GraphBuilder()
         self.spec: DecoderSpec = prepared.spec
 
-    def build(self, producer_version: str) -> ir.Model:
+    def build(self, producer_version: str, *, tree_mask: bool) -> ir.Model:
         graph, spec = self._graph, self.spec
         ids = graph.input(names.INPUT_IDS, INT64, [BATCH, TOKENS])
         self._positions = graph.input(names.POSITION_IDS, INT64, [BATCH, TOKENS])
         self._lengths = graph.input(names.CACHE_LENGTHS, INT64, [BATCH])
+        tree = graph.input(names.TREE_MASK, ir.DataType.BOOL, [BATCH, TOKENS, TOKENS]) if tree_mask else None
         rows = graph.input(names.LOGITS_ROWS, INT64, [ROWS])
         cache_shape: list[int | str] = [BATCH, spec.num_kv_heads, CAPACITY, spec.head_size]
         self._past = [
@@ -64,7 +67,7 @@ class _VerifierGraph:
         cos, sin = cos_sin_tables(spec.rope, spec.head_size, self._capacity)
         self._cos = graph.weight(self._weights.append(inner.COS_TABLE, cos))
         self._sin = graph.weight(self._weights.append(inner.SIN_TABLE, sin))
-        self._mask = self._causal_mask(ids)
+        self._mask = self._causal_mask(ids) if tree is None else self._tree_mask(ids, tree)
 
         x = self._embed(ids)
         presents: list[ir.Value] = []
@@ -90,16 +93,40 @@ class _VerifierGraph:
     def _causal_mask(self, ids: ir.Value) -> ir.Value:
         """Bool [B, 1, T, S]: the row fed as number r sees the slots up to cache_lengths + r."""
         graph = self._graph
-        one, zero = graph.constant("one", 1), graph.constant("zero", 0)
         shape = graph.op("Shape", [ids], inner.NUM_ROWS, {"start": 1, "end": 2})
         count = graph.op("Squeeze", [shape], "num_rows.scalar")
-        new_rows = graph.op("Range", [zero, count, one], "mask.new_rows")
-        slots_shape = graph.op("Shape", [self._past[0][0]], "mask.capacity", {"start": 2, "end": 3})
-        slots = graph.op("Range", [zero, graph.op("Squeeze", [slots_shape], "mask.capacity.scalar"), one], "mask.slots")
+        new_rows = graph.op("Range", [graph.constant("zero", 0), count, graph.constant("one", 1)], "mask.new_rows")
         lengths = graph.op("Unsqueeze", [self._lengths, graph.constant("axes.1_2_3", [1, 2, 3])], "mask.lengths")
         column = graph.op("Unsqueeze", [new_rows, graph.constant("axes.1", [1])], "mask.column")
         last = graph.op("Add", [lengths, column], "mask.last_slot")
-        return graph.op("LessOrEqual", [slots, last], "mask")
+        return graph.op("LessOrEqual", [self._slots(), last], inner.MASK)
+
+    def _tree_mask(self, ids: ir.Value, tree: ir.Value) -> ir.Value:
+        """Bool [B, 1, T, S]: every row sees the committed slots, and of the new ones those that `tree_mask` names."""
+        graph = self._graph
+        rows = graph.op("Shape", [ids], inner.NUM_ROWS, {"start": 1, "end": 2})
+        zeros = graph.constant("mask.first", [0])
+        lengths = graph.op("Unsqueeze", [self._lengths, graph.constant("axes.1_2", [1, 2])], "mask.lengths")
+        # int64 [B, 1, S]: which new row lies in a slot; negative where a committed one does.
+        new_row = graph.op("Sub", [self._slots(), lengths], "mask.new_row")
+        committed = graph.op("Less", [new_row, zeros], "mask.committed")
+        fed = graph.op("Less", [new_row, rows], "mask.fed")
+        last = graph.op("Sub", [rows, graph.constant("mask.one", [1])], "mask.last_row")
+        column = graph.op("Min", [graph.op("Max", [new_row, zeros], "mask.from_first"), last], "mask.column")
+        batch = graph.op("Shape", [ids], "mask.batch", {"start": 0, "end": 1})
+        slots = graph.op("Shape", [self._past[0][0]], "mask.num_slots", {"start": 2, "end": 3})
+        shape = graph.op("Concat", [batch, rows, slots], "mask.shape", {"axis": 0})
+        columns = graph.op("Expand", [column, shape], "mask.columns")
+        seen = graph.op("GatherElements", [tree, columns], "mask.seen", {"axis": 2})
+        visible = graph.op("Or", [committed, graph.op("And", [seen, fed], "mask.seen_and_fed")], "mask.rows")
+        return graph.op("Unsqueeze", [visible, graph.constant("axes.1", [1])], inner.MASK)
+
+    def _slots(self) -> ir.Value:
+        """The numbers of the cache slots: int64 [S]."""
+        graph = self._graph
+        shape = graph.op("Shape", [self._past[0][0]], "mask.capacity", {"start": 2, "end": 3})
+        count = graph.op("Squeeze", [shape], "mask.capacity.scalar")
+        return graph.op("Range", [graph.constant("zero", 0), count, graph.constant("one", 1)], "mask.slots")
 
     def _layer(self, layer: int, x: ir.Value) -> tuple[ir.Value, list[ir.Value]]:
         qkv, output, gate_up, down = self.spec.layer_linears(layer)

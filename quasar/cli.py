@@ -64,7 +64,7 @@ def console() -> "Console":
 
 
 @contextmanager
-def progress_steps(description: str, total: int) -> Iterator[Callable[[int], None]]:
+def progress_steps(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """A progress bar on stderr that leaves nothing behind; gives a function to call with the steps done."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 

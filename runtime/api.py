@@ -52,18 +52,23 @@ class Generation:
     stats: Stats
 
 
-def load(path: str | Path, *, provider: str = "cpu", threads: int = 0) -> "Engine":
+def load(
+    path: str | Path, *, backend: str | None = None, provider: str = "cpu", threads: int = 0, rebuild: bool = False
+) -> "Engine":
     """Load an engine directory.
 
     Args:
         path: what `python -m export build` wrote; it is only read.
-        provider: "cpu".
-        threads: 0 takes one per physical core.
+        backend: "onnxruntime", "tensorrt" or "tensorrt-rtx"; None takes TensorRT where the directory has a plan for
+            this machine's GPU, else ONNX Runtime.
+        provider: ONNX Runtime's: "cpu".
+        threads: ONNX Runtime's; 0 takes one per physical core.
+        rebuild: where no TensorRT plan fits this GPU and library, compile one into the user's cache.
 
     Raises:
         EngineError: no engine directory, damaged, written by a newer version, or not runnable here.
     """
-    return Engine(load_engine(path, provider=provider, threads=threads))
+    return Engine(load_engine(path, backend=backend, provider=provider, threads=threads, rebuild=rebuild))
 
 
 class Engine:
@@ -83,13 +88,21 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """Free the session and its buffers."""
-        self._loaded = None
+        """Free the session and its buffers; a stream that is still open keeps them until it ends."""
+        loaded, self._loaded = self._loaded, None
+        if loaded is not None and self._busy.acquire(blocking=False):
+            loaded.session.close()
+            self._busy.release()
 
     @property
     def manifest(self) -> Manifest:
         """The engine's manifest."""
         return self._open().directory.manifest
+
+    @property
+    def backend(self) -> str:
+        """What runs the engine: "onnxruntime", "tensorrt" or "tensorrt-rtx"."""
+        return self._open().backend
 
     @property
     def record(self) -> MachineRecord:
@@ -223,11 +236,15 @@ class Engine:
     @contextmanager
     def _exclusively(self) -> Iterator[None]:
         """The session's buffers belong to one generation at a time."""
+        session = self._open().session
         if not self._busy.acquire(blocking=False):
             raise GenerationError("this engine is generating already: finish or close that stream first")
         try:
             yield
         finally:
+            if self._loaded is None:
+                # Closed in the meantime.
+                session.close()
             self._busy.release()
 
     def _events(self, rounds: Iterator[Round], prompt_tokens: int) -> Iterator[Event]:

@@ -10,16 +10,18 @@ from calibration.recipe import make_recipe
 from calibration.smoothing import SmoothingFactors
 from calibration.weights import PreparedWeights
 from engines import contract as names
-from engines.contract import Contract, capacity_for
+from engines.contract import MAX_WIDTH, Contract, capacity_for
 from engines.onnxruntime.session import OnnxRuntimeSession
+from engines.tensorrt.host_memory import HostDevice, host_kernel, host_plan
+from engines.tensorrt.session import TensorRtSession
 from export.check import check_model
-from export.passes import LowerToOnnxRuntime, UnsignedActivations
+from export.passes import LowerToOnnxRuntime, LowerToTensorRt, UnsignedActivations
 from export.verifier import build_verifier
 from export.weight_file import WeightFile
 from quasar.checkpoints import Checkpoint, DecoderSpec
 
 
-def contract_of(spec: DecoderSpec, max_length: int = 448) -> Contract:
+def contract_of(spec: DecoderSpec, max_length: int = 448, *, tree_mask: bool = False) -> Contract:
     return Contract(
         num_layers=spec.num_layers,
         num_kv_heads=spec.num_kv_heads,
@@ -27,20 +29,29 @@ def contract_of(spec: DecoderSpec, max_length: int = 448) -> Contract:
         vocab_size=spec.vocab_size,
         max_length=max_length,
         capacity=capacity_for(max_length),
+        max_width=16 if tree_mask else MAX_WIDTH,
+        tree_mask=tree_mask,
     )
 
 
 def export_graphs(
-    checkpoint: Checkpoint, folder: Path, *, precision="fp32", factors: SmoothingFactors | None = None, max_length=448
+    checkpoint: Checkpoint,
+    folder: Path,
+    *,
+    precision="fp32",
+    factors: SmoothingFactors | None = None,
+    max_length=448,
+    tree_mask=False,
 ) -> Contract:
     """Write canonical.onnx and lowered.onnx; returns their contract."""
-    contract = contract_of(checkpoint.spec, max_length)
+    contract = contract_of(checkpoint.spec, max_length, tree_mask=tree_mask)
     recipe = make_recipe(checkpoint.spec, precision=precision, alpha=0.5)
     with WeightFile(folder / "weights.data") as weights:
         model = build_verifier(
             PreparedWeights(checkpoint, recipe, factors or SmoothingFactors()),
             weights,
             capacity=contract.capacity,
+            tree_mask=tree_mask,
             producer_version="test",
         )
     ir.save(model, folder / "canonical.onnx")
@@ -49,6 +60,19 @@ def export_graphs(
     UnsignedActivations()(model)
     ir.save(model, folder / "lowered.onnx")
     return contract
+
+
+def host_session(
+    folder: Path, contract: Contract, *, device: HostDevice | None = None, graphs: bool = True
+) -> TensorRtSession:
+    """The TensorRT session on host memory, over canonical.onnx lowered for TensorRT in float32."""
+    device = HostDevice() if device is None else device
+    model = ir.load(folder / "canonical.onnx")
+    LowerToTensorRt(contract, "float32")(model)
+    ir.save(model, folder / "tensorrt.onnx")
+    plan = host_plan(folder / "tensorrt.onnx", folder, contract, device, threads=1)
+    kernel = host_kernel() if contract.tree_mask else None
+    return TensorRtSession(plan, device, contract, graphs=graphs, kernel=kernel)
 
 
 def lowered_session(folder: Path, contract: Contract) -> OnnxRuntimeSession:

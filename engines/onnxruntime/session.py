@@ -8,17 +8,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines import contract as names
+from engines.cache_rows import Float32, HostCaches
 from engines.contract import Contract
 from engines.onnxruntime.options import session_options
-from quasar.errors import EngineError
+from engines.tree import ancestor_mask, check_parents, depths
+from quasar.errors import EngineError, GenerationError
 
 Int64 = NDArray[np.int64]
-Float32 = NDArray[np.float32]
 
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
-class OnnxRuntimeSession:
+class OnnxRuntimeSession(HostCaches):
     """Runs a lowered verifier graph whose weights lie in `directory`.
 
     `run` returns views of buffers that the next call overwrites.
@@ -61,43 +62,59 @@ class OnnxRuntimeSession:
         self._rows_output = names.LOGITS if names.LOGITS in outputs else names.HIDDEN
         self._columns = int(outputs[self._rows_output][-1])
         shape = (1, contract.num_kv_heads, contract.capacity, contract.head_size)
-        self.caches: list[tuple[Float32, Float32]] = [
-            (np.zeros(shape, np.float32), np.zeros(shape, np.float32))
-            for _ in range(contract.num_layers if num_layers is None else num_layers)
-        ]
+        self.num_layers = contract.num_layers if num_layers is None else num_layers
+        self.caches = [(np.zeros(shape, np.float32), np.zeros(shape, np.float32)) for _ in range(self.num_layers)]
         self._ort = ort
         self._cache_values = [tuple(ort.OrtValue.ortvalue_from_numpy(part) for part in pair) for pair in self.caches]
-        widest = max(contract.max_width, contract.prefill_chunk)
+        self.max_logits_rows = widest = max(contract.max_width, contract.prefill_chunk)
         self._ids = _Buffer(ort, (1, widest))
         self._positions = _Buffer(ort, (1, widest))
         self._rows = _Buffer(ort, (widest,))
         self._lengths = np.zeros(1, np.int64)
         self._lengths_value = ort.OrtValue.ortvalue_from_numpy(self._lengths)
         self._tokens = _Buffer(ort, (1, widest))
+        self._tree_masks = _TreeMasks(ort, widest) if contract.tree_mask else None
         self._count = np.arange(widest, dtype=np.int64)
         self._binding = self._bind_fixed()
         self._logits_binding: Any = None
 
-    def run(self, token_ids: Sequence[int] | Int64, cache_length: int, num_logits_rows: int) -> Int64:
-        """Feed T tokens behind `cache_length` committed rows.
+    def run(
+        self,
+        token_ids: Sequence[int] | Int64,
+        cache_length: int,
+        num_logits_rows: int,
+        parents: Sequence[int] | Int64 | None = None,
+    ) -> Int64:
+        """Feed T tokens behind `cache_length` committed rows; `parents` (engines.tree) makes them a tree.
 
         Returns the target's token after each of the last `num_logits_rows` of them: int64 [rows].
         """
-        self._feed(self._binding, token_ids, cache_length, num_logits_rows)
+        self._feed(self._binding, token_ids, cache_length, num_logits_rows, parents)
         self._binding.bind_ortvalue_output(names.NEXT_TOKENS, self._tokens.value(num_logits_rows))
         self._session.run_with_iobinding(self._binding)
         return self._tokens.array[0, :num_logits_rows]
 
-    def run_logits(self, token_ids: Sequence[int] | Int64, cache_length: int, num_logits_rows: int) -> Float32:
+    def run_logits(
+        self,
+        token_ids: Sequence[int] | Int64,
+        cache_length: int,
+        num_logits_rows: int,
+        parents: Sequence[int] | Int64 | None = None,
+    ) -> Float32:
         """As `run`, but returns the logits float32 [rows, V] of those rows (a cut-down graph: hidden states)."""
         if self._logits_binding is None:
             self._logits_binding = self._bind_fixed()
-        self._feed(self._logits_binding, token_ids, cache_length, num_logits_rows)
+        self._feed(self._logits_binding, token_ids, cache_length, num_logits_rows, parents)
         logits = np.empty((1, num_logits_rows, self._columns), np.float32)
         self._logits_binding.bind_ortvalue_output(self._rows_output, self._ort.OrtValue.ortvalue_from_numpy(logits))
         self._session.run_with_iobinding(self._logits_binding)
         rows: Float32 = logits[0]
         return rows
+
+    def close(self) -> None:
+        """Let go of the caches' memory and of ONNX Runtime's session."""
+        del self._binding, self._logits_binding, self._cache_values, self._session
+        self.caches = []
 
     def end_profiling(self) -> Path:
         """Stop profiling; the profile's file."""
@@ -112,15 +129,46 @@ class OnnxRuntimeSession:
                 binding.bind_ortvalue_output(present, value)
         return binding
 
-    def _feed(self, binding: Any, token_ids: Sequence[int] | Int64, cache_length: int, num_logits_rows: int) -> None:
+    def _feed(
+        self,
+        binding: Any,
+        token_ids: Sequence[int] | Int64,
+        cache_length: int,
+        num_logits_rows: int,
+        parents: Sequence[int] | Int64 | None,
+    ) -> None:
         width = len(token_ids)
+        checked = None if parents is None else check_parents(parents, width, self.contract)
+        if checked is not None and cache_length == 0:
+            # Into an empty cache GroupQueryAttention rotates rows by their order and ignores position_ids.
+            raise GenerationError("a tree was fed into an empty cache: feed at least one row of the prompt first")
         self._ids.array[0, :width] = token_ids
-        np.add(self._count[:width], cache_length, out=self._positions.array[0, :width])
+        offsets = self._count[:width] if checked is None else depths(checked)
+        np.add(offsets, cache_length, out=self._positions.array[0, :width])
+        if self._tree_masks is not None:
+            binding.bind_ortvalue_input(names.TREE_MASK, self._tree_masks.value(width, checked))
         np.add(self._count[:num_logits_rows], width - num_logits_rows, out=self._rows.array[:num_logits_rows])
         self._lengths[0] = cache_length
         binding.bind_ortvalue_input(names.INPUT_IDS, self._ids.value(width))
         binding.bind_ortvalue_input(names.POSITION_IDS, self._positions.value(width))
         binding.bind_ortvalue_input(names.LOGITS_ROWS, self._rows.value(num_logits_rows))
+
+
+class _TreeMasks:
+    """The contract's `tree_mask` per width; a chain's is made once."""
+
+    def __init__(self, ort: Any, widest: int) -> None:
+        self._ort = ort
+        self._lower = np.tril(np.ones((widest, widest), np.bool_))
+        self._chains: dict[int, Any] = {}
+
+    def value(self, width: int, parents: Int64 | None) -> Any:
+        if parents is not None:
+            return self._ort.OrtValue.ortvalue_from_numpy(ancestor_mask(parents)[None])
+        if width not in self._chains:
+            chain = np.ascontiguousarray(self._lower[None, :width, :width])
+            self._chains[width] = self._ort.OrtValue.ortvalue_from_numpy(chain)
+        return self._chains[width]
 
 
 class _Buffer:

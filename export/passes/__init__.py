@@ -2,6 +2,7 @@
 
 from export.passes.keep_layers import KeepLayers
 from export.passes.lower_onnxruntime import LowerToOnnxRuntime
+from export.passes.lower_tensorrt import LowerToTensorRt
 from export.passes.unsigned_activations import UnsignedActivations
 
-__all__ = ["KeepLayers", "LowerToOnnxRuntime", "UnsignedActivations"]
+__all__ = ["KeepLayers", "LowerToOnnxRuntime", "LowerToTensorRt", "UnsignedActivations"]

@@ -31,7 +31,7 @@ class KeepLayers(InPlacePass):
 
     def ensures(self, model: ir.Model) -> None:
         """Exactly the kept layers' caches are left."""
-        caches = sum(str(value.name).startswith("past_key_values.") for value in model.graph.inputs)
+        caches = sum(str(value.name).startswith(names.PAST_PREFIX) for value in model.graph.inputs)
         if caches != 2 * self._count:
             raise PostconditionError(f"{caches} cache inputs are left; {2 * self._count} were expected")
         if names.HIDDEN not in {value.name for value in model.graph.outputs}:
@@ -61,7 +61,7 @@ class KeepLayers(InPlacePass):
             graph.outputs.remove(produced[name])
         graph.outputs.append(hidden)
         kept = {name for layer in range(self._count) for name in names.past_names(layer) + names.present_names(layer)}
-        caches = ("past_key_values.", "present.")
+        caches = (names.PAST_PREFIX, names.PRESENT_PREFIX)
         for values in (graph.outputs, graph.inputs):
             dropped = [v for v in values if str(v.name).startswith(caches) and v.name not in kept]
             for value in dropped:

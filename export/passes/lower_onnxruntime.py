@@ -1,5 +1,6 @@
 """Lowering to ONNX Runtime: attention becomes GroupQueryAttention over packed q/k/v and a shared KV buffer."""
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, PreconditionError
 
@@ -19,7 +20,8 @@ class LowerToOnnxRuntime(InPlacePass):
 
     Attention gets spare zero rows behind the new ones (`engines.contract.spare_rows`) that are sliced off again: with
     them a row's bits do not depend on how many rows are fed with it. Their K/V land behind the new rows in the cache
-    and are overwritten by the next pass. Everything else in the graph stays as it is.
+    and are overwritten by the next pass. A tree mask becomes the operator's additive bias. Everything else in the
+    graph stays as it is.
     """
 
     def __init__(self, spec: DecoderSpec) -> None:
@@ -67,7 +69,7 @@ class LowerToOnnxRuntime(InPlacePass):
             "GroupQueryAttention",
             [
                 *(padded, None, None, *past, rows.last_row, rows.total),
-                *(values[inner.COS_TABLE], values[inner.SIN_TABLE], rows.positions),
+                *(values[inner.COS_TABLE], values[inner.SIN_TABLE], rows.positions, rows.bias),
             ],
             inner.attention(layer),
             [f"{prefix}.padded_context", *names.present_names(layer)],
@@ -124,9 +126,22 @@ class _SpareRows:
         last = builder.op(
             "Add", [lengths, builder.op("Sub", [fed, self.axis_1], "spare.fed_less_one")], "spare.last_row_64"
         )
-        total = builder.op("Squeeze", [builder.op("Add", [used, spare], "spare.total_64")], "spare.total_scalar")
+        total_64 = builder.op("Add", [used, spare], "spare.total_64")
+        total = builder.op("Squeeze", [total_64], "spare.total_scalar")
         self.last_row = builder.op("Cast", [last], "spare.last_row", {"to": int(ir.DataType.INT32)})
         self.total = builder.op("Cast", [total], "spare.total", {"to": int(ir.DataType.INT32)})
+        self.bias = self._tree_bias(values[inner.MASK], spare, total_64) if names.TREE_MASK in values else None
+
+    def _tree_bias(self, mask: ir.Value, spare: ir.Value, total: ir.Value) -> ir.Value:
+        """Float [B, 1, T + spare, total]: 0 where a row sees a slot; the operator itself hides the slots behind it."""
+        builder = self.builder
+        hidden = builder.constant("spare.hidden", np.asarray(np.finfo(np.float32).min / 2, np.float32))
+        seen = builder.constant("spare.seen", np.asarray(0, np.float32))
+        bias = builder.op("Where", [mask, seen, hidden], "spare.bias_of_slots")
+        used = builder.op("Slice", [bias, self.zero, total, builder.constant("spare.axis_3", [3])], "spare.bias_used")
+        before = builder.constant("spare.zeros_6", [0] * 6)
+        pads = builder.op("Concat", [before, spare, self.zero], "spare.bias_pads", {"axis": 0})
+        return builder.op("Pad", [used, pads], "spare.bias")
 
     def _count(self, spec: DecoderSpec, used: ir.Value) -> ir.Value:
         """`engines.contract.spare_rows` as a graph."""

@@ -1,0 +1,56 @@
+"""What every back end's session offers; the loop, the probes and the reports know no more than this."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.cache_rows import Float32
+from engines.contract import Contract
+
+Int64 = NDArray[np.int64]
+
+
+class Session(Protocol):
+    """One loaded verifier with its KV cache. `max_logits_rows`: so many rows of one call can be asked for.
+
+    Arrays that `run` returns are views that the next call overwrites.
+    """
+
+    contract: Contract
+    num_layers: int
+    max_logits_rows: int
+
+    def run(
+        self,
+        token_ids: Sequence[int] | Int64,
+        cache_length: int,
+        num_logits_rows: int,
+        parents: Sequence[int] | Int64 | None = None,
+    ) -> Int64:
+        """Feed T tokens behind `cache_length` committed rows; `parents` (engines.tree) makes them a tree.
+
+        Returns the target's token after each of the last `num_logits_rows` of them: int64 [rows].
+        """
+
+    def run_logits(
+        self,
+        token_ids: Sequence[int] | Int64,
+        cache_length: int,
+        num_logits_rows: int,
+        parents: Sequence[int] | Int64 | None = None,
+    ) -> Float32:
+        """As `run`, but returns the logits float32 [rows, V] of those rows."""
+
+    def read_rows(self, first: int, end: int, layers: Sequence[int] | None = None) -> Float32:
+        """A copy of cache rows, of some layers or of all: float32 [layers, 2, G, rows, D]."""
+
+    def write_rows(self, first: int, rows: Float32) -> None:
+        """Overwrite the cache rows from `first` on, of all layers."""
+
+    def compact(self, cache_length: int, path: Sequence[int] | Int64) -> None:
+        """Move the new rows of an accepted tree path, ascending indices of the last call, to the front."""
+
+    def close(self) -> None:
+        """Free the session's memory."""

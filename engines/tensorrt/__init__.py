@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT-RTX: plans, their bindings and the session that runs them."""

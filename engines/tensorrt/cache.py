@@ -1,0 +1,113 @@
+"""The KV cache on a device: a buffer per layer for keys and one for values, allocated once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines import contract as names
+from engines.cache_rows import Float32
+from engines.contract import Contract
+from engines.tensorrt.bindings import Bindings, rows_from, rows_to
+from engines.tensorrt.device import Device
+from plugins.compiled import SCRATCH_POINTERS
+from plugins.kv_compact import check_path, launch_arguments
+from quasar.errors import GenerationError
+
+Int64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedKernel:
+    """A kernel that the device has loaded, and how to launch it."""
+
+    handle: Any
+    threads: int
+    shared_bytes: int
+
+
+class DeviceCache:
+    """Buffers [G, S, D] in the plan's own type; `allocate` makes them. `kernel`: kv_compact, where there are trees."""
+
+    def __init__(self, device: Device, contract: Contract, bindings: Bindings, kernel: LoadedKernel | None) -> None:
+        self._device, self._contract, self._bindings, self._kernel = device, contract, bindings, kernel
+        self._buffers: list[tuple[int, int]] = []
+        self._row_bytes = contract.head_size * bindings.cache_element_bytes
+
+    @property
+    def bytes_per_row(self) -> int:
+        """Bytes of one position in every layer, keys and values."""
+        return 2 * self._contract.num_layers * self._contract.num_kv_heads * self._row_bytes
+
+    def allocate(self) -> None:
+        """Make the buffers; raises `OutOfMemoryError`."""
+        contract, device = self._contract, self._device
+        size = contract.num_kv_heads * contract.capacity * self._row_bytes
+        self._buffers = [(device.allocate(size), device.allocate(size)) for _ in range(contract.num_layers)]
+        if self._kernel is not None:
+            addresses = np.array(self._buffers, np.int64).reshape(-1)
+            self._table = device.allocate(addresses.nbytes)
+            device.upload(self._table, addresses.view(np.uint8))
+            self._path_host = device.pinned(8 * contract.max_width)
+            self._path = device.allocate(8 * contract.max_width)
+            # The table must live until it is copied.
+            device.synchronize()
+
+    @property
+    def addresses(self) -> dict[str, int]:
+        """Input and output → address: past and present are one buffer."""
+        found: dict[str, int] = {}
+        for layer, pair in enumerate(self._buffers):
+            for past, present, address in zip(names.past_names(layer), names.present_names(layer), pair, strict=True):
+                found |= {past: address, present: address}
+        return found
+
+    def read_rows(self, first: int, end: int, layers: Sequence[int] | None) -> Float32:
+        """A copy of rows, of some layers or of all: float32 [layers, 2, G, rows, D]."""
+        chosen, heads = range(len(self._buffers)) if layers is None else layers, self._contract.num_kv_heads
+        block = np.empty((len(chosen), 2, heads, (end - first) * self._row_bytes), np.uint8)
+        for index, layer in enumerate(chosen):
+            for part in range(2):
+                for head in range(heads):
+                    self._device.download(block[index, part, head], self._address(layer, part, head, first))
+        self._device.synchronize()
+        rows = rows_from(self._bindings.cache_type, block.reshape(-1))
+        return rows.reshape(len(chosen), 2, heads, end - first, self._contract.head_size)
+
+    def write_rows(self, first: int, rows: Float32) -> None:
+        """Overwrite the rows from `first` on, of all layers."""
+        layers, heads = len(self._buffers), self._contract.num_kv_heads
+        data = rows_to(self._bindings.cache_type, rows).reshape(layers, 2, heads, -1)
+        for layer in range(layers):
+            for part in range(2):
+                for head in range(heads):
+                    self._device.upload(self._address(layer, part, head, first), data[layer, part, head])
+        # The bytes must live until they are copied.
+        self._device.synchronize()
+
+    def compact(self, cache_length: int, path: Sequence[int] | Int64) -> None:
+        """Move rows `cache_length + path[k]` to `cache_length + k`, in every buffer at once."""
+        if self._kernel is None:
+            raise GenerationError("this engine takes no trees: build with --tree-mask and compile again")
+        rows = check_path(path)
+        grid, args = launch_arguments(
+            self._table,
+            self._path,
+            num_caches=2 * self._contract.num_layers,
+            num_heads=self._contract.num_kv_heads,
+            capacity=self._contract.capacity,
+            row_bytes=self._row_bytes,
+            cache_length=cache_length,
+            path_length=len(rows),
+        )
+        self._path_host.view(np.int64)[: len(rows)] = rows
+        self._device.upload(self._path, self._path_host)
+        arguments = (*args, *SCRATCH_POINTERS)
+        self._device.launch(self._kernel.handle, grid, self._kernel.threads, self._kernel.shared_bytes, arguments)
+        # The next call writes the path's buffer.
+        self._device.synchronize()
+
+    def _address(self, layer: int, part: int, head: int, row: int) -> int:
+        return self._buffers[layer][part] + (head * self._contract.capacity + row) * self._row_bytes

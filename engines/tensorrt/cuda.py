@@ -1,0 +1,240 @@
+"""A CUDA device through cuda-python's driver API: memory, one stream, graphs and kernels. No torch, no pycuda."""
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from engines.tensorrt.device import Bytes, Gpu, OutOfMemoryError, array_at
+from quasar.errors import EngineError
+
+_INSTALL = "run pip install 'quasar-verifier[tensorrt]'"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuSearch:
+    """The GPU that was found, or the reason why there is none."""
+
+    found: Gpu | None
+    reason: str
+
+
+def find_gpu(index: int = 0) -> GpuSearch:
+    """Look for a GPU without allocating anything on it."""
+    try:
+        driver = _driver()
+        device = _call(driver, driver.cuDeviceGet(index))
+        return GpuSearch(found=_describe(driver, device), reason="")
+    except EngineError as error:
+        return GpuSearch(found=None, reason=str(error))
+
+
+class CudaDevice:
+    """The primary context of one GPU, a stream of its own, and everything that was allocated through it."""
+
+    def __init__(self, index: int = 0) -> None:
+        """Take the GPU; raises `EngineError` without cuda-python, a driver that is new enough, or a GPU."""
+        self._driver = _driver()
+        self._device = self._call(self._driver.cuDeviceGet(index))
+        self.gpu = _describe(self._driver, self._device)
+        self._allocated: list[Any] = []
+        self._host: list[int] = []
+        self._modules: list[Any] = []
+        self._stream: Any = None
+        self._context = self._call(self._driver.cuDevicePrimaryCtxRetain(self._device))
+        try:
+            self._enter()
+            self._stream = self._call(
+                self._driver.cuStreamCreate(int(self._driver.CUstream_flags.CU_STREAM_NON_BLOCKING))
+            )
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def stream(self) -> int:
+        """The stream's handle."""
+        return int(self._stream)
+
+    @property
+    def free_bytes(self) -> int:
+        """Device memory that nobody uses."""
+        self._enter()
+        return int(self._call(self._driver.cuMemGetInfo())[0])
+
+    def allocate(self, size: int) -> int:
+        """The address of zeroed device memory; raises `OutOfMemoryError`."""
+        self._enter()
+        status, address = self._driver.cuMemAlloc(max(size, 1))
+        if status == self._driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
+            raise OutOfMemoryError(f"{size} bytes do not fit the GPU, of which {self.free_bytes} are free")
+        self._call((status,))
+        self._allocated.append(address)
+        self._call(self._driver.cuMemsetD8Async(address, 0, size, self._stream))
+        return int(address)
+
+    def pinned(self, size: int) -> Bytes:
+        """Zeroed page-locked host memory."""
+        self._enter()
+        address = int(self._call(self._driver.cuMemAllocHost(max(size, 1))))
+        self._host.append(address)
+        array = array_at(address, size)
+        array[:] = 0
+        return array
+
+    def upload(self, address: int, source: Bytes) -> None:
+        """Copy to the device, in the stream's order."""
+        self._enter()
+        self._call(self._driver.cuMemcpyHtoDAsync(address, source.ctypes.data, source.nbytes, self._stream))
+
+    def download(self, target: Bytes, address: int) -> None:
+        """Copy from the device, in the stream's order."""
+        self._enter()
+        self._call(self._driver.cuMemcpyDtoHAsync(target.ctypes.data, address, target.nbytes, self._stream))
+
+    def synchronize(self) -> None:
+        """Wait for the stream; an error of earlier work shows here."""
+        self._call(self._driver.cuStreamSynchronize(self._stream))
+
+    def begin_capture(self) -> None:
+        """Record the stream from now on. Other threads may go on allocating."""
+        self._enter()
+        mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        self._call(self._driver.cuStreamBeginCapture(self._stream, mode))
+
+    def end_capture(self) -> "CudaGraph":
+        """The recorded work, ready to launch."""
+        graph = self._call(self._driver.cuStreamEndCapture(self._stream))
+        try:
+            executable = self._call(self._driver.cuGraphInstantiate(graph, 0))
+        finally:
+            self._driver.cuGraphDestroy(graph)
+        return CudaGraph(self, executable)
+
+    def abandon_capture(self) -> None:
+        """End a recording that failed: the stream runs again."""
+        status, graph = self._driver.cuStreamEndCapture(self._stream)
+        if status == self._driver.CUresult.CUDA_SUCCESS and int(graph):
+            self._driver.cuGraphDestroy(graph)
+
+    def load_kernel(self, image: bytes, name: str) -> Any:
+        """A kernel from a cubin."""
+        self._enter()
+        module = self._call(self._driver.cuModuleLoadData(image))
+        self._modules.append(module)
+        return self._call(self._driver.cuModuleGetFunction(module, name.encode()))
+
+    def launch(self, kernel: Any, grid: tuple[int, int, int], threads: int, shared: int, args: Sequence[int]) -> None:
+        """Run a kernel on the stream; every argument is a 64-bit integer."""
+        self._enter()
+        values = tuple(args)
+        types = (ctypes.c_int64,) * len(values)
+        self._call(self._driver.cuLaunchKernel(kernel, *grid, threads, 1, 1, shared, self._stream, (values, types), 0))
+
+    def launch_graph(self, executable: Any) -> None:
+        """Put a recorded graph on the stream."""
+        self._call(self._driver.cuGraphLaunch(executable, self._stream))
+
+    def destroy_graph(self, executable: Any) -> None:
+        """Free a recorded graph."""
+        self._driver.cuGraphExecDestroy(executable)
+
+    def close(self) -> None:
+        """Wait for the stream, free everything, and let go of the GPU."""
+        if self._context is None:
+            return
+        driver = self._driver
+        driver.cuCtxSetCurrent(self._context)
+        if self._stream is not None:
+            driver.cuStreamSynchronize(self._stream)
+        for module in self._modules:
+            driver.cuModuleUnload(module)
+        for address in self._allocated:
+            driver.cuMemFree(address)
+        for host in self._host:
+            driver.cuMemFreeHost(host)
+        if self._stream is not None:
+            driver.cuStreamDestroy(self._stream)
+        driver.cuDevicePrimaryCtxRelease(self._device)
+        self._context = self._stream = None
+        self._modules, self._allocated, self._host = [], [], []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _enter(self) -> None:
+        """Contexts are current per thread: whoever calls may be another thread than the one that made this."""
+        if self._context is None:
+            raise EngineError("this GPU session is closed: load the engine again")
+        self._call(self._driver.cuCtxSetCurrent(self._context))
+
+    def _call(self, result: tuple[Any, ...]) -> Any:
+        return _call(self._driver, result)
+
+
+class CudaGraph:
+    """A captured CUDA graph."""
+
+    def __init__(self, device: CudaDevice, executable: Any) -> None:
+        self._device = device
+        self._executable = executable
+
+    def launch(self) -> None:
+        """Put it on the stream."""
+        self._device.launch_graph(self._executable)
+
+    def close(self) -> None:
+        """Free it."""
+        if self._executable is not None:
+            self._device.destroy_graph(self._executable)
+            self._executable = None
+
+
+def _driver() -> Any:
+    """cuda-python's driver module, initialized; raises `EngineError` saying what is missing."""
+    try:
+        from cuda.bindings import driver
+    except ImportError:
+        raise EngineError(f"cuda-python is not installed: {_INSTALL}") from None
+    try:
+        (status,) = driver.cuInit(0)
+    except Exception as error:  # cuda-python's error for a missing library derives from RuntimeError or ImportError
+        del error
+        raise EngineError("there is no NVIDIA driver on this machine: install one, or use another machine") from None
+    if status == driver.CUresult.CUDA_ERROR_NO_DEVICE:
+        raise EngineError("there is no NVIDIA GPU on this machine, or CUDA_VISIBLE_DEVICES hides it")
+    if status == driver.CUresult.CUDA_ERROR_SYSTEM_DRIVER_MISMATCH:
+        raise EngineError("the NVIDIA driver's kernel module and its libraries differ in version: reboot")
+    _call(driver, (status,))
+    return driver
+
+
+def _describe(driver: Any, device: Any) -> Gpu:
+    attribute = driver.CUdevice_attribute
+    major, minor = (
+        _call(driver, driver.cuDeviceGetAttribute(which, device))
+        for which in (
+            attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+            attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+        )
+    )
+    name = _call(driver, driver.cuDeviceGetName(128, device))
+    version = int(_call(driver, driver.cuDriverGetVersion()))
+    return Gpu(
+        name=bytes(name).split(b"\0")[0].decode(),
+        compute_capability=f"{major}.{minor}",
+        driver=f"{version // 1000}.{version % 1000 // 10}",
+    )
+
+
+def _call(driver: Any, result: tuple[Any, ...]) -> Any:
+    """The values behind a driver call's status; raises `EngineError` with CUDA's own words."""
+    status, *values = result
+    if status != driver.CUresult.CUDA_SUCCESS:
+        _, text = driver.cuGetErrorString(status)
+        said = bytes(text).decode() if text else "no further word"
+        raise EngineError(f"CUDA reports {status.name}: {said}")
+    return values[0] if len(values) == 1 else tuple(values)

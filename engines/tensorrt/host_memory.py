@@ -1,0 +1,305 @@
+"""Host memory in place of a GPU: what a session and its bindings do, on any machine.
+
+`HostDevice` has a device's interface, `HostEngine` that part of TensorRT's engine and execution context which the
+session uses. The engine runs a float32 build of the graph that TensorRT is given (`LowerToTensorRt(…, "float32")`)
+through ONNX Runtime, on plain buffers by address, and refuses what TensorRT refuses, in the same words. What it cannot
+show is speed, TensorRT's own kernels, and float16.
+"""
+
+import ctypes
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from engines import contract as names
+from engines.contract import Contract
+from engines.onnxruntime.options import session_options
+from engines.tensorrt.cache import LoadedKernel
+from engines.tensorrt.device import Bytes, OutOfMemoryError, array_at
+from engines.tensorrt.network import past_of, profiles_for
+from engines.tensorrt.session import LoadedPlan
+from plugins.kv_compact import kv_compact
+from quasar.errors import EngineError
+
+_ALIGNMENT = 256
+_STREAM = 1
+_ONNX_TYPES = {"tensor(int64)": "INT64", "tensor(float)": "FLOAT", "tensor(bool)": "BOOL"}
+_NUMPY_TYPES = {"INT64": np.dtype(np.int64), "FLOAT": np.dtype(np.float32), "BOOL": np.dtype(np.bool_)}
+
+
+class HostDevice:
+    """A device whose memory is the host's, and whose stream runs everything at once."""
+
+    def __init__(self, memory_bytes: int = 1 << 40) -> None:
+        """`memory_bytes`: more than this is refused."""
+        self.free_bytes = memory_bytes
+        self._blocks: list[Bytes] = []
+        self._recording: list[Callable[[], None]] | None = None
+        self.closed = False
+
+    @property
+    def stream(self) -> int:
+        """The stream's handle."""
+        return _STREAM
+
+    def allocate(self, size: int) -> int:
+        """The address of zeroed memory."""
+        if size > self.free_bytes:
+            raise OutOfMemoryError(f"{size} bytes do not fit the {self.free_bytes} that are free")
+        self.free_bytes -= size
+        block = np.zeros(size + _ALIGNMENT, np.uint8)
+        self._blocks.append(block)
+        return -(-block.ctypes.data // _ALIGNMENT) * _ALIGNMENT
+
+    def pinned(self, size: int) -> Bytes:
+        """Zeroed host memory."""
+        return np.zeros(size, np.uint8)
+
+    def upload(self, address: int, source: Bytes) -> None:
+        """Copy to an address."""
+        self.enqueue(lambda: ctypes.memmove(address, source.ctypes.data, source.nbytes))
+
+    def download(self, target: Bytes, address: int) -> None:
+        """Copy from an address."""
+        self.enqueue(lambda: ctypes.memmove(target.ctypes.data, address, target.nbytes))
+
+    def enqueue(self, work: Callable[[], Any]) -> None:
+        """Run it now, or record it."""
+        if self._recording is None:
+            work()
+        else:
+            self._recording.append(work)
+
+    def synchronize(self) -> None:
+        """Everything has run already; while recording, waiting is an error as it is on a GPU."""
+        if self._recording is not None:
+            raise EngineError("CUDA reports CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED: the stream is being recorded")
+
+    def begin_capture(self) -> None:
+        """Record from now on."""
+        self._recording = []
+
+    def end_capture(self) -> "HostWork":
+        """What was recorded."""
+        recorded, self._recording = self._recording, None
+        return HostWork(recorded or [])
+
+    def abandon_capture(self) -> None:
+        """Forget what was recorded."""
+        self._recording = None
+
+    def load_kernel(self, image: bytes, name: str) -> str:  # noqa: ARG002 - an image is of no use here
+        """The kernel's name; its numpy reference is run."""
+        return name
+
+    def launch(self, kernel: Any, grid: tuple[int, int, int], threads: int, shared: int, args: Sequence[int]) -> None:  # noqa: ARG002 - the reference has no grid
+        """Run kv_compact's reference on the caches that the table names."""
+        table, path_table, cache_length, path_length, capacity, words = args[:6]
+        caches = [
+            _array(int(address), (grid[1], capacity, words), np.dtype(np.int32))
+            for address in _array(table, (grid[0],), np.dtype(np.int64))
+        ]
+        path = _array(path_table, (path_length,), np.dtype(np.int64))
+        self.enqueue(lambda: kv_compact(caches, cache_length, path))
+
+    def close(self) -> None:
+        """Free everything."""
+        self._blocks.clear()
+        self.closed = True
+
+
+class HostWork:
+    """Recorded work."""
+
+    def __init__(self, steps: list[Callable[[], None]]) -> None:
+        self._steps = steps
+
+    def launch(self) -> None:
+        """Run it again."""
+        for step in self._steps:
+            step()
+
+    def close(self) -> None:
+        """Forget it."""
+        self._steps = []
+
+
+def host_plan(
+    graph: Path, data_folder: Path, contract: Contract, device: HostDevice, *, threads: int = 0
+) -> LoadedPlan:
+    """A float32 build of the TensorRT lowering as a plan that runs on `device`."""
+    engine = HostEngine(graph, data_folder, contract, device, threads=threads)
+    return LoadedPlan(
+        engine=engine,
+        context_argument="USER_MANAGED",
+        plan_bytes=graph.stat().st_size,
+        last_error=lambda: engine.errors[-1] if engine.errors else "",
+    )
+
+
+def host_kernel() -> LoadedKernel:
+    """kv_compact on a `HostDevice`."""
+    return LoadedKernel(handle="kv_compact", threads=128, shared_bytes=0)
+
+
+class HostEngine:
+    """The part of `tensorrt.ICudaEngine` that a session uses."""
+
+    device_memory_size_v2 = 1 << 16
+
+    def __init__(
+        self, graph: Path, data_folder: Path, contract: Contract, device: HostDevice, *, threads: int = 0
+    ) -> None:
+        import onnxruntime as ort
+
+        options = session_options(threads=threads, exact_integers=False)
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(data_folder.resolve())
+        )
+        self.session = ort.InferenceSession(graph.read_bytes(), options, providers=["CPUExecutionProvider"])
+        self.device = device
+        self.errors: list[str] = []
+        self.profiles = list(profiles_for(contract).values())
+        self.inputs = {value.name: value for value in self.session.get_inputs()}
+        self.outputs = {value.name: value for value in self.session.get_outputs()}
+        self._names: list[str] = [*self.inputs, *self.outputs]
+
+    @property
+    def num_io_tensors(self) -> int:
+        """Inputs and outputs."""
+        return len(self._names)
+
+    @property
+    def num_optimization_profiles(self) -> int:
+        """Verify and prefill."""
+        return len(self.profiles)
+
+    def get_tensor_name(self, index: int) -> str:
+        """A tensor's name."""
+        return self._names[index]
+
+    def get_tensor_dtype(self, name: str) -> Any:
+        """A tensor's type; `name` of it is TensorRT's."""
+        value = self.inputs.get(name) or self.outputs[name]
+        return SimpleNamespace(name=_ONNX_TYPES[value.type])
+
+    def get_tensor_profile_shape(self, name: str, profile: int) -> tuple[tuple[int, ...], ...]:
+        """Smallest, typical and largest shape of an input."""
+        return self.profiles[profile][name]
+
+    def get_aliased_input_tensor(self, name: str) -> str:
+        """The input that an output overwrites, or an empty string."""
+        return past_of(name) or ""
+
+    def create_execution_context(self, strategy: Any) -> "HostContext":  # noqa: ARG002 - there is no scratch memory
+        """A new context."""
+        return HostContext(self)
+
+
+class HostContext:
+    """The part of `tensorrt.IExecutionContext` that a session uses."""
+
+    def __init__(self, engine: HostEngine) -> None:
+        self._engine = engine
+        self._profile = -1
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._addresses: dict[str, int] = {}
+
+    def set_optimization_profile_async(self, index: int, stream: int) -> bool:  # noqa: ARG002 - nothing to wait for
+        """Choose a profile; shapes set before are forgotten."""
+        if not 0 <= index < len(self._engine.profiles):
+            return self._refuse(
+                "setOptimizationProfileAsync", f"profileIndex {index} is not in [0, {len(self._engine.profiles)})"
+            )
+        self._profile, self._shapes = index, {}
+        return True
+
+    def set_device_memory(self, address: int, size: int) -> None:
+        """Scratch memory."""
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        """Where a tensor lies."""
+        if name not in self._engine.inputs and name not in self._engine.outputs:
+            return self._refuse("setTensorAddress", f"Given invalid tensor name: {name}")
+        self._addresses[name] = address
+        return True
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        """The shape of an input in the next pass."""
+        if name not in self._engine.inputs:
+            return self._refuse("setInputShape", f"Given invalid tensor name: {name}")
+        smallest, _, largest = self._engine.profiles[self._profile][name]
+        fits = len(shape) == len(smallest) and all(
+            low <= extent <= high for low, extent, high in zip(smallest, shape, largest, strict=True)
+        )
+        if not fits:
+            return self._refuse(
+                "setInputShape",
+                f"condition: satisfyProfile. Set dimension {list(shape)} for tensor {name} does not satisfy any "
+                f"optimization profiles. Valid range for profile {self._profile}: {list(smallest)}..{list(largest)}.",
+            )
+        self._shapes[name] = shape
+        return True
+
+    def execute_async_v3(self, stream: int) -> bool:
+        """Run a pass, or record it."""
+        if stream != self._engine.device.stream:
+            return self._refuse("enqueueV3", "condition: stream. The stream is unknown")
+        for name in self._engine.inputs:
+            if name not in self._shapes:
+                return self._refuse("enqueueV3", f"condition: allInputDimensionsSpecified. {name} has no shape")
+            if name not in self._addresses:
+                return self._refuse(
+                    "enqueueV3",
+                    f"Address is not set for input tensor {name}. Call setInputTensorAddress or setTensorAddress "
+                    "before enqueue/execute.",
+                )
+        for name in self._engine.outputs:
+            if name not in self._addresses:
+                return self._refuse(
+                    "enqueueV3",
+                    f"Neither address or allocator is set for output tensor {name}. Call setOutputTensorAddress, "
+                    "setTensorAddress or setOutputAllocator before enqueue/execute.",
+                )
+            past = past_of(name)
+            if past is not None and self._addresses[past] != self._addresses[name]:
+                return self._refuse("enqueueV3", f"{name} must have the address of the tensor {past} that it aliases")
+        self._engine.device.enqueue(self._pass(dict(self._shapes)))
+        return True
+
+    def _pass(self, shapes: dict[str, tuple[int, ...]]) -> Callable[[], None]:
+        import onnxruntime as ort
+
+        engine, addresses = self._engine, dict(self._addresses)
+        rows = shapes[names.LOGITS_ROWS][0]
+        batch = shapes[names.INPUT_IDS][0]
+        binding = engine.session.io_binding()
+        for name, shape in shapes.items():
+            binding.bind_ortvalue_input(name, self._value(ort, name, addresses[name], shape))
+        for name in engine.outputs:
+            past = past_of(name)
+            if past is not None:
+                shape = shapes[past]
+            else:
+                shape = (batch, rows) if name == names.NEXT_TOKENS else (batch, rows, engine.outputs[name].shape[-1])
+            binding.bind_ortvalue_output(name, self._value(ort, name, addresses[name], shape))
+        return lambda: engine.session.run_with_iobinding(binding)
+
+    def _value(self, ort: Any, name: str, address: int, shape: tuple[int, ...]) -> Any:
+        kind = _NUMPY_TYPES[self._engine.get_tensor_dtype(name).name]
+        return ort.OrtValue.ortvalue_from_numpy(_array(address, shape, kind))
+
+    def _refuse(self, function: str, why: str) -> bool:
+        self._engine.errors.append(
+            f"IExecutionContext::{function}: Error Code 3: API Usage Error (Parameter check failed, {why})"
+        )
+        return False
+
+
+def _array(address: int, shape: tuple[int, ...], dtype: Any) -> Any:
+    """The numpy array of a type and shape that begins at an address."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return array_at(address, size).view(dtype).reshape(shape)

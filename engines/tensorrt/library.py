@@ -1,0 +1,72 @@
+"""The two libraries behind one adapter: `tensorrt` for the GPU at hand, `tensorrt-rtx` for any RTX GPU."""
+
+import importlib
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from quasar.errors import EngineError
+
+LibraryName = Literal["tensorrt", "tensorrt-rtx"]
+LIBRARIES: tuple[LibraryName, ...] = ("tensorrt", "tensorrt-rtx")
+_MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+# The first versions with IKVCacheUpdateLayer, which updates a cache in place.
+_OLDEST = {"tensorrt": (10, 15), "tensorrt-rtx": (1, 3)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Library:
+    """An imported library; `module` is `tensorrt` or `tensorrt_rtx`, whose names are the same."""
+
+    name: LibraryName
+    module: Any
+    version: str
+
+    @property
+    def ahead_of_time(self) -> bool:
+        """Whether it compiles for GPUs that are not in this machine."""
+        return self.name == "tensorrt-rtx"
+
+    @property
+    def compute_capabilities(self) -> list[str]:
+        """What it compiles for ahead of time, for example "8.9"."""
+        found = (
+            re.findall(r"\bSM(\d+)(\d)\b", " ".join(dir(self.module.ComputeCapability))) if self.ahead_of_time else []
+        )
+        return sorted((f"{major}.{minor}" for major, minor in found), key=lambda text: tuple(map(int, text.split("."))))
+
+
+def open_library(name: LibraryName) -> Library:
+    """Import a library; raises `EngineError` if it is not installed, does not load, or is too old."""
+    extra = f"pip install 'quasar-verifier[{name}]'"
+    try:
+        module = importlib.import_module(_MODULES[name])
+        version = str(module.__version__)
+        layers = module.LayerType
+    except ModuleNotFoundError:
+        raise EngineError(f"{name} is not installed: run {extra}") from None
+    except (ImportError, AttributeError, OSError, RuntimeError) as error:
+        # The wheel named tensorrt fetches its libraries when it is installed; without them it imports badly or not.
+        raise EngineError(f"{name} is installed but cannot be loaded ({error}): run {extra} again") from None
+    if _numbers(version) < _OLDEST[name] or not hasattr(layers, "KV_CACHE_UPDATE"):
+        oldest = ".".join(map(str, _OLDEST[name]))
+        raise EngineError(f"{name} {version} is too old: {oldest} or newer updates a KV cache in place; run {extra} -U")
+    return Library(name=name, module=module, version=version)
+
+
+def check_capabilities(library: Library, asked: tuple[str, ...]) -> tuple[str, ...]:
+    """The compute capabilities to compile for; raises `EngineError` for one that the library does not know."""
+    known = library.compute_capabilities
+    if asked and not library.ahead_of_time:
+        raise EngineError(f"{library.name} compiles for the GPU of this machine alone: leave --compute-capability out")
+    for capability in asked:
+        if capability not in known:
+            raise EngineError(
+                f"compute capability {capability} is unknown to {library.name} {library.version}; it compiles for "
+                + ", ".join(known)
+            )
+    return tuple(dict.fromkeys(asked))
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])

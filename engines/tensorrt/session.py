@@ -1,0 +1,288 @@
+"""One loaded verifier on TensorRT: everything allocated at load, addresses set once, a few integers per round.
+
+A round copies one small block of inputs to the device, runs the plan on one stream, and copies `next_tokens` back.
+Both profiles write to one KV cache; `past` and `present` are the same addresses.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines import contract as names
+from engines.cache_rows import Float32
+from engines.contract import Contract
+from engines.tensorrt.bindings import check_bindings
+from engines.tensorrt.cache import DeviceCache, LoadedKernel
+from engines.tensorrt.device import Device, OutOfMemoryError, RecordedWork
+from engines.tensorrt.staging import Staging
+from engines.tree import ancestor_mask, check_parents, depths
+from quasar.errors import EngineError, GenerationError
+
+Int64 = NDArray[np.int64]
+
+_log = logging.getLogger("quasar.engines")
+VERIFY, PREFILL = 0, 1
+# A graph holds a context of its own; widths beyond so many different shapes run without one.
+_MAX_GRAPHS = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedPlan:
+    """A deserialized plan. `engine` is a `tensorrt.ICudaEngine`, or what stands in for one.
+
+    `context_argument`: what contexts are made with, so that they bring no scratch memory of their own.
+    `last_error`: the library's last complaint. `before_close`: called while the engine is still there. `keep_alive`:
+    what must not be freed before the engine.
+    """
+
+    engine: Any
+    context_argument: Any
+    plan_bytes: int
+    last_error: Callable[[], str]
+    before_close: Callable[[], None] = lambda: None
+    keep_alive: tuple[Any, ...] = ()
+
+
+@dataclass(slots=True)
+class _Replay:
+    """A context whose shapes never change again, and the work recorded from it once it has run."""
+
+    context: Any
+    work: RecordedWork | None = None
+
+
+class TensorRtSession:
+    """Runs a plan. `run` returns views of buffers that the next call overwrites."""
+
+    def __init__(
+        self,
+        plan: LoadedPlan,
+        device: Device,
+        contract: Contract,
+        *,
+        graphs: bool = True,
+        kernel: LoadedKernel | None = None,
+    ) -> None:
+        """Allocate everything.
+
+        Args:
+            device: is closed with the session.
+            graphs: record a verify call of each shape once, and replay it (CUDA graphs).
+            kernel: kv_compact, loaded on the device; None where the contract has no trees.
+
+        Raises:
+            EngineError: the plan does not fit the contract, or the GPU has no room for plan and KV cache.
+        """
+        self.contract = contract
+        self.num_layers = contract.num_layers
+        self.max_logits_rows = contract.max_width
+        self._plan, self._device, self._graphs = plan, device, graphs
+        self._replays: dict[tuple[int, int], _Replay] = {}
+        self._contexts: list[Any] = []
+        try:
+            self._cache = DeviceCache(device, contract, check_bindings(plan.engine, contract), kernel)
+            self._allocate()
+        except OutOfMemoryError as error:
+            self.close()
+            raise EngineError(self._memory_advice()) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free graphs, contexts, the engine and its memory, in that order; a second call does nothing."""
+        if self._contexts:
+            self._plan.before_close()
+        for replay in self._replays.values():
+            if replay.work is not None:
+                replay.work.close()
+        self._replays.clear()
+        self._contexts.clear()
+        self._shared: list[Any] = []
+        self._plan = replace(self._plan, engine=None, context_argument=None, keep_alive=(), before_close=lambda: None)
+        self._device.close()
+
+    def run(
+        self,
+        token_ids: Sequence[int] | Int64,
+        cache_length: int,
+        num_logits_rows: int,
+        parents: Sequence[int] | Int64 | None = None,
+    ) -> Int64:
+        """Feed T tokens behind `cache_length` committed rows; `parents` (engines.tree) makes them a tree.
+
+        Returns the target's token after each of the last `num_logits_rows` of them: int64 [rows].
+        """
+        self._run(token_ids, cache_length, num_logits_rows, parents)
+        self._device.synchronize()
+        tokens = self._tokens_host.view(np.int64)[:num_logits_rows]
+        if tokens.min() < 0:
+            raise EngineError("the plan returned no token: its logits are not numbers")
+        return tokens
+
+    def run_logits(
+        self,
+        token_ids: Sequence[int] | Int64,
+        cache_length: int,
+        num_logits_rows: int,
+        parents: Sequence[int] | Int64 | None = None,
+    ) -> Float32:
+        """As `run`, but returns the logits float32 [rows, V] of those rows."""
+        self._run(token_ids, cache_length, num_logits_rows, parents)
+        logits = np.empty((num_logits_rows, self.contract.vocab_size), np.float32)
+        self._device.download(logits.reshape(-1).view(np.uint8), self._logits)
+        self._device.synchronize()
+        return logits
+
+    def read_rows(self, first: int, end: int, layers: Sequence[int] | None = None) -> Float32:
+        """A copy of cache rows, of some layers or of all: float32 [layers, 2, G, rows, D]."""
+        return self._cache.read_rows(first, end, layers)
+
+    def write_rows(self, first: int, rows: Float32) -> None:
+        """Overwrite the cache rows from `first` on, of all layers."""
+        self._cache.write_rows(first, rows)
+
+    def compact(self, cache_length: int, path: Sequence[int] | Int64) -> None:
+        """Move the new rows of an accepted tree path, ascending indices of the last call, to the front of the new rows.
+
+        One launch for all layers, behind the pass on its stream.
+        """
+        self._cache.compact(cache_length, path)
+
+    def _allocate(self) -> None:
+        contract, device = self.contract, self._device
+        self._free_bytes = device.free_bytes
+        self._scratch_bytes = int(self._plan.engine.device_memory_size_v2)
+        self._scratch = device.allocate(self._scratch_bytes)
+        self._cache.allocate()
+        self._staging = [
+            Staging(device, rows, contract.max_width, tree_mask=contract.tree_mask)
+            for rows in (contract.max_width, contract.prefill_chunk)
+        ]
+        self._tokens_host = device.pinned(8 * contract.max_width)
+        self._tokens = device.allocate(8 * contract.max_width)
+        self._logits = device.allocate(4 * contract.max_width * contract.vocab_size)
+        self._shared = [self._context(profile) for profile in (VERIFY, PREFILL)]
+        device.synchronize()
+
+    def _context(self, profile: int) -> Any:
+        """A new execution context on the shared scratch memory, with every address set."""
+        context = self._plan.engine.create_execution_context(self._plan.context_argument)
+        if context is None:
+            raise EngineError(f"TensorRT made no execution context: {self._plan.last_error()}")
+        self._contexts.append(context)
+        self._check(context.set_optimization_profile_async(profile, self._device.stream), "the profile")
+        context.set_device_memory(self._scratch, self._scratch_bytes)
+        addresses = {
+            **self._staging[profile].addresses,
+            **self._cache.addresses,
+            names.NEXT_TOKENS: self._tokens,
+            names.LOGITS: self._logits,
+        }
+        for name, address in addresses.items():
+            self._check(context.set_tensor_address(name, address), f"the address of {name}")
+        for name, shape in self._fixed_shapes().items():
+            self._check(context.set_input_shape(name, shape), f"the shape of {name}")
+        return context
+
+    def _fixed_shapes(self) -> dict[str, tuple[int, ...]]:
+        contract = self.contract
+        cache = (contract.max_batch, contract.num_kv_heads, contract.capacity, contract.head_size)
+        fixed = {name: cache for layer in range(contract.num_layers) for name in names.past_names(layer)}
+        return {**fixed, names.CACHE_LENGTHS: (contract.max_batch,)}
+
+    def _run(
+        self,
+        token_ids: Sequence[int] | Int64,
+        cache_length: int,
+        num_logits_rows: int,
+        parents: Sequence[int] | Int64 | None,
+    ) -> None:
+        contract, width = self.contract, len(token_ids)
+        if not 0 < width <= contract.prefill_chunk or not 0 < num_logits_rows <= min(width, contract.max_width):
+            raise GenerationError(
+                f"{width} rows with {num_logits_rows} asked for were fed; this engine takes up to "
+                f"{contract.prefill_chunk} rows and gives up to {contract.max_width} back"
+            )
+        if not 0 <= cache_length <= contract.capacity - width:
+            raise GenerationError(f"{width} rows behind {cache_length} do not fit a cache of {contract.capacity}")
+        checked = None if parents is None else check_parents(parents, width, contract)
+        profile = VERIFY if width <= contract.max_width else PREFILL
+        self._staging[profile].fill(
+            token_ids,
+            cache_length,
+            num_logits_rows,
+            offsets=None if checked is None else depths(checked),
+            mask=None if checked is None else ancestor_mask(checked),
+        )
+        if profile == VERIFY and self._graphs:
+            self._replay(width, num_logits_rows)
+        else:
+            self._enqueue(self._shared[profile], profile, width, num_logits_rows, set_shapes=True)
+
+    def _replay(self, width: int, num_logits_rows: int) -> None:
+        """First call of a shape: run it. Second: record it. From then on: launch what was recorded.
+
+        A graph stays valid only while its context is left alone, so each has a context of its own.
+        """
+        key = (width, num_logits_rows)
+        replay = self._replays.get(key)
+        if replay is None:
+            if len(self._replays) >= _MAX_GRAPHS:
+                self._enqueue(self._shared[VERIFY], VERIFY, width, num_logits_rows, set_shapes=True)
+                return
+            replay = self._replays[key] = _Replay(self._context(VERIFY))
+            # The run that follows a change of shape does work that must not be recorded.
+            self._enqueue(replay.context, VERIFY, width, num_logits_rows, set_shapes=True)
+            return
+        if replay.work is None and self._graphs:
+            replay.work = self._record(replay.context, width, num_logits_rows)
+        if replay.work is None:
+            self._enqueue(replay.context, VERIFY, width, num_logits_rows, set_shapes=False)
+        else:
+            replay.work.launch()
+
+    def _record(self, context: Any, width: int, num_logits_rows: int) -> RecordedWork | None:
+        self._device.begin_capture()
+        try:
+            self._enqueue(context, VERIFY, width, num_logits_rows, set_shapes=False)
+        except EngineError as error:
+            self._device.abandon_capture()
+            self._graphs = False
+            _log.warning("this plan cannot be recorded as a CUDA graph (%s): it runs without", error)
+            return None
+        return self._device.end_capture()
+
+    def _enqueue(self, context: Any, profile: int, width: int, num_logits_rows: int, *, set_shapes: bool) -> None:
+        if set_shapes:
+            for name, shape in self._staging[profile].shapes(width, num_logits_rows).items():
+                self._check(context.set_input_shape(name, shape), f"the shape {shape} of {name}")
+        self._staging[profile].upload()
+        self._check(context.execute_async_v3(self._device.stream), "the pass")
+        self._device.download(self._tokens_host[: 8 * num_logits_rows], self._tokens)
+
+    def _check(self, done: bool, what: str) -> None:
+        if not done:
+            raise EngineError(f"TensorRT refused {what}: {self._plan.last_error()}")
+
+    def _memory_advice(self) -> str:
+        """How much plan and cache need, and which --max-length would fit."""
+        contract, per_row, free = self.contract, self._cache.bytes_per_row, self._free_bytes
+        fixed = self._scratch_bytes + 4 * contract.max_width * contract.vocab_size
+        rows = (free - fixed) // per_row - (contract.capacity - contract.max_length)
+        fits = f"build with --max-length {rows}" if rows >= 2 * contract.max_width else "no --max-length fits beside it"
+        return (
+            f"the GPU has no room: the plan takes {self._plan.plan_bytes} bytes, its scratch memory "
+            f"{self._scratch_bytes}, the KV cache {per_row * contract.capacity} for {contract.max_length} tokens, and "
+            f"{free} bytes were free behind the plan: {fits}, or free memory on the GPU"
+        )

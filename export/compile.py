@@ -1,0 +1,222 @@
+"""Adding a TensorRT back end to an engine directory: lower the canonical graph, compile plans, rewrite the manifest.
+
+Needs neither the checkpoint nor torch. New files come first and the manifest last: a run that is killed leaves the
+directory as it was, and files that the next run replaces.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from engines.contract import Contract
+from engines.directory import EngineDirectory, open_directory
+from engines.machine import user_cache
+from engines.manifest import MANIFEST_NAME, Manifest
+from engines.tensorrt.builder import compile_plan
+from engines.tensorrt.cuda import find_gpu
+from engines.tensorrt.library import Library, LibraryName, check_capabilities, open_library
+from engines.tensorrt.network import profiles_for
+from engines.tensorrt.plans import FOLDER, KernelFile, Plan, TensorRtFiles
+from export.options import Reporter, Silent
+from export.passes.lower_tensorrt import ComputeType
+from quasar.errors import BuildError
+from quasar.files import atomic_path, sha256_file, sha256_json, write_json
+
+# What RTX plans are compiled for where no GPU and no option says otherwise: GeForce 30, 40 and 50.
+DEFAULT_CAPABILITIES = ("8.6", "8.9", "12.0")
+CANONICAL = "verifier.onnx"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompileOptions:
+    """What the user chose. No `compute_capabilities`: this machine's GPU, else (TensorRT-RTX) 8.6, 8.9 and 12.0."""
+
+    directory: Path
+    backend: LibraryName
+    compute_capabilities: tuple[str, ...] = ()
+    compute_type: ComputeType = "float16"
+    plugins: tuple[Path, ...] = ()
+
+
+def compile_engine(options: CompileOptions, reporter: Reporter | None = None) -> EngineDirectory:
+    """Compile plans into an engine directory; returns it, opened again.
+
+    Raises `EngineError` if the library is missing, too old or refuses the graph, `BuildError` if another run is at it.
+    """
+    reporter = Silent() if reporter is None else reporter
+    targets = choose_targets(options.backend, options.compute_capabilities)
+    directory = open_directory(options.directory)
+    with _locked(directory.path):
+        _Compilation(directory, options, targets, reporter).run()
+    return open_directory(options.directory)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Targets:
+    """The library, and the compute capabilities to compile for; `here` says that it is this machine's GPU."""
+
+    library: Library
+    capabilities: tuple[str, ...]
+    here: bool
+
+
+def choose_targets(backend: LibraryName, asked: tuple[str, ...]) -> Targets:
+    """Check library, capabilities and GPU before any work; raises `EngineError` naming what is missing."""
+    library = open_library(backend)
+    capabilities = check_capabilities(library, asked)
+    if capabilities:
+        return Targets(library=library, capabilities=capabilities, here=False)
+    gpu = find_gpu()
+    if gpu.found is None:
+        if not library.ahead_of_time:
+            raise BuildError(
+                f"{library.name} compiles on the GPU that it will run on, and {gpu.reason}: compile there, or use "
+                "--backend tensorrt-rtx, which compiles anywhere"
+            )
+        return Targets(library=library, capabilities=DEFAULT_CAPABILITIES, here=False)
+    return Targets(library=library, capabilities=(gpu.found.compute_capability,), here=True)
+
+
+class _Compilation:
+    def __init__(
+        self, directory: EngineDirectory, options: CompileOptions, targets: Targets, reporter: Reporter
+    ) -> None:
+        self._directory = directory
+        self._options = options
+        self._targets = targets
+        self._reporter = reporter
+
+    def run(self) -> None:
+        manifest, library = self._directory.manifest, self._targets.library
+        self._reporter.stage("lower", f"{library.name} {library.version}: {self._options.compute_type}, KV in place")
+        graph, rescaled = self._lower(manifest.contract)
+        kernels = self._kernels(manifest.contract)
+        compiled: list[Plan] = []
+        described: dict[str, Any] = {}
+        for capability in self._targets.capabilities:
+            self._reporter.stage("compile", f"compute capability {capability}")
+            plan, described = self._compile(graph, capability)
+            compiled.append(plan)
+        files = TensorRtFiles(
+            graph=graph,
+            compute_type=self._options.compute_type,
+            rescaled_channels=rescaled,
+            **described,
+            profiles={
+                name: {tensor: [list(shape) for shape in shapes] for tensor, shapes in profile.items()}
+                for name, profile in profiles_for(manifest.contract).items()
+            },
+            kernels=self._kernels_with_earlier(kernels),
+            plans=self._with_earlier(compiled),
+        )
+        self._publish(replace(manifest, tensorrt={**manifest.tensorrt, library.name: files}))
+
+    def _lower(self, contract: Contract) -> tuple[str, int]:
+        import onnx_ir as ir
+
+        from export.passes import LowerToTensorRt
+
+        name = f"{FOLDER}/verifier-{self._options.compute_type}.onnx"
+        model = ir.load(self._directory.file(CANONICAL))
+        lowering = LowerToTensorRt(contract, self._options.compute_type)
+        lowering(model)
+        # Its large tensors stay where they are: the graph names them relative to the engine directory.
+        with atomic_path(self._directory.path / name) as temporary:
+            ir.save(model, temporary)
+        return name, lowering.rescaled_channels
+
+    def _kernels(self, contract: Contract) -> tuple[KernelFile, ...]:
+        """kv_compact for every compute capability, where there are trees whose paths are to be moved."""
+        if not contract.tree_mask:
+            return ()
+        try:
+            from plugins.gpu.kv_compact import KERNEL
+        except ImportError:
+            raise BuildError(
+                "this engine takes trees, and moving their rows on a GPU is a Triton kernel: run "
+                "pip install 'quasar-verifier[trees]' where the plan is compiled (the runtime needs no Triton)"
+            ) from None
+        files = []
+        for capability in self._targets.capabilities:
+            compiled = KERNEL.compile(capability)
+            name = f"{FOLDER}/kv_compact-sm{capability.replace('.', '')}.cubin"
+            with atomic_path(self._directory.path / name) as temporary:
+                temporary.write_bytes(compiled.image)
+            files.append(
+                KernelFile(
+                    file=name,
+                    compute_capability=capability,
+                    entry=compiled.entry,
+                    threads=compiled.threads,
+                    shared_bytes=compiled.shared_bytes,
+                )
+            )
+        return tuple(files)
+
+    def _compile(self, graph: str, capability: str) -> tuple[Plan, dict[str, Any]]:
+        library, directory = self._targets.library, self._directory.path
+        with self._reporter.steps(f"sm{capability.replace('.', '')}", None) as step:
+            compiled = compile_plan(
+                library,
+                directory / graph,
+                directory,
+                self._directory.manifest.contract,
+                compute_capability=None if self._targets.here else capability,
+                plugins=self._options.plugins,
+                on_progress=lambda phase, done, total: step(1),
+            )
+        name = plan_name(library, capability, self._options.compute_type)
+        with atomic_path(directory / name) as temporary:
+            temporary.write_bytes(compiled.data)
+        plan = Plan(file=name, version=library.version, compute_capability=capability)
+        return plan, {**compiled.network, "bindings": compiled.bindings}
+
+    def _with_earlier(self, compiled: list[Plan]) -> tuple[Plan, ...]:
+        """The new plans, and those that the directory has already from the same graph."""
+        earlier = self._directory.manifest.tensorrt.get(self._targets.library.name)
+        kept = earlier.plans if earlier and earlier.compute_type == self._options.compute_type else ()
+        names = {plan.file for plan in compiled}
+        return (*(plan for plan in kept if plan.file not in names), *compiled)
+
+    def _kernels_with_earlier(self, compiled: tuple[KernelFile, ...]) -> tuple[KernelFile, ...]:
+        earlier = self._directory.manifest.tensorrt.get(self._targets.library.name)
+        names = {kernel.file for kernel in compiled}
+        kept = earlier.kernels if earlier else ()
+        return (*(kernel for kernel in kept if kernel.file not in names), *compiled)
+
+    def _publish(self, manifest: Manifest) -> None:
+        directory = self._directory.path
+        before = {name for files in self._directory.manifest.tensorrt.values() for name in files.files}
+        now = {name for files in manifest.tensorrt.values() for name in files.files}
+        entries = {name: entry for name, entry in manifest.files.items() if name not in before}
+        for name in sorted(now):
+            path = directory / name
+            entries[name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        write_json(directory / MANIFEST_NAME, replace(manifest, files=entries).to_json())
+        for name in before - now:
+            (directory / name).unlink(missing_ok=True)
+
+
+def plan_name(library: Library, capability: str, compute_type: str) -> str:
+    """Where a plan lies in an engine directory."""
+    return f"{FOLDER}/{library.name}-{library.version}-sm{capability.replace('.', '')}-{compute_type}.plan"
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """One compilation of a directory at a time; the lock is not in the directory, which may be packed at any moment."""
+    from filelock import FileLock, Timeout
+
+    path = user_cache() / "compiling" / f"{sha256_json(str(directory.resolve()))[:16]}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise BuildError(f"another run is compiling {directory}: wait for it") from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,191 @@
+"""Lowering to TensorRT: 16-bit values around the matmuls and in the cache, float32 between them, one additive mask."""
+
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, PreconditionError
+
+from engines import contract as names
+from engines.contract import Contract
+from export import names as inner
+from export.builder import GraphBuilder, initializer
+from export.passes.prune import prune
+
+ComputeType = Literal["float16", "bfloat16", "float32"]
+_TYPES = {
+    "float16": (ir.DataType.FLOAT16, np.dtype(np.float16)),
+    "bfloat16": (ir.DataType.BFLOAT16, np.dtype(ml_dtypes.bfloat16)),
+    "float32": (ir.DataType.FLOAT, np.dtype(np.float32)),
+}
+_FLOAT = ir.DataType.FLOAT
+# Added to the score of a hidden slot: exp underflows to exactly 0, and no float16 sum with a score overflows.
+_HIDDEN = -30000.0
+# Room between a matmul's largest possible float16 result and what float16 holds: the rounding of two scales.
+_HEADROOM = 0.99
+
+
+class LowerToTensorRt(InPlacePass):
+    """Canonical graph → strongly typed graph of one batch and a fixed capacity, for TensorRT and TensorRT-RTX.
+
+    Matmuls, attention and the KV cache are of the compute type. What stands between them is float32, where it costs
+    nothing, since TensorRT fuses it: the residual stream, norms, rotation, the per-token scales and their quantization.
+    Attention gets an additive mask with `is_causal` 0: with 1, TensorRT aligns the new rows with the cache's first
+    slots. Its softmax is TensorRT's own (the parser refuses `softmax_precision`). Every DequantizeLinear gets a scale
+    of its own, in the compute type; in float16 a channel whose scale would be subnormal, or whose sum could overflow,
+    is rescaled by a power of two, which a factor behind the matmul takes back.
+    """
+
+    def __init__(self, contract: Contract, compute_type: ComputeType = "float16") -> None:
+        super().__init__()
+        self._contract = contract
+        self._ir_type, self._dtype = _TYPES[compute_type]
+        self.rescaled_channels = 0
+
+    def requires(self, model: ir.Model) -> None:
+        """A canonical graph: every layer's Attention under its name, and a mask."""
+        found = {node.name for node in model.graph if node.op_type == "Attention"}
+        expected = {inner.attention(layer) for layer in range(self._contract.num_layers)}
+        if found != expected:
+            raise PreconditionError(f"Attention nodes {sorted(map(str, found ^ expected))} are missing or unknown")
+        if inner.MASK not in {value.name for node in model.graph for value in node.outputs}:
+            raise PreconditionError(f"the graph has no value {inner.MASK!r}")
+
+    def ensures(self, model: ir.Model) -> None:
+        """Caches are of the compute type, and no two DequantizeLinear nodes share a scale."""
+        for value in [*model.graph.inputs, *model.graph.outputs]:
+            if _is_cache(value) and value.dtype != self._ir_type:
+                raise PostconditionError(f"{value.name} is {value.dtype}; {self._ir_type} was expected")
+        scales = [node.inputs[1] for node in model.graph if node.op_type == "DequantizeLinear"]
+        if len({id(scale) for scale in scales}) != len(scales):
+            raise PostconditionError("two DequantizeLinear nodes share a scale")
+
+    def call(self, model: ir.Model) -> PassResult:
+        """Fix shapes, retype, and give every matmul and attention its casts."""
+        graph = model.graph
+        self._graph = graph
+        self._fix_shapes()
+        for node in list(graph):
+            match node.op_type:
+                case "MatMul":
+                    self._matmul(node)
+                case "Attention":
+                    self._cast_input(node, 0)
+                    self._cast_output(node)
+                case "TensorScatter":
+                    self._cast_input(node, 1)
+                case "Gather" if node.inputs[0] is not None and node.inputs[0].name in graph.initializers:
+                    self._embedding(node)
+        self._additive_mask()
+        prune(model)
+        return PassResult(model, modified=True)
+
+    def _fix_shapes(self) -> None:
+        """IKVCacheUpdateLayer wants a cache of constant shape; a pass serves one request."""
+        fixed = {"batch": self._contract.max_batch, "capacity": self._contract.capacity}
+        for value in [*self._graph.inputs, *self._graph.outputs]:
+            if _is_cache(value):
+                value.type = ir.TensorType(self._ir_type)
+            assert value.shape is not None
+            extents = [extent if isinstance(extent, int) else extent.value for extent in value.shape]
+            value.shape = ir.Shape([fixed.get(str(extent), extent) for extent in extents])
+
+    def _matmul(self, node: ir.Node) -> None:
+        activations, weight = (value.producer() if value is not None else None for value in node.inputs)
+        if activations is None or weight is None or weight.op_type != "DequantizeLinear":
+            self._cast_input(node, 0)
+            self._cast_input(node, 1)
+            self._cast_output(node)
+            return
+        self._own_scale(activations, _constant(activations.inputs[1]))
+        factor = self._rescaling(weight)
+        self._own_scale(weight, _constant(weight.inputs[1]) * factor)
+        self._cast_output(node, None if (factor == 1).all() else np.float32(1) / factor)
+
+    def _rescaling(self, weight: ir.Node) -> NDArray[np.float32]:
+        """Per channel a power of two that keeps its scale normal and its largest possible sum finite in float16."""
+        scale = _constant(weight.inputs[1])
+        factor = np.ones_like(scale)
+        if self._dtype != np.float16:
+            return factor
+        limits = np.finfo(np.float16)
+        values = _constant(weight.inputs[0])
+        # |DQ(Q(x / a))| <= 1, so a channel's sum is at most that of its weights' magnitudes.
+        largest = np.abs(values.astype(np.int32)).sum(axis=0) * scale
+        small, large = scale < limits.smallest_normal, largest > _HEADROOM * float(limits.max)
+        factor[small] = 2.0 ** np.ceil(np.log2(float(limits.smallest_normal) / scale[small]))
+        factor[large] = 2.0 ** np.floor(np.log2(_HEADROOM * float(limits.max) / largest[large]))
+        self.rescaled_channels += int((factor != 1).sum())
+        return factor
+
+    def _own_scale(self, node: ir.Node, scale: NDArray[Any]) -> None:
+        """Give a DequantizeLinear a scale initializer of its own; its type becomes the output's."""
+        node.replace_input_with(1, self._constant(f"{node.name}.scale", scale.astype(self._dtype)))
+
+    def _embedding(self, node: ir.Node) -> None:
+        """Keep a 16-bit table as it is; a float32 one is read in the compute type."""
+        table = node.inputs[0]
+        assert table is not None
+        if table.dtype == _FLOAT:
+            self._cast_input(node, 0)
+            self._cast_output(node)
+
+    def _additive_mask(self) -> None:
+        mask = next(value for node in self._graph for value in node.outputs if value.name == inner.MASK)
+        users = list(mask.uses())
+        new = GraphBuilder()
+        seen = self._constant("mask.seen_score", np.asarray(0, self._dtype))
+        hidden = self._constant("mask.hidden_score", np.asarray(_HIDDEN, self._dtype))
+        additive = new.op("Where", [mask, seen, hidden], "mask.additive")
+        for use in users:
+            use.node.replace_input_with(use.idx, additive)
+        producer = mask.producer()
+        assert producer is not None
+        self._graph.insert_after(producer, new.nodes)
+
+    def _cast_input(self, node: ir.Node, index: int) -> None:
+        value = node.inputs[index]
+        assert value is not None
+        if self._ir_type == _FLOAT and value.dtype in (None, _FLOAT):
+            return
+        new = GraphBuilder()
+        node.replace_input_with(
+            index, new.op("Cast", [value], f"{node.name}.input_{index}", {"to": int(self._ir_type)})
+        )
+        self._graph.insert_before(node, new.nodes)
+
+    def _cast_output(self, node: ir.Node, factor: NDArray[Any] | None = None) -> None:
+        """Whoever reads the node's output reads it in float32, times `factor` per channel."""
+        if self._ir_type == _FLOAT and factor is None:
+            return
+        old, new = node.outputs[0], GraphBuilder()
+        result = new.op("Cast", [old], f"{node.name}.float32", {"to": int(_FLOAT)})
+        if factor is not None:
+            restored = self._constant(f"{node.name}.channel_factor", factor.astype(np.float32))
+            result = new.op("Mul", [result, restored], f"{node.name}.restored")
+        is_output = old in self._graph.outputs
+        if is_output:
+            # The contract's name stays with what leaves the graph.
+            name, old.name = old.name, f"{node.name}.product"
+            result.name, result.type, result.shape = name, old.type, old.shape
+            old.type, old.shape = None, None
+        ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=is_output)
+        new.nodes[0].replace_input_with(0, old)
+        self._graph.insert_after(node, new.nodes)
+
+    def _constant(self, name: str, array: NDArray[Any]) -> ir.Value:
+        value = initializer(ir.tensor(array, name=name))
+        self._graph.register_initializer(value)
+        return value
+
+
+def _constant(value: ir.Value | None) -> NDArray[Any]:
+    assert value is not None
+    assert value.const_value is not None
+    return value.const_value.numpy()
+
+
+def _is_cache(value: ir.Value) -> bool:
+    return str(value.name).startswith((names.PAST_PREFIX, names.PRESENT_PREFIX))

@@ -1,0 +1,75 @@
+"""A Triton kernel before it is compiled, and its compilation ahead of time on any machine."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from plugins.compiled import CompiledKernel
+from quasar.errors import QuasarError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernel:
+    """A function in Triton's language; `signature` gives the types of its arguments in Triton's words."""
+
+    function: Callable[..., None]
+    signature: dict[str, str]
+    constants: dict[str, int]
+    num_warps: int
+
+    def compile(self, compute_capability: str) -> CompiledKernel:
+        """The kernel for a GPU like "8.9"; raises `QuasarError` with Triton's words if it cannot be compiled."""
+        from triton import compile as triton_compile
+        from triton import jit
+        from triton.backends.compiler import GPUTarget
+        from triton.compiler import ASTSource
+
+        major, minor = compute_capability.split(".")
+        source = ASTSource(
+            jit(self.function),
+            signature={**self.signature, **dict.fromkeys(self.constants, "constexpr")},
+            constexprs=self.constants,
+        )
+        # Contracting a * b + c would round once where the reference rounds twice.
+        options = {"num_warps": self.num_warps, "enable_fp_fusion": False}
+        with _own_cache():
+            try:
+                compiled = triton_compile(
+                    source, target=GPUTarget("cuda", 10 * int(major) + int(minor), 32), options=options
+                )
+            except Exception as error:  # Triton's errors share no public base
+                raise QuasarError(
+                    f"Triton compiled no {self.function.__name__} for compute capability {compute_capability}: {error}"
+                ) from None
+        return CompiledKernel(
+            image=bytes(compiled.asm["cubin"]),
+            entry=str(compiled.metadata.name),
+            threads=32 * self.num_warps,
+            shared_bytes=int(compiled.metadata.shared),
+        )
+
+    def interpreted(self) -> Any:
+        """The kernel as Triton's interpreter runs it on the CPU: `interpreted()[grid](tensors…)`."""
+        from triton.runtime.interpreter import InterpretedFunction
+
+        return InterpretedFunction(self.function)
+
+
+class _own_cache:  # noqa: N801 - used as a function
+    """Triton keeps what it compiles in the user's home; a compilation of ours leaves nothing there."""
+
+    def __enter__(self) -> Path:
+        self._before = os.environ.get("TRITON_CACHE_DIR")
+        self._folder = tempfile.TemporaryDirectory(prefix="quasar-triton-")
+        os.environ["TRITON_CACHE_DIR"] = self._folder.name
+        return Path(self._folder.name)
+
+    def __exit__(self, *exception: object) -> None:
+        if self._before is None:
+            del os.environ["TRITON_CACHE_DIR"]
+        else:
+            os.environ["TRITON_CACHE_DIR"] = self._before
+        self._folder.cleanup()
