@@ -168,7 +168,9 @@ def _first_error(parser: Any) -> str:
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     if not errors:
         return "the parser gave no reason"
-    return f"node {errors[0].node_name()} ({errors[0].node_operator()}): {errors[0].desc().splitlines()[0]}"
+    # Without a driver, every complaint is followed by one about the driver, which nothing here needs.
+    lines = [line for line in errors[0].desc().splitlines() if "Cuda Runtime" not in line]
+    return f"node {errors[0].node_name()} ({errors[0].node_operator()}): {' '.join(lines)}"
 
 
 def open_log(library: Library) -> Any:

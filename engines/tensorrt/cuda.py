@@ -114,7 +114,7 @@ class CudaDevice:
     def abandon_capture(self) -> None:
         """End a recording that failed: the stream runs again."""
         status, graph = self._driver.cuStreamEndCapture(self._stream)
-        if status == self._driver.CUresult.CUDA_SUCCESS and int(graph):
+        if status == self._driver.CUresult.CUDA_SUCCESS and graph is not None and int(graph):
             self._driver.cuGraphDestroy(graph)
 
     def load_kernel(self, image: bytes, name: str) -> Any:
@@ -201,11 +201,10 @@ def _driver() -> Any:
         raise EngineError(f"cuda-python is not installed: {_INSTALL}") from None
     try:
         (status,) = driver.cuInit(0)
-    except Exception as error:  # cuda-python's error for a missing library derives from RuntimeError or ImportError
-        del error
-        raise EngineError("there is no NVIDIA driver on this machine: install one, or use another machine") from None
+    except RuntimeError:  # what cuda-python's errors for a missing library or function derive from
+        raise EngineError("there is no NVIDIA driver on this machine") from None
     if status == driver.CUresult.CUDA_ERROR_NO_DEVICE:
-        raise EngineError("there is no NVIDIA GPU on this machine, or CUDA_VISIBLE_DEVICES hides it")
+        raise EngineError("there is no NVIDIA GPU in this machine, or CUDA_VISIBLE_DEVICES hides it")
     if status == driver.CUresult.CUDA_ERROR_SYSTEM_DRIVER_MISMATCH:
         raise EngineError("the NVIDIA driver's kernel module and its libraries differ in version: reboot")
     _call(driver, (status,))

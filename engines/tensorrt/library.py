@@ -3,6 +3,7 @@
 import importlib
 import re
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any, Literal
 
 from quasar.errors import EngineError
@@ -21,6 +22,12 @@ class Library:
     name: LibraryName
     module: Any
     version: str
+
+    @property
+    def cuda_major(self) -> int | None:
+        """The CUDA version that the installed wheel is built for; None if that is not told."""
+        stem = _MODULES[self.name]
+        return next((major for major in (12, 13) if _is_installed(f"{stem}_cu{major}_libs")), None)
 
     @property
     def ahead_of_time(self) -> bool:
@@ -66,6 +73,24 @@ def check_capabilities(library: Library, asked: tuple[str, ...]) -> tuple[str, .
                 + ", ".join(known)
             )
     return tuple(dict.fromkeys(asked))
+
+
+def check_driver(library: Library, driver: str) -> None:
+    """Raise `EngineError` if the driver, whose CUDA version is given ("12.4"), is older than the library needs."""
+    needed = library.cuda_major
+    if needed is not None and _numbers(driver)[0] < needed:
+        raise EngineError(
+            f"the NVIDIA driver supports CUDA {driver}, and {library.name} {library.version} is built for CUDA "
+            f"{needed}: update the driver"
+        )
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        metadata.distribution(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _numbers(version: str) -> tuple[int, ...]:

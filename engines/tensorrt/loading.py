@@ -15,7 +15,7 @@ from engines.tensorrt.builder import compile_plan, open_log
 from engines.tensorrt.cache import LoadedKernel
 from engines.tensorrt.cuda import CudaDevice, find_gpu
 from engines.tensorrt.device import Gpu
-from engines.tensorrt.library import Library, LibraryName, open_library
+from engines.tensorrt.library import Library, LibraryName, check_driver, open_library
 from engines.tensorrt.plans import TensorRtFiles
 from engines.tensorrt.session import LoadedPlan, TensorRtSession
 from quasar.errors import EngineError
@@ -42,6 +42,7 @@ def find_placement(directory: EngineDirectory, name: LibraryName) -> Placement:
     if gpu.found is None:
         raise EngineError(f"backend {name!r} needs an NVIDIA GPU: {gpu.reason}; backend='onnxruntime' runs on the CPU")
     library = open_library(name)
+    check_driver(library, gpu.found.driver)
     files = directory.manifest.tensorrt.get(name)
     if files is None:
         raise EngineError(f"{directory.path} has no {name} back end: run {_command(directory, name)}")

@@ -253,15 +253,15 @@ class TensorRtSession:
             replay.work.launch()
 
     def _record(self, context: Any, width: int, num_logits_rows: int) -> RecordedWork | None:
-        self._device.begin_capture()
         try:
+            self._device.begin_capture()
             self._enqueue(context, VERIFY, width, num_logits_rows, set_shapes=False)
+            return self._device.end_capture()
         except EngineError as error:
             self._device.abandon_capture()
             self._graphs = False
             _log.warning("this plan cannot be recorded as a CUDA graph (%s): it runs without", error)
             return None
-        return self._device.end_capture()
 
     def _enqueue(self, context: Any, profile: int, width: int, num_logits_rows: int, *, set_shapes: bool) -> None:
         if set_shapes:

@@ -2,9 +2,9 @@
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from plugins.compiled import CompiledKernel
@@ -35,7 +35,7 @@ class Kernel:
         )
         # Contracting a * b + c would round once where the reference rounds twice.
         options = {"num_warps": self.num_warps, "enable_fp_fusion": False}
-        with _own_cache():
+        with _reproducible():
             try:
                 compiled = triton_compile(
                     source, target=GPUTarget("cuda", 10 * int(major) + int(minor), 32), options=options
@@ -58,18 +58,16 @@ class Kernel:
         return InterpretedFunction(self.function)
 
 
-class _own_cache:  # noqa: N801 - used as a function
-    """Triton keeps what it compiles in the user's home; a compilation of ours leaves nothing there."""
-
-    def __enter__(self) -> Path:
-        self._before = os.environ.get("TRITON_CACHE_DIR")
-        self._folder = tempfile.TemporaryDirectory(prefix="quasar-triton-")
-        os.environ["TRITON_CACHE_DIR"] = self._folder.name
-        return Path(self._folder.name)
-
-    def __exit__(self, *exception: object) -> None:
-        if self._before is None:
-            del os.environ["TRITON_CACHE_DIR"]
-        else:
-            os.environ["TRITON_CACHE_DIR"] = self._before
-        self._folder.cleanup()
+@contextmanager
+def _reproducible() -> Iterator[None]:
+    """Compile without leaving anything in the user's home, and without this machine's paths in the image."""
+    before = dict(os.environ)
+    with tempfile.TemporaryDirectory(prefix="quasar-triton-") as folder:
+        os.environ |= {"TRITON_CACHE_DIR": folder, "TRITON_DISABLE_LINE_INFO": "1"}
+        try:
+            yield
+        finally:
+            for name in ("TRITON_CACHE_DIR", "TRITON_DISABLE_LINE_INFO"):
+                del os.environ[name]
+                if name in before:
+                    os.environ[name] = before[name]

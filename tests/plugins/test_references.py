@@ -1,0 +1,115 @@
+"""The numpy references against standard ONNX operators, and the registry."""
+
+import importlib
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+from onnx.reference import ReferenceEvaluator
+
+from calibration.affine import quantize_tokens
+from plugins import OPERATORS, operator
+from plugins.kv_compact import kv_compact, launch_arguments
+from plugins.quantize_per_token import AMAX_FLOOR, quantize_per_token
+from quasar.errors import QuasarError
+
+
+def test_the_registry_names_what_there_is():
+    assert list(OPERATORS) == ["kv_compact", "quantize_per_token"]
+    for name, one in OPERATORS.items():
+        assert operator(name) is one
+        assert callable(getattr(importlib.import_module(one.implementations["cpu"]), name))
+        module = importlib.import_module(one.implementations["cuda"])
+        assert hasattr(module, "KERNEL") or hasattr(module, "KERNELS")
+    with pytest.raises(QuasarError, match="no operator 'gather'; known are kv_compact, quantize_per_token"):
+        operator("gather")
+
+
+def standard_operators():
+    """The per-token quantization of the canonical graph, in standard operators."""
+    step, zero, floor, axes = "step", "zero", "floor", "axes"
+    nodes = [
+        helper.make_node("Abs", ["x"], ["magnitude"]),
+        helper.make_node("ReduceMax", ["magnitude", axes], ["largest"], keepdims=1),
+        helper.make_node("Clip", ["largest", floor], ["a"]),
+        helper.make_node("Div", ["x", "a"], ["unit"]),
+        helper.make_node("QuantizeLinear", ["unit", step, zero], ["q"]),
+    ]
+    constants = [
+        helper.make_tensor(step, TensorProto.FLOAT, [], [1 / 127]),
+        helper.make_tensor(zero, TensorProto.INT8, [], [0]),
+        helper.make_tensor(floor, TensorProto.FLOAT, [], [AMAX_FLOOR]),
+        helper.make_tensor(axes, TensorProto.INT64, [1], [-1]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "per_token",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["T", "K"])],
+        [
+            helper.make_tensor_value_info("q", TensorProto.INT8, ["T", "K"]),
+            helper.make_tensor_value_info("a", TensorProto.FLOAT, ["T", 1]),
+        ],
+        constants,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=11)
+    onnx.checker.check_model(model)
+    return ReferenceEvaluator(model)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 9), st.integers(1, 200), st.integers(-6, 5), st.integers(0, 2**31))
+def test_quantize_per_token_is_what_the_graph_computes(rows, columns, exponent, seed):
+    random = np.random.default_rng(seed)
+    x = (random.standard_normal((rows, columns)) * 10.0**exponent).astype(np.float32)
+    x[random.random(x.shape) < 0.1] = 0
+    q, a = quantize_per_token(x)
+    expected_q, expected_a = STANDARD.run(None, {"x": x})
+    np.testing.assert_array_equal(q, expected_q)
+    np.testing.assert_array_equal(a, expected_a[:, 0])
+    calibrated, amax = quantize_tokens(x)
+    np.testing.assert_array_equal(q, calibrated)
+    np.testing.assert_array_equal(a, amax[:, 0])
+
+
+STANDARD = standard_operators()
+
+
+def test_a_row_of_zeros_is_no_division_by_zero():
+    q, a = quantize_per_token(np.zeros((2, 5), np.float16))
+    assert not q.any()
+    np.testing.assert_array_equal(a, np.float32(AMAX_FLOOR))
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_kv_compact_keeps_the_path_and_nothing_else_moves(data):
+    capacity, length = data.draw(st.integers(8, 40)), data.draw(st.integers(0, 7))
+    path = sorted(data.draw(st.sets(st.integers(0, capacity - length - 1), max_size=8)))
+    random = np.random.default_rng(data.draw(st.integers(0, 2**31)))
+    caches = [random.standard_normal((2, capacity, 4)).astype(np.float16) for _ in range(3)]
+    before = [cache.copy() for cache in caches]
+    kv_compact(caches, length, path)
+    for cache, old in zip(caches, before, strict=True):
+        for place, row in enumerate(path):
+            np.testing.assert_array_equal(cache[:, length + place], old[:, length + row])
+        np.testing.assert_array_equal(cache[:, :length], old[:, :length])
+        np.testing.assert_array_equal(cache[:, length + len(path) :], old[:, length + len(path) :])
+
+
+@pytest.mark.parametrize("path", [[1, 1], [2, 1], [-1, 0], [[0, 1]]])
+def test_paths_ascend(path):
+    with pytest.raises(QuasarError, match="ascending"):
+        kv_compact([np.zeros((1, 8, 2))], 0, path)
+
+
+def test_rows_are_moved_in_words():
+    grid, args = launch_arguments(
+        1, 2, num_caches=6, num_heads=3, capacity=64, row_bytes=640, cache_length=7, path_length=4
+    )
+    assert grid == (6, 3, 2)
+    assert args == [1, 2, 7, 4, 64, 160]
+    with pytest.raises(QuasarError, match="row of 6 bytes"):
+        launch_arguments(1, 2, num_caches=6, num_heads=3, capacity=64, row_bytes=6, cache_length=7, path_length=4)
