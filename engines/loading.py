@@ -53,6 +53,18 @@ def load_engine(
     if backend is not None and backend not in BACKENDS:
         raise EngineError(f"unknown backend {backend!r}; known are {', '.join(BACKENDS)}")
     directory = open_directory(Path(path))
+    return load_opened(directory, backend=backend, provider=provider, threads=threads, rebuild=rebuild)
+
+
+def load_opened(
+    directory: EngineDirectory,
+    *,
+    backend: str | None = None,
+    provider: str = "cpu",
+    threads: int = 0,
+    rebuild: bool = False,
+) -> LoadedEngine:
+    """As `load_engine`, from a directory that is open already."""
     for library in LIBRARIES:
         if backend == library or (backend is None and _has_plan(directory, library)):
             session, record = load_tensorrt(directory, library, rebuild=rebuild)

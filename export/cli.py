@@ -145,7 +145,7 @@ def build(
     )
     path = run_build(options, _Reporter())
     for library in chosen:
-        _compile(path, library, compute_capability, compute_type, None)
+        _compile(path, library, compute_capability, compute_type)
     from engines.directory import open_directory
     from export.inspect import print_summary
 
@@ -163,6 +163,12 @@ def compile_backend(
     compute_capability: _Capabilities = None,
     compute_type: _ComputeType = "float16",
     plugin: _Plugins = None,
+    fused_quantization: Annotated[
+        bool,
+        typer.Option(
+            "--fused-quantization", help="Quantize activations in a kernel of ours inside the plan (tensorrt)."
+        ),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print what was compiled as JSON.")] = False,
 ) -> None:
     """Compile TensorRT plans into an engine directory, from its own graph: no checkpoint, no torch.
@@ -174,7 +180,7 @@ def compile_backend(
 
     libraries = _tensorrt_backends(backend, compute_capability)
     for library in libraries:
-        _compile(directory, library, compute_capability, compute_type, plugin)
+        _compile(directory, library, compute_capability, compute_type, plugin, fused_quantization)
     opened = open_directory(directory)
     if json:
         emit_json({library: backend_json(opened, library) for library in libraries})
@@ -229,18 +235,41 @@ def _compile(
     library: "LibraryName",
     capabilities: list[str] | None,
     compute_type: Literal["float16", "bfloat16"],
-    plugins: list[Path] | None,
+    plugins: list[Path] | None = None,
+    fused_quantization: bool = False,
 ) -> None:
+    from engines.tensorrt.library import polygraphy_drives_other
     from export.compile import CompileOptions, compile_engine
 
+    if polygraphy_drives_other(library):
+        # Polygraphy drives one library in a process; the other one's turn is in a process of its own.
+        _run_apart(
+            *("compile", directory, "--backend", library, "--compute-type", compute_type),
+            *(part for capability in capabilities or () for part in (_CAPABILITY, capability)),
+            *(part for path in plugins or () for part in ("--plugin", path)),
+            *(("--fused-quantization",) if fused_quantization else ()),
+        )
+        return
     options = CompileOptions(
         directory=directory,
         backend=library,
         compute_capabilities=tuple(capabilities or ()) if library == "tensorrt-rtx" else (),
         compute_type=compute_type,
         plugins=tuple(plugins or ()),
+        fused_quantization=fused_quantization,
     )
     compile_engine(options, _Reporter())
+
+
+def _run_apart(*arguments: object) -> None:
+    import subprocess
+    import sys
+
+    done = subprocess.run(  # noqa: S603 - our own command
+        [sys.executable, "-m", "export", *map(str, arguments)], stdout=subprocess.DEVNULL, check=False
+    )
+    if done.returncode:
+        raise typer.Exit(done.returncode)
 
 
 class _Reporter:

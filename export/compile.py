@@ -31,13 +31,17 @@ CANONICAL = "verifier.onnx"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompileOptions:
-    """What the user chose. No `compute_capabilities`: this machine's GPU, else (TensorRT-RTX) 8.6, 8.9 and 12.0."""
+    """What the user chose. No `compute_capabilities`: this machine's GPU, else (TensorRT-RTX) 8.6, 8.9 and 12.0.
+
+    `fused_quantization`: row amax and INT8 quantization as one kernel of ours inside the plan (TensorRT only).
+    """
 
     directory: Path
     backend: LibraryName
     compute_capabilities: tuple[str, ...] = ()
     compute_type: ComputeType = "float16"
     plugins: tuple[Path, ...] = ()
+    fused_quantization: bool = False
 
 
 def compile_engine(options: CompileOptions, reporter: Reporter | None = None) -> EngineDirectory:
@@ -46,6 +50,8 @@ def compile_engine(options: CompileOptions, reporter: Reporter | None = None) ->
     Raises `EngineError` if the library is missing, too old or refuses the graph, `BuildError` if another run is at it.
     """
     reporter = Silent() if reporter is None else reporter
+    if options.fused_quantization and options.backend != "tensorrt":
+        raise BuildError("TensorRT-RTX has no plugin layer: --fused-quantization needs --backend tensorrt")
     targets = choose_targets(options.backend, options.compute_capabilities)
     directory = open_directory(options.directory)
     with _locked(directory.path):
@@ -116,16 +122,28 @@ class _Compilation:
     def _lower(self, contract: Contract) -> tuple[str, int]:
         import onnx_ir as ir
 
-        from export.passes import LowerToTensorRt
+        from export.passes import FuseTokenQuantization, LowerToTensorRt
 
         name = f"{FOLDER}/verifier-{self._options.compute_type}.onnx"
         model = ir.load(self._directory.file(CANONICAL))
         lowering = LowerToTensorRt(contract, self._options.compute_type)
         lowering(model)
+        if self._options.fused_quantization:
+            FuseTokenQuantization()(model)
+            self._register_plugin()
         # Its large tensors stay where they are: the graph names them relative to the engine directory.
         with atomic_path(self._directory.path / name) as temporary:
             ir.save(model, temporary)
         return name, lowering.rescaled_channels
+
+    def _register_plugin(self) -> None:
+        try:
+            from plugins.gpu.tensorrt_plugin import register
+        except ImportError:
+            raise BuildError(
+                "--fused-quantization compiles a Triton kernel: run pip install 'quasar-verifier[trees]'"
+            ) from None
+        register(self._targets.library.module, self._targets.capabilities[0])
 
     def _kernels(self, contract: Contract) -> tuple[KernelFile, ...]:
         """kv_compact for every compute capability, where there are trees whose paths are to be moved."""

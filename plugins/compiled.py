@@ -8,9 +8,10 @@ SCRATCH_POINTERS = (0, 0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompiledKernel:
-    """An ELF image for one compute capability, the function in it, threads per program, dynamic shared memory."""
+    """An ELF image for one compute capability, its PTX, the function in it, threads per program, shared memory."""
 
     image: bytes
+    ptx: str
     entry: str
     threads: int
     shared_bytes: int

@@ -73,6 +73,8 @@ def test_generating_needs_no_build_libraries(tiny_engine):
         ("export", "build"),
         ("export", "compile"),
         ("export", "inspect"),
+        ("engines",),
+        ("engines", "compare"),
         ("runtime",),
         ("runtime", "generate"),
         ("runtime", "verify"),

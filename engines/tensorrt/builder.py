@@ -1,7 +1,5 @@
 """Compiling a lowered graph to a plan, on Polygraphy's loaders."""
 
-import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,12 +9,10 @@ from typing import Any
 
 from engines.contract import Contract
 from engines.machine import user_cache
-from engines.tensorrt.library import Library
+from engines.tensorrt.library import Library, import_polygraphy
 from engines.tensorrt.network import describe_bindings, describe_network, profiles_for
 from quasar.errors import EngineError
 
-# Tells Polygraphy which of the two libraries it drives; it reads this once, when it is imported.
-_POLYGRAPHY_SWITCH = "POLYGRAPHY_USE_TENSORRT_RTX"
 _ERROR = 1
 _logs: dict[str, Any] = {}
 
@@ -85,19 +81,10 @@ def compile_plan(
 
 
 def _polygraphy(library: Library) -> tuple[Any, Any]:
-    """Polygraphy's loaders for this library; raises `EngineError` if it already drives the other one."""
-    wanted = "1" if library.ahead_of_time else "0"
-    if "polygraphy" not in sys.modules:
-        os.environ[_POLYGRAPHY_SWITCH] = wanted
-    try:
-        import polygraphy.backend.trt as loaders
-        from polygraphy import config
-    except ImportError:
-        raise EngineError(f"polygraphy is not installed: run pip install 'quasar-verifier[{library.name}]'") from None
-    if bool(config.USE_TENSORRT_RTX) != library.ahead_of_time:
-        raise EngineError(
-            f"this process has compiled with the other TensorRT library: compile for {library.name} apart"
-        )
+    """Polygraphy's loaders and its configuration for this library."""
+    import_polygraphy(library.name)
+    import polygraphy.backend.trt as loaders
+
     if library.ahead_of_time:
         from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
 
@@ -147,9 +134,10 @@ def _profile(shapes: dict[str, Any]) -> Any:
 
 
 def _strongly_typed(library: Library) -> int:
-    """The flag of a strongly typed network; TensorRT 11 makes no others and may have no flag for it."""
-    flag = getattr(library.module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    return 0 if flag is None else 1 << int(flag)
+    """The flags of a strongly typed network, whose plugins bring compiled kernels; where a version has them."""
+    known = library.module.NetworkDefinitionCreationFlag
+    flags = [getattr(known, name, None) for name in ("STRONGLY_TYPED", "PREFER_AOT_PYTHON_PLUGINS")]
+    return sum(1 << int(flag) for flag in flags if flag is not None)
 
 
 def _load_plugins(library: Library, plugins: tuple[Path, ...], log: Any) -> None:

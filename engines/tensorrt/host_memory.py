@@ -1,9 +1,10 @@
 """Host memory in place of a GPU: what a session and its bindings do, on any machine.
 
 `HostDevice` has a device's interface, `HostEngine` that part of TensorRT's engine and execution context which the
-session uses. The engine runs a float32 build of the graph that TensorRT is given (`LowerToTensorRt(…, "float32")`)
-through ONNX Runtime, on plain buffers by address, and refuses what TensorRT refuses, in the same words. What it cannot
-show is speed, TensorRT's own kernels, and float16.
+session uses. The engine runs the graph that TensorRT is given through ONNX Runtime, on plain buffers by address, and
+refuses what TensorRT refuses, in the same words. A float32 build of it (`LowerToTensorRt(…, "float32")`) is the exact
+one; of a float16 graph, ONNX Runtime rounds what passes between operators and computes inside them in float32. What
+cannot be seen here is speed, and TensorRT's own kernels.
 """
 
 import ctypes
@@ -26,8 +27,18 @@ from quasar.errors import EngineError
 
 _ALIGNMENT = 256
 _STREAM = 1
-_ONNX_TYPES = {"tensor(int64)": "INT64", "tensor(float)": "FLOAT", "tensor(bool)": "BOOL"}
-_NUMPY_TYPES = {"INT64": np.dtype(np.int64), "FLOAT": np.dtype(np.float32), "BOOL": np.dtype(np.bool_)}
+_ONNX_TYPES = {
+    "tensor(int64)": "INT64",
+    "tensor(float)": "FLOAT",
+    "tensor(float16)": "HALF",
+    "tensor(bool)": "BOOL",
+}
+_NUMPY_TYPES = {
+    "INT64": np.dtype(np.int64),
+    "FLOAT": np.dtype(np.float32),
+    "HALF": np.dtype(np.float16),
+    "BOOL": np.dtype(np.bool_),
+}
 
 
 class HostDevice:
@@ -130,7 +141,7 @@ class HostWork:
 def host_plan(
     graph: Path, data_folder: Path, contract: Contract, device: HostDevice, *, threads: int = 0
 ) -> LoadedPlan:
-    """A float32 build of the TensorRT lowering as a plan that runs on `device`."""
+    """A graph lowered for TensorRT as a plan that runs on `device`."""
     engine = HostEngine(graph, data_folder, contract, device, threads=threads)
     return LoadedPlan(
         engine=engine,

@@ -1,7 +1,9 @@
 """The two libraries behind one adapter: `tensorrt` for the GPU at hand, `tensorrt-rtx` for any RTX GPU."""
 
 import importlib
+import os
 import re
+import sys
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, Literal
@@ -11,6 +13,8 @@ from quasar.errors import EngineError
 LibraryName = Literal["tensorrt", "tensorrt-rtx"]
 LIBRARIES: tuple[LibraryName, ...] = ("tensorrt", "tensorrt-rtx")
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+# Tells Polygraphy which of the two it drives; it is read once, when Polygraphy is imported.
+_POLYGRAPHY_SWITCH = "POLYGRAPHY_USE_TENSORRT_RTX"
 # The first versions with IKVCacheUpdateLayer, which updates a cache in place.
 _OLDEST = {"tensorrt": (10, 15), "tensorrt-rtx": (1, 3)}
 
@@ -83,6 +87,34 @@ def check_driver(library: Library, driver: str) -> None:
             f"the NVIDIA driver supports CUDA {driver}, and {library.name} {library.version} is built for CUDA "
             f"{needed}: update the driver"
         )
+
+
+def import_polygraphy(name: LibraryName) -> None:
+    """Import Polygraphy for one of the libraries.
+
+    It can drive one of them in a process: raises `EngineError` if it drives the other already, or is not installed.
+    """
+    wanted = name == "tensorrt-rtx"
+    if "polygraphy" not in sys.modules:
+        os.environ[_POLYGRAPHY_SWITCH] = "1" if wanted else "0"
+    try:
+        import polygraphy  # noqa: F401 - for what it reads when it is imported
+    except ImportError:
+        raise EngineError(f"polygraphy is not installed: run pip install 'quasar-verifier[{name}]'") from None
+    if polygraphy_drives_other(name):
+        raise EngineError(
+            f"Polygraphy drives the other TensorRT library in this process already: use {name} in one of its own, "
+            f"or set {_POLYGRAPHY_SWITCH}={int(wanted)} before anything imports Polygraphy"
+        )
+
+
+def polygraphy_drives_other(name: LibraryName) -> bool:
+    """Whether Polygraphy was imported in this process for the other library."""
+    if "polygraphy" not in sys.modules:
+        return False
+    from polygraphy import config as settings
+
+    return bool(settings.USE_TENSORRT_RTX) != (name == "tensorrt-rtx")
 
 
 def _is_installed(distribution: str) -> bool:

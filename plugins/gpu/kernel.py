@@ -46,6 +46,7 @@ class Kernel:
                 ) from None
         return CompiledKernel(
             image=bytes(compiled.asm["cubin"]),
+            ptx=str(compiled.asm["ptx"]),
             entry=str(compiled.metadata.name),
             threads=32 * self.num_warps,
             shared_bytes=int(compiled.metadata.shared),

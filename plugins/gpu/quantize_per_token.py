@@ -8,8 +8,11 @@ from plugins.gpu.kernel import Kernel
 BLOCK = 1024
 
 
-def quantize_per_token(x, q, a, columns, row_stride, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
-    """The row `program_id(0)` of x [T, columns] to int8 q [T, columns] and float32 a [T]."""
+def quantize_per_token(x, columns, row_stride, q, a, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+    """The row `program_id(0)` of x [T, columns] to int8 q [T, columns] and float32 a [T].
+
+    The arguments' order is a TensorRT plugin's: inputs, numbers, outputs.
+    """
     row = tl.program_id(0).to(tl.int64)
     offsets = tl.arange(0, BLOCK)
     largest = tl.zeros((BLOCK,), tl.float32)
@@ -33,7 +36,7 @@ def quantize_per_token(x, q, a, columns, row_stride, BLOCK: tl.constexpr):  # ty
 def _kernel(x_type: str) -> Kernel:
     return Kernel(
         function=quantize_per_token,
-        signature={"x": f"*{x_type}", "q": "*i8", "a": "*fp32", "columns": "i64", "row_stride": "i64"},
+        signature={"x": f"*{x_type}", "columns": "i32", "row_stride": "i32", "q": "*i8", "a": "*fp32"},
         constants={"BLOCK": BLOCK},
         num_warps=4,
     )

@@ -12,6 +12,8 @@ from onnx.external_data_helper import load_external_data_for_model
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
+from plugins.quantize_per_token import quantize_per_token as reference
+
 
 class MatMul(OpRun):
     def _run(self, a, b):
@@ -30,10 +32,20 @@ class Attention(OpRun):
         return ((weights @ values).astype(q.dtype),)
 
 
+class quantize_per_token(OpRun):  # noqa: N801 - the operator's name
+    """The plugin's reference."""
+
+    op_domain = "quasar"
+
+    def _run(self, x, **attributes):
+        q, a = reference(x)
+        return q, a[..., None]
+
+
 def run_every_operator(graph: Path, data_folder: Path, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Value → array of every node's output."""
     model = onnx.load(graph, load_external_data=False)
     load_external_data_for_model(model, str(data_folder))
-    evaluator = ReferenceEvaluator(model, new_ops=[MatMul, Attention])
+    evaluator = ReferenceEvaluator(model, new_ops=[MatMul, Attention, quantize_per_token])
     values = evaluator.run(None, feeds, intermediate=True)
     return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}

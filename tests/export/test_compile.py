@@ -178,6 +178,8 @@ def test_choices_are_checked_before_any_work(monkeypatch):
 def test_plugins_need_full_tensorrt(engine, tmp_path):
     with pytest.raises(EngineError, match="no plugin layer: --plugin needs --backend tensorrt"):
         compiled(engine, plugins=(tmp_path / "libmine.so",))
+    with pytest.raises(BuildError, match="no plugin layer: --fused-quantization needs --backend tensorrt"):
+        compiled(engine, fused_quantization=True)
 
 
 def test_trees_need_triton_where_they_are_compiled(tiny_model, build_engine, monkeypatch):
@@ -202,3 +204,19 @@ def test_inspect_says_what_to_run(engine):
     with pytest.raises(EngineError, match=r"no tensorrt back end: run python -m export compile .* --backend tensorrt$"):
         backend_json(open_directory(engine), "tensorrt")
     assert backend_json(open_directory(engine), "onnxruntime")["graph"] == "onnxruntime/verifier.onnx"
+
+
+def test_the_other_library_is_compiled_in_a_process_of_its_own(engine):
+    """As `--backend tensorrt --backend tensorrt-rtx` does: Polygraphy drives one library in a process."""
+    code = (
+        "import sys\n"
+        "from engines.tensorrt.library import import_polygraphy\n"
+        "from export.cli import app\n"
+        "from quasar.cli import run\n"
+        "import_polygraphy('tensorrt')\n"
+        f"sys.argv = ['x', 'compile', {str(engine)!r}, '--backend', 'tensorrt-rtx', '--compute-capability', '8.6']\n"
+        "run(app)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    files = open_directory(engine).manifest.tensorrt["tensorrt-rtx"]
+    assert [plan.compute_capability for plan in files.plans] == ["8.6"]

@@ -9,7 +9,7 @@ from onnx_ir.passes import PostconditionError, PreconditionError
 from engines import contract as names
 from engines.manifest import read_manifest
 from export.check import check_model
-from export.passes import LowerToTensorRt
+from export.passes import FuseTokenQuantization, LowerToTensorRt
 from quasar.checkpoints import open_checkpoint
 from tests.export.real_float16 import run_every_operator
 from tests.graphs import export_graphs
@@ -115,6 +115,27 @@ def test_float16_computes_what_the_canonical_graph_does(graphs):
     # 0.5 % to 1.5 % of the logits' spread on the average.
     error = np.abs(values[names.LOGITS] - expected).mean() / expected.std()
     assert 0 < error < 0.04
+
+
+def test_fused_quantization_leaves_one_operator_per_linear(graphs):
+    folder, contract = graphs
+    model = lowered(folder, contract, "float16")
+    before = len(nodes(model, "QuantizeLinear"))
+    assert FuseTokenQuantization()(model).modified
+    fused = nodes(model, "quantize_per_token")
+    assert len(fused) == before > 0
+    assert {node.domain for node in fused} == {"quasar"}
+    # The parser finds TensorRT's plugin by these.
+    assert fused[0].attributes["plugin_namespace"].as_string() == "quasar"
+    for kind in ("Abs", "ReduceMax", "Clip", "Div", "QuantizeLinear"):
+        assert not nodes(model, kind)
+    ir.save(model, folder / "fused.onnx")
+    tokens = np.random.default_rng(3).integers(0, 320, 9)
+    values = feeds(contract, tokens, np.float16, 64)
+    fused_logits = run_every_operator(folder / "fused.onnx", folder, values)[names.LOGITS]
+    plain_logits = run_every_operator(folder / "float16.onnx", folder, values)[names.LOGITS]
+    np.testing.assert_array_equal(fused_logits, plain_logits)
+    assert not FuseTokenQuantization()(model).modified
 
 
 def test_conditions(graphs):

@@ -68,7 +68,7 @@ def test_quantize_per_token(x_type, rows, columns, padding, exponent, seed):
     values[0, 0] = 127
     padded = torch.from_numpy(values).to(TYPES[x_type])
     q, a = torch.zeros(rows, columns, dtype=torch.int8), torch.zeros(rows)
-    QUANTIZE[(rows,)](padded, q, a, columns, columns + padding, BLOCK=quantize_kernel.BLOCK)
+    QUANTIZE[(rows,)](padded, columns, columns + padding, q, a, BLOCK=quantize_kernel.BLOCK)
     expected_q, expected_a = quantize_per_token(padded[:, :columns].float().numpy())
     np.testing.assert_array_equal(q.numpy(), expected_q)
     np.testing.assert_array_equal(a.numpy(), expected_a)

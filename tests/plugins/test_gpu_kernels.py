@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from plugins.gpu import kv_compact, quantize_per_token
+from plugins.gpu.tensorrt_plugin import own_parameters_only
 from quasar.errors import QuasarError
 
 TARGETS = ["8.0", "8.6", "8.9", "9.0", "12.0"]
@@ -57,3 +58,21 @@ def targets_of(image):
     """What a cubin's ELF header (e_flags at byte 48) may hold as its target: the first byte, or the second."""
     flags = int.from_bytes(image[48:52], "little")
     return {flags & 0xFF, (flags >> 8) & 0xFF}
+
+
+def test_tensorrt_gets_the_kernel_without_triton_scratch_pointers(tmp_path):
+    """And the PTX is still a program: assembled by the assembler that Triton brings."""
+    import triton
+
+    kernel = quantize_per_token.KERNELS["float32"]
+    compiled = kernel.compile("8.9")
+    stripped = own_parameters_only(compiled.ptx, kernel)
+    assert compiled.ptx.count(".param .") == 7
+    assert stripped.count(".param .") == 5
+    source = tmp_path / "kernel.ptx"
+    source.write_text(stripped)
+    ptxas = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    subprocess.run([ptxas, "-arch=sm_89", source, "-o", tmp_path / "kernel.cubin"], check=True)
+    used = stripped.replace("ret;", "ld.param.b64 %rd1, [quantize_per_token_param_5];\nret;")
+    with pytest.raises(ValueError, match="uses its scratch pointer"):
+        own_parameters_only(used + compiled.ptx, kernel)

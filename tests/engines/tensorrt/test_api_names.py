@@ -1,0 +1,182 @@
+"""Every name of TensorRT's and CUDA's Python API that is used exists in the bindings, which cannot run here.
+
+The wheel with TensorRT's bindings has no library behind it; functions that do nothing let it be imported, so that its
+classes can be looked at.
+"""
+
+import ast
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cuda.bindings import driver
+
+ROOT = Path(__file__).parents[3]
+TENSORRT = ROOT / "engines" / "tensorrt"
+# What our code calls a thing → the class it is, as far as TensorRT's API is used on it.
+CLASSES = {
+    "module": "",
+    "builder": "Builder",
+    "network": "INetworkDefinition",
+    "parser": "OnnxParser",
+    "errors[0]": "ParserError",
+    "layer": "ILayer",
+    "tensor": "ITensor",
+    "made": "IBuilderConfig",
+    "runtime": "Runtime",
+    "engine": "ICudaEngine",
+    "context": "IExecutionContext",
+    "registry": "IPluginRegistry",
+    "config": "IRuntimeConfig",
+    "cache": "IRuntimeCache",
+}
+FILES = ("builder.py", "network.py", "loading.py", "library.py", "bindings.py", "session.py")
+# TensorRT-RTX alone has these: ahead-of-time targets, and the cache of what it compiles when a plan first runs.
+RTX_ALONE = {"ComputeCapability", "IRuntimeCache.deserialize", "IRuntimeCache.serialize"} | {
+    f"IRuntimeConfig.{name}" for name in ("create_runtime_cache", "set_runtime_cache")
+}
+
+
+def names_used():
+    found = set()
+    for file in FILES:
+        for node in ast.walk(ast.parse((TENSORRT / file).read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Attribute):
+                continue
+            owner = ast.unparse(node.value)
+            owner = owner.rsplit(".", 1)[-1]
+            if owner in CLASSES and not node.attr.startswith("_"):
+                found.add(f"{CLASSES[owner]}.{node.attr}".removeprefix("."))
+    return found
+
+
+def test_the_names_are_found():
+    used = names_used()
+    for name in (
+        "Builder.create_network",
+        "ICudaEngine.get_aliased_input_tensor",
+        "IExecutionContext.execute_async_v3",
+    ):
+        assert name in used
+    assert {"Runtime", "LayerType", "IProgressMonitor", "ExecutionContextAllocationStrategy"} <= used
+    assert len(used) > 40
+
+
+def missing_in(module, names):
+    def has(name):
+        owner, _, attribute = name.rpartition(".")
+        return hasattr(getattr(module, owner, None) if owner else module, attribute)
+
+    return sorted(name for name in names if not has(name))
+
+
+def test_tensorrt_rtx_has_them():
+    import tensorrt_rtx
+
+    assert missing_in(tensorrt_rtx, names_used()) == []
+
+
+STUB = """
+void *createInferBuilder_INTERNAL(void) { return 0; }
+void *createInferRefitter_INTERNAL(void) { return 0; }
+void *createInferRuntime_INTERNAL(void) { return 0; }
+void *createNvOnnxParserRefitter_INTERNAL(void) { return 0; }
+void *createNvOnnxParser_INTERNAL(void) { return 0; }
+void *getBuilderPluginRegistry(void) { return 0; }
+int getNvOnnxParserVersion(void) { return 0; }
+void *getPluginRegistry(void) { return 0; }
+int initLibNvInferPlugins(void) { return 1; }
+"""
+
+LOOK = """
+import json, sys
+import tensorrt_bindings
+sys.modules["tensorrt"] = tensorrt_bindings
+names = json.load(sys.stdin)
+def has(name):
+    owner, _, attribute = name.rpartition(".")
+    return hasattr(getattr(tensorrt_bindings, owner, None) if owner else tensorrt_bindings, attribute)
+print(json.dumps([tensorrt_bindings.__version__, [name for name in names if not has(name)]]))
+"""
+
+REGISTER = """
+import sys
+from types import SimpleNamespace
+import tensorrt_bindings as tensorrt
+sys.modules["tensorrt"] = tensorrt
+import tensorrt_bindings.plugin
+sys.modules["tensorrt.plugin"] = tensorrt_bindings.plugin
+sys.modules["tensorrt.plugin._lib"] = tensorrt_bindings.plugin._lib
+tensorrt.plugin = tensorrt_bindings.plugin
+tensorrt.__name__ = "tensorrt"
+# The registry behind get_plugin_registry is one of the functions that do nothing.
+tensorrt_bindings.plugin._lib._register_plugin_creator = lambda *arguments: None
+from plugins.gpu.tensorrt_plugin import PLUGIN_ID, register
+register(tensorrt, "8.9")
+register(tensorrt, "8.9")
+plugin = tensorrt_bindings.plugin._lib.QDP_REGISTRY[PLUGIN_ID]
+print(plugin.plugin_id, plugin.input_tensor_names, plugin.num_outputs, plugin.aot_impl_func is not None)
+"""
+
+
+@pytest.fixture(scope="module")
+def run_with_stubs(tmp_path_factory):
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None or importlib.util.find_spec("tensorrt_bindings") is None:
+        pytest.skip("needs a C compiler and the wheel tensorrt-cu13-bindings")
+    folder = tmp_path_factory.mktemp("stubs")
+    (folder / "stub.c").write_text(STUB)
+    major = (ROOT / "constraints.txt").read_text().split("tensorrt_cu13_bindings==")[1].split(".")[0]
+    for name in ("nvinfer", "nvinfer_plugin", "nvonnxparser"):
+        library = folder / f"lib{name}.so.{major}"
+        subprocess.run([compiler, "-shared", "-fPIC", "-o", library, folder / "stub.c"], check=True)
+
+    def run(code, given=""):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            input=given,
+            env={"LD_LIBRARY_PATH": str(folder), "PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+def test_tensorrt_has_them(run_with_stubs):
+    version, missing = json.loads(run_with_stubs(LOOK, json.dumps(sorted(names_used() - RTX_ALONE))))
+    assert int(version.split(".")[0]) >= 10
+    assert missing == []
+    # The look does see what is not there.
+    _, missing = json.loads(run_with_stubs(LOOK, json.dumps(["ICudaEngine.get_aliased_output", "NoSuchClass"])))
+    assert missing == ["ICudaEngine.get_aliased_output", "NoSuchClass"]
+
+
+def test_the_quick_plugin_is_accepted_by_tensorrts_own_checks(run_with_stubs):
+    # What the registry that does nothing makes TensorRT print comes first.
+    assert run_with_stubs(REGISTER).splitlines()[-1].split() == ["quasar::quantize_per_token", "['x']", "2", "True"]
+
+
+def test_cuda_python_has_what_is_used():
+    used = set()
+    for node in ast.walk(ast.parse((TENSORRT / "cuda.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("driver", "self._driver"):
+            used.add(node.attr)
+    assert {"cuInit", "cuGraphInstantiate", "cuLaunchKernel"} <= used
+    assert len(used) > 25
+    assert [name for name in sorted(used) if not hasattr(driver, name)] == []
+    for name in (
+        *("CUresult.CUDA_ERROR_OUT_OF_MEMORY", "CUresult.CUDA_ERROR_NO_DEVICE"),
+        *("CUresult.CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", "CUstream_flags.CU_STREAM_NON_BLOCKING"),
+        *("CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL",),
+        *("CUdevice_attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR",),
+    ):
+        owner, attribute = name.split(".")
+        assert hasattr(getattr(driver, owner), attribute)
