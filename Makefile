@@ -4,7 +4,7 @@ BIN := .venv/bin
 ENGINE := build/smollm2-w8a8
 PACKAGES := quasar plugins calibration export engines runtime
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-gpu lint format clean
 
 demo: .venv/installed $(ENGINE)/manifest.json
 	@$(BIN)/python examples/demo.py $(ENGINE)
@@ -14,6 +14,10 @@ $(ENGINE)/manifest.json: | .venv/installed
 
 test: .venv/installed
 	@$(BIN)/python -m pytest
+
+# Needs an NVIDIA GPU, and TensorRT: .venv/bin/pip install '.[tensorrt]' (tensorrt-rtx is there already).
+test-gpu: .venv/installed
+	@$(BIN)/python -m pytest tests/gpu -m gpu
 
 lint: .venv/installed
 	@$(BIN)/ruff check .

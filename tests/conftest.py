@@ -11,6 +11,13 @@ from export.options import BuildOptions
 from tests.tiny import save_tiny_model
 
 
+def pytest_ignore_collect(collection_path, config):
+    """The GPU suite is collected when it is asked for: `make test-gpu`."""
+    if collection_path == Path(__file__).parent / "gpu" and not any("gpu" in argument for argument in config.args):
+        return True
+    return None
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory, monkeypatch):
     """Nothing is read from, or left in, the user's cache."""

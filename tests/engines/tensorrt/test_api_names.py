@@ -31,10 +31,11 @@ CLASSES = {
     "engine": "ICudaEngine",
     "context": "IExecutionContext",
     "registry": "IPluginRegistry",
+    "inspector": "EngineInspector",
     "config": "IRuntimeConfig",
     "cache": "IRuntimeCache",
 }
-FILES = ("builder.py", "network.py", "loading.py", "library.py", "bindings.py", "session.py")
+FILES = ("builder.py", "network.py", "loading.py", "library.py", "bindings.py", "session.py", "inspector.py")
 # TensorRT-RTX alone has these: ahead-of-time targets, and the cache of what it compiles when a plan first runs.
 RTX_ALONE = {"ComputeCapability", "IRuntimeCache.deserialize", "IRuntimeCache.serialize"} | {
     f"IRuntimeConfig.{name}" for name in ("create_runtime_cache", "set_runtime_cache")

@@ -1,8 +1,10 @@
 """Which plan is taken, and what is said where none can be: GPUs and libraries are stand-ins here."""
 
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +16,7 @@ from engines.tensorrt import loading
 from engines.tensorrt.cuda import CudaDevice, GpuSearch, find_gpu
 from engines.tensorrt.device import Gpu
 from engines.tensorrt.host_memory import HostDevice, host_plan
+from engines.tensorrt.inspector import integer_kernels
 from engines.tensorrt.library import Library
 from engines.tensorrt.session import TensorRtSession
 from export.compile import CompileOptions, compile_engine
@@ -206,3 +209,25 @@ def test_a_failing_load_frees_the_device(engine, on_host_memory, monkeypatch):
     with pytest.raises(EngineError, match="no room"):
         runtime.load(engine, backend="tensorrt-rtx")
     assert on_host_memory[-1].closed
+
+
+def test_the_gpu_suite_refuses_politely_without_a_gpu():
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "tests/gpu", "-m", "gpu", "-q"],
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "the GPU suite needs an NVIDIA GPU: there is no NVIDIA driver on this machine" in done.stdout + done.stderr
+
+
+def test_integer_kernels_are_known_by_their_names():
+    layers = [
+        {"Name": "a", "TacticName": "sm80_xmma_gemm_i8i32_i8i32_i32_tn_n_tilesize64x64x64_stage3_imma"},
+        {"Name": "b", "TacticName": "sm80_xmma_gemm_f16f16_f16f32_f32_tn_n_tilesize64x64_hmma"},
+        {"Name": "__myl_MulCast_int8", "TacticName": ""},
+        {"Name": "c"},
+    ]
+    assert integer_kernels(layers) == ["__myl_MulCast_int8", layers[0]["TacticName"]]
