@@ -24,6 +24,14 @@ _DraftTokens = Annotated[int, typer.Option("--num-draft-tokens", metavar="K", he
 _MaxNgram = Annotated[int, typer.Option("--max-ngram", help="Longest n-gram that prompt lookup matches.")]
 _MinNgram = Annotated[int, typer.Option("--min-ngram", help="Shortest n-gram that prompt lookup matches.")]
 _Threads = Annotated[int, typer.Option("--threads", help="0 takes one per physical core.")]
+_Backend = Annotated[
+    str | None,
+    typer.Option(
+        "--backend",
+        help="onnxruntime, tensorrt or tensorrt-rtx (default: TensorRT where DIR has a plan for this GPU).",
+        show_default=False,
+    ),
+]
 
 
 @app.command()
@@ -38,6 +46,7 @@ def generate(
     no_chat_template: Annotated[
         bool, typer.Option("--no-chat-template", help="Feed the prompt as it stands, for base models.")
     ] = False,
+    backend: _Backend = None,
     threads: _Threads = 0,
     stats: Annotated[bool, typer.Option("--stats", help="Close with counts and speed, on stderr.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of streaming the text.")] = False,
@@ -45,7 +54,7 @@ def generate(
     """Answer PROMPT greedily, streaming the text."""
     import runtime
 
-    engine = runtime.load(directory, threads=threads)
+    engine = runtime.load(directory, backend=backend, threads=threads)
     token_ids: list[int] = []
     pieces: list[str] = []
     for event in engine.stream(
@@ -85,6 +94,7 @@ def verify(
     num_draft_tokens: _DraftTokens = 5,
     max_ngram: _MaxNgram = 3,
     min_ngram: _MinNgram = 1,
+    backend: _Backend = None,
     threads: _Threads = 0,
     json: _Json = None,
 ) -> None:
@@ -99,7 +109,7 @@ def verify(
     from runtime.parity import verify as run_verify
 
     rows = read_prompts(prompts, limit)
-    engine = runtime.load(directory, threads=threads)
+    engine = runtime.load(directory, backend=backend, threads=threads)
     with progress_steps("plain and speculative", len(rows)) as step:
         parity = run_verify(
             engine,
@@ -140,6 +150,7 @@ def bench(
     num_draft_tokens: _DraftTokens = 5,
     max_ngram: _MaxNgram = 3,
     min_ngram: _MinNgram = 1,
+    backend: _Backend = None,
     threads: _Threads = 0,
     json: _Json = None,
 ) -> None:
@@ -154,8 +165,8 @@ def bench(
     rows = read_prompts(prompts, limit)
     # Two engines take turns here: one pool, so that the idle one costs the other nothing.
     runtime.share_threads(threads)
-    quantized = runtime.load(directory, threads=threads)
-    other = None if float_directory is None else runtime.load(float_directory, threads=threads)
+    quantized = runtime.load(directory, backend=backend, threads=threads)
+    other = None if float_directory is None else runtime.load(float_directory, backend=backend, threads=threads)
     arms = make_arms(quantized, other, _drafter(drafter, max_ngram, min_ngram))
     with progress_steps("runs", len(rows) * len(arms)) as step:
         result = run_bench(

@@ -18,7 +18,10 @@ ALLOWED = {
     "runtime": {"quasar", "plugins", "engines"},
 }
 PRESENT = [name for name in ALLOWED if (ROOT / name).is_dir()]
-HEAVY = ("torch", "transformers", "onnx", "onnx_ir", "safetensors", "gguf", "huggingface_hub", "ml_dtypes")
+HEAVY = (
+    *("torch", "transformers", "onnx", "onnx_ir", "safetensors", "gguf", "huggingface_hub", "ml_dtypes"),
+    *("tensorrt", "tensorrt_rtx", "polygraphy", "triton", "cuda"),
+)
 
 
 def imports_of(path):
