@@ -14,6 +14,8 @@ Int8 = NDArray[np.int8]
 QMAX = 127
 # The smallest normal FP16 number: a zero row must not divide by zero, in any dtype.
 AMAX_FLOOR = 2.0**-14
+# Below it a scale has few bits or none: a row's amax would round to more than 127 of them, or divide by zero.
+_SMALLEST = np.finfo(np.float32).smallest_normal
 _BLOCK_ROWS = 4096
 
 
@@ -26,14 +28,14 @@ class QuantizedWeight:
 
 
 def quantize_weight(weight: Float32) -> QuantizedWeight:
-    """Quantize a weight float32 [rows, inputs] per row. A row of zeros gets the scale 1."""
+    """Quantize a weight float32 [rows, inputs] per row. A row of zeros gets the scale 1; no scale is subnormal."""
     values = np.empty(weight.shape, np.int8)
     scale = np.empty(len(weight), np.float32)
     # Rows are independent; in blocks, an LM head of 150,000 rows makes no copies of its own size.
     for start in range(0, len(weight), _BLOCK_ROWS):
         block = weight[start : start + _BLOCK_ROWS]
         amax = np.abs(block).max(axis=1)
-        step = np.where(amax > 0, amax / np.float32(QMAX), np.float32(1)).astype(np.float32)
+        step = np.where(amax > 0, np.maximum(amax / np.float32(QMAX), _SMALLEST), np.float32(1))
         scale[start : start + _BLOCK_ROWS] = step
         values[start : start + _BLOCK_ROWS] = np.clip(np.rint(block / step[:, None]), -QMAX, QMAX)
     return QuantizedWeight(values=values, scale=scale)

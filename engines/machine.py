@@ -53,7 +53,7 @@ def this_machine(threads: int) -> Machine:
         library=library,
         provider="CPUExecutionProvider",
         threads=threads,
-        cores=_cores(),
+        cores=usable_cores(),
     )
 
 
@@ -75,7 +75,8 @@ def user_cache() -> Path:
     return base / "quasar-verifier"
 
 
-def _cores() -> int:
+def usable_cores() -> int:
+    """Cores that this process may run on."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 

@@ -1,6 +1,7 @@
 """Shared fixtures: tiny random models, engines built from them, and the real SmolLM2 engine, built once."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,26 @@ def pytest_ignore_collect(collection_path, config):
     if collection_path == Path(__file__).parent / "gpu" and not any("gpu" in argument for argument in config.args):
         return True
     return None
+
+
+def pytest_configure(config):
+    """One core for each process of `make test`: thread pools that share cores wait for each other."""
+    worker = getattr(config, "workerinput", {}).get("workerid", "")
+    if worker and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Two processes share the tests of `make test` by file; what needs the real engine goes first, to one of them."""
+
+    def group(item):
+        return "smollm2" if "smollm2_engine" in item.fixturenames else item.path.name
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+    items.sort(key=lambda item: group(item) != "smollm2")
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,9 @@
 """How every ONNX Runtime session of this project is made, so that what is checked is what runs."""
 
+import os
 from typing import Any
 
+from engines.machine import usable_cores
 from engines.onnxruntime.threads import shared_threads
 
 # ONNX Runtime's switch to integer kernels that cannot saturate on x86 without VNNI, at half their speed.
@@ -9,14 +11,19 @@ _EXACT_INTEGERS = "session.x64quantprecision"
 
 
 def session_options(*, threads: int, exact_integers: bool) -> Any:
-    """`SessionOptions` for `threads` (0: one per physical core), or for the process's shared pool."""
+    """`SessionOptions` for `threads` (0: one per physical core), or for the process's shared pool.
+
+    A process that is bound to some of the machine's cores gets no more threads than those: ONNX Runtime would not look.
+    """
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     if shared_threads() is not None:
         options.use_per_session_threads = False
     else:
-        options.intra_op_num_threads = threads
+        allowed = usable_cores()
+        bound = allowed if allowed < (os.cpu_count() or 1) else 0
+        options.intra_op_num_threads = threads or bound
         options.inter_op_num_threads = 1
     # Shapes change from round to round; a plan for one shape is of no use to the next.
     options.enable_mem_pattern = False

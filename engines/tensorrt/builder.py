@@ -10,7 +10,7 @@ from typing import Any
 from engines.contract import Contract
 from engines.machine import user_cache
 from engines.tensorrt.library import Library, import_polygraphy
-from engines.tensorrt.network import describe_bindings, describe_network, profiles_for
+from engines.tensorrt.network import check_inputs, describe_bindings, describe_network, profiles_for
 from quasar.errors import EngineError
 
 _ERROR = 1
@@ -55,9 +55,11 @@ def compile_plan(
     # The graph's tensors are named relative to the engine directory, whichever folder the graph lies in.
     if not parser.parse(graph.read_bytes(), str(data_folder / graph.name)):
         raise EngineError(f"{library.name} {library.version} refused {graph}: {_first_error(parser)}")
+    check_inputs(network)
+    monitor = _monitor(library, on_progress)
     config = create_config(
         profiles=[_profile(shapes) for shapes in profiles_for(contract).values()],
-        progress_monitor=_monitor(library, on_progress),
+        progress_monitor=monitor,
         profiling_verbosity=library.module.ProfilingVerbosity.DETAILED,
         **_capabilities(library, compute_capability),
         **_timing_cache(library),
@@ -66,6 +68,12 @@ def compile_plan(
 
     def configured(builder: Any, network: Any) -> Any:
         made = config(builder, network)
+        flags = library.module.BuilderFlag
+        # Polygraphy leaves TF32 on for TensorRT-RTX; float32 means float32 here.
+        made.clear_flag(flags.TF32)
+        if hasattr(flags, "REQUIRE_USER_ALLOCATION"):
+            # TensorRT-RTX: the plan allocates nothing when it runs, so that CUDA graphs can record it.
+            made.set_flag(flags.REQUIRE_USER_ALLOCATION)
         if plugins:
             made.plugins_to_serialize = [str(path) for path in plugins]
         return made
@@ -76,6 +84,8 @@ def compile_plan(
         with _quiet():
             data = loaders.engine_bytes_from_network((builder, network, parser), configured, save_timing_cache=timing)
     except Exception as error:  # Polygraphy's and the library's errors share no public base
+        if monitor.stopped is not None:
+            raise monitor.stopped from None
         raise EngineError(f"{library.name} {library.version} compiled nothing: {log.worst or error}") from None
     return CompiledPlan(data=bytes(data), network=described, bindings=bindings)
 
@@ -194,13 +204,18 @@ def _monitor(library: Library, on_progress: Callable[[str, int, int], None]) -> 
         def __init__(self) -> None:
             super().__init__()
             self._steps: dict[str, int] = {}
+            self.stopped: BaseException | None = None
 
         def phase_start(self, phase: str, parent: str | None, num_steps: int) -> None:  # noqa: ARG002 - the interface
             self._steps[phase] = num_steps
 
         def step_complete(self, phase: str, step: int) -> bool:
-            on_progress(phase, step + 1, self._steps.get(phase, 0))
-            return True
+            # TensorRT takes any exception for a wish to stop, and loses it: Ctrl-C, most of all.
+            try:
+                on_progress(phase, step + 1, self._steps.get(phase, 0))
+            except BaseException as error:
+                self.stopped = error
+            return self.stopped is None
 
         def phase_finish(self, phase: str) -> None:
             self._steps.pop(phase, None)

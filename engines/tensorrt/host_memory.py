@@ -220,11 +220,12 @@ class HostContext:
         self._addresses: dict[str, int] = {}
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:  # noqa: ARG002 - nothing to wait for
-        """Choose a profile; shapes set before are forgotten."""
+        """Choose a profile; shapes set before are forgotten. Raises for an unknown one, where the others return."""
         if not 0 <= index < len(self._engine.profiles):
-            return self._refuse(
+            self._refuse(
                 "setOptimizationProfileAsync", f"profileIndex {index} is not in [0, {len(self._engine.profiles)})"
             )
+            raise RuntimeError("Error in set optimization profile async.")
         self._profile, self._shapes = index, {}
         return True
 

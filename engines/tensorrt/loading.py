@@ -148,6 +148,8 @@ def _deserialize(placement: Placement, data: bytes) -> LoadedPlan:
     path = user_cache() / "kernels" / f"{library.name}-{library.version}-{placement.gpu.compute_capability}.cache"
     config = engine.create_runtime_config()
     config.set_execution_context_allocation_strategy(strategy)
+    # The default swaps in kernels for the shape at hand when a thread has compiled them: bits would change mid-run.
+    config.dynamic_shapes_kernel_specialization_strategy = library.module.DynamicShapesKernelSpecializationStrategy.NONE
     cache = config.create_runtime_cache()
     with contextlib.suppress(OSError):
         cache.deserialize(path.read_bytes())

@@ -5,6 +5,7 @@ from typing import Any
 
 from engines import contract as names
 from engines.contract import Contract
+from quasar.errors import EngineError
 
 # Layers that pass a matmul's operand on without computing.
 _TRANSPARENT = {"SHUFFLE", "CAST", "UNSQUEEZE", "SQUEEZE", "IDENTITY"}
@@ -55,6 +56,13 @@ def describe_bindings(network: Any) -> list[dict[str, Any]]:
         for mode, tensors in (("input", inputs), ("output", outputs))
         for tensor in tensors
     ]
+
+
+def check_inputs(network: Any) -> None:
+    """Raise `EngineError` for an input whose values decide shapes: it would lie on the host, and stop every pass."""
+    for tensor in (network.get_input(index) for index in range(network.num_inputs)):
+        if tensor.is_shape_tensor:
+            raise EngineError(f"TensorRT takes the input {tensor.name} for a shape: the graph was not lowered for it")
 
 
 def past_of(name: str) -> str | None:

@@ -181,7 +181,10 @@ class TensorRtSession:
         if context is None:
             raise EngineError(f"TensorRT made no execution context: {self._plan.last_error()}")
         self._contexts.append(context)
-        self._check(context.set_optimization_profile_async(profile, self._device.stream), "the profile")
+        try:
+            context.set_optimization_profile_async(profile, self._device.stream)
+        except RuntimeError:  # of all these calls it alone raises
+            raise EngineError(f"TensorRT refused the profile: {self._plan.last_error()}") from None
         context.set_device_memory(self._scratch, self._scratch_bytes)
         addresses = {
             **self._staging[profile].addresses,
@@ -254,6 +257,9 @@ class TensorRtSession:
 
     def _record(self, context: Any, width: int, num_logits_rows: int) -> RecordedWork | None:
         try:
+            # TensorRT-RTX alone knows beforehand.
+            if not getattr(context, "is_stream_capturable", lambda stream: True)(self._device.stream):
+                raise EngineError("TensorRT says that its work cannot be captured")
             self._device.begin_capture()
             self._enqueue(context, VERIFY, width, num_logits_rows, set_shapes=False)
             return self._device.end_capture()

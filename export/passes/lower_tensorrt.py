@@ -72,6 +72,7 @@ class LowerToTensorRt(InPlacePass):
                 case "MatMul":
                     self._matmul(node)
                 case "Attention":
+                    self._scale_queries(node)
                     self._cast_input(node, 0)
                     self._cast_output(node)
                 case "TensorScatter":
@@ -123,6 +124,16 @@ class LowerToTensorRt(InPlacePass):
     def _own_scale(self, node: ir.Node, scale: NDArray[Any]) -> None:
         """Give a DequantizeLinear a scale initializer of its own; its type becomes the output's."""
         node.replace_input_with(1, self._constant(f"{node.name}.scale", scale.astype(self._dtype)))
+
+    def _scale_queries(self, node: ir.Node) -> None:
+        """Scale the queries in float32: TensorRT would scale them and the whole cache by the root, in 16 bits."""
+        if self._ir_type == _FLOAT:
+            return
+        new = GraphBuilder()
+        factor = self._constant(f"{node.name}.scale", np.asarray(self._contract.head_size**-0.5, np.float32))
+        node.replace_input_with(0, new.op("Mul", [node.inputs[0], factor], f"{node.name}.scaled_queries"))
+        node.attributes["scale"] = ir.AttrFloat32("scale", 1.0)
+        self._graph.insert_before(node, new.nodes)
 
     def _embedding(self, node: ir.Node) -> None:
         """Keep a 16-bit table as it is; a float32 one is read in the compute type."""

@@ -3,7 +3,7 @@
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from onnx.reference import ReferenceEvaluator
@@ -38,6 +38,7 @@ def onnx_reference(op_type, inputs, **attributes):
 
 
 @given(matrices)
+@example(np.array([[1e-45], [-2.7e-43]], np.float32))
 def test_weights_round_as_quantize_linear_does(weight):
     quantized = quantize_weight(weight)
     zeros = np.zeros(len(weight), np.int8)

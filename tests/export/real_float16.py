@@ -21,12 +21,17 @@ class MatMul(OpRun):
 
 
 class Attention(OpRun):
-    """Grouped-query attention with an additive mask: scores, softmax and sums in float32, the result rounded once."""
+    """Grouped-query attention with an additive mask: scores, softmax and sums in float32, the result rounded once.
 
-    def _run(self, q, k, v, mask, **attributes):
+    As in TensorRT, queries and keys are first multiplied by the root of the scale, in their own type.
+    """
+
+    def _run(self, q, k, v, mask, scale=None, **attributes):
+        root = np.sqrt(np.float32(q.shape[-1] ** -0.5 if scale is None else scale)).astype(q.dtype)
+        q, k = q * root, k * root
         repeat = q.shape[1] // k.shape[1]
         keys, values = (np.repeat(part.astype(np.float32), repeat, axis=1) for part in (k, v))
-        scores = q.astype(np.float32) @ keys.swapaxes(-1, -2) / np.sqrt(np.float32(q.shape[-1])) + mask
+        scores = q.astype(np.float32) @ keys.swapaxes(-1, -2) + mask
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
         weights /= weights.sum(axis=-1, keepdims=True)
         return ((weights @ values).astype(q.dtype),)

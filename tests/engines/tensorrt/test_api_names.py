@@ -34,12 +34,17 @@ CLASSES = {
     "inspector": "EngineInspector",
     "config": "IRuntimeConfig",
     "cache": "IRuntimeCache",
+    "flags": "BuilderFlag",
 }
 FILES = ("builder.py", "network.py", "loading.py", "library.py", "bindings.py", "session.py", "inspector.py")
 # TensorRT-RTX alone has these: ahead-of-time targets, and the cache of what it compiles when a plan first runs.
 RTX_ALONE = {"ComputeCapability", "IRuntimeCache.deserialize", "IRuntimeCache.serialize"} | {
-    f"IRuntimeConfig.{name}" for name in ("create_runtime_cache", "set_runtime_cache")
+    f"IRuntimeConfig.{name}"
+    for name in ("create_runtime_cache", "set_runtime_cache", "dynamic_shapes_kernel_specialization_strategy")
 }
+RTX_ALONE |= {"DynamicShapesKernelSpecializationStrategy", "BuilderFlag.REQUIRE_USER_ALLOCATION"}
+# Used where a library has it, by a name in quotes.
+RTX_QUOTED = ["IExecutionContext.is_stream_capturable", "DynamicShapesKernelSpecializationStrategy.NONE"]
 
 
 def names_used():
@@ -78,7 +83,7 @@ def missing_in(module, names):
 def test_tensorrt_rtx_has_them():
     import tensorrt_rtx
 
-    assert missing_in(tensorrt_rtx, names_used()) == []
+    assert missing_in(tensorrt_rtx, [*names_used(), *RTX_QUOTED]) == []
 
 
 STUB = """
