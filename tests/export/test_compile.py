@@ -200,6 +200,25 @@ def test_two_runs_do_not_compile_one_directory(engine, monkeypatch):
         compiled(engine)
 
 
+def test_ctrl_c_stops_the_compiler(engine, monkeypatch):
+    """TensorRT calls back while it compiles, and swallows what is raised there."""
+    heard = []
+
+    def press(phase, done, total):
+        heard.append(phase)
+        raise KeyboardInterrupt
+
+    original = compile_plan
+    monkeypatch.setattr(
+        "export.compile.compile_plan", lambda *given, **options: original(*given, **options | {"on_progress": press})
+    )
+    before = (engine / "manifest.json").read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        compiled(engine)
+    assert len(heard) == 1
+    assert (engine / "manifest.json").read_bytes() == before
+
+
 def test_inspect_says_what_to_run(engine):
     with pytest.raises(EngineError, match=r"no tensorrt back end: run python -m export compile .* --backend tensorrt$"):
         backend_json(open_directory(engine), "tensorrt")

@@ -10,7 +10,7 @@ import pytest
 from engines import contract as names
 from engines.row_invariance import RowInvariance
 from engines.tensorrt.bindings import check_bindings, rows_from, rows_to
-from engines.tensorrt.host_memory import HostDevice, HostEngine, host_plan
+from engines.tensorrt.host_memory import HostContext, HostDevice, HostEngine, host_plan
 from engines.tensorrt.session import TensorRtSession
 from engines.tree import ancestor_mask
 from quasar.checkpoints import open_checkpoint
@@ -151,6 +151,21 @@ def test_a_tree_gives_the_onnxruntime_logits_and_its_path_can_be_kept(trees):
         continued = one.run_logits(more, 54, 9)
         np.testing.assert_allclose(continued, chain.run_logits(more, 54, 9), atol=3e-5, rtol=0)
     assert not ancestor_mask(PARENTS)[4, 1]
+
+
+def test_a_plan_that_cannot_be_captured_runs_without_graphs(chains, caplog, monkeypatch):
+    monkeypatch.setattr(HostContext, "is_stream_capturable", lambda self, stream: False, raising=False)
+    folder, contract = chains
+    with (
+        caplog.at_level(logging.WARNING),
+        host_session(folder, contract) as session,
+        host_session(folder, contract, graphs=False) as plain,
+    ):
+        results = [session.run(np.arange(4), 0, 4).copy() for _ in range(3)]
+        assert not session._graphs
+        assert caplog.text.count("cannot be captured") == 1
+        for result in results:
+            np.testing.assert_array_equal(result, plain.run(np.arange(4), 0, 4))
 
 
 def test_chains_take_no_tree(chains):
