@@ -1,4 +1,4 @@
-"""`verifier.onnx.data`: tensors are appended one by one, so memory never holds more than one."""
+"""External data (`verifier.onnx.data`): tensors are appended one by one, so memory never holds more than one."""
 
 from pathlib import Path
 from types import TracebackType
@@ -13,10 +13,14 @@ ALIGNMENT = 4096
 
 
 class WeightFile:
-    """Writes external data; each tensor starts at a multiple of 4096 bytes."""
+    """Writes external data; each tensor starts at a multiple of 4096 bytes.
 
-    def __init__(self, path: Path) -> None:
+    Graphs find the file by its path from `root`, the engine directory: by default the folder that it lies in.
+    """
+
+    def __init__(self, path: Path, root: Path | None = None) -> None:
         self._path = path
+        self._root = path.parent if root is None else root
         self._file: BinaryIO
 
     def __enter__(self) -> Self:
@@ -35,11 +39,11 @@ class WeightFile:
         contiguous = np.ascontiguousarray(array)
         self._file.write(contiguous.view(np.uint8).reshape(-1).data)
         return ir.ExternalTensor(
-            self._path.name,
+            self._path.relative_to(self._root).as_posix(),
             offset,
             contiguous.nbytes,
             ir.DataType.from_numpy(contiguous.dtype),
             shape=ir.Shape(contiguous.shape),
             name=name,
-            base_dir=self._path.parent,
+            base_dir=self._root,
         )

@@ -1,0 +1,1 @@
+"""Operators for ONNX Runtime on a CPU: C++, packed weights, one instruction level chosen when they are loaded."""

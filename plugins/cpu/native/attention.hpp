@@ -1,0 +1,356 @@
+// VerifyAttention: softmax over blocks of 64 logical positions, merged in order.
+//
+// A row's result is a function of its own logical sequence alone: the committed rows, then its ancestors among the new
+// rows, then itself. A dot product sums over the head's values in order, a block sums over its positions in order, and
+// blocks are merged in order. Where rows lie, how many there are, and who computes what does not enter.
+// Included once per level, behind linear.hpp.
+
+constexpr int kMostSize = 256;  // the largest head
+
+inline int row_length(const Attention& op, int row) { return op.cached + op.depth[row] + 1; }
+inline int first_position(const Attention& op, int row) {
+  const int length = row_length(op, row);
+  return op.window > 0 && length > op.window ? length - op.window : 0;
+}
+
+inline void rotate(const float* x, const float* cos, const float* sin, int rotary, int size, float* y) {
+  const int half = rotary / 2;
+  for (int i = 0; i < half; i += 16) {
+    const int count = half - i;
+    const Lanes a = load_first(x + i, count), b = load_first(x + half + i, count);
+    const Lanes c = load_first(cos + i, count), s = load_first(sin + i, count);
+    store_first(y + i, sub(mul(a, c), mul(b, s)), count);
+    store_first(y + half + i, add(mul(b, c), mul(a, s)), count);
+  }
+  for (int i = rotary; i < size; ++i) y[i] = x[i];
+}
+
+// Norms, rotation, and the new row's keys and values into the cache.
+void append_row(const Attention& op, int row) {
+  const int size = op.size, group = op.heads / op.kv_heads, half = op.rotary / 2;
+  const float* x = op.qkv + static_cast<size_t>(row) * (op.heads + 2 * op.kv_heads) * size;
+  const float* cos = op.cos + op.positions[row] * half;
+  const float* sin = op.sin + op.positions[row] * half;
+  alignas(64) float normed[kMostSize];
+  for (int head = 0; head < op.heads; ++head) {
+    const float* q = x + static_cast<size_t>(head) * size;
+    if (op.q_norm != nullptr) {
+      rms_norm(q, op.q_norm, op.epsilon, size, normed);
+      q = normed;
+    }
+    float* y = op.queries + ((static_cast<size_t>(head / group) * op.rows + row) * group + head % group) * size;
+    rotate(q, cos, sin, op.rotary, size, y);
+    for (int i = 0; i < size; i += 16) store_first(y + i, mul(load_first(y + i, size - i), splat(op.scale)), size - i);
+  }
+  for (int head = 0; head < op.kv_heads; ++head) {
+    const float* k = x + static_cast<size_t>(op.heads + head) * size;
+    const float* v = k + static_cast<size_t>(op.kv_heads) * size;
+    const size_t at = (static_cast<size_t>(head) * op.capacity + op.cached + row) * size;
+    if (op.k_norm != nullptr) {
+      rms_norm(k, op.k_norm, op.epsilon, size, normed);
+      k = normed;
+    }
+    rotate(k, cos, sin, op.rotary, size, op.key + at);
+    for (int i = 0; i < size; ++i) op.value[at + i] = v[i];
+  }
+}
+
+// Keys of up to 64 slots as [size, 64]; lanes from `count` on are zero.
+inline void transpose(const float* keys, int count, int size, float* t) {
+  if (count == kPositions && size % 16 == 0) {
+    for (int j = 0; j < kPositions; j += 16) {
+      for (int i = 0; i < size; i += 16) {
+        transpose_tile(keys + static_cast<size_t>(j) * size + i, static_cast<size_t>(size), t + i * kPositions + j,
+                       kPositions);
+      }
+    }
+    return;
+  }
+  for (int j = 0; j < kPositions; ++j) {
+    for (int i = 0; i < size; ++i) t[i * kPositions + j] = j < count ? keys[static_cast<size_t>(j) * size + i] : 0.0f;
+  }
+}
+
+// Scores of R queries over 64 transposed keys: s [R, 64].
+template <int R>
+inline void scores(const float* queries, const float* t, int size, float* s) {
+  Lanes sums[R][4];
+  for (int r = 0; r < R; ++r) {
+    for (int j = 0; j < 4; ++j) sums[r][j] = splat(0.0f);
+  }
+  for (int i = 0; i < size; ++i, t += kPositions) {
+    const Lanes k[4] = {load(t), load(t + 16), load(t + 32), load(t + 48)};
+    for (int r = 0; r < R; ++r) {
+      const Lanes q = splat(queries[static_cast<size_t>(r) * size + i]);
+      for (int j = 0; j < 4; ++j) sums[r][j] = fma(q, k[j], sums[r][j]);
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int j = 0; j < 4; ++j) store(s + r * kPositions + 16 * j, sums[r][j]);
+  }
+}
+
+// A softmax over some positions that is not divided yet.
+struct State {
+  float* o;
+  float m, l;
+};
+
+// Lanes of positions outside [from, to) become x.
+inline void mask(Lanes* v, int from, int to, float x) {
+  for (int j = 0; j < 4; ++j) v[j] = keep_first(v[j], to - 16 * j, x);
+  if (from == 0) return;
+  alignas(64) float lanes[kPositions];
+  for (int j = 0; j < 4; ++j) store(lanes + 16 * j, v[j]);
+  for (int j = 0; j < from; ++j) lanes[j] = x;
+  for (int j = 0; j < 4; ++j) v[j] = load(lanes + 16 * j);
+}
+
+// Scores of positions [from, to) of a block, in place, to weights; lanes outside become 0.
+inline void soften(const Attention& op, float* s, int from, int to, State* state) {
+  Lanes v[4];
+  for (int j = 0; j < 4; ++j) {
+    v[j] = load(s + 16 * j);
+    if (op.softcap > 0.0f) {
+      // cap * tanh(s / cap), with tanh(x) = 1 - 2 / (e^2x + 1)
+      const Lanes e = exponential(mul(v[j], splat(2.0f / op.softcap)));
+      v[j] = mul(splat(op.softcap), sub(splat(1.0f), div(splat(2.0f), add(e, splat(1.0f)))));
+    }
+  }
+  mask(v, from, to, -__builtin_inff());
+  state->m = largest(larger(larger(v[0], v[1]), larger(v[2], v[3])));
+  for (int j = 0; j < 4; ++j) v[j] = exponential(sub(v[j], splat(state->m)));
+  mask(v, from, to, 0.0f);
+  for (int j = 0; j < 4; ++j) store(s + 16 * j, v[j]);
+  state->l = sum(add(add(v[0], v[1]), add(v[2], v[3])));
+}
+
+// o = Σ weight · value over positions [from, to) in order; R rows share what they see.
+template <int R, int N>
+inline void weigh(const float* s, const float* values, int from, int to, int size, int at, State* states) {
+  Lanes o[R][N];
+  for (int r = 0; r < R; ++r) {
+    for (int n = 0; n < N; ++n) o[r][n] = splat(0.0f);
+  }
+  for (int j = from; j < to; ++j) {
+    const float* value = values + static_cast<size_t>(j) * size + at;
+    Lanes v[N];
+    for (int n = 0; n < N; ++n) v[n] = load(value + 16 * n);
+    for (int r = 0; r < R; ++r) {
+      const Lanes p = splat(s[r * kPositions + j]);
+      for (int n = 0; n < N; ++n) o[r][n] = fma(p, v[n], o[r][n]);
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int n = 0; n < N; ++n) store(states[r].o + at + 16 * n, o[r][n]);
+  }
+}
+
+template <int R>
+inline void weigh_all(const float* s, const float* values, int from, int to, int size, State* states) {
+  int at = 0;
+  for (; at + 64 <= size; at += 64) weigh<R, 4>(s, values, from, to, size, at, states);
+  for (; at + 16 <= size; at += 16) weigh<R, 1>(s, values, from, to, size, at, states);
+  for (; at < size; ++at) {
+    for (int r = 0; r < R; ++r) {
+      float o = 0.0f;
+      for (int j = from; j < to; ++j) {
+        o = __builtin_fmaf(s[r * kPositions + j], values[static_cast<size_t>(j) * size + at], o);
+      }
+      states[r].o[at] = o;
+    }
+  }
+}
+
+// The same over slots that a path names.
+inline void weigh_path(const float* s, const float* values, const int* slots, int from, int to, int size, State* state) {
+  for (int at = 0; at < size; at += 16) {
+    const int count = size - at;
+    Lanes o = splat(0.0f);
+    for (int j = from; j < to; ++j) {
+      o = fma(splat(s[j]), load_first(values + static_cast<size_t>(slots[j]) * size + at, count), o);
+    }
+    store_first(state->o + at, o, count);
+  }
+}
+
+inline void merge(State* all, const State& next, int size) {
+  const float m = all->m > next.m ? all->m : next.m;
+  float factors[16] = {all->m - m, next.m - m};
+  store(factors, exponential(load(factors)));
+  const Lanes before = splat(factors[0]), now = splat(factors[1]);
+  all->l = __builtin_fmaf(all->l, factors[0], next.l * factors[1]);
+  for (int i = 0; i < size; i += 16) {
+    const Lanes o = fma(load_first(all->o + i, size - i), before, mul(load_first(next.o + i, size - i), now));
+    store_first(all->o + i, o, size - i);
+  }
+  all->m = m;
+}
+
+inline void finish(const Attention& op, int head, int row, const State& state) {
+  float* out = op.out + (static_cast<size_t>(row) * op.heads + head) * op.size;
+  const Lanes total = splat(state.l);
+  for (int i = 0; i < op.size; i += 16) {
+    store_first(out + i, div(load_first(state.o + i, op.size - i), total), op.size - i);
+  }
+}
+
+constexpr int kQueryRows = kMostRows > 2 ? 4 : 1;  // queries that share a load of a key
+constexpr int kStreamRows = 32;                    // new rows of one streaming task
+
+inline size_t state_floats(const Attention& op) { return (static_cast<size_t>(op.size) + 15) / 16 * 16 + 16; }
+
+inline State partial_state(const Attention& op, int kv_head, int query, int block) {
+  const int group = op.heads / op.kv_heads;
+  const size_t index = (static_cast<size_t>(kv_head) * op.rows * group + query) * op.blocks + block;
+  float* o = op.partial + index * state_floats(op);
+  return {o, o[state_floats(op) - 16], o[state_floats(op) - 15]};
+}
+
+inline void keep(const Attention& op, const State& state) {
+  state.o[state_floats(op) - 16] = state.m;
+  state.o[state_floats(op) - 15] = state.l;
+}
+
+// What one row sees of a block: positions [from, to) of its 64.
+struct Span {
+  int from, to;
+};
+inline Span row_span(const Attention& op, int row, int block) {
+  const int base = block * kPositions;
+  const int from = first_position(op, row) - base, to = row_length(op, row) - base;
+  return {from < 0 ? 0 : from, to > kPositions ? kPositions : to};
+}
+
+// R queries at most that see the same of a block.
+template <int R>
+inline void attend_queries(const Attention& op, const float* queries, const float* t, const float* values, Span span,
+                           int count, float* s, State* states) {
+  if constexpr (R > 0) {
+    if (count < R) return attend_queries<R - 1>(op, queries, t, values, span, count, s, states);
+    scores<R>(queries, t, op.size, s);
+    for (int r = 0; r < R; ++r) soften(op, s + r * kPositions, span.from, span.to, states + r);
+    weigh_all<R>(s, values, span.from, span.to, op.size, states);
+  }
+}
+
+// One block for the queries [first, end) of a kv head; `states` takes their results, unseen blocks are left out
+// (`seen`).
+inline void attend_block(const Attention& op, int kv_head, int block, int first, int end, float* t, State* states,
+                         bool* seen) {
+  const int size = op.size, group = op.heads / op.kv_heads, base = block * kPositions;
+  const size_t cache = static_cast<size_t>(kv_head) * op.capacity * size;
+  const float* queries = op.queries + static_cast<size_t>(kv_head) * op.rows * group * size;
+  const float* values = op.value + cache + static_cast<size_t>(base) * size;
+  const int slots = op.cached + op.rows - base;
+  const bool shared = op.chain || base + kPositions <= op.cached;
+  alignas(64) float s[kQueryRows * kPositions];
+  if (shared) {
+    transpose(op.key + cache + static_cast<size_t>(base) * size, slots < kPositions ? slots : kPositions, size, t);
+    for (int query = first; query < end;) {
+      const Span span = row_span(op, query / group, block);
+      seen[query - first] = span.from < span.to;
+      if (!seen[query - first]) {
+        ++query;
+        continue;
+      }
+      int same = 1;
+      while (same < kQueryRows && query + same < end) {
+        const Span other = row_span(op, (query + same) / group, block);
+        if (other.from != span.from || other.to != span.to) break;
+        seen[query + same - first] = true;
+        ++same;
+      }
+      attend_queries<kQueryRows>(op, queries + static_cast<size_t>(query) * size, t, values, span, same, s,
+                                 states + (query - first));
+      query += same;
+    }
+    return;
+  }
+  // Each row's own path: its keys side by side, whatever lies between them.
+  int slot[kPositions];
+  for (int row = first / group; row * group < end; ++row) {
+    const Span span = row_span(op, row, block);
+    const int low = row * group > first ? row * group : first;
+    const int high = (row + 1) * group < end ? (row + 1) * group : end;
+    for (int query = low; query < high; ++query) seen[query - first] = span.from < span.to;
+    if (span.from >= span.to) continue;
+    for (int j = 0; j < span.to; ++j) {
+      const int position = base + j;
+      slot[j] = position < op.cached ? position
+                                     : op.cached + op.path[static_cast<size_t>(row) * op.rows + position - op.cached];
+      const float* key = op.key + cache + static_cast<size_t>(slot[j]) * size;
+      for (int i = 0; i < size; ++i) t[i * kPositions + j] = key[i];
+    }
+    for (int j = span.to; j < kPositions; ++j) {
+      for (int i = 0; i < size; ++i) t[i * kPositions + j] = 0.0f;
+    }
+    for (int query = low; query < high; ++query) {
+      scores<1>(queries + static_cast<size_t>(query) * size, t, size, s);
+      soften(op, s, span.from, span.to, states + (query - first));
+      weigh_path(s, op.value + cache, slot, span.from, span.to, size, states + (query - first));
+    }
+  }
+}
+
+int attention_tasks(const Attention& op) {
+  return op.kv_heads * (op.streamed ? (op.rows + kStreamRows - 1) / kStreamRows : op.blocks);
+}
+
+void attend(const Attention& op, int task) {
+  alignas(64) float t[kMostSize * kPositions];
+  const int group = op.heads / op.kv_heads, kv_head = task % op.kv_heads, part = task / op.kv_heads;
+  constexpr int kQueries = 32;
+  State states[kQueries];
+  bool seen[kQueries];
+  if (!op.streamed) {
+    for (int first = 0; first < op.rows * group; first += kQueries) {
+      const int end = first + kQueries < op.rows * group ? first + kQueries : op.rows * group;
+      for (int query = first; query < end; ++query) states[query - first] = partial_state(op, kv_head, query, part);
+      attend_block(op, kv_head, part, first, end, t, states, seen);
+      for (int query = first; query < end; ++query) {
+        if (seen[query - first]) keep(op, states[query - first]);
+      }
+    }
+    return;
+  }
+  alignas(64) float now[kQueries * kMostSize], all[kQueries * kMostSize];
+  const int last_row = (part + 1) * kStreamRows < op.rows ? (part + 1) * kStreamRows : op.rows;
+  for (int first = part * kStreamRows * group; first < last_row * group; first += kQueries) {
+    const int end = first + kQueries < last_row * group ? first + kQueries : last_row * group;
+    State merged[kQueries];
+    bool begun[kQueries] = {};
+    for (int block = 0; block < op.blocks; ++block) {
+      for (int i = 0; i < end - first; ++i) states[i] = {now + i * kMostSize, 0.0f, 0.0f};
+      attend_block(op, kv_head, block, first, end, t, states, seen);
+      for (int i = 0; i < end - first; ++i) {
+        if (!seen[i]) continue;
+        if (begun[i]) {
+          merge(&merged[i], states[i], op.size);
+        } else {
+          merged[i] = {all + i * kMostSize, states[i].m, states[i].l};
+          for (int j = 0; j < op.size; ++j) merged[i].o[j] = states[i].o[j];
+          begun[i] = true;
+        }
+      }
+    }
+    for (int i = 0; i < end - first; ++i) {
+      finish(op, kv_head * group + (first + i) % group, (first + i) / group, merged[i]);
+    }
+  }
+}
+
+// Blocks of one row and kv head that were computed one by one, merged in order.
+void merge_blocks(const Attention& op, int piece) {
+  const int group = op.heads / op.kv_heads, row = piece / op.kv_heads, kv_head = piece % op.kv_heads;
+  const int begin = first_position(op, row) / kPositions;
+  const int end = (row_length(op, row) + kPositions - 1) / kPositions;
+  for (int head = kv_head * group; head < (kv_head + 1) * group; ++head) {
+    const int query = row * group + head % group;
+    State all = partial_state(op, kv_head, query, begin);
+    for (int block = begin + 1; block < end; ++block) {
+      merge(&all, partial_state(op, kv_head, query, block), op.size);
+    }
+    finish(op, head, row, all);
+  }
+}

@@ -1,0 +1,74 @@
+// What operators ask of an instruction level: plain arguments, and a table of functions per level.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace quasar {
+
+constexpr int kTile = 32;       // columns of a packed tile
+constexpr int kBlock = 32;      // inputs that share a scale in W8A8BlockLinear
+constexpr int kPositions = 64;  // logical positions of an attention block
+constexpr float kAmaxFloor = 6.103515625e-05f;  // 2^-14
+
+// y [rows, outputs] = dequantized(q · w), then bias, residual or SwiGLU. Weights are uint8 around 128, packed
+// [tiles, inputs / 4, 32 columns, 4]; with SwiGLU tiles alternate between gate and up.
+struct Linear {
+  int rows, inputs, outputs;
+  int padded;                 // bytes of a quantized row: inputs rounded up to 4, or to 32 with block scales
+  int tiles;                  // tiles of the packed weight
+  bool swiglu, blocks;
+  const float* x;
+  const float* norm;          // RMS norm weight [inputs] or null
+  float epsilon;
+  const uint8_t* packed;
+  const float* scale;         // [N] per column; with block scales [tiles, padded / 32, 32]
+  const float* bias;          // [N] or null
+  const float* residual;      // [rows, outputs] or null
+  float* y;
+  // Scratch.
+  int8_t* q;                  // [rows, padded]
+  float* amax;                // [rows], with block scales [rows, padded / 32]
+  int32_t* offset;            // the same shape: what 128 in the weights adds to a sum, negated
+  float* normed;              // [rows, inputs] where norm is given
+};
+
+// Attention of new rows over a cache, by logical position: committed rows, then the row's own ancestors and itself.
+struct Attention {
+  int rows, heads, kv_heads, size, capacity, cached;
+  int rotary;                 // values of a head that are rotated
+  int window;                 // positions that a row sees, 0: all
+  float scale, softcap, epsilon;
+  const float* qkv;           // [rows, (heads + 2 kv_heads) * size]
+  const int64_t* positions;   // [rows]
+  const float *cos, *sin;     // [positions, rotary / 2]
+  const float *q_norm, *k_norm;
+  float *key, *value;         // [kv_heads, capacity, size]
+  float* out;                 // [rows, heads * size]
+  // Where the new rows lie logically.
+  bool chain;
+  const int32_t* depth;       // [rows]: ancestors among the new rows
+  const int32_t* path;        // [rows, rows]: those ancestors and the row itself, in order
+  // Scratch.
+  float* queries;             // [kv_heads, rows * group, size], rotated and scaled
+  int blocks;                 // logical blocks up to the deepest row
+  bool streamed;              // one task follows all blocks, instead of one task per block
+  float* partial;             // [heads * rows, blocks, size rounded up to 16, + 16]: output, then maximum and sum
+};
+
+struct Level {
+  const char* name;
+  void (*quantize_row)(const Linear&, int row);
+  void (*multiply_tiles)(const Linear&, int first, int end);
+  void (*append_row)(const Attention&, int row);
+  int (*attention_tasks)(const Attention&);
+  void (*attend)(const Attention&, int task);
+  void (*merge_blocks)(const Attention&, int piece);
+  void (*argmax_row)(const float* logits, int64_t columns, int64_t* token);
+};
+
+// The best level that this CPU has, or the one that QUASAR_CPU_LEVEL names; null where the name is unknown or the CPU
+// lacks it.
+const Level* choose_level();
+
+}  // namespace quasar

@@ -1,0 +1,21 @@
+// One instruction level: every kernel, compiled for it. Its name is QUASAR_LEVEL, and the file that includes this one
+// says what vector.hpp may use.
+#include "kernels.hpp"
+
+#if defined(QUASAR_AVX512) || defined(QUASAR_AVX2)
+#include <immintrin.h>
+#elif defined(QUASAR_NEON)
+#include <arm_neon.h>
+#endif
+
+namespace quasar::QUASAR_LEVEL {
+
+#include "vector.hpp"
+#include "linear.hpp"
+#include "attention.hpp"
+
+extern const Level kLevel;
+const Level kLevel = {QUASAR_LEVEL_NAME, quantize_row, multiply_tiles, append_row,
+                      attention_tasks,   attend,       merge_blocks,   argmax_row};
+
+}  // namespace quasar::QUASAR_LEVEL

@@ -1,0 +1,237 @@
+// W8A8Linear and W8A8BlockLinear: quantization of rows, and packed tiles times quantized rows.
+// Included once per level, behind vector.hpp.
+
+// x / sqrt(mean(x^2) + epsilon) * weight.
+inline void rms_norm(const float* x, const float* weight, float epsilon, int count, float* y) {
+  Lanes squares = splat(0.0f);
+  for (int i = 0; i < count; i += 16) {
+    const Lanes v = load_first(x + i, count - i);
+    squares = fma(v, v, squares);
+  }
+  const float mean = sum(squares) / static_cast<float>(count);
+  const Lanes factor = splat(1.0f / __builtin_sqrtf(mean + epsilon));
+  for (int i = 0; i < count; i += 16) {
+    const Lanes v = mul(mul(load_first(x + i, count - i), factor), load_first(weight + i, count - i));
+    store_first(y + i, v, count - i);
+  }
+}
+
+// The largest magnitude; infinity or NaN where the values hold one. Compared as integers: NaN > infinity > numbers.
+inline float amax(const float* x, int count) {
+  uint32_t most = 0;
+  for (int i = 0; i < count; ++i) {
+    uint32_t bits;
+    __builtin_memcpy(&bits, x + i, sizeof bits);
+    bits &= 0x7fffffffu;
+    most = bits > most ? bits : most;
+  }
+  float result;
+  __builtin_memcpy(&result, &most, sizeof result);
+  return result;
+}
+
+// q = round(x * (127 / a)) for `count` values, zeros up to `padded`; returns 128 times their sum, negated.
+inline int32_t quantize(const float* x, float a, int count, int padded, int8_t* q) {
+  const Lanes factor = splat(127.0f / a);
+  int i = 0;
+  for (; i + 16 <= count; i += 16) store_bytes(q + i, mul(load(x + i), factor));
+  if (i < count) {
+    int8_t rest[16];
+    store_bytes(rest, mul(load_first(x + i, count - i), factor));
+    for (int j = 0; i < count; ++i, ++j) q[i] = rest[j];
+  }
+  for (; i < padded; ++i) q[i] = 0;
+  int32_t total = 0;
+  for (i = 0; i < count; ++i) total += q[i];
+  return -128 * total;
+}
+
+inline void quantize_group(const float* x, int count, int padded, int8_t* q, float* a, int32_t* offset) {
+  const float largest = amax(x, count);
+  if (!(largest < __builtin_inff())) {
+    // A value that is no finite number makes every output of its row NaN.
+    for (int i = 0; i < padded; ++i) q[i] = 0;
+    *a = __builtin_nanf("");
+    *offset = 0;
+    return;
+  }
+  *a = largest > kAmaxFloor ? largest : kAmaxFloor;
+  *offset = quantize(x, *a, count, padded, q);
+}
+
+void quantize_row(const Linear& op, int row) {
+  const float* x = op.x + static_cast<size_t>(row) * op.inputs;
+  if (op.norm != nullptr) {
+    float* normed = op.normed + static_cast<size_t>(row) * op.inputs;
+    rms_norm(x, op.norm, op.epsilon, op.inputs, normed);
+    x = normed;
+  }
+  int8_t* q = op.q + static_cast<size_t>(row) * op.padded;
+  if (!op.blocks) {
+    quantize_group(x, op.inputs, op.padded, q, op.amax + row, op.offset + row);
+    return;
+  }
+  const int blocks = op.padded / kBlock;
+  for (int b = 0; b < blocks; ++b) {
+    const int count = op.inputs - b * kBlock < kBlock ? op.inputs - b * kBlock : kBlock;
+    const size_t at = static_cast<size_t>(row) * blocks + b;
+    quantize_group(x + b * kBlock, count, kBlock, q + b * kBlock, op.amax + at, op.offset + at);
+  }
+}
+
+inline int32_t four_bytes(const int8_t* q) {
+  int32_t four;
+  __builtin_memcpy(&four, q, sizeof four);
+  return four;
+}
+
+// One tile times R rows from `row` on, dequantized: y [R, 32].
+template <int R>
+inline void multiply(const Linear& op, const uint8_t* tile, const float* scale, int columns, int row, float* y) {
+  const int8_t* q = op.q + static_cast<size_t>(row) * op.padded;
+  Sums low[R], high[R];
+  for (int r = 0; r < R; ++r) low[r] = high[r] = sums(kWeightsKeepOffset ? op.offset[row + r] : 0);
+  for (int k = 0; k < op.padded; k += 4, tile += 4 * kTile) {
+    __builtin_prefetch(tile + 2048);
+    __builtin_prefetch(tile + 2048 + 64);
+    const Weights a = weights(tile), b = weights(tile + 64);
+    for (int r = 0; r < R; ++r) {
+      const int32_t four = four_bytes(q + static_cast<size_t>(r) * op.padded + k);
+      low[r] = dot(low[r], a, four);
+      high[r] = dot(high[r], b, four);
+    }
+  }
+  const Lanes step = splat(1.0f / 127.0f);
+  const Lanes scale_low = mul(step, load_first(scale, columns));
+  const Lanes scale_high = mul(step, load_first(scale + 16, columns - 16));
+  for (int r = 0; r < R; ++r) {
+    const Lanes a = splat(op.amax[row + r]);
+    store(y + r * kTile, mul(mul(to_float(low[r]), scale_low), a));
+    store(y + r * kTile + 16, mul(mul(to_float(high[r]), scale_high), a));
+  }
+}
+
+// The same with a scale for every 32 inputs, on both sides.
+template <int R>
+inline void multiply_blocks(const Linear& op, const uint8_t* tile, const float* scale, int row, float* y) {
+  const int8_t* q = op.q + static_cast<size_t>(row) * op.padded;
+  const int blocks = op.padded / kBlock;
+  Lanes low[R], high[R];
+  for (int r = 0; r < R; ++r) low[r] = high[r] = splat(0.0f);
+  const Lanes step = splat(1.0f / 127.0f);
+  for (int b = 0; b < blocks; ++b, scale += kTile) {
+    Sums sum_low[R], sum_high[R];
+    for (int r = 0; r < R; ++r) {
+      const int32_t offset = kWeightsKeepOffset ? op.offset[static_cast<size_t>(row + r) * blocks + b] : 0;
+      sum_low[r] = sum_high[r] = sums(offset);
+    }
+    for (int k = 0; k < kBlock; k += 4, tile += 4 * kTile) {
+      __builtin_prefetch(tile + 2048);
+      __builtin_prefetch(tile + 2048 + 64);
+      const Weights first = weights(tile), second = weights(tile + 64);
+      for (int r = 0; r < R; ++r) {
+        const int32_t four = four_bytes(q + static_cast<size_t>(r) * op.padded + b * kBlock + k);
+        sum_low[r] = dot(sum_low[r], first, four);
+        sum_high[r] = dot(sum_high[r], second, four);
+      }
+    }
+    const Lanes scale_low = mul(step, load(scale)), scale_high = mul(step, load(scale + 16));
+    for (int r = 0; r < R; ++r) {
+      const Lanes a = splat(op.amax[static_cast<size_t>(row + r) * blocks + b]);
+      low[r] = fma(to_float(sum_low[r]), mul(scale_low, a), low[r]);
+      high[r] = fma(to_float(sum_high[r]), mul(scale_high, a), high[r]);
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    store(y + r * kTile, low[r]);
+    store(y + r * kTile + 16, high[r]);
+  }
+}
+
+template <int R>
+inline void product(const Linear& op, int tile, int column, int columns, int row, float* y) {
+  const uint8_t* packed = op.packed + static_cast<size_t>(tile) * op.padded * kTile;
+  if (op.blocks) {
+    multiply_blocks<R>(op, packed, op.scale + static_cast<size_t>(tile) * op.padded, row, y);
+  } else {
+    multiply<R>(op, packed, op.scale + column, columns, row, y);
+  }
+  if (op.bias == nullptr) return;
+  const Lanes low = load_first(op.bias + column, columns), high = load_first(op.bias + column + 16, columns - 16);
+  for (int r = 0; r < R; ++r) {
+    store(y + r * kTile, add(load(y + r * kTile), low));
+    store(y + r * kTile + 16, add(load(y + r * kTile + 16), high));
+  }
+}
+
+// x / (1 + e^-x)
+inline Lanes silu(Lanes x) {
+  return div(x, add(splat(1.0f), exponential(sub(splat(0.0f), x))));
+}
+
+// Columns of one output tile for R rows.
+template <int R>
+inline void output_tile(const Linear& op, int tile, int row) {
+  alignas(64) float y[R * kTile];
+  const int column = tile * kTile;
+  const int columns = op.outputs - column < kTile ? op.outputs - column : kTile;
+  if (op.swiglu) {
+    alignas(64) float gate[R * kTile];
+    product<R>(op, 2 * tile, column, columns, row, gate);
+    product<R>(op, 2 * tile + 1, op.outputs + column, columns, row, y);
+    for (int i = 0; i < R * kTile; i += 16) store(y + i, mul(silu(load(gate + i)), load(y + i)));
+  } else {
+    product<R>(op, tile, column, columns, row, y);
+  }
+  for (int r = 0; r < R; ++r) {
+    const size_t at = static_cast<size_t>(row + r) * op.outputs + column;
+    for (int half = 0; half < kTile && half < columns; half += 16) {
+      Lanes v = load(y + r * kTile + half);
+      if (op.residual != nullptr) v = add(load_first(op.residual + at + half, columns - half), v);
+      store_first(op.y + at + half, v, columns - half);
+    }
+  }
+}
+
+template <int R>
+inline void remaining_rows(const Linear& op, int tile, int row, int rows) {
+  if constexpr (R > 0) {
+    if (rows == R) {
+      output_tile<R>(op, tile, row);
+    } else {
+      remaining_rows<R - 1>(op, tile, row, rows);
+    }
+  }
+}
+
+void multiply_tiles(const Linear& op, int first, int end) {
+  for (int tile = first; tile < end; ++tile) {
+    int row = 0;
+    for (; row + kMostRows <= op.rows; row += kMostRows) output_tile<kMostRows>(op, tile, row);
+    remaining_rows<kMostRows - 1>(op, tile, row, op.rows - row);
+  }
+}
+
+void argmax_row(const float* logits, int64_t columns, int64_t* token) {
+  int64_t best = 0;
+  Lanes most = splat(-__builtin_inff());
+  // Runs of 1024: their largest value first, and only then where it is.
+  float found = -__builtin_inff();
+  for (int64_t start = 0; start < columns; start += 1024) {
+    const int count = static_cast<int>(columns - start < 1024 ? columns - start : 1024);
+    most = splat(found);
+    int i = 0;
+    for (; i + 16 <= count; i += 16) most = larger(load(logits + start + i), most);
+    float here = largest(most);
+    for (; i < count; ++i) here = logits[start + i] > here ? logits[start + i] : here;
+    if (!(here > found)) continue;
+    for (i = 0; i < count; ++i) {
+      if (logits[start + i] == here) {
+        best = start + i;
+        break;
+      }
+    }
+    found = here;
+  }
+  *token = best;
+}

@@ -1,0 +1,49 @@
+"""Weights as the native linears read them: tiles of 32 columns, four inputs of a column side by side."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quasar.errors import QuasarError
+
+Int8 = NDArray[np.int8]
+UInt8 = NDArray[np.uint8]
+Float32 = NDArray[np.float32]
+
+TILE = 32
+# Inputs that share a scale in W8A8BlockLinear.
+BLOCK = 32
+# Four products of a column are one step of an integer dot product.
+STEP = 4
+MOST_INPUTS = 65536
+
+
+def pack_weight(values: Int8, *, swiglu: bool = False, blocks: bool = False) -> UInt8:
+    """Weights int8 [N, K] → uint8 [tiles, padded K / 4, 32, 4], each value plus 128.
+
+    Columns are padded to tiles of 32 and inputs to a multiple of 4, or of 32 where `blocks` share a scale. With
+    `swiglu` the first half of the columns are gates: their tiles and those of the second half take turns.
+
+    Raises `QuasarError` if K is above 65536, where sums would leave 32 bits.
+    """
+    outputs, inputs = values.shape
+    if inputs > MOST_INPUTS:
+        raise QuasarError(f"a linear of {inputs} inputs came; at most {MOST_INPUTS} were expected")
+    if swiglu:
+        gate, up = (pack_weight(half, blocks=blocks) for half in np.split(values, 2))
+        return np.stack([gate, up], axis=1).reshape(-1, *gate.shape[1:])
+    unit = BLOCK if blocks else STEP
+    padded = np.zeros((-(-outputs // TILE) * TILE, -(-inputs // unit) * unit), np.int8)
+    padded[:outputs, :inputs] = values
+    tiles = padded.reshape(-1, TILE, padded.shape[1] // STEP, STEP).transpose(0, 2, 1, 3)
+    return (tiles.view(np.uint8) ^ 0x80).copy()
+
+
+def pack_block_scales(scales: Float32, *, swiglu: bool = False) -> Float32:
+    """Scales float32 [N, padded K / 32] → [tiles, padded K / 32, 32]."""
+    if swiglu:
+        gate, up = (pack_block_scales(half) for half in np.split(scales, 2))
+        return np.stack([gate, up], axis=1).reshape(-1, *gate.shape[1:])
+    outputs, blocks = scales.shape
+    padded = np.zeros((-(-outputs // TILE) * TILE, blocks), np.float32)
+    padded[:outputs] = scales
+    return np.ascontiguousarray(padded.reshape(-1, TILE, blocks).transpose(0, 2, 1))
