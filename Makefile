@@ -2,17 +2,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ENGINE := build/smollm2-w8a8
+NATIVE := plugins/cpu/libquasar_cpu.so
 PACKAGES := quasar plugins calibration export engines runtime
 
 .PHONY: demo test test-gpu lint format clean
 
-demo: .venv/installed $(ENGINE)/manifest.json
+demo: .venv/installed $(NATIVE) $(ENGINE)/manifest.json
 	@$(BIN)/python examples/demo.py $(ENGINE)
 
 $(ENGINE)/manifest.json: | .venv/installed
 	@$(BIN)/python -m export build smollm2 -o $(ENGINE)
 
-test: .venv/installed
+test: .venv/installed $(NATIVE)
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 # Needs an NVIDIA GPU, and TensorRT: .venv/bin/pip install '.[tensorrt]' (tensorrt-rtx is there already).
@@ -29,7 +30,11 @@ format: .venv/installed
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-.venv/installed: pyproject.toml constraints.txt
+# Without a C++ compiler this says so, and everything runs on stock kernels.
+$(NATIVE): $(wildcard plugins/cpu/native/*) plugins/cpu/toolchain.py | .venv/installed
+	@$(BIN)/python plugins/cpu/toolchain.py
+
+.venv/installed: pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -m venv .venv
 	@echo "installing into .venv (a few minutes)"
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[build,cpu,tensorrt-rtx,trees,dev]'

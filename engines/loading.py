@@ -10,6 +10,7 @@ from engines.directory import EngineDirectory, open_directory
 from engines.machine import Machine, this_machine, user_cache
 from engines.manifest import MachineRecord
 from engines.measuring import MeasuredFiles, measure_machine
+from engines.onnxruntime.kernels import Kernels, choose_kernels
 from engines.onnxruntime.session import OnnxRuntimeSession
 from engines.onnxruntime.threads import shared_threads
 from engines.session import Session
@@ -23,19 +24,29 @@ _log = logging.getLogger("quasar.engines")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedEngine:
-    """An engine that is ready to run, with what was measured on this machine."""
+    """An engine that is ready to run, with what was measured on this machine.
+
+    `kernels`: ONNX Runtime's choice; None on other back ends.
+    """
 
     directory: EngineDirectory
     record: MachineRecord
     backend: str
     session: Session
+    kernels: Kernels | None = None
 
 
 BACKENDS = ("onnxruntime", *LIBRARIES)
 
 
 def load_engine(
-    path: str | Path, *, backend: str | None = None, provider: str = "cpu", threads: int = 0, rebuild: bool = False
+    path: str | Path,
+    *,
+    backend: str | None = None,
+    provider: str = "cpu",
+    threads: int = 0,
+    kernels: str | None = None,
+    rebuild: bool = False,
 ) -> LoadedEngine:
     """Load an engine directory for this machine.
 
@@ -45,6 +56,8 @@ def load_engine(
             and has a plan for this machine's GPU in the directory, else ONNX Runtime.
         provider: ONNX Runtime's: "cpu". GPUs are TensorRT's.
         threads: 0 takes one per physical core.
+        kernels: ONNX Runtime's: "native" (the operators of plugins/cpu, or an error), "stock" (its own), or None for
+            native ones where they can run.
         rebuild: where no TensorRT plan fits this GPU and library, compile one into the user's cache.
 
     Raises:
@@ -53,7 +66,7 @@ def load_engine(
     if backend is not None and backend not in BACKENDS:
         raise EngineError(f"unknown backend {backend!r}; known are {', '.join(BACKENDS)}")
     directory = open_directory(Path(path))
-    return load_opened(directory, backend=backend, provider=provider, threads=threads, rebuild=rebuild)
+    return load_opened(directory, backend=backend, provider=provider, threads=threads, kernels=kernels, rebuild=rebuild)
 
 
 def load_opened(
@@ -62,6 +75,7 @@ def load_opened(
     backend: str | None = None,
     provider: str = "cpu",
     threads: int = 0,
+    kernels: str | None = None,
     rebuild: bool = False,
 ) -> LoadedEngine:
     """As `load_engine`, from a directory that is open already."""
@@ -69,7 +83,7 @@ def load_opened(
         if backend == library or (backend is None and _has_plan(directory, library)):
             session, record = load_tensorrt(directory, library, rebuild=rebuild)
             return LoadedEngine(directory=directory, record=record, backend=library, session=session)
-    return _load_onnxruntime(directory, provider=provider, threads=threads)
+    return _load_onnxruntime(directory, provider=provider, threads=threads, wanted=kernels)
 
 
 def _has_plan(directory: EngineDirectory, library: LibraryName) -> bool:
@@ -82,7 +96,7 @@ def _has_plan(directory: EngineDirectory, library: LibraryName) -> bool:
         return False
 
 
-def _load_onnxruntime(directory: EngineDirectory, *, provider: str, threads: int) -> LoadedEngine:
+def _load_onnxruntime(directory: EngineDirectory, *, provider: str, threads: int, wanted: str | None) -> LoadedEngine:
     _check_library()
     if provider != "cpu":
         raise EngineError(
@@ -96,28 +110,20 @@ def _load_onnxruntime(directory: EngineDirectory, *, provider: str, threads: int
         if threads not in (0, pool):
             raise EngineError(f"threads is {threads}, but this process shares a pool of {pool or 'default'} threads")
         threads = pool
-    machine = this_machine(threads)
-    record = _record(directory, machine, threads)
+    kernels = choose_kernels(wanted, directory.manifest.onnxruntime)
+    if kernels.reason:
+        _log.info("%s runs on stock kernels: %s", directory.path, kernels.reason)
+    files = MeasuredFiles.of(directory.path, directory.manifest.onnxruntime, kernels)
+    record = _record(directory, this_machine(threads, kernels.name), threads, files)
     session = OnnxRuntimeSession(
         directory.path,
-        directory.file(directory.manifest.onnxruntime.graph),
+        files.graph,
         directory.manifest.contract,
         threads=threads,
         exact_integers=record.exact_integers,
+        library=kernels.library,
     )
-    return LoadedEngine(directory=directory, record=record, backend="onnxruntime", session=session)
-
-
-def measured_files(directory: EngineDirectory) -> MeasuredFiles:
-    """The graphs of an engine directory."""
-    files = directory.manifest.onnxruntime
-    return MeasuredFiles(
-        directory=directory.path,
-        graph=directory.file(files.graph),
-        probe=directory.file(files.probe),
-        probe_layers=files.probe_layers,
-        integer_check=directory.file(files.integer_check),
-    )
+    return LoadedEngine(directory=directory, record=record, backend="onnxruntime", session=session, kernels=kernels)
 
 
 def _check_library() -> None:
@@ -127,7 +133,7 @@ def _check_library() -> None:
         raise EngineError("ONNX Runtime is not installed: run pip install 'quasar-verifier[cpu]' (or [gpu])") from None
 
 
-def _record(directory: EngineDirectory, machine: Machine, threads: int) -> MachineRecord:
+def _record(directory: EngineDirectory, machine: Machine, threads: int, files: MeasuredFiles) -> MachineRecord:
     """The build's record where it was this machine, else the user cache's, else a brief measurement."""
     built = directory.manifest.record
     if built.machine == machine.to_json():
@@ -138,7 +144,7 @@ def _record(directory: EngineDirectory, machine: Machine, threads: int) -> Machi
         return MachineRecord.from_json(json.loads(path.read_text(encoding="utf-8")))
     _log.info("%s was built on another machine: probing this one", directory.path)
     record = measure_machine(
-        measured_files(directory),
+        files,
         directory.manifest.contract,
         machine,
         has_integers=directory.manifest.has_integers,

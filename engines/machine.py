@@ -17,7 +17,10 @@ _FLAGS = ("avx2", "fma", "avx512f", "avx512vl", "avx512_vnni", "avx_vnni", "amx_
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """What row invariance, integer exactness and costs may change with. `threads` 0: ONNX Runtime's own choice."""
+    """What row invariance, integer exactness and costs may change with.
+
+    `kernels`: "stock", or "native" and its instruction level. `threads` 0: ONNX Runtime's own choice.
+    """
 
     system: str
     processor: str
@@ -26,6 +29,7 @@ class Machine:
     provider: str
     threads: int
     cores: int
+    kernels: str = "stock"
 
     @property
     def key(self) -> str:
@@ -37,8 +41,8 @@ class Machine:
         return {**asdict(self), "instruction_sets": list(self.instruction_sets)}
 
 
-def this_machine(threads: int) -> Machine:
-    """The machine and library of this process."""
+def this_machine(threads: int, kernels: str = "stock") -> Machine:
+    """The machine and library of this process, running these kernels."""
     processor, flags = _processor()
     try:
         library = f"onnxruntime {version('onnxruntime')}"
@@ -54,6 +58,7 @@ def this_machine(threads: int) -> Machine:
         provider="CPUExecutionProvider",
         threads=threads,
         cores=usable_cores(),
+        kernels=kernels,
     )
 
 

@@ -45,6 +45,7 @@ _MODEL = {
     "checkpoint_bytes": int,
     "context_length": int,
 }
+_NATIVE_FILES = ("native_graph", "native_probe", "native_weights")
 _FIGURES = {"mean_kl_nats", "top1_agreement", "perplexity", "perplexity_float", "tokens"}
 _FIDELITY = _FIGURES | {"continuation", "prompts", "prompts_sha256"}
 
@@ -72,21 +73,35 @@ class TextFiles:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnnxRuntimeFiles:
-    """The lowered graph, its cut-down copy for probes and the integer check, as paths in the engine directory."""
+    """The lowered graph, its cut-down copy for probes and the integer check, as paths in the engine directory.
+
+    `native_graph` and `native_probe`: the same for the native operators; "" in engines of earlier versions.
+    `native_weights`: what those read, packed.
+    """
 
     graph: str
     probe: str
     probe_layers: int
     integer_check: str
+    native_graph: str = ""
+    native_probe: str = ""
+    native_weights: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every file."""
+        return tuple(name for name in self.to_json().values() if isinstance(name, str))
 
     def to_json(self) -> dict[str, Any]:
-        """The manifest's `backends.onnxruntime`."""
-        return {
-            "graph": self.graph,
-            "probe": self.probe,
-            "probe_layers": self.probe_layers,
-            "integer_check": self.integer_check,
-        }
+        """The manifest's `backends.onnxruntime`; what is not there is left out."""
+        return {name: value for name, value in asdict(self).items() if value != ""}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "OnnxRuntimeFiles":
+        """Read it; raises `DamagedEngineError` naming what does not fit."""
+        optional = dict.fromkeys((name for name in _NATIVE_FILES if name in value), str)
+        required = {"graph": str, "probe": str, "probe_layers": int, "integer_check": str}
+        return cls(**check_fields("backends.onnxruntime", value, required | optional))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,13 +246,7 @@ class Manifest:
             calibration=value["calibration"],
             fidelity=value["fidelity"],
             record=MachineRecord.from_json(value),
-            onnxruntime=OnnxRuntimeFiles(
-                **check_fields(
-                    "backends.onnxruntime",
-                    backends["onnxruntime"],
-                    {"graph": str, "probe": str, "probe_layers": int, "integer_check": str},
-                )
-            ),
+            onnxruntime=OnnxRuntimeFiles.from_json(backends["onnxruntime"]),
             tensorrt={library: TensorRtFiles.from_json(library, backends[library]) for library in present},
             files=files,
             hashes=value["hashes"],

@@ -1,28 +1,44 @@
 """Measuring one engine on one machine: integer exactness, row invariance, costs. At build in full, later briefly."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engines import costs
 from engines.contract import Contract
 from engines.integer_check import integers_are_exact
 from engines.machine import Machine
-from engines.manifest import MachineRecord
+from engines.manifest import MachineRecord, OnnxRuntimeFiles
+from engines.onnxruntime.kernels import Kernels
 from engines.onnxruntime.session import OnnxRuntimeSession
 from engines.row_invariance import BOUNDARY_STEP, boundary_lengths, brief_sweeps, full_sweeps, probe
+from engines.tree_invariance import trees_are_exact
 from quasar.errors import EngineError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredFiles:
-    """Where the graphs of one engine lie; `directory` holds their external data."""
+    """Where the graphs of one engine lie; `directory` holds their external data, `library` the operators they need."""
 
     directory: Path
     graph: Path
     probe: Path
     probe_layers: int
     integer_check: Path
+    library: Path | None = None
+
+    @classmethod
+    def of(cls, directory: Path, files: OnnxRuntimeFiles, kernels: Kernels) -> "MeasuredFiles":
+        """The files of an engine directory that run with these kernels."""
+        native = kernels.library is not None
+        return cls(
+            directory=directory,
+            graph=directory / (files.native_graph if native else files.graph),
+            probe=directory / (files.native_probe if native else files.probe),
+            probe_layers=files.probe_layers,
+            integer_check=directory / files.integer_check,
+            library=kernels.library,
+        )
 
 
 def needs_exact_integers(files: MeasuredFiles, *, threads: int) -> bool:
@@ -55,7 +71,8 @@ def measure_machine(
     Args:
         has_integers: whether any linear is INT8; only then must integer matmuls be exact.
     """
-    exact = has_integers and needs_exact_integers(files, threads=threads)
+    # Native kernels are exact on every CPU that runs them.
+    exact = has_integers and files.library is None and needs_exact_integers(files, threads=threads)
     cut_down = OnnxRuntimeSession(
         files.directory,
         files.probe,
@@ -63,10 +80,15 @@ def measure_machine(
         num_layers=files.probe_layers,
         threads=threads,
         exact_integers=exact,
+        library=files.library,
     )
-    whole = OnnxRuntimeSession(files.directory, files.graph, contract, threads=threads, exact_integers=exact)
+    whole = OnnxRuntimeSession(
+        files.directory, files.graph, contract, threads=threads, exact_integers=exact, library=files.library
+    )
     sweeps = brief_sweeps(contract) if brief else full_sweeps(contract)
     invariance = probe((cut_down, sweeps[0]), (whole, sweeps[1]), on_length=lambda: on_step("row invariance"))
+    chain = invariance.chain or 1
+    trees = trees_are_exact(cut_down, chain=chain) and trees_are_exact(whole, (64, 256), chain=chain)
     surface = costs.measure(
         whole,
         rows=costs.surface_rows(contract),
@@ -75,7 +97,10 @@ def measure_machine(
         on_row=lambda: on_step("costs"),
     )
     return MachineRecord(
-        machine=machine.to_json(), row_invariance=invariance, exact_integers=exact, cost_surface_ms=surface
+        machine=machine.to_json(),
+        row_invariance=replace(invariance, tree=trees),
+        exact_integers=exact,
+        cost_surface_ms=surface,
     )
 
 

@@ -13,7 +13,9 @@ Int64 = NDArray[np.int64]
 
 
 class Session(Protocol):
-    """One loaded verifier with its KV cache. `max_logits_rows`: so many rows of one call can be asked for.
+    """One loaded verifier with its KV cache.
+
+    `max_logits_rows`: so many rows of one call can be asked for. `takes_trees`: `parents` may come.
 
     Arrays that `run` returns are views that the next call overwrites.
     """
@@ -21,6 +23,7 @@ class Session(Protocol):
     contract: Contract
     num_layers: int
     max_logits_rows: int
+    takes_trees: bool
 
     def run(
         self,

@@ -15,13 +15,18 @@ from quasar.errors import GenerationError
 Int64 = NDArray[np.int64]
 
 
-def check_parents(parents: Sequence[int] | Int64, rows: int, contract: Contract) -> Int64:
+def check_parents(
+    parents: Sequence[int] | Int64, rows: int, contract: Contract, *, takes_trees: bool | None = None
+) -> Int64:
     """The parents as int64 [rows].
+
+    `takes_trees`: whether the loaded graph does; None: as the contract says of the portable one.
 
     Raises `GenerationError` unless every row follows an earlier one or none, and the engine takes trees so wide.
     """
-    if not contract.tree_mask or rows > contract.max_width:
-        has = f"trees of up to {contract.max_width} rows" if contract.tree_mask else "no tree mask"
+    takes_trees = contract.tree_mask if takes_trees is None else takes_trees
+    if not takes_trees or rows > contract.max_width:
+        has = f"trees of up to {contract.max_width} rows" if takes_trees else "no tree mask"
         raise GenerationError(f"a tree of {rows} rows was fed, but this engine has {has}: build with --tree-mask")
     checked = np.asarray(parents, np.int64)
     if checked.shape != (rows,) or (checked < -1).any() or (checked >= np.arange(rows)).any():

@@ -25,6 +25,7 @@ def main() -> int:
     stats: dict[str, runtime.Stats] = {}
     with runtime.load(options.engine) as engine:
         engine.generate(options.prompt, max_new_tokens=4)  # warm up
+        kernels = engine.kernels
         print(f"prompt: {options.prompt}")
         for name, drafter in (("plain", "none"), ("speculative", "prompt-lookup")):
             print(f"\n--- {name} ---")
@@ -39,6 +40,7 @@ def main() -> int:
     print(f"\n{'':12} {'tokens':>7} {'verify passes':>14} {'acceptance length':>18} {'tokens/s':>9}")
     for name, one in stats.items():
         print(f"{name:12} {one.tokens:7} {one.rounds:14} {one.acceptance_length:18.2f} {one.tokens_per_second:9.1f}")
+    print(f"kernels: {kernels}")
     identical = token_ids["plain"] == token_ids["speculative"]
     print(f"identical: {'yes' if identical else 'no'}")
     return 0 if identical else 1

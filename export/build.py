@@ -35,6 +35,8 @@ from quasar.files import sha256_json, write_json
 if TYPE_CHECKING:
     import torch
 
+    from engines.onnxruntime.kernels import Kernels
+
 _EVALUATION_CONTINUATION_TOKENS = 32
 _PROBE_LAYERS = 2
 CANONICAL = "verifier.onnx"
@@ -43,6 +45,9 @@ _ONNXRUNTIME = OnnxRuntimeFiles(
     probe="onnxruntime/probe.onnx",
     probe_layers=_PROBE_LAYERS,
     integer_check="onnxruntime/integer_check.onnx",
+    native_graph="onnxruntime/native.onnx",
+    native_probe="onnxruntime/native_probe.onnx",
+    native_weights="onnxruntime/native.onnx.data",
 )
 
 
@@ -111,10 +116,12 @@ class _Build:
             calibration = workspace.stage("calibrate", self._calibrate)
         self._reporter.stage("export", f"canonical graph, {self._recipe.precision}")
         workspace.stage("export", self._export)
-        self._reporter.stage("lower", "ONNX Runtime: GroupQueryAttention, shared KV buffers")
+        self._reporter.stage("lower", "ONNX Runtime: its own operators, and the native ones over packed weights")
         workspace.stage("lower", self._lower)
         self._reporter.stage("probe", "integer matmuls, row invariance, costs on this machine")
         record = MachineRecord.from_json(workspace.stage("probe", self._probe))
+        if self._kernels.reason:
+            self._reporter.stage("", f"measured on stock kernels: {self._kernels.reason}")
         if record.exact_integers:
             self._reporter.stage("", "this CPU's fast integer kernels saturate: exact, slower ones are used instead")
         self._reporter.stage("fidelity", "against the float model, on held-out prompts")
@@ -131,7 +138,7 @@ class _Build:
             calibration=calibration,
             fidelity=fidelity,
             record=record,
-            onnxruntime=replace(_ONNXRUNTIME, probe_layers=self._measured_files.probe_layers),
+            onnxruntime=self._graphs,
             tensorrt={},
             files=files,
             hashes={},
@@ -147,15 +154,18 @@ class _Build:
         workspace.publish(replace(manifest, hashes=hashes).to_json())
 
     @property
-    def _measured_files(self) -> MeasuredFiles:
-        directory = self._workspace.path
-        return MeasuredFiles(
-            directory=directory,
-            graph=directory / _ONNXRUNTIME.graph,
-            probe=directory / _ONNXRUNTIME.probe,
-            probe_layers=min(_PROBE_LAYERS, self._contract.num_layers),
-            integer_check=directory / _ONNXRUNTIME.integer_check,
-        )
+    def _graphs(self) -> OnnxRuntimeFiles:
+        return replace(_ONNXRUNTIME, probe_layers=min(_PROBE_LAYERS, self._contract.num_layers))
+
+    @cached_property
+    def _kernels(self) -> "Kernels":
+        """What is measured is what runs here by default."""
+        from engines.onnxruntime.kernels import choose_kernels
+
+        return choose_kernels(None, self._graphs)
+
+    def _measured_files(self, kernels: "Kernels") -> MeasuredFiles:
+        return MeasuredFiles.of(self._workspace.path, self._graphs, kernels)
 
     @property
     def _quantizes(self) -> bool:
@@ -256,41 +266,30 @@ class _Build:
         return {}
 
     def _lower(self) -> dict[str, Any]:
-        import onnx_ir as ir
+        from export.lowering import lower_for_onnxruntime
 
-        from export.integer_check_graph import build_integer_check
-        from export.passes import KeepLayers, LowerToOnnxRuntime, UnsignedActivations
-
-        directory = self._workspace.path
-        (directory / "onnxruntime").mkdir(exist_ok=True)
-        model = ir.load(directory / CANONICAL)
-        LowerToOnnxRuntime(self._checkpoint.spec)(model)
-        UnsignedActivations()(model)
-        ir.save(model, directory / _ONNXRUNTIME.graph)
-        KeepLayers(self._measured_files.probe_layers, self._checkpoint.spec)(model)
-        ir.save(model, directory / _ONNXRUNTIME.probe)
-        integer_check = build_integer_check(version("quasar-verifier"))
-        UnsignedActivations()(integer_check)
-        ir.save(integer_check, directory / _ONNXRUNTIME.integer_check)
+        lower_for_onnxruntime(self._workspace.path, CANONICAL, self._graphs, self._checkpoint.spec)
         return {}
 
     def _probe(self) -> dict[str, Any]:
         from engines.machine import this_machine
         from engines.measuring import count_steps, measure_machine
         from engines.onnxruntime.executed import check_integer_matmuls, executed_kernels
+        from engines.onnxruntime.kernels import Kernels
 
-        files = self._measured_files
         with self._reporter.steps("probes and costs", count_steps(self._contract)) as step:
             record = measure_machine(
-                files,
+                self._measured_files(self._kernels),
                 self._contract,
-                this_machine(0),
+                this_machine(0, self._kernels.name),
                 has_integers=self._quantizes,
                 on_step=lambda what: step(1),
             )
         if self._quantizes:
+            # The portable path must not silently run in float, whatever runs here.
+            stock = self._measured_files(Kernels())
             kernels = executed_kernels(
-                files.directory, files.graph, self._contract, exact_integers=record.exact_integers
+                stock.directory, stock.graph, self._contract, exact_integers=record.exact_integers
             )
             check_integer_matmuls(kernels, dict(self._recipe.linears))
         return record.to_json()
@@ -301,8 +300,14 @@ class _Build:
         from engines.onnxruntime.session import OnnxRuntimeSession
 
         texts = self._texts(self._evaluation, _EVALUATION_CONTINUATION_TOKENS, "evaluation")
-        files = self._measured_files
-        session = OnnxRuntimeSession(files.directory, files.graph, self._contract, exact_integers=record.exact_integers)
+        files = self._measured_files(self._kernels)
+        session = OnnxRuntimeSession(
+            files.directory,
+            files.graph,
+            self._contract,
+            exact_integers=record.exact_integers,
+            library=files.library,
+        )
         with self._reporter.steps("fidelity", len(texts)) as step:
             figures = compare(texts, torch_logits(self._float_model), engine_logits(session), on_text=lambda: step(1))
         return {**figures, "prompts": len(texts), "prompts_sha256": prompts_hash(self._evaluation)}

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from engines.costs import CURVE_ROWS
 from engines.directory import EngineDirectory
+from engines.onnxruntime.kernels import STOCK, choose_kernels
 from engines.row_invariance import RowInvariance
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def print_manifest(directory: EngineDirectory) -> None:
     table.add_row(
         "measured on", f"{machine['processor']}, {machine['threads'] or machine['cores']} threads, {machine['library']}"
     )
+    table.add_row("kernels", _kernels(directory))
     if manifest.record.exact_integers:
         table.add_row("integer kernels", _EXACT)
     table.add_row("files", f"{len(manifest.files)}, {_mb(sum(entry['bytes'] for entry in manifest.files.values()))}")
@@ -71,6 +73,17 @@ def print_manifest(directory: EngineDirectory) -> None:
             table.add_row(f"{name} hash", value)
     out.print(table)
     out.print(_cost_table(directory))
+
+
+def _kernels(directory: EngineDirectory) -> str:
+    """Those that were measured, and those that would run here if they differ."""
+    measured = str(directory.manifest.record.machine.get("kernels", STOCK))
+    try:
+        here = choose_kernels(None, directory.manifest.onnxruntime)
+    except ImportError:
+        return f"measured: {measured}; here: ONNX Runtime is not installed"
+    why = f" ({here.reason})" if here.reason else ""
+    return measured if here.name == measured else f"measured: {measured}; here: {here.name}{why}"
 
 
 def _pairs() -> "Table":
@@ -117,7 +130,8 @@ def _invariance(found: RowInvariance) -> str:
     if found.chain is None:
         return "none: speculation is refused on this machine"
     crossing = f", not across {len(found.boundaries)} totals" if found.boundaries else ""
-    return f"chains exact at widths {found.chain} to {found.widest}{crossing}"
+    trees = ", trees exact" if found.tree else ""
+    return f"chains exact at widths {found.chain} to {found.widest}{crossing}{trees}"
 
 
 def _count(parameters: int) -> str:

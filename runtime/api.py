@@ -53,7 +53,13 @@ class Generation:
 
 
 def load(
-    path: str | Path, *, backend: str | None = None, provider: str = "cpu", threads: int = 0, rebuild: bool = False
+    path: str | Path,
+    *,
+    backend: str | None = None,
+    provider: str = "cpu",
+    threads: int = 0,
+    kernels: str | None = None,
+    rebuild: bool = False,
 ) -> "Engine":
     """Load an engine directory.
 
@@ -63,12 +69,16 @@ def load(
             this machine's GPU, else ONNX Runtime.
         provider: ONNX Runtime's: "cpu".
         threads: ONNX Runtime's; 0 takes one per physical core.
+        kernels: ONNX Runtime's: "native" (compiled with this package, or an error), "stock" (ONNX Runtime's own), or
+            None for native ones where they can run. They differ in speed and in the last bits of logits.
         rebuild: where no TensorRT plan fits this GPU and library, compile one into the user's cache.
 
     Raises:
         EngineError: no engine directory, damaged, written by a newer version, or not runnable here.
     """
-    return Engine(load_engine(path, backend=backend, provider=provider, threads=threads, rebuild=rebuild))
+    return Engine(
+        load_engine(path, backend=backend, provider=provider, threads=threads, kernels=kernels, rebuild=rebuild)
+    )
 
 
 class Engine:
@@ -103,6 +113,14 @@ class Engine:
     def backend(self) -> str:
         """What runs the engine: "onnxruntime", "tensorrt" or "tensorrt-rtx"."""
         return self._open().backend
+
+    @property
+    def kernels(self) -> str:
+        """Which kernels run on ONNX Runtime: "native" with an instruction level, or "stock" with why; else ""."""
+        kernels = self._open().kernels
+        if kernels is None:
+            return ""
+        return f"{kernels.name} ({kernels.reason})" if kernels.reason else kernels.name
 
     @property
     def record(self) -> MachineRecord:

@@ -32,6 +32,12 @@ _Backend = Annotated[
         show_default=False,
     ),
 ]
+_Kernels = Annotated[
+    str | None,
+    typer.Option(
+        "--kernels", help="On ONNX Runtime: native or stock (default: native if possible).", show_default=False
+    ),
+]
 
 
 @app.command()
@@ -47,6 +53,7 @@ def generate(
         bool, typer.Option("--no-chat-template", help="Feed the prompt as it stands, for base models.")
     ] = False,
     backend: _Backend = None,
+    kernels: _Kernels = None,
     threads: _Threads = 0,
     stats: Annotated[bool, typer.Option("--stats", help="Close with counts and speed, on stderr.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of streaming the text.")] = False,
@@ -54,7 +61,7 @@ def generate(
     """Answer PROMPT greedily, streaming the text."""
     import runtime
 
-    engine = runtime.load(directory, backend=backend, threads=threads)
+    engine = runtime.load(directory, backend=backend, kernels=kernels, threads=threads)
     token_ids: list[int] = []
     pieces: list[str] = []
     for event in engine.stream(
@@ -75,6 +82,7 @@ def generate(
                 "text": "".join(pieces),
                 "token_ids": token_ids,
                 "finish_reason": event.finish_reason,
+                "kernels": engine.kernels,
                 "stats": event.stats.to_json(),
             }
         )
@@ -82,6 +90,8 @@ def generate(
         print()
     if stats:
         console().print(describe(event.stats))
+        if engine.kernels:
+            console().print(f"kernels: {engine.kernels}", soft_wrap=True)
 
 
 @app.command()
@@ -95,6 +105,7 @@ def verify(
     max_ngram: _MaxNgram = 3,
     min_ngram: _MinNgram = 1,
     backend: _Backend = None,
+    kernels: _Kernels = None,
     threads: _Threads = 0,
     json: _Json = None,
 ) -> None:
@@ -109,7 +120,7 @@ def verify(
     from runtime.parity import verify as run_verify
 
     rows = read_prompts(prompts, limit)
-    engine = runtime.load(directory, backend=backend, threads=threads)
+    engine = runtime.load(directory, backend=backend, kernels=kernels, threads=threads)
     with progress_steps("plain and speculative", len(rows)) as step:
         parity = run_verify(
             engine,
@@ -151,6 +162,7 @@ def bench(
     max_ngram: _MaxNgram = 3,
     min_ngram: _MinNgram = 1,
     backend: _Backend = None,
+    kernels: _Kernels = None,
     threads: _Threads = 0,
     json: _Json = None,
 ) -> None:
@@ -165,8 +177,10 @@ def bench(
     rows = read_prompts(prompts, limit)
     # Two engines take turns here: one pool, so that the idle one costs the other nothing.
     runtime.share_threads(threads)
-    quantized = runtime.load(directory, backend=backend, threads=threads)
-    other = None if float_directory is None else runtime.load(float_directory, backend=backend, threads=threads)
+    quantized = runtime.load(directory, backend=backend, kernels=kernels, threads=threads)
+    other = None
+    if float_directory is not None:
+        other = runtime.load(float_directory, backend=backend, kernels=kernels, threads=threads)
     arms = make_arms(quantized, other, _drafter(drafter, max_ngram, min_ngram))
     with progress_steps("runs", len(rows) * len(arms)) as step:
         result = run_bench(

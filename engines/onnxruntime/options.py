@@ -1,6 +1,7 @@
 """How every ONNX Runtime session of this project is made, so that what is checked is what runs."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 from engines.machine import usable_cores
@@ -10,8 +11,10 @@ from engines.onnxruntime.threads import shared_threads
 _EXACT_INTEGERS = "session.x64quantprecision"
 
 
-def session_options(*, threads: int, exact_integers: bool) -> Any:
+def session_options(*, threads: int, exact_integers: bool, library: Path | None = None) -> Any:
     """`SessionOptions` for `threads` (0: one per physical core), or for the process's shared pool.
+
+    `library`: native operators to register.
 
     A process that is bound to some of the machine's cores gets no more threads than those: ONNX Runtime would not look.
     """
@@ -32,4 +35,6 @@ def session_options(*, threads: int, exact_integers: bool) -> Any:
     options.add_session_config_entry("session.dynamic_block_base", "4")
     if exact_integers:
         options.add_session_config_entry(_EXACT_INTEGERS, "1")
+    if library is not None:
+        options.register_custom_ops_library(str(library))
     return options

@@ -34,6 +34,7 @@ class OnnxRuntimeSession(HostCaches):
         num_layers: int | None = None,
         threads: int = 0,
         exact_integers: bool = False,
+        library: Path | None = None,
         profile_prefix: Path | None = None,
     ) -> None:
         """Load the graph.
@@ -43,11 +44,12 @@ class OnnxRuntimeSession(HostCaches):
             num_layers: layers of this graph, if it is a cut-down copy.
             threads: 0 lets ONNX Runtime take one per physical core; the shared pool's where there is one.
             exact_integers: choose integer kernels that cannot saturate on CPUs without VNNI.
+            library: the native operators that the graph needs (`engines.onnxruntime.kernels`).
             profile_prefix: write ONNX Runtime's profile there (`end_profiling`).
         """
         import onnxruntime as ort
 
-        options = session_options(threads=threads, exact_integers=exact_integers)
+        options = session_options(threads=threads, exact_integers=exact_integers, library=library)
         options.add_session_config_entry(_DATA_FOLDER, str(directory.resolve()))
         if profile_prefix is not None:
             options.enable_profiling = True
@@ -73,7 +75,10 @@ class OnnxRuntimeSession(HostCaches):
         self._lengths = np.zeros(1, np.int64)
         self._lengths_value = ort.OrtValue.ortvalue_from_numpy(self._lengths)
         self._tokens = _Buffer(ort, (1, widest))
-        self._tree_masks = _TreeMasks(ort, widest) if contract.tree_mask else None
+        # Native graphs take a tree whatever the portable graph takes.
+        self.takes_trees = names.TREE_MASK in {value.name for value in self._session.get_inputs()}
+        self._native = library is not None
+        self._tree_masks = _TreeMasks(ort, widest) if self.takes_trees else None
         self._count = np.arange(widest, dtype=np.int64)
         self._binding = self._bind_fixed()
         self._logits_binding: Any = None
@@ -138,8 +143,10 @@ class OnnxRuntimeSession(HostCaches):
         parents: Sequence[int] | Int64 | None,
     ) -> None:
         width = len(token_ids)
-        checked = None if parents is None else check_parents(parents, width, self.contract)
-        if checked is not None and cache_length == 0:
+        checked = None
+        if parents is not None:
+            checked = check_parents(parents, width, self.contract, takes_trees=self.takes_trees)
+        if checked is not None and cache_length == 0 and not self._native:
             # Into an empty cache GroupQueryAttention rotates rows by their order and ignores position_ids.
             raise GenerationError("a tree was fed into an empty cache: feed at least one row of the prompt first")
         self._ids.array[0, :width] = token_ids

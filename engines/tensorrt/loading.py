@@ -3,7 +3,7 @@
 import contextlib
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engines import costs
@@ -18,6 +18,7 @@ from engines.tensorrt.device import Gpu
 from engines.tensorrt.library import Library, LibraryName, check_driver, open_library
 from engines.tensorrt.plans import TensorRtFiles
 from engines.tensorrt.session import LoadedPlan, TensorRtSession
+from engines.tree_invariance import trees_are_exact
 from quasar.errors import EngineError
 from quasar.files import atomic_path, write_json
 
@@ -186,6 +187,7 @@ def gpu_machine(library: Library, gpu: Gpu) -> Machine:
         provider="cuda",
         threads=0,
         cores=0,
+        kernels="",
     )
 
 
@@ -215,9 +217,13 @@ def measure_session(session: TensorRtSession, machine: Machine) -> MachineRecord
         for length in (total - 2, total - 1, total)
     ]
     invariance = probe((session, sweeps[0]), (session, sweeps[1]), boundary_at=lengths)
+    trees = trees_are_exact(session, chain=invariance.chain or 1)
     surface = costs.measure(
         session, rows=costs.surface_rows(contract), widths=costs.surface_widths(contract), repeats=5
     )
     return MachineRecord(
-        machine=machine.to_json(), row_invariance=invariance, exact_integers=False, cost_surface_ms=surface
+        machine=machine.to_json(),
+        row_invariance=replace(invariance, tree=trees),
+        exact_integers=False,
+        cost_surface_ms=surface,
     )

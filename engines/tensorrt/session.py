@@ -80,6 +80,7 @@ class TensorRtSession:
         self.contract = contract
         self.num_layers = contract.num_layers
         self.max_logits_rows = contract.max_width
+        self.takes_trees = contract.tree_mask
         self._plan, self._device, self._graphs = plan, device, graphs
         self._replays: dict[tuple[int, int], _Replay] = {}
         self._contexts: list[Any] = []

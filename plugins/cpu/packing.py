@@ -3,6 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from plugins.w8a8_linear import BLOCK
 from quasar.errors import QuasarError
 
 Int8 = NDArray[np.int8]
@@ -10,8 +11,6 @@ UInt8 = NDArray[np.uint8]
 Float32 = NDArray[np.float32]
 
 TILE = 32
-# Inputs that share a scale in W8A8BlockLinear.
-BLOCK = 32
 # Four products of a column are one step of an integer dot product.
 STEP = 4
 MOST_INPUTS = 65536
@@ -35,7 +34,8 @@ def pack_weight(values: Int8, *, swiglu: bool = False, blocks: bool = False) -> 
     padded = np.zeros((-(-outputs // TILE) * TILE, -(-inputs // unit) * unit), np.int8)
     padded[:outputs, :inputs] = values
     tiles = padded.reshape(-1, TILE, padded.shape[1] // STEP, STEP).transpose(0, 2, 1, 3)
-    return (tiles.view(np.uint8) ^ 0x80).copy()
+    packed: UInt8 = np.ascontiguousarray(tiles).view(np.uint8) ^ np.uint8(0x80)
+    return packed
 
 
 def pack_block_scales(scales: Float32, *, swiglu: bool = False) -> Float32:

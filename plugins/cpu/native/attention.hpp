@@ -3,9 +3,12 @@
 // A row's result is a function of its own logical sequence alone: the committed rows, then its ancestors among the new
 // rows, then itself. A dot product sums over the head's values in order, a block sums over its positions in order, and
 // blocks are merged in order. Where rows lie, how many there are, and who computes what does not enter.
+// Scores are in units of ln 2, so that weights are powers of two.
 // Included once per level, behind linear.hpp.
 
 constexpr int kMostSize = 256;  // the largest head
+constexpr float kLog2E = 1.44269504f;
+constexpr int kQueryRows = kMostRows > 2 ? 4 : 1;  // queries that share a load of a key
 
 inline int row_length(const Attention& op, int row) { return op.cached + op.depth[row] + 1; }
 inline int first_position(const Attention& op, int row) {
@@ -40,7 +43,7 @@ void append_row(const Attention& op, int row) {
     }
     float* y = op.queries + ((static_cast<size_t>(head / group) * op.rows + row) * group + head % group) * size;
     rotate(q, cos, sin, op.rotary, size, y);
-    for (int i = 0; i < size; i += 16) store_first(y + i, mul(load_first(y + i, size - i), splat(op.scale)), size - i);
+    for (int i = 0; i < size; i += 16) store_first(y + i, mul(load_first(y + i, size - i), splat(op.scale * kLog2E)), size - i);
   }
   for (int head = 0; head < op.kv_heads; ++head) {
     const float* k = x + static_cast<size_t>(op.heads + head) * size;
@@ -55,39 +58,75 @@ void append_row(const Attention& op, int row) {
   }
 }
 
-// Keys of up to 64 slots as [size, 64]; lanes from `count` on are zero.
-inline void transpose(const float* keys, int count, int size, float* t) {
-  if (count == kPositions && size % 16 == 0) {
-    for (int j = 0; j < kPositions; j += 16) {
-      for (int i = 0; i < size; i += 16) {
-        transpose_tile(keys + static_cast<size_t>(j) * size + i, static_cast<size_t>(size), t + i * kPositions + j,
-                       kPositions);
-      }
-    }
-    return;
-  }
-  for (int j = 0; j < kPositions; ++j) {
-    for (int i = 0; i < size; ++i) t[i * kPositions + j] = j < count ? keys[static_cast<size_t>(j) * size + i] : 0.0f;
+inline void clear_lanes(int from, int size, float* t) {
+  for (int group = from / 16 * 16; group < kPositions; group += 16) {
+    for (int i = 0; i < size; ++i) store(t + i * kPositions + group, splat(0.0f));
   }
 }
 
-// Scores of R queries over 64 transposed keys: s [R, 64].
-template <int R>
-inline void scores(const float* queries, const float* t, int size, float* s) {
-  Lanes sums[R][4];
-  for (int r = 0; r < R; ++r) {
-    for (int j = 0; j < 4; ++j) sums[r][j] = splat(0.0f);
-  }
-  for (int i = 0; i < size; ++i, t += kPositions) {
-    const Lanes k[4] = {load(t), load(t + 16), load(t + 32), load(t + 48)};
-    for (int r = 0; r < R; ++r) {
-      const Lanes q = splat(queries[static_cast<size_t>(r) * size + i]);
-      for (int j = 0; j < 4; ++j) sums[r][j] = fma(q, k[j], sums[r][j]);
+// The next block's keys or values, of which every group of queries fetches its part from memory.
+struct AheadRows {
+  const float* next;
+  int step;
+};
+inline AheadRows ahead_rows(const float* block, int size, int query, int queries) {
+  return {block + static_cast<size_t>(query) * kPositions * size / queries,
+          (kQueryRows * size + queries - 1) / queries};
+}
+inline void fetch_row(AheadRows* ahead) {
+  for (int i = 0; i < ahead->step; i += 16) __builtin_prefetch(ahead->next + i, 0, 2);
+  ahead->next += ahead->step;
+}
+
+// The first `count` of 64 keys as [size, 64]; lanes behind them are zero.
+inline void transpose(const float* keys, int count, int size, float* t) {
+  clear_lanes(count, size, t);
+  int j = 0;
+  for (; j + 16 <= count && size % 16 == 0; j += 16) {
+    for (int i = 0; i < size; i += 16) {
+      transpose_tile(keys + static_cast<size_t>(j) * size + i, static_cast<size_t>(size), t + i * kPositions + j,
+                     kPositions);
     }
   }
-  for (int r = 0; r < R; ++r) {
-    for (int j = 0; j < 4; ++j) store(s + r * kPositions + 16 * j, sums[r][j]);
+  for (; j < count; ++j) {
+    for (int i = 0; i < size; ++i) t[i * kPositions + j] = keys[static_cast<size_t>(j) * size + i];
   }
+}
+
+// Scores of R queries over the first 16 G of 64 transposed keys: s [R, 64].
+template <int R, int G>
+inline void scores(const float* queries, const float* t, int size, AheadRows ahead, float* s) {
+  Lanes sums[R][G];
+  QUASAR_UNROLL
+  for (int r = 0; r < R; ++r) {
+    QUASAR_UNROLL
+    for (int j = 0; j < G; ++j) sums[r][j] = splat(0.0f);
+  }
+  for (int i = 0; i < size; ++i, t += kPositions) {
+    fetch_row(&ahead);
+    Lanes k[G];
+    QUASAR_UNROLL
+    for (int j = 0; j < G; ++j) k[j] = load(t + 16 * j);
+    QUASAR_UNROLL
+    for (int r = 0; r < R; ++r) {
+      const Lanes q = splat(queries[static_cast<size_t>(r) * size + i]);
+      QUASAR_UNROLL
+      for (int j = 0; j < G; ++j) sums[r][j] = fma(q, k[j], sums[r][j]);
+    }
+  }
+  QUASAR_UNROLL
+  for (int r = 0; r < R; ++r) {
+    QUASAR_UNROLL
+    for (int j = 0; j < G; ++j) store(s + r * kPositions + 16 * j, sums[r][j]);
+  }
+}
+
+// Only as many lanes as `to` positions need.
+template <int R>
+inline void scores_up_to(const float* queries, const float* t, int size, int to, AheadRows ahead, float* s) {
+  if (to <= 16) return scores<R, 1>(queries, t, size, ahead, s);
+  if (to <= 32) return scores<R, 2>(queries, t, size, ahead, s);
+  return scores<R, 4>(queries, t, size, ahead, s);
 }
 
 // A softmax over some positions that is not divided yet.
@@ -113,44 +152,55 @@ inline void soften(const Attention& op, float* s, int from, int to, State* state
     v[j] = load(s + 16 * j);
     if (op.softcap > 0.0f) {
       // cap * tanh(s / cap), with tanh(x) = 1 - 2 / (e^2x + 1)
-      const Lanes e = exponential(mul(v[j], splat(2.0f / op.softcap)));
-      v[j] = mul(splat(op.softcap), sub(splat(1.0f), div(splat(2.0f), add(e, splat(1.0f)))));
+      const Lanes e = exponential(mul(v[j], splat(2.0f / (op.softcap * kLog2E))));
+      v[j] = mul(splat(op.softcap * kLog2E), sub(splat(1.0f), div(splat(2.0f), add(e, splat(1.0f)))));
     }
   }
-  mask(v, from, to, -__builtin_inff());
+  const bool whole = from == 0 && to == kPositions;
+  if (!whole) mask(v, from, to, -__builtin_inff());
   state->m = largest(larger(larger(v[0], v[1]), larger(v[2], v[3])));
-  for (int j = 0; j < 4; ++j) v[j] = exponential(sub(v[j], splat(state->m)));
-  mask(v, from, to, 0.0f);
+  for (int j = 0; j < 4; ++j) v[j] = power_of_two_up_to_one(sub(v[j], splat(state->m)));
+  if (!whole) mask(v, from, to, 0.0f);
   for (int j = 0; j < 4; ++j) store(s + 16 * j, v[j]);
   state->l = sum(add(add(v[0], v[1]), add(v[2], v[3])));
 }
 
 // o = Σ weight · value over positions [from, to) in order; R rows share what they see.
 template <int R, int N>
-inline void weigh(const float* s, const float* values, int from, int to, int size, int at, State* states) {
+inline void weigh(const float* s, const float* values, int from, int to, int size, int at, AheadRows* ahead,
+                  State* states) {
   Lanes o[R][N];
+  QUASAR_UNROLL
   for (int r = 0; r < R; ++r) {
+    QUASAR_UNROLL
     for (int n = 0; n < N; ++n) o[r][n] = splat(0.0f);
   }
   for (int j = from; j < to; ++j) {
+    fetch_row(ahead);
     const float* value = values + static_cast<size_t>(j) * size + at;
     Lanes v[N];
+    QUASAR_UNROLL
     for (int n = 0; n < N; ++n) v[n] = load(value + 16 * n);
+    QUASAR_UNROLL
     for (int r = 0; r < R; ++r) {
       const Lanes p = splat(s[r * kPositions + j]);
+      QUASAR_UNROLL
       for (int n = 0; n < N; ++n) o[r][n] = fma(p, v[n], o[r][n]);
     }
   }
+  QUASAR_UNROLL
   for (int r = 0; r < R; ++r) {
+    QUASAR_UNROLL
     for (int n = 0; n < N; ++n) store(states[r].o + at + 16 * n, o[r][n]);
   }
 }
 
 template <int R>
-inline void weigh_all(const float* s, const float* values, int from, int to, int size, State* states) {
+inline void weigh_all(const float* s, const float* values, int from, int to, int size, AheadRows ahead,
+                      State* states) {
   int at = 0;
-  for (; at + 64 <= size; at += 64) weigh<R, 4>(s, values, from, to, size, at, states);
-  for (; at + 16 <= size; at += 16) weigh<R, 1>(s, values, from, to, size, at, states);
+  for (; at + 64 <= size; at += 64) weigh<R, 4>(s, values, from, to, size, at, &ahead, states);
+  for (; at + 16 <= size; at += 16) weigh<R, 1>(s, values, from, to, size, at, &ahead, states);
   for (; at < size; ++at) {
     for (int r = 0; r < R; ++r) {
       float o = 0.0f;
@@ -174,16 +224,27 @@ inline void weigh_path(const float* s, const float* values, const int* slots, in
   }
 }
 
+// Two softmaxes become one: the factors of either's sums and outputs.
+struct Factors {
+  float before, now;
+};
+inline void merge_values(float* o, const float* next, Factors factors, int size) {
+  const Lanes before = splat(factors.before), now = splat(factors.now);
+  for (int i = 0; i < size; i += 16) {
+    const int count = size - i;
+    store_first(o + i, fma(load_first(o + i, count), before, mul(load_first(next + i, count), now)), count);
+  }
+}
+inline float merge_sums(float l, float next, Factors factors) {
+  return __builtin_fmaf(l, factors.before, next * factors.now);
+}
 inline void merge(State* all, const State& next, int size) {
   const float m = all->m > next.m ? all->m : next.m;
-  float factors[16] = {all->m - m, next.m - m};
-  store(factors, exponential(load(factors)));
-  const Lanes before = splat(factors[0]), now = splat(factors[1]);
-  all->l = __builtin_fmaf(all->l, factors[0], next.l * factors[1]);
-  for (int i = 0; i < size; i += 16) {
-    const Lanes o = fma(load_first(all->o + i, size - i), before, mul(load_first(next.o + i, size - i), now));
-    store_first(all->o + i, o, size - i);
-  }
+  alignas(64) float exponents[16] = {all->m - m, next.m - m};
+  store(exponents, power_of_two_up_to_one(load(exponents)));
+  const Factors factors{exponents[0], exponents[1]};
+  all->l = merge_sums(all->l, next.l, factors);
+  merge_values(all->o, next.o, factors, size);
   all->m = m;
 }
 
@@ -195,7 +256,6 @@ inline void finish(const Attention& op, int head, int row, const State& state) {
   }
 }
 
-constexpr int kQueryRows = kMostRows > 2 ? 4 : 1;  // queries that share a load of a key
 constexpr int kStreamRows = 32;                    // new rows of one streaming task
 
 inline size_t state_floats(const Attention& op) { return (static_cast<size_t>(op.size) + 15) / 16 * 16 + 16; }
@@ -225,12 +285,14 @@ inline Span row_span(const Attention& op, int row, int block) {
 // R queries at most that see the same of a block.
 template <int R>
 inline void attend_queries(const Attention& op, const float* queries, const float* t, const float* values, Span span,
-                           int count, float* s, State* states) {
+                           int count, AheadRows next_keys, AheadRows next_values, float* s, State* states) {
   if constexpr (R > 0) {
-    if (count < R) return attend_queries<R - 1>(op, queries, t, values, span, count, s, states);
-    scores<R>(queries, t, op.size, s);
+    if (count < R) {
+      return attend_queries<R - 1>(op, queries, t, values, span, count, next_keys, next_values, s, states);
+    }
+    scores_up_to<R>(queries, t, op.size, span.to, next_keys, s);
     for (int r = 0; r < R; ++r) soften(op, s + r * kPositions, span.from, span.to, states + r);
-    weigh_all<R>(s, values, span.from, span.to, op.size, states);
+    weigh_all<R>(s, values, span.from, span.to, op.size, next_values, states);
   }
 }
 
@@ -246,7 +308,8 @@ inline void attend_block(const Attention& op, int kv_head, int block, int first,
   const bool shared = op.chain || base + kPositions <= op.cached;
   alignas(64) float s[kQueryRows * kPositions];
   if (shared) {
-    transpose(op.key + cache + static_cast<size_t>(base) * size, slots < kPositions ? slots : kPositions, size, t);
+    const float* keys = op.key + cache + static_cast<size_t>(base) * size;
+    transpose(keys, slots < kPositions ? slots : kPositions, size, t);
     for (int query = first; query < end;) {
       const Span span = row_span(op, query / group, block);
       seen[query - first] = span.from < span.to;
@@ -261,7 +324,10 @@ inline void attend_block(const Attention& op, int kv_head, int block, int first,
         seen[query + same - first] = true;
         ++same;
       }
-      attend_queries<kQueryRows>(op, queries + static_cast<size_t>(query) * size, t, values, span, same, s,
+      const float* next = keys + kPositions * size;
+      attend_queries<kQueryRows>(op, queries + static_cast<size_t>(query) * size, t, values, span, same,
+                                 ahead_rows(next, size, query - first, end - first),
+                                 ahead_rows(values + kPositions * size, size, query - first, end - first), s,
                                  states + (query - first));
       query += same;
     }
@@ -275,6 +341,7 @@ inline void attend_block(const Attention& op, int kv_head, int block, int first,
     const int high = (row + 1) * group < end ? (row + 1) * group : end;
     for (int query = low; query < high; ++query) seen[query - first] = span.from < span.to;
     if (span.from >= span.to) continue;
+    clear_lanes(span.to, size, t);
     for (int j = 0; j < span.to; ++j) {
       const int position = base + j;
       slot[j] = position < op.cached ? position
@@ -282,11 +349,8 @@ inline void attend_block(const Attention& op, int kv_head, int block, int first,
       const float* key = op.key + cache + static_cast<size_t>(slot[j]) * size;
       for (int i = 0; i < size; ++i) t[i * kPositions + j] = key[i];
     }
-    for (int j = span.to; j < kPositions; ++j) {
-      for (int i = 0; i < size; ++i) t[i * kPositions + j] = 0.0f;
-    }
     for (int query = low; query < high; ++query) {
-      scores<1>(queries + static_cast<size_t>(query) * size, t, size, s);
+      scores_up_to<1>(queries + static_cast<size_t>(query) * size, t, size, span.to, {t, 0}, s);
       soften(op, s, span.from, span.to, states + (query - first));
       weigh_path(s, op.value + cache, slot, span.from, span.to, size, states + (query - first));
     }
@@ -294,22 +358,27 @@ inline void attend_block(const Attention& op, int kv_head, int block, int first,
 }
 
 int attention_tasks(const Attention& op) {
-  return op.kv_heads * (op.streamed ? (op.rows + kStreamRows - 1) / kStreamRows : op.blocks);
+  const int parts = op.streamed ? (op.rows + kStreamRows - 1) / kStreamRows : (op.blocks + op.run - 1) / op.run;
+  return op.kv_heads * parts;
 }
 
 void attend(const Attention& op, int task) {
   alignas(64) float t[kMostSize * kPositions];
-  const int group = op.heads / op.kv_heads, kv_head = task % op.kv_heads, part = task / op.kv_heads;
+  const int group = op.heads / op.kv_heads, parts = attention_tasks(op) / op.kv_heads;
+  const int kv_head = task / parts, part = task % parts;
   constexpr int kQueries = 32;
   State states[kQueries];
   bool seen[kQueries];
   if (!op.streamed) {
-    for (int first = 0; first < op.rows * group; first += kQueries) {
-      const int end = first + kQueries < op.rows * group ? first + kQueries : op.rows * group;
-      for (int query = first; query < end; ++query) states[query - first] = partial_state(op, kv_head, query, part);
-      attend_block(op, kv_head, part, first, end, t, states, seen);
-      for (int query = first; query < end; ++query) {
-        if (seen[query - first]) keep(op, states[query - first]);
+    const int last = (part + 1) * op.run < op.blocks ? (part + 1) * op.run : op.blocks;
+    for (int block = part * op.run; block < last; ++block) {
+      for (int first = 0; first < op.rows * group; first += kQueries) {
+        const int end = first + kQueries < op.rows * group ? first + kQueries : op.rows * group;
+        for (int query = first; query < end; ++query) states[query - first] = partial_state(op, kv_head, query, block);
+        attend_block(op, kv_head, block, first, end, t, states, seen);
+        for (int query = first; query < end; ++query) {
+          if (seen[query - first]) keep(op, states[query - first]);
+        }
       }
     }
     return;
@@ -340,6 +409,47 @@ void attend(const Attention& op, int task) {
   }
 }
 
+// As `merge`, block after block, with the factors of 16 blocks at a time and 64 values in registers.
+inline void merge_run(const Attention& op, int kv_head, int query, int begin, int end, State* all) {
+  const size_t stride = state_floats(op);
+  for (int block = begin; block < end; block += 16) {
+    const int count = end - block < 16 ? end - block : 16;
+    const State next = partial_state(op, kv_head, query, block);
+    alignas(64) float before[16] = {}, now[16] = {};
+    float m = all->m;
+    for (int b = 0; b < count; ++b) {
+      const float here = next.o[b * stride + stride - 16];
+      const float most = m > here ? m : here;
+      before[b] = m - most;
+      now[b] = here - most;
+      m = most;
+    }
+    all->m = m;
+    store(before, power_of_two_up_to_one(load(before)));
+    store(now, power_of_two_up_to_one(load(now)));
+    for (int b = 0; b < count; ++b) {
+      all->l = merge_sums(all->l, next.o[b * stride + stride - 15], {before[b], now[b]});
+    }
+    int at = 0;
+    for (; at + 64 <= op.size; at += 64) {
+      Lanes o[4];
+      QUASAR_UNROLL
+      for (int n = 0; n < 4; ++n) o[n] = load(all->o + at + 16 * n);
+      for (int b = 0; b < count; ++b) {
+        const float* values = next.o + b * stride + at;
+        const Lanes old = splat(before[b]), fresh = splat(now[b]);
+        QUASAR_UNROLL
+        for (int n = 0; n < 4; ++n) o[n] = fma(o[n], old, mul(load(values + 16 * n), fresh));
+      }
+      QUASAR_UNROLL
+      for (int n = 0; n < 4; ++n) store(all->o + at + 16 * n, o[n]);
+    }
+    for (int b = 0; at < op.size && b < count; ++b) {
+      merge_values(all->o + at, next.o + b * stride + at, {before[b], now[b]}, op.size - at);
+    }
+  }
+}
+
 // Blocks of one row and kv head that were computed one by one, merged in order.
 void merge_blocks(const Attention& op, int piece) {
   const int group = op.heads / op.kv_heads, row = piece / op.kv_heads, kv_head = piece % op.kv_heads;
@@ -348,9 +458,7 @@ void merge_blocks(const Attention& op, int piece) {
   for (int head = kv_head * group; head < (kv_head + 1) * group; ++head) {
     const int query = row * group + head % group;
     State all = partial_state(op, kv_head, query, begin);
-    for (int block = begin + 1; block < end; ++block) {
-      merge(&all, partial_state(op, kv_head, query, block), op.size);
-    }
+    merge_run(op, kv_head, query, begin + 1, end, &all);
     finish(op, head, row, all);
   }
 }

@@ -52,7 +52,8 @@ struct Attention {
   // Scratch.
   float* queries;             // [kv_heads, rows * group, size], rotated and scaled
   int blocks;                 // logical blocks up to the deepest row
-  bool streamed;              // one task follows all blocks, instead of one task per block
+  int run;                    // blocks of one task
+  bool streamed;              // one task follows all blocks of some rows, instead of some blocks for all rows
   float* partial;             // [heads * rows, blocks, size rounded up to 16, + 16]: output, then maximum and sum
 };
 

@@ -85,16 +85,38 @@ inline int32_t four_bytes(const int8_t* q) {
   return four;
 }
 
+// What to fetch from memory while a tile is multiplied. One pass over few rows reads on in its own tile; where several
+// passes share a tile, each fetches its part of the next one, so that memory never waits for arithmetic.
+struct Ahead {
+  const uint8_t* next;
+  int step;
+};
+inline Ahead look_ahead(const Linear& op, const uint8_t* tile, int row) {
+  constexpr int kDistance = 4096;
+  const int passes = (op.rows + kMostRows - 1) / kMostRows;
+  if (passes == 1) return {tile + kDistance, 4 * kTile};
+  const int bytes = op.padded * kTile;
+  const int distance = op.swiglu ? 2 * bytes : bytes;
+  return {tile + distance + static_cast<size_t>(row / kMostRows) * bytes / passes, 4 * kTile / passes};
+}
+inline void fetch(Ahead* ahead) {
+  __builtin_prefetch(ahead->next, 0, 2);
+  if (ahead->step > 64) __builtin_prefetch(ahead->next + 64, 0, 2);
+  ahead->next += ahead->step;
+}
+
 // One tile times R rows from `row` on, dequantized: y [R, 32].
 template <int R>
 inline void multiply(const Linear& op, const uint8_t* tile, const float* scale, int columns, int row, float* y) {
   const int8_t* q = op.q + static_cast<size_t>(row) * op.padded;
+  Ahead ahead = look_ahead(op, tile, row);
   Sums low[R], high[R];
+  QUASAR_UNROLL
   for (int r = 0; r < R; ++r) low[r] = high[r] = sums(kWeightsKeepOffset ? op.offset[row + r] : 0);
   for (int k = 0; k < op.padded; k += 4, tile += 4 * kTile) {
-    __builtin_prefetch(tile + 2048);
-    __builtin_prefetch(tile + 2048 + 64);
+    fetch(&ahead);
     const Weights a = weights(tile), b = weights(tile + 64);
+    QUASAR_UNROLL
     for (int r = 0; r < R; ++r) {
       const int32_t four = four_bytes(q + static_cast<size_t>(r) * op.padded + k);
       low[r] = dot(low[r], a, four);
@@ -104,6 +126,7 @@ inline void multiply(const Linear& op, const uint8_t* tile, const float* scale, 
   const Lanes step = splat(1.0f / 127.0f);
   const Lanes scale_low = mul(step, load_first(scale, columns));
   const Lanes scale_high = mul(step, load_first(scale + 16, columns - 16));
+  QUASAR_UNROLL
   for (int r = 0; r < R; ++r) {
     const Lanes a = splat(op.amax[row + r]);
     store(y + r * kTile, mul(mul(to_float(low[r]), scale_low), a));
@@ -116,19 +139,22 @@ template <int R>
 inline void multiply_blocks(const Linear& op, const uint8_t* tile, const float* scale, int row, float* y) {
   const int8_t* q = op.q + static_cast<size_t>(row) * op.padded;
   const int blocks = op.padded / kBlock;
+  Ahead ahead = look_ahead(op, tile, row);
   Lanes low[R], high[R];
+  QUASAR_UNROLL
   for (int r = 0; r < R; ++r) low[r] = high[r] = splat(0.0f);
   const Lanes step = splat(1.0f / 127.0f);
   for (int b = 0; b < blocks; ++b, scale += kTile) {
     Sums sum_low[R], sum_high[R];
+    QUASAR_UNROLL
     for (int r = 0; r < R; ++r) {
       const int32_t offset = kWeightsKeepOffset ? op.offset[static_cast<size_t>(row + r) * blocks + b] : 0;
       sum_low[r] = sum_high[r] = sums(offset);
     }
     for (int k = 0; k < kBlock; k += 4, tile += 4 * kTile) {
-      __builtin_prefetch(tile + 2048);
-      __builtin_prefetch(tile + 2048 + 64);
+      fetch(&ahead);
       const Weights first = weights(tile), second = weights(tile + 64);
+      QUASAR_UNROLL
       for (int r = 0; r < R; ++r) {
         const int32_t four = four_bytes(q + static_cast<size_t>(r) * op.padded + b * kBlock + k);
         sum_low[r] = dot(sum_low[r], first, four);
@@ -136,12 +162,14 @@ inline void multiply_blocks(const Linear& op, const uint8_t* tile, const float* 
       }
     }
     const Lanes scale_low = mul(step, load(scale)), scale_high = mul(step, load(scale + 16));
+    QUASAR_UNROLL
     for (int r = 0; r < R; ++r) {
       const Lanes a = splat(op.amax[static_cast<size_t>(row + r) * blocks + b]);
       low[r] = fma(to_float(sum_low[r]), mul(scale_low, a), low[r]);
       high[r] = fma(to_float(sum_high[r]), mul(scale_high, a), high[r]);
     }
   }
+  QUASAR_UNROLL
   for (int r = 0; r < R; ++r) {
     store(y + r * kTile, low[r]);
     store(y + r * kTile + 16, high[r]);

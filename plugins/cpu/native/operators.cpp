@@ -244,22 +244,16 @@ struct W8A8 {
 
     struct Work {
       Linear op;
-      int output_tiles, tiles_per_piece;
-    } work{op, static_cast<int>((outputs + kTile - 1) / kTile), 1};
-    // Pieces of about 64 KB of weights.
-    const int64_t tile_bytes = padded * kTile * (swiglu != 0 ? 2 : 1);
-    while (work.tiles_per_piece * 2 * tile_bytes <= 65536 && work.tiles_per_piece * 16 < work.output_tiles) {
-      work.tiles_per_piece *= 2;
-    }
+      Pieces pieces;
+    } work{op, Pieces(static_cast<int>((outputs + kTile - 1) / kTile))};
     Phase phases[2] = {
         {[](void* state, int piece) { level->quantize_row(static_cast<Work*>(state)->op, piece); }, &work, op.rows},
         {[](void* state, int piece) {
            const Work& work = *static_cast<Work*>(state);
-           const int first = piece * work.tiles_per_piece, end = first + work.tiles_per_piece;
-           level->multiply_tiles(work.op, first, end < work.output_tiles ? end : work.output_tiles);
+           level->multiply_tiles(work.op, work.pieces.first(piece), work.pieces.first(piece + 1));
          },
-         &work, (work.output_tiles + work.tiles_per_piece - 1) / work.tiles_per_piece}};
-    checks.add(run(api, context, phases, 2));
+         &work, work.pieces.count()}};
+    checks.add(quasar::run(api, context, phases, 2));
   }
 };
 
@@ -363,6 +357,9 @@ struct VerifyAttention {
     op.blocks = static_cast<int>((cached + rows + kPositions - 1) / kPositions);
     const size_t state = (static_cast<size_t>(size) + 15) / 16 * 16 + 16;
     const size_t partial = static_cast<size_t>(heads * rows) * op.blocks * state;
+    // At least four tasks a thread, in long runs where there are enough blocks.
+    const int64_t share = op.blocks * kv_heads / (4 * usable_cores());
+    op.run = share < 1 ? 1 : share > 8 ? 8 : static_cast<int>(share);
     op.streamed = partial > kMostPartialFloats;
     const size_t queries = static_cast<size_t>(heads * rows * size), paths = op.chain ? 0 : rows * rows;
     Scratch scratch;
@@ -385,7 +382,7 @@ struct VerifyAttention {
          level->attention_tasks(op)},
         {[](void* state, int piece) { level->merge_blocks(*static_cast<Attention*>(state), piece); }, &op,
          op.rows * op.kv_heads}};
-    checks.add(run(api, context, phases, op.streamed ? 2 : 3));
+    checks.add(quasar::run(api, context, phases, op.streamed ? 2 : 3));
   }
 
   // Where past and present are not one buffer, the committed rows go over.
@@ -460,7 +457,7 @@ struct ArgMax {
                   level->argmax_row(work.logits + row * work.columns, work.columns, work.tokens + row);
                 },
                 &work, static_cast<int>(x.rows())};
-    checks.add(run(api, context, &phase, 1));
+    checks.add(quasar::run(api, context, &phase, 1));
   }
 };
 

@@ -74,6 +74,46 @@ inline ort::Status* run(const ort::Api& api, const ort::KernelContext* context, 
   return nullptr;
 }
 
+// The cores that this process may use; how work is cut does not change a result.
+inline int usable_cores() {
+  static std::atomic<int> known{0};
+  int cores = known.load(std::memory_order_relaxed);
+  if (cores == 0) {
+    cores = 4;
+#if defined(__linux__)
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0) cores = CPU_COUNT(&set);
+#endif
+    known.store(cores, std::memory_order_relaxed);
+  }
+  return cores;
+}
+
+// Items in pieces that shrink: long runs keep memory streaming, short ones at the end let threads finish together.
+class Pieces {
+ public:
+  explicit Pieces(int items) {
+    const int share = 2 * usable_cores();
+    int next = 0;
+    while (next < items && count_ < kMost - 1) {
+      first_[count_++] = next;
+      const int piece = (items - next) / share;
+      next += piece < 1 ? 1 : piece;
+    }
+    if (next < items) {
+      first_[count_++] = next;
+    }
+    first_[count_] = items;
+  }
+  int count() const { return count_; }
+  int first(int piece) const { return first_[piece]; }
+
+ private:
+  static constexpr int kMost = 256;
+  int count_ = 0;
+  int first_[kMost + 1];
+};
+
 // Memory for one call, aligned to cache lines; given back to a small store, so that a round allocates nothing.
 class Scratch {
  public:

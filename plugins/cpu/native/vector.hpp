@@ -4,6 +4,9 @@
 //
 // Included once per level, inside its namespace: functions compiled for one level must not be shared with another.
 
+// Arrays of lanes stay in registers only if the loops over them are gone early.
+#define QUASAR_UNROLL _Pragma("GCC unroll 16")
+
 #if defined(QUASAR_AVX512)
 
 struct Lanes {
@@ -21,10 +24,8 @@ inline Lanes fma(Lanes a, Lanes b, Lanes c) { return {_mm512_fmadd_ps(a.v, b.v, 
 inline Lanes larger(Lanes a, Lanes b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline Lanes smaller(Lanes a, Lanes b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline Lanes nearest(Lanes a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
-// 2^n for integral n from -126 to 127.
-inline Lanes power_of_two(Lanes n) {
-  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127)), 23))};
-}
+// a · 2^n for integral n from -126 to 127.
+inline Lanes scale_by_power_of_two(Lanes a, Lanes n) { return {_mm512_scalef_ps(a.v, n.v)}; }
 // Lanes from `count` on are replaced by x.
 inline Lanes keep_first(Lanes a, int count, float x) {
   const __mmask16 mask = count >= 16 ? 0xffff : static_cast<__mmask16>((1u << (count < 0 ? 0 : count)) - 1);
@@ -115,7 +116,7 @@ inline Lanes nearest(Lanes x) {
 inline __m256 power_of_two(__m256 n) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
 }
-inline Lanes power_of_two(Lanes n) { return {power_of_two(n.a), power_of_two(n.b)}; }
+inline Lanes scale_by_power_of_two(Lanes x, Lanes n) { return mul(x, {power_of_two(n.a), power_of_two(n.b)}); }
 inline __m256 keep_first(__m256 a, int count, float x) {
   const __m256i index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   const __m256 kept = _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(count), index));
@@ -249,10 +250,10 @@ inline Lanes smaller(Lanes x, Lanes y) {
 inline Lanes nearest(Lanes x) {
   return each([&](int i) { return vrndnq_f32(x.v[i]); });
 }
-inline Lanes power_of_two(Lanes n) {
-  return each([&](int i) {
+inline Lanes scale_by_power_of_two(Lanes x, Lanes n) {
+  return mul(x, each([&](int i) {
     return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n.v[i]), vdupq_n_s32(127)), 23));
-  });
+  }));
 }
 inline Lanes keep_first(Lanes x, int count, float other) {
   static const int32_t kIndex[4] = {0, 1, 2, 3};
@@ -351,13 +352,13 @@ inline Lanes smaller(const Lanes& x, const Lanes& y) {
 inline Lanes nearest(const Lanes& x) {
   return each([&](int i) { return __builtin_rintf(x.v[i]); });
 }
-inline Lanes power_of_two(const Lanes& n) {
+inline Lanes scale_by_power_of_two(const Lanes& x, const Lanes& n) {
   return each([&](int i) {
     // What is no number has no power; the caller's other factor carries it.
     const int32_t bits = n.v[i] == n.v[i] ? (static_cast<int32_t>(n.v[i]) + 127) << 23 : 0;
     float value;
     __builtin_memcpy(&value, &bits, sizeof value);
-    return value;
+    return x.v[i] * value;
   });
 }
 inline Lanes keep_first(const Lanes& x, int count, float other) {
@@ -431,6 +432,20 @@ inline float first(const Lanes& x) {
   store(v, x);
   return v[0];
 }
+// 2^x within 2 units in the last place for x from -126 to 0; below, as for -126.
+inline Lanes power_of_two_up_to_one(Lanes x) {
+  x = larger(splat(-126.0f), x);
+  const Lanes n = nearest(x);
+  const Lanes f = sub(x, n);
+  Lanes y = splat(1.535336188319500e-4f);
+  y = fma(y, f, splat(1.339887440266574e-3f));
+  y = fma(y, f, splat(9.618437357674640e-3f));
+  y = fma(y, f, splat(5.550332471162809e-2f));
+  y = fma(y, f, splat(2.402264791363012e-1f));
+  y = fma(y, f, splat(6.931472028550421e-1f));
+  y = fma(y, f, splat(1.0f));
+  return scale_by_power_of_two(y, n);
+}
 // e^x within 2 units in the last place, for x from -87.3 to 88 and clamped to that; what is no number stays so.
 inline Lanes exponential(Lanes x) {
   x = larger(splat(-87.3365447f), smaller(splat(88.0f), x));
@@ -444,5 +459,5 @@ inline Lanes exponential(Lanes x) {
   y = fma(y, r, splat(1.6666665459e-1f));
   y = fma(y, r, splat(5.0000001201e-1f));
   y = add(fma(y, mul(r, r), r), splat(1.0f));
-  return mul(y, power_of_two(n));
+  return scale_by_power_of_two(y, n);
 }

@@ -1,0 +1,56 @@
+"""Which kernels an ONNX Runtime session runs: its own, or the native operators of `plugins/cpu`."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from engines.manifest import OnnxRuntimeFiles
+from plugins.cpu.library import find_library, is_slow
+from quasar.errors import EngineError, QuasarError
+
+STOCK, NATIVE = "stock", "native"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernels:
+    """A choice of kernels.
+
+    `library`: what native graphs need; None for stock kernels. `level`: its instructions, or "". `reason`: why native
+    kernels do not run, where nobody asked for stock ones.
+    """
+
+    library: Path | None = None
+    level: str = ""
+    reason: str = ""
+
+    @property
+    def name(self) -> str:
+        """What people and records read: "native avx512-vnni", or "stock"."""
+        return f"{NATIVE} {self.level}" if self.library is not None else STOCK
+
+
+def choose_kernels(wanted: str | None, files: OnnxRuntimeFiles) -> Kernels:
+    """Native kernels where the engine has their graph and this machine a library that is faster than stock kernels.
+
+    Args:
+        wanted: "stock", "native" (or an error), or None for the best.
+
+    Raises:
+        EngineError: native kernels were asked for and cannot run; another name came.
+    """
+    if wanted not in (None, STOCK, NATIVE):
+        raise EngineError(f"kernels is {wanted!r}; {STOCK!r} or {NATIVE!r} was expected")
+    if wanted == STOCK:
+        return Kernels()
+    try:
+        if not files.native_graph:
+            raise QuasarError("the engine has no native graph: it was built by an earlier version")
+        library = find_library()
+        asked = wanted == NATIVE or os.environ.get("QUASAR_CPU_LEVEL")
+        if is_slow(library) and not asked:
+            raise QuasarError("this CPU has none of AVX2, AVX-VNNI, AVX512-VNNI and NEON dot products")
+    except QuasarError as error:
+        if wanted == NATIVE:
+            raise EngineError(f"native kernels cannot run: {error}") from None
+        return Kernels(reason=str(error))
+    return Kernels(library=library.path, level=library.level)

@@ -1,0 +1,75 @@
+"""The probe for trees: a path has the bits of the same tokens as a chain, whatever branches lie between its rows."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.cache_rows import Float32
+from engines.contract import Contract
+
+_SEED = 20261
+_TREES = 3
+# Around the blocks in which attention goes over the cache, and short and long contexts.
+LENGTHS = (1, 2, 17, 63, 64, 65, 100, 127, 128, 256, 1000)
+
+
+class TreeSession(Protocol):
+    """What the probe needs of a session."""
+
+    contract: Contract
+    takes_trees: bool
+
+    def run_logits(
+        self, token_ids: NDArray[np.int64], cache_length: int, num_logits_rows: int, parents: Sequence[int] | None, /
+    ) -> Float32:
+        """Logits, or hidden states where the graph has no head, of the last rows: float32 [rows, columns]."""
+
+    def read_rows(self, first: int, end: int, layers: Sequence[int] | None = None) -> Float32:
+        """A copy of cache rows: float32 [layers, 2, G, rows, D]."""
+
+    def write_rows(self, first: int, rows: Float32) -> None:
+        """Overwrite cache rows of all layers."""
+
+
+def trees_are_exact(session: TreeSession, lengths: Sequence[int] = LENGTHS, *, chain: int = 1) -> bool:
+    """Feed random trees behind random caches, and compare every row of one path with a chain, bit for bit.
+
+    Args:
+        lengths: committed rows; those that do not fit are left out.
+        chain: the width at which chains are exact.
+
+    A session that takes no trees has none that are exact.
+    """
+    if not session.takes_trees:
+        return False
+    random = np.random.default_rng(_SEED)
+    contract, width = session.contract, session.contract.max_width
+    for length in (one for one in lengths if one + width <= contract.max_length):
+        session.write_rows(0, random.standard_normal(session.read_rows(0, length).shape, np.float32))
+        tokens = random.integers(0, contract.vocab_size, width + chain)
+        expected = [
+            session.run_logits(tokens[row : row + chain], length + row, chain, None)[0].copy() for row in range(width)
+        ]
+        for _ in range(_TREES):
+            parents, path = random_tree(random, width)
+            fed = random.integers(0, contract.vocab_size, width)
+            fed[path] = tokens[: len(path)]
+            rows = session.run_logits(fed, length, width, parents)
+            if any(rows[row].tobytes() != expected[depth].tobytes() for depth, row in enumerate(path)):
+                return False
+    return True
+
+
+def random_tree(random: np.random.Generator, width: int) -> tuple[list[int], list[int]]:
+    """Parents of `width` rows, and the rows of one path from the root: about half of them; the others branch off."""
+    parents: list[int] = []
+    path: list[int] = []
+    for row in range(width):
+        if random.random() < 0.5:
+            parents.append(path[-1] if path else -1)
+            path.append(row)
+        else:
+            parents.append(int(random.integers(-1, row)) if row else -1)
+    return parents, path

@@ -1,0 +1,36 @@
+"""The graphs that ONNX Runtime runs, from the canonical one: stock kernels, native operators, and probes of both."""
+
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx_ir as ir
+
+from engines.manifest import OnnxRuntimeFiles
+from export.integer_check_graph import build_integer_check
+from export.passes import KeepLayers, LowerToNative, LowerToOnnxRuntime, PackedWeights, UnsignedActivations
+from export.weight_file import WeightFile
+from quasar.checkpoints import DecoderSpec
+
+
+def lower_for_onnxruntime(directory: Path, canonical: str, files: OnnxRuntimeFiles, spec: DecoderSpec) -> None:
+    """Write every graph of `files` from the canonical one in an engine directory."""
+
+    def write(name: str, *passes: Callable[[ir.Model], object]) -> None:
+        model = ir.load(directory / canonical)
+        for one in passes:
+            one(model)
+        ir.save(model, directory / name)
+
+    (directory / files.graph).parent.mkdir(exist_ok=True)
+    stock = [LowerToOnnxRuntime(spec), UnsignedActivations()]
+    write(files.graph, *stock)
+    write(files.probe, *stock, KeepLayers(files.probe_layers, spec))
+    with WeightFile(directory / files.native_weights, directory) as weights:
+        native = LowerToNative(spec, PackedWeights(weights))
+        write(files.native_graph, native)
+        # The native operators take the final norm in, so the cut comes first.
+        write(files.native_probe, KeepLayers(files.probe_layers, spec), native)
+    integer_check = build_integer_check(version("quasar-verifier"))
+    UnsignedActivations()(integer_check)
+    ir.save(integer_check, directory / files.integer_check)

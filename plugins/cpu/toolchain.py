@@ -1,0 +1,92 @@
+"""Compiling the operator library: a C++17 compiler, one object per instruction level, nothing else.
+
+Imports the standard library alone, so that an install can run this file before anything is installed.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+LIBRARY = HERE / ("libquasar_cpu.dylib" if sys.platform == "darwin" else "libquasar_cpu.so")
+
+# Nothing may be contracted or reordered: a row's bits are the same on every level, and with every compiler.
+_FLAGS = (
+    *("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti"),
+    *("-fno-threadsafe-statics", "-ffp-contract=off", "-fno-math-errno"),
+)
+_AVX2 = ("-mavx2", "-mfma")
+_AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mprefer-vector-width=512")
+_LEVELS: dict[str, dict[str, tuple[str, ...]]] = {
+    "x86_64": {"level_avx512_vnni": _AVX512, "level_avx_vnni": (*_AVX2, "-mavxvnni"), "level_avx2": _AVX2},
+    "aarch64": {"level_neon_dot": ("-march=armv8.2-a+dotprod",)},
+}
+_MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
+
+
+class CompileError(Exception):
+    """There is no library: no compiler, or it failed."""
+
+
+def find_compiler() -> str:
+    """The C++ compiler: the environment's CXX, or the first of c++, g++ and clang++ on the path."""
+    for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
+        if name and (found := shutil.which(name)):
+            return found
+    raise CompileError("no C++ compiler was found (CXX, c++, g++, clang++)")
+
+
+def compile_library(
+    output: Path = LIBRARY, *, compiler: str | None = None, machine: str | None = None, flags: Sequence[str] = ()
+) -> Path:
+    """Compile the library; it appears under its name when it is whole.
+
+    Args:
+        machine: what to compile for, as the compiler does; None is this machine.
+        flags: more flags, for compiling and linking (sanitizers).
+
+    Raises:
+        CompileError: no compiler, or it failed; with the compiler's first lines.
+    """
+    if sys.platform == "win32":
+        raise CompileError("the native library is not built on Windows")
+    compiler = compiler or find_compiler()
+    machine = machine or platform.machine().lower()
+    levels = _LEVELS.get(_MACHINES.get(machine, machine), {})
+    sources = {name: (*_FLAGS, *flags, *extra) for name, extra in levels.items()}
+    sources |= dict.fromkeys(("level_portable", "dispatch", "operators"), (*_FLAGS, *flags))
+    with tempfile.TemporaryDirectory(dir=output.parent) as folder:
+
+        def compile_one(name: str) -> str:
+            target = str(Path(folder) / f"{name}.o")
+            _run([compiler, *sources[name], "-c", str(HERE / "native" / f"{name}.cpp"), "-o", target])
+            return target
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = list(pool.map(compile_one, sources))
+        made = Path(folder) / output.name
+        # The C runtime is all that it needs.
+        runtime = "-nostdlib++" if "clang" in compiler else "-static-libgcc"
+        _run([compiler, "-shared", runtime, *flags, *objects, "-lm", "-o", str(made)])
+        made.replace(output)
+    return output
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - the user's compiler
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        raise CompileError("\n".join([f"{Path(command[0]).name} failed:", *lines[:20]]))
+
+
+if __name__ == "__main__":
+    try:
+        print(f"compiled {compile_library()}")
+    except CompileError as error:
+        print(f"no native operators: {error}", file=sys.stderr)

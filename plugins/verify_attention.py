@@ -1,0 +1,71 @@
+"""VerifyAttention: new rows, a chain or a tree, over a cache; each row in the order of its own path."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plugins.w8a8_linear import rms_norm
+
+Float32 = NDArray[np.float32]
+
+
+def verify_attention(
+    qkv: Float32,
+    key: Float32,
+    value: Float32,
+    cache_length: int,
+    positions: NDArray[np.int64],
+    cos: Float32,
+    sin: Float32,
+    *,
+    num_heads: int,
+    tree_mask: NDArray[np.bool_] | None = None,
+    q_norm: Float32 | None = None,
+    k_norm: Float32 | None = None,
+    epsilon: float = 0.0,
+    scale: float | None = None,
+    softcap: float = 0.0,
+    window: int = 0,
+) -> Float32:
+    """The reference: context float32 [T, H·D]; keys and values are appended to the caches in place.
+
+    Args:
+        qkv: float32 [T, (H + 2G)·D], before norms and rotation.
+        key: float32 [G, S, D], rotated; the new rows are written behind `cache_length`. `value` alike.
+        positions: int64 [T], rows of `cos` and `sin` [positions, R / 2], which rotate the first R values of a head.
+        tree_mask: bool [T, T], row r sees itself and its ancestors; None: a chain.
+        q_norm: float32 [D], weight of an RMS norm over each head's vector before rotation. `k_norm` alike.
+        scale: of the scores; None: D^-0.5.
+        softcap: scores become softcap · tanh(score / softcap); 0: they stay.
+        window: a row sees that many positions of its path, itself included; 0: all.
+
+    Sums are float64 here, so implementations differ by float32 rounding; what is exact about them is that a row's
+    bits depend on its own path alone.
+    """
+    rows, (groups, _, size) = len(qkv), key.shape
+    heads = qkv.reshape(rows, num_heads + 2 * groups, size)
+    q, k, v = np.split(heads, [num_heads, num_heads + groups], axis=1)
+    if q_norm is not None and k_norm is not None:
+        q, k = rms_norm(q, q_norm, epsilon), rms_norm(k, k_norm, epsilon)
+    q, k = (_rotate(part, cos[positions][:, None], sin[positions][:, None]) for part in (q, k))
+    new = slice(cache_length, cache_length + rows)
+    key[:, new], value[:, new] = k.swapaxes(0, 1), v.swapaxes(0, 1)
+    mask = np.tril(np.ones((rows, rows), np.bool_)) if tree_mask is None else tree_mask
+    context = np.empty((rows, num_heads, size), np.float32)
+    for row in range(rows):
+        path = np.concatenate([np.arange(cache_length), cache_length + np.flatnonzero(mask[row])])
+        path = path[-window:] if window else path
+        for head in range(num_heads):
+            group = head // (num_heads // groups)
+            scores = key[group, path].astype(np.float64) @ q[row, head].astype(np.float64)
+            scores *= size**-0.5 if scale is None else scale
+            if softcap:
+                scores = softcap * np.tanh(scores / softcap)
+            weights = np.exp(scores - scores.max())
+            context[row, head] = weights @ value[group, path].astype(np.float64) / weights.sum()
+    return context.reshape(rows, -1)
+
+
+def _rotate(x: Float32, cos: Float32, sin: Float32) -> Float32:
+    half = cos.shape[-1]
+    a, b, rest = np.split(x, [half, 2 * half], axis=-1)
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)

@@ -1,0 +1,96 @@
+"""W8A8Linear and W8A8BlockLinear: a whole INT8 linear, from float rows to float rows."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plugins.quantize_per_token import AMAX_FLOOR, QMAX
+
+Float32 = NDArray[np.float32]
+Int8 = NDArray[np.int8]
+# Inputs that share a scale in W8A8BlockLinear.
+BLOCK = 32
+
+
+def quantize_rows(x: Float32) -> tuple[Int8, Float32]:
+    """Q int8 [..., K] and a float32 [...] over the last axis: a = max(max|x|, 2^-14), q = round(x · (127 / a)).
+
+    One rounding less than the canonical graph's Q(x / a, 1/127), so q differs from it only on ties, by one. A row that
+    holds a value that is not finite has a = NaN and q = 0.
+    """
+    with np.errstate(invalid="ignore"):
+        a = np.maximum(np.abs(x).max(axis=-1), np.float32(AMAX_FLOOR))
+        finite = np.asarray(np.isfinite(x).all(axis=-1))
+        steps = x * (np.float32(QMAX) / a)[..., None]
+    q = np.where(finite[..., None], np.rint(steps), 0).astype(np.int8)
+    return q, np.where(finite, a, np.float32(np.nan))
+
+
+def w8a8_linear(
+    x: Float32,
+    values: Int8,
+    scale: Float32,
+    *,
+    bias: Float32 | None = None,
+    residual: Float32 | None = None,
+    norm: Float32 | None = None,
+    epsilon: float = 0.0,
+    swiglu: bool = False,
+) -> Float32:
+    """The reference: y float32 [T, N] of x [T, K], values [N, K] and scale [N].
+
+    Args:
+        bias: float32 [N], added to the product.
+        residual: float32 [T, N], added last.
+        norm: float32 [K], the weight of an RMS norm of x with `epsilon`.
+        swiglu: the first half of the columns are gates: y [T, N / 2] = silu(gate) · up.
+    """
+    q, a = quantize_rows(x if norm is None else rms_norm(x, norm, epsilon))
+    sums = (q.astype(np.int64) @ values.T.astype(np.int64)).astype(np.float32)
+    return _finish(sums * (np.float32(1 / QMAX) * scale) * a[:, None], bias, residual, swiglu=swiglu)
+
+
+def w8a8_block_linear(
+    x: Float32,
+    values: Int8,
+    scale: Float32,
+    *,
+    bias: Float32 | None = None,
+    residual: Float32 | None = None,
+    norm: Float32 | None = None,
+    epsilon: float = 0.0,
+    swiglu: bool = False,
+) -> Float32:
+    """As `w8a8_linear`, with one scale for every 32 inputs; blocks are added in order.
+
+    `scale` is float32 [N, ceil(K / 32)]; a row has the amax of each of its blocks.
+    """
+    h = x if norm is None else rms_norm(x, norm, epsilon)
+    inputs = -(-h.shape[1] // BLOCK) * BLOCK
+    rows = np.zeros((len(h), inputs), np.float32)
+    rows[:, : h.shape[1]] = h
+    weights = np.zeros((len(values), inputs), np.int8)
+    weights[:, : values.shape[1]] = values
+    q, a = quantize_rows(rows.reshape(len(h), -1, BLOCK))
+    sums = np.einsum("tbk,nbk->tnb", q.astype(np.int64), weights.reshape(len(values), -1, BLOCK).astype(np.int64))
+    y = np.zeros((len(h), len(values)), np.float32)
+    for block in range(inputs // BLOCK):
+        factor = (np.float32(1 / QMAX) * scale[:, block])[None, :] * a[:, block, None]
+        y = (sums[:, :, block].astype(np.float64) * factor + y).astype(np.float32)
+    return _finish(y, bias, residual, swiglu=swiglu)
+
+
+def rms_norm(x: Float32, weight: Float32, epsilon: float) -> Float32:
+    """The RMS norm over the last axis: x / sqrt(mean(x²) + epsilon) · weight."""
+    mean = np.square(x, dtype=np.float64).mean(axis=-1, keepdims=True)
+    normed: Float32 = (x / np.sqrt(mean + epsilon) * weight).astype(np.float32)
+    return normed
+
+
+def _finish(y: Float32, bias: Float32 | None, residual: Float32 | None, *, swiglu: bool) -> Float32:
+    if bias is not None:
+        y = y + bias
+    if swiglu:
+        gate, up = np.split(y, 2, axis=-1)
+        with np.errstate(over="ignore"):
+            y = gate / (1 + np.exp(-gate)) * up
+    return y if residual is None else residual + y
