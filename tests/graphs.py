@@ -15,9 +15,10 @@ from engines.onnxruntime.session import OnnxRuntimeSession
 from engines.tensorrt.host_memory import HostDevice, host_kernel, host_plan
 from engines.tensorrt.session import TensorRtSession
 from export.check import check_model
-from export.passes import LowerToOnnxRuntime, LowerToTensorRt, UnsignedActivations
+from export.passes import LowerToNative, LowerToOnnxRuntime, LowerToTensorRt, PackedWeights, UnsignedActivations
 from export.verifier import build_verifier
 from export.weight_file import WeightFile
+from plugins.cpu import toolchain
 from quasar.checkpoints import Checkpoint, DecoderSpec
 
 
@@ -77,6 +78,15 @@ def host_session(
 
 def lowered_session(folder: Path, contract: Contract) -> OnnxRuntimeSession:
     return OnnxRuntimeSession(folder, folder / "lowered.onnx", contract, threads=1)
+
+
+def native_session(folder: Path, contract: Contract, spec: DecoderSpec) -> OnnxRuntimeSession:
+    """Canonical.onnx lowered to the native operators."""
+    model = ir.load(folder / "canonical.onnx")
+    with WeightFile(folder / "native.data", folder) as weights:
+        LowerToNative(spec, PackedWeights(weights))(model)
+    ir.save(model, folder / "native.onnx")
+    return OnnxRuntimeSession(folder, folder / "native.onnx", contract, threads=1, library=toolchain.LIBRARY)
 
 
 def run_canonical(folder: Path, contract: Contract, tokens: np.ndarray) -> np.ndarray:

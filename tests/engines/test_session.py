@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from engines import integer_check
-from engines.loading import load_engine, measured_files
-from engines.measuring import needs_exact_integers
+from engines.loading import load_engine
+from engines.measuring import MeasuredFiles, needs_exact_integers
 from engines.onnxruntime.executed import check_integer_matmuls, executed_kernels
+from engines.onnxruntime.kernels import Kernels
 from engines.onnxruntime.session import OnnxRuntimeSession
 from quasar.errors import EngineError
 
@@ -50,8 +51,12 @@ def test_rejected_rows_are_overwritten(loaded):
     np.testing.assert_array_equal(continued, fresh)
 
 
+def stock_files(directory):
+    return MeasuredFiles.of(directory.path, directory.manifest.onnxruntime, Kernels())
+
+
 def test_every_int8_linear_runs_as_an_integer_matmul(loaded, tiny_engine):
-    files = measured_files(loaded.directory)
+    files = stock_files(loaded.directory)
     kernels = executed_kernels(tiny_engine, files.graph, loaded.directory.manifest.contract)
     linears = loaded.directory.manifest.linears
     assert check_integer_matmuls(kernels, linears) == len(linears) == 13
@@ -61,14 +66,14 @@ def test_every_int8_linear_runs_as_an_integer_matmul(loaded, tiny_engine):
 
 
 def test_integers_are_exact_on_this_machine(loaded):
-    files = measured_files(loaded.directory)
+    files = stock_files(loaded.directory)
     assert integer_check.integers_are_exact(files.integer_check)
     assert integer_check.integers_are_exact(files.integer_check, exact_integers=True)
 
 
 def test_integer_check_notices_saturation(loaded, monkeypatch):
     """Sums of pairs cut to 16 bits, as x86 kernels without VNNI do, differ from the right ones."""
-    files = measured_files(loaded.directory)
+    files = stock_files(loaded.directory)
     weights, inputs = integer_check.check_weights().astype(np.int64), integer_check.check_inputs().astype(np.int64)
     shifted = inputs + 128
     pairs = shifted[:, 0::2, None] * weights[None, 0::2] + shifted[:, 1::2, None] * weights[None, 1::2]

@@ -11,9 +11,12 @@ constexpr int kBlock = 32;      // inputs that share a scale in W8A8BlockLinear
 constexpr int kPositions = 64;  // logical positions of an attention block
 constexpr float kAmaxFloor = 6.103515625e-05f;  // 2^-14
 
+struct Level;
+
 // y [rows, outputs] = dequantized(q · w), then bias, residual or SwiGLU. Weights are uint8 around 128, packed
 // [tiles, inputs / 4, 32 columns, 4]; with SwiGLU tiles alternate between gate and up.
 struct Linear {
+  const Level* level;
   int rows, inputs, outputs;
   int padded;                 // bytes of a quantized row: inputs rounded up to 4, or to 32 with block scales
   int tiles;                  // tiles of the packed weight
@@ -35,6 +38,7 @@ struct Linear {
 
 // Attention of new rows over a cache, by logical position: committed rows, then the row's own ancestors and itself.
 struct Attention {
+  const Level* level;
   int rows, heads, kv_heads, size, capacity, cached;
   int rotary;                 // values of a head that are rotated
   int window;                 // positions that a row sees, 0: all

@@ -26,7 +26,8 @@ constexpr int64_t kMostInputs = 65536;
 constexpr int64_t kMostHeadSize = 256;
 constexpr size_t kMostPartialFloats = 1u << 20;
 
-const Level* level = nullptr;
+// What kernels that are made from now on use.
+const Level* chosen = nullptr;
 
 // An error in the making: the first one counts.
 class Checks {
@@ -129,7 +130,7 @@ struct Operator : ort::CustomOp {
       Checks checks(api);
       auto* kernel = static_cast<Kernel*>(std::malloc(sizeof(Kernel)));
       if (kernel == nullptr) return api.status(ort::kFail, "quasar.cpu: no memory for a kernel");
-      *kernel = Kernel{api};
+      *kernel = Kernel{api, chosen};
       kernel->read_attributes(checks, info);
       if (!checks.ok()) {
         std::free(kernel);
@@ -163,6 +164,7 @@ struct W8A8 {
   static constexpr int kOutputs[] = {ort::kFloat};
 
   Api api;
+  const Level* level;
   int64_t outputs = 0, swiglu = 0;
   float epsilon = 0.0f;
 
@@ -210,6 +212,7 @@ struct W8A8 {
     if (!checks.ok()) return;
 
     Linear op{};
+    op.level = level;
     int64_t extents[kMostRank];
     for (size_t i = 0; i < x.rank; ++i) extents[i] = x.extents[i];
     extents[x.rank - 1] = outputs;
@@ -247,15 +250,24 @@ struct W8A8 {
       Pieces pieces;
     } work{op, Pieces(static_cast<int>((outputs + kTile - 1) / kTile))};
     Phase phases[2] = {
-        {[](void* state, int piece) { level->quantize_row(static_cast<Work*>(state)->op, piece); }, &work, op.rows},
         {[](void* state, int piece) {
            const Work& work = *static_cast<Work*>(state);
-           level->multiply_tiles(work.op, work.pieces.first(piece), work.pieces.first(piece + 1));
+           work.op.level->quantize_row(work.op, piece);
+         }, &work, op.rows},
+        {[](void* state, int piece) {
+           const Work& work = *static_cast<Work*>(state);
+           work.op.level->multiply_tiles(work.op, work.pieces.first(piece), work.pieces.first(piece + 1));
          },
          &work, work.pieces.count()}};
     checks.add(quasar::run(api, context, phases, 2));
   }
 };
+
+template <void (*Level::*Function)(const Attention&, int)>
+void attention_phase(void* state, int piece) {
+  const auto& op = *static_cast<Attention*>(state);
+  (op.level->*Function)(op, piece);
+}
 
 // Packed q/k/v of new rows and a cache → context; keys and values are appended in place.
 struct VerifyAttention {
@@ -269,6 +281,7 @@ struct VerifyAttention {
   static constexpr int kOutputs[] = {ort::kFloat, ort::kFloat, ort::kFloat};
 
   Api api;
+  const Level* level;
   int64_t heads = 0, kv_heads = 0, window = 0;
   float scale = 0.0f, softcap = 0.0f, epsilon = 0.0f;
 
@@ -328,6 +341,7 @@ struct VerifyAttention {
     if (!checks.ok()) return;
 
     Attention op{};
+    op.level = level;
     const int64_t extents[3] = {1, rows, heads * size};
     if (!write(api, checks, context, 0, extents, 3, &op.out) || !write(api, checks, context, 1, key.extents, 4, &op.key) ||
         !write(api, checks, context, 2, value.extents, 4, &op.value) || rows == 0) {
@@ -377,10 +391,10 @@ struct VerifyAttention {
     if (!find_paths(checks, op.chain ? nullptr : tree.as<uint8_t>(), rows, depth, path)) return;
 
     Phase phases[3] = {
-        {[](void* state, int piece) { level->append_row(*static_cast<Attention*>(state), piece); }, &op, op.rows},
-        {[](void* state, int piece) { level->attend(*static_cast<Attention*>(state), piece); }, &op,
+        {&attention_phase<&Level::append_row>, &op, op.rows},
+        {&attention_phase<&Level::attend>, &op,
          level->attention_tasks(op)},
-        {[](void* state, int piece) { level->merge_blocks(*static_cast<Attention*>(state), piece); }, &op,
+        {&attention_phase<&Level::merge_blocks>, &op,
          op.rows * op.kv_heads}};
     checks.add(quasar::run(api, context, phases, op.streamed ? 2 : 3));
   }
@@ -439,6 +453,7 @@ struct ArgMax {
   static constexpr int kOutputs[] = {ort::kInt64};
 
   Api api;
+  const Level* level;
 
   void read_attributes(Checks&, const KernelInfo*) {}
 
@@ -447,14 +462,15 @@ struct ArgMax {
     if (!read(api, checks, context, 0, "logits", &x)) return;
     checks.expect(x.rank >= 1 && x.last() >= 1, "%s: no logits came", kName);
     struct Work {
+      const Level* level;
       const float* logits;
       int64_t columns;
       int64_t* tokens;
-    } work{x.as<float>(), x.last(), nullptr};
+    } work{level, x.as<float>(), x.last(), nullptr};
     if (!checks.ok() || !write(api, checks, context, 0, x.extents, x.rank - 1, &work.tokens) || x.rows() == 0) return;
     Phase phase{[](void* state, int row) {
                   const Work& work = *static_cast<Work*>(state);
-                  level->argmax_row(work.logits + row * work.columns, work.columns, work.tokens + row);
+                  work.level->argmax_row(work.logits + row * work.columns, work.columns, work.tokens + row);
                 },
                 &work, static_cast<int>(x.rows())};
     checks.add(quasar::run(api, context, &phase, 1));
@@ -490,8 +506,8 @@ QUASAR_EXPORT quasar::ort::Status* RegisterCustomOps(quasar::ort::SessionOptions
     return old.status(ort::kFail, message);
   }
   const ort::Api api(table);
-  level = choose_level();
-  if (level == nullptr) {
+  chosen = choose_level();
+  if (chosen == nullptr) {
     return api.status(ort::kFail, "quasar.cpu: QUASAR_CPU_LEVEL names a level that is unknown or that this CPU lacks");
   }
   ort::Domain* domain = nullptr;

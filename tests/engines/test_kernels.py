@@ -1,0 +1,132 @@
+"""Which kernels run, why, and that an engine works with either."""
+
+import numpy as np
+import pytest
+
+import runtime
+from engines.manifest import OnnxRuntimeFiles
+from engines.onnxruntime.kernels import choose_kernels
+from plugins.cpu import library, toolchain
+from quasar.errors import EngineError
+from tests.plugins.cpu.operators import LEVELS, needs_library
+
+FILES = OnnxRuntimeFiles(
+    graph="a", probe="b", probe_layers=1, integer_check="c", native_graph="d", native_probe="e", native_weights="f"
+)
+EARLIER = OnnxRuntimeFiles(graph="a", probe="b", probe_layers=1, integer_check="c")
+
+
+@needs_library
+def test_native_kernels_run_where_they_can():
+    chosen = choose_kernels(None, FILES)
+    assert (chosen.library, chosen.level, chosen.reason) == (toolchain.LIBRARY, LEVELS[0], "")
+    assert chosen.name == f"native {LEVELS[0]}"
+    assert choose_kernels("native", FILES) == chosen
+    stock = choose_kernels("stock", FILES)
+    assert (stock.name, stock.reason) == ("stock", "")
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(EngineError, match="kernels is 'fast'; 'stock' or 'native' was expected"):
+        choose_kernels("fast", FILES)
+
+
+def refused(monkeypatch, message, files=FILES):
+    assert message in choose_kernels(None, files).reason
+    with pytest.raises(EngineError, match="native kernels cannot run: .*" + message.replace("+", r"\+")):
+        choose_kernels("native", files)
+
+
+def test_without_a_library(monkeypatch, tmp_path):
+    monkeypatch.setattr(toolchain, "LIBRARY", tmp_path / "none.so")
+    refused(monkeypatch, "a C++ compiler is needed")
+
+
+def test_an_engine_of_an_earlier_version(monkeypatch):
+    refused(monkeypatch, "built by an earlier version", EARLIER)
+
+
+def test_a_library_for_another_machine(monkeypatch, tmp_path):
+    (tmp_path / "other.so").write_bytes(b"\x7fELF\x02\x01\x01" + bytes(60))
+    monkeypatch.setattr(toolchain, "LIBRARY", tmp_path / "other.so")
+    refused(monkeypatch, "cannot be used here")
+
+
+@needs_library
+def test_a_library_with_other_operators(monkeypatch):
+    monkeypatch.setattr(library, "ABI", 2)
+    refused(monkeypatch, "has operators of version 1, 2 was expected")
+
+
+@needs_library
+def test_a_library_that_onnxruntime_refuses(monkeypatch):
+    import onnxruntime
+
+    def refuse(options, path):
+        raise RuntimeError("quasar.cpu: ONNX Runtime 1.16.0 is too old; 1.17 or newer was expected")
+
+    monkeypatch.setattr(onnxruntime.SessionOptions, "register_custom_ops_library", refuse)
+    refused(monkeypatch, "1.16.0 is too old")
+
+
+@needs_library
+def test_a_level_that_this_cpu_lacks(monkeypatch):
+    monkeypatch.setenv("QUASAR_CPU_LEVEL", "abacus")
+    refused(monkeypatch, "QUASAR_CPU_LEVEL names a level that is unknown")
+
+
+@needs_library
+def test_slow_kernels_run_only_where_they_are_asked_for(monkeypatch):
+    monkeypatch.setattr(library, "_SLOW_LEVELS", (LEVELS[0],))
+    assert "this CPU has none of" in choose_kernels(None, FILES).reason
+    assert choose_kernels("native", FILES).level == LEVELS[0]
+    monkeypatch.setenv("QUASAR_CPU_LEVEL", LEVELS[-1])
+    assert choose_kernels(None, FILES).level == LEVELS[-1]
+
+
+@needs_library
+def test_an_engine_runs_with_either(tiny_engine):
+    ids = np.random.default_rng(0).integers(0, 250, 40)
+    texts = {}
+    for kernels in ("native", "stock"):
+        with runtime.load(tiny_engine, kernels=kernels) as engine:
+            assert engine.kernels.startswith(kernels)
+            assert engine.record.row_invariance.tree == (kernels == "native")
+            plain = engine.generate(ids, max_new_tokens=60, drafter="none", ignore_eos=True)
+            drafted = engine.generate(ids, max_new_tokens=60, ignore_eos=True)
+            assert plain.token_ids == drafted.token_ids
+            texts[kernels] = plain.token_ids
+    assert len(texts["native"]) == len(texts["stock"])
+
+
+def test_an_engine_without_native_kernels_says_why(tiny_engine, monkeypatch, tmp_path):
+    monkeypatch.setattr(toolchain, "LIBRARY", tmp_path / "none.so")
+    with runtime.load(tiny_engine) as engine:
+        assert engine.kernels == (
+            "stock (no native operators were compiled when this was installed (a C++ compiler is needed))"
+        )
+        assert engine.generate("hello", max_new_tokens=4).token_ids
+    with pytest.raises(EngineError, match="native kernels cannot run"):
+        runtime.load(tiny_engine, kernels="native")
+
+
+@needs_library
+def test_a_damaged_packed_file_is_an_error(tiny_engine, tmp_path):
+    """Truncated, or of another size: refused by the manifest; and without a manifest by the graph's own shapes."""
+    import shutil
+
+    from engines.onnxruntime.session import OnnxRuntimeSession
+    from quasar.errors import DamagedEngineError
+
+    folder = tmp_path / "engine"
+    shutil.copytree(tiny_engine, folder)
+    packed = folder / "onnxruntime" / "native.onnx.data"
+    content = packed.read_bytes()
+    with runtime.load(tiny_engine) as engine:
+        contract = engine.manifest.contract
+    for size in (0, 1, 4095, len(content) // 2, len(content) - 1):
+        packed.write_bytes(content[:size])
+        with pytest.raises(DamagedEngineError, match="bytes, the manifest says"):
+            runtime.load(folder)
+        with pytest.raises(EngineError, match="cannot be loaded by ONNX Runtime"):
+            OnnxRuntimeSession(folder, folder / "onnxruntime/native.onnx", contract, library=toolchain.LIBRARY)

@@ -1,0 +1,118 @@
+"""Graphs of native operators: the logits of the stock lowering, and rows and trees with the bits of a chain."""
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from onnx_ir.passes import PreconditionError
+
+from engines.contract import TREE_MASK
+from engines.onnxruntime.session import OnnxRuntimeSession
+from engines.tree_invariance import trees_are_exact
+from export.passes import KeepLayers, LowerToNative, LowerToOnnxRuntime, PackedWeights
+from export.weight_file import WeightFile
+from plugins.cpu import toolchain
+from quasar.checkpoints import open_checkpoint
+from tests.graphs import export_graphs, lowered_session, native_session, run_in_chunks
+from tests.plugins.cpu.operators import needs_library
+from tests.tiny import save_tiny_model
+
+MODELS = {
+    "llama": ("llama", {}),
+    # Biases on q, k and v.
+    "qwen2": ("qwen2", {}),
+    # Norms of queries and keys; one kv head for all.
+    "qwen3": ("qwen3", {"num_key_value_heads": 1}),
+    "odd sizes": ("llama", {"hidden_size": 60, "intermediate_size": 90, "head_dim": 48, "tie_word_embeddings": True}),
+}
+
+
+@pytest.fixture(scope="module", params=[(name, precision) for name in MODELS for precision in ("fp32", "w8a8")])
+def graphs(request, tmp_path_factory):
+    name, precision = request.param
+    folder = tmp_path_factory.mktemp("graphs")
+    architecture, overrides = MODELS[name]
+    checkpoint = open_checkpoint(str(save_tiny_model(folder / "model", architecture, **overrides)))
+    return folder, export_graphs(checkpoint, folder, precision=precision), checkpoint.spec, precision
+
+
+def operators(model):
+    return [node.op_type for node in model.graph]
+
+
+def lowered(folder, spec, *passes):
+    model = ir.load(folder / "canonical.onnx")
+    for one in passes:
+        one(model)
+    with WeightFile(folder / "packed.data", folder) as weights:
+        LowerToNative(spec, PackedWeights(weights))(model)
+    return model
+
+
+def test_each_linear_is_one_node_with_its_neighbours(graphs):
+    folder, _, spec, precision = graphs
+    kinds = operators(model := lowered(folder, spec))
+    assert kinds.count("VerifyAttention") == spec.num_layers
+    if precision == "w8a8":
+        # Norms, biases, residuals and SwiGLU are in the linears; the embedding and the head's rows are gathered.
+        assert set(kinds) == {"W8A8Linear", "VerifyAttention", "ArgMax", "Gather"}
+        assert kinds.count("W8A8Linear") == len(list(spec.linears()))
+    else:
+        assert kinds.count("RMSNormalization") == 2 * spec.num_layers + 1
+        assert kinds.count("MatMul") == len(list(spec.linears()))
+    assert TREE_MASK in {value.name for value in model.graph.inputs}
+
+
+def test_a_graph_that_is_not_canonical_is_refused(graphs):
+    folder, _, spec, _ = graphs
+    model = ir.load(folder / "canonical.onnx")
+    LowerToOnnxRuntime(spec)(model)
+    with WeightFile(folder / "none.data") as weights, pytest.raises(PreconditionError, match="no canonical verifier"):
+        LowerToNative(spec, PackedWeights(weights))(model)
+
+
+@needs_library
+def test_logits_are_those_of_the_stock_lowering(graphs):
+    folder, contract, spec, precision = graphs
+    tokens = np.random.default_rng(1).integers(0, 320, 300)
+    native, stock = native_session(folder, contract, spec), lowered_session(folder, contract)
+    ours, theirs = run_in_chunks(native, tokens, 100), run_in_chunks(stock, tokens, 100)
+    if precision == "fp32":
+        # Attention sums in another order.
+        np.testing.assert_allclose(ours, theirs, atol=2e-4, rtol=0)
+    else:
+        # A last bit before a rounding to 8 bit becomes a step of 1/127 behind it: close, and no systematic difference.
+        spread = theirs.std()
+        assert np.abs(ours - theirs).mean() < 0.05 * spread
+        assert abs((ours - theirs).mean()) < 0.005 * spread
+    np.testing.assert_allclose(
+        native.read_rows(0, 300, [0]), stock.read_rows(0, 300, [0]), atol=2e-5, rtol=0, err_msg="first layer"
+    ) if precision == "fp32" else None
+    np.testing.assert_array_equal(native.run(tokens[:5], 0, 5), native.run_logits(tokens[:5], 0, 5).argmax(axis=-1))
+
+
+@needs_library
+def test_widths_chunks_and_trees_give_the_bits_of_a_chain(graphs):
+    folder, contract, spec, _ = graphs
+    session = native_session(folder, contract, spec)
+    tokens = np.random.default_rng(2).integers(0, 320, 140)
+    one_by_one = run_in_chunks(session, tokens, 1)
+    for size in (2, 3, 7, 8, 31, 64, 100, 140):
+        np.testing.assert_array_equal(run_in_chunks(session, tokens, size), one_by_one, err_msg=str(size))
+    assert session.takes_trees
+    assert trees_are_exact(session)
+
+
+@needs_library
+def test_the_cut_down_copy_has_the_layers_of_the_whole(graphs):
+    folder, contract, spec, _ = graphs
+    model = lowered(folder, spec, KeepLayers(1, spec))
+    ir.save(model, folder / "native_probe.onnx")
+    assert operators(model).count("VerifyAttention") == 1
+    session = OnnxRuntimeSession(
+        folder, folder / "native_probe.onnx", contract, num_layers=1, threads=1, library=toolchain.LIBRARY
+    )
+    whole = native_session(folder, contract, spec)
+    tokens = np.random.default_rng(3).integers(0, 320, 20)
+    session.run_logits(tokens, 0, 1)
+    whole.run(tokens, 0, 1)
+    np.testing.assert_array_equal(session.read_rows(0, 20), whole.read_rows(0, 20, [0]))

@@ -1,0 +1,82 @@
+"""One native operator as an ONNX graph of its own, run on a forced instruction level."""
+
+import functools
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+
+from plugins.cpu import toolchain
+from plugins.cpu.library import find_library
+from quasar.errors import QuasarError
+
+needs_library = pytest.mark.skipif(not toolchain.LIBRARY.is_file(), reason="no C++ compiler: no native operators")
+
+
+def usable_levels() -> list[str]:
+    """The levels that this CPU runs, best first."""
+    if not toolchain.LIBRARY.is_file():
+        return []
+    levels = []
+    for level in ("avx512-vnni", "avx-vnni", "avx2", "neon-dot", "portable"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("QUASAR_CPU_LEVEL", level)
+            try:
+                levels.append(find_library().level)
+            except QuasarError:
+                continue
+    return levels
+
+
+LEVELS = usable_levels()
+
+
+@functools.lru_cache(maxsize=64)
+def _session(model: bytes, level: str, threads: int) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    before = os.environ.get("QUASAR_CPU_LEVEL")
+    os.environ["QUASAR_CPU_LEVEL"] = level
+    try:
+        options.register_custom_ops_library(str(toolchain.LIBRARY))
+        # Kernels take the level when they are made.
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    finally:
+        os.environ.pop("QUASAR_CPU_LEVEL")
+        if before is not None:
+            os.environ["QUASAR_CPU_LEVEL"] = before
+
+
+def run_operator(
+    name: str,
+    inputs: list[np.ndarray | None],
+    attributes: Mapping[str, Any],
+    *,
+    level: str,
+    outputs: int = 1,
+    output_type: ir.DataType = ir.DataType.FLOAT,
+    threads: int = 1,
+) -> list[np.ndarray]:
+    """Run a node of domain quasar.cpu; None leaves an input out."""
+    values = [
+        None
+        if array is None
+        else ir.Value(
+            name=f"input_{index}",
+            type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
+            shape=ir.Shape([f"extent_{index}_{axis}" for axis in range(array.ndim)]),
+        )
+        for index, array in enumerate(inputs)
+    ]
+    made = [ir.Value(name=f"output_{index}", type=ir.TensorType(output_type)) for index in range(outputs)]
+    node = ir.node(name, values, attributes, domain="quasar.cpu", outputs=made, name="node")
+    present = [value for value in values if value is not None]
+    graph = ir.Graph(present, made, nodes=[node], opset_imports={"": 24, "quasar.cpu": 1}, name="one")
+    model = ir.to_proto(ir.Model(graph, ir_version=11)).SerializeToString()
+    feed = {value.name: array for value, array in zip(values, inputs, strict=True) if value is not None}
+    return [np.asarray(result) for result in _session(model, level, threads).run(None, feed)]

@@ -1,0 +1,227 @@
+"""W8A8Linear and W8A8BlockLinear on every level that this CPU runs, against their numpy references."""
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from plugins.cpu.packing import TILE, pack_block_scales, pack_weight
+from plugins.w8a8_linear import BLOCK, quantize_rows, w8a8_block_linear, w8a8_linear
+from quasar.errors import QuasarError
+from tests.plugins.cpu.operators import LEVELS, needs_library, run_operator
+
+pytestmark = needs_library
+QUICK = settings(deadline=None, max_examples=40, database=None, derandomize=True)
+
+shapes = {
+    "rows": st.integers(1, 64),
+    "inputs": st.sampled_from([1, 2, 3, 4, 5, 15, 16, 17, 31, 33, 63, 64, 100, 129, 576]),
+    "outputs": st.sampled_from([1, 2, 15, 16, 17, 31, 32, 33, 63, 65, 96, 100]),
+    "seed": st.integers(0, 2**31),
+}
+
+
+def linear(x, values, scale, *, level, blocks=False, swiglu=False, threads=1, epsilon=0.0, **optional):
+    if blocks:
+        scale = pack_block_scales(scale, swiglu=swiglu)
+    packed = pack_weight(values, swiglu=swiglu, blocks=blocks)
+    inputs = [x, packed, scale, *(optional.get(name) for name in ("bias", "residual", "norm"))]
+    attributes = {
+        "outputs": len(values) // 2 if swiglu else len(values),
+        "swiglu": int(swiglu),
+        "epsilon": float(epsilon),
+    }
+    return run_operator(
+        "W8A8BlockLinear" if blocks else "W8A8Linear", inputs, attributes, level=level, threads=threads
+    )[0]
+
+
+def weights(random, outputs, inputs):
+    values = random.integers(-127, 128, (outputs, inputs)).astype(np.int8)
+    # Whole columns of extreme values: where 16-bit sums would saturate.
+    values[random.random(outputs) < 0.2] = random.choice([-127, 127])
+    return values
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@QUICK
+@given(**shapes)
+@example(rows=64, inputs=576, outputs=100, seed=0)
+@example(rows=1, inputs=1, outputs=1, seed=1)
+def test_integers_are_exact(level, rows, inputs, outputs, seed):
+    """Rows of amax 2^k and scales of 127 leave the integer sum itself, times 2^k."""
+    random = np.random.default_rng(seed)
+    x = random.uniform(-1, 1, (rows, inputs)).astype(np.float32)
+    x[:, random.integers(inputs)] = random.choice([-1, 1])
+    x *= 2.0 ** random.integers(-10, 10, (rows, 1)).astype(np.float32)
+    x[random.random(rows) < 0.1] = 0
+    values = weights(random, outputs, inputs)
+    q, a = quantize_rows(x)
+    sums = q.astype(np.int64) @ values.T.astype(np.int64)
+    assert np.abs(sums).max() < 2**24
+    y = linear(x, values, np.full(outputs, 127, np.float32), level=level)
+    np.testing.assert_array_equal(y, sums * a[:, None].astype(np.float64))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@QUICK
+@given(bias=st.booleans(), residual=st.booleans(), **shapes)
+def test_products_bias_and_residual_round_as_the_reference_does(level, bias, residual, rows, inputs, outputs, seed):
+    random = np.random.default_rng(seed)
+    x = random.standard_normal((rows, inputs), np.float32)
+    values, scale = weights(random, outputs, inputs), random.uniform(1e-3, 0.1, outputs).astype(np.float32)
+    optional = {
+        "bias": random.standard_normal(outputs, np.float32) if bias else None,
+        "residual": random.standard_normal((rows, outputs), np.float32) if residual else None,
+    }
+    # The same operations in the same order: bit for bit.
+    np.testing.assert_array_equal(
+        linear(x, values, scale, level=level, **optional), w8a8_linear(x, values, scale, **optional)
+    )
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@QUICK
+@given(bias=st.booleans(), **shapes)
+def test_swiglu(level, bias, rows, inputs, outputs, seed):
+    random = np.random.default_rng(seed)
+    x = random.standard_normal((rows, inputs), np.float32) * 3
+    values = weights(random, 2 * outputs, inputs)
+    scale = random.uniform(1e-3, 0.02, 2 * outputs).astype(np.float32)
+    extra = {"bias": random.standard_normal(2 * outputs, np.float32)} if bias else {}
+    y = linear(x, values, scale, level=level, swiglu=True, **extra)
+    expected = w8a8_linear(x, values, scale, swiglu=True, **extra)
+    # Two products, a quotient and an exponential of 2 ulp: 6 ulp, and exponentials end at e^-87.
+    np.testing.assert_allclose(y, expected, rtol=8e-7, atol=1e-30)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@QUICK
+@given(**shapes)
+def test_the_norm_before_it(level, rows, inputs, outputs, seed):
+    random = np.random.default_rng(seed)
+    x = random.standard_normal((rows, inputs), np.float32)
+    norm = random.uniform(0.5, 1.5, inputs).astype(np.float32)
+    values, scale = weights(random, outputs, inputs), random.uniform(1e-3, 0.1, outputs).astype(np.float32)
+    y = linear(x, values, scale, level=level, norm=norm, epsilon=1e-5)
+    expected = w8a8_linear(x, values, scale, norm=norm, epsilon=1e-5)
+    # The norm's sum rounds differently, so a value on a tie may fall to the other side: one step of one input.
+    h = np.abs(x).max(axis=1) / np.sqrt(np.square(x).mean(axis=1) + 1e-5) * 1.5
+    step = (h / 127)[:, None] * (np.abs(values).max(axis=1) * scale)[None]
+    assert (np.abs(y - expected) <= 2 * step + 1e-4).all()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@QUICK
+@given(bias=st.booleans(), residual=st.booleans(), swiglu=st.booleans(), **shapes)
+def test_block_linear(level, bias, residual, swiglu, rows, inputs, outputs, seed):
+    random = np.random.default_rng(seed)
+    x = random.standard_normal((rows, inputs), np.float32)
+    columns = 2 * outputs if swiglu else outputs
+    values = weights(random, columns, inputs)
+    scale = random.uniform(1e-3, 0.02, (columns, -(-inputs // BLOCK))).astype(np.float32)
+    optional = {
+        "bias": random.standard_normal(columns, np.float32) if bias else None,
+        "residual": random.standard_normal((rows, outputs), np.float32) if residual else None,
+    }
+    y = linear(x, values, scale, level=level, blocks=True, swiglu=swiglu, **optional)
+    expected = w8a8_block_linear(x, values, scale, swiglu=swiglu, **optional)
+    # A fused multiply-add for each block; the reference rounds twice where float64 is not wide enough. With SwiGLU the
+    # error of both factors, and the exponential's.
+    size = np.abs(expected) + np.abs(w8a8_block_linear(np.abs(x), np.abs(values), scale, swiglu=swiglu))
+    np.testing.assert_array_less(np.abs(y - expected), 4e-6 * size + 1e-6)
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_value_that_is_not_finite_makes_its_row_nan_and_no_other(level, blocks):
+    random = np.random.default_rng(3)
+    x = random.standard_normal((5, 70), np.float32)
+    values = weights(random, 40, 70)
+    scale = np.full((40, 3) if blocks else 40, 0.01, np.float32)
+    clean = linear(x, values, scale, level=level, blocks=blocks)
+    for row, bad in ((1, np.nan), (2, np.inf), (4, -np.inf)):
+        x[row, 33] = bad
+    y = linear(x, values, scale, level=level, blocks=blocks)
+    assert np.isnan(y[[1, 2, 4]]).all()
+    np.testing.assert_array_equal(y[[0, 3]], clean[[0, 3]])
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_extreme_rows(level):
+    """The largest floats, subnormal ones, rows of zeros, and the same value everywhere."""
+    largest = np.finfo(np.float32).max
+    x = np.stack([np.full(64, value, np.float32) for value in (largest, -largest, 1e-45, 0, 2.0**-14, 2.0**-15)])
+    x[0, ::2] *= -1
+    values = weights(np.random.default_rng(0), 33, 64)
+    scale = np.full(33, 1e-6, np.float32)
+    with np.errstate(over="ignore"):
+        expected = w8a8_linear(x, values, scale)
+    np.testing.assert_array_equal(linear(x, values, scale, level=level), expected)
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+@pytest.mark.parametrize("swiglu", [False, True])
+def test_levels_widths_and_threads_give_the_same_bits(blocks, swiglu):
+    random = np.random.default_rng(11)
+    x = random.standard_normal((33, 200), np.float32)
+    values = weights(random, 140, 200)
+    scale = random.uniform(1e-3, 0.02, (140, 7) if blocks else 140).astype(np.float32)
+    norm = random.uniform(0.5, 1.5, 200).astype(np.float32)
+    options = {"blocks": blocks, "swiglu": swiglu, "norm": norm, "epsilon": 1e-5}
+    whole = linear(x, values, scale, level=LEVELS[0], **options)
+    for level in LEVELS:
+        for threads in (1, 2, 3):
+            np.testing.assert_array_equal(
+                linear(x, values, scale, level=level, threads=threads, **options), whole, err_msg=level
+            )
+        for width in range(1, 33):
+            rows = linear(x[-width:], values, scale, level=level, **options)
+            np.testing.assert_array_equal(rows, whole[-width:], err_msg=f"{level}, {width} rows")
+
+
+def test_packing_puts_four_inputs_of_a_column_side_by_side():
+    values = np.arange(-100, 110).astype(np.int8).reshape(35, 6)
+    packed = pack_weight(values)
+    assert packed.shape == (2, 2, TILE, 4)
+    for column, row in ((0, 0), (31, 5), (32, 3), (34, 5)):
+        assert packed[column // TILE, row // 4, column % TILE, row % 4] == int(values[column, row]) + 128
+    # Padding is a weight of zero.
+    assert (packed[1, :, 3:] == 128).all()
+    assert (packed[:, 1, :, 2:] == 128).all()
+    gate_up = pack_weight(np.concatenate([values, -values]), swiglu=True)
+    np.testing.assert_array_equal(gate_up[0::2], packed)
+    np.testing.assert_array_equal(gate_up[1::2], pack_weight(-values))
+
+
+def test_a_linear_whose_sums_could_overflow_is_refused():
+    with pytest.raises(QuasarError, match="70000 inputs came; at most 65536"):
+        pack_weight(np.zeros((1, 70000), np.int8))
+
+
+def test_the_widest_linear_does_not_overflow():
+    x, values = np.ones((2, 65536), np.float32), np.full((3, 65536), -127, np.int8)
+    for level in LEVELS:
+        y = linear(x, values, np.full(3, 2.0**-10, np.float32), level=level)
+        np.testing.assert_array_equal(y, w8a8_linear(x, values, np.full(3, 2.0**-10, np.float32)))
+
+
+BAD = {
+    "packed weights are": {1: np.zeros((2, 2, 32, 4), np.uint8)},
+    "scales came; 40 were": {2: np.ones(39, np.float32)},
+    "a bias of 3 values": {3: np.ones(3, np.float32)},
+    "a residual of 40 values": {4: np.ones((1, 40), np.float32)},
+    "a norm of 4 values": {5: np.ones(4, np.float32)},
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_tensors_that_do_not_fit_are_refused_before_they_are_read(message):
+    inputs = [np.ones((2, 8), np.float32), pack_weight(np.ones((40, 8), np.int8)), np.ones(40, np.float32)]
+    inputs += [None, None, None]
+    for index, array in BAD[message].items():
+        inputs[index] = array
+    if message.startswith("packed"):
+        inputs[0] = np.ones((2, 9), np.float32)
+    with pytest.raises(Exception, match=message):
+        run_operator("W8A8Linear", inputs, {"outputs": 40, "swiglu": 0, "epsilon": 0.0}, level=LEVELS[0])
