@@ -5,7 +5,7 @@ ENGINE := build/smollm2-w8a8
 NATIVE := plugins/cpu/libquasar_cpu.so
 PACKAGES := quasar plugins calibration export engines runtime
 
-.PHONY: demo test test-gpu lint format clean
+.PHONY: demo test test-gpu test-native lint format clean
 
 demo: .venv/installed $(NATIVE) $(ENGINE)/manifest.json
 	@$(BIN)/python examples/demo.py $(ENGINE)
@@ -19,6 +19,14 @@ test: .venv/installed $(NATIVE)
 # Needs an NVIDIA GPU, and TensorRT: .venv/bin/pip install '.[tensorrt]' (tensorrt-rtx is there already).
 test-gpu: .venv/installed
 	@$(BIN)/python -m pytest tests/gpu -m gpu
+
+# The native operators under AddressSanitizer and UBSan.
+SANITIZED := build/sanitized/libquasar_cpu.so
+test-native: .venv/installed
+	@$(BIN)/python plugins/cpu/toolchain.py $(SANITIZED) --sanitize
+	@LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 QUASAR_CPU_LIBRARY=$(SANITIZED) \
+	  $(BIN)/python -m pytest tests/plugins/cpu tests/engines/test_kernels.py tests/export/test_lower_native.py
 
 lint: .venv/installed
 	@$(BIN)/ruff check .

@@ -27,7 +27,7 @@ class BuildNative(build_ext):
 
     def get_ext_filename(self, fullname: str) -> str:  # noqa: ARG002 - there is one
         """The library's own name, without Python's suffix."""
-        return str(_CPU / runpy.run_path(str(_CPU / "toolchain.py"))["LIBRARY"].name)
+        return str(_CPU / runpy.run_path(str(_CPU / "toolchain.py"))["BUILT"].name)
 
     def get_outputs(self) -> list[str]:
         """Only what was made."""

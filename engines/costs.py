@@ -8,10 +8,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.cache_rows import Float32
 from engines.contract import Contract
 
 CURVE_WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16)
 CURVE_ROWS = 256
+
+_FILLED_AT_ONCE = 64
 
 CostSurface = dict[int, dict[int, float]]
 
@@ -23,6 +26,12 @@ class TimedSession(Protocol):
 
     def run(self, token_ids: NDArray[np.int64], cache_length: int, num_logits_rows: int, /) -> NDArray[np.int64]:
         """The target's tokens after the last rows."""
+
+    def read_rows(self, first: int, end: int, layers: Sequence[int] | None = None) -> Float32:
+        """A copy of cache rows: float32 [layers, 2, G, rows, D]."""
+
+    def write_rows(self, first: int, rows: Float32) -> None:
+        """Overwrite cache rows of all layers."""
 
 
 def surface_widths(contract: Contract) -> list[int]:
@@ -51,6 +60,15 @@ def measure(
     return measure_interleaved([session], rows=rows, widths=widths, repeats=repeats, on_row=on_row)[0]
 
 
+def fill_cache(session: TimedSession, rows: int) -> None:
+    """Put random rows into the cache: memory that was never written is one page of zeros, and read far too fast."""
+    random = np.random.default_rng(4)
+    shape = session.read_rows(0, 1).shape
+    for first in range(0, rows, _FILLED_AT_ONCE):
+        count = min(_FILLED_AT_ONCE, rows - first)
+        session.write_rows(first, random.standard_normal((*shape[:-2], count, shape[-1]), np.float32))
+
+
 def measure_interleaved(
     sessions: Sequence[TimedSession],
     *,
@@ -65,6 +83,8 @@ def measure_interleaved(
     times: list[dict[int, dict[int, list[float]]]] = [
         {cached: {width: [] for width in widths} for cached in rows} for _ in sessions
     ]
+    for session in sessions:
+        fill_cache(session, max(rows))
     for cached in rows:
         for repeat in range(-2, repeats):  # two rounds warm up
             for width in widths:

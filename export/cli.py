@@ -1,16 +1,14 @@
 """`python -m export`: build an engine directory, add back ends to it, look into one."""
 
-import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from typer.core import TyperCommand
 
-from quasar.cli import console, emit_json, new_app, progress_steps
+from quasar.cli import command_of_lists, console, emit_json, new_app, progress_steps
 from quasar.errors import BuildError
 
 if TYPE_CHECKING:
@@ -32,20 +30,8 @@ class Backend(StrEnum):
 _CAPABILITY = "--compute-capability"
 
 
-class _SpreadCapabilities(TyperCommand):
-    """`--compute-capability 8.6 8.9` stands for the option given twice."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        spread: list[str] = []
-        within = False
-        for argument in args:
-            within = argument == _CAPABILITY or (within and re.fullmatch(r"\d+\.\d+", argument) is not None)
-            if within and argument != _CAPABILITY and spread[-1] != _CAPABILITY:
-                spread.append(_CAPABILITY)
-            spread.append(argument)
-        return super().parse_args(ctx, spread)
-
-
+# Both `--compute-capability 8.6 8.9` and the option given twice.
+_WithCapabilities = command_of_lists(compute_capability=r"\d+\.\d+")
 _Capabilities = Annotated[
     list[str] | None,
     typer.Option(
@@ -64,7 +50,7 @@ _Plugins = Annotated[
 ]
 
 
-@app.command(cls=_SpreadCapabilities)
+@app.command(cls=_WithCapabilities)
 def build(
     model: Annotated[
         str,
@@ -156,7 +142,7 @@ def build(
         print_summary(directory)
 
 
-@app.command("compile", cls=_SpreadCapabilities)
+@app.command("compile", cls=_WithCapabilities)
 def compile_backend(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="An engine directory.")],
     backend: Annotated[list[Backend], typer.Option(help="tensorrt or tensorrt-rtx; may be given several times.")],

@@ -1,6 +1,7 @@
 """The frame of the command lines: one-line errors with exit code 2, progress on stderr, results on stdout."""
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from quasar.files import write_json
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from typer.core import TyperCommand
 
 USER_ERROR = 2
 # What the extra `build` brings; the runtime does without.
@@ -31,6 +33,36 @@ def new_app(help_text: str) -> typer.Typer:
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
+
+
+def command_of_lists(**values: str) -> type["TyperCommand"]:
+    """A command in which `--option a b c` stands for the option given three times.
+
+    Args:
+        values: option name, with underscores → the regular expression of a value. What does not match ends the list.
+    """
+    from typer.core import TyperCommand
+
+    patterns = {f"--{name.replace('_', '-')}": re.compile(pattern) for name, pattern in values.items()}
+
+    class Command(TyperCommand):
+        """Writes the option before every value of its list."""
+
+        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+            spread: list[str] = []
+            option = ""
+            for argument in args:
+                if argument in patterns:
+                    option = argument
+                elif option and patterns[option].fullmatch(argument):
+                    if spread[-1] != option:
+                        spread.append(option)
+                else:
+                    option = ""
+                spread.append(argument)
+            return super().parse_args(ctx, spread)
+
+    return Command
 
 
 def run(app: typer.Typer) -> NoReturn:

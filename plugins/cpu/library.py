@@ -45,6 +45,14 @@ def find_library(path: Path | None = None) -> NativeLibrary:
     return NativeLibrary(path=path, level=level)
 
 
+def read_memory(path: Path, address: int, size_bytes: int) -> None:
+    """Read memory once from one thread, as fast as the machine gives it; Python's lock is free meanwhile."""
+    library = ctypes.CDLL(str(path))
+    library.quasar_read.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    library.quasar_read.restype = ctypes.c_uint64
+    library.quasar_read(address, size_bytes)
+
+
 def is_slow(library: NativeLibrary) -> bool:
     """Whether stock kernels are faster than this library is here."""
     return library.level in _SLOW_LEVELS

@@ -14,7 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-LIBRARY = HERE / ("libquasar_cpu.dylib" if sys.platform == "darwin" else "libquasar_cpu.so")
+# Where it is made, and which one is used.
+BUILT = HERE / ("libquasar_cpu.dylib" if sys.platform == "darwin" else "libquasar_cpu.so")
+LIBRARY = Path(os.environ.get("QUASAR_CPU_LIBRARY") or BUILT)
+# For `make test-native`: the first error ends the process.
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1", "-g", "-fno-omit-frame-pointer")
 
 # Nothing may be contracted or reordered: a row's bits are the same on every level, and with every compiler.
 _FLAGS = (
@@ -43,7 +47,7 @@ def find_compiler() -> str:
 
 
 def compile_library(
-    output: Path = LIBRARY, *, compiler: str | None = None, machine: str | None = None, flags: Sequence[str] = ()
+    output: Path = BUILT, *, compiler: str | None = None, machine: str | None = None, flags: Sequence[str] = ()
 ) -> Path:
     """Compile the library; it appears under its name when it is whole.
 
@@ -86,7 +90,11 @@ def _run(command: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    # Arguments: where to, and --sanitize.
+    arguments = [argument for argument in sys.argv[1:] if argument != "--sanitize"]
+    target = Path(arguments[0]) if arguments else BUILT
+    target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        print(f"compiled {compile_library()}")
+        print(f"compiled {compile_library(target, flags=SANITIZERS if '--sanitize' in sys.argv else ())}")
     except CompileError as error:
         print(f"no native operators: {error}", file=sys.stderr)

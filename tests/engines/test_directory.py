@@ -9,6 +9,7 @@ from engines import loading
 from engines.directory import open_directory
 from engines.machine import user_cache
 from engines.manifest import Manifest
+from plugins.cpu import toolchain
 from quasar.errors import DamagedEngineError, EngineError, NewerEngineError
 from tests.tiny import save_tiny_model
 

@@ -70,6 +70,7 @@ struct Level {
   void (*attend)(const Attention&, int task);
   void (*merge_blocks)(const Attention&, int piece);
   void (*argmax_row)(const float* logits, int64_t columns, int64_t* token);
+  float (*read)(const float* memory, size_t count);
 };
 
 // The best level that this CPU has, or the one that QUASAR_CPU_LEVEL names; null where the name is unknown or the CPU

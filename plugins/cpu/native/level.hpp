@@ -16,6 +16,6 @@ namespace quasar::QUASAR_LEVEL {
 
 extern const Level kLevel;
 const Level kLevel = {QUASAR_LEVEL_NAME, quantize_row, multiply_tiles, append_row,
-                      attention_tasks,   attend,       merge_blocks,   argmax_row};
+                      attention_tasks,   attend,       merge_blocks,   argmax_row, read_all};
 
 }  // namespace quasar::QUASAR_LEVEL

@@ -491,6 +491,12 @@ QUASAR_EXPORT const char* quasar_level() {
   return level == nullptr ? "" : level->name;
 }
 
+// Reads memory once, for measuring bandwidth; the result depends on all of it.
+QUASAR_EXPORT uint64_t quasar_read(const void* memory, size_t bytes) {
+  const quasar::Level* level = quasar::choose_level();
+  return level == nullptr ? 0 : static_cast<uint64_t>(level->read(static_cast<const float*>(memory), bytes / 4));
+}
+
 QUASAR_EXPORT int quasar_abi() { return 1; }
 
 QUASAR_EXPORT quasar::ort::Status* RegisterCustomOps(quasar::ort::SessionOptions* options,

@@ -1,0 +1,117 @@
+"""Whole verify passes timed, kernels against each other, beside what the machine's memory could deliver."""
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engines.costs import CostSurface, measure_interleaved
+from engines.directory import EngineDirectory
+from engines.loading import load_opened
+from engines.machine import usable_cores
+from engines.onnxruntime.threads import share_threads
+from plugins.cpu.library import find_library, read_memory
+from quasar.errors import EngineError, QuasarError
+
+# Well above any cache.
+_READ_BYTES = 1 << 28
+_READS = 7
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """Milliseconds of a pass: kernels → rows in the cache → width → median.
+
+    `bandwidth_gb_s`: what all threads together read of memory, in 10^9 bytes a second. `floor_ms`: rows in the cache →
+    reading packed weights and those rows once at that rate; None where the engine has no packed weights.
+    """
+
+    kernels: dict[str, str]
+    ms: dict[str, CostSurface]
+    bandwidth_gb_s: float
+    floor_ms: dict[int, float] | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The command's JSON."""
+        surfaces = {
+            name: {str(rows): {str(width): ms for width, ms in by_width.items()} for rows, by_width in surface.items()}
+            for name, surface in self.ms.items()
+        }
+        floor = None if self.floor_ms is None else {str(rows): ms for rows, ms in self.floor_ms.items()}
+        return {
+            "kernels": self.kernels,
+            "ms": surfaces,
+            "bandwidth_gb_s": self.bandwidth_gb_s,
+            "floor_ms": floor,
+        }
+
+
+def time_engine(
+    directory: EngineDirectory,
+    kernels: Sequence[str],
+    *,
+    widths: Sequence[int],
+    rows: Sequence[int],
+    threads: int = 0,
+    repeats: int = 15,
+    on_row: Callable[[], None] = lambda: None,
+) -> Timing:
+    """Time passes of every kind of kernels in one process, taking turns on one thread pool.
+
+    Raises:
+        EngineError: a width or a number of rows that the engine does not take, kernels that cannot run, or a shared
+            thread pool of another size.
+    """
+    contract = directory.manifest.contract
+    if not all(1 <= width <= contract.max_width for width in widths):
+        raise EngineError(f"widths are {list(widths)}; 1 to {contract.max_width} were expected")
+    if not all(1 <= count <= contract.max_length for count in rows):
+        raise EngineError(f"rows are {list(rows)}; 1 to {contract.max_length}, the engine's max length, were expected")
+    share_threads(threads)
+    loaded = {name: load_opened(directory, backend="onnxruntime", kernels=name) for name in kernels}
+    sessions = [one.session for one in loaded.values()]
+    bandwidth = memory_bandwidth(threads or usable_cores())
+    surfaces = measure_interleaved(sessions, rows=rows, widths=widths, repeats=repeats, on_row=on_row)
+    names = {name: one.kernels.name for name, one in loaded.items() if one.kernels is not None}
+    for session in sessions:
+        session.close()
+    packed = directory.manifest.onnxruntime.native_weights
+    floor = None
+    if packed:
+        weights = directory.manifest.files[packed]["bytes"]
+        row_bytes = contract.cache_bytes // contract.capacity
+        floor = {count: round((weights + count * row_bytes) / bandwidth / 1e6, 3) for count in rows}
+    return Timing(
+        kernels=names,
+        ms=dict(zip(loaded, surfaces, strict=True)),
+        bandwidth_gb_s=round(bandwidth, 1),
+        floor_ms=floor,
+    )
+
+
+def memory_bandwidth(threads: int) -> float:
+    """What `threads` threads together read of memory in the best of seven runs: 10^9 bytes a second."""
+    size = _READ_BYTES // threads // 64 * 64
+    parts = [np.ones(size // 4, np.float32) for _ in range(threads)]
+    try:
+        library: Path | None = find_library().path
+    except QuasarError:
+        library = None
+
+    def read(part: "np.ndarray[Any, np.dtype[np.float32]]") -> None:
+        if library is None:
+            part.max()
+        else:
+            read_memory(library, part.ctypes.data, part.nbytes)
+
+    best = float("inf")
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(_READS):
+            start = time.perf_counter()
+            list(pool.map(read, parts))
+            best = min(best, time.perf_counter() - start)
+    return threads * size / best / 1e9
