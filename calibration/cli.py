@@ -28,6 +28,10 @@ def report(
         str | None,
         typer.Option("--float", metavar="MODEL", help="The float model (default: the recorded source checkpoint)."),
     ] = None,
+    kernels: Annotated[
+        str | None,
+        typer.Option(help="On ONNX Runtime: native or stock (default: native if possible).", show_default=False),
+    ] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the figures as JSON.")] = None,
 ) -> None:
     """KL, top-1 agreement and perplexity of an engine against its float model.
@@ -40,7 +44,9 @@ def report(
 
     check_output(json)
 
-    figures = make_report(directory, read_prompts(prompts, limit), float_model=float_model, steps=progress_steps)
+    figures = make_report(
+        directory, read_prompts(prompts, limit), float_model=float_model, steps=progress_steps, kernels=kernels
+    )
     _print(figures)
     if json is not None:
         emit_json(figures, json)

@@ -22,11 +22,14 @@ LINEAR_FIGURES = "calibration.json"
 Steps = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
-def report(directory: Path, prompts: Sequence[Prompt], *, float_model: str | None, steps: Steps) -> dict[str, Any]:
+def report(
+    directory: Path, prompts: Sequence[Prompt], *, float_model: str | None, steps: Steps, kernels: str | None = None
+) -> dict[str, Any]:
     """Fidelity on the prompts' own tokens and on the float model's 64-token continuations, and figures per linear.
 
     Args:
         float_model: MODEL to compare with; None takes the recorded source, whose hash must still be the recorded one.
+        kernels: as `runtime.load` takes them.
         steps: progress: (description, total) → context manager that gives a function to call per step.
 
     Raises:
@@ -35,7 +38,7 @@ def report(directory: Path, prompts: Sequence[Prompt], *, float_model: str | Non
     """
     from calibration.float_model import load_float_model
 
-    loaded = load_engine(directory)
+    loaded = load_engine(directory, kernels=kernels)
     manifest = loaded.directory.manifest
     checkpoint = open_checkpoint(float_model or str(manifest.model["source"]))
     if checkpoint.spec.vocab_size != manifest.contract.vocab_size:

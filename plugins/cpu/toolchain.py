@@ -61,25 +61,30 @@ def compile_library(
     if sys.platform == "win32":
         raise CompileError("the native library is not built on Windows")
     compiler = compiler or find_compiler()
-    machine = machine or platform.machine().lower()
-    levels = _LEVELS.get(_MACHINES.get(machine, machine), {})
-    sources = {name: (*_FLAGS, *flags, *extra) for name, extra in levels.items()}
-    sources |= dict.fromkeys(("level_portable", "dispatch", "operators"), (*_FLAGS, *flags))
     with tempfile.TemporaryDirectory(dir=output.parent) as folder:
-
-        def compile_one(name: str) -> str:
-            target = str(Path(folder) / f"{name}.o")
-            _run([compiler, *sources[name], "-c", str(HERE / "native" / f"{name}.cpp"), "-o", target])
-            return target
-
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = list(pool.map(compile_one, sources))
+        objects = compile_objects(Path(folder), compiler=compiler, machine=machine, flags=flags)
         made = Path(folder) / output.name
         # The C runtime is all that it needs.
         runtime = "-nostdlib++" if "clang" in compiler else "-static-libgcc"
         _run([compiler, "-shared", runtime, *flags, *objects, "-lm", "-o", str(made)])
         made.replace(output)
     return output
+
+
+def compile_objects(folder: Path, *, compiler: str, machine: str | None = None, flags: Sequence[str] = ()) -> list[str]:
+    """Compile every source into `folder`, each level with its instructions; the objects' paths."""
+    machine = machine or platform.machine().lower()
+    levels = _LEVELS.get(_MACHINES.get(machine, machine), {})
+    sources = {name: (*_FLAGS, *flags, *extra) for name, extra in levels.items()}
+    sources |= dict.fromkeys(("level_portable", "dispatch", "operators"), (*_FLAGS, *flags))
+
+    def compile_one(name: str) -> str:
+        target = str(folder / f"{name}.o")
+        _run([compiler, *sources[name], "-c", str(HERE / "native" / f"{name}.cpp"), "-o", target])
+        return target
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(compile_one, sources))
 
 
 def _run(command: list[str]) -> None:

@@ -1,0 +1,142 @@
+// Runs every kernel of the level that QUASAR_CPU_LEVEL names on fixed inputs, and prints a hash of each result's bits.
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <vector>
+
+#include "../../../plugins/cpu/native/kernels.hpp"
+
+using namespace quasar;
+
+static uint64_t state = 88172645463325252ull;
+static uint32_t next() {
+  state ^= state << 13;
+  state ^= state >> 7;
+  state ^= state << 17;
+  return static_cast<uint32_t>(state >> 32);
+}
+static float uniform() { return static_cast<float>(next() % 20001) / 10000.0f - 1.0f; }
+static std::vector<float> floats(size_t count, float size = 1.0f) {
+  std::vector<float> values(count);
+  for (float& value : values) value = size * uniform();
+  return values;
+}
+template <typename T>
+static void print(const char* name, const std::vector<T>& values) {
+  uint64_t hash = 1469598103934665603ull;
+  const auto* bytes = reinterpret_cast<const unsigned char*>(values.data());
+  for (size_t i = 0; i < values.size() * sizeof(T); ++i) hash = (hash ^ bytes[i]) * 1099511628211ull;
+  std::printf("%s %016llx\n", name, static_cast<unsigned long long>(hash));
+}
+
+static void run_linear(const Level& level, int rows, int inputs, int outputs, bool swiglu, bool blocks) {
+  Linear op{};
+  op.rows = rows;
+  op.inputs = inputs;
+  op.outputs = outputs;
+  op.padded = blocks ? (inputs + 31) / 32 * 32 : (inputs + 3) / 4 * 4;
+  const int output_tiles = (outputs + 31) / 32;
+  op.tiles = output_tiles * (swiglu ? 2 : 1);
+  op.swiglu = swiglu;
+  op.blocks = blocks;
+  op.epsilon = 1e-5f;
+  const auto x = floats(static_cast<size_t>(rows) * inputs, 3.0f), norm = floats(inputs);
+  const auto scale = floats(static_cast<size_t>(op.tiles) * op.padded + 2 * outputs, 0.01f), bias = floats(2 * outputs);
+  const auto residual = floats(static_cast<size_t>(rows) * outputs);
+  std::vector<uint8_t> packed(static_cast<size_t>(op.tiles) * op.padded * 32 + 16384);
+  for (auto& weight : packed) weight = static_cast<uint8_t>(next() % 255 + 1);
+  const size_t groups = static_cast<size_t>(rows) * (blocks ? op.padded / 32 : 1);
+  std::vector<int8_t> q(static_cast<size_t>(rows) * op.padded);
+  std::vector<float> amax(groups), normed(x.size()), y(residual.size());
+  std::vector<int32_t> offset(groups);
+  op.x = x.data();
+  op.norm = norm.data();
+  op.scale = scale.data();
+  op.bias = bias.data();
+  op.residual = residual.data();
+  op.packed = packed.data();
+  op.q = q.data();
+  op.amax = amax.data();
+  op.offset = offset.data();
+  op.normed = normed.data();
+  op.y = y.data();
+  for (int row = 0; row < rows; ++row) level.quantize_row(op, row);
+  level.multiply_tiles(op, 0, output_tiles);
+  print("normed", normed);
+  print("quantized", q);
+  print("linear", y);
+}
+
+static void run_attention(const Level& level, int rows, int cached, int size, bool tree, float softcap, int window) {
+  Attention op{};
+  op.rows = rows;
+  op.heads = 6;
+  op.kv_heads = 2;
+  op.size = op.rotary = size;
+  op.capacity = cached + rows + 128;
+  op.cached = cached;
+  op.window = window;
+  op.scale = 1.0f / std::sqrt(static_cast<float>(size));
+  op.softcap = softcap;
+  op.epsilon = 1e-5f;
+  const auto qkv = floats(static_cast<size_t>(rows) * 10 * size, 3.0f), norm = floats(size);
+  const auto cos = floats(static_cast<size_t>(op.capacity) * size / 2), sin = floats(cos.size());
+  auto key = floats(static_cast<size_t>(2) * op.capacity * size), value = floats(key.size());
+  std::vector<int64_t> positions(rows);
+  std::vector<int32_t> depth(rows), path(static_cast<size_t>(rows) * rows);
+  for (int row = 0; row < rows; ++row) {
+    // A tree of two branches: even rows, and odd ones.
+    int count = 0;
+    for (int other = 0; other <= row; ++other) {
+      if (!tree || other % 2 == row % 2) path[static_cast<size_t>(row) * rows + count++] = other;
+    }
+    depth[row] = count - 1;
+    positions[row] = cached + depth[row];
+  }
+  op.chain = !tree;
+  op.depth = depth.data();
+  op.path = path.data();
+  op.positions = positions.data();
+  op.qkv = qkv.data();
+  op.cos = cos.data();
+  op.sin = sin.data();
+  op.q_norm = op.k_norm = norm.data();
+  op.key = key.data();
+  op.value = value.data();
+  op.blocks = (cached + rows + 63) / 64;
+  op.run = 2;
+  std::vector<float> queries(static_cast<size_t>(6) * rows * size), out(queries.size());
+  std::vector<float> partial(static_cast<size_t>(6) * rows * op.blocks * ((size + 15) / 16 * 16 + 16));
+  op.queries = queries.data();
+  op.partial = partial.data();
+  op.out = out.data();
+  for (int row = 0; row < rows; ++row) level.append_row(op, row);
+  for (op.streamed = false;; op.streamed = true) {
+    for (int task = 0; task < level.attention_tasks(op); ++task) level.attend(op, task);
+    for (int piece = 0; !op.streamed && piece < rows * 2; ++piece) level.merge_blocks(op, piece);
+    print(op.streamed ? "streamed" : "attention", out);
+    if (op.streamed) break;
+  }
+}
+
+int main() {
+  const Level* level = choose_level();
+  if (level == nullptr) return 2;
+  std::fprintf(stderr, "%s\n", level->name);
+  for (int rows : {1, 2, 7, 17}) {
+    for (int inputs : {1, 33, 128}) {
+      for (int kind = 0; kind < 4; ++kind) run_linear(*level, rows, inputs, 70, kind % 2 == 1, kind / 2 == 1);
+    }
+  }
+  for (int size : {16, 24, 64}) {
+    for (int rows : {1, 6, 40}) {
+      run_attention(*level, rows, 100, size, false, 0.0f, 0);
+      run_attention(*level, rows, 64, size, true, 4.0f, 30);
+    }
+  }
+  const auto logits = floats(50001);
+  std::vector<int64_t> token(1);
+  level->argmax_row(logits.data(), 50001, token.data());
+  print("argmax", token);
+  return 0;
+}
