@@ -155,7 +155,12 @@ class _Build:
 
     @property
     def _graphs(self) -> OnnxRuntimeFiles:
-        return replace(_ONNXRUNTIME, probe_layers=min(_PROBE_LAYERS, self._contract.num_layers))
+        from export.lowering import native_takes
+
+        files = replace(_ONNXRUNTIME, probe_layers=min(_PROBE_LAYERS, self._contract.num_layers))
+        if native_takes(self._checkpoint.spec):
+            return files
+        return replace(files, native_graph="", native_probe="", native_weights="")
 
     @cached_property
     def _kernels(self) -> "Kernels":

@@ -10,11 +10,20 @@ from engines.manifest import OnnxRuntimeFiles
 from export.integer_check_graph import build_integer_check
 from export.passes import KeepLayers, LowerToNative, LowerToOnnxRuntime, PackedWeights, UnsignedActivations
 from export.weight_file import WeightFile
+from plugins.cpu.packing import MOST_INPUTS
 from quasar.checkpoints import DecoderSpec
+
+# The largest head of VerifyAttention.
+MOST_HEAD_SIZE = 256
+
+
+def native_takes(spec: DecoderSpec) -> bool:
+    """Whether the native operators run this decoder: heads of up to 256 values, linears of up to 65536 inputs."""
+    return spec.head_size <= MOST_HEAD_SIZE and max(linear.inputs for linear in spec.linears()) <= MOST_INPUTS
 
 
 def lower_for_onnxruntime(directory: Path, canonical: str, files: OnnxRuntimeFiles, spec: DecoderSpec) -> None:
-    """Write every graph of `files` from the canonical one in an engine directory."""
+    """Write every graph that `files` names from the canonical one in an engine directory."""
 
     def write(name: str, *passes: Callable[[ir.Model], object]) -> None:
         model = ir.load(directory / canonical)
@@ -26,11 +35,12 @@ def lower_for_onnxruntime(directory: Path, canonical: str, files: OnnxRuntimeFil
     stock = [LowerToOnnxRuntime(spec), UnsignedActivations()]
     write(files.graph, *stock)
     write(files.probe, *stock, KeepLayers(files.probe_layers, spec))
-    with WeightFile(directory / files.native_weights, directory) as weights:
-        native = LowerToNative(spec, PackedWeights(weights))
-        write(files.native_graph, native)
-        # The native operators take the final norm in, so the cut comes first.
-        write(files.native_probe, KeepLayers(files.probe_layers, spec), native)
+    if files.native_graph:
+        with WeightFile(directory / files.native_weights, directory) as weights:
+            native = LowerToNative(spec, PackedWeights(weights))
+            write(files.native_graph, native)
+            # The native operators take the final norm in, so the cut comes first.
+            write(files.native_probe, KeepLayers(files.probe_layers, spec), native)
     integer_check = build_integer_check(version("quasar-verifier"))
     UnsignedActivations()(integer_check)
     ir.save(integer_check, directory / files.integer_check)

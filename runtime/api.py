@@ -19,7 +19,7 @@ from quasar.text import Message, TextCodec, TextStream
 from quasar.text.prompts import check_messages
 from runtime.drafters import Drafter, PromptLookup
 from runtime.loop import Limits, Round, check_prompt, decode
-from runtime.stats import Stats
+from runtime.stats import Stats, Tally
 
 DRAFTERS = ("prompt-lookup", "none")
 DEFAULT_DRAFT_TOKENS = 5
@@ -267,7 +267,7 @@ class Engine:
 
     def _events(self, rounds: Iterator[Round], prompt_tokens: int) -> Iterator[Event]:
         with self._exclusively():
-            text, tally = TextStream(self._codec), _Tally(prompt_tokens)
+            text, tally = TextStream(self._codec), Tally(prompt_tokens)
             for step in rounds:
                 tally.add(step)
                 piece = text.push(step.tokens)
@@ -285,30 +285,6 @@ class Engine:
         if self._loaded is None:
             raise GenerationError("this engine is closed: load it again with runtime.load")
         return self._loaded
-
-
-class _Tally:
-    """Sums the rounds of one generation; the first is the prefill."""
-
-    def __init__(self, prompt_tokens: int) -> None:
-        self._prompt_tokens = prompt_tokens
-        self._steps: list[Round] = []
-
-    def add(self, step: Round) -> None:
-        self._steps.append(step)
-
-    def stats(self) -> Stats:
-        prefill, rounds = self._steps[0], self._steps[1:]
-        return Stats(
-            prompt_tokens=self._prompt_tokens,
-            tokens=sum(len(step.tokens) for step in self._steps),
-            rounds=len(rounds),
-            drafted=sum(step.drafted for step in rounds),
-            accepted=sum(step.accepted for step in rounds),
-            prefill_seconds=prefill.seconds,
-            decode_seconds=sum(step.seconds for step in rounds),
-            draft_seconds=sum(step.draft_seconds for step in rounds),
-        )
 
 
 def _choose_drafter(drafter: Drafter | str) -> Drafter | None:

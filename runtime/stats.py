@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from runtime.loop import Round
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stats:
@@ -43,3 +45,29 @@ class Stats:
             "acceptance_rate": self.acceptance_rate,
             "tokens_per_second": self.tokens_per_second,
         }
+
+
+class Tally:
+    """Sums the rounds of one generation; the first is the prefill."""
+
+    def __init__(self, prompt_tokens: int) -> None:
+        self._prompt_tokens = prompt_tokens
+        self._steps: list[Round] = []
+
+    def add(self, step: Round) -> None:
+        """Another round."""
+        self._steps.append(step)
+
+    def stats(self) -> Stats:
+        """Counts and seconds so far."""
+        prefill, rounds = self._steps[0], self._steps[1:]
+        return Stats(
+            prompt_tokens=self._prompt_tokens,
+            tokens=sum(len(step.tokens) for step in self._steps),
+            rounds=len(rounds),
+            drafted=sum(step.drafted for step in rounds),
+            accepted=sum(step.accepted for step in rounds),
+            prefill_seconds=prefill.seconds,
+            decode_seconds=sum(step.seconds for step in rounds),
+            draft_seconds=sum(step.draft_seconds for step in rounds),
+        )

@@ -26,7 +26,8 @@ def test_generation_options():
         parameters = list(inspect.signature(method).parameters.values())[1:]
         assert [parameter.name for parameter in parameters] == options
         assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters[1:])
-    assert list(inspect.signature(runtime.load).parameters) == ["path", "backend", "provider", "threads", "rebuild"]
+    options = ["path", "backend", "provider", "threads", "kernels", "rebuild"]
+    assert list(inspect.signature(runtime.load).parameters) == options
 
 
 def test_the_exception_tree_is_the_drawn_one():

@@ -44,7 +44,7 @@ def choose_kernels(wanted: str | None, files: OnnxRuntimeFiles) -> Kernels:
         return Kernels()
     try:
         if not files.native_graph:
-            raise QuasarError("the engine has no native graph: it was built by an earlier version")
+            raise QuasarError("the engine has no native graph: an earlier version built it, or heads are above 256")
         library = find_library()
         asked = wanted == NATIVE or os.environ.get("QUASAR_CPU_LEVEL")
         if is_slow(library) and not asked:

@@ -43,7 +43,7 @@ def test_without_a_library(monkeypatch, tmp_path):
 
 
 def test_an_engine_of_an_earlier_version(monkeypatch):
-    refused(monkeypatch, "built by an earlier version", EARLIER)
+    refused(monkeypatch, "an earlier version built it", EARLIER)
 
 
 def test_a_library_for_another_machine(monkeypatch, tmp_path):

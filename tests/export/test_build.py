@@ -11,6 +11,7 @@ import pytest
 from engines.directory import open_directory
 from export.build import build
 from export.options import BuildOptions
+from plugins.cpu import toolchain
 from quasar.errors import BuildError
 from tests.export.killed_build import start_build
 from tests.tiny import save_tiny_model
@@ -52,7 +53,7 @@ def test_directory_holds_what_the_manifest_lists(tiny_engine):
     assert on_disk == set(manifest.files) | {"manifest.json"}
     assert set(manifest.linears.values()) == {"w8a8-token"}
     assert manifest.record.row_invariance.chain == 1
-    assert not manifest.record.row_invariance.tree
+    assert manifest.record.row_invariance.tree == toolchain.LIBRARY.is_file()
     assert set(manifest.record.cost_surface_ms) == {16, 256, 512}
     assert manifest.fidelity["tokens"] > 500
     assert not tiny_engine.with_name("engine.partial").exists()

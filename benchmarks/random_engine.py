@@ -1,0 +1,144 @@
+"""Stock against native kernels on a W8A8 verifier of random weights, for shapes whose checkpoints are not at hand.
+
+    python benchmarks/random_engine.py qwen3-1.7b --rows 256 --widths 1 8
+
+Prints medians, ratios, the bytes that a pass reads per second, and what the machine's memory delivers.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.recipe import make_recipe
+from calibration.smoothing import SmoothingFactors
+from calibration.weights import PreparedWeights
+from engines.contract import Contract, capacity_for
+from engines.costs import measure_interleaved
+from engines.machine import usable_cores
+from engines.manifest import OnnxRuntimeFiles
+from engines.onnxruntime.session import OnnxRuntimeSession
+from engines.onnxruntime.threads import share_threads
+from engines.timing import memory_bandwidth
+from export.lowering import lower_for_onnxruntime
+from export.verifier import build_verifier
+from export.weight_file import WeightFile
+from plugins.cpu.library import find_library
+from quasar.checkpoints import DecoderSpec
+from quasar.checkpoints.spec import Rope
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "qwen3-1.7b": {
+        "architecture": "qwen3",
+        "num_layers": 28,
+        "hidden_size": 2048,
+        "intermediate_size": 6144,
+        "num_heads": 16,
+        "num_kv_heads": 8,
+        "head_size": 128,
+        "vocab_size": 151936,
+        "context_length": 40960,
+        "rms_norm_eps": 1e-6,
+        "rope": Rope(theta=1e6),
+        "qk_norm": True,
+        "tied_head": True,
+    }
+}
+FILES = OnnxRuntimeFiles(
+    graph="onnxruntime/verifier.onnx",
+    probe="onnxruntime/probe.onnx",
+    probe_layers=1,
+    integer_check="onnxruntime/integer_check.onnx",
+    native_graph="onnxruntime/native.onnx",
+    native_probe="onnxruntime/native_probe.onnx",
+    native_weights="onnxruntime/native.onnx.data",
+)
+
+
+class RandomWeights:
+    """A checkpoint without files: the same random block, repeated, serves every tensor of a size."""
+
+    def __init__(self, spec: DecoderSpec) -> None:
+        self.spec = spec
+        self.location = Path()
+        self.files: tuple[Path, ...] = ()
+        self._shapes = spec.tensors()
+        self._block = np.random.default_rng(0).standard_normal(1 << 20, np.float32)
+
+    def read(self, name: str) -> NDArray[Any]:
+        """Normal values of standard deviation K^-0.5; norms are ones."""
+        shape = self._shapes[name]
+        if len(shape) == 1:
+            return np.ones(shape, np.float32)
+        tensor: NDArray[Any] = (np.resize(self._block, shape) * shape[1] ** -0.5).astype(np.float32)
+        return tensor.astype(ml_dtypes.bfloat16) if name == "embed_tokens.weight" else tensor
+
+    def transformers_config(self) -> Any:
+        """There is none."""
+        raise NotImplementedError
+
+    def transformers_tokenizer(self) -> Any:
+        """There is none."""
+        raise NotImplementedError
+
+
+def main() -> None:
+    """Build the graphs in a temporary folder, time them, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("--rows", nargs="+", type=int, default=[256], help="rows in the cache")
+    parser.add_argument("--widths", nargs="+", type=int, default=[1, 8])
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--folder", type=Path, help="where the graphs go for a while; about 5 bytes per parameter")
+    options = parser.parse_args()
+
+    spec = DecoderSpec(**SHAPES[options.shape])
+    length = max(options.rows) + 64
+    contract = Contract(
+        num_layers=spec.num_layers,
+        num_kv_heads=spec.num_kv_heads,
+        head_size=spec.head_size,
+        vocab_size=spec.vocab_size,
+        max_length=length,
+        capacity=capacity_for(length),
+    )
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        folder = Path(name)
+        write_graphs(spec, contract, folder)
+        share_threads()
+        sessions = [
+            OnnxRuntimeSession(folder, folder / FILES.graph, contract),
+            OnnxRuntimeSession(folder, folder / FILES.native_graph, contract, library=find_library().path),
+        ]
+        stock, native = measure_interleaved(sessions, rows=options.rows, widths=options.widths, repeats=options.repeats)
+        weights = (folder / FILES.native_weights).stat().st_size
+        bandwidth = memory_bandwidth(usable_cores())
+    print(f"{options.shape}: {weights / 1e6:.0f} MB of packed weights; memory reads {bandwidth:.1f} GB/s")
+    for rows in options.rows:
+        size = weights + rows * (contract.cache_bytes // contract.capacity)
+        for width in options.widths:
+            ours, theirs = native[rows][width], stock[rows][width]
+            print(
+                f"{rows} rows, t({width}): stock {theirs:.1f} ms, native {ours:.1f} ms, ratio {theirs / ours:.2f}; "
+                f"native reads {size / ours / 1e6:.1f} GB/s"
+            )
+
+
+def write_graphs(spec: DecoderSpec, contract: Contract, folder: Path) -> None:
+    """Canonical and lowered graphs of random weights."""
+    import onnx_ir as ir
+
+    recipe = make_recipe(spec, precision="w8a8", alpha=0.5)
+    prepared = PreparedWeights(RandomWeights(spec), recipe, SmoothingFactors())
+    with WeightFile(folder / "verifier.onnx.data") as weights:
+        model = build_verifier(prepared, weights, capacity=contract.capacity, producer_version="benchmark")
+    ir.save(model, folder / "verifier.onnx")
+    lower_for_onnxruntime(folder, "verifier.onnx", FILES, spec)
+
+
+if __name__ == "__main__":
+    main()
