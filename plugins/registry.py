@@ -6,6 +6,8 @@ from typing import Any
 
 from plugins.kv_compact import kv_compact
 from plugins.quantize_per_token import quantize_per_token
+from plugins.verify_attention import verify_attention
+from plugins.w8a8_linear import w8a8_block_linear, w8a8_linear
 from quasar.errors import QuasarError
 
 
@@ -14,7 +16,8 @@ class Operator:
     """An operator.
 
     `inputs` and `outputs` give name → dtype [shape]. `reference` is the numpy function that every implementation must
-    equal bit for bit. `implementations` maps a back end to the module that has it, imported when it is needed.
+    equal: bit for bit, or in its floats within a rounding that its tests state. `implementations` maps a back end to
+    the module that has it, imported when it is needed.
     """
 
     name: str
@@ -47,6 +50,55 @@ OPERATORS = {
             outputs={"q": "int8 [T, K]", "a": "float32 [T]"},
             reference=quantize_per_token,
             implementations={"cpu": "plugins.quantize_per_token", "cuda": "plugins.gpu.quantize_per_token"},
+        ),
+        Operator(
+            name="W8A8Linear",
+            summary="A linear with per-token INT8 activations: RMS norm before it, bias, residual or SwiGLU behind it.",
+            inputs={
+                "x": "float32 [..., K]",
+                "packed": "uint8 [tiles, K / 4, 32, 4] (plugins.cpu.packing)",
+                "scale": "float32 [N]",
+                "bias": "float32 [N], optional",
+                "residual": "float32 [..., N], optional",
+                "norm": "float32 [K], optional",
+            },
+            outputs={"y": "float32 [..., N]"},
+            reference=w8a8_linear,
+            implementations={"cpu": "plugins.cpu.library"},
+        ),
+        Operator(
+            name="W8A8BlockLinear",
+            summary="The same with a scale for every 32 inputs, of weights and of activations.",
+            inputs={
+                "x": "float32 [..., K]",
+                "packed": "uint8 [tiles, K / 4, 32, 4], K padded to 32",
+                "scale": "float32 [tiles, K / 32, 32]",
+                "bias": "float32 [N], optional",
+                "residual": "float32 [..., N], optional",
+                "norm": "float32 [K], optional",
+            },
+            outputs={"y": "float32 [..., N]"},
+            reference=w8a8_block_linear,
+            implementations={"cpu": "plugins.cpu.library"},
+        ),
+        Operator(
+            name="VerifyAttention",
+            summary="Norms, rotation, append to the cache, and attention of each new row over its own path.",
+            inputs={
+                "qkv": "float32 [1, T, (H + 2G)·D]",
+                "key": "float32 [1, G, S, D], the cache; updated in place where present is bound to it",
+                "value": "float32 [1, G, S, D]",
+                "cache_lengths": "int64 [1]",
+                "position_ids": "int64 [1, T]",
+                "cos": "float32 [positions, R / 2]",
+                "sin": "float32 [positions, R / 2]",
+                "tree_mask": "bool [1, T, T], optional: a chain without it",
+                "q_norm": "float32 [D], optional",
+                "k_norm": "float32 [D], optional",
+            },
+            outputs={"context": "float32 [1, T, H·D]", "present key": "[1, G, S, D]", "present value": "[1, G, S, D]"},
+            reference=verify_attention,
+            implementations={"cpu": "plugins.cpu.library"},
         ),
     )
 }

@@ -1,11 +1,14 @@
 """VerifyAttention: new rows, a chain or a tree, over a cache; each row in the order of its own path."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from plugins.w8a8_linear import rms_norm
 
 Float32 = NDArray[np.float32]
+_FLOAT32 = np.dtype(np.float32)
 
 
 def verify_attention(
@@ -25,6 +28,7 @@ def verify_attention(
     scale: float | None = None,
     softcap: float = 0.0,
     window: int = 0,
+    cache_dtype: np.dtype[Any] = _FLOAT32,
 ) -> Float32:
     """The reference: context float32 [T, H·D]; keys and values are appended to the caches in place.
 
@@ -37,6 +41,7 @@ def verify_attention(
         scale: of the scores; None: D^-0.5.
         softcap: scores become softcap · tanh(score / softcap); 0: they stay.
         window: a row sees that many positions of its path, itself included; 0: all.
+        cache_dtype: what keys and values are rounded to before they are kept: float32, float16 or bfloat16.
 
     Sums are float64 here, so implementations differ by float32 rounding; what is exact about them is that a row's
     bits depend on its own path alone.
@@ -48,7 +53,8 @@ def verify_attention(
         q, k = rms_norm(q, q_norm, epsilon), rms_norm(k, k_norm, epsilon)
     q, k = (_rotate(part, cos[positions][:, None], sin[positions][:, None]) for part in (q, k))
     new = slice(cache_length, cache_length + rows)
-    key[:, new], value[:, new] = k.swapaxes(0, 1), v.swapaxes(0, 1)
+    for cache, rows_of_heads in ((key, k), (value, v)):
+        cache[:, new] = rows_of_heads.swapaxes(0, 1).astype(cache_dtype).astype(np.float32)
     mask = np.tril(np.ones((rows, rows), np.bool_)) if tree_mask is None else tree_mask
     context = np.empty((rows, num_heads, size), np.float32)
     for row in range(rows):

@@ -25,7 +25,7 @@ _FLAGS = (
     *("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti"),
     *("-fno-threadsafe-statics", "-ffp-contract=off", "-fno-math-errno"),
 )
-_AVX2 = ("-mavx2", "-mfma")
+_AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mprefer-vector-width=512")
 _LEVELS: dict[str, dict[str, tuple[str, ...]]] = {
     "x86_64": {"level_avx512_vnni": _AVX512, "level_avx_vnni": (*_AVX2, "-mavxvnni"), "level_avx2": _AVX2},

@@ -11,19 +11,25 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from calibration.affine import quantize_tokens
+from engines.tree import ancestor_mask, depths
 from plugins import OPERATORS, operator
 from plugins.kv_compact import kv_compact, launch_arguments
 from plugins.quantize_per_token import AMAX_FLOOR, quantize_per_token
+from plugins.verify_attention import verify_attention
+from plugins.w8a8_linear import quantize_rows, w8a8_block_linear, w8a8_linear
 from quasar.errors import QuasarError
 
 
 def test_the_registry_names_what_there_is():
-    assert list(OPERATORS) == ["kv_compact", "quantize_per_token"]
+    native = ["W8A8Linear", "W8A8BlockLinear", "VerifyAttention"]
+    assert list(OPERATORS) == ["kv_compact", "quantize_per_token", *native]
     for name, one in OPERATORS.items():
         assert operator(name) is one
-        assert callable(getattr(importlib.import_module(one.implementations["cpu"]), name))
-        module = importlib.import_module(one.implementations["cuda"])
-        assert hasattr(module, "KERNEL") or hasattr(module, "KERNELS")
+        module = importlib.import_module(one.implementations["cpu"])
+        assert hasattr(module, "find_library" if name in native else name)
+        if "cuda" in one.implementations:
+            module = importlib.import_module(one.implementations["cuda"])
+            assert hasattr(module, "KERNEL") or hasattr(module, "KERNELS")
     with pytest.raises(QuasarError, match="no operator 'gather'; known are kv_compact, quantize_per_token"):
         operator("gather")
 
@@ -113,3 +119,87 @@ def test_rows_are_moved_in_words():
     assert args == [1, 2, 7, 4, 64, 160]
     with pytest.raises(QuasarError, match="row of 6 bytes"):
         launch_arguments(1, 2, num_caches=6, num_heads=3, capacity=64, row_bytes=6, cache_length=7, path_length=4)
+
+
+def evaluate(nodes, feed, output):
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [
+            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+            for name, array in feed.items()
+        ],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=11)
+    return ReferenceEvaluator(model).run([output], feed)[0]
+
+
+def test_w8a8_linear_is_the_canonical_linear():
+    random = np.random.default_rng(0)
+    x, values = random.standard_normal((7, 50), np.float32), random.integers(-127, 128, (20, 50)).astype(np.int8)
+    scale = random.uniform(0.01, 0.1, 20).astype(np.float32)
+    q, a = quantize_tokens(x)
+    ours, amax = quantize_rows(x)
+    np.testing.assert_array_equal(ours, q)
+    np.testing.assert_array_equal(amax, np.asarray(a).reshape(-1))
+    nodes = [
+        helper.make_node("DequantizeLinear", ["q", "step"], ["activations"]),
+        helper.make_node("DequantizeLinear", ["w", "scale"], ["weights"], axis=1),
+        helper.make_node("MatMul", ["activations", "weights"], ["product"]),
+        helper.make_node("Mul", ["product", "a"], ["y"]),
+    ]
+    feed = {"q": q, "step": np.float32(1 / 127).reshape(()), "w": values.T.copy(), "scale": scale, "a": amax[:, None]}
+    # The standard form sums dequantized products in float32; the reference sums integers.
+    np.testing.assert_allclose(w8a8_linear(x, values, scale), evaluate(nodes, feed, "y"), rtol=1e-4, atol=1e-4)
+
+
+def test_a_block_linear_with_one_block_is_a_linear():
+    random = np.random.default_rng(1)
+    x, values = random.standard_normal((5, 32), np.float32), random.integers(-127, 128, (9, 32)).astype(np.int8)
+    scale = random.uniform(0.01, 0.1, 9).astype(np.float32)
+    np.testing.assert_allclose(w8a8_block_linear(x, values, scale[:, None]), w8a8_linear(x, values, scale), rtol=1e-6)
+
+
+def test_verify_attention_is_the_canonical_attention():
+    """RotaryEmbedding, a scattered cache, and Attention with the mask of the row's path, in standard operators."""
+    random = np.random.default_rng(2)
+    heads, groups, size, length, rows, capacity = 4, 2, 8, 6, 5, 16
+    parents = np.array([-1, 0, 0, 2, 1])
+    mask, positions = ancestor_mask(parents), length + depths(parents)
+    qkv = random.standard_normal((rows, (heads + 2 * groups) * size), np.float32)
+    key, value = (random.standard_normal((groups, capacity, size), np.float32) for _ in range(2))
+    angles = np.outer(np.arange(capacity), [1.0, 0.3, 0.1, 0.03])
+    cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    split = qkv.reshape(rows, -1, size).transpose(1, 0, 2)[None]
+    feed = {
+        "q": split[:, :heads].copy(),
+        "k": split[:, heads : heads + groups].copy(),
+        "positions": positions[None],
+        "cos": cos,
+        "sin": sin,
+    }
+    rotated = {
+        name: evaluate(
+            [helper.make_node("RotaryEmbedding", [name, "cos", "sin", "positions"], ["y"])],
+            {key: feed[key] for key in (name, "cos", "sin", "positions")},
+            "y",
+        )
+        for name in "qk"
+    }
+    keys, values = key.copy()[None], value.copy()[None]
+    keys[:, :, length : length + rows] = rotated["k"]
+    values[:, :, length : length + rows] = split[:, heads + groups :]
+    seen = np.zeros((1, 1, rows, capacity), np.bool_)
+    seen[..., :length] = True
+    seen[0, 0, :, length : length + rows] = mask
+    expected = evaluate(
+        [helper.make_node("Attention", ["q", "k", "v", "mask"], ["y"])],
+        {"q": rotated["q"], "k": keys, "v": values, "mask": seen},
+        "y",
+    )
+    context = verify_attention(qkv, key, value, length, positions, cos, sin, num_heads=heads, tree_mask=mask)
+    # The standard operator sums in float32.
+    np.testing.assert_allclose(context, expected[0].transpose(1, 0, 2).reshape(rows, -1), atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(key[None], keys, atol=1e-6)
+    np.testing.assert_array_equal(value[None], values)

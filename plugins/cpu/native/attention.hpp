@@ -28,13 +28,20 @@ inline void rotate(const float* x, const float* cos, const float* sin, int rotar
   for (int i = rotary; i < size; ++i) y[i] = x[i];
 }
 
+// Keys or values of one kv head.
+template <typename Cache>
+inline Cache* head_rows(const Attention& op, void* cache, int kv_head) {
+  return static_cast<Cache*>(cache) + static_cast<size_t>(kv_head) * op.capacity * op.size;
+}
+
 // Norms, rotation, and the new row's keys and values into the cache.
-void append_row(const Attention& op, int row) {
+template <typename Cache>
+inline void append_row_to(const Attention& op, int row) {
   const int size = op.size, group = op.heads / op.kv_heads, half = op.rotary / 2;
   const float* x = op.qkv + static_cast<size_t>(row) * (op.heads + 2 * op.kv_heads) * size;
   const float* cos = op.cos + op.positions[row] * half;
   const float* sin = op.sin + op.positions[row] * half;
-  alignas(64) float normed[kMostSize];
+  alignas(64) float normed[kMostSize], rotated[kMostSize];
   for (int head = 0; head < op.heads; ++head) {
     const float* q = x + static_cast<size_t>(head) * size;
     if (op.q_norm != nullptr) {
@@ -42,19 +49,26 @@ void append_row(const Attention& op, int row) {
       q = normed;
     }
     float* y = op.queries + ((static_cast<size_t>(head / group) * op.rows + row) * group + head % group) * size;
-    rotate(q, cos, sin, op.rotary, size, y);
-    for (int i = 0; i < size; i += 16) store_first(y + i, mul(load_first(y + i, size - i), splat(op.scale * kLog2E)), size - i);
+    rotate(q, cos, sin, op.rotary, size, rotated);
+    for (int i = 0; i < size; i += 16) {
+      store_first(y + i, mul(load_first(rotated + i, size - i), splat(op.scale * kLog2E)), size - i);
+    }
   }
   for (int head = 0; head < op.kv_heads; ++head) {
     const float* k = x + static_cast<size_t>(op.heads + head) * size;
     const float* v = k + static_cast<size_t>(op.kv_heads) * size;
-    const size_t at = (static_cast<size_t>(head) * op.capacity + op.cached + row) * size;
     if (op.k_norm != nullptr) {
       rms_norm(k, op.k_norm, op.epsilon, size, normed);
       k = normed;
     }
-    rotate(k, cos, sin, op.rotary, size, op.key + at);
-    for (int i = 0; i < size; ++i) op.value[at + i] = v[i];
+    rotate(k, cos, sin, op.rotary, size, rotated);
+    const size_t at = static_cast<size_t>(op.cached + row) * size;
+    Cache* key = head_rows<Cache>(op, op.key, head) + at;
+    Cache* value = head_rows<Cache>(op, op.value, head) + at;
+    for (int i = 0; i < size; i += 16) {
+      store_first(key + i, load_first(rotated + i, size - i), size - i);
+      store_first(value + i, load_first(v + i, size - i), size - i);
+    }
   }
 }
 
@@ -66,31 +80,51 @@ inline void clear_lanes(int from, int size, float* t) {
 
 // The next block's keys or values, of which every group of queries fetches its part from memory.
 struct AheadRows {
-  const float* next;
-  int step;
+  const char* next;
+  int step;  // bytes
 };
-inline AheadRows ahead_rows(const float* block, int size, int query, int queries) {
-  return {block + static_cast<size_t>(query) * kPositions * size / queries,
-          (kQueryRows * size + queries - 1) / queries};
+template <typename Cache>
+inline AheadRows ahead_rows(const Cache* block, int size, int query, int queries) {
+  const size_t bytes = static_cast<size_t>(kPositions) * size * sizeof(Cache);
+  const int row = size * static_cast<int>(sizeof(Cache));
+  return {reinterpret_cast<const char*>(block) + static_cast<size_t>(query) * bytes / queries,
+          (kQueryRows * row + queries - 1) / queries};
 }
 inline void fetch_row(AheadRows* ahead) {
-  for (int i = 0; i < ahead->step; i += 16) __builtin_prefetch(ahead->next + i, 0, 2);
+  for (int i = 0; i < ahead->step; i += 64) __builtin_prefetch(ahead->next + i, 0, 2);
   ahead->next += ahead->step;
 }
 
+inline void transpose_cache(const float* from, size_t stride, float* to) {
+  transpose_tile(from, stride, to, kPositions);
+}
+template <typename Cache>
+inline void transpose_cache(const Cache* from, size_t stride, float* to) {
+  alignas(64) float tile[256];
+  for (int row = 0; row < 16; ++row) store(tile + 16 * row, load(from + row * stride));
+  transpose_tile(tile, 16, to, kPositions);
+}
+// One key as a column.
+template <typename Cache>
+inline void scatter_key(const Cache* key, int size, float* column) {
+  for (int i = 0; i < size; i += 16) {
+    float lanes[16];
+    store(lanes, load_first(key + i, size - i));
+    for (int n = 0; n < 16 && i + n < size; ++n) column[(i + n) * kPositions] = lanes[n];
+  }
+}
+
 // The first `count` of 64 keys as [size, 64]; lanes behind them are zero.
-inline void transpose(const float* keys, int count, int size, float* t) {
+template <typename Cache>
+inline void transpose(const Cache* keys, int count, int size, float* t) {
   clear_lanes(count, size, t);
   int j = 0;
   for (; j + 16 <= count && size % 16 == 0; j += 16) {
     for (int i = 0; i < size; i += 16) {
-      transpose_tile(keys + static_cast<size_t>(j) * size + i, static_cast<size_t>(size), t + i * kPositions + j,
-                     kPositions);
+      transpose_cache(keys + static_cast<size_t>(j) * size + i, static_cast<size_t>(size), t + i * kPositions + j);
     }
   }
-  for (; j < count; ++j) {
-    for (int i = 0; i < size; ++i) t[i * kPositions + j] = keys[static_cast<size_t>(j) * size + i];
-  }
+  for (; j < count; ++j) scatter_key(keys + static_cast<size_t>(j) * size, size, t + j);
 }
 
 // Scores of R queries over the first 16 G of 64 transposed keys: s [R, 64].
@@ -166,8 +200,8 @@ inline void soften(const Attention& op, float* s, int from, int to, State* state
 }
 
 // o = Σ weight · value over positions [from, to) in order; R rows share what they see.
-template <int R, int N>
-inline void weigh(const float* s, const float* values, int from, int to, int size, int at, AheadRows* ahead,
+template <int R, int N, typename Cache>
+inline void weigh(const float* s, const Cache* values, int from, int to, int size, int at, AheadRows* ahead,
                   State* states) {
   Lanes o[R][N];
   QUASAR_UNROLL
@@ -177,7 +211,7 @@ inline void weigh(const float* s, const float* values, int from, int to, int siz
   }
   for (int j = from; j < to; ++j) {
     fetch_row(ahead);
-    const float* value = values + static_cast<size_t>(j) * size + at;
+    const Cache* value = values + static_cast<size_t>(j) * size + at;
     Lanes v[N];
     QUASAR_UNROLL
     for (int n = 0; n < N; ++n) v[n] = load(value + 16 * n);
@@ -195,25 +229,26 @@ inline void weigh(const float* s, const float* values, int from, int to, int siz
   }
 }
 
-template <int R>
-inline void weigh_all(const float* s, const float* values, int from, int to, int size, AheadRows ahead,
+template <int R, typename Cache>
+inline void weigh_all(const float* s, const Cache* values, int from, int to, int size, AheadRows ahead,
                       State* states) {
   int at = 0;
   for (; at + 64 <= size; at += 64) weigh<R, 4>(s, values, from, to, size, at, &ahead, states);
   for (; at + 16 <= size; at += 16) weigh<R, 1>(s, values, from, to, size, at, &ahead, states);
-  for (; at < size; ++at) {
+  for (; at < size; at += 16) {
     for (int r = 0; r < R; ++r) {
-      float o = 0.0f;
+      Lanes o = splat(0.0f);
       for (int j = from; j < to; ++j) {
-        o = __builtin_fmaf(s[r * kPositions + j], values[static_cast<size_t>(j) * size + at], o);
+        o = fma(splat(s[r * kPositions + j]), load_first(values + static_cast<size_t>(j) * size + at, size - at), o);
       }
-      states[r].o[at] = o;
+      store_first(states[r].o + at, o, size - at);
     }
   }
 }
 
 // The same over slots that a path names.
-inline void weigh_path(const float* s, const float* values, const int* slots, int from, int to, int size, State* state) {
+template <typename Cache>
+inline void weigh_path(const float* s, const Cache* values, const int* slots, int from, int to, int size, State* state) {
   for (int at = 0; at < size; at += 16) {
     const int count = size - at;
     Lanes o = splat(0.0f);
@@ -283,12 +318,12 @@ inline Span row_span(const Attention& op, int row, int block) {
 }
 
 // R queries at most that see the same of a block.
-template <int R>
-inline void attend_queries(const Attention& op, const float* queries, const float* t, const float* values, Span span,
+template <int R, typename Cache>
+inline void attend_queries(const Attention& op, const float* queries, const float* t, const Cache* values, Span span,
                            int count, AheadRows next_keys, AheadRows next_values, float* s, State* states) {
   if constexpr (R > 0) {
     if (count < R) {
-      return attend_queries<R - 1>(op, queries, t, values, span, count, next_keys, next_values, s, states);
+      return attend_queries<R - 1, Cache>(op, queries, t, values, span, count, next_keys, next_values, s, states);
     }
     scores_up_to<R>(queries, t, op.size, span.to, next_keys, s);
     for (int r = 0; r < R; ++r) soften(op, s + r * kPositions, span.from, span.to, states + r);
@@ -298,17 +333,19 @@ inline void attend_queries(const Attention& op, const float* queries, const floa
 
 // One block for the queries [first, end) of a kv head; `states` takes their results, unseen blocks are left out
 // (`seen`).
+template <typename Cache>
 inline void attend_block(const Attention& op, int kv_head, int block, int first, int end, float* t, State* states,
                          bool* seen) {
   const int size = op.size, group = op.heads / op.kv_heads, base = block * kPositions;
-  const size_t cache = static_cast<size_t>(kv_head) * op.capacity * size;
+  const Cache* all_keys = head_rows<Cache>(op, op.key, kv_head);
+  const Cache* all_values = head_rows<Cache>(op, op.value, kv_head);
   const float* queries = op.queries + static_cast<size_t>(kv_head) * op.rows * group * size;
-  const float* values = op.value + cache + static_cast<size_t>(base) * size;
+  const Cache* values = all_values + static_cast<size_t>(base) * size;
   const int slots = op.cached + op.rows - base;
   const bool shared = op.chain || base + kPositions <= op.cached;
   alignas(64) float s[kQueryRows * kPositions];
   if (shared) {
-    const float* keys = op.key + cache + static_cast<size_t>(base) * size;
+    const Cache* keys = all_keys + static_cast<size_t>(base) * size;
     transpose(keys, slots < kPositions ? slots : kPositions, size, t);
     for (int query = first; query < end;) {
       const Span span = row_span(op, query / group, block);
@@ -324,9 +361,8 @@ inline void attend_block(const Attention& op, int kv_head, int block, int first,
         seen[query + same - first] = true;
         ++same;
       }
-      const float* next = keys + kPositions * size;
-      attend_queries<kQueryRows>(op, queries + static_cast<size_t>(query) * size, t, values, span, same,
-                                 ahead_rows(next, size, query - first, end - first),
+      attend_queries<kQueryRows, Cache>(op, queries + static_cast<size_t>(query) * size, t, values, span, same,
+                                 ahead_rows(keys + kPositions * size, size, query - first, end - first),
                                  ahead_rows(values + kPositions * size, size, query - first, end - first), s,
                                  states + (query - first));
       query += same;
@@ -346,13 +382,13 @@ inline void attend_block(const Attention& op, int kv_head, int block, int first,
       const int position = base + j;
       slot[j] = position < op.cached ? position
                                      : op.cached + op.path[static_cast<size_t>(row) * op.rows + position - op.cached];
-      const float* key = op.key + cache + static_cast<size_t>(slot[j]) * size;
-      for (int i = 0; i < size; ++i) t[i * kPositions + j] = key[i];
+      scatter_key(all_keys + static_cast<size_t>(slot[j]) * size, size, t + j);
     }
     for (int query = low; query < high; ++query) {
-      scores_up_to<1>(queries + static_cast<size_t>(query) * size, t, size, span.to, {t, 0}, s);
+      scores_up_to<1>(queries + static_cast<size_t>(query) * size, t, size, span.to, {reinterpret_cast<const char*>(t), 0},
+                      s);
       soften(op, s, span.from, span.to, states + (query - first));
-      weigh_path(s, op.value + cache, slot, span.from, span.to, size, states + (query - first));
+      weigh_path(s, all_values, slot, span.from, span.to, size, states + (query - first));
     }
   }
 }
@@ -362,7 +398,8 @@ int attention_tasks(const Attention& op) {
   return op.kv_heads * parts;
 }
 
-void attend(const Attention& op, int task) {
+template <typename Cache>
+inline void attend_to(const Attention& op, int task) {
   alignas(64) float t[kMostSize * kPositions];
   const int group = op.heads / op.kv_heads, parts = attention_tasks(op) / op.kv_heads;
   const int kv_head = task / parts, part = task % parts;
@@ -375,7 +412,7 @@ void attend(const Attention& op, int task) {
       for (int first = 0; first < op.rows * group; first += kQueries) {
         const int end = first + kQueries < op.rows * group ? first + kQueries : op.rows * group;
         for (int query = first; query < end; ++query) states[query - first] = partial_state(op, kv_head, query, block);
-        attend_block(op, kv_head, block, first, end, t, states, seen);
+        attend_block<Cache>(op, kv_head, block, first, end, t, states, seen);
         for (int query = first; query < end; ++query) {
           if (seen[query - first]) keep(op, states[query - first]);
         }
@@ -391,7 +428,7 @@ void attend(const Attention& op, int task) {
     bool begun[kQueries] = {};
     for (int block = 0; block < op.blocks; ++block) {
       for (int i = 0; i < end - first; ++i) states[i] = {now + i * kMostSize, 0.0f, 0.0f};
-      attend_block(op, kv_head, block, first, end, t, states, seen);
+      attend_block<Cache>(op, kv_head, block, first, end, t, states, seen);
       for (int i = 0; i < end - first; ++i) {
         if (!seen[i]) continue;
         if (begun[i]) {
@@ -461,4 +498,30 @@ void merge_blocks(const Attention& op, int piece) {
     merge_run(op, kv_head, query, begin + 1, end, &all);
     finish(op, head, row, all);
   }
+}
+
+template <typename Function>
+inline void with_cache(const Attention& op, Function function) {
+  switch (op.cache_type) {
+    case CacheType::kFloat:
+      return function(static_cast<float*>(nullptr));
+    case CacheType::kHalf:
+      return function(static_cast<Half*>(nullptr));
+    case CacheType::kBfloat:
+      return function(static_cast<Bfloat*>(nullptr));
+  }
+}
+template <typename Cache>
+struct Element;
+template <typename Cache>
+struct Element<Cache*> {
+  using Type = Cache;
+};
+
+void append_row(const Attention& op, int row) {
+  with_cache(op, [&](auto kind) { append_row_to<typename Element<decltype(kind)>::Type>(op, row); });
+}
+
+void attend(const Attention& op, int task) {
+  with_cache(op, [&](auto kind) { attend_to<typename Element<decltype(kind)>::Type>(op, task); });
 }

@@ -13,6 +13,15 @@ constexpr float kAmaxFloor = 6.103515625e-05f;  // 2^-14
 
 struct Level;
 
+// 16-bit floats, as a cache may hold them.
+struct Half {
+  uint16_t bits;
+};
+struct Bfloat {
+  uint16_t bits;
+};
+enum class CacheType { kFloat, kHalf, kBfloat };
+
 // y [rows, outputs] = dequantized(q · w), then bias, residual or SwiGLU. Weights are uint8 around 128, packed
 // [tiles, inputs / 4, 32 columns, 4]; with SwiGLU tiles alternate between gate and up.
 struct Linear {
@@ -47,7 +56,8 @@ struct Attention {
   const int64_t* positions;   // [rows]
   const float *cos, *sin;     // [positions, rotary / 2]
   const float *q_norm, *k_norm;
-  float *key, *value;         // [kv_heads, capacity, size]
+  CacheType cache_type;
+  void *key, *value;          // [kv_heads, capacity, size]
   float* out;                 // [rows, heads * size]
   // Where the new rows lie logically.
   bool chain;

@@ -269,16 +269,36 @@ void attention_phase(void* state, int piece) {
   (op.level->*Function)(op, piece);
 }
 
-// Packed q/k/v of new rows and a cache → context; keys and values are appended in place.
-struct VerifyAttention {
+struct FloatCache {
+  static constexpr CacheType kType = CacheType::kFloat;
+  static constexpr int kElement = ort::kFloat;
+  static constexpr size_t kBytes = 4;
   static constexpr const char* kName = "VerifyAttention";
+};
+struct HalfCache {
+  static constexpr CacheType kType = CacheType::kHalf;
+  static constexpr int kElement = ort::kFloat16;
+  static constexpr size_t kBytes = 2;
+  static constexpr const char* kName = "VerifyAttentionFloat16";
+};
+struct BfloatCache {
+  static constexpr CacheType kType = CacheType::kBfloat;
+  static constexpr int kElement = ort::kBfloat16;
+  static constexpr size_t kBytes = 2;
+  static constexpr const char* kName = "VerifyAttentionBfloat16";
+};
+
+// Packed q/k/v of new rows and a cache → context; keys and values are appended in place.
+template <typename Cache>
+struct VerifyAttention {
+  static constexpr const char* kName = Cache::kName;
   // qkv, past key, past value, cache lengths, positions, cos, sin, tree mask, q norm, k norm
   static constexpr Input kInputs[] = {
-      {ort::kFloat, ort::kRequired}, {ort::kFloat, ort::kRequired}, {ort::kFloat, ort::kRequired},
-      {ort::kInt64, ort::kRequired}, {ort::kInt64, ort::kRequired}, {ort::kFloat, ort::kRequired},
-      {ort::kFloat, ort::kRequired}, {ort::kBool, ort::kOptional},  {ort::kFloat, ort::kOptional},
+      {ort::kFloat, ort::kRequired}, {Cache::kElement, ort::kRequired}, {Cache::kElement, ort::kRequired},
+      {ort::kInt64, ort::kRequired}, {ort::kInt64, ort::kRequired},     {ort::kFloat, ort::kRequired},
+      {ort::kFloat, ort::kRequired}, {ort::kBool, ort::kOptional},      {ort::kFloat, ort::kOptional},
       {ort::kFloat, ort::kOptional}};
-  static constexpr int kOutputs[] = {ort::kFloat, ort::kFloat, ort::kFloat};
+  static constexpr int kOutputs[] = {ort::kFloat, Cache::kElement, Cache::kElement};
 
   Api api;
   const Level* level;
@@ -349,6 +369,7 @@ struct VerifyAttention {
     }
     copy_cache(key, op.key, cached);
     copy_cache(value, op.value, cached);
+    op.cache_type = Cache::kType;
     op.rows = static_cast<int>(rows);
     op.heads = static_cast<int>(heads);
     op.kv_heads = static_cast<int>(kv_heads);
@@ -400,12 +421,11 @@ struct VerifyAttention {
   }
 
   // Where past and present are not one buffer, the committed rows go over.
-  void copy_cache(const Tensor& past, float* present, int64_t cached) const {
+  void copy_cache(const Tensor& past, void* present, int64_t cached) const {
     if (past.data == present) return;
-    const int64_t head = past.extents[2] * past.extents[3];
+    const size_t row = static_cast<size_t>(past.extents[3]) * Cache::kBytes, head = past.extents[2] * row;
     for (int64_t i = 0; i < kv_heads; ++i) {
-      std::memcpy(present + i * head, past.as<float>() + i * head,
-                  static_cast<size_t>(cached * past.extents[3]) * sizeof(float));
+      std::memcpy(static_cast<char*>(present) + i * head, past.as<char>() + i * head, cached * row);
     }
   }
 
@@ -479,7 +499,9 @@ struct ArgMax {
 
 Operator<W8A8<false>> linear;
 Operator<W8A8<true>> block_linear;
-Operator<VerifyAttention> attention;
+Operator<VerifyAttention<FloatCache>> attention;
+Operator<VerifyAttention<HalfCache>> half_attention;
+Operator<VerifyAttention<BfloatCache>> bfloat_attention;
 Operator<ArgMax> argmax;
 
 }  // namespace
@@ -518,7 +540,8 @@ QUASAR_EXPORT quasar::ort::Status* RegisterCustomOps(quasar::ort::SessionOptions
   }
   ort::Domain* domain = nullptr;
   if (ort::Status* status = api.create_domain(kDomain, &domain)) return status;
-  const ort::CustomOp* operators[] = {&linear, &block_linear, &attention, &argmax};
+  const ort::CustomOp* operators[] = {&linear,         &block_linear,     &attention,
+                                      &half_attention, &bfloat_attention, &argmax};
   for (const ort::CustomOp* op : operators) {
     if (ort::Status* status = api.add_operator(domain, op)) return status;
   }

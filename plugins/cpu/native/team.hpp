@@ -161,10 +161,6 @@ class Scratch {
     return (count * sizeof(T) + 63) / 64 * 64;
   }
 
-  static void release_store() {
-    for (auto& slot : store_) std::free(slot.exchange(nullptr));
-  }
-
  private:
   struct alignas(64) Block {
     size_t bytes;

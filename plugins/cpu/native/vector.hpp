@@ -74,6 +74,17 @@ inline void store_bytes(int8_t* p, Lanes a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a.v)));
 }
 
+inline Lanes load(const Half* p) {
+  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+inline void store(Half* p, Lanes a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
+}
+inline Lanes load(const Bfloat* p) {
+  const __m512i words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(words, 16))};
+}
+
 struct Sums {
   __m512i v;
 };
@@ -162,6 +173,20 @@ inline void store_bytes(int8_t* p, Lanes x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                    _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
 }
+
+inline Lanes load(const Half* p) {
+  return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
+          _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)))};
+}
+inline void store(Half* p, Lanes x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x.a, _MM_FROUND_TO_NEAREST_INT));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8), _mm256_cvtps_ph(x.b, _MM_FROUND_TO_NEAREST_INT));
+}
+inline __m256 load_bfloats(const Bfloat* p) {
+  const __m256i words = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
+}
+inline Lanes load(const Bfloat* p) { return {load_bfloats(p), load_bfloats(p + 8)}; }
 
 struct Sums {
   __m256i a, b;
@@ -281,6 +306,22 @@ inline void store_bytes(int8_t* p, Lanes x) {
   vst1q_s8(p, vcombine_s8(vqmovn_s16(low), vqmovn_s16(high)));
 }
 
+inline Lanes load(const Half* p) {
+  return each([&](int i) {
+    return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(reinterpret_cast<const uint16_t*>(p + 4 * i))));
+  });
+}
+inline void store(Half* p, Lanes x) {
+  for (int i = 0; i < 4; ++i) {
+    vst1_u16(reinterpret_cast<uint16_t*>(p + 4 * i), vreinterpret_u16_f16(vcvt_f16_f32(x.v[i])));
+  }
+}
+inline Lanes load(const Bfloat* p) {
+  return each([&](int i) {
+    return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(reinterpret_cast<const uint16_t*>(p + 4 * i)), 16));
+  });
+}
+
 struct Sums {
   int32x4_t v[4];
 };
@@ -386,6 +427,46 @@ inline void store_bytes(int8_t* p, const Lanes& x) {
   for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(static_cast<int32_t>(__builtin_rintf(x.v[i])));
 }
 
+inline uint32_t bits_of(float x) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+inline float float_of(uint32_t bits) {
+  float x;
+  __builtin_memcpy(&x, &bits, sizeof x);
+  return x;
+}
+inline float float_of(Half half) {
+  const uint32_t sign = static_cast<uint32_t>(half.bits & 0x8000) << 16, magnitude = half.bits & 0x7fff;
+  if (magnitude >= 0x7c00) {
+    // Infinity; a NaN comes out quiet.
+    return float_of(sign | 0x7f800000 | (magnitude > 0x7c00 ? 0x400000 : 0) | (magnitude & 0x3ff) << 13);
+  }
+  // Scaling by 2^112 moves the exponent and makes subnormal values normal.
+  return float_of(sign | bits_of(float_of(magnitude << 13) * 5.192296858534828e33f));
+}
+inline Half half_of(float x) {
+  const uint32_t sign = bits_of(x) >> 16 & 0x8000, magnitude = bits_of(x) & 0x7fffffff;
+  if (magnitude > 0x7f800000) return {static_cast<uint16_t>(sign | 0x7e00 | (magnitude >> 13 & 0x3ff))};
+  if (magnitude >= 0x477ff000) return {static_cast<uint16_t>(sign | 0x7c00)};
+  if (magnitude < 0x38800000) {
+    // Subnormal: adding 0.5 leaves the rounded value in the last bits.
+    return {static_cast<uint16_t>(sign | (bits_of(float_of(magnitude) + 0.5f) - 0x3f000000))};
+  }
+  const uint32_t rounded = magnitude + 0xfff + (magnitude >> 13 & 1);
+  return {static_cast<uint16_t>(sign | (rounded - 0x38000000) >> 13)};
+}
+inline Lanes load(const Half* p) {
+  return each([&](int i) { return float_of(p[i]); });
+}
+inline void store(Half* p, const Lanes& x) {
+  for (int i = 0; i < 16; ++i) p[i] = half_of(x.v[i]);
+}
+inline Lanes load(const Bfloat* p) {
+  return each([&](int i) { return float_of(static_cast<uint32_t>(p[i].bits) << 16); });
+}
+
 struct Sums {
   int32_t v[16];
 };
@@ -414,23 +495,32 @@ constexpr int kMostRows = 2;
 
 #endif
 
+// Rounded half to even; a NaN stays one.
+inline void store(Bfloat* p, const Lanes& x) {
+  float v[16];
+  store(v, x);
+  for (int i = 0; i < 16; ++i) {
+    uint32_t bits;
+    __builtin_memcpy(&bits, v + i, sizeof bits);
+    const bool number = (bits & 0x7fffffff) <= 0x7f800000;
+    p[i].bits = static_cast<uint16_t>(number ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : bits >> 16 | 0x40);
+  }
+}
+
 // The first `count` values, zeros behind them.
-inline Lanes load_first(const float* p, int count) {
+template <typename Element>
+inline Lanes load_first(const Element* p, int count) {
   if (count >= 16) return load(p);
-  float v[16] = {};
+  Element v[16] = {};
   for (int i = 0; i < count; ++i) v[i] = p[i];
   return load(v);
 }
-inline void store_first(float* p, const Lanes& x, int count) {
+template <typename Element>
+inline void store_first(Element* p, const Lanes& x, int count) {
   if (count >= 16) return store(p, x);
-  float v[16];
+  Element v[16];
   store(v, x);
   for (int i = 0; i < count; ++i) p[i] = v[i];
-}
-inline float first(const Lanes& x) {
-  float v[16];
-  store(v, x);
-  return v[0];
 }
 // 2^x within 2 units in the last place for x from -126 to 0; below, as for -126.
 inline Lanes power_of_two_up_to_one(Lanes x) {

@@ -67,7 +67,8 @@ static void run_linear(const Level& level, int rows, int inputs, int outputs, bo
   print("linear", y);
 }
 
-static void run_attention(const Level& level, int rows, int cached, int size, bool tree, float softcap, int window) {
+static void run_attention(const Level& level, int rows, int cached, int size, bool tree, float softcap, int window,
+                          CacheType type) {
   Attention op{};
   op.rows = rows;
   op.heads = 6;
@@ -82,6 +83,12 @@ static void run_attention(const Level& level, int rows, int cached, int size, bo
   const auto qkv = floats(static_cast<size_t>(rows) * 10 * size, 3.0f), norm = floats(size);
   const auto cos = floats(static_cast<size_t>(op.capacity) * size / 2), sin = floats(cos.size());
   auto key = floats(static_cast<size_t>(2) * op.capacity * size), value = floats(key.size());
+  std::vector<uint16_t> key_16(key.size()), value_16(key.size());
+  for (size_t i = 0; i < key.size(); ++i) {
+    // Any pattern that is a small number, subnormal ones too.
+    key_16[i] = static_cast<uint16_t>(next() & (type == CacheType::kHalf ? 0xbfff : 0xbf7f));
+    value_16[i] = static_cast<uint16_t>(next() & (type == CacheType::kHalf ? 0xbfff : 0xbf7f));
+  }
   std::vector<int64_t> positions(rows);
   std::vector<int32_t> depth(rows), path(static_cast<size_t>(rows) * rows);
   for (int row = 0; row < rows; ++row) {
@@ -101,8 +108,9 @@ static void run_attention(const Level& level, int rows, int cached, int size, bo
   op.cos = cos.data();
   op.sin = sin.data();
   op.q_norm = op.k_norm = norm.data();
-  op.key = key.data();
-  op.value = value.data();
+  op.cache_type = type;
+  op.key = type == CacheType::kFloat ? static_cast<void*>(key.data()) : key_16.data();
+  op.value = type == CacheType::kFloat ? static_cast<void*>(value.data()) : value_16.data();
   op.blocks = (cached + rows + 63) / 64;
   op.run = 2;
   std::vector<float> queries(static_cast<size_t>(6) * rows * size), out(queries.size());
@@ -117,6 +125,12 @@ static void run_attention(const Level& level, int rows, int cached, int size, bo
     print(op.streamed ? "streamed" : "attention", out);
     if (op.streamed) break;
   }
+  if (type == CacheType::kFloat) {
+    print("keys", key);
+  } else {
+    print("keys", key_16);
+    print("values", value_16);
+  }
 }
 
 int main() {
@@ -130,8 +144,10 @@ int main() {
   }
   for (int size : {16, 24, 64}) {
     for (int rows : {1, 6, 40}) {
-      run_attention(*level, rows, 100, size, false, 0.0f, 0);
-      run_attention(*level, rows, 64, size, true, 4.0f, 30);
+      for (CacheType type : {CacheType::kFloat, CacheType::kHalf, CacheType::kBfloat}) {
+        run_attention(*level, rows, 100, size, false, 0.0f, 0, type);
+        run_attention(*level, rows, 64, size, true, 4.0f, 30, type);
+      }
     }
   }
   const auto logits = floats(50001);

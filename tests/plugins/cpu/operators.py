@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
@@ -59,10 +60,14 @@ def run_operator(
     *,
     level: str,
     outputs: int = 1,
-    output_type: ir.DataType = ir.DataType.FLOAT,
+    in_place: Mapping[int, int] | None = None,
     threads: int = 1,
 ) -> list[np.ndarray]:
-    """Run a node of domain quasar.cpu; None leaves an input out."""
+    """Run a node of domain quasar.cpu; None leaves an input out.
+
+    `in_place`: output → the input whose memory and type it shares; the others are float32.
+    """
+    shared = in_place or {}
     values = [
         None
         if array is None
@@ -73,10 +78,38 @@ def run_operator(
         )
         for index, array in enumerate(inputs)
     ]
-    made = [ir.Value(name=f"output_{index}", type=ir.TensorType(output_type)) for index in range(outputs)]
+    made = [
+        ir.Value(
+            name=f"output_{index}",
+            type=values[shared[index]].type if index in shared else ir.TensorType(ir.DataType.FLOAT),
+        )
+        for index in range(outputs)
+    ]
     node = ir.node(name, values, attributes, domain="quasar.cpu", outputs=made, name="node")
     present = [value for value in values if value is not None]
     graph = ir.Graph(present, made, nodes=[node], opset_imports={"": 24, "quasar.cpu": 1}, name="one")
-    model = ir.to_proto(ir.Model(graph, ir_version=11)).SerializeToString()
+    session = _session(ir.to_proto(ir.Model(graph, ir_version=11)).SerializeToString(), level, threads)
     feed = {value.name: array for value, array in zip(values, inputs, strict=True) if value is not None}
-    return [np.asarray(result) for result in _session(model, level, threads).run(None, feed)]
+    if not shared:
+        return [np.asarray(result) for result in session.run(None, feed)]
+    binding = session.io_binding()
+    for value in present:
+        array = feed[value.name]
+        if array.dtype == ml_dtypes.bfloat16:
+            bound = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), int(ir.DataType.BFLOAT16))
+        else:
+            bound = ort.OrtValue.ortvalue_from_numpy(array)
+        binding.bind_ortvalue_input(value.name, bound)
+        for output, source in shared.items():
+            if values[source] is value:
+                binding.bind_ortvalue_output(f"output_{output}", bound)
+    own = [index for index in range(outputs) if index not in shared]
+    for index in own:
+        binding.bind_output(f"output_{index}")
+    session.run_with_iobinding(binding)
+    # In the order in which they were bound: the shared ones came first.
+    results = dict(zip(own, binding.get_outputs()[len(shared) :], strict=True))
+    return [
+        np.asarray(feed[f"input_{shared[index]}"]) if index in shared else results[index].numpy()
+        for index in range(outputs)
+    ]

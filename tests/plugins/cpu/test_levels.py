@@ -37,8 +37,8 @@ def expected(tmp_path_factory):
 @needs_library
 def test_levels_of_this_cpu(expected):
     folder, portable = expected
-    assert len(portable) == 181
-    assert len(set(portable)) > 170
+    assert len(portable) > 250
+    assert len(set(portable)) > 0.9 * len(portable)
     for level in LEVELS:
         assert hashes([str(folder / "levels")], level) == portable
 
