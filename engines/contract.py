@@ -35,6 +35,8 @@ HIDDEN = "hidden"
 # The widest verify call: pending token and drafts.
 MAX_WIDTH = 32
 PREFILL_CHUNK = 256
+# Bytes of a value of the KV cache, by type.
+KV_DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2}
 # Above head size 128, ONNX Runtime's attention changes its path at 64 rows: see `spare_rows`.
 _WIDE_HEAD = 128
 _WIDE_HEAD_ROWS = 65
@@ -66,7 +68,10 @@ def capacity_for(max_length: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contract:
-    """The sizes behind the names: L layers, G kv heads, D head size, V vocabulary, S capacity."""
+    """The sizes behind the names: L layers, G kv heads, D head size, V vocabulary, S capacity.
+
+    `kv_dtype` is that of native kernels' cache; stock kernels have float32 alone, TensorRT its compute type.
+    """
 
     num_layers: int
     num_kv_heads: int
@@ -89,6 +94,8 @@ class Contract:
         """Read the manifest's `contract`; raises `DamagedEngineError` naming a field that does not fit."""
         contract = cls(**check_fields("contract", value, {field.name: field.type for field in fields(cls)}))
         sizes = [size for size in contract.to_json().values() if isinstance(size, int) and not isinstance(size, bool)]
+        if contract.kv_dtype not in KV_DTYPES:
+            raise DamagedEngineError(f"manifest.json: contract.kv_dtype is {contract.kv_dtype!r}")
         if min(sizes) < 1 or contract.capacity < capacity_for(contract.max_length):
             raise DamagedEngineError("manifest.json: contract has sizes that do not fit each other")
         return contract
@@ -96,4 +103,5 @@ class Contract:
     @property
     def cache_bytes(self) -> int:
         """Memory of the whole KV cache, keys and values of every layer."""
-        return 2 * self.num_layers * self.num_kv_heads * self.capacity * self.head_size * 4
+        values = 2 * self.num_layers * self.num_kv_heads * self.capacity * self.head_size
+        return values * KV_DTYPES[self.kv_dtype]

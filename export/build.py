@@ -92,6 +92,7 @@ class _Build:
             capacity=capacity_for(length),
             max_width=options.max_width,
             tree_mask=options.tree_mask,
+            kv_dtype=options.kv_dtype,
         )
         self._checkpoint_hash = checkpoint_hash(self._checkpoint)
         workspace = open_workspace(output, self._inputs(), force=options.force)
@@ -273,7 +274,8 @@ class _Build:
     def _lower(self) -> dict[str, Any]:
         from export.lowering import lower_for_onnxruntime
 
-        lower_for_onnxruntime(self._workspace.path, CANONICAL, self._graphs, self._checkpoint.spec)
+        spec, kv_dtype = self._checkpoint.spec, self._contract.kv_dtype
+        lower_for_onnxruntime(self._workspace.path, CANONICAL, self._graphs, spec, kv_dtype)
         return {}
 
     def _probe(self) -> dict[str, Any]:

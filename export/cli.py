@@ -97,6 +97,10 @@ def build(
     tree_mask: Annotated[
         bool, typer.Option("--tree-mask", help="Let the new rows of a verify call form a tree (input tree_mask).")
     ] = False,
+    kv_dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"],
+        typer.Option(help="The KV cache of native kernels; stock kernels have float32."),
+    ] = "float32",
     backend: Annotated[
         list[Backend] | None,
         typer.Option(
@@ -127,6 +131,7 @@ def build(
         keep_float=tuple(keep_float or ()),
         max_width=max_width,
         tree_mask=tree_mask,
+        kv_dtype=kv_dtype,
         force=force,
     )
     path = run_build(options, _Reporter())

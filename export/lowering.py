@@ -22,7 +22,9 @@ def native_takes(spec: DecoderSpec) -> bool:
     return spec.head_size <= MOST_HEAD_SIZE and max(linear.inputs for linear in spec.linears()) <= MOST_INPUTS
 
 
-def lower_for_onnxruntime(directory: Path, canonical: str, files: OnnxRuntimeFiles, spec: DecoderSpec) -> None:
+def lower_for_onnxruntime(
+    directory: Path, canonical: str, files: OnnxRuntimeFiles, spec: DecoderSpec, kv_dtype: str = "float32"
+) -> None:
     """Write every graph that `files` names from the canonical one in an engine directory."""
 
     def write(name: str, *passes: Callable[[ir.Model], object]) -> None:
@@ -37,7 +39,7 @@ def lower_for_onnxruntime(directory: Path, canonical: str, files: OnnxRuntimeFil
     write(files.probe, *stock, KeepLayers(files.probe_layers, spec))
     if files.native_graph:
         with WeightFile(directory / files.native_weights, directory) as weights:
-            native = LowerToNative(spec, PackedWeights(weights))
+            native = LowerToNative(spec, PackedWeights(weights), kv_dtype)
             write(files.native_graph, native)
             # The native operators take the final norm in, so the cut comes first.
             write(files.native_probe, KeepLayers(files.probe_layers, spec), native)

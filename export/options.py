@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from calibration.recipe import Precision
-from engines.contract import MAX_WIDTH
+from engines.contract import KV_DTYPES, MAX_WIDTH
 from quasar.errors import BuildError
 
 DEFAULT_MAX_LENGTH = 4096
@@ -29,6 +29,7 @@ class BuildOptions:
     keep_float: tuple[str, ...] = ()
     max_width: int = MAX_WIDTH
     tree_mask: bool = False
+    kv_dtype: str = "float32"
     force: bool = False
 
 
@@ -61,6 +62,8 @@ def check_options(options: BuildOptions) -> None:
     """Raise `BuildError` for options that contradict each other, or that no verifier can have."""
     if not 2 <= options.max_width <= MAX_WIDTH:
         raise BuildError(f"--max-width is {options.max_width}; 2 to {MAX_WIDTH} rows were expected")
+    if options.kv_dtype not in KV_DTYPES:
+        raise BuildError(f"--kv-dtype is {options.kv_dtype!r}; {', '.join(KV_DTYPES)} were expected")
     if options.precision == "fp32":
         for name, value in (
             ("--alpha", options.alpha),

@@ -80,11 +80,13 @@ def lowered_session(folder: Path, contract: Contract) -> OnnxRuntimeSession:
     return OnnxRuntimeSession(folder, folder / "lowered.onnx", contract, threads=1)
 
 
-def native_session(folder: Path, contract: Contract, spec: DecoderSpec) -> OnnxRuntimeSession:
+def native_session(
+    folder: Path, contract: Contract, spec: DecoderSpec, kv_dtype: str = "float32"
+) -> OnnxRuntimeSession:
     """Canonical.onnx lowered to the native operators."""
     model = ir.load(folder / "canonical.onnx")
     with WeightFile(folder / "native.data", folder) as weights:
-        LowerToNative(spec, PackedWeights(weights))(model)
+        LowerToNative(spec, PackedWeights(weights), kv_dtype)(model)
     ir.save(model, folder / "native.onnx")
     return OnnxRuntimeSession(folder, folder / "native.onnx", contract, threads=1, library=toolchain.LIBRARY)
 

@@ -16,6 +16,9 @@ from quasar.errors import EngineError, GenerationError
 
 Int64 = NDArray[np.int64]
 
+# ONNX Runtime's name of a type → numpy's, which has no bfloat16.
+_CACHE_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(bfloat16)": np.uint16}
+_BFLOAT16 = 16
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
@@ -65,9 +68,11 @@ class OnnxRuntimeSession(HostCaches):
         self._columns = int(outputs[self._rows_output][-1])
         shape = (1, contract.num_kv_heads, contract.capacity, contract.head_size)
         self.num_layers = contract.num_layers if num_layers is None else num_layers
-        self.caches = [(np.zeros(shape, np.float32), np.zeros(shape, np.float32)) for _ in range(self.num_layers)]
         self._ort = ort
-        self._cache_values = [tuple(ort.OrtValue.ortvalue_from_numpy(part) for part in pair) for pair in self.caches]
+        inputs = {value.name: value.type for value in self._session.get_inputs()}
+        cache_type = _CACHE_TYPES[inputs[names.past_names(0)[0]]]
+        self.caches = [(np.zeros(shape, cache_type), np.zeros(shape, cache_type)) for _ in range(self.num_layers)]
+        self._cache_values = [tuple(_shared_value(ort, part) for part in pair) for pair in self.caches]
         self.max_logits_rows = widest = max(contract.max_width, contract.prefill_chunk)
         self._ids = _Buffer(ort, (1, widest))
         self._positions = _Buffer(ort, (1, widest))
@@ -76,7 +81,7 @@ class OnnxRuntimeSession(HostCaches):
         self._lengths_value = ort.OrtValue.ortvalue_from_numpy(self._lengths)
         self._tokens = _Buffer(ort, (1, widest))
         # Native graphs take a tree whatever the portable graph takes.
-        self.takes_trees = names.TREE_MASK in {value.name for value in self._session.get_inputs()}
+        self.takes_trees = names.TREE_MASK in inputs
         self._native = library is not None
         self._tree_masks = _TreeMasks(ort, widest) if self.takes_trees else None
         self._count = np.arange(widest, dtype=np.int64)
@@ -159,6 +164,13 @@ class OnnxRuntimeSession(HostCaches):
         binding.bind_ortvalue_input(names.INPUT_IDS, self._ids.value(width))
         binding.bind_ortvalue_input(names.POSITION_IDS, self._positions.value(width))
         binding.bind_ortvalue_input(names.LOGITS_ROWS, self._rows.value(num_logits_rows))
+
+
+def _shared_value(ort: Any, array: NDArray[Any]) -> Any:
+    """An OrtValue over a cache's own memory."""
+    if array.dtype == np.uint16:
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, _BFLOAT16)
+    return ort.OrtValue.ortvalue_from_numpy(array)
 
 
 class _TreeMasks:

@@ -14,6 +14,12 @@ from plugins.cpu.packing import pack_weight
 from quasar.checkpoints import DecoderSpec
 
 DOMAIN = "quasar.cpu"
+# Type of the cache → operator.
+_ATTENTION = {
+    "float32": ("VerifyAttention", ir.DataType.FLOAT),
+    "float16": ("VerifyAttentionFloat16", ir.DataType.FLOAT16),
+    "bfloat16": ("VerifyAttentionBfloat16", ir.DataType.BFLOAT16),
+}
 _REPLACED = {"Attention", "TensorScatter", "RotaryEmbedding", "QuantizeLinear", "DequantizeLinear"}
 
 
@@ -54,12 +60,13 @@ class LowerToNative(InPlacePass):
 
     A W8A8 linear becomes one node with its bias, the RMS norm before it where nothing else reads that, and the residual
     sum or SwiGLU behind it. Attention takes the packed q/k/v, the caches and the tree mask, which every native graph
-    has: trees are exact there.
+    has: trees are exact there. `kv_dtype`: what the caches hold.
     """
 
-    def __init__(self, spec: DecoderSpec, weights: PackedWeights) -> None:
+    def __init__(self, spec: DecoderSpec, weights: PackedWeights, kv_dtype: str = "float32") -> None:
         super().__init__()
         self._spec = spec
+        self._attention, self._cache_type = _ATTENTION[kv_dtype]
         self._weights = weights
 
     def requires(self, model: ir.Model) -> None:
@@ -102,7 +109,7 @@ class LowerToNative(InPlacePass):
         old = values[inner.context(layer)]
         new = GraphBuilder()
         context, key, value = new.ops(
-            "VerifyAttention",
+            self._attention,
             [
                 values[inner.packed_qkv(layer)],
                 *(values[name] for name in names.past_names(layer)),
@@ -126,9 +133,11 @@ class LowerToNative(InPlacePass):
             domain=DOMAIN,
         )
         ir.convenience.replace_all_uses_with(old, context)
+        for name in names.past_names(layer):
+            values[name].type = ir.TensorType(self._cache_type)
         for name, present in zip(names.present_names(layer), (key, value), strict=True):
             position = [output.name for output in graph.outputs].index(name)
-            present.type, present.shape = graph.outputs[position].type, graph.outputs[position].shape
+            present.type, present.shape = ir.TensorType(self._cache_type), graph.outputs[position].shape
             graph.outputs[position] = present
         _insert_behind(graph, old, new)
 

@@ -7,7 +7,7 @@ import runtime
 from engines.manifest import OnnxRuntimeFiles
 from engines.onnxruntime.kernels import choose_kernels
 from plugins.cpu import library, toolchain
-from quasar.errors import EngineError
+from quasar.errors import BuildError, EngineError
 from tests.plugins.cpu.operators import LEVELS, needs_library
 
 FILES = OnnxRuntimeFiles(
@@ -130,3 +130,18 @@ def test_a_damaged_packed_file_is_an_error(tiny_engine, tmp_path):
             runtime.load(folder)
         with pytest.raises(EngineError, match="cannot be loaded by ONNX Runtime"):
             OnnxRuntimeSession(folder, folder / "onnxruntime/native.onnx", contract, library=toolchain.LIBRARY)
+
+
+@needs_library
+def test_an_engine_with_a_16_bit_cache(tiny_model, build_engine):
+    directory = build_engine(tiny_model, kv_dtype="float16")
+    ids = np.random.default_rng(1).integers(0, 250, 40)
+    for kernels, dtype in (("native", np.float16), ("stock", np.float32)):
+        with runtime.load(directory, kernels=kernels) as engine:
+            assert engine._loaded.session.caches[0][0].dtype == dtype
+            plain = engine.generate(ids, max_new_tokens=40, drafter="none", ignore_eos=True)
+            assert engine.generate(ids, max_new_tokens=40, ignore_eos=True).token_ids == plain.token_ids
+            if kernels == "native":
+                assert engine.record.row_invariance.tree
+    with pytest.raises(BuildError, match="--kv-dtype is 'int8'; float32, float16, bfloat16 were expected"):
+        build_engine(tiny_model, kv_dtype="int8")
