@@ -25,9 +25,10 @@ class BuildNative(build_ext):
             # An empty file would be copied and found: leave nothing.
             output.unlink(missing_ok=True)
 
-    def get_ext_filename(self, fullname: str) -> str:  # noqa: ARG002 - there is one
-        """The library's own name, without Python's suffix."""
-        return str(_CPU / runpy.run_path(str(_CPU / "toolchain.py"))["BUILT"].name)
+    def get_ext_filename(self, fullname: str) -> str:
+        """The library's own name, without Python's suffix; of a dotted name, the path."""
+        folders = fullname.split(".")[:-1]
+        return str(Path(*folders, runpy.run_path(str(_CPU / "toolchain.py"))["BUILT"].name))
 
     def get_outputs(self) -> list[str]:
         """Only what was made."""
