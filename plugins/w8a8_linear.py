@@ -12,15 +12,14 @@ BLOCK = 32
 
 
 def quantize_rows(x: Float32) -> tuple[Int8, Float32]:
-    """Q int8 [..., K] and a float32 [...] over the last axis: a = max(max|x|, 2^-14), q = round(x · (127 / a)).
+    """Integers int8 [..., K] and a float32 [...] over the last axis: those of `quantize_per_token`, bit for bit.
 
-    One rounding less than the canonical graph's Q(x / a, 1/127), so q differs from it only on ties, by one. A row that
-    holds a value that is not finite has a = NaN and q = 0.
+    A row that holds a value that is not finite has a = NaN and zeros.
     """
     with np.errstate(invalid="ignore"):
         a = np.maximum(np.abs(x).max(axis=-1), np.float32(AMAX_FLOOR))
         finite = np.asarray(np.isfinite(x).all(axis=-1))
-        steps = x * (np.float32(QMAX) / a)[..., None]
+        steps = (x / a[..., None]) / np.float32(1 / QMAX)
     q = np.where(finite[..., None], np.rint(steps), 0).astype(np.int8)
     return q, np.where(finite, a, np.float32(np.nan))
 

@@ -141,6 +141,9 @@ def test_w8a8_linear_is_the_canonical_linear():
     scale = random.uniform(0.01, 0.1, 20).astype(np.float32)
     q, a = quantize_tokens(x)
     ours, amax = quantize_rows(x)
+    same, largest = quantize_per_token(x)
+    np.testing.assert_array_equal(ours, same)
+    np.testing.assert_array_equal(amax, largest)
     np.testing.assert_array_equal(ours, q)
     np.testing.assert_array_equal(amax, np.asarray(a).reshape(-1))
     nodes = [

@@ -30,14 +30,15 @@ inline float amax(const float* x, int count) {
   return result;
 }
 
-// q = round(x * (127 / a)) for `count` values, zeros up to `padded`; returns 128 times their sum, negated.
+// q = round((x / a) / (1 / 127)), as the canonical graph has it, for `count` values, zeros up to `padded`; returns 128
+// times their sum, negated.
 inline int32_t quantize(const float* x, float a, int count, int padded, int8_t* q) {
-  const Lanes factor = splat(127.0f / a);
+  const Lanes largest = splat(a), step = splat(1.0f / 127.0f);
   int i = 0;
-  for (; i + 16 <= count; i += 16) store_bytes(q + i, mul(load(x + i), factor));
+  for (; i + 16 <= count; i += 16) store_bytes(q + i, div(div(load(x + i), largest), step));
   if (i < count) {
     int8_t rest[16];
-    store_bytes(rest, mul(load_first(x + i, count - i), factor));
+    store_bytes(rest, div(div(load_first(x + i, count - i), largest), step));
     for (int j = 0; i < count; ++i, ++j) q[i] = rest[j];
   }
   for (; i < padded; ++i) q[i] = 0;
