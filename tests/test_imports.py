@@ -78,6 +78,7 @@ def test_generating_needs_no_build_libraries(tiny_engine):
         ("export", "inspect"),
         ("engines",),
         ("engines", "compare"),
+        ("engines", "time"),
         ("runtime",),
         ("runtime", "generate"),
         ("runtime", "verify"),
