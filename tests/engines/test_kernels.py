@@ -145,3 +145,41 @@ def test_an_engine_with_a_16_bit_cache(tiny_model, build_engine):
                 assert engine.record.row_invariance.tree
     with pytest.raises(BuildError, match="--kv-dtype is 'int8'; float32, float16, bfloat16 were expected"):
         build_engine(tiny_model, kv_dtype="int8")
+
+
+@needs_library
+def test_packed_tensors_of_any_declared_place_and_shape_end_in_errors(tiny_engine, tmp_path):
+    """A graph that lies about where a packed weight is, or how large: an error, never a read outside of the file."""
+    import onnx
+
+    from engines.onnxruntime.session import OnnxRuntimeSession
+
+    random = np.random.default_rng(12)
+    with runtime.load(tiny_engine) as engine:
+        contract = engine.manifest.contract
+    size = (tiny_engine / "onnxruntime" / "native.onnx.data").stat().st_size
+    original = onnx.load(tiny_engine / "onnxruntime" / "native.onnx", load_external_data=False)
+    for attempt in range(40):
+        model = onnx.ModelProto()
+        model.CopyFrom(original)
+        packed = [one for one in model.graph.initializer if one.name.endswith(".packed")]
+        tensor = packed[random.integers(len(packed))]
+        entries, true_dims = {entry.key: entry for entry in tensor.external_data}, list(tensor.dims)
+        if attempt % 2:
+            axis = int(random.integers(4))
+            tensor.dims[axis] = int(random.choice([0, 1, 2, 33, tensor.dims[axis] * 2, tensor.dims[axis] + 1, 2**33]))
+            entries["length"].value = str(int(np.prod([int(extent) for extent in tensor.dims])))
+        else:
+            entries["offset"].value = str(int(random.choice([size - 1, size, size + 4096, 2**40, 2**62])))
+        path = tmp_path / "lying.onnx"
+        path.write_bytes(model.SerializeToString())
+        try:
+            session = OnnxRuntimeSession(tiny_engine, path, contract, library=toolchain.LIBRARY)
+        except EngineError:
+            continue
+        # What could be loaded lies inside the file, with another shape.
+        assert attempt % 2
+        if list(tensor.dims) == true_dims:
+            continue
+        with pytest.raises(Exception, match="packed weights are"):
+            session.run(np.arange(3), 0, 3)
