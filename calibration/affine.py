@@ -1,4 +1,4 @@
-"""Symmetric INT8: one scale per output channel for weights, one per token for activations.
+"""Symmetric INT8: a scale per output channel for weights and per token for activations, or per 32 inputs of each.
 
 Rounding is half to even and the range is [-127, 127], as ONNX QuantizeLinear gives for a scale of amax / 127.
 """
@@ -14,6 +14,8 @@ Int8 = NDArray[np.int8]
 QMAX = 127
 # The smallest normal FP16 number: a zero row must not divide by zero, in any dtype.
 AMAX_FLOOR = 2.0**-14
+# Inputs that share a scale in blocks.
+BLOCK = 32
 # Below it a scale has few bits or none: a row's amax would round to more than 127 of them, or divide by zero.
 _SMALLEST = np.finfo(np.float32).smallest_normal
 _BLOCK_ROWS = 4096
@@ -21,29 +23,43 @@ _BLOCK_ROWS = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizedWeight:
-    """A linear's weight in INT8: `values` int8 [rows, inputs], `scale` float32 [rows]; weight ≈ values × scale."""
+    """A linear's weight in INT8: weight ≈ values × scale.
+
+    `values` int8 [rows, inputs]; `scale` float32 [rows], or in blocks [rows, inputs / 32].
+    """
 
     values: Int8
     scale: Float32
 
 
-def quantize_weight(weight: Float32) -> QuantizedWeight:
-    """Quantize a weight float32 [rows, inputs] per row. A row of zeros gets the scale 1; no scale is subnormal."""
+def quantize_weight(weight: Float32, *, blocks: bool = False) -> QuantizedWeight:
+    """Quantize a weight float32 [rows, inputs] per row, or per row and 32 inputs.
+
+    A scale of zeros is 1; none is subnormal. In blocks, `inputs` must be a multiple of 32.
+    """
     values = np.empty(weight.shape, np.int8)
-    scale = np.empty(len(weight), np.float32)
-    # Rows are independent; in blocks, an LM head of 150,000 rows makes no copies of its own size.
+    scale = np.empty((len(weight), weight.shape[1] // BLOCK if blocks else 1), np.float32)
+    # Rows are independent; some at a time, an LM head of 150,000 rows makes no copies of its own size.
     for start in range(0, len(weight), _BLOCK_ROWS):
-        block = weight[start : start + _BLOCK_ROWS]
-        amax = np.abs(block).max(axis=1)
-        step = np.where(amax > 0, np.maximum(amax / np.float32(QMAX), _SMALLEST), np.float32(1))
-        scale[start : start + _BLOCK_ROWS] = step
-        values[start : start + _BLOCK_ROWS] = np.clip(np.rint(block / step[:, None]), -QMAX, QMAX)
-    return QuantizedWeight(values=values, scale=scale)
+        part = slice(start, start + _BLOCK_ROWS)
+        rows = weight[part].reshape(-1, scale.shape[1], weight.shape[1] // scale.shape[1])
+        step = weight_scale(np.abs(rows).max(axis=2))
+        scale[part] = step
+        values[part] = np.clip(np.rint(rows / step[..., None]), -QMAX, QMAX).reshape(-1, weight.shape[1])
+    return QuantizedWeight(values=values, scale=scale if blocks else scale[:, 0])
+
+
+def weight_scale(amax: Float32) -> Float32:
+    """The scale of weights whose largest magnitude is `amax`; of zeros it is 1."""
+    scale: Float32 = np.where(amax > 0, np.maximum(amax / np.float32(QMAX), _SMALLEST), np.float32(1))
+    return scale
 
 
 def dequantize_weight(weight: QuantizedWeight) -> Float32:
     """The float32 [rows, inputs] weight that the integers stand for."""
-    return weight.values.astype(np.float32) * weight.scale[:, None]
+    scale = weight.scale.reshape(len(weight.scale), -1, 1)
+    rows = weight.values.reshape(len(scale), scale.shape[1], -1).astype(np.float32)
+    return (rows * scale).reshape(weight.values.shape)
 
 
 def quantize_tokens(activations: Float32) -> tuple[Int8, Float32]:

@@ -5,6 +5,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from quasar.checkpoints import Checkpoint, DecoderSpec
+from quasar.checkpoints.checkpoint import check_finite
 from quasar.checkpoints.rope import inverse_frequencies
 from quasar.errors import BuildError, CheckpointError
 
@@ -31,7 +32,7 @@ def load_float_model(checkpoint: Checkpoint) -> "torch.nn.Module":
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(checkpoint.transformers_config(), trust_remote_code=False)
     for name in checkpoint.spec.tensors():
-        value = _to_torch(checkpoint.read(name), dtype)
+        value = _to_torch(check_finite(checkpoint, name, checkpoint.read(name)), dtype)
         module, _, parameter = name.rpartition(".")
         owner = model.lm_head if module == "lm_head" else model.model.get_submodule(module)
         setattr(owner, parameter, torch.nn.Parameter(value, requires_grad=False))

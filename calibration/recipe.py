@@ -5,19 +5,33 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
+from calibration.affine import BLOCK
 from quasar.checkpoints import DecoderSpec
 from quasar.errors import BuildError
 
-Precision = Literal["w8a8", "fp32"]
-LinearPrecision = Literal["w8a8-token", "float"]
+Precision = Literal["w8a8", "w8a8-static", "w8a8-block", "auto", "fp32"]
+LinearPrecision = Literal["w8a8-static", "w8a8-token", "w8a8-block", "float"]
+
+Alpha = float | Literal["auto", "off"]
+# What a precision begins with in every linear; "auto" raises some of them from there.
+_EVERYWHERE: dict[Precision, LinearPrecision] = {
+    "w8a8": "w8a8-token",
+    "w8a8-static": "w8a8-static",
+    "w8a8-block": "w8a8-block",
+    "auto": "w8a8-token",
+    "fp32": "float",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """How a model is quantized: precision per linear (by name, in graph order) and SmoothQuant's alpha."""
+    """How a model is quantized: precision per linear (by name, in graph order) and SmoothQuant's alpha.
+
+    `alpha`: "auto" is searched (`calibration.search`), "off" does not smooth.
+    """
 
     precision: Precision
-    alpha: float
+    alpha: Alpha
     linears: dict[str, LinearPrecision]
 
     @property
@@ -26,13 +40,28 @@ class Recipe:
         return frozenset(name for name, precision in self.linears.items() if precision == "float")
 
 
-def make_recipe(spec: DecoderSpec, *, precision: Precision, alpha: float, keep_float: Sequence[str] = ()) -> Recipe:
+def parse_alpha(text: str | float | None) -> Alpha:
+    """What `--alpha` says: auto (the default), off, or a number from 0 to 1; else raises `BuildError`."""
+    if text is None or text == "auto":
+        return "auto"
+    if text == "off":
+        return "off"
+    try:
+        alpha = float(text)
+    except ValueError:
+        alpha = -1.0
+    if not 0 <= alpha <= 1:
+        raise BuildError(
+            f"--alpha is {text}; auto, off, or a number from 0 (all difficulty in the activations) to 1 was expected"
+        )
+    return alpha
+
+
+def make_recipe(spec: DecoderSpec, *, precision: Precision, alpha: Alpha, keep_float: Sequence[str] = ()) -> Recipe:
     """The recipe for a spec. A `keep_float` pattern (shell style) names linears, fused or as in the checkpoint.
 
-    Raises `BuildError` for an alpha outside [0, 1] and for a pattern that matches nothing.
+    Raises `BuildError` for a pattern that matches nothing, and for blocks where inputs are no multiple of 32.
     """
-    if not 0 <= alpha <= 1:
-        raise BuildError(f"--alpha is {alpha}; a number from 0 (all difficulty in the activations) to 1 was expected")
     kept: set[str] = set()
     for pattern in keep_float:
         matches = {
@@ -47,7 +76,12 @@ def make_recipe(spec: DecoderSpec, *, precision: Precision, alpha: float, keep_f
             )
         kept |= matches
     linears: dict[str, LinearPrecision] = {
-        linear.name: "float" if precision == "fp32" or linear.name in kept else "w8a8-token"
-        for linear in spec.linears()
+        linear.name: "float" if linear.name in kept else _EVERYWHERE[precision] for linear in spec.linears()
     }
+    for linear in spec.linears():
+        if linears[linear.name] == "w8a8-block" and linear.inputs % BLOCK:
+            raise BuildError(
+                f"{linear.name} has {linear.inputs} inputs; --precision w8a8-block needs a multiple of {BLOCK}: "
+                f"keep it float (--keep-float {linear.name}), or take --precision w8a8"
+            )
     return Recipe(precision=precision, alpha=alpha, linears=linears)

@@ -13,12 +13,15 @@ and `/ s` is folded into the operation that produces x, so the float model compu
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quasar.checkpoints import DecoderSpec
+
+if TYPE_CHECKING:
+    import torch
 
 Float = NDArray[np.floating]
 
@@ -37,13 +40,6 @@ class SmoothingFactors:
         return self.by_linear.get(linear)
 
 
-class WeightAmax(Protocol):
-    """Gives a linear's largest absolute weight per input channel: float [inputs]."""
-
-    def __call__(self, linear: str, /) -> Float:
-        """Amax of one linear's weight."""
-
-
 def smoothing_factor(input_amax: Float, weight_amax: Float, alpha: float) -> Float:
     """S = amax_x^alpha / amax_w^(1-alpha), per input channel (SmoothQuant, equation 4): float [inputs]."""
     x = np.maximum(input_amax, _MIN_AMAX)
@@ -57,37 +53,38 @@ def shared_over_query_group(per_channel: Float, spec: DecoderSpec) -> Float:
     return np.broadcast_to(heads.max(axis=1, keepdims=True), heads.shape).reshape(-1)
 
 
-def choose_factors(
-    spec: DecoderSpec, input_amax: Mapping[str, Float], weight_amax: WeightAmax, alpha: float, skip: frozenset[str]
-) -> SmoothingFactors:
-    """Smoothing factors of every linear that is not in `skip` (those that stay float need none).
+def group_factor(spec: DecoderSpec, linear: str, input_amax: Float, weight_amax: Float, alpha: float) -> Float:
+    """The smoothing factor float [inputs] of one linear, with what its producer needs to take it.
 
-    Args:
-        input_amax: linear name → amax of its input channels over the calibration text, float [inputs].
-        weight_amax: gives amax of a linear's weight per input channel, float [inputs].
+    `input_amax`: of its input channels over the calibration text; `weight_amax`: of its weight per input channel.
     """
-    factors: dict[str, Float] = {}
-    for linear in spec.linears():
-        if linear.name in skip:
-            continue
-        x, w = input_amax[linear.name], weight_amax(linear.name)
-        if linear.name.endswith(".o_proj"):
-            x, w = shared_over_query_group(x, spec), shared_over_query_group(w, spec)
-        factors[linear.name] = smoothing_factor(x, w, alpha)
-    return SmoothingFactors(by_linear=factors)
+    if linear.endswith(".o_proj"):
+        input_amax, weight_amax = (shared_over_query_group(amax, spec) for amax in (input_amax, weight_amax))
+    return smoothing_factor(input_amax, weight_amax, alpha)
+
+
+def tie_query_groups(spec: DecoderSpec, log_factor: "torch.Tensor") -> "torch.Tensor":
+    """The mean of log s (or its gradient) over the query heads that read one kv head, [query_size] → [query_size]."""
+    heads = log_factor.reshape(spec.num_kv_heads, -1, spec.head_size)
+    return heads.mean(1, keepdim=True).expand_as(heads).reshape(-1)
 
 
 def fold(name: str, tensor: Float, spec: DecoderSpec, factors: SmoothingFactors) -> Float:
     """One tensor of the checkpoint with every factor that touches it folded in; the shape stays."""
     module, parameter = name.rsplit(".", 1)
-    consumer = _consumer(module)
-    if consumer is not None and (s := factors.of(consumer)) is not None:
-        rows = _of_producer(module, s, spec)
+    if (rows := producer_factor(module, spec, factors)) is not None:
         tensor = tensor / (rows if tensor.ndim == 1 else rows[:, None])
     linear = _linear_of(module)
     if linear is not None and parameter == "weight" and (s := factors.of(linear)) is not None:
         tensor = tensor * s[None, :]
     return tensor
+
+
+def producer_factor(module: str, spec: DecoderSpec, factors: SmoothingFactors) -> Float | None:
+    """What a norm's weight, or the rows of a projection, are divided by: its consumer's factor, or None."""
+    consumer = _consumer(module)
+    s = None if consumer is None else factors.of(consumer)
+    return None if s is None else _of_producer(module, s, spec)
 
 
 def _consumer(module: str) -> str | None:

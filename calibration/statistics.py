@@ -2,57 +2,45 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.simulation import module_of
 from quasar.checkpoints import DecoderSpec
-from quasar.files import atomic_path
 
 if TYPE_CHECKING:
     import torch
 
 Float32 = NDArray[np.float32]
+Float16 = NDArray[np.float16]
 
 _BATCH_TOKENS = 2048
-# Inputs kept per linear for the SQNR figures.
-SAMPLE_ROWS = 128
+# Inputs kept per linear, for the searches and the figures per linear.
+SAMPLE_ROWS = 2048
+# Samples are kept in float16; what is larger comes back as its largest number.
+_LARGEST = float(np.finfo(np.float16).max)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActivationStatistics:
     """What calibration saw, by linear name.
 
-    `amax` float32 [inputs]; `samples` float32 [rows, inputs], rows spread over the text; `num_tokens` in all.
+    `amax` float32 [inputs]; `samples` float16 [rows, inputs], rows spread over the text; `num_tokens` in all.
+    `token_weights` float32 [rows]: 1 / mean square of the residual stream that a row's output joins, which the next
+    norm divides by; for o_proj and down_proj, whose outputs join it.
     """
 
     amax: dict[str, Float32]
-    samples: dict[str, Float32]
+    samples: dict[str, Float16]
+    token_weights: dict[str, Float32]
     num_tokens: int
 
-    def save(self, path: Path) -> None:
-        """Write as safetensors, atomically."""
-        from safetensors.numpy import save_file
-
-        tensors = {f"amax.{name}": value for name, value in self.amax.items()}
-        tensors |= {f"samples.{name}": value for name, value in self.samples.items()}
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata={"num_tokens": str(self.num_tokens)})
-
-    @classmethod
-    def load(cls, path: Path) -> "ActivationStatistics":
-        """Read what `save` wrote."""
-        from safetensors import safe_open
-
-        parts: dict[str, dict[str, Float32]] = {"amax": {}, "samples": {}}
-        with safe_open(path, framework="numpy") as file:
-            for key in file.keys():  # noqa: SIM118 - a safetensors handle is not a dict
-                kind, name = key.split(".", 1)
-                parts[kind][name] = file.get_tensor(key)
-            num_tokens = int(file.metadata()["num_tokens"])
-        return cls(amax=parts["amax"], samples=parts["samples"], num_tokens=num_tokens)
+    def weights_of_tokens(self, linear: str) -> Float32:
+        """What an error of each sampled row's output counts, float32 [rows]: 1 where nothing joins the residual."""
+        weights = self.token_weights.get(linear)
+        return np.ones(len(self.samples[linear]), np.float32) if weights is None else weights
 
 
 def collect_statistics(
@@ -67,9 +55,14 @@ def collect_statistics(
     total = sum(map(len, texts))
     watch = _Watch(spec, total)
     handles = [
-        _module(model, linear.members[0]).register_forward_pre_hook(watch.hook(linear.name))
+        module_of(model, linear.members[0]).register_forward_pre_hook(watch.hook(linear.name))
         for linear in spec.linears()
     ]
+    for index, layer in enumerate(cast("Any", model).model.layers):
+        _, output, _, down = spec.layer_linears(index)
+        residual = layer.post_attention_layernorm
+        handles.append(residual.register_forward_pre_hook(watch.residual_before(output.name)))
+        handles.append(layer.register_forward_hook(watch.residual_behind(down.name)))
     try:
         for batch in _batches(texts):
             longest = max(map(len, batch))
@@ -88,7 +81,8 @@ def collect_statistics(
             handle.remove()
     return ActivationStatistics(
         amax={name: value.numpy() for name, value in watch.amax.items()},
-        samples={name: np.concatenate(rows)[:SAMPLE_ROWS] for name, rows in watch.samples.items()},
+        samples={name: np.concatenate(rows) for name, rows in watch.samples.items()},
+        token_weights={name: np.concatenate(rows) for name, rows in watch.token_weights.items()},
         num_tokens=total,
     )
 
@@ -98,9 +92,10 @@ class _Watch:
 
     def __init__(self, spec: DecoderSpec, total_tokens: int) -> None:
         self.amax: dict[str, torch.Tensor] = {}
-        self.samples: dict[str, list[Float32]] = {linear.name: [] for linear in spec.linears()}
+        self.samples: dict[str, list[Float16]] = {linear.name: [] for linear in spec.linears()}
+        self.token_weights: dict[str, list[Float32]] = {}
         self.real: torch.Tensor
-        self._every = max(1, total_tokens // SAMPLE_ROWS)
+        self._every = max(1, -(-total_tokens // SAMPLE_ROWS))
 
     def hook(self, name: str) -> Callable[[Any, tuple[Any, ...]], None]:
         def watch(_: Any, arguments: tuple[Any, ...]) -> None:
@@ -108,13 +103,22 @@ class _Watch:
             largest = rows.abs().amax(dim=0)
             known = self.amax.get(name)
             self.amax[name] = largest if known is None else largest.maximum(known)
-            self.samples[name].append(rows[:: self._every].numpy().copy())
+            kept = rows[:: self._every].clamp(-_LARGEST, _LARGEST)
+            self.samples[name].append(kept.numpy().astype(np.float16))
 
         return watch
 
+    def residual_before(self, name: str) -> Callable[[Any, tuple[Any, ...]], None]:
+        return lambda _, arguments: self._residual(name, arguments[0])
 
-def _module(model: Any, member: str) -> Any:
-    return model.lm_head if member == "lm_head" else model.model.get_submodule(member)
+    def residual_behind(self, name: str) -> Callable[[Any, tuple[Any, ...], Any], None]:
+        # Older transformers give a layer's output in a tuple.
+        return lambda _, arguments, output: self._residual(name, output[0] if isinstance(output, tuple) else output)
+
+    def _residual(self, name: str, stream: Any) -> None:
+        rows = stream.detach()[self.real][:: self._every].float()
+        weights = 1 / rows.square().mean(dim=-1).clamp_min(1e-12)
+        self.token_weights.setdefault(name, []).append(weights.numpy())
 
 
 def _batches(texts: Sequence[Sequence[int]]) -> list[list[Sequence[int]]]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # A prompt contributes at most so many of its tokens, and so many tokens of continuation.
 MAX_PROMPT_TOKENS = 512
-CALIBRATION_CONTINUATION_TOKENS = 32
+CALIBRATION_CONTINUATION_TOKENS = 64
 MAX_CALIBRATION_PROMPTS = 256
 # Many prompts at once read the weights once; their KV cache is held below 1 GiB.
 _MAX_BATCH = 64

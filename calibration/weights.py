@@ -1,5 +1,6 @@
 """A checkpoint's tensors as the graph gets them: smoothed, and quantized where the recipe says so, one at a time."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.affine import QuantizedWeight, quantize_weight
-from calibration.recipe import Recipe
-from calibration.smoothing import Float, SmoothingFactors, fold
+from calibration.recipe import LinearPrecision, Recipe
+from calibration.smoothing import SmoothingFactors, fold, producer_factor
 from quasar.checkpoints import Checkpoint
-from quasar.checkpoints.checkpoint import read_float32
+from quasar.checkpoints.checkpoint import check_finite, read_float32
 from quasar.checkpoints.spec import Linear
 
 Float32 = NDArray[np.float32]
@@ -18,19 +19,37 @@ Float32 = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedLinear:
-    """A linear's weight, float32 [outputs, inputs] or INT8, and its bias float32 [outputs] or None."""
+    """A linear's precision, weight and bias.
 
+    `weight` float32 [outputs, inputs] or INT8; `bias` float32 [outputs] or None; `static_scale`: of w8a8-static.
+    """
+
+    precision: LinearPrecision
     weight: Float32 | QuantizedWeight
     bias: Float32 | None
+    static_scale: float = 0.0
 
 
 class PreparedWeights:
-    """Reads, smooths and quantizes tensor by tensor: memory holds one linear at a time."""
+    """Reads, smooths and quantizes tensor by tensor: memory holds one linear at a time.
 
-    def __init__(self, checkpoint: Checkpoint, recipe: Recipe, factors: SmoothingFactors) -> None:
+    `integers` gives those that a search found for a linear, before its producer's rows are smoothed, or None: then the
+    weight is rounded to nearest. `static_scales`: of activations, by linear name.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        recipe: Recipe,
+        factors: SmoothingFactors,
+        integers: Callable[[str], QuantizedWeight | None] = lambda linear: None,
+        static_scales: Mapping[str, float] | None = None,
+    ) -> None:
         self._checkpoint = checkpoint
         self._recipe = recipe
         self._factors = factors
+        self._integers = integers
+        self._static_scales = static_scales or {}
         self.spec = checkpoint.spec
 
     def is_quantized(self, linear: str) -> bool:
@@ -39,7 +58,8 @@ class PreparedWeights:
 
     def embedding(self) -> NDArray[Any]:
         """The embedding [vocabulary, hidden], in the checkpoint's precision."""
-        return self._checkpoint.read("embed_tokens.weight")
+        name = "embed_tokens.weight"
+        return check_finite(self._checkpoint, name, self._checkpoint.read(name))
 
     def vector(self, name: str) -> Float32:
         """A norm's weight float32 [channels], smoothing folded in."""
@@ -47,26 +67,37 @@ class PreparedWeights:
 
     def linear(self, linear: Linear) -> PreparedLinear:
         """A linear with its members' rows stacked."""
-        weight = np.concatenate([self._folded(f"{member}.weight") for member in linear.members])
         bias = None
         if any(linear.bias):
             bias = np.concatenate([self._folded(f"{member}.bias") for member in linear.members])
-        return PreparedLinear(weight=quantize_weight(weight) if self.is_quantized(linear.name) else weight, bias=bias)
+        precision = self._recipe.linears[linear.name]
+        return PreparedLinear(
+            precision=precision,
+            weight=self._weight(linear, precision),
+            bias=bias,
+            static_scale=self._static_scales.get(linear.name, 0.0),
+        )
+
+    def _weight(self, linear: Linear, precision: LinearPrecision) -> Float32 | QuantizedWeight:
+        found = self._integers(linear.name) if precision != "float" else None
+        if found is not None:
+            return QuantizedWeight(values=found.values, scale=self._smoothed_rows(linear, found.scale))
+        weight = np.concatenate([self._folded(f"{member}.weight") for member in linear.members])
+        if precision == "float":
+            return weight
+        return quantize_weight(weight, blocks=precision == "w8a8-block")
+
+    def _smoothed_rows(self, linear: Linear, scale: Float32) -> Float32:
+        """A row divided by its consumer's factor keeps its integers: its scale is divided."""
+        rows = np.ones(len(scale), np.float64)
+        start = 0
+        for member, count in zip(linear.members, linear.rows, strict=True):
+            if (factor := producer_factor(member, self.spec, self._factors)) is not None:
+                rows[start : start + count] = factor
+            start += count
+        smoothed: Float32 = (scale / rows.reshape(-1, *[1] * (scale.ndim - 1))).astype(np.float32)
+        return np.maximum(smoothed, np.finfo(np.float32).smallest_normal)
 
     def _folded(self, name: str) -> Float32:
         tensor = fold(name, read_float32(self._checkpoint, name), self.spec, self._factors)
         return tensor.astype(np.float32, copy=False)
-
-
-class WeightAmaxReader:
-    """Linear name → amax of its weight per input channel, float32 [inputs], over all members."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._checkpoint = checkpoint
-        self._members = {linear.name: linear.members for linear in checkpoint.spec.linears()}
-
-    def __call__(self, linear: str, /) -> Float:
-        """Amax over the rows of every member."""
-        weights = (read_float32(self._checkpoint, f"{member}.weight") for member in self._members[linear])
-        amax: Float = np.max([np.abs(weight).max(axis=0) for weight in weights], axis=0)
-        return amax

@@ -45,7 +45,7 @@ _MODEL = {
     "checkpoint_bytes": int,
     "context_length": int,
 }
-_NATIVE_FILES = ("native_graph", "native_probe", "native_weights")
+_OPTIONAL_FILES = ("weights", "native_graph", "native_probe", "native_weights")
 _FIGURES = {"mean_kl_nats", "top1_agreement", "perplexity", "perplexity_float", "tokens"}
 _FIDELITY = _FIGURES | {"continuation", "prompts", "prompts_sha256"}
 
@@ -75,6 +75,7 @@ class TextFiles:
 class OnnxRuntimeFiles:
     """The lowered graph, its cut-down copy for probes and the integer check, as paths in the engine directory.
 
+    `weights`: of linears in blocks, as MatMulNBits reads them; "" without such.
     `native_graph` and `native_probe`: the same for the native operators; "" in engines of earlier versions.
     `native_weights`: what those read, packed.
     """
@@ -83,6 +84,7 @@ class OnnxRuntimeFiles:
     probe: str
     probe_layers: int
     integer_check: str
+    weights: str = ""
     native_graph: str = ""
     native_probe: str = ""
     native_weights: str = ""
@@ -99,7 +101,7 @@ class OnnxRuntimeFiles:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "OnnxRuntimeFiles":
         """Read it; raises `DamagedEngineError` naming what does not fit."""
-        optional = dict.fromkeys((name for name in _NATIVE_FILES if name in value), str)
+        optional = dict.fromkeys((name for name in _OPTIONAL_FILES if name in value), str)
         required = {"graph": str, "probe": str, "probe_layers": int, "integer_check": str}
         return cls(**check_fields("backends.onnxruntime", value, required | optional))
 

@@ -1,15 +1,15 @@
 """The build: checkpoint → calibration → canonical graph → lowering → probes and costs → fidelity → manifest."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from calibration.recipe import Recipe, make_recipe
-from calibration.report import LINEAR_FIGURES, checkpoint_hash
-from calibration.smoothing import SmoothingFactors, choose_factors
-from calibration.statistics import ActivationStatistics, collect_statistics
+from calibration.precision_search import Bound
+from calibration.quantization import Quantization
+from calibration.recipe import Recipe, make_recipe, parse_alpha
+from calibration.report import checkpoint_hash
 from calibration.texts import (
     CALIBRATION_CONTINUATION_TOKENS,
     TokenizedText,
@@ -25,26 +25,28 @@ from calibration.texts import (
 from engines.contract import Contract, capacity_for
 from engines.manifest import MachineRecord, Manifest, OnnxRuntimeFiles, TextFiles
 from engines.measuring import MeasuredFiles
+from engines.onnxruntime.kernels import Kernels, choose_kernels
 from export.model_section import model_section
-from export.options import DEFAULT_ALPHA, BuildOptions, Reporter, Silent, check_options, choose_max_length
+from export.options import BuildOptions, Reporter, Silent, bound_of, check_options, choose_max_length
+from export.quantize import ROOMS, check_bound, meets, prepared_weights, quantize, target_of
 from export.versions import tool_versions
 from export.workspace import Workspace, check_target, open_workspace
 from quasar.checkpoints import Checkpoint, open_checkpoint
-from quasar.files import sha256_json, write_json
+from quasar.files import sha256_json
 
 if TYPE_CHECKING:
     import torch
 
-    from engines.onnxruntime.kernels import Kernels
-
 _EVALUATION_CONTINUATION_TOKENS = 32
 _PROBE_LAYERS = 2
+_ENGINE_STAGES = ("calibrate", "export", "lower", "probe", "fidelity")
 CANONICAL = "verifier.onnx"
 _ONNXRUNTIME = OnnxRuntimeFiles(
     graph="onnxruntime/verifier.onnx",
     probe="onnxruntime/probe.onnx",
     probe_layers=_PROBE_LAYERS,
     integer_check="onnxruntime/integer_check.onnx",
+    weights="onnxruntime/verifier.onnx.data",
     native_graph="onnxruntime/native.onnx",
     native_probe="onnxruntime/native_probe.onnx",
     native_weights="onnxruntime/native.onnx.data",
@@ -57,6 +59,15 @@ def build(options: BuildOptions, reporter: Reporter | None = None) -> Path:
     Raises `QuasarError` for whatever the user can mend. Nothing half-written stands under the output's name.
     """
     return _Build(options, Silent() if reporter is None else reporter).run()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Engine:
+    """What was measured of an engine that is not published yet."""
+
+    calibration: dict[str, Any]
+    record: MachineRecord
+    fidelity: dict[str, Any]
 
 
 class _Build:
@@ -77,12 +88,13 @@ class _Build:
         self._reporter.stage("checkpoint", options.model)
         self._checkpoint: Checkpoint = open_checkpoint(options.model)
         spec = self._checkpoint.spec
-        self._recipe: Recipe = make_recipe(
+        self._asked: Recipe = make_recipe(
             spec,
             precision=options.precision,
-            alpha=DEFAULT_ALPHA if options.alpha is None else options.alpha,
+            alpha=parse_alpha(options.alpha),
             keep_float=options.keep_float,
         )
+        self._recipe = self._asked
         self._contract = Contract(
             num_layers=spec.num_layers,
             num_kv_heads=spec.num_kv_heads,
@@ -111,22 +123,16 @@ class _Build:
         self._reporter.stage("tokenizer", "tokenizer and chat template")
         text = workspace.stage("text", self._write_text)
         self._text = TextFiles(**{**text, "eos_token_ids": tuple(text["eos_token_ids"])})
-        calibration: dict[str, Any] = {}
-        if self._quantizes:
-            self._reporter.stage("calibrate", "activation statistics over calibration text")
-            calibration = workspace.stage("calibrate", self._calibrate)
-        self._reporter.stage("export", f"canonical graph, {self._recipe.precision}")
-        workspace.stage("export", self._export)
-        self._reporter.stage("lower", "ONNX Runtime: its own operators, and the native ones over packed weights")
-        workspace.stage("lower", self._lower)
-        self._reporter.stage("probe", "integer matmuls, row invariance, costs on this machine")
-        record = MachineRecord.from_json(workspace.stage("probe", self._probe))
-        if self._kernels.reason:
-            self._reporter.stage("", f"measured on stock kernels: {self._kernels.reason}")
-        if record.exact_integers:
-            self._reporter.stage("", "this CPU's fast integer kernels saturate: exact, slower ones are used instead")
-        self._reporter.stage("fidelity", "against the float model, on held-out prompts")
-        fidelity = workspace.stage("fidelity", lambda: self._fidelity(record))
+        engine = self._engine(ROOMS[0])
+        for room in ROOMS[1:]:
+            if meets(self._bound, engine.fidelity):
+                break
+            self._reporter.stage("", f"the engine does not meet the bound ({self._bound}): more linears are raised")
+            workspace.forget(*_ENGINE_STAGES)
+            self._recipe = self._asked
+            engine = self._engine(room)
+        check_bound(self._bound, engine.fidelity, dict(self._recipe.linears))
+        calibration, record, fidelity = engine.calibration, engine.record, engine.fidelity
         self._reporter.stage("finish", "manifest")
         files = workspace.files()
         manifest = Manifest(
@@ -154,23 +160,49 @@ class _Build:
         }
         workspace.publish(replace(manifest, hashes=hashes).to_json())
 
+    def _engine(self, room: float) -> _Engine:
+        """Everything that follows from a quantization; `room`: the share of the bound that it aims at."""
+        workspace = self._workspace
+        calibration: dict[str, Any] = {}
+        if self._quantizes:
+            self._reporter.stage("calibrate", "activation statistics, smoothing, ranges and rounding")
+            calibration = workspace.stage("calibrate", lambda: self._calibrate(room))
+            self._recipe = Quantization.load(self._quantization_path).recipe(self._recipe)
+        self._reporter.stage("export", f"canonical graph, {self._recipe.precision}")
+        workspace.stage("export", self._export)
+        self._reporter.stage("lower", "ONNX Runtime: its own operators, and the native ones over packed weights")
+        workspace.stage("lower", self._lower)
+        self._reporter.stage("probe", "integer matmuls, row invariance, costs on this machine")
+        record = MachineRecord.from_json(workspace.stage("probe", self._probe))
+        if self._kernels.reason:
+            self._reporter.stage("", f"measured on stock kernels: {self._kernels.reason}")
+        if record.exact_integers:
+            self._reporter.stage("", "this CPU's fast integer kernels saturate: exact, slower ones are used instead")
+        self._reporter.stage("fidelity", "against the float model, on held-out prompts")
+        fidelity = workspace.stage("fidelity", lambda: self._fidelity(record))
+        return _Engine(calibration=calibration, record=record, fidelity=fidelity)
+
+    @property
+    def _bound(self) -> Bound | None:
+        return bound_of(self._options) if self._options.precision == "auto" else None
+
     @property
     def _graphs(self) -> OnnxRuntimeFiles:
         from export.lowering import native_takes
 
         files = replace(_ONNXRUNTIME, probe_layers=min(_PROBE_LAYERS, self._contract.num_layers))
+        if "w8a8-block" not in self._recipe.linears.values():
+            files = replace(files, weights="")
         if native_takes(self._checkpoint.spec):
             return files
         return replace(files, native_graph="", native_probe="", native_weights="")
 
     @cached_property
-    def _kernels(self) -> "Kernels":
+    def _kernels(self) -> Kernels:
         """What is measured is what runs here by default."""
-        from engines.onnxruntime.kernels import choose_kernels
-
         return choose_kernels(None, self._graphs)
 
-    def _measured_files(self, kernels: "Kernels") -> MeasuredFiles:
+    def _measured_files(self, kernels: Kernels) -> MeasuredFiles:
         return MeasuredFiles.of(self._workspace.path, self._graphs, kernels)
 
     @property
@@ -189,6 +221,7 @@ class _Build:
             "checkpoint": self._checkpoint_hash,
             "precision": self._recipe.precision,
             "alpha": self._recipe.alpha,
+            "bound": str(self._bound or ""),
             "linears": sha256_json(self._recipe.linears),
             "calibration": prompts_hash(self._calibration) if self._quantizes else "",
             "contract": self._contract.to_json(),
@@ -210,18 +243,17 @@ class _Build:
                 self._float_model, self._checkpoint.spec, token_ids, num_tokens=num_tokens, on_batch=step
             )
 
-    def _calibrate(self) -> dict[str, Any]:
+    def _calibrate(self, room: float) -> dict[str, Any]:
+        spec, reporter = self._checkpoint.spec, self._reporter
+        target = None if self._bound is None else target_of(self._bound, room, spec, self._kernels, reporter)
         texts = self._texts(self._calibration, CALIBRATION_CONTINUATION_TOKENS, "calibration")
-        tokens = [text.tokens for text in texts]
-        with self._reporter.steps("statistics", len(tokens)) as step:
-            statistics = collect_statistics(self._float_model, self._checkpoint.spec, tokens, on_batch=step)
-        statistics.save(self._statistics_path)
+        folder, directory = self._quantization_path, self._workspace.path
+        record = quantize(self._float_model, spec, self._recipe, texts, folder, directory, target, reporter)
         # Export holds one tensor at a time; the float model comes back for the fidelity figures.
         del self._float_model
         return {
-            "alpha": self._recipe.alpha,
+            **record,
             "prompts": len(texts),
-            "tokens": statistics.num_tokens,
             "continuation_tokens": sum(len(text.continuation) for text in texts),
             "source": "user" if self._options.calibration else "default",
             "prompts_sha256": prompts_hash(self._calibration),
@@ -229,32 +261,19 @@ class _Build:
         }
 
     @property
-    def _statistics_path(self) -> Path:
-        return self._workspace.scratch / "statistics.safetensors"
+    def _quantization_path(self) -> Path:
+        return self._workspace.scratch / "quantization"
 
     def _export(self) -> dict[str, Any]:
         import onnx_ir as ir
 
-        from calibration.sqnr import linear_figures
-        from calibration.weights import PreparedWeights, WeightAmaxReader
         from export.check import check_model
         from export.verifier import build_verifier
         from export.weight_file import WeightFile
 
-        spec, directory = self._checkpoint.spec, self._workspace.path
-        factors = SmoothingFactors()
-        if self._quantizes:
-            statistics = ActivationStatistics.load(self._statistics_path)
-            factors = choose_factors(
-                spec,
-                statistics.amax,
-                WeightAmaxReader(self._checkpoint),
-                self._recipe.alpha,
-                skip=self._recipe.float_linears,
-            )
-            figures = linear_figures(self._checkpoint, self._recipe, factors, statistics)
-            write_json(directory / LINEAR_FIGURES, {name: figure.to_json() for name, figure in figures.items()})
-        prepared = PreparedWeights(self._checkpoint, self._recipe, factors)
+        directory = self._workspace.path
+        folder = self._quantization_path if self._quantizes else None
+        prepared = prepared_weights(self._checkpoint, self._recipe, folder)
         with (
             WeightFile(directory / f"{CANONICAL}.data") as weights,
             self._reporter.steps("linears", len(self._recipe.linears)) as step,
@@ -279,42 +298,18 @@ class _Build:
         return {}
 
     def _probe(self) -> dict[str, Any]:
-        from engines.machine import this_machine
-        from engines.measuring import count_steps, measure_machine
-        from engines.onnxruntime.executed import check_integer_matmuls, executed_kernels
-        from engines.onnxruntime.kernels import Kernels
+        from export.measured import probe
 
-        with self._reporter.steps("probes and costs", count_steps(self._contract)) as step:
-            record = measure_machine(
-                self._measured_files(self._kernels),
-                self._contract,
-                this_machine(0, self._kernels.name),
-                has_integers=self._quantizes,
-                on_step=lambda what: step(1),
-            )
-        if self._quantizes:
-            # The portable path must not silently run in float, whatever runs here.
-            stock = self._measured_files(Kernels())
-            kernels = executed_kernels(
-                stock.directory, stock.graph, self._contract, exact_integers=record.exact_integers
-            )
-            check_integer_matmuls(kernels, dict(self._recipe.linears))
+        files = self._measured_files(self._kernels)
+        record = probe(
+            files, self._measured_files(Kernels()), self._contract, self._recipe, self._kernels, self._reporter
+        )
         return record.to_json()
 
     def _fidelity(self, record: MachineRecord) -> dict[str, Any]:
-        from calibration.engine_logits import engine_logits
-        from calibration.fidelity import compare, torch_logits
-        from engines.onnxruntime.session import OnnxRuntimeSession
+        from export.measured import fidelity
 
         texts = self._texts(self._evaluation, _EVALUATION_CONTINUATION_TOKENS, "evaluation")
         files = self._measured_files(self._kernels)
-        session = OnnxRuntimeSession(
-            files.directory,
-            files.graph,
-            self._contract,
-            exact_integers=record.exact_integers,
-            library=files.library,
-        )
-        with self._reporter.steps("fidelity", len(texts)) as step:
-            figures = compare(texts, torch_logits(self._float_model), engine_logits(session), on_text=lambda: step(1))
+        figures = fidelity(self._float_model, files, self._contract, record, texts, self._reporter)
         return {**figures, "prompts": len(texts), "prompts_sha256": prompts_hash(self._evaluation)}

@@ -62,11 +62,32 @@ def build(
     ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="The engine directory to write.")],
     precision: Annotated[
-        Literal["w8a8", "fp32"], typer.Option(help="w8a8: INT8 weights and per-token INT8 activations.")
+        Literal["w8a8", "w8a8-block", "w8a8-static", "auto", "fp32"],
+        typer.Option(
+            help="w8a8: INT8 weights and activations, a scale per token; w8a8-block: per 32 values; w8a8-static: one "
+            "for all tokens. auto: w8a8, with linears raised to blocks or float until --max-kl or --min-top1 is met.",
+        ),
     ] = "w8a8",
-    alpha: Annotated[
+    max_kl: Annotated[
         float | None,
-        typer.Option(help="SmoothQuant's strength, 0 to 1 (default 0.5).", show_default=False),
+        typer.Option(
+            metavar="NATS", help="With --precision auto: mean KL against the float model, at most.", show_default=False
+        ),
+    ] = None,
+    min_top1: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE", help="With --precision auto: top-1 agreement, at least (0.95).", show_default=False
+        ),
+    ] = None,
+    alpha: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|off|0..1",
+            help="SmoothQuant's strength. auto (the default): smoothing, ranges and rounding are searched linear by "
+            "linear, and kept where held-back calibration text agrees.",
+            show_default=False,
+        ),
     ] = None,
     calibration: Annotated[
         Path | None,
@@ -129,6 +150,8 @@ def build(
         calibration=calibration,
         max_length=max_length,
         keep_float=tuple(keep_float or ()),
+        max_kl=max_kl,
+        min_top1=min_top1,
         max_width=max_width,
         tree_mask=tree_mask,
         kv_dtype=kv_dtype,

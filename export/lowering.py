@@ -8,7 +8,14 @@ import onnx_ir as ir
 
 from engines.manifest import OnnxRuntimeFiles
 from export.integer_check_graph import build_integer_check
-from export.passes import KeepLayers, LowerToNative, LowerToOnnxRuntime, PackedWeights, UnsignedActivations
+from export.passes import (
+    BlocksToMatMulNBits,
+    KeepLayers,
+    LowerToNative,
+    LowerToOnnxRuntime,
+    StoredWeights,
+    UnsignedActivations,
+)
 from export.weight_file import WeightFile
 from plugins.cpu.packing import MOST_INPUTS
 from quasar.checkpoints import DecoderSpec
@@ -34,15 +41,21 @@ def lower_for_onnxruntime(
         ir.save(model, directory / name)
 
     (directory / files.graph).parent.mkdir(exist_ok=True)
-    stock = [LowerToOnnxRuntime(spec), UnsignedActivations()]
-    write(files.graph, *stock)
-    write(files.probe, *stock, KeepLayers(files.probe_layers, spec))
+    stock: list[Callable[[ir.Model], object]] = [LowerToOnnxRuntime(spec), UnsignedActivations()]
+    if files.weights:
+        with WeightFile(directory / files.weights, directory) as weights:
+            stock = [BlocksToMatMulNBits(StoredWeights(weights)), *stock]
+            write(files.graph, *stock)
+            write(files.probe, *stock, KeepLayers(files.probe_layers, spec))
+    else:
+        write(files.graph, *stock)
+        write(files.probe, *stock, KeepLayers(files.probe_layers, spec))
     if files.native_graph:
         with WeightFile(directory / files.native_weights, directory) as weights:
-            native = LowerToNative(spec, PackedWeights(weights), kv_dtype)
-            write(files.native_graph, native)
+            native = [LowerToNative(spec, StoredWeights(weights), kv_dtype), UnsignedActivations()]
+            write(files.native_graph, *native)
             # The native operators take the final norm in, so the cut comes first.
-            write(files.native_probe, KeepLayers(files.probe_layers, spec), native)
+            write(files.native_probe, KeepLayers(files.probe_layers, spec), *native)
     integer_check = build_integer_check(version("quasar-verifier"))
     UnsignedActivations()(integer_check)
     ir.save(integer_check, directory / files.integer_check)

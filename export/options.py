@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from calibration.precision_search import Bound
 from calibration.recipe import Precision
 from engines.contract import KV_DTYPES, MAX_WIDTH
 from quasar.errors import BuildError
@@ -13,20 +14,21 @@ from quasar.errors import BuildError
 DEFAULT_MAX_LENGTH = 4096
 # A prompt, an answer, and the widest verify call.
 MIN_MAX_LENGTH = 2 * MAX_WIDTH
-DEFAULT_ALPHA = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildOptions:
-    """What the user chose. `max_length` None: the smaller of the model's context and 4096."""
+    """What the user chose. `max_length` None: the smaller of the model's context and 4096; `alpha` None: auto."""
 
     model: str
     output: Path
     precision: Precision = "w8a8"
-    alpha: float | None = None
+    alpha: str | float | None = None
     calibration: Path | None = None
     max_length: int | None = None
     keep_float: tuple[str, ...] = ()
+    max_kl: float | None = None
+    min_top1: float | None = None
     max_width: int = MAX_WIDTH
     tree_mask: bool = False
     kv_dtype: str = "float32"
@@ -64,6 +66,10 @@ def check_options(options: BuildOptions) -> None:
         raise BuildError(f"--max-width is {options.max_width}; 2 to {MAX_WIDTH} rows were expected")
     if options.kv_dtype not in KV_DTYPES:
         raise BuildError(f"--kv-dtype is {options.kv_dtype!r}; {', '.join(KV_DTYPES)} were expected")
+    if options.precision == "auto":
+        bound_of(options).check()
+    elif options.max_kl is not None or options.min_top1 is not None:
+        raise BuildError("--max-kl and --min-top1 have a meaning with --precision auto alone: leave them out")
     if options.precision == "fp32":
         for name, value in (
             ("--alpha", options.alpha),
@@ -72,6 +78,11 @@ def check_options(options: BuildOptions) -> None:
         ):
             if value is not None:
                 raise BuildError(f"{name} has no meaning with --precision fp32: leave it out")
+
+
+def bound_of(options: BuildOptions) -> Bound:
+    """How faithful the engine must be, with precision "auto"."""
+    return Bound(max_kl=options.max_kl, min_top1=options.min_top1)
 
 
 def choose_max_length(asked: int | None, context: int) -> int:

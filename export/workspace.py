@@ -41,6 +41,12 @@ class Workspace:
         result: dict[str, Any] = self._stages[name]
         return result
 
+    def forget(self, *names: str) -> None:
+        """Let stages be done again."""
+        for name in names:
+            self._stages.pop(name, None)
+        self._write_state()
+
     def _write_state(self) -> None:
         write_json(self._state_path, {"inputs": self._inputs, "stages": self._stages})
 
@@ -57,7 +63,9 @@ class Workspace:
         write_json(self.path / MANIFEST_NAME, manifest)
         # The state goes last: until then a killed build resumes here.
         for path in self.scratch.iterdir():
-            if path != self._state_path and path.is_file():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path != self._state_path:
                 path.unlink()
         shutil.rmtree(self.scratch)
         self._release()

@@ -15,7 +15,7 @@ from engines.onnxruntime.session import OnnxRuntimeSession
 from engines.tensorrt.host_memory import HostDevice, host_kernel, host_plan
 from engines.tensorrt.session import TensorRtSession
 from export.check import check_model
-from export.passes import LowerToNative, LowerToOnnxRuntime, LowerToTensorRt, PackedWeights, UnsignedActivations
+from export.passes import LowerToNative, LowerToOnnxRuntime, LowerToTensorRt, StoredWeights, UnsignedActivations
 from export.verifier import build_verifier
 from export.weight_file import WeightFile
 from plugins.cpu import toolchain
@@ -86,7 +86,7 @@ def native_session(
     """Canonical.onnx lowered to the native operators."""
     model = ir.load(folder / "canonical.onnx")
     with WeightFile(folder / "native.data", folder) as weights:
-        LowerToNative(spec, PackedWeights(weights), kv_dtype)(model)
+        LowerToNative(spec, StoredWeights(weights), kv_dtype)(model)
     ir.save(model, folder / "native.onnx")
     return OnnxRuntimeSession(folder, folder / "native.onnx", contract, threads=1, library=toolchain.LIBRARY)
 

@@ -10,7 +10,7 @@ from engines.contract import Contract
 from engines.onnxruntime.session import OnnxRuntimeSession
 from quasar.errors import EngineError
 
-_INTEGER_MATMULS = {"MatMulIntegerToFloat", "MatMulInteger", "QLinearMatMul"}
+_INTEGER_MATMULS = {"MatMulIntegerToFloat", "MatMulInteger", "QLinearMatMul", "MatMulNBits"}
 
 
 def executed_kernels(

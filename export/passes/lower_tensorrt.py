@@ -8,6 +8,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, PreconditionError
 
+from calibration.affine import QMAX
 from engines import contract as names
 from engines.contract import Contract
 from export import names as inner
@@ -100,21 +101,24 @@ class LowerToTensorRt(InPlacePass):
             self._cast_input(node, 1)
             self._cast_output(node)
             return
-        self._own_scale(activations, _constant(activations.inputs[1]))
-        factor = self._rescaling(weight)
+        step = _constant(activations.inputs[1])
+        self._own_scale(activations, step)
+        factor = self._rescaling(weight, QMAX * float(step))
         self._own_scale(weight, _constant(weight.inputs[1]) * factor)
         self._cast_output(node, None if (factor == 1).all() else np.float32(1) / factor)
 
-    def _rescaling(self, weight: ir.Node) -> NDArray[np.float32]:
-        """Per channel a power of two that keeps its scale normal and its largest possible sum finite in float16."""
+    def _rescaling(self, weight: ir.Node, largest_input: float) -> NDArray[np.float32]:
+        """Per channel a power of two that keeps its scale normal and its largest possible sum finite in float16.
+
+        `largest_input`: of the dequantized activations, 1 for scales per token.
+        """
         scale = _constant(weight.inputs[1])
         factor = np.ones_like(scale)
         if self._dtype != np.float16:
             return factor
         limits = np.finfo(np.float16)
         values = _constant(weight.inputs[0])
-        # |DQ(Q(x / a))| <= 1, so a channel's sum is at most that of its weights' magnitudes.
-        largest = np.abs(values.astype(np.int32)).sum(axis=0) * scale
+        largest = np.abs(values.astype(np.int32)).sum(axis=0) * scale * np.float32(largest_input)
         small, large = scale < limits.smallest_normal, largest > _HEADROOM * float(limits.max)
         factor[small] = 2.0 ** np.ceil(np.log2(float(limits.smallest_normal) / scale[small]))
         factor[large] = 2.0 ** np.floor(np.log2(_HEADROOM * float(limits.max) / largest[large]))

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quasar.checkpoints.spec import DecoderSpec
+from quasar.errors import CheckpointError
 
 
 class Checkpoint(Protocol):
@@ -42,4 +43,15 @@ def read_head(checkpoint: Checkpoint) -> NDArray[Any]:
 def read_float32(checkpoint: Checkpoint, name: str) -> NDArray[np.float32]:
     """One tensor by canonical name as float32; `lm_head.weight` resolves to the embedding when tied."""
     tensor = read_head(checkpoint) if name == "lm_head.weight" else checkpoint.read(name)
-    return tensor.astype(np.float32, copy=False)
+    return check_finite(checkpoint, name, tensor.astype(np.float32, copy=False))
+
+
+def check_finite(checkpoint: Checkpoint, name: str, tensor: NDArray[Any]) -> NDArray[Any]:
+    """The tensor itself; raises `CheckpointError` naming it and the first place that holds NaN or infinity."""
+    if np.isfinite(tensor).all():
+        return tensor
+    place = np.argwhere(~np.isfinite(tensor))[0].tolist()
+    raise CheckpointError(
+        f"{checkpoint.location}: {name} holds {float(tensor[tuple(place)])} at {place}; finite weights were expected: "
+        "the checkpoint is damaged"
+    )

@@ -8,7 +8,7 @@ from onnx_ir.passes import PreconditionError
 from engines.contract import TREE_MASK
 from engines.onnxruntime.session import OnnxRuntimeSession
 from engines.tree_invariance import trees_are_exact
-from export.passes import KeepLayers, LowerToNative, LowerToOnnxRuntime, PackedWeights
+from export.passes import KeepLayers, LowerToNative, LowerToOnnxRuntime, StoredWeights
 from export.weight_file import WeightFile
 from plugins.cpu import toolchain
 from quasar.checkpoints import open_checkpoint
@@ -44,7 +44,7 @@ def lowered(folder, spec, *passes):
     for one in passes:
         one(model)
     with WeightFile(folder / "packed.data", folder) as weights:
-        LowerToNative(spec, PackedWeights(weights))(model)
+        LowerToNative(spec, StoredWeights(weights))(model)
     return model
 
 
@@ -67,7 +67,7 @@ def test_a_graph_that_is_not_canonical_is_refused(graphs):
     model = ir.load(folder / "canonical.onnx")
     LowerToOnnxRuntime(spec)(model)
     with WeightFile(folder / "none.data") as weights, pytest.raises(PreconditionError, match="no canonical verifier"):
-        LowerToNative(spec, PackedWeights(weights))(model)
+        LowerToNative(spec, StoredWeights(weights))(model)
 
 
 @needs_library

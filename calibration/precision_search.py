@@ -1,0 +1,150 @@
+"""Mixed precision: the linears that cost most KL are raised until the verifier is as faithful as asked.
+
+The ladder of a linear is W8A8 per token → W8A8 in blocks of 32 → float. The next step is always the one that gains most
+KL for a millisecond of a pass on this machine; gains are estimated for each linear alone (`calibration.sensitivity`),
+and what was raised is then measured as a whole on held-back text.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from calibration.affine import BLOCK
+from calibration.candidate import Candidate
+from calibration.held_back import Divergence, HeldBack
+from calibration.recipe import LinearPrecision
+from calibration.search import Progress, Search, StepFigures
+from calibration.sensitivity import Sensitivities, measure_sensitivities
+from calibration.simulation import SimulatedLinear
+from quasar.checkpoints import DecoderSpec
+from quasar.errors import BuildError
+
+if TYPE_CHECKING:
+    import torch
+
+LADDER: tuple[LinearPrecision, ...] = ("w8a8-token", "w8a8-block", "float")
+# Milliseconds of a linear in a pass, by linear name and precision.
+Prices = Mapping[str, Mapping[LinearPrecision, float]]
+# A step that costs less is as good as free.
+_FREE_MS = 1e-3
+_MOST_ROUNDS = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bound:
+    """How faithful a verifier must be: at most `max_kl` nats of KL, at least `min_top1` of equal top-1 tokens."""
+
+    max_kl: float | None = None
+    min_top1: float | None = None
+
+    def check(self) -> None:
+        """Raise `BuildError` for a bound that nothing meets or that asks for nothing."""
+        if self.max_kl is None and self.min_top1 is None:
+            raise BuildError("--precision auto needs a bound: --max-kl X, --min-top1 Y, or both")
+        if self.max_kl is not None and not self.max_kl > 0:
+            raise BuildError(f"--max-kl is {self.max_kl:g}; a number of nats above 0 was expected")
+        if self.min_top1 is not None and not 0 < self.min_top1 <= 1:
+            raise BuildError(f"--min-top1 is {self.min_top1:g}; a share above 0 and up to 1 was expected")
+
+    def with_room(self, room: float) -> "Bound":
+        """A tighter one: other text than the held-back one may be further from the float model."""
+        return Bound(
+            max_kl=None if self.max_kl is None else room * self.max_kl,
+            min_top1=None if self.min_top1 is None else 1 - room * (1 - self.min_top1),
+        )
+
+    def met(self, kl: float, top1: float) -> bool:
+        """Whether figures are within it."""
+        return (self.max_kl is None or kl <= self.max_kl) and (self.min_top1 is None or top1 >= self.min_top1)
+
+    def __str__(self) -> str:
+        parts = [] if self.max_kl is None else [f"KL at most {self.max_kl:g}"]
+        return ", ".join(parts if self.min_top1 is None else [*parts, f"top-1 at least {self.min_top1:g}"])
+
+
+def raise_precisions(
+    search: Search,
+    base: Candidate,
+    held_back: HeldBack,
+    prices: Prices,
+    target: Bound,
+    spec: DecoderSpec,
+    model: "torch.nn.Module",
+    progress: Progress,
+) -> tuple[Candidate, list[StepFigures]]:
+    """The cheapest candidate found that meets the bound on held-back text, and the steps to it."""
+    reached = search.measure(base, held_back)
+    if target.met(reached.kl, reached.top1):
+        return base, []
+    in_blocks = {
+        linear.name: LADDER[1]
+        for linear in spec.linears()
+        if linear.name in base.choices and linear.inputs % BLOCK == 0
+    }
+    blocks = search.raised(base, "blocks", in_blocks)
+    forms: dict[str, dict[LinearPrecision, SimulatedLinear]] = {
+        name: {LADDER[0]: form} for name, form in base.simulated().items()
+    }
+    for name in in_blocks:
+        forms[name][LADDER[1]] = blocks.simulated()[name]
+    with progress("sensitivities", len(held_back.texts)) as step:
+        costs = measure_sensitivities(model, spec, held_back.texts, forms, on_text=step)
+    ladder = _Ladder(costs, prices)
+    candidate, trace = base, []
+    for _ in range(_MOST_ROUNDS):
+        ladder.raise_until(target, reached)
+        candidate = base.with_precisions(ladder.precisions, blocks)
+        reached = search.measure(candidate, held_back)
+        name = f"{ladder.num_raised} linears raised"
+        trace.append(StepFigures(step=name, kl=reached.kl, top1=reached.top1, kept=True))
+        if target.met(reached.kl, reached.top1) or ladder.is_at_top:
+            break
+    return candidate, trace
+
+
+class _Ladder:
+    """Where each linear stands, and which step is next."""
+
+    def __init__(self, costs: Sensitivities, prices: Prices) -> None:
+        self._costs = {name: {**by_precision, LADDER[2]: 0.0} for name, by_precision in costs.items()}
+        self._prices = prices
+        self.precisions: dict[str, LinearPrecision] = dict.fromkeys(costs, LADDER[0])
+
+    @property
+    def num_raised(self) -> int:
+        return sum(precision != LADDER[0] for precision in self.precisions.values())
+
+    @property
+    def is_at_top(self) -> bool:
+        return all(precision == LADDER[2] for precision in self.precisions.values())
+
+    @property
+    def _estimate(self) -> float:
+        return sum(self._costs[name][precision] for name, precision in self.precisions.items())
+
+    def raise_until(self, target: Bound, reached: Divergence) -> None:
+        """Raise at least one linear, and until the estimate, scaled to what was measured, meets the target."""
+        scale = reached.kl / max(self._estimate, 1e-12)
+        # Top-1 has no estimate: a tenth of the linears at a time.
+        goal = 0.0 if target.max_kl is None else target.max_kl
+        at_most = (
+            len(self.precisions) if target.max_kl is not None and reached.kl > goal else len(self.precisions) // 10
+        )
+        for _ in range(max(1, at_most)):
+            moves = [
+                (self._gain(name, now, then), name, then)
+                for name, now in self.precisions.items()
+                for then in LADDER[LADDER.index(now) + 1 :]
+                if then in self._costs[name]
+            ]
+            if not moves:
+                return
+            _, name, then = max(moves)
+            self.precisions[name] = then
+            if target.max_kl is not None and scale * self._estimate <= goal:
+                return
+
+    def _gain(self, name: str, now: LinearPrecision, then: LinearPrecision) -> float:
+        """Nats for a millisecond."""
+        costs, prices = self._costs[name], self._prices[name]
+        return (costs[now] - costs[then]) / max(prices[then] - prices[now], _FREE_MS)

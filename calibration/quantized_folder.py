@@ -1,0 +1,44 @@
+"""Quantized linears on disk, one file each: a search holds one of them in memory, not a second model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from calibration.affine import Float32, QuantizedWeight
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedFolder:
+    """`<linear>.safetensors` in a folder: `values` int8 [outputs, inputs] and `scale` float32 [outputs, scales]."""
+
+    path: Path
+
+    def save(self, linear: str, values: "torch.Tensor", scale: "torch.Tensor") -> None:
+        """Write a linear's integers and scales."""
+        from safetensors.torch import save_file
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        save_file({"values": values.contiguous(), "scale": scale.contiguous()}, self._file(linear))
+
+    def load(self, linear: str) -> "tuple[torch.Tensor, torch.Tensor]":
+        """Its integers and scales."""
+        from safetensors.torch import load_file
+
+        tensors = load_file(self._file(linear))
+        return tensors["values"], tensors["scale"]
+
+    def read(self, linear: str) -> QuantizedWeight | None:
+        """The same in numpy, as `quantize_weight` gives it; None for a linear that was not saved."""
+        if not self._file(linear).is_file():
+            return None
+        values, scale = self.load(linear)
+        scales: Float32 = np.asarray(scale.numpy(), np.float32)
+        return QuantizedWeight(values=values.numpy(), scale=scales[:, 0] if scales.shape[1] == 1 else scales)
+
+    def _file(self, linear: str) -> Path:
+        return self.path / f"{linear}.safetensors"

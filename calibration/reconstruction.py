@@ -1,0 +1,55 @@
+"""Rounding by reconstruction: each input's rounding error is made good by the inputs that are still to be rounded.
+
+GPTQ (arXiv 2210.17323, algorithm 1) at 8 bits: with H = Σ_t x_t x_tᵀ over calibration inputs, columns are rounded one
+by one and what is lost is added, weighed by H⁻¹, to the columns that follow. Scales stay those of nearest rounding.
+"""
+
+from typing import TYPE_CHECKING
+
+from calibration.affine import QMAX
+
+if TYPE_CHECKING:
+    import torch
+
+# Of the mean of H's diagonal, added to it: inputs that calibration hardly saw stay solvable.
+_DAMPING = 0.01
+# Columns whose corrections are collected before the rest of the weight is touched.
+_COLUMNS_AT_ONCE = 64
+
+
+def reconstruct(weight: "torch.Tensor", scale: "torch.Tensor", x: "torch.Tensor") -> "torch.Tensor":
+    """Integers int8 [outputs, inputs] that stand for `weight` under `scale` with a small error of x Wᵀ.
+
+    Args:
+        weight: float32 [outputs, inputs], smoothed.
+        scale: float32 [outputs, scales], each of inputs / scales inputs side by side.
+        x: the linear's inputs, smoothed, float32 [tokens, inputs].
+    """
+    import torch
+
+    inputs = weight.shape[1]
+    h = x.t() @ x
+    h.diagonal().add_(_DAMPING * h.diagonal().mean() + torch.finfo(h.dtype).tiny)
+    # Those that matter most are rounded first, while there is room to make good.
+    order = h.diagonal().argsort(descending=True)
+    h = h[order][:, order]
+    # The upper Cholesky factor of H⁻¹ holds, row by row, the corrections that follow a column.
+    u = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True)
+    left = weight.t()[order]
+    scales = scale.t().contiguous()
+    of_input = order // (inputs // len(scales))
+    values = torch.empty(left.shape, dtype=torch.int8)
+    for start in range(0, inputs, _COLUMNS_AT_ONCE):
+        stop = min(start + _COLUMNS_AT_ONCE, inputs)
+        block = left[start:stop]
+        errors = torch.empty_like(block)
+        for column in range(stop - start):
+            row, step = u[start + column], scales[of_input[start + column]]
+            rounded = (block[column] / step).round_().clamp_(-QMAX, QMAX)
+            values[start + column] = rounded.to(torch.int8)
+            errors[column] = (block[column] - rounded.mul_(step)) / row[start + column]
+            block[column + 1 :].addr_(row[start + column + 1 : stop], errors[column], alpha=-1)
+        left[stop:].addmm_(u[start:stop, stop:].t(), errors, alpha=-1)
+    result = torch.empty(weight.shape, dtype=torch.int8)
+    result.t()[order] = values
+    return result

@@ -1,0 +1,241 @@
+"""The search for a quantization that answers like the float model: smoothing, ranges and rounding, linear by linear.
+
+Steps are tried one upon another, each found by the error of every linear's own output, and each kept only if the KL
+divergence from the float model on held-back calibration text agrees:
+
+    alpha 0.5                SmoothQuant as published, rounded to nearest: where the search begins
+    alpha per group          the alpha (or no smoothing) with the smallest error; ranges clipped where that helps
+    refined factors          `calibration.refinement`
+    reconstructed rounding   `calibration.reconstruction`
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from calibration.candidate import Candidate, LinearChoice
+from calibration.held_back import Divergence, HeldBack
+from calibration.output_error import LinearSample
+from calibration.quantized_folder import QuantizedFolder
+from calibration.ranges import clip_rows, static_range
+from calibration.recipe import LinearPrecision, Recipe
+from calibration.reconstruction import reconstruct
+from calibration.refinement import refine_factor
+from calibration.simulation import module_of, round_weight, scale_of, simulated
+from calibration.smoothing import group_factor, tie_query_groups
+from calibration.statistics import ActivationStatistics
+from quasar.checkpoints import DecoderSpec
+from quasar.checkpoints.spec import Linear
+
+if TYPE_CHECKING:
+    import torch
+
+FIRST_ALPHA = 0.5
+_ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+STEPS = ("alpha per group", "refined factors", "reconstructed rounding")
+
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepFigures:
+    """What a step of the search reached on held-back text, and whether it was kept."""
+
+    step: str
+    kl: float
+    top1: float
+    kept: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest's entry."""
+        return {"step": self.step, "kl": round(self.kl, 6), "top1": round(self.top1, 4), "kept": self.kept}
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A linear to quantize: its choice and its factor."""
+
+    choice: LinearChoice
+    factor: "torch.Tensor | None"
+    clip: "torch.Tensor | None" = None
+
+
+_Choose = Callable[[Linear, LinearSample], _Plan]
+
+
+class Search:
+    """Quantizes a model by a recipe; integers are written below `scratch`, a folder for each step."""
+
+    def __init__(
+        self,
+        model: "torch.nn.Module",
+        spec: DecoderSpec,
+        recipe: Recipe,
+        statistics: ActivationStatistics,
+        scratch: Path,
+        progress: Progress,
+    ) -> None:
+        self._model = model
+        self._spec = spec
+        self._recipe = recipe
+        self._statistics = statistics
+        self._scratch = scratch
+        self._progress = progress
+
+    def _begin(self, alpha: float | None) -> Candidate:
+        """One alpha for every linear (None: no smoothing), ranges by the largest value, rounded to nearest."""
+        return self._candidate("no smoothing" if alpha is None else f"alpha {alpha:g}", partial(self._fixed, alpha))
+
+    def run(self, held_back: HeldBack | None, steps: Sequence[str] = STEPS) -> tuple[Candidate, list[StepFigures]]:
+        """The best candidate, and what each step reached. A fixed alpha is taken as it is.
+
+        `held_back`: where steps are judged; with a fixed alpha it may be None.
+        """
+        alpha = self._recipe.alpha
+        best = self._begin(FIRST_ALPHA if alpha == "auto" else None if isinstance(alpha, str) else alpha)
+        if held_back is None:
+            return best, []
+        least = self.measure(best, held_back)
+        trace = [StepFigures(step=best.name, kl=least.kl, top1=least.top1, kept=True)]
+        chosen = {
+            "alpha per group": self._best_alpha,
+            "refined factors": self._refined,
+            "reconstructed rounding": self._reconstructed,
+        }
+        for step in steps if alpha == "auto" else ():
+            candidate = self._candidate(step, partial(chosen[step], best))
+            reached = self.measure(candidate, held_back)
+            trace.append(StepFigures(step=step, kl=reached.kl, top1=reached.top1, kept=(kept := reached.kl < least.kl)))
+            if kept:
+                best, least = candidate, reached
+        return best, trace
+
+    def measure(self, candidate: Candidate, held_back: HeldBack) -> Divergence:
+        """The candidate's divergence from the float model."""
+        with simulated(self._model, self._spec, candidate.simulated()):
+            return held_back.measure()
+
+    def raised(self, base: Candidate, name: str, precisions: Mapping[str, LinearPrecision]) -> Candidate:
+        """`base` with some linears at other precisions, with or without its factors, whichever loses less."""
+
+        def choose(linear: Linear, sample: LinearSample) -> _Plan:
+            precision, factor, thin = precisions[linear.name], base.factors[linear.name], sample.thinned()
+            choice = replace(base.choices[linear.name], precision=precision, range="max", static_scale=0.0)
+            if factor is not None and thin.error(precision, None) < thin.error(precision, factor):
+                choice, factor = replace(choice, alpha=None, smoothing="off"), None
+            return _Plan(choice, factor)
+
+        return self._candidate(name, choose, only=set(precisions), base=base)
+
+    def sample(self, linear: Linear) -> LinearSample:
+        """The linear's weight, and inputs that calibration saw."""
+        import torch
+
+        members = [module_of(self._model, member).weight.detach() for member in linear.members]
+        return LinearSample(
+            x=torch.from_numpy(self._statistics.samples[linear.name]).float(),
+            weight=torch.cat(members).float(),
+            token_weights=torch.from_numpy(self._statistics.weights_of_tokens(linear.name)),
+        )
+
+    def _candidate(
+        self, name: str, choose: _Choose, only: set[str] | None = None, base: Candidate | None = None
+    ) -> Candidate:
+        folder = QuantizedFolder(self._scratch / name.replace(" ", "-"))
+        choices = dict(base.choices) if base else {}
+        factors = dict(base.factors) if base else {}
+        folders = dict(base.folders) if base else {}
+        linears = [
+            linear
+            for linear in self._spec.linears()
+            if (linear.name in only if only is not None else self._recipe.linears[linear.name] != "float")
+        ]
+        with self._progress(name, len(linears)) as step:
+            for linear in linears:
+                sample = self.sample(linear)
+                plan = choose(linear, sample)
+                choices[linear.name], factors[linear.name] = plan.choice, plan.factor
+                if plan.choice.precision == "float":
+                    factors[linear.name] = None
+                else:
+                    self._quantize(linear.name, sample, plan, folder)
+                    folders[linear.name] = folder
+                step(1)
+        return Candidate(name=name, choices=choices, factors=factors, folders=folders)
+
+    def _quantize(self, name: str, sample: LinearSample, plan: _Plan, folder: QuantizedFolder) -> None:
+        weight = sample.weight if plan.factor is None else sample.weight * plan.factor
+        scale = scale_of(weight, plan.choice.precision)
+        if plan.clip is not None:
+            scale = scale * plan.clip[:, None]
+        if plan.choice.rounding == "reconstructed":
+            values = reconstruct(weight, scale, sample.x if plan.factor is None else sample.x / plan.factor)
+        else:
+            import torch
+
+            values = round_weight(weight, scale).to(torch.int8)
+        folder.save(name, values, scale)
+
+    def _fixed(self, alpha: float | None, linear: Linear, sample: LinearSample) -> _Plan:
+        factor = self._factor(linear, sample, alpha)
+        choice = LinearChoice(
+            precision=self._recipe.linears[linear.name], alpha=alpha, smoothing="off" if alpha is None else "alpha"
+        )
+        if choice.precision == "w8a8-static":
+            choice = replace(choice, static_scale=max(self._largest(linear, factor), 2**-14) / 127)
+        return _Plan(choice, factor)
+
+    def _best_alpha(self, _: Candidate, linear: Linear, sample: LinearSample) -> _Plan:
+        precision, thin = self._recipe.linears[linear.name], sample.thinned()
+        factors = {alpha: self._factor(linear, sample, alpha) for alpha in (None, *_ALPHAS)}
+        errors = {alpha: thin.error(precision, factor) for alpha, factor in factors.items()}
+        alpha = min(errors, key=lambda one: errors[one])
+        return self._with_ranges(linear, sample, replace(self._fixed(alpha, linear, sample).choice), factors[alpha])
+
+    def _refined(self, base: Candidate, linear: Linear, sample: LinearSample) -> _Plan:
+        choice, factor = base.choices[linear.name], base.factors[linear.name]
+        if choice.precision == "w8a8-token":
+            import torch
+
+            tie = partial(tie_query_groups, self._spec) if linear.name.endswith(".o_proj") else None
+            start = torch.ones(linear.inputs) if factor is None else factor
+            refined = refine_factor(start, sample.x, sample.weight, sample.token_weights, tie)
+            thin = sample.thinned()
+            if thin.error(choice.precision, refined) < thin.error(choice.precision, factor):
+                choice, factor = replace(choice, smoothing="refined"), refined
+        return self._with_ranges(linear, sample, choice, factor)
+
+    def _reconstructed(self, base: Candidate, linear: Linear, sample: LinearSample) -> _Plan:
+        choice, factor = base.choices[linear.name], base.factors[linear.name]
+        clip = clip_rows(sample, factor, choice.precision) if choice.range == "clipped" else None
+        return _Plan(replace(choice, rounding="reconstructed"), factor, clip)
+
+    def _with_ranges(
+        self, linear: Linear, sample: LinearSample, choice: LinearChoice, factor: "torch.Tensor | None"
+    ) -> _Plan:
+        if choice.precision == "w8a8-static":
+            scale, name = static_range(sample.thinned(), factor, self._largest(linear, factor))
+            return _Plan(replace(choice, range=name, static_scale=scale), factor)
+        if choice.precision == "w8a8-block":
+            return _Plan(choice, factor)
+        thin = sample.thinned()
+        clip = clip_rows(thin, factor, choice.precision)
+        if thin.error(choice.precision, factor, clip=clip) < thin.error(choice.precision, factor):
+            return _Plan(replace(choice, range="clipped"), factor, clip_rows(sample, factor, choice.precision))
+        return _Plan(replace(choice, range="max"), factor)
+
+    def _factor(self, linear: Linear, sample: LinearSample, alpha: float | None) -> "torch.Tensor | None":
+        import torch
+
+        if alpha is None:
+            return None
+        amax = self._statistics.amax[linear.name]
+        factor = group_factor(self._spec, linear.name, amax, sample.weight.abs().amax(0).numpy(), alpha)
+        return torch.from_numpy(factor).float()
+
+    def _largest(self, linear: Linear, factor: "torch.Tensor | None") -> float:
+        amax = self._statistics.amax[linear.name]
+        return float((amax if factor is None else amax / factor.numpy()).max())

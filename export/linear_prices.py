@@ -1,0 +1,93 @@
+"""What a linear costs in a verify pass on this machine, at each precision: whole operators, timed one by one."""
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from calibration.affine import BLOCK, quantize_weight
+from calibration.precision_search import LADDER, Prices
+from calibration.recipe import LinearPrecision
+from calibration.weights import PreparedLinear
+from engines.onnxruntime.options import session_options
+from export.builder import GraphBuilder
+from export.linears import add_linear
+from export.passes import BlocksToMatMulNBits, LinearsToNative, StoredWeights, UnsignedActivations
+from export.weight_file import WeightFile
+from quasar.checkpoints import DecoderSpec
+
+if TYPE_CHECKING:
+    from engines.onnxruntime.kernels import Kernels
+
+# A verify pass of a pending token and seven drafts.
+WIDTH = 8
+_REPEATS = 9
+# Copies of a linear, so that its weights come from memory as in a whole pass.
+_STREAMED_BYTES = 48 << 20
+
+
+def measure_linear_prices(
+    spec: DecoderSpec, kernels: "Kernels", on_shape: Callable[[int], None] = lambda count: None
+) -> Prices:
+    """Linear → precision → milliseconds in a pass of width 8. Linears of one shape are timed once."""
+    shapes = {(linear.inputs, linear.outputs) for linear in spec.linears()}
+    prices = {}
+    for shape in sorted(shapes):
+        prices[shape] = _price(*shape, kernels)
+        on_shape(1)
+    return {linear.name: prices[linear.inputs, linear.outputs] for linear in spec.linears()}
+
+
+def _price(inputs: int, outputs: int, kernels: "Kernels") -> dict[LinearPrecision, float]:
+    precisions = [one for one in LADDER if one != "w8a8-block" or inputs % BLOCK == 0]
+    copies = max(1, _STREAMED_BYTES // (inputs * outputs))
+    x = np.random.default_rng(0).standard_normal((1, WIDTH, inputs)).astype(np.float32)
+    taken: dict[LinearPrecision, list[float]] = {precision: [] for precision in precisions}
+    with tempfile.TemporaryDirectory() as folder:
+        sessions = {
+            precision: _session(Path(folder), precision, inputs, outputs, copies, kernels) for precision in precisions
+        }
+        # The first round warms up; precisions take turns, so that a slow moment does not fall on one of them.
+        for _ in range(1 + _REPEATS):
+            for precision, session in sessions.items():
+                start = time.perf_counter()
+                session.run(None, {"x": x})
+                taken[precision].append(time.perf_counter() - start)
+        del sessions
+    return {precision: 1e3 * median(seconds[1:]) / copies for precision, seconds in taken.items()}
+
+
+def _session(
+    folder: Path, precision: LinearPrecision, inputs: int, outputs: int, copies: int, kernels: "Kernels"
+) -> Any:
+    """A session over copies of one linear, all of which read the same rows."""
+    import onnxruntime as ort
+
+    random = np.random.default_rng(1)
+    weight = random.standard_normal((outputs, inputs)).astype(np.float32)
+    graph = GraphBuilder()
+    x = graph.input("x", ir.DataType.FLOAT, [1, "tokens", inputs])
+    path = folder / f"{precision}.onnx"
+    with WeightFile(folder / f"{precision}.data") as weights:
+        stored = weight if precision == "float" else quantize_weight(weight, blocks=precision == "w8a8-block")
+        linear = PreparedLinear(precision=precision, weight=stored, bias=None)
+        for copy in range(copies):
+            y = add_linear(graph, weights, f"linear.{copy}", x, linear, f"y.{copy}")
+            graph.output(y, ir.DataType.FLOAT, [1, "tokens", outputs])
+        model = graph.model("price", version("quasar-verifier"))
+    passes: Sequence[Callable[[StoredWeights], Any]] = (
+        [LinearsToNative] if kernels.library is not None else [BlocksToMatMulNBits]
+    )
+    with WeightFile(folder / f"{precision}.lowered.data") as weights:
+        for make in passes:
+            make(StoredWeights(weights))(model)
+    UnsignedActivations()(model)
+    ir.save(model, path)
+    options = session_options(threads=0, exact_integers=False, library=kernels.library)
+    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,59 @@
+"""What a build measures of its engine on this machine: probes and costs, and fidelity against the float model."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from calibration.recipe import Recipe
+from calibration.texts import TokenizedText
+from engines.contract import Contract
+from engines.machine import this_machine
+from engines.manifest import MachineRecord
+from engines.measuring import MeasuredFiles, count_steps, measure_machine
+from engines.onnxruntime.kernels import Kernels
+from export.options import Reporter
+
+if TYPE_CHECKING:
+    import torch
+
+
+def probe(
+    files: MeasuredFiles,
+    stock: MeasuredFiles,
+    contract: Contract,
+    recipe: Recipe,
+    kernels: Kernels,
+    reporter: Reporter,
+) -> MachineRecord:
+    """Integer matmuls, row invariance and costs with `kernels`; `stock`: the portable graph, which is checked too."""
+    from engines.onnxruntime.executed import check_integer_matmuls, executed_kernels
+
+    has_integers = any(precision != "float" for precision in recipe.linears.values())
+    with reporter.steps("probes and costs", count_steps(contract)) as step:
+        record = measure_machine(
+            files, contract, this_machine(0, kernels.name), has_integers=has_integers, on_step=lambda what: step(1)
+        )
+    if has_integers:
+        # The portable path must not silently run in float, whatever runs here.
+        ran = executed_kernels(stock.directory, stock.graph, contract, exact_integers=record.exact_integers)
+        check_integer_matmuls(ran, dict(recipe.linears))
+    return record
+
+
+def fidelity(
+    model: "torch.nn.Module",
+    files: MeasuredFiles,
+    contract: Contract,
+    record: MachineRecord,
+    texts: Sequence[TokenizedText],
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """KL, top-1 and perplexity of the engine on fixed texts."""
+    from calibration.engine_logits import engine_logits
+    from calibration.fidelity import compare, torch_logits
+    from engines.onnxruntime.session import OnnxRuntimeSession
+
+    session = OnnxRuntimeSession(
+        files.directory, files.graph, contract, exact_integers=record.exact_integers, library=files.library
+    )
+    with reporter.steps("fidelity", len(texts)) as step:
+        return compare(texts, torch_logits(model), engine_logits(session), on_text=lambda: step(1))

@@ -1,0 +1,105 @@
+"""Quantized linears as native operators of `plugins/cpu`, with their neighbours."""
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+from onnx_ir.passes import InPlacePass, PassResult, PostconditionError
+
+from calibration.recipe import LinearPrecision
+from export.builder import GraphBuilder
+from export.passes.prune import prune
+from export.passes.quantized_linear import QuantizedLinear, quantized_linears
+from export.passes.stored_weights import StoredWeights
+from export.passes.walk import consumer, input_of, insert_behind, only_user, other_input
+from plugins.cpu.packing import pack_block_scales, pack_weight
+
+DOMAIN = "quasar.cpu"
+_PRECISIONS: tuple[LinearPrecision, ...] = ("w8a8-token", "w8a8-block")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Linear:
+    """A quantized linear with the neighbours that the operator takes in."""
+
+    core: QuantizedLinear
+    bias: ir.Value | None
+    residual: ir.Value | None
+    norm: ir.Node | None
+    swiglu: bool
+    output: ir.Value
+
+
+class LinearsToNative(InPlacePass):
+    """Linears in W8A8, per token or in blocks → W8A8Linear, W8A8BlockLinear; with static scales they stay as they are.
+
+    A linear becomes one node with its bias, the RMS norm before it where nothing else reads that, and the residual sum
+    or SwiGLU behind it.
+    """
+
+    def __init__(self, weights: StoredWeights) -> None:
+        super().__init__()
+        self._weights = weights
+
+    def ensures(self, model: ir.Model) -> None:
+        """None of those linears is left."""
+        if any(quantized_linears(model.graph, *_PRECISIONS)):
+            raise PostconditionError("a quantized linear is left")
+
+    def call(self, model: ir.Model) -> PassResult:
+        """Replace every such linear."""
+        modified = False
+        for linear in quantized_linears(model.graph, *_PRECISIONS):
+            self._lower(model.graph, _with_neighbours(linear))
+            modified = True
+        if modified:
+            model.graph.opset_imports[DOMAIN] = 1
+            model.graph.sort()
+            prune(model)
+        return PassResult(model, modified=modified)
+
+    def _lower(self, graph: ir.Graph, linear: _Linear) -> None:
+        core, swiglu = linear.core, linear.swiglu
+        blocks = core.precision == "w8a8-block"
+        stored = self._weights.stored
+        packed = stored(f"{core.name}.packed", core.weight, lambda w: pack_weight(w.T, swiglu=swiglu, blocks=blocks))
+        graph.register_initializer(packed)
+        scale = core.scale
+        if blocks:
+            scale = stored(f"{core.name}.packed_scales", scale, lambda s: pack_block_scales(s.T, swiglu=swiglu))
+            graph.register_initializer(scale)
+        x, norm_weight, epsilon = core.x, None, 0.0
+        if linear.norm is not None:
+            x, norm_weight = input_of(linear.norm, 0), input_of(linear.norm, 1)
+            epsilon = linear.norm.attributes["epsilon"].as_float()
+        assert core.weight.shape is not None
+        columns = core.weight.shape.numpy()[1]
+        new = GraphBuilder()
+        y = new.op(
+            "W8A8BlockLinear" if blocks else "W8A8Linear",
+            [x, packed, scale, linear.bias, linear.residual, norm_weight],
+            str(linear.output.name),
+            {"outputs": columns // 2 if swiglu else columns, "swiglu": int(swiglu), "epsilon": epsilon},
+            domain=DOMAIN,
+        )
+        y.type, y.shape = linear.output.type, linear.output.shape
+        ir.convenience.replace_all_uses_with(linear.output, y, replace_graph_outputs=True)
+        insert_behind(graph, linear.output, new)
+
+
+def _with_neighbours(core: QuantizedLinear) -> _Linear:
+    output = core.product
+    bias = residual = None
+    add = only_user(output, "Add")
+    if add is not None and (other := other_input(add, output)).const_value is not None:
+        bias, output = other, add.outputs[0]
+        add = only_user(output, "Add")
+    split = only_user(output, "Split")
+    swiglu = split is not None and split.attributes.get("num_outputs") is not None
+    if split is not None and swiglu:
+        output = consumer(split.outputs[1], "Mul").outputs[0]
+    elif add is not None:
+        residual, output = other_input(add, output), add.outputs[0]
+    norm = core.x.producer()
+    if norm is None or norm.op_type != "RMSNormalization" or len(core.x.uses()) != core.x_readers:
+        norm = None
+    return _Linear(core=core, bias=bias, residual=residual, norm=norm, swiglu=swiglu, output=output)

@@ -1,0 +1,77 @@
+"""The build's stage between calibration text and export: quantize, keep the artifact, write the figures per linear."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from calibration.precision_search import Bound
+from calibration.quantization import Quantization, Target, quantize_model
+from calibration.recipe import Recipe
+from calibration.report import LINEAR_FIGURES
+from calibration.smoothing import SmoothingFactors
+from calibration.texts import TokenizedText
+from calibration.weights import PreparedWeights
+from export.options import Reporter
+from quasar.checkpoints import Checkpoint, DecoderSpec
+from quasar.errors import BuildError
+from quasar.files import write_json
+
+if TYPE_CHECKING:
+    import torch
+
+    from engines.onnxruntime.kernels import Kernels
+
+# What share of a bound the search aims at, on its own text, build after build until the engine meets the bound itself.
+ROOMS = (0.8, 0.6, 0.4)
+
+
+def quantize(
+    model: "torch.nn.Module",
+    spec: DecoderSpec,
+    recipe: Recipe,
+    texts: Sequence[TokenizedText],
+    folder: Path,
+    directory: Path,
+    target: Target | None,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """Leave the quantization in `folder` and its figures in the engine directory; returns what the manifest records."""
+    quantized = quantize_model(model, spec, recipe, texts, folder, reporter.steps, target)
+    quantized.quantization.save(folder)
+    figures = {name: figure.to_json() for name, figure in quantized.figures.items()}
+    write_json(directory / LINEAR_FIGURES, figures)
+    return quantized.record
+
+
+def target_of(bound: Bound, room: float, spec: DecoderSpec, kernels: "Kernels", reporter: Reporter) -> Target:
+    """A bound with the prices of linears on this machine."""
+    from export.linear_prices import measure_linear_prices
+
+    shapes = {(linear.inputs, linear.outputs) for linear in spec.linears()}
+    with reporter.steps("prices of linears", len(shapes)) as step:
+        prices = measure_linear_prices(spec, kernels, on_shape=step)
+    return Target(bound=bound.with_room(room), prices=prices)
+
+
+def prepared_weights(checkpoint: Checkpoint, recipe: Recipe, folder: Path | None) -> PreparedWeights:
+    """The checkpoint's tensors by the quantization in `folder`; None: as they are."""
+    if folder is None:
+        return PreparedWeights(checkpoint, recipe, SmoothingFactors())
+    found = Quantization.load(folder)
+    return PreparedWeights(checkpoint, recipe, found.factors, found.integers, found.static_scales)
+
+
+def meets(bound: Bound | None, fidelity: dict[str, Any]) -> bool:
+    """Whether an engine's figures on the evaluation prompts are within the bound, if there is one."""
+    return bound is None or bound.met(fidelity["mean_kl_nats"], fidelity["top1_agreement"])
+
+
+def check_bound(bound: Bound | None, fidelity: dict[str, Any], linears: dict[str, str]) -> None:
+    """Raise `BuildError` with what was reached if an engine does not meet its bound."""
+    kl, top1 = fidelity["mean_kl_nats"], fidelity["top1_agreement"]
+    if not meets(bound, fidelity):
+        raised = sum(precision != "w8a8-token" for precision in linears.values())
+        raise BuildError(
+            f"the bound ({bound}) was not met: the best engine reached KL {kl:g}, top-1 {top1:g} on the evaluation "
+            f"prompts, with {raised} of {len(linears)} linears above W8A8 per token; ask for less"
+        )
