@@ -5,14 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from quasar.cli import check_output, console, emit_json, new_app, progress_steps
+from quasar.cli import check_output, command_of_lists, console, emit_json, new_app, progress_steps
 
 app = new_app("Measure how faithful a quantized verifier is to its float model.")
-
-
-@app.callback()
-def _group() -> None:
-    """Keep `report` a subcommand while it is the only one."""
 
 
 @app.command()
@@ -50,6 +45,46 @@ def report(
     _print(figures)
     if json is not None:
         emit_json(figures, json)
+
+
+@app.command(cls=command_of_lists(recipe=r"[a-z][a-z0-9.,=-]*"))
+def sweep(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="As for python -m export build.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where engines and results go.")],
+    prompts: Annotated[
+        Path, typer.Option(metavar="FILE.jsonl", help="Prompts: rows with prompt, messages or turns (the first).")
+    ],
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="N prompts, one from each category in turn.")
+    ] = None,
+    recipe: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RECIPE …",
+            help="PRECISION[,alpha=…][,head=float][,kl=…] (default: a choice of seven).",
+            show_default=False,
+        ),
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every combination of precision, smoothing, head.")] = False,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the figures as JSON.")] = None,
+) -> None:
+    """Fidelity against price over a set of recipes, as a table and a plot.
+
+    Builds an engine for each recipe below DIR (those that are there are kept), then measures all of them on the same
+    texts and in one interleaved run.
+    """
+    from calibration.sweep import ALL_RECIPES, DEFAULT_RECIPES, build_engines, markdown_table, write_sweep
+    from calibration.sweep import sweep as run_sweep
+    from quasar.text import read_prompts
+
+    check_output(json)
+    rows = read_prompts(prompts, limit)
+    recipes = recipe or (ALL_RECIPES if everything else DEFAULT_RECIPES)
+    swept = run_sweep(model, build_engines(model, output, recipes), rows, progress_steps)
+    write_sweep(swept, output)
+    typer.echo(markdown_table(swept), nl=False)
+    if json is not None:
+        emit_json({"engines": [engine.to_json() for engine in swept]}, json)
 
 
 def _print(figures: dict[str, Any]) -> None:

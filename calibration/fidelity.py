@@ -82,24 +82,44 @@ def compare(
 
     A continuation's rows are the ones that predict its tokens: the positions that a verifier decides.
     """
-    prompts, continuations = Tally(), Tally()
+    return compare_several(texts, reference, [engine], on_text)[0]
+
+
+def compare_several(
+    texts: Sequence[TokenizedText],
+    reference: LogitsReader,
+    engines: Sequence[LogitsReader],
+    on_text: Callable[[], None] = lambda: None,
+) -> list[dict[str, Any]]:
+    """`compare` for several engines; the reference reads each text once."""
+    tallies = [(Tally(), Tally()) for _ in engines]
     for text in texts:
-        tokens = np.asarray(text.tokens, np.int64)
-        following = np.append(tokens[1:], -1)
-        border = len(text.prompt)
-        start = 0
-        for p, q in _in_step(reference(text.tokens), engine(text.tokens)):
-            rows = np.arange(start, start + len(p))
-            inside, behind = rows < border, (rows >= border - 1) & (rows < len(tokens) - 1)
-            if inside.any():
-                prompts.add(p[inside], q[inside], np.where(rows < border - 1, following[rows], -1)[inside])
-            if behind.any():
-                continuations.add(p[behind], q[behind], following[rows[behind]])
-            start += len(p)
+        expected = list(reference(text.tokens))
+        for engine, (prompts, continuations) in zip(engines, tallies, strict=True):
+            _compare_text(text, iter(expected), engine(text.tokens), prompts, continuations)
         on_text()
-    figures = prompts.figures()
-    figures["continuation"] = continuations.figures()
-    return figures
+    return [{**prompts.figures(), "continuation": continuations.figures()} for prompts, continuations in tallies]
+
+
+def _compare_text(
+    text: TokenizedText,
+    reference: Iterator[Float32],
+    engine: Iterator[Float32],
+    prompts: Tally,
+    continuations: Tally,
+) -> None:
+    tokens = np.asarray(text.tokens, np.int64)
+    following = np.append(tokens[1:], -1)
+    border = len(text.prompt)
+    start = 0
+    for p, q in _in_step(reference, engine):
+        rows = np.arange(start, start + len(p))
+        inside, behind = rows < border, (rows >= border - 1) & (rows < len(tokens) - 1)
+        if inside.any():
+            prompts.add(p[inside], q[inside], np.where(rows < border - 1, following[rows], -1)[inside])
+        if behind.any():
+            continuations.add(p[behind], q[behind], following[rows[behind]])
+        start += len(p)
 
 
 def torch_logits(model: "torch.nn.Module") -> LogitsReader:

@@ -4,17 +4,21 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from calibration.engine_logits import engine_logits
 from calibration.fidelity import compare, torch_logits
-from calibration.texts import continue_prompts, fingerprint, fit_lengths, tokenize
+from calibration.texts import TokenizedText, continue_prompts, fingerprint, fit_lengths, tokenize
 from engines import load_engine
+from engines.directory import EngineDirectory
 from engines.text import open_codec
-from quasar.checkpoints import Checkpoint, open_checkpoint
+from quasar.checkpoints import Checkpoint, DecoderSpec, open_checkpoint
 from quasar.errors import CheckpointError
 from quasar.files import sha256_file, sha256_json
 from quasar.text import Prompt
+
+if TYPE_CHECKING:
+    import torch
 
 REPORT_CONTINUATION_TOKENS = 64
 LINEAR_FIGURES = "calibration.json"
@@ -51,12 +55,8 @@ def report(
             f"{checkpoint.location} is not the checkpoint that the engine was built from (its hash differs): "
             "name the float model with --float MODEL"
         )
-    codec = open_codec(loaded.directory.path, manifest.text)
     model = load_float_model(checkpoint)
-    prompt_tokens, num_tokens = fit_lengths(manifest.contract.max_length, REPORT_CONTINUATION_TOKENS)
-    token_ids = tokenize(prompts, codec, prompt_tokens)
-    with steps("float model continues the prompts", len(token_ids)) as step:
-        texts = continue_prompts(model, checkpoint.spec, token_ids, num_tokens=num_tokens, on_batch=step)
+    texts = float_texts(model, checkpoint.spec, loaded.directory, prompts, steps)
     with steps("fidelity", len(texts)) as step:
         figures = compare(texts, torch_logits(model), engine_logits(loaded.session), on_text=lambda: step(1))
     calibrated = set(manifest.calibration.get("prompt_fingerprints", []))
@@ -67,6 +67,21 @@ def report(
         "precision": manifest.precision,
         "linears": read_linear_figures(loaded.directory.path),
     }
+
+
+def float_texts(
+    model: "torch.nn.Module",
+    spec: DecoderSpec,
+    directory: EngineDirectory,
+    prompts: Sequence[Prompt],
+    steps: Steps,
+) -> list[TokenizedText]:
+    """The prompts' tokens, by an engine's tokenizer and template, and the float model's continuations of them."""
+    manifest = directory.manifest
+    prompt_tokens, num_tokens = fit_lengths(manifest.contract.max_length, REPORT_CONTINUATION_TOKENS)
+    token_ids = tokenize(prompts, open_codec(directory.path, manifest.text), prompt_tokens)
+    with steps("float model continues the prompts", len(token_ids)) as step:
+        return continue_prompts(model, spec, token_ids, num_tokens=num_tokens, on_batch=step)
 
 
 def checkpoint_hash(checkpoint: Checkpoint) -> str:
