@@ -27,22 +27,35 @@ def report(
         str | None,
         typer.Option(help="On ONNX Runtime: native or stock (default: native if possible).", show_default=False),
     ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The page (default: DIR's name-report.html, here).", show_default=False),
+    ] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the figures as JSON.")] = None,
 ) -> None:
-    """KL, top-1 agreement and perplexity of an engine against its float model.
+    """KL, top-1 agreement and perplexity of an engine against its float model, and a page with everything behind them.
 
     Teacher-forced on the prompts' own tokens (chat template applied, at most 512 each) and on the float model's own
     64-token continuations: the positions that a verifier decides.
     """
+    from calibration.page import html_page
+    from calibration.plots import new_figure
     from calibration.report import report as make_report
+    from quasar.files import atomic_path
     from quasar.text import read_prompts
 
-    check_output(json)
-
+    page = Path(f"{directory.resolve().name}-report.html") if html is None else html
+    for path in (json, page):
+        check_output(path)
+    # Half a minute of work for nothing, if the page could not be drawn.
+    new_figure(1, 1)
     figures = make_report(
         directory, read_prompts(prompts, limit), float_model=float_model, steps=progress_steps, kernels=kernels
     )
     _print(figures)
+    with atomic_path(page) as temporary:
+        temporary.write_text(html_page(figures), encoding="utf-8")
+    typer.echo(f"page: {page}")
     if json is not None:
         emit_json(figures, json)
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,25 +35,45 @@ def kl_nats(log_p: Float32, log_q: Float32) -> NDArray[np.float64]:
     return kl
 
 
+# Lower ends of the bins in which positions are reported; the last one has no upper end.
+POSITION_BINS = (0, 16, 32, 64, 128, 256, 512)
+# Gaps between the verifier's two most likely tokens, in nats, below which rows are counted.
+MARGINS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+
+
 @dataclass(slots=True)
 class Tally:
-    """Running sums over rows."""
+    """What rows showed: divergence, agreement and gap of every row, and sums over those whose next token is known."""
 
-    rows: int = 0
-    kl: float = 0.0
-    agreeing: int = 0
+    kl: list[NDArray[np.float64]] = field(default_factory=list)
+    agrees: list[NDArray[np.bool_]] = field(default_factory=list)
+    # Between the engine's two most likely tokens, in nats.
+    margin: list[Float32] = field(default_factory=list)
+    position: list[NDArray[np.int64]] = field(default_factory=list)
     predicted: int = 0
     nll: float = 0.0
     nll_float: float = 0.0
 
-    def add(self, reference: Float32, engine: Float32, following: NDArray[np.int64]) -> None:
-        """Add rows: logits float32 [rows, V] of both, and the token that follows each row, -1 where none does."""
+    def add(
+        self,
+        reference: Float32,
+        engine: Float32,
+        following: NDArray[np.int64],
+        positions: NDArray[np.int64] | None = None,
+    ) -> None:
+        """Add rows: logits float32 [rows, V] of both, and the token that follows each row, -1 where none does.
+
+        `positions`: of the rows in their text; None counts from 0.
+        """
+        places = np.arange(len(reference)) if positions is None else positions
         for start in range(0, len(reference), _ROWS_AT_ONCE):
             part = slice(start, start + _ROWS_AT_ONCE)
             log_p, log_q, token = log_softmax(reference[part]), log_softmax(engine[part]), following[part]
-            self.rows += len(token)
-            self.kl += float(kl_nats(log_p, log_q).sum())
-            self.agreeing += int((log_p.argmax(axis=-1) == log_q.argmax(axis=-1)).sum())
+            self.kl.append(kl_nats(log_p, log_q))
+            self.agrees.append(log_p.argmax(axis=-1) == log_q.argmax(axis=-1))
+            second, first = np.partition(log_q, -2, axis=-1)[:, -2:].T
+            self.margin.append(first - second)
+            self.position.append(places[part])
             known = np.flatnonzero(token >= 0)
             self.predicted += len(known)
             self.nll -= float(log_q[known, token[known]].sum(dtype=np.float64))
@@ -61,15 +81,81 @@ class Tally:
 
     def figures(self) -> dict[str, Any]:
         """Means over the rows; perplexity over the rows whose next token is known."""
-        rows, predicted = max(self.rows, 1), max(self.predicted, 1)
+        rows = sum(map(len, self.kl))
+        kl, agreeing = (float(sum(part.sum() for part in parts)) for parts in (self.kl, self.agrees))
         return {
             # Rounding alone can take a KL of zero below it.
-            "mean_kl_nats": max(0.0, round(self.kl / rows, 6)),
-            "top1_agreement": round(self.agreeing / rows, 6),
-            "perplexity": round(math.exp(self.nll / predicted), 4),
-            "perplexity_float": round(math.exp(self.nll_float / predicted), 4),
-            "tokens": self.rows,
+            "mean_kl_nats": max(0.0, round(kl / max(rows, 1), 6)),
+            "top1_agreement": round(agreeing / max(rows, 1), 6),
+            "perplexity": round(math.exp(self.nll / max(self.predicted, 1)), 4),
+            "perplexity_float": round(math.exp(self.nll_float / max(self.predicted, 1)), 4),
+            "tokens": rows,
         }
+
+    def details(self) -> dict[str, Any]:
+        """Divergence and agreement by position, and the margin table; bins without rows are left out."""
+        if not self.kl:
+            return {"by_position": [], "margins": []}
+        kl, agrees = np.concatenate(self.kl), np.concatenate(self.agrees)
+        margin, position = np.concatenate(self.margin), np.concatenate(self.position)
+        by_position = []
+        for first, end in zip(POSITION_BINS, (*POSITION_BINS[1:], None), strict=True):
+            inside = (position >= first) & (position < (np.inf if end is None else end))
+            if inside.any():
+                by_position.append(
+                    {
+                        "first": first,
+                        "end": end,
+                        "tokens": int(inside.sum()),
+                        "mean_kl_nats": round(float(kl[inside].mean()), 6),
+                        "top1_agreement": round(float(agrees[inside].mean()), 6),
+                    }
+                )
+        margins = []
+        for limit in MARGINS:
+            below = margin < limit
+            margins.append(
+                {
+                    "below": limit,
+                    "rows": round(float(below.mean()), 6),
+                    # Of those rows, and of all disagreements: what checking those rows alone would catch.
+                    "disagreeing": round(float((~agrees[below]).mean()), 6) if below.any() else 0.0,
+                    "caught": round(float((below & ~agrees).sum() / max((~agrees).sum(), 1)), 6),
+                }
+            )
+        return {"by_position": by_position, "margins": margins}
+
+
+@dataclass(slots=True)
+class Comparison:
+    """An engine against the reference: on the prompts' own tokens, and on the continuations."""
+
+    prompts: Tally = field(default_factory=Tally)
+    continuation: Tally = field(default_factory=Tally)
+
+    def figures(self) -> dict[str, Any]:
+        """What the manifest keeps."""
+        return {**self.prompts.figures(), "continuation": self.continuation.figures()}
+
+    def details(self) -> dict[str, Any]:
+        """What a report adds."""
+        return {"prompts": self.prompts.details(), "continuation": self.continuation.details()}
+
+    def add(self, text: TokenizedText, reference: Iterator[Float32], engine: Iterator[Float32]) -> None:
+        """Add the rows of one text. A continuation's rows are the ones that predict its tokens."""
+        tokens = np.asarray(text.tokens, np.int64)
+        following = np.append(tokens[1:], -1)
+        border = len(text.prompt)
+        start = 0
+        for p, q in _in_step(reference, engine):
+            rows = np.arange(start, start + len(p))
+            inside, behind = rows < border, (rows >= border - 1) & (rows < len(tokens) - 1)
+            if inside.any():
+                known = np.where(rows < border - 1, following[rows], -1)
+                self.prompts.add(p[inside], q[inside], known[inside], rows[inside])
+            if behind.any():
+                self.continuation.add(p[behind], q[behind], following[rows[behind]], rows[behind])
+            start += len(p)
 
 
 def compare(
@@ -82,7 +168,7 @@ def compare(
 
     A continuation's rows are the ones that predict its tokens: the positions that a verifier decides.
     """
-    return compare_several(texts, reference, [engine], on_text)[0]
+    return compare_several(texts, reference, [engine], on_text)[0].figures()
 
 
 def compare_several(
@@ -90,36 +176,15 @@ def compare_several(
     reference: LogitsReader,
     engines: Sequence[LogitsReader],
     on_text: Callable[[], None] = lambda: None,
-) -> list[dict[str, Any]]:
-    """`compare` for several engines; the reference reads each text once."""
-    tallies = [(Tally(), Tally()) for _ in engines]
+) -> list[Comparison]:
+    """Several engines against one reference, which reads each text once."""
+    comparisons = [Comparison() for _ in engines]
     for text in texts:
         expected = list(reference(text.tokens))
-        for engine, (prompts, continuations) in zip(engines, tallies, strict=True):
-            _compare_text(text, iter(expected), engine(text.tokens), prompts, continuations)
+        for engine, comparison in zip(engines, comparisons, strict=True):
+            comparison.add(text, iter(expected), engine(text.tokens))
         on_text()
-    return [{**prompts.figures(), "continuation": continuations.figures()} for prompts, continuations in tallies]
-
-
-def _compare_text(
-    text: TokenizedText,
-    reference: Iterator[Float32],
-    engine: Iterator[Float32],
-    prompts: Tally,
-    continuations: Tally,
-) -> None:
-    tokens = np.asarray(text.tokens, np.int64)
-    following = np.append(tokens[1:], -1)
-    border = len(text.prompt)
-    start = 0
-    for p, q in _in_step(reference, engine):
-        rows = np.arange(start, start + len(p))
-        inside, behind = rows < border, (rows >= border - 1) & (rows < len(tokens) - 1)
-        if inside.any():
-            prompts.add(p[inside], q[inside], np.where(rows < border - 1, following[rows], -1)[inside])
-        if behind.any():
-            continuations.add(p[behind], q[behind], following[rows[behind]])
-        start += len(p)
+    return comparisons
 
 
 def torch_logits(model: "torch.nn.Module") -> LogitsReader:

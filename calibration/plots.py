@@ -1,7 +1,7 @@
 """Figures as SVG text, for pages and files that need nothing beside themselves."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from quasar.errors import BuildError
@@ -11,10 +11,19 @@ if TYPE_CHECKING:
 
     from calibration.sweep import SweptEngine
 
-INK, BLUE, ORANGE, GREY = "#1f2933", "#2563a8", "#c2571a", "#9aa5b1"
+INK, BLUE, ORANGE, GREEN, GRID = "#1f2933", "#2563a8", "#c2571a", "#3a7d44", "#e4e7eb"
+# The linears of a layer, top to bottom of a map.
+KINDS = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
+PRECISION_COLOURS = {
+    "w8a8-static": "#d9822b",
+    "w8a8-token": "#9fc5e8",
+    "w8a8-block": "#3d85c6",
+    "float": "#073763",
+}
+Linears = Mapping[str, Mapping[str, Any]]
 
 
-def new_figure(width: float, height: float, columns: int = 1) -> "tuple[Figure, Any]":
+def new_figure(width: float, height: float, columns: int = 1) -> "tuple[Figure, list[Any]]":
     """An empty figure in inches, without a display; raises `BuildError` if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
@@ -23,11 +32,11 @@ def new_figure(width: float, height: float, columns: int = 1) -> "tuple[Figure, 
             "matplotlib is not installed; figures need it: run pip install 'quasar-verifier[evaluation]'"
         ) from None
     figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(1, columns, squeeze=False)[0]
+    axes = list(figure.subplots(1, columns, squeeze=False)[0])
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
         ax.tick_params(labelsize=8)
-    return figure, axes[0] if columns == 1 else axes
+    return figure, axes
 
 
 def to_svg(figure: "Figure") -> str:
@@ -41,8 +50,79 @@ def to_svg(figure: "Figure") -> str:
     return text[text.index("<svg") :]
 
 
-def _label(ax: Any, text: str, x: float, y: float) -> None:
-    ax.annotate(text, (x, y), fontsize=6, xytext=(3, 3), textcoords="offset points")
+def by_position(details: Mapping[str, Any]) -> str:
+    """KL and top-1 agreement against the position in the text, prompts and answers."""
+    figure, (kl, top1) = new_figure(10, 3.2, columns=2)
+    for part, label, colour in (("prompts", "prompts", BLUE), ("continuation", "answers", ORANGE)):
+        bins = details[part]["by_position"]
+        places = [f"{one['first']}-{'' if one['end'] is None else one['end'] - 1}" for one in bins]
+        kl.plot(places, [one["mean_kl_nats"] for one in bins], "o-", color=colour, label=label)
+        top1.plot(places, [100 * one["top1_agreement"] for one in bins], "o-", color=colour, label=label)
+    for ax, label in ((kl, "mean KL, nats"), (top1, "top-1 agreement, %")):
+        ax.set_xlabel("position in the text, tokens", fontsize=9)
+        ax.set_ylabel(label, fontsize=9)
+        ax.grid(visible=True, color=GRID, linewidth=0.6)
+        ax.legend(fontsize=8, frameon=False)
+    kl.set_ylim(bottom=0)
+    return to_svg(figure)
+
+
+def linear_map(linears: Linears, key: str, label: str, colours: str) -> str:
+    """A number of every linear as a heat map: layers across, kinds of linears down; the LM head at the right."""
+    import numpy as np
+
+    values = np.array([[_number(entry, key) for entry in row] for row in _grid(linears)])
+    figure, [ax] = new_figure(10, 2.3)
+    image = ax.imshow(values, aspect="auto", cmap=colours)
+    for (row, column), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            ax.text(column, row, f"{value:.3g}", ha="center", va="center", fontsize=5, color=_ink(image, value))
+    _label_map(ax, values.shape[1])
+    bar = figure.colorbar(image, ax=ax, pad=0.01)
+    bar.set_label(label, fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    return to_svg(figure)
+
+
+def precision_map(linears: Linears) -> str:
+    """Which precision each linear has, as a map of colours with a legend."""
+    from matplotlib.colors import BoundaryNorm, ListedColormap
+    from matplotlib.patches import Patch
+
+    names = list(PRECISION_COLOURS)
+    values = [
+        [float("nan") if entry is None else names.index(entry["precision"]) for entry in row] for row in _grid(linears)
+    ]
+    figure, [ax] = new_figure(10, 2.3)
+    ax.imshow(
+        values,
+        aspect="auto",
+        cmap=ListedColormap(list(PRECISION_COLOURS.values())),
+        norm=BoundaryNorm(range(len(names) + 1), len(names)),
+    )
+    _label_map(ax, len(values[0]))
+    used = [name for name in names if any(entry["precision"] == name for entry in linears.values())]
+    patches = [Patch(color=PRECISION_COLOURS[name], label=name) for name in used]
+    figure.legend(handles=patches, loc="outside right upper", fontsize=8, frameon=False)
+    return to_svg(figure)
+
+
+def amax_before_and_after(linears: Linears) -> str:
+    """The largest input of each linear before and after smoothing, by layer, one panel for each kind."""
+    rows = _grid(linears)
+    figure, axes = new_figure(10, 2.8, columns=len(KINDS))
+    for ax, kind, row in zip(axes, KINDS, rows, strict=True):
+        entries = [entry for entry in row[:-1] if entry is not None]
+        layers = range(len(entries))
+        ax.plot(layers, [entry["amax_before"] for entry in entries], color=ORANGE, label="before")
+        ax.plot(layers, [entry["amax_after"] for entry in entries], color=BLUE, label="after")
+        ax.set_yscale("log")
+        ax.set_title(kind, fontsize=9)
+        ax.set_xlabel("layer", fontsize=8)
+        ax.grid(visible=True, which="major", color=GRID, linewidth=0.6)
+    axes[0].set_ylabel("largest input", fontsize=9)
+    axes[0].legend(fontsize=8, frameon=False)
+    return to_svg(figure)
 
 
 def trade_off(swept: "Sequence[SweptEngine]") -> str:
@@ -55,11 +135,40 @@ def trade_off(swept: "Sequence[SweptEngine]") -> str:
     ]
     for ax, label, x_of in panels:
         for engine in swept:
-            x, y = x_of(engine), max(engine.fidelity["mean_kl_nats"], 1e-6)
+            # A float engine's KL is rounding, and would stretch the axis.
+            x, y = x_of(engine), max(engine.fidelity["mean_kl_nats"], 1e-4)
             ax.plot([x], [y], "o", color=ORANGE if "auto" in engine.recipe else BLUE, markersize=4)
-            _label(ax, engine.recipe, x, y)
+            ax.annotate(engine.recipe, (x, y), fontsize=6, xytext=(3, 3), textcoords="offset points")
         ax.set_yscale("log")
         ax.set_xlabel(label, fontsize=9)
         ax.set_ylabel("mean KL on prompts, nats", fontsize=9)
-        ax.grid(visible=True, which="major", color="#e4e7eb", linewidth=0.6)
+        ax.grid(visible=True, which="major", color=GRID, linewidth=0.6)
     return to_svg(figure)
+
+
+def _grid(linears: Linears) -> list[list[Mapping[str, Any] | None]]:
+    """Entries by kind and layer; the LM head stands behind the last layer, in the last row."""
+    layers = 1 + max(int(name.split(".")[1]) for name in linears if name.startswith("layers."))
+    rows: list[list[Mapping[str, Any] | None]] = [
+        [linears[f"layers.{layer}.{kind}"] for layer in range(layers)] + [None] for kind in KINDS
+    ]
+    rows[-1][-1] = linears["lm_head"]
+    return rows
+
+
+def _number(entry: Mapping[str, Any] | None, key: str) -> float:
+    return float("nan") if entry is None or entry[key] is None else float(entry[key])
+
+
+def _ink(image: Any, value: float) -> str:
+    red, green, blue, _ = image.cmap(image.norm(value))
+    return "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else INK
+
+
+def _label_map(ax: Any, columns: int) -> None:
+    ax.set_yticks(range(len(KINDS)), KINDS, fontsize=8)
+    ax.set_xticks(
+        [*range(0, columns - 1, 5), columns - 1], [*map(str, range(0, columns - 1, 5)), "lm_head"], fontsize=8
+    )
+    ax.set_xlabel("layer", fontsize=8)
+    ax.spines[:].set_visible(False)

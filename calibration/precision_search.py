@@ -27,7 +27,6 @@ LADDER: tuple[LinearPrecision, ...] = ("w8a8-token", "w8a8-block", "float")
 Prices = Mapping[str, Mapping[LinearPrecision, float]]
 # A step that costs less is as good as free.
 _FREE_MS = 1e-3
-_MOST_ROUNDS = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +71,10 @@ def raise_precisions(
     model: "torch.nn.Module",
     progress: Progress,
 ) -> tuple[Candidate, list[StepFigures]]:
-    """The cheapest candidate found that meets the bound on held-back text, and the steps to it."""
+    """The cheapest candidate found that meets the bound on held-back text, and the steps to it.
+
+    Raises `BuildError` with what was reached if only float linears would meet it.
+    """
     reached = search.measure(base, held_back)
     if target.met(reached.kl, reached.top1):
         return base, []
@@ -91,14 +93,20 @@ def raise_precisions(
         costs = measure_sensitivities(model, spec, held_back.texts, forms, on_text=step)
     ladder = _Ladder(costs, prices)
     candidate, trace = base, []
-    for _ in range(_MOST_ROUNDS):
-        ladder.raise_until(target, reached)
+    at_least = 1
+    while not target.met(reached.kl, reached.top1):
+        ladder.raise_until(target, reached, at_least)
+        if ladder.is_at_top:
+            raise BuildError(
+                f"the bound ({target} on held-back calibration text) is met by no engine with an INT8 linear: the "
+                f"best reached KL {reached.kl:.2g}, top-1 {reached.top1:.4f}; ask for less, or take --precision fp32"
+            )
+        # Where the estimate is too hopeful, steps get longer.
+        at_least *= 2
         candidate = base.with_precisions(ladder.precisions, blocks)
         reached = search.measure(candidate, held_back)
         name = f"{ladder.num_raised} linears raised"
         trace.append(StepFigures(step=name, kl=reached.kl, top1=reached.top1, kept=True))
-        if target.met(reached.kl, reached.top1) or ladder.is_at_top:
-            break
     return candidate, trace
 
 
@@ -122,27 +130,20 @@ class _Ladder:
     def _estimate(self) -> float:
         return sum(self._costs[name][precision] for name, precision in self.precisions.items())
 
-    def raise_until(self, target: Bound, reached: Divergence) -> None:
-        """Raise at least one linear, and until the estimate, scaled to what was measured, meets the target."""
+    def raise_until(self, target: Bound, reached: Divergence, at_least: int) -> None:
+        """Raise some linears, and go on until the estimate, scaled to what was measured, meets a bound on KL."""
         scale = reached.kl / max(self._estimate, 1e-12)
-        # Top-1 has no estimate: a tenth of the linears at a time.
-        goal = 0.0 if target.max_kl is None else target.max_kl
-        at_most = (
-            len(self.precisions) if target.max_kl is not None and reached.kl > goal else len(self.precisions) // 10
-        )
-        for _ in range(max(1, at_most)):
-            moves = [
+        goal = float("inf") if target.max_kl is None else target.max_kl
+        steps = 0
+        while not self.is_at_top and (steps < at_least or scale * self._estimate > goal):
+            _, name, precision = max(
                 (self._gain(name, now, then), name, then)
                 for name, now in self.precisions.items()
                 for then in LADDER[LADDER.index(now) + 1 :]
                 if then in self._costs[name]
-            ]
-            if not moves:
-                return
-            _, name, then = max(moves)
-            self.precisions[name] = then
-            if target.max_kl is not None and scale * self._estimate <= goal:
-                return
+            )
+            self.precisions[name] = precision
+            steps += 1
 
     def _gain(self, name: str, now: LinearPrecision, then: LinearPrecision) -> float:
         """Nats for a millisecond."""

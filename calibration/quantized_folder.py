@@ -27,10 +27,13 @@ class QuantizedFolder:
 
     def load(self, linear: str) -> "tuple[torch.Tensor, torch.Tensor]":
         """Its integers and scales."""
-        from safetensors.torch import load_file
+        import torch
+
+        # Not torch's reader: its tensors keep the file open for as long as they live.
+        from safetensors.numpy import load_file
 
         tensors = load_file(self._file(linear))
-        return tensors["values"], tensors["scale"]
+        return torch.from_numpy(tensors["values"]), torch.from_numpy(tensors["scale"])
 
     def read(self, linear: str) -> QuantizedWeight | None:
         """The same in numpy, as `quantize_weight` gives it; None for a linear that was not saved."""

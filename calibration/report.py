@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calibration.engine_logits import engine_logits
-from calibration.fidelity import compare, torch_logits
+from calibration.fidelity import compare_several, torch_logits
 from calibration.texts import TokenizedText, continue_prompts, fingerprint, fit_lengths, tokenize
 from engines import load_engine
 from engines.directory import EngineDirectory
@@ -58,13 +58,20 @@ def report(
     model = load_float_model(checkpoint)
     texts = float_texts(model, checkpoint.spec, loaded.directory, prompts, steps)
     with steps("fidelity", len(texts)) as step:
-        figures = compare(texts, torch_logits(model), engine_logits(loaded.session), on_text=lambda: step(1))
+        [compared] = compare_several(
+            texts, torch_logits(model), [engine_logits(loaded.session)], on_text=lambda: step(1)
+        )
     calibrated = set(manifest.calibration.get("prompt_fingerprints", []))
     return {
-        **figures,
+        **compared.figures(),
         "prompts": len(texts),
         "calibration_overlap": sum(fingerprint(prompt) in calibrated for prompt in prompts),
+        "details": compared.details(),
+        "engine": loaded.directory.path.name,
+        "model": manifest.model["name"],
+        "kernels": loaded.kernels.name if loaded.kernels is not None else "",
         "precision": manifest.precision,
+        "search": manifest.calibration.get("search", {}),
         "linears": read_linear_figures(loaded.directory.path),
     }
 

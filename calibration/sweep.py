@@ -131,15 +131,15 @@ def _measure_fidelity(
     texts = float_texts(float_model, checkpoint.spec, next(iter(opened.values())), prompts, steps)
     readers = [engine_logits(load_engine(path).session) for path in directories.values()]
     with steps("fidelity", len(texts)) as step:
-        figures = compare_several(texts, torch_logits(float_model), readers, on_text=lambda: step(1))
+        compared = compare_several(texts, torch_logits(float_model), readers, on_text=lambda: step(1))
     return [
         SweptEngine(
             recipe=recipe,
             directory=directories[recipe],
             bytes_per_pass=bytes_per_pass(checkpoint.spec, directory.manifest.linears),
-            fidelity=fidelity,
+            fidelity=comparison.figures(),
         )
-        for (recipe, directory), fidelity in zip(opened.items(), figures, strict=True)
+        for (recipe, directory), comparison in zip(opened.items(), compared, strict=True)
     ]
 
 

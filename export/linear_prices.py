@@ -30,6 +30,7 @@ WIDTH = 8
 _REPEATS = 9
 # Copies of a linear, so that its weights come from memory as in a whole pass.
 _STREAMED_BYTES = 48 << 20
+_MOST_COPIES = 64
 
 
 def measure_linear_prices(
@@ -46,7 +47,7 @@ def measure_linear_prices(
 
 def _price(inputs: int, outputs: int, kernels: "Kernels") -> dict[LinearPrecision, float]:
     precisions = [one for one in LADDER if one != "w8a8-block" or inputs % BLOCK == 0]
-    copies = max(1, _STREAMED_BYTES // (inputs * outputs))
+    copies = max(1, min(_MOST_COPIES, _STREAMED_BYTES // (inputs * outputs)))
     x = np.random.default_rng(0).standard_normal((1, WIDTH, inputs)).astype(np.float32)
     taken: dict[LinearPrecision, list[float]] = {precision: [] for precision in precisions}
     with tempfile.TemporaryDirectory() as folder:

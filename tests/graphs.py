@@ -15,7 +15,14 @@ from engines.onnxruntime.session import OnnxRuntimeSession
 from engines.tensorrt.host_memory import HostDevice, host_kernel, host_plan
 from engines.tensorrt.session import TensorRtSession
 from export.check import check_model
-from export.passes import LowerToNative, LowerToOnnxRuntime, LowerToTensorRt, StoredWeights, UnsignedActivations
+from export.passes import (
+    BlocksToMatMulNBits,
+    LowerToNative,
+    LowerToOnnxRuntime,
+    LowerToTensorRt,
+    StoredWeights,
+    UnsignedActivations,
+)
 from export.verifier import build_verifier
 from export.weight_file import WeightFile
 from plugins.cpu import toolchain
@@ -43,13 +50,14 @@ def export_graphs(
     factors: SmoothingFactors | None = None,
     max_length=448,
     tree_mask=False,
+    static_scales: dict[str, float] | None = None,
 ) -> Contract:
     """Write canonical.onnx and lowered.onnx; returns their contract."""
     contract = contract_of(checkpoint.spec, max_length, tree_mask=tree_mask)
     recipe = make_recipe(checkpoint.spec, precision=precision, alpha=0.5)
     with WeightFile(folder / "weights.data") as weights:
         model = build_verifier(
-            PreparedWeights(checkpoint, recipe, factors or SmoothingFactors()),
+            PreparedWeights(checkpoint, recipe, factors or SmoothingFactors(), static_scales=static_scales),
             weights,
             capacity=contract.capacity,
             tree_mask=tree_mask,
@@ -57,6 +65,8 @@ def export_graphs(
         )
     ir.save(model, folder / "canonical.onnx")
     check_model(folder / "canonical.onnx")
+    with WeightFile(folder / "lowered.data") as weights:
+        BlocksToMatMulNBits(StoredWeights(weights))(model)
     assert LowerToOnnxRuntime(checkpoint.spec)(model).modified
     UnsignedActivations()(model)
     ir.save(model, folder / "lowered.onnx")
@@ -87,6 +97,7 @@ def native_session(
     model = ir.load(folder / "canonical.onnx")
     with WeightFile(folder / "native.data", folder) as weights:
         LowerToNative(spec, StoredWeights(weights), kv_dtype)(model)
+    UnsignedActivations()(model)
     ir.save(model, folder / "native.onnx")
     return OnnxRuntimeSession(folder, folder / "native.onnx", contract, threads=1, library=toolchain.LIBRARY)
 

@@ -8,6 +8,8 @@ import torch
 
 from calibration.affine import quantize_tokens, quantize_weight
 from calibration.fidelity import Tally, compare, kl_nats, log_softmax
+from calibration.output_error import LinearSample
+from calibration.simulation import SimulatedLinear, apply_scale, round_weight, scale_of
 from calibration.sqnr import output_sqnr_db
 from calibration.texts import TokenizedText
 
@@ -76,9 +78,16 @@ def test_sqnr_rises_when_outliers_are_smoothed():
     x = RANDOM.standard_normal((40, 64)).astype(np.float32)
     x[:, 5] *= 100
     weight = RANDOM.standard_normal((32, 64)).astype(np.float32)
-    plain = output_sqnr_db(x, weight, np.ones(64, np.float32))
-    smoothed = output_sqnr_db(x, weight, np.sqrt(np.abs(x).max(0) / np.abs(weight).max(0)).astype(np.float32))
-    assert smoothed > plain + 5
+    sample = LinearSample(x=torch.from_numpy(x), weight=torch.from_numpy(weight), token_weights=torch.ones(40))
+
+    def sqnr(factor):
+        smoothed = sample.weight if factor is None else sample.weight * factor
+        scale = scale_of(smoothed, "w8a8-token")
+        rounded = apply_scale(round_weight(smoothed, scale), scale)
+        return output_sqnr_db(sample, SimulatedLinear(precision="w8a8-token", weight=lambda: rounded, factor=factor))
+
+    plain = sqnr(None)
+    assert sqnr((sample.x.abs().amax(0) / sample.weight.abs().amax(0)).sqrt()) > plain + 5
     values, amax = quantize_tokens(x)
     quantized = quantize_weight(weight)
     y = (values.astype(np.float64) * amax / 127) @ (quantized.values * quantized.scale[:, None].astype(np.float64)).T

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from calibration.precision_search import Bound
 from engines.directory import open_directory
 from export.build import build
 from export.options import BuildOptions
+from export.quantize import check_bound
 from plugins.cpu import toolchain
 from quasar.errors import BuildError
 from tests.export.killed_build import start_build
@@ -69,6 +71,43 @@ def test_keep_float_leaves_the_named_linears(tiny_model, build_engine):
     manifest = open_directory(build_engine(tiny_model, keep_float=("*.v_proj", "lm_head"))).manifest
     kept = {name for name, precision in manifest.linears.items() if precision == "float"}
     assert kept == {"lm_head", *(f"layers.{layer}.self_attn.qkv_proj" for layer in range(3))}
+
+
+def test_precision_auto_raises_linears_until_the_engine_meets_its_bound(tiny_model, build_engine):
+    plain = open_directory(build_engine(tiny_model)).manifest
+    bound = plain.fidelity["mean_kl_nats"] / 3
+    manifest = open_directory(build_engine(tiny_model, precision="auto", max_kl=bound)).manifest
+    assert manifest.fidelity["mean_kl_nats"] <= bound
+    raised = [name for name, precision in manifest.linears.items() if precision != "w8a8-token"]
+    assert 0 < len(raised) < len(manifest.linears)
+    assert manifest.record.row_invariance.chain == 1
+    assert manifest.calibration["search"]["steps"][-1]["step"].endswith("linears raised")
+
+
+def test_a_bound_that_no_engine_meets_says_what_was_reached(tiny_model, few_prompts, tmp_path):
+    options = BuildOptions(
+        model=str(tiny_model), output=tmp_path / "engine", calibration=few_prompts, precision="auto", max_kl=1e-12
+    )
+    message = r"is met by no engine with an INT8 linear: the best reached KL \S+, top-1 \S+; ask for less"
+    with pytest.raises(BuildError, match=message):
+        build(options)
+    assert not (tmp_path / "engine").exists()
+
+
+def test_an_engine_that_misses_its_bound_is_no_engine():
+    bound, linears = Bound(max_kl=0.01), {"lm_head": "w8a8-block", "layers.0.mlp.down_proj": "w8a8-token"}
+    check_bound(bound, {"mean_kl_nats": 0.01, "top1_agreement": 0.5}, linears)
+    message = r"the bound \(KL at most 0.01\) was not met: .* KL 0.011, top-1 0.5 .* with 1 of 2 linears above"
+    with pytest.raises(BuildError, match=message):
+        check_bound(bound, {"mean_kl_nats": 0.011, "top1_agreement": 0.5}, linears)
+
+
+def test_blocks_need_inputs_that_they_divide(tmp_path, few_prompts):
+    model = save_tiny_model(tmp_path / "model", "llama", intermediate_size=88)
+    with pytest.raises(
+        BuildError, match=r"layers.0.mlp.down_proj has 88 inputs; --precision w8a8-block needs a multiple"
+    ):
+        build(BuildOptions(model=str(model), output=tmp_path / "engine", precision="w8a8-block"))
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -225,7 +264,12 @@ def test_calibration_text_must_not_be_evaluated_on(tiny_model, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"alpha": 1.5}, "--alpha is 1.5; a number from 0"),
+        ({"alpha": 1.5}, "--alpha is 1.5; auto, off, or a number from 0"),
+        ({"alpha": "strong"}, "--alpha is strong; auto, off, or a number from 0"),
+        ({"precision": "auto"}, "--precision auto needs a bound: --max-kl X"),
+        ({"precision": "auto", "max_kl": 0.0}, "--max-kl is 0; a number of nats above 0"),
+        ({"precision": "auto", "min_top1": 1.5}, "--min-top1 is 1.5; a share above 0 and up to 1"),
+        ({"max_kl": 0.01}, "--max-kl and --min-top1 have a meaning with --precision auto alone"),
         ({"keep_float": ("layers.9.*",)}, "--keep-float 'layers.9.\\*' matches no linear"),
         ({"max_length": 4096}, "--max-length 4096 is more than the model's context of 512"),
         ({"max_length": 8}, "--max-length 8 is too short"),

@@ -1,0 +1,242 @@
+"""The search over a whole (tiny) model: simulation, acceptance, sensitivities, and the ladder of precisions."""
+
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+
+from calibration.candidate import Candidate
+from calibration.float_model import load_float_model
+from calibration.held_back import HeldBack, hold_back
+from calibration.precision_search import Bound, raise_precisions
+from calibration.quantization import Quantization, Target, quantize_model
+from calibration.recipe import make_recipe
+from calibration.search import STEPS, Search
+from calibration.sensitivity import measure_sensitivities
+from calibration.simulation import SimulatedLinear, simulated
+from calibration.smoothing import SmoothingFactors
+from calibration.statistics import collect_statistics
+from calibration.texts import TokenizedText
+from calibration.weights import PreparedWeights
+from quasar.checkpoints import open_checkpoint
+from quasar.errors import BuildError, CheckpointError
+from tests.tiny import VOCABULARY, save_tiny_model
+
+
+@contextmanager
+def silent(description, total):
+    yield lambda count: None
+
+
+def texts_of(count, seed=0):
+    random = np.random.default_rng(seed)
+    return [
+        TokenizedText(
+            prompt=tuple(random.integers(0, VOCABULARY, 20).tolist()),
+            continuation=tuple(random.integers(0, VOCABULARY, 12).tolist()),
+        )
+        for _ in range(count)
+    ]
+
+
+class Case:
+    """A tiny model, its texts, and a search over it."""
+
+    def __init__(self, folder, architecture="llama", precision="w8a8", alpha="auto", loudness=20):
+        folder_of_model = save_tiny_model(folder / "model", architecture, num_hidden_layers=2)
+        self.checkpoint = open_checkpoint(str(folder_of_model))
+        self.spec = self.checkpoint.spec
+        self.model = load_float_model(self.checkpoint)
+        # Loud channels, as trained models have them.
+        with torch.no_grad():
+            for layer in self.model.model.layers:
+                layer.input_layernorm.weight[::7] *= loudness
+        self.texts = texts_of(16)
+        self.recipe = make_recipe(self.spec, precision=precision, alpha=alpha)
+        self.fitted, self.kept = hold_back(self.texts)
+        statistics = collect_statistics(self.model, self.spec, [text.tokens for text in self.fitted])
+        self.held_back = HeldBack(self.model, self.kept, self.spec.vocab_size)
+        self.search = Search(self.model, self.spec, self.recipe, statistics, folder / "scratch", silent)
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    return Case(tmp_path_factory.mktemp("search"))
+
+
+def test_texts_held_back_are_not_fitted_to():
+    texts = texts_of(16)
+    fitted, kept = hold_back(texts)
+    assert len(kept) == 4
+    assert sorted(map(id, fitted + kept)) == sorted(map(id, texts))
+    assert [id(text) for text in hold_back(texts, seed=1)[1]] != [id(text) for text in kept]
+    few = texts[:7]
+    assert hold_back(few) == (few, few)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_simulated_linears_are_the_model_s_own_where_nothing_is_rounded(architecture, tmp_path):
+    """Fused members, biases and smoothing, to float32's rounding; outside, the model is what it was."""
+    case = Case(tmp_path, architecture)
+    random = torch.Generator().manual_seed(0)
+    linears = {}
+    for linear in case.spec.linears():
+        sample = case.search.sample(linear)
+        factor = torch.rand(linear.inputs, generator=random) + 0.5
+        weight = sample.weight * factor
+        linears[linear.name] = SimulatedLinear(
+            precision="w8a8-static", weight=lambda weight=weight: weight, factor=factor, static_scale=1e-6
+        )
+
+    def product(self, x):
+        return (x / self.factor) @ self.weight().t()
+
+    before = case.held_back.measure()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SimulatedLinear, "product", product)
+        with simulated(case.model, case.spec, linears):
+            inside = case.held_back.measure()
+    assert before.kl == case.held_back.measure().kl == 0
+    # Sums in another order: float32's rounding over three layers.
+    assert 0 < inside.kl + (1 - inside.top1) + 1e-12 < 1e-6
+    with simulated(case.model, case.spec, linears):
+        assert case.held_back.measure().kl > 0.1
+
+
+def test_steps_are_kept_only_where_held_back_text_agrees(case):
+    best, trace = case.search.run(case.held_back)
+    assert [step.step for step in trace] == ["alpha 0.5", *STEPS]
+    least = trace[0].kl
+    for step in trace[1:]:
+        assert step.kept == (step.kl < least)
+        least = min(least, step.kl)
+    assert case.search.measure(best, case.held_back).kl == pytest.approx(least)
+    assert least < 0.8 * trace[0].kl
+    assert {choice.precision for choice in best.choices.values()} == {"w8a8-token"}
+
+
+def test_a_fixed_alpha_is_taken_as_it_is(tmp_path):
+    case = Case(tmp_path, alpha=0.7)
+    best, trace = case.search.run(case.held_back)
+    assert [step.step for step in trace] == ["alpha 0.7"]
+    assert {(choice.alpha, choice.smoothing, choice.rounding) for choice in best.choices.values()} == {
+        (0.7, "alpha", "nearest")
+    }
+    off, trace = Case(tmp_path, alpha="off").search.run(None)
+    assert not trace
+    assert set(off.factors.values()) == {None}
+
+
+def test_sensitivities_are_the_kl_that_one_linear_costs(tmp_path):
+    """Against the KL of the model with that linear alone quantized, to a factor of 2: 128 rows and two draws each."""
+    case = Case(tmp_path, loudness=1)
+    best, _ = case.search.run(case.held_back, steps=())
+    linears = best.simulated()
+    found = measure_sensitivities(
+        case.model,
+        case.spec,
+        case.held_back.texts,
+        {name: {"w8a8-token": form} for name, form in linears.items()},
+    )
+    ratios = []
+    for name, form in linears.items():
+        with simulated(case.model, case.spec, {name: form}):
+            ratios.append(found[name]["w8a8-token"] / case.held_back.measure().kl)
+    assert min(ratios) > 0.5
+    assert max(ratios) < 2
+    assert 0.8 < np.mean(ratios) < 1.25
+
+
+def prices_of(spec):
+    return {linear.name: {"w8a8-token": 1.0, "w8a8-block": 1.5, "float": 4.0} for linear in spec.linears()}
+
+
+def raised(case, bound):
+    best, _ = case.search.run(case.held_back, steps=())
+    found = raise_precisions(
+        case.search, best, case.held_back, prices_of(case.spec), bound, case.spec, case.model, silent
+    )
+    return best, *found
+
+
+def test_linears_are_raised_until_the_bound_is_met(case):
+    base = case.search.measure(case.search.run(case.held_back, steps=())[0], case.held_back)
+    counts = []
+    for share in (0.7, 0.1, 0.001):
+        _, candidate, trace = raised(case, Bound(max_kl=share * base.kl))
+        assert trace[-1].kl <= share * base.kl
+        assert case.search.measure(candidate, case.held_back).kl == pytest.approx(trace[-1].kl)
+        precisions = [choice.precision for choice in candidate.choices.values()]
+        counts.append(sum({"w8a8-token": 0, "w8a8-block": 1, "float": 2}[precision] for precision in precisions))
+    assert 0 < counts[0] <= counts[1] <= counts[2]
+    assert counts[0] < counts[2]
+
+
+def test_a_bound_that_is_met_already_raises_nothing(case):
+    best, candidate, trace = raised(case, Bound(max_kl=100.0))
+    assert candidate is best
+    assert not trace
+
+
+def test_top1_alone_can_be_the_bound(case):
+    base = case.search.measure(case.search.run(case.held_back, steps=())[0], case.held_back)
+    goal = (1 + base.top1) / 2
+    _, candidate, trace = raised(case, Bound(min_top1=goal))
+    assert trace[-1].top1 >= goal > base.top1
+    assert isinstance(candidate, Candidate)
+
+
+def test_a_bound_that_only_float_meets_is_refused(case):
+    with pytest.raises(BuildError, match=r"met by no engine with an INT8 linear: the best reached KL"):
+        raised(case, Bound(max_kl=1e-12))
+
+
+def test_the_artifact_holds_what_the_search_decided(case, tmp_path):
+    target = Target(bound=Bound(max_kl=0.02), prices=prices_of(case.spec))
+    recipe = make_recipe(case.spec, precision="auto", alpha="auto")
+    found = quantize_model(case.model, case.spec, recipe, case.texts, tmp_path, silent, target)
+    found.quantization.save(tmp_path)
+    again = Quantization.load(tmp_path)
+    assert again.choices == found.quantization.choices
+    assert list(again.choices) == [linear.name for linear in case.spec.linears()]
+    assert found.record["search"]["steps"][-1]["kl"] <= 0.02
+    weights = PreparedWeights(case.checkpoint, again.recipe(recipe), again.factors, again.integers, again.static_scales)
+    for linear in case.spec.linears():
+        precision = again.choices[linear.name].precision
+        assert weights.linear(linear).precision == precision
+        if precision == "w8a8-block":
+            assert weights.linear(linear).weight.scale.shape == (linear.outputs, linear.inputs // 32)
+
+
+def test_bounds():
+    with pytest.raises(BuildError, match="needs a bound"):
+        Bound().check()
+    both = Bound(max_kl=0.01, min_top1=0.95)
+    assert str(both) == "KL at most 0.01, top-1 at least 0.95"
+    assert both.met(0.01, 0.95)
+    assert not both.met(0.011, 0.99)
+    assert not both.met(0.001, 0.94)
+    tighter = both.with_room(0.8)
+    assert (tighter.max_kl, tighter.min_top1) == (pytest.approx(0.008), pytest.approx(0.96))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_weight_that_is_not_finite_is_named(value, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    folder = save_tiny_model(tmp_path, "llama")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][7, 3] = value
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    checkpoint = open_checkpoint(str(folder))
+    message = rf"layers.1.mlp.up_proj.weight holds {value} at \[7, 3\]; finite weights were expected"
+    with pytest.raises(CheckpointError, match=message):
+        load_float_model(checkpoint)
+    weights = PreparedWeights(
+        checkpoint, make_recipe(checkpoint.spec, precision="fp32", alpha="off"), SmoothingFactors()
+    )
+    with pytest.raises(CheckpointError, match=message):
+        weights.linear(
+            next(linear for linear in checkpoint.spec.linears() if linear.name == "layers.1.mlp.gate_up_proj")
+        )

@@ -1,0 +1,124 @@
+"""The steps of the search on single linears: rounding in torch, ranges, refined factors, reconstruction."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from calibration.affine import (
+    BLOCK,
+    dequantize_tokens,
+    dequantize_weight,
+    quantize_tokens,
+    quantize_weight,
+)
+from calibration.output_error import LinearSample
+from calibration.ranges import clip_rows, static_range
+from calibration.reconstruction import reconstruct
+from calibration.refinement import refine_factor
+from calibration.simulation import apply_scale, round_activations, round_weight, scale_of
+
+
+def sample_with_outliers(tokens=200, inputs=64, outputs=48, seed=0) -> LinearSample:
+    """Correlated inputs with a few loud channels, as behind a SwiGLU."""
+    random = torch.Generator().manual_seed(seed)
+    mixing = torch.randn((inputs, inputs), generator=random)
+    x = torch.randn((tokens, inputs), generator=random) @ mixing
+    x[:, ::9] *= 40
+    return LinearSample(
+        x=x, weight=torch.randn((outputs, inputs), generator=random) * 0.1, token_weights=torch.ones(tokens)
+    )
+
+
+@given(st.integers(0, 1000))
+def test_rounding_in_torch_is_the_export_s(seed):
+    """Integer for integer: what the search judges is what the graph computes."""
+    random = np.random.default_rng(seed)
+    x = (random.standard_normal((5, 64)) * 10.0 ** random.integers(-6, 4)).astype(np.float32)
+    x[0] = 0
+    tokens = dequantize_tokens(*quantize_tokens(x))
+    np.testing.assert_array_equal(round_activations(torch.from_numpy(x), "w8a8-token").numpy(), tokens)
+    blocks = dequantize_tokens(*quantize_tokens(x.reshape(5, -1, BLOCK))).reshape(x.shape)
+    np.testing.assert_array_equal(round_activations(torch.from_numpy(x), "w8a8-block").numpy(), blocks)
+    for precision, in_blocks in (("w8a8-token", False), ("w8a8-block", True)):
+        weight = torch.from_numpy(x)
+        scale = scale_of(weight, precision)
+        quantized = quantize_weight(x, blocks=in_blocks)
+        np.testing.assert_array_equal(round_weight(weight, scale).numpy(), quantized.values)
+        np.testing.assert_array_equal(
+            apply_scale(round_weight(weight, scale), scale).numpy(), dequantize_weight(quantized)
+        )
+
+
+def test_static_activations_saturate():
+    x = torch.tensor([[-10.0, -1.0, 0.004, 1.0, 10.0]])
+    rounded = round_activations(x, "w8a8-static", 1 / 127)
+    np.testing.assert_allclose(rounded.numpy(), [[-128 / 127, -1, 1 / 127, 1, 1]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_refined_factor_loses_less_than_the_best_alpha(seed):
+    sample = sample_with_outliers(seed=seed)
+    amax_x, amax_w = sample.x.abs().amax(0), sample.weight.abs().amax(0)
+    factors = [amax_x**alpha / amax_w ** (1 - alpha) for alpha in np.arange(0.1, 1, 0.1)]
+    start = min(factors, key=lambda factor: sample.error("w8a8-token", factor))
+    refined = refine_factor(start, sample.x, sample.weight, sample.token_weights)
+    assert sample.error("w8a8-token", refined) < 0.95 * sample.error("w8a8-token", start)
+
+
+def test_refined_factor_keeps_what_must_be_equal_equal():
+    sample = sample_with_outliers()
+
+    def tie(log_factor):
+        pairs = log_factor.reshape(-1, 2)
+        return pairs.mean(1, keepdim=True).expand_as(pairs).reshape(-1)
+
+    refined = refine_factor(torch.ones(64), sample.x, sample.weight, sample.token_weights, tie)
+    np.testing.assert_allclose(refined[::2], refined[1::2], rtol=1e-5)
+    assert refined.std() > 0.1
+
+
+@pytest.mark.parametrize("precision", ["w8a8-token", "w8a8-block"])
+def test_reconstruction_loses_less_than_the_nearest_integers(precision):
+    sample = sample_with_outliers(tokens=400)
+    scale = scale_of(sample.weight, precision)
+    nearest = apply_scale(round_weight(sample.weight, scale), scale)
+    values = reconstruct(sample.weight, scale, sample.x)
+    assert values.dtype == torch.int8
+    assert int(values.min()) >= -127
+
+    def error(weight):
+        return float((sample.x @ (weight - sample.weight).t()).square().sum())
+
+    assert error(apply_scale(values, scale)) < 0.6 * error(nearest)
+
+
+def test_reconstruction_of_inputs_that_never_fire_is_finite():
+    sample = sample_with_outliers()
+    sample.x[:, 3:7] = 0
+    values = reconstruct(sample.weight, scale_of(sample.weight, "w8a8-token"), sample.x)
+    assert values.abs().float().mean() > 1
+
+
+def test_rows_are_clipped_where_one_weight_is_loud_and_its_input_silent():
+    sample = sample_with_outliers()
+    sample.x[:, ::9] /= 40
+    sample.weight[5, 11] = 6 * sample.weight[5].abs().max()
+    sample.x[:, 11] *= 1e-4
+    clip = clip_rows(sample, None, "w8a8-token")
+    assert clip[5] == pytest.approx(0.8)
+    assert sample.error("w8a8-token", None, clip=clip) < sample.error("w8a8-token", None)
+
+
+def test_static_range_leaves_out_what_hardly_ever_comes():
+    sample = sample_with_outliers()
+    sample.x[:, ::9] /= 40
+    sample.x[17, 3] = 300 * sample.x.abs().max()
+    amax = float(sample.x.abs().max())
+    # The loud value counts for nothing: its input has no weight.
+    sample.weight[:, 3] = 0
+    scale, name = static_range(sample, None, amax)
+    assert name.startswith("percentile 99.")
+    assert scale < amax / 127 / 10
+    assert sample.error("w8a8-static", None, static_scale=scale) < sample.error("w8a8-static", None)

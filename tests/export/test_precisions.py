@@ -1,0 +1,110 @@
+"""Each rung of the ladder in the graph: canonical = simulated = lowered, on stock and native kernels."""
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+
+from calibration.affine import dequantize_weight, quantize_weight
+from calibration.float_model import load_float_model
+from calibration.simulation import SimulatedLinear, module_of, simulated
+from engines.onnxruntime.executed import check_integer_matmuls, executed_kernels
+from export.passes.quantized_linear import quantized_linears
+from plugins.cpu import toolchain
+from quasar.checkpoints import open_checkpoint
+from quasar.errors import EngineError
+from tests.graphs import export_graphs, lowered_session, native_session, run_canonical, run_in_chunks
+from tests.tiny import VOCABULARY, save_tiny_model
+
+PRECISIONS = ("w8a8-token", "w8a8-block", "w8a8-static")
+NAMES = {"w8a8-token": "w8a8", "w8a8-block": "w8a8-block", "w8a8-static": "w8a8-static"}
+STATIC_SCALE = 0.05
+ARCHITECTURES = ("llama", "qwen2", "qwen3")
+
+
+@pytest.fixture(scope="module", params=[(name, precision) for name in ARCHITECTURES for precision in PRECISIONS])
+def exported(request, tmp_path_factory):
+    architecture, precision = request.param
+    folder = tmp_path_factory.mktemp("exported")
+    checkpoint = open_checkpoint(str(save_tiny_model(folder / "model", architecture)))
+    scales = {linear.name: STATIC_SCALE for linear in checkpoint.spec.linears()}
+    contract = export_graphs(checkpoint, folder, precision=NAMES[precision], static_scales=scales)
+    return checkpoint, precision, folder, contract
+
+
+def tokens_of(count):
+    return np.random.default_rng(3).integers(0, VOCABULARY, count)
+
+
+def simulated_logits(checkpoint, precision, tokens):
+    model = load_float_model(checkpoint)
+    linears = {}
+    for linear in checkpoint.spec.linears():
+        weight = torch.cat([module_of(model, member).weight for member in linear.members]).numpy()
+        rounded = torch.from_numpy(dequantize_weight(quantize_weight(weight, blocks=precision == "w8a8-block")))
+        linears[linear.name] = SimulatedLinear(
+            precision=precision, weight=lambda rounded=rounded: rounded, static_scale=STATIC_SCALE
+        )
+    with torch.inference_mode(), simulated(model, checkpoint.spec, linears):
+        return model(torch.from_numpy(tokens)[None]).logits[0].numpy()
+
+
+def test_canonical_graph_computes_what_the_search_judged(exported):
+    """Up to roundings that float32's last bit tips over: few, each worth a step of one linear."""
+    checkpoint, precision, folder, contract = exported
+    tokens = tokens_of(40)
+    canonical = run_canonical(folder, contract, tokens)
+    expected = simulated_logits(checkpoint, precision, tokens)
+    spread = expected.max() - expected.min()
+    assert np.median(np.abs(canonical - expected)) < 0.01 * spread
+    assert np.abs(canonical - expected).max() < 0.1 * spread
+
+
+def test_lowered_graph_computes_the_same(exported):
+    """MatMulNBits and the native operators round in an order of their own; so again up to a few roundings."""
+    checkpoint, _, folder, contract = exported
+    tokens = tokens_of(40)
+    expected = run_canonical(folder, contract, tokens)
+    spread = expected.max() - expected.min()
+    sessions = [lowered_session(folder, contract)]
+    if toolchain.LIBRARY.is_file():
+        sessions.append(native_session(folder, contract, checkpoint.spec))
+    for session in sessions:
+        found = run_in_chunks(session, tokens, 40)
+        assert np.median(np.abs(found - expected)) < 0.01 * spread
+        assert np.abs(found - expected).max() < 0.1 * spread
+
+
+def test_rows_do_not_depend_on_the_width(exported):
+    checkpoint, _, folder, contract = exported
+    tokens = tokens_of(24)
+    sessions = [lowered_session(folder, contract)]
+    if toolchain.LIBRARY.is_file():
+        sessions.append(native_session(folder, contract, checkpoint.spec))
+    for session in sessions:
+        whole = run_in_chunks(session, tokens, 24)
+        for width in (1, 2, 3, 5, 8):
+            np.testing.assert_array_equal(run_in_chunks(session, tokens, width), whole)
+
+
+def test_linears_run_as_integer_matmuls(exported):
+    checkpoint, precision, folder, contract = exported
+    linears = {linear.name: precision for linear in checkpoint.spec.linears()}
+    kernels = executed_kernels(folder, folder / "lowered.onnx", contract)
+    assert check_integer_matmuls(kernels, linears) == len(linears)
+    kernels["lm_head.matmul"] = "MatMul"
+    with pytest.raises(EngineError, match="the INT8 linear lm_head ran as MatMul"):
+        check_integer_matmuls(kernels, linears)
+
+
+def test_linears_are_found_by_their_form(exported):
+    checkpoint, precision, folder, _ = exported
+    graph = ir.load(folder / "canonical.onnx").graph
+    found = list(quantized_linears(graph, *PRECISIONS))
+    assert [linear.name for linear in found] == [linear.name for linear in checkpoint.spec.linears()]
+    assert {linear.precision for linear in found} == {precision}
+    if toolchain.LIBRARY.is_file():
+        native = ir.load(folder / "native.onnx").graph
+        kinds = [node.op_type for node in native]
+        operator = {"w8a8-token": "W8A8Linear", "w8a8-block": "W8A8BlockLinear", "w8a8-static": "MatMul"}[precision]
+        assert kinds.count(operator) == len(found)
