@@ -195,6 +195,47 @@ def bench(
         emit_json(result, json)
 
 
+@app.command()
+def accuracy(
+    directory: _Directory,
+    prompts: _Prompts,
+    float_directory: Annotated[
+        Path | None, typer.Option("--float", metavar="DIR2", help="An FP32 engine of the same model to compare with.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", metavar="N")] = 256,
+    limit: _Limit = None,
+    backend: _Backend = None,
+    kernels: _Kernels = None,
+    threads: _Threads = 0,
+    json: _Json = None,
+) -> None:
+    """Score greedy answers against references: maths by exact match, summaries by ROUGE-L, with 95 % intervals.
+
+    Rows count that have a `reference` and a category that begins with math or summar.
+    """
+    import runtime
+    from quasar.text import read_prompts
+    from runtime.accuracy import accuracy as run_accuracy
+    from runtime.accuracy import num_scored
+
+    check_output(json)
+    rows = read_prompts(prompts, limit)
+    runtime.share_threads(threads)
+    paths = {"quantized": directory} if float_directory is None else {"float": float_directory, "quantized": directory}
+    engines = {
+        name: runtime.load(path, backend=backend, kernels=kernels, threads=threads) for name, path in paths.items()
+    }
+    with progress_steps("answers", num_scored(rows)) as step:
+        result = run_accuracy(engines, rows, max_new_tokens=max_new_tokens, on_prompt=lambda: step(1))
+    for metric, found in result.items():
+        scores = {**found["engines"], **({"difference": found["difference"]} if "difference" in found else {})}
+        for name, score in scores.items():
+            interval = f"{score['low']:.3f} to {score['high']:.3f}"
+            print(f"{metric}, {name}: {score['mean']:.3f} (95 %: {interval}), n {score['count']}")
+    if json is not None:
+        emit_json(result, json)
+
+
 def describe(stats: "Stats") -> str:
     """One line of counts and speed."""
     return (

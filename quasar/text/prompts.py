@@ -15,10 +15,14 @@ _ROW = 'a row is {"prompt": "â€¦"}, {"messages": [{"role": "user", "content": "â
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """One prompt: a conversation that ends with the user's turn, and the category it is reported under."""
+    """One prompt: a conversation that ends with the user's turn, and the category it is reported under.
+
+    `reference`: a known answer to score against, or "".
+    """
 
     messages: tuple[Message, ...]
     category: str = ""
+    reference: str = ""
 
     @property
     def text(self) -> str:
@@ -63,15 +67,29 @@ def _parse(line: str, where: str) -> Prompt:
         raise PromptError(f"{where}: JSON that cannot be read ({error}); {_ROW}") from None
     if not isinstance(row, dict):
         raise PromptError(f"{where}: a {type(row).__name__} came; {_ROW}")
-    category = str(row.get("category", ""))
+    return Prompt(
+        messages=_messages(row, where),
+        category=str(row.get("category", "")),
+        reference=_reference(row.get("reference")),
+    )
+
+
+def _messages(row: dict[str, Any], where: str) -> tuple[Message, ...]:
     if isinstance(row.get("prompt"), str):
-        return Prompt(messages=({"role": "user", "content": row["prompt"]},), category=category)
+        return ({"role": "user", "content": row["prompt"]},)
     turns = row.get("turns")
     if isinstance(turns, list) and turns and isinstance(turns[0], str):
-        return Prompt(messages=({"role": "user", "content": turns[0]},), category=category)
+        return ({"role": "user", "content": turns[0]},)
     if "messages" in row:
-        return Prompt(messages=check_messages(row["messages"], where), category=category)
+        return check_messages(row["messages"], where)
     raise PromptError(f"{where}: none of the keys prompt, messages, turns holds text; {_ROW}")
+
+
+def _reference(value: Any) -> str:
+    """A text, or the first one of a list: the first turn's."""
+    while isinstance(value, list):
+        value = value[0] if value else ""
+    return value if isinstance(value, str) else ""
 
 
 def check_messages(value: Any, where: str) -> tuple[Message, ...]:

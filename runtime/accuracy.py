@@ -1,0 +1,126 @@
+"""`accuracy`: how well engines do tasks with known answers: maths by exact match, summaries by ROUGE-L."""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quasar.errors import PromptError, QuasarError
+from quasar.text import Prompt
+from runtime.api import Engine
+
+EXACT, ROUGE = "exact match", "ROUGE-L"
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+# GSM8K's references end in this and the answer.
+_FINAL = "####"
+# Of a normal distribution, for 95 %.
+_Z = 1.959964
+_RESAMPLES = 2000
+
+Scores = NDArray[np.float64]
+
+
+def metric_of(category: str) -> str | None:
+    """Maths by exact match, summaries by ROUGE-L, the rest not at all."""
+    if category.startswith("math"):
+        return EXACT
+    return ROUGE if category.startswith("summar") else None
+
+
+def final_number(text: str) -> float | None:
+    """The number behind the last "####", or else the last number of a text; commas group digits."""
+    found = _NUMBER.findall(text.rpartition(_FINAL)[2]) or _NUMBER.findall(text)
+    return float(found[-1].replace(",", "")) if found else None
+
+
+def exact_match(answer: str, reference: str) -> float:
+    """1 if both texts come to the same number, or hold the same words where the reference has none; else 0."""
+    expected = final_number(reference)
+    if expected is None:
+        return float(answer.casefold().split() == reference.casefold().split())
+    found = final_number(answer)
+    return float(found is not None and math.isclose(found, expected, rel_tol=1e-9))
+
+
+def rouge_l(answer: str, reference: str) -> float:
+    """The F-measure of the longest common subsequence of words, stemmed (Lin 2004, by the library rouge-score)."""
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError:
+        raise QuasarError(
+            "rouge-score is not installed; ROUGE-L needs it: run pip install 'quasar-verifier[evaluation]'"
+        ) from None
+    return float(RougeScorer(["rougeL"], use_stemmer=True).score(reference, answer)["rougeL"].fmeasure)
+
+
+def accuracy(
+    engines: Mapping[str, Engine],
+    prompts: Sequence[Prompt],
+    *,
+    max_new_tokens: int,
+    on_prompt: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Metric → `engines` (name → score) and `difference`, paired, of the last engine from the first.
+
+    Answers are greedy; only prompts with references count. Raises `PromptError` if no prompt has a reference for a task.
+    """
+    by_metric: dict[str, list[Prompt]] = {EXACT: [], ROUGE: []}
+    for prompt in prompts:
+        metric = metric_of(prompt.category)
+        if metric is not None and prompt.reference:
+            by_metric[metric].append(prompt)
+    if not any(by_metric.values()):
+        raise PromptError(
+            'no prompt has a reference for a task; a row like {"category": "math", "prompt": "…", "reference": "42"} '
+            "or of a category that begins with summar was expected"
+        )
+    if by_metric[ROUGE]:
+        rouge_l("", "")
+    results: dict[str, Any] = {}
+    for metric, rows in by_metric.items():
+        score = exact_match if metric == EXACT else rouge_l
+        scores: dict[str, list[float]] = {name: [] for name in engines}
+        for prompt in rows:
+            for name, engine in engines.items():
+                answer = engine.generate(prompt.messages, max_new_tokens=max_new_tokens)
+                scores[name].append(score(answer.text, prompt.reference))
+            on_prompt()
+        if rows:
+            results[metric] = _summary({name: np.array(found) for name, found in scores.items()}, metric)
+    return results
+
+
+def num_scored(prompts: Sequence[Prompt]) -> int:
+    """How many prompts `accuracy` will ask."""
+    return sum(metric_of(prompt.category) is not None and bool(prompt.reference) for prompt in prompts)
+
+
+def _summary(scores: Mapping[str, Scores], metric: str) -> dict[str, Any]:
+    names = list(scores)
+    summary: dict[str, Any] = {
+        "engines": {
+            name: wilson_interval(found) if metric == EXACT else bootstrap_interval(found)
+            for name, found in scores.items()
+        }
+    }
+    if len(names) > 1:
+        summary["difference"] = bootstrap_interval(scores[names[-1]] - scores[names[0]])
+    return summary
+
+
+def wilson_interval(hits: Scores) -> dict[str, float]:
+    """`mean`, `low`, `high` and `count`: the share of ones among zeros and ones, with Wilson's 95 % interval (1927)."""
+    n, p = len(hits), float(hits.mean())
+    middle = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+    half = _Z * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2)) / (1 + _Z**2 / n)
+    return {"mean": p, "low": max(0.0, middle - half), "high": min(1.0, middle + half), "count": n}
+
+
+def bootstrap_interval(scores: Scores) -> dict[str, float]:
+    """As above: the mean with a 95 % percentile bootstrap over prompts; the same scores give the same interval."""
+    drawn = np.random.default_rng(0).integers(0, len(scores), (_RESAMPLES, len(scores)))
+    low, high = np.percentile(scores[drawn].mean(axis=1), [2.5, 97.5])
+    return {"mean": float(scores.mean()), "low": float(low), "high": float(high), "count": len(scores)}
