@@ -77,6 +77,8 @@ class Search:
         statistics: ActivationStatistics,
         scratch: Path,
         progress: Progress,
+        *,
+        clip_weights: bool = True,
     ) -> None:
         self._model = model
         self._spec = spec
@@ -84,6 +86,7 @@ class Search:
         self._statistics = statistics
         self._scratch = scratch
         self._progress = progress
+        self._clip_weights = clip_weights
 
     def _begin(self, alpha: float | None) -> Candidate:
         """One alpha for every linear (None: no smoothing), ranges by the largest value, rounded to nearest."""
@@ -219,7 +222,7 @@ class Search:
         if choice.precision == "w8a8-static":
             scale, name = static_range(sample.thinned(), factor, self._largest(linear, factor))
             return _Plan(replace(choice, range=name, static_scale=scale), factor)
-        if choice.precision == "w8a8-block":
+        if choice.precision == "w8a8-block" or not self._clip_weights:
             return _Plan(choice, factor)
         thin = sample.thinned()
         clip = clip_rows(thin, factor, choice.precision)

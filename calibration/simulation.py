@@ -6,7 +6,7 @@ Integers are those of `calibration.affine`; products run in float32, as a back e
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from calibration.affine import AMAX_FLOOR, BLOCK, QMAX, weight_scale
 from calibration.recipe import LinearPrecision
@@ -14,6 +14,17 @@ from quasar.checkpoints import DecoderSpec
 
 if TYPE_CHECKING:
     import torch
+
+
+class LinearForm(Protocol):
+    """What stands in for a linear of the float model."""
+
+    @property
+    def precision(self) -> LinearPrecision:
+        """Linears of "float" are left as they are."""
+
+    def product(self, x: "torch.Tensor", /) -> "torch.Tensor":
+        """The output without its bias, float32 [..., outputs], for x float32 [..., inputs]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +93,7 @@ def _split(x: "torch.Tensor", parts: int) -> "torch.Tensor":
 
 @contextmanager
 def simulated(
-    model: "torch.nn.Module", spec: DecoderSpec, linears: Mapping[str, SimulatedLinear]
+    model: "torch.nn.Module", spec: DecoderSpec, linears: Mapping[str, LinearForm]
 ) -> "Iterator[torch.nn.Module]":
     """Inside, the model computes the named linears as the verifier would; one that is not named stays float."""
     replaced: list[Any] = []
@@ -106,7 +117,7 @@ def simulated(
 class _SharedProduct:
     """The members of one linear read one input: it is rounded, and the weight dequantized, once for all of them."""
 
-    def __init__(self, form: SimulatedLinear) -> None:
+    def __init__(self, form: LinearForm) -> None:
         self._form = form
         self._rows = 0
         self._input: Any = None

@@ -65,7 +65,7 @@ def accuracy(
 ) -> dict[str, Any]:
     """Metric → `engines` (name → score) and `difference`, paired, of the last engine from the first.
 
-    Answers are greedy; only prompts with references count. Raises `PromptError` if no prompt has a reference for a task.
+    Answers are greedy; only prompts with references count. Raises `PromptError` if there are none of a task.
     """
     by_metric: dict[str, list[Prompt]] = {EXACT: [], ROUGE: []}
     for prompt in prompts:
