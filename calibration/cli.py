@@ -79,6 +79,14 @@ def sweep(
         ),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every combination of precision, smoothing, head.")] = False,
+    tasks: Annotated[
+        bool,
+        typer.Option("--tasks", help="Score tasks as well (runtime accuracy), on all of FILE's rows with references."),
+    ] = False,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.jsonl", help="Calibration prompts, as for the build.", show_default=False),
+    ] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the figures as JSON.")] = None,
 ) -> None:
     """Fidelity against price over a set of recipes, as a table and a plot.
@@ -86,14 +94,23 @@ def sweep(
     Builds an engine for each recipe below DIR (those that are there are kept), then measures all of them on the same
     texts and in one interleaved run.
     """
-    from calibration.sweep import ALL_RECIPES, DEFAULT_RECIPES, build_engines, markdown_table, write_sweep
+    from calibration.sweep import (
+        ALL_RECIPES,
+        DEFAULT_RECIPES,
+        build_engines,
+        markdown_table,
+        score_tasks,
+        write_sweep,
+    )
     from calibration.sweep import sweep as run_sweep
     from quasar.text import read_prompts
 
     check_output(json)
     rows = read_prompts(prompts, limit)
     recipes = recipe or (ALL_RECIPES if everything else DEFAULT_RECIPES)
-    swept = run_sweep(model, build_engines(model, output, recipes), rows, progress_steps)
+    directories = build_engines(model, output, recipes, calibration)
+    scored = score_tasks(directories, prompts) if tasks else None
+    swept = run_sweep(model, directories, rows, progress_steps, scored)
     write_sweep(swept, output)
     typer.echo(markdown_table(swept), nl=False)
     if json is not None:

@@ -84,6 +84,7 @@ def _margins(details: Mapping[str, Any]) -> str:
 
 
 def _linear_sections(linears: Mapping[str, Any], search: Mapping[str, Any]) -> list[str]:
+    smoothed = any(entry["alpha"] is not None for entry in linears.values())
     sections = [
         _section("Precision", "What each linear computes in.", precision_map(linears)),
         _section(
@@ -94,7 +95,7 @@ def _linear_sections(linears: Mapping[str, Any], search: Mapping[str, Any]) -> l
         _section(
             "Smoothing",
             "SmoothQuant's alpha of each group, where factors begin; blank: not smoothed.",
-            linear_map(linears, "alpha", "alpha", "cividis"),
+            linear_map(linears, "alpha", "alpha", "cividis") if smoothed else "<p>No linear is smoothed.</p>",
         ),
         _section(
             "Outliers",

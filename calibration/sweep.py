@@ -1,9 +1,10 @@
 """The trade-off between fidelity and price over a set of recipes: each is built, measured, and put into one table."""
 
+import json
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from calibration.report import Steps, float_texts
 from engines import load_engine
 from engines.costs import CURVE_ROWS, measure_interleaved
 from engines.directory import open_directory
+from engines.onnxruntime.kernels import STOCK, choose_kernels
 from engines.onnxruntime.threads import share_threads
 from quasar.checkpoints import DecoderSpec, open_checkpoint
 from quasar.errors import BuildError
-from quasar.files import write_json
+from quasar.files import sha256_file, write_json
 from quasar.text import Prompt
 
 _PRECISIONS = ("w8a8-static", "w8a8", "w8a8-block")
@@ -45,13 +47,14 @@ _INT8_SCALE_BYTES = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweptEngine:
-    """One recipe: its engine, what a pass reads, fidelity, and milliseconds by kernels and width."""
+    """One recipe: its engine, what a pass reads, fidelity, scores of tasks, and milliseconds by kernels and width."""
 
     recipe: str
     directory: Path
     bytes_per_pass: int
     fidelity: dict[str, Any]
-    ms: dict[str, dict[int, float]] = field(default_factory=dict)
+    tasks: dict[str, Any]
+    ms: dict[str, dict[int, float]]
 
     def to_json(self) -> dict[str, Any]:
         """The sweep's entry."""
@@ -60,6 +63,7 @@ class SweptEngine:
             "engine": self.directory.name,
             "bytes_per_pass": self.bytes_per_pass,
             "fidelity": self.fidelity,
+            "tasks": self.tasks,
             "ms": {kernels: {str(width): ms for width, ms in curve.items()} for kernels, curve in self.ms.items()},
         }
 
@@ -86,61 +90,105 @@ def build_arguments(recipe: str) -> list[str]:
     return arguments
 
 
-def build_engines(model: str, output: Path, recipes: Sequence[str], extra: Sequence[str] = ()) -> dict[str, Path]:
+def build_engines(model: str, output: Path, recipes: Sequence[str], calibration: Path | None = None) -> dict[str, Path]:
     """Recipe → engine directory below `output`; those that are there already are taken as they are.
 
     Each build runs in a process of its own. Raises `BuildError` naming the recipe that cannot be built.
     """
     directories = {}
-    for recipe in recipes:
-        arguments = build_arguments(recipe)
+    asked = {recipe: build_arguments(recipe) for recipe in recipes}
+    for recipe, arguments in asked.items():
+        if calibration is not None and recipe != "fp32":
+            arguments += ["--calibration", str(calibration)]
         directory = output / recipe.replace(",", "-").replace("=", "")
-        if not (directory / "manifest.json").is_file():
-            command = [sys.executable, "-m", "export", "build", model, "-o", str(directory), *arguments, *extra]
-            done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)  # noqa: S603 - our own command
-            if done.returncode:
-                raise BuildError(f"recipe {recipe!r} could not be built (its message is above)")
+        built = (directory / "manifest.json").is_file()
+        if not built and _run("export", "build", model, "-o", str(directory), *arguments):
+            raise BuildError(f"recipe {recipe!r} could not be built (its message is above)")
         directories[recipe] = directory
     return directories
 
 
-def sweep(model: str, directories: dict[str, Path], prompts: Sequence[Prompt], steps: Steps) -> list[SweptEngine]:
-    """Measure engines of one model: fidelity on the same texts, passes interleaved on one thread pool."""
+def score_tasks(directories: Mapping[str, Path], prompts: Path) -> dict[str, dict[str, Any]]:
+    """Recipe → what `python -m runtime accuracy` finds on all rows of a prompt file, kept beside each engine.
+
+    Raises `BuildError` naming the recipe that cannot be scored.
+    """
+    scored = {}
+    for recipe, directory in directories.items():
+        path = directory.with_name(f"{directory.name}-tasks.json")
+        of = {"engine": open_directory(directory).manifest.engine_hash, "prompts": sha256_file(prompts)}
+        kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if kept.get("of") != of:
+            if _run("runtime", "accuracy", str(directory), "--prompts", str(prompts), "--json", str(path)):
+                raise BuildError(f"tasks of recipe {recipe!r} could not be scored (the message is above)")
+            kept = {"of": of, "tasks": json.loads(path.read_text(encoding="utf-8"))}
+            write_json(path, kept)
+        scored[recipe] = {metric: found["engines"]["quantized"] for metric, found in kept["tasks"].items()}
+    return scored
+
+
+def _run(package: str, *arguments: str) -> int:
+    """A command of the project in a process of its own; its exit code."""
+    command = [sys.executable, "-m", package, *arguments]
+    return subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode  # noqa: S603 - our own command
+
+
+def sweep(
+    model: str,
+    directories: Mapping[str, Path],
+    prompts: Sequence[Prompt],
+    steps: Steps,
+    tasks: Mapping[str, dict[str, Any]] | None = None,
+) -> list[SweptEngine]:
+    """Measure engines of one model: fidelity on the same texts, passes interleaved on one thread pool.
+
+    `tasks`: what `score_tasks` found, for the table.
+    """
     share_threads()
     checkpoint = open_checkpoint(model)
-    swept = _measure_fidelity(checkpoint, directories, prompts, steps)
-    for kernels in ("native", "stock"):
-        timed = [engine for engine in swept if kernels == "stock" or _has_native(engine.directory)]
-        sessions = [load_engine(engine.directory, kernels=kernels).session for engine in timed]
-        with steps(f"passes, {kernels} kernels", 1) as step:
-            surfaces = measure_interleaved(sessions, rows=[CURVE_ROWS], widths=_WIDTHS, repeats=25)
-            step(1)
-        for engine, surface in zip(timed, surfaces, strict=True):
-            engine.ms[kernels] = surface[CURVE_ROWS]
-        del sessions
-    return swept
-
-
-def _measure_fidelity(
-    checkpoint: Any, directories: dict[str, Path], prompts: Sequence[Prompt], steps: Steps
-) -> list[SweptEngine]:
-    from calibration.float_model import load_float_model
-
-    float_model = load_float_model(checkpoint)
-    opened = {recipe: open_directory(path) for recipe, path in directories.items()}
-    texts = float_texts(float_model, checkpoint.spec, next(iter(opened.values())), prompts, steps)
-    readers = [engine_logits(load_engine(path).session) for path in directories.values()]
-    with steps("fidelity", len(texts)) as step:
-        compared = compare_several(texts, torch_logits(float_model), readers, on_text=lambda: step(1))
+    fidelity = _measure_fidelity(checkpoint, directories, prompts, steps)
+    ms = _measure_passes(directories, steps)
     return [
         SweptEngine(
             recipe=recipe,
-            directory=directories[recipe],
-            bytes_per_pass=bytes_per_pass(checkpoint.spec, directory.manifest.linears),
-            fidelity=comparison.figures(),
+            directory=directory,
+            bytes_per_pass=bytes_per_pass(checkpoint.spec, open_directory(directory).manifest.linears),
+            fidelity=fidelity[recipe],
+            tasks=(tasks or {}).get(recipe, {}),
+            ms=ms[recipe],
         )
-        for (recipe, directory), comparison in zip(opened.items(), compared, strict=True)
+        for recipe, directory in directories.items()
     ]
+
+
+def _measure_passes(directories: Mapping[str, Path], steps: Steps) -> dict[str, dict[str, dict[int, float]]]:
+    """Recipe → kernels → width → milliseconds."""
+    ms: dict[str, dict[str, dict[int, float]]] = {recipe: {} for recipe in directories}
+    for kernels in ("native", "stock"):
+        timed = [recipe for recipe, path in directories.items() if kernels == "stock" or _has_native(path)]
+        sessions = [load_engine(directories[recipe], kernels=kernels).session for recipe in timed]
+        with steps(f"passes, {kernels} kernels", 1) as step:
+            surfaces = measure_interleaved(sessions, rows=[CURVE_ROWS], widths=_WIDTHS, repeats=25)
+            step(1)
+        for recipe, surface in zip(timed, surfaces, strict=True):
+            ms[recipe][kernels] = surface[CURVE_ROWS]
+        del sessions
+    return ms
+
+
+def _measure_fidelity(
+    checkpoint: Any, directories: Mapping[str, Path], prompts: Sequence[Prompt], steps: Steps
+) -> dict[str, dict[str, Any]]:
+    """Recipe → figures."""
+    from calibration.float_model import load_float_model
+
+    float_model = load_float_model(checkpoint)
+    some = open_directory(next(iter(directories.values())))
+    texts = float_texts(float_model, checkpoint.spec, some, prompts, steps)
+    readers = [engine_logits(load_engine(path).session) for path in directories.values()]
+    with steps("fidelity", len(texts)) as step:
+        compared = compare_several(texts, torch_logits(float_model), readers, on_text=lambda: step(1))
+    return {recipe: comparison.figures() for recipe, comparison in zip(directories, compared, strict=True)}
 
 
 def bytes_per_pass(spec: DecoderSpec, linears: dict[str, str]) -> int:
@@ -154,7 +202,7 @@ def bytes_per_pass(spec: DecoderSpec, linears: dict[str, str]) -> int:
 
 
 def _has_native(directory: Path) -> bool:
-    return bool(open_directory(directory).manifest.onnxruntime.native_graph)
+    return choose_kernels(None, open_directory(directory).manifest.onnxruntime).name != STOCK
 
 
 def write_sweep(swept: Sequence[SweptEngine], folder: Path) -> None:
@@ -169,14 +217,22 @@ def write_sweep(swept: Sequence[SweptEngine], folder: Path) -> None:
 def markdown_table(swept: Sequence[SweptEngine]) -> str:
     """The sweep as a Markdown table."""
     kernels = [name for name in ("native", "stock") if any(name in engine.ms for engine in swept)]
-    columns = ["recipe", "KL prompts", "KL answers", "top-1 prompts", "top-1 answers", "perplexity", "MB a pass"]
+    metrics = list(dict.fromkeys(metric for engine in swept for metric in engine.tasks))
+    columns = ["recipe", "KL prompts", "KL answers", "top-1 prompts", "top-1 answers", "perplexity"]
+    columns += [*metrics, "MB a pass"]
     columns += [f"t({width}) {name}" for name in kernels for width in _WIDTHS]
     rows = [columns, ["---", *["---:"] * (len(columns) - 1)]]
     for engine in swept:
         prompts, answers = engine.fidelity, engine.fidelity["continuation"]
         row = [engine.recipe, f"{prompts['mean_kl_nats']:.4f}", f"{answers['mean_kl_nats']:.4f}"]
         row += [f"{100 * figures['top1_agreement']:.1f} %" for figures in (prompts, answers)]
-        row += [f"{prompts['perplexity']:.2f}", f"{engine.bytes_per_pass / 1e6:.0f}"]
+        row += [f"{prompts['perplexity']:.2f}"]
+        row += [_with_interval(engine.tasks[metric]) if metric in engine.tasks else "-" for metric in metrics]
+        row += [f"{engine.bytes_per_pass / 1e6:.0f}"]
         row += [f"{engine.ms[name][width]:.1f}" if name in engine.ms else "-" for name in kernels for width in _WIDTHS]
         rows.append(row)
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _with_interval(score: Mapping[str, float]) -> str:
+    return f"{score['mean']:.3f} ({score['low']:.3f} to {score['high']:.3f})"

@@ -142,6 +142,11 @@ def build(
     from export.options import BuildOptions
 
     chosen = _tensorrt_backends(backend, compute_capability)
+    if chosen and precision in ("auto", "w8a8-block"):
+        raise BuildError(
+            f"--precision {precision} makes linears in blocks of 32, and TensorRT has no INT8 matmul with a scale per "
+            f"block: take --precision w8a8 or w8a8-static with --backend {chosen[0]}"
+        )
     options = BuildOptions(
         model=model,
         output=output,

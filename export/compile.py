@@ -54,9 +54,19 @@ def compile_engine(options: CompileOptions, reporter: Reporter | None = None) ->
         raise BuildError("TensorRT-RTX has no plugin layer: --fused-quantization needs --backend tensorrt")
     targets = choose_targets(options.backend, options.compute_capabilities)
     directory = open_directory(options.directory)
+    _refuse_blocks(directory.manifest)
     with _locked(directory.path):
         _Compilation(directory, options, targets, reporter).run()
     return open_directory(options.directory)
+
+
+def _refuse_blocks(manifest: Manifest) -> None:
+    blocks = sum(precision == "w8a8-block" for precision in manifest.linears.values())
+    if blocks:
+        raise BuildError(
+            f"{blocks} of the engine's {len(manifest.linears)} linears are W8A8 in blocks of 32, and TensorRT has no "
+            "INT8 matmul with a scale per block: compile an engine built with --precision w8a8 or w8a8-static"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,8 @@
 """The manifest for people."""
 
+import re
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from engines.costs import CURVE_ROWS
@@ -48,14 +50,16 @@ def print_manifest(directory: EngineDirectory) -> None:
     )
     table.add_row("source", str(manifest.model["source"]))
     table.add_row("precision", manifest.precision)
-    counts = Counter(manifest.linears.values())
-    table.add_row("linears", ", ".join(f"{count} {precision}" for precision, count in counts.items()))
+    for name, value in _linear_rows(manifest.linears):
+        table.add_row(name, value)
     if manifest.calibration:
         table.add_row(
             "calibration",
             f"alpha {manifest.calibration['alpha']}, {manifest.calibration['prompts']} prompts "
             f"({manifest.calibration['source']}), {manifest.calibration['tokens']} tokens",
         )
+        for name, value in _search_rows(manifest.calibration.get("search", {})):
+            table.add_row(name, value)
     table.add_row("max length", f"{contract.max_length} tokens, KV cache {_mb(contract.cache_bytes)}")
     for name, value in _fidelity_rows(manifest.fidelity):
         table.add_row(name, value)
@@ -73,6 +77,40 @@ def print_manifest(directory: EngineDirectory) -> None:
             table.add_row(f"{name} hash", value)
     out.print(table)
     out.print(_cost_table(directory))
+
+
+def _linear_rows(linears: Mapping[str, str]) -> list[tuple[str, str]]:
+    """How many linears have which precision, and which ones have not the most frequent one."""
+    counts = Counter(linears.values()).most_common()
+    rows = [("linears", ", ".join(f"{count} {precision}" for precision, count in counts))]
+    for precision, _ in counts[1:]:
+        by_kind: dict[str, list[int]] = {}
+        for name in (name for name, own in linears.items() if own == precision):
+            found = re.fullmatch(r"layers\.(\d+)\.(.+)", name)
+            layers = by_kind.setdefault(found[2] if found else name, [])
+            layers += [int(found[1])] if found else []
+        rows.append((f"  {precision}", "; ".join(f"{kind} {_ranges(at)}".strip() for kind, at in by_kind.items())))
+    return rows
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """0, 1, 2, 5 → "0-2, 5"."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+def _search_rows(search: Mapping[str, Any]) -> list[tuple[str, str]]:
+    if not search:
+        return []
+    steps = ", ".join(
+        f"{step['step']} {step['kl']:.4f}{'' if step['kept'] else ' (not kept)'}" for step in search["steps"]
+    )
+    return [("search", f"KL on {search['held_back_tokens']} held-back tokens: {steps}")]
 
 
 def _kernels(directory: EngineDirectory) -> str:

@@ -22,6 +22,7 @@ HEAVY = (
     *("torch", "transformers", "onnx", "onnx_ir", "safetensors", "gguf", "huggingface_hub", "ml_dtypes"),
     *("tensorrt", "tensorrt_rtx", "polygraphy", "triton", "cuda"),
 )
+EVALUATION = ("matplotlib", "rouge_score")
 
 
 def imports_of(path):
@@ -59,14 +60,14 @@ def loaded_by(code):
 
 def test_import_runtime_is_light():
     loaded = loaded_by("import runtime")
-    assert not loaded & {*HEAVY, "onnxruntime", "tokenizers", "jinja2", "typer", "rich"}
+    assert not loaded & {*HEAVY, *EVALUATION, "onnxruntime", "tokenizers", "jinja2", "typer", "rich"}
 
 
 def test_generating_needs_no_build_libraries(tiny_engine):
     code = f"import runtime; runtime.load({str(tiny_engine)!r}).generate('hi', max_new_tokens=4)"
     loaded = loaded_by(code)
     assert "onnxruntime" in loaded
-    assert not loaded & {*HEAVY, "typer", "rich"} - {"huggingface_hub"}
+    assert not loaded & {*HEAVY, *EVALUATION, "typer", "rich"} - {"huggingface_hub"}
 
 
 @pytest.mark.parametrize(
@@ -83,8 +84,10 @@ def test_generating_needs_no_build_libraries(tiny_engine):
         ("runtime", "generate"),
         ("runtime", "verify"),
         ("runtime", "bench"),
+        ("runtime", "accuracy"),
         ("calibration",),
         ("calibration", "report"),
+        ("calibration", "sweep"),
     ],
 )
 def test_help_answers_at_once(arguments):
@@ -96,4 +99,4 @@ def test_help_answers_at_once(arguments):
         "except SystemExit as end: assert end.code == 0"
     )
     loaded = loaded_by(code)
-    assert not loaded & {*HEAVY, "onnxruntime", "tokenizers"}
+    assert not loaded & {*HEAVY, *EVALUATION, "onnxruntime", "tokenizers"}

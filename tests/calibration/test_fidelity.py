@@ -93,3 +93,24 @@ def test_sqnr_rises_when_outliers_are_smoothed():
     y = (values.astype(np.float64) * amax / 127) @ (quantized.values * quantized.scale[:, None].astype(np.float64)).T
     exact = x.astype(np.float64) @ weight.T
     assert plain == pytest.approx(10 * np.log10((exact**2).sum() / ((exact - y) ** 2).sum()), abs=0.05)
+
+
+def test_margins_and_positions_are_counted():
+    """Four rows whose margins and first tokens are known; the float model always prefers token 0."""
+    reference = np.zeros((4, 5), np.float32)
+    reference[:, 0] = 4
+    engine = reference.copy()
+    engine[1, 1] = 4.05  # leads token 0 by 0.05: disagrees
+    engine[2, 1] = 3.7  # trails by 0.3: agrees
+    engine[3, 2] = 9  # leads by 5: disagrees
+    tally = Tally()
+    tally.add(reference, engine, np.full(4, -1), np.array([0, 1, 40, 600]))
+    details = tally.details()
+    below = {row["below"]: row for row in details["margins"]}
+    assert (below[0.1]["rows"], below[0.1]["disagreeing"], below[0.1]["caught"]) == (0.25, 1, 0.5)
+    assert (below[0.5]["rows"], below[0.5]["disagreeing"], below[0.5]["caught"]) == (0.5, 0.5, 0.5)
+    bins = details["by_position"]
+    assert sum(one["tokens"] for one in bins) == 4
+    assert (bins[0]["first"], bins[0]["tokens"], bins[0]["top1_agreement"]) == (0, 2, 0.5)
+    assert bins[-1]["end"] is None
+    assert bins[-1]["top1_agreement"] == 0

@@ -175,6 +175,12 @@ def test_choices_are_checked_before_any_work(monkeypatch):
         open_library("tensorrt")
 
 
+def test_blocks_are_refused(tiny_model, build_engine):
+    directory = build_engine(tiny_model, precision="w8a8-block", keep_float=("lm_head",))
+    with pytest.raises(BuildError, match=r"12 of the engine's 13 linears are W8A8 in blocks of 32, and TensorRT"):
+        compiled(directory)
+
+
 def test_plugins_need_full_tensorrt(engine, tmp_path):
     with pytest.raises(EngineError, match="no plugin layer: --plugin needs --backend tensorrt"):
         compiled(engine, plugins=(tmp_path / "libmine.so",))

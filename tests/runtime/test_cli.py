@@ -70,13 +70,37 @@ def test_build_inspect_generate_verify(tiny_model, few_prompts, prompts, tmp_pat
     assert json.loads(report.read_text())["divergences"] == []
 
     figures = tmp_path / "report.json"
-    done = command("calibration", "report", engine, "--prompts", prompts, "--limit", 2, "--json", figures)
+    report_of_two = ("calibration", "report", engine, "--prompts", prompts, "--limit", 2)
+    done = command(*report_of_two, "--json", figures, "--html", tmp_path / "page.html")
     assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"page: {tmp_path / 'page.html'}"
+    assert "<h2>Loss per linear</h2>" in (tmp_path / "page.html").read_text()
     value = json.loads(figures.read_text())
     assert {"mean_kl_nats", "top1_agreement", "perplexity", "perplexity_float", "tokens", "linears"} <= set(value)
     assert set(value["continuation"]) == {"mean_kl_nats", "top1_agreement", "perplexity", "perplexity_float", "tokens"}
     assert set(value["linears"]) == set(manifest["linears"])
     assert value["linears"]["lm_head"]["sqnr_db"] > 10
+
+
+def test_report_leaves_its_page_where_it_is_run(tiny_engine, prompts, tmp_path):
+    engine = shutil.copytree(tiny_engine, tmp_path / "mine")
+    done = command("calibration", "report", engine, "--prompts", prompts, "--limit", 1, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "mine-report.html").is_file()
+
+
+def test_sweep_writes_a_table_and_a_plot(tiny_model, few_prompts, prompts, tmp_path):
+    done = command(
+        *("calibration", "sweep", tiny_model, "-o", tmp_path, "--prompts", prompts, "--calibration", few_prompts),
+        *("--recipe", "fp32", "w8a8,alpha=off,head=float"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (tmp_path / "sweep.md").read_text()
+    assert [line.split(" | ")[0] for line in done.stdout.splitlines()[2:]] == ["| fp32", "| w8a8,alpha=off,head=float"]
+    manifest = json.loads((tmp_path / "w8a8-alphaoff-headfloat" / "manifest.json").read_text())
+    assert manifest["linears"]["lm_head"] == "float"
+    assert manifest["calibration"]["source"] == "user"
+    assert (tmp_path / "sweep.svg").read_text().startswith("<svg")
 
 
 def test_verify_fails_when_nothing_was_drafted(tiny_engine, prompts):
@@ -201,6 +225,31 @@ class TestRefusals:
         (tmp_path / "safetensors.py").write_text("raise ModuleNotFoundError(name='safetensors')")
         line = self.build(tiny_model, tmp_path, env={"PYTHONPATH": str(tmp_path)})
         assert "safetensors is not installed: run pip install 'quasar-verifier[build]'" in line
+
+    def test_recipe_that_cannot_be_read(self, tiny_model, prompts, tmp_path):
+        line = refused(
+            *(
+                "calibration",
+                "sweep",
+                tiny_model,
+                "-o",
+                tmp_path,
+                "--prompts",
+                prompts,
+                "--recipe",
+                "fp32",
+                "w8a8,beta=1",
+            )
+        )
+        assert "recipe 'w8a8,beta=1' has the part 'beta=1'" in line
+        assert not (tmp_path / "fp32").exists()
+
+    def test_blocks_on_tensorrt(self, tiny_model, tmp_path):
+        line = refused(
+            *("export", "build", tiny_model, "-o", tmp_path / "engine", "--backend", "tensorrt-rtx"),
+            *("--precision", "auto", "--max-kl", "0.01"),
+        )
+        assert "TensorRT has no INT8 matmul with a scale per block: take --precision w8a8 or w8a8-static" in line
 
     def test_unknown_drafter(self, tiny_engine):
         line = refused("runtime", "generate", tiny_engine, "hi", "--drafter", "magic")

@@ -1,0 +1,125 @@
+"""Recipes as text, the price of a pass in bytes, and the table."""
+
+import json
+
+import pytest
+
+from calibration.sweep import (
+    ALL_RECIPES,
+    SweptEngine,
+    build_arguments,
+    build_engines,
+    bytes_per_pass,
+    markdown_table,
+    score_tasks,
+    write_sweep,
+)
+from export.cli import app
+from quasar.checkpoints import open_checkpoint
+from quasar.errors import BuildError
+
+
+@pytest.mark.parametrize(
+    ("recipe", "arguments"),
+    [
+        ("fp32", "--precision fp32"),
+        ("w8a8,alpha=off", "--precision w8a8 --alpha off"),
+        ("w8a8-block,alpha=0.5,head=float", "--precision w8a8-block --alpha 0.5 --keep-float lm_head"),
+        ("auto,kl=0.01,top1=0.9", "--precision auto --max-kl 0.01 --min-top1 0.9"),
+    ],
+)
+def test_recipes_are_build_options(recipe, arguments):
+    assert build_arguments(recipe) == arguments.split()
+
+
+@pytest.mark.parametrize("recipe", ["w8a8,alpha", "w8a8,beta=2", "w8a8,head=half"])
+def test_recipes_that_cannot_be_read(recipe):
+    with pytest.raises(BuildError, match=r"PRECISION.* was expected"):
+        build_arguments(recipe)
+
+
+def test_all_recipes_are_every_combination_once():
+    assert len(set(ALL_RECIPES)) == len(ALL_RECIPES) == 2 + 3 * 3 * 2
+    for recipe in ALL_RECIPES:
+        build_arguments(recipe)
+
+
+def test_bytes_of_a_pass(tiny_model):
+    """Counted by hand: INT8 values and one float32 scale for each output, or for each 32 values."""
+    spec = open_checkpoint(str(tiny_model)).spec
+    linears = dict.fromkeys((linear.name for linear in spec.linears()), "float")
+    values = sum(linear.inputs * linear.outputs for linear in spec.linears())
+    assert bytes_per_pass(spec, linears) == 4 * values
+    head = 320 * 64
+    assert bytes_per_pass(spec, {**linears, "lm_head": "w8a8-token"}) == 4 * (values - head) + head + 4 * 320
+    assert bytes_per_pass(spec, {**linears, "lm_head": "w8a8-block"}) == 4 * (values - head) + head + 4 * head // 32
+
+
+def swept(recipe, kl, **ms):
+    figures = {"mean_kl_nats": kl, "top1_agreement": 0.9, "perplexity": 30.0}
+    tasks = {"exact match": {"mean": 0.1, "low": 0.05, "high": 0.2, "count": 40}} if recipe != "fp32" else {}
+    return SweptEngine(
+        recipe=recipe,
+        directory=None,
+        bytes_per_pass=2_000_000,
+        fidelity={**figures, "continuation": figures},
+        tasks=tasks,
+        ms=ms,
+    )
+
+
+def test_table_has_a_dash_where_nothing_was_measured():
+    table = markdown_table([swept("fp32", 0, stock={1: 4.0, 8: 5.0}), swept("w8a8", 0.02, native={1: 1.0, 8: 2.0})])
+    header, _, first, second = table.splitlines()
+    assert header.endswith("| exact match | MB a pass | t(1) native | t(8) native | t(1) stock | t(8) stock |")
+    assert first.endswith("| 30.00 | - | 2 | - | - | 4.0 | 5.0 |")
+    assert second.endswith("| 30.00 | 0.100 (0.050 to 0.200) | 2 | 1.0 | 2.0 | - | - |")
+
+
+def test_files_of_a_sweep(tmp_path):
+    engines = [swept("fp32", 0, stock={1: 4.0, 8: 5.0}), swept("auto,kl=0.01", 0.02, stock={1: 1.0, 8: 2.0})]
+    for engine in engines:
+        object.__setattr__(engine, "directory", tmp_path / engine.recipe)
+    write_sweep(engines, tmp_path)
+    entries = json.loads((tmp_path / "sweep.json").read_text())["engines"]
+    assert [entry["recipe"] for entry in entries] == ["fp32", "auto,kl=0.01"]
+    assert entries[1]["ms"] == {"stock": {"1": 1.0, "8": 2.0}}
+    plot = (tmp_path / "sweep.svg").read_text()
+    for label in ("fp32", "auto,kl=0.01", "t(8) in ms, stock kernels", "MB of weights read by a pass"):
+        assert f">{label}</text>" in plot
+
+
+def test_engines_that_are_there_are_kept(tmp_path, monkeypatch):
+    (tmp_path / "w8a8-alphaoff").mkdir()
+    (tmp_path / "w8a8-alphaoff" / "manifest.json").write_text("{}")
+    asked = []
+    monkeypatch.setattr("calibration.sweep._run", lambda *arguments: asked.append(arguments) or 0)
+    found = build_engines("tiny", tmp_path, ["w8a8,alpha=off", "fp32", "w8a8,alpha=0.5"], tmp_path / "few.jsonl")
+    assert found["w8a8,alpha=0.5"] == tmp_path / "w8a8-alpha0.5"
+    float_build, w8a8_build = asked
+    assert float_build == ("export", "build", "tiny", "-o", str(tmp_path / "fp32"), "--precision", "fp32")
+    assert w8a8_build[-4:] == ("--alpha", "0.5", "--calibration", str(tmp_path / "few.jsonl"))
+    monkeypatch.setattr("calibration.sweep._run", lambda *_: 2)
+    with pytest.raises(BuildError, match="recipe 'fp32' could not be built"):
+        build_engines("tiny", tmp_path, ["fp32"])
+
+
+def test_tasks_are_scored_once(tiny_engine, tmp_path, monkeypatch):
+    prompts = tmp_path / "tasks.jsonl"
+    prompts.write_text('{"category": "math", "prompt": "2 + 2 =", "reference": "4"}\n')
+    engine = tmp_path / "w8a8"
+    engine.symlink_to(tiny_engine)
+    first = score_tasks({"w8a8": engine}, prompts)
+    assert first["w8a8"]["exact match"]["count"] == 1
+    monkeypatch.setattr("calibration.sweep._run", lambda *_: pytest.fail("scored again"))
+    assert score_tasks({"w8a8": engine}, prompts) == first
+    prompts.write_text('{"category": "math", "prompt": "2 + 3 =", "reference": "5"}\n')
+    monkeypatch.setattr("calibration.sweep._run", lambda *_: 2)
+    with pytest.raises(BuildError, match="tasks of recipe 'w8a8' could not be scored"):
+        score_tasks({"w8a8": engine}, prompts)
+
+
+def test_recipes_name_precisions_that_the_build_knows():
+    [build] = [command for command in app.registered_commands if command.callback.__name__ == "build"]
+    known = build.callback.__annotations__["precision"].__args__[0].__args__
+    assert {recipe.split(",")[0] for recipe in ALL_RECIPES} <= set(known)

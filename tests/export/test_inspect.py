@@ -1,0 +1,33 @@
+"""What `inspect` shows of a quantization."""
+
+from engines.directory import open_directory
+from export.inspect import print_manifest
+
+
+def shown_of(directory, capsys):
+    print_manifest(open_directory(directory))
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_precisions_are_mapped(tiny_model, build_engine, capsys):
+    keep = ("layers.0.*", "layers.2.mlp.down_proj", "lm_head")
+    shown = shown_of(build_engine(tiny_model, keep_float=keep), capsys)
+    assert "linears 7 w8a8-token, 6 float" in shown
+    # Layer 0 has every kind, layer 2 one of them.
+    assert "self_attn.qkv_proj 0; self_attn.o_proj 0; mlp.gate_up_proj 0; mlp.down_proj 0, 2; lm_head" in shown
+    shown = shown_of(build_engine(tiny_model, keep_float=("*.down_proj",)), capsys)
+    assert "float mlp.down_proj 0-2" in shown
+
+
+def test_search_is_shown_step_by_step(tiny_engine, capsys):
+    shown = shown_of(tiny_engine, capsys)
+    search = open_directory(tiny_engine).manifest.calibration["search"]
+    assert f"KL on {search['held_back_tokens']} held-back tokens: alpha 0.5 {search['steps'][0]['kl']:.4f}" in shown
+    for step in search["steps"]:
+        assert f"{step['step']} {step['kl']:.4f}{'' if step['kept'] else ' (not kept)'}" in shown
+
+
+def test_a_fixed_alpha_has_no_search(tiny_model, build_engine, capsys):
+    shown = shown_of(build_engine(tiny_model, alpha="off"), capsys)
+    assert "alpha off" in shown
+    assert "held-back" not in shown
