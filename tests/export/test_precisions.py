@@ -98,12 +98,13 @@ def test_linears_run_as_integer_matmuls(exported):
 
 
 def test_linears_are_found_by_their_form(exported):
-    checkpoint, precision, folder, _ = exported
+    checkpoint, precision, folder, contract = exported
     graph = ir.load(folder / "canonical.onnx").graph
     found = list(quantized_linears(graph, *PRECISIONS))
     assert [linear.name for linear in found] == [linear.name for linear in checkpoint.spec.linears()]
     assert {linear.precision for linear in found} == {precision}
     if toolchain.LIBRARY.is_file():
+        native_session(folder, contract, checkpoint.spec)
         native = ir.load(folder / "native.onnx").graph
         kinds = [node.op_type for node in native]
         operator = {"w8a8-token": "W8A8Linear", "w8a8-block": "W8A8BlockLinear", "w8a8-static": "MatMul"}[precision]
