@@ -13,6 +13,7 @@ from engines.row_invariance import RowInvariance
 from engines.tensorrt.library import LIBRARIES, LibraryName
 from engines.tensorrt.plans import FOLDER as TENSORRT_FOLDER
 from engines.tensorrt.plans import TensorRtFiles
+from plugins.sample_token import SAMPLER
 from quasar.errors import DamagedEngineError, NewerEngineError
 from quasar.files import sha256_json
 
@@ -24,6 +25,7 @@ _KEYS = {
     "producer": dict,
     "model": dict,
     "precision": str,
+    "sampler": str,
     "linears": dict,
     "contract": dict,
     "text": dict,
@@ -138,6 +140,9 @@ class MachineRecord:
             raise DamagedEngineError(f"manifest.json: row_invariance is {invariance!r}; 1 <= chain <= widest expected")
         if widest > MAX_WIDTH or not isinstance(invariance.get("tree"), bool):
             raise DamagedEngineError(f"manifest.json: row_invariance is {invariance!r}; widest or tree does not fit")
+        # Absent in engines that earlier versions built: not probed.
+        if not isinstance(prefill := invariance.get("prefill", False), bool):
+            raise DamagedEngineError(f"manifest.json: row_invariance is {invariance!r}; prefill does not fit")
         boundaries = invariance.get("boundaries")
         if not isinstance(boundaries, list) or not all(isinstance(total, int) for total in boundaries):
             raise DamagedEngineError(f"manifest.json: row_invariance is {invariance!r}; boundaries must be totals")
@@ -155,7 +160,11 @@ class MachineRecord:
         return cls(
             machine=machine,
             row_invariance=RowInvariance(
-                chain=chain, widest=widest, boundaries=tuple(sorted(boundaries)), tree=invariance["tree"]
+                chain=chain,
+                widest=widest,
+                boundaries=tuple(sorted(boundaries)),
+                tree=invariance["tree"],
+                prefill=prefill,
             ),
             exact_integers=exact,
             cost_surface_ms=surface,
@@ -169,6 +178,7 @@ class Manifest:
     producer: dict[str, str]
     model: dict[str, Any]
     precision: str
+    sampler: str
     linears: dict[str, str]
     contract: Contract
     text: TextFiles
@@ -197,6 +207,7 @@ class Manifest:
             "producer": self.producer,
             "model": self.model,
             "precision": self.precision,
+            "sampler": self.sampler,
             "contract": self.contract.to_json(),
             "text": self.text.to_json(),
             "fidelity": self.fidelity,
@@ -220,7 +231,15 @@ class Manifest:
                 f"manifest.json has format version {came}, this installation reads up to {FORMAT_VERSION}: "
                 "upgrade quasar-verifier, or build the engine again with this version"
             )
-        value = check_fields("the top level", value, _KEYS)
+        # Engines that earlier versions built name no sampler; the first one is theirs.
+        value = check_fields(
+            "the top level", {"sampler": SAMPLER, **value} if isinstance(value, dict) else value, _KEYS
+        )
+        if value["sampler"] != SAMPLER:
+            raise NewerEngineError(
+                f"manifest.json names the sampler {value['sampler']!r}, this installation has {SAMPLER!r}: its sampled "
+                "texts would differ; upgrade quasar-verifier, or build the engine again with this version"
+            )
         text = check_fields(
             "text",
             {key: item for key, item in value["text"].items() if key != "eos_token_ids"},
@@ -242,6 +261,7 @@ class Manifest:
             producer=value["producer"],
             model=value["model"],
             precision=value["precision"],
+            sampler=value["sampler"],
             linears=value["linears"],
             contract=Contract.from_json(value["contract"]),
             text=TextFiles(eos_token_ids=tuple(stops), **text),

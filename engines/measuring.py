@@ -11,9 +11,13 @@ from engines.machine import Machine
 from engines.manifest import MachineRecord, OnnxRuntimeFiles
 from engines.onnxruntime.kernels import Kernels
 from engines.onnxruntime.session import OnnxRuntimeSession
+from engines.prefill_invariance import prefill_is_exact
 from engines.row_invariance import BOUNDARY_STEP, boundary_lengths, brief_sweeps, full_sweeps, probe
 from engines.tree_invariance import trees_are_exact
 from quasar.errors import EngineError
+
+# Rows of a prefill chunk that a brief measurement decodes on the whole graph.
+_BRIEF_PREFILL_ROWS = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +93,8 @@ def measure_machine(
     invariance = probe((cut_down, sweeps[0]), (whole, sweeps[1]), on_length=lambda: on_step("row invariance"))
     chain = invariance.chain or 1
     trees = trees_are_exact(cut_down, chain=chain) and trees_are_exact(whole, (64, 256), chain=chain)
+    rows = _BRIEF_PREFILL_ROWS if brief else None
+    prefill = prefill_is_exact(cut_down, invariance) and prefill_is_exact(whole, invariance, rows=rows)
     surface = costs.measure(
         whole,
         rows=costs.surface_rows(contract),
@@ -98,7 +104,7 @@ def measure_machine(
     )
     return MachineRecord(
         machine=machine.to_json(),
-        row_invariance=replace(invariance, tree=trees),
+        row_invariance=replace(invariance, tree=trees, prefill=prefill),
         exact_integers=exact,
         cost_surface_ms=surface,
     )

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from engines.contract import Contract, spare_rows
 
 Float32 = NDArray[np.float32]
+Int64 = NDArray[np.int64]
 # Every width up to 17, and some up to the widest verify call.
 WIDTHS = (*range(1, 18), 20, 24, 28, 32)
 # Plain decoding is padded to at most this width; wider, it would cost more than it saves.
@@ -68,12 +69,15 @@ class RowInvariance:
     Runtime's does for head sizes above 128. A pass may not reach over one: see `drafts_before_boundary`.
 
     `tree`: whether a path through a tree is exact; the stock kernels shift reductions, so no.
+
+    `prefill`: whether rows of a prefill chunk have those bits, too: then rows that were decoded serve a later prompt.
     """
 
     chain: int | None
     widest: int
     boundaries: tuple[int, ...] = ()
     tree: bool = False
+    prefill: bool = False
 
     def drafts_before_boundary(self, cache_length: int) -> int:
         """How many drafts a pass behind `cache_length` rows can verify and stay on one side of every boundary.

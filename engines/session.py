@@ -1,6 +1,7 @@
 """What every back end's session offers; the loop, the probes and the reports know no more than this."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -10,6 +11,19 @@ from engines.cache_rows import Float32
 from engines.contract import Contract
 
 Int64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionMemory:
+    """Bytes that a loaded engine uses.
+
+    `weights`: tensors that the graph reads; on ONNX Runtime they are mapped files, which processes share. `cache`: the
+    KV cache at its full length; on a CPU, pages that were never written take no memory. `buffers`: inputs and outputs.
+    """
+
+    weights: int
+    cache: int
+    buffers: int
 
 
 class Session(Protocol):
@@ -43,8 +57,10 @@ class Session(Protocol):
         cache_length: int,
         num_logits_rows: int,
         parents: Sequence[int] | Int64 | None = None,
+        *,
+        out: Float32 | None = None,
     ) -> Float32:
-        """As `run`, but returns the logits float32 [rows, V] of those rows."""
+        """As `run`, but returns the logits float32 [rows, V] of those rows: a new array, or the first rows of `out`."""
 
     def read_rows(self, first: int, end: int, layers: Sequence[int] | None = None) -> Float32:
         """A copy of cache rows, of some layers or of all: float32 [layers, 2, G, rows, D]."""
@@ -54,6 +70,9 @@ class Session(Protocol):
 
     def compact(self, cache_length: int, path: Sequence[int] | Int64) -> None:
         """Move the new rows of an accepted tree path, ascending indices of the last call, to the front."""
+
+    def memory(self) -> SessionMemory:
+        """What the session takes."""
 
     def close(self) -> None:
         """Free the session's memory."""

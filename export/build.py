@@ -31,6 +31,7 @@ from export.options import BuildOptions, Reporter, Silent, bound_of, check_optio
 from export.quantize import ROOMS, check_bound, meets, prepared_weights, quantize, target_of
 from export.versions import tool_versions
 from export.workspace import Workspace, check_target, open_workspace
+from plugins.sample_token import SAMPLER
 from quasar.checkpoints import Checkpoint, open_checkpoint
 from quasar.files import sha256_json
 
@@ -139,6 +140,7 @@ class _Build:
             producer=tool_versions(),
             model=model_section(self._options.model, self._checkpoint),
             precision=self._recipe.precision,
+            sampler=SAMPLER,
             linears=dict(self._recipe.linears),
             contract=self._contract,
             text=self._text,

@@ -64,6 +64,7 @@ def print_manifest(directory: EngineDirectory) -> None:
     for name, value in _fidelity_rows(manifest.fidelity):
         table.add_row(name, value)
     table.add_row("row invariance", _invariance(manifest.record.row_invariance))
+    table.add_row("sampler", manifest.sampler)
     machine = manifest.record.machine
     table.add_row(
         "measured on", f"{machine['processor']}, {machine['threads'] or machine['cores']} threads, {machine['library']}"
@@ -168,8 +169,8 @@ def _invariance(found: RowInvariance) -> str:
     if found.chain is None:
         return "none: speculation is refused on this machine"
     crossing = f", not across {len(found.boundaries)} totals" if found.boundaries else ""
-    trees = ", trees exact" if found.tree else ""
-    return f"chains exact at widths {found.chain} to {found.widest}{crossing}{trees}"
+    more = f"{', trees exact' if found.tree else ''}{', prefill exact' if found.prefill else ''}"
+    return f"chains exact at widths {found.chain} to {found.widest}{crossing}{more}"
 
 
 def _count(parameters: int) -> str:

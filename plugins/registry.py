@@ -6,6 +6,7 @@ from typing import Any
 
 from plugins.kv_compact import kv_compact
 from plugins.quantize_per_token import quantize_per_token
+from plugins.sample_token import sample_token
 from plugins.verify_attention import verify_attention
 from plugins.w8a8_linear import w8a8_block_linear, w8a8_linear
 from quasar.errors import QuasarError
@@ -99,6 +100,19 @@ OPERATORS = {
             outputs={"context": "float32 [1, T, H·D]", "present key": "[1, G, S, D]", "present value": "[1, G, S, D]"},
             reference=verify_attention,
             implementations={"cpu": "plugins.cpu.library"},
+        ),
+        Operator(
+            name="sample_token",
+            summary="Draw a token from filtered logits with randomness keyed by (seed, position, token).",
+            inputs={
+                "logits": "float32 [V]",
+                "filters": "temperature, top_k, top_p, min_p (plugins.sample_token.Filters)",
+                "seed": "uint64",
+                "position": "int: where in the text the token goes",
+            },
+            outputs={"token": "int"},
+            reference=sample_token,
+            implementations={"cpu": "plugins.cpu.sampler"},
         ),
     )
 }

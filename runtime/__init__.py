@@ -7,8 +7,28 @@ print(engine.generate("What is the capital of France?", max_new_tokens=32).text)
 """
 
 from engines.onnxruntime.threads import share_threads
-from runtime.api import Engine, Event, Generation, load
+from runtime.api import Engine, Memory, load
+from runtime.conversation import Conversation
 from runtime.drafters import Draft, Drafter, PromptLookup
+from runtime.events import Event, Generation
+from runtime.loop import Round
+from runtime.options import GenerationOptions
+from runtime.sampling.logprobs import TokenLogprob
 from runtime.stats import Stats
 
-__all__ = ["Draft", "Drafter", "Engine", "Event", "Generation", "PromptLookup", "Stats", "load", "share_threads"]
+__all__ = [
+    "Conversation",
+    "Draft",
+    "Drafter",
+    "Engine",
+    "Event",
+    "Generation",
+    "GenerationOptions",
+    "Memory",
+    "PromptLookup",
+    "Round",
+    "Stats",
+    "TokenLogprob",
+    "load",
+    "share_threads",
+]

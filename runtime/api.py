@@ -1,55 +1,43 @@
 """The public API: `load` → `Engine.generate`, which is a loop over `Engine.stream`."""
 
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, Unpack, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engines import LoadedEngine, Manifest, load_engine
 from engines.manifest import MachineRecord
-from engines.text import open_codec
 from quasar.errors import GenerationError
-from quasar.text import Message, TextCodec, TextStream
-from quasar.text.prompts import check_messages
-from runtime.drafters import Drafter, PromptLookup
-from runtime.loop import Limits, Round, check_prompt, decode
-from runtime.stats import Stats, Tally
-
-DRAFTERS = ("prompt-lookup", "none")
-DEFAULT_DRAFT_TOKENS = 5
+from quasar.text import Message, TextCodec
+from runtime.asynchronous import collect, in_thread
+from runtime.conversation import Conversation
+from runtime.core import Core, Hooks
+from runtime.events import Event, Generation
+from runtime.loop import Round, check_prompt
+from runtime.options import OptionsDict, Signal, make_options, takes_options
+from runtime.stats import Stats
 
 Prompt = str | Sequence[Message] | Sequence[int] | NDArray[np.int64]
+Prompts = list[str] | list[list[Message]] | list[list[int]] | list[NDArray[np.int64]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
-    """What one step of a generation emitted. The last event has a `finish_reason` and the `stats`.
+class Memory:
+    """Bytes that an engine uses.
 
-    `text` may be empty while a character is still incomplete; the events' texts joined are the generation's text.
+    `weights`: tensors that the graph reads; on ONNX Runtime they are mapped files, which processes share. `cache`: the
+    KV cache at its full length; on a CPU, pages that were never written take no memory. `buffers`: inputs, outputs and
+    logits. `parked`: rows of conversations and streams while another text has the cache.
     """
 
-    text: str
-    token_ids: tuple[int, ...]
-    drafted: int
-    accepted: int
-    finish_reason: str | None = None
-    stats: Stats | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Generation:
-    """A finished generation. `finish_reason`: "stop" (an end token came, included in `token_ids`) or "length"."""
-
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: str
-    stats: Stats
+    weights: int
+    cache: int
+    buffers: int
+    parked: int
 
 
 def load(
@@ -60,6 +48,8 @@ def load(
     threads: int = 0,
     kernels: str | None = None,
     rebuild: bool = False,
+    on_round: Callable[[Round], None] | None = None,
+    on_generation: Callable[[Stats], None] | None = None,
 ) -> "Engine":
     """Load an engine directory.
 
@@ -72,22 +62,25 @@ def load(
         kernels: ONNX Runtime's: "native" (compiled with this package, or an error), "stock" (ONNX Runtime's own), or
             None for native ones where they can run. They differ in speed and in the last bits of logits.
         rebuild: where no TensorRT plan fits this GPU and library, compile one into the user's cache.
+        on_round: called with every step of every generation, in the thread that generates.
+        on_generation: called with the statistics of every generation. What these two raise is logged.
 
     Raises:
         EngineError: no engine directory, damaged, written by a newer version, or not runnable here.
     """
-    return Engine(
-        load_engine(path, backend=backend, provider=provider, threads=threads, kernels=kernels, rebuild=rebuild)
-    )
+    loaded = load_engine(path, backend=backend, provider=provider, threads=threads, kernels=kernels, rebuild=rebuild)
+    return Engine(loaded, Hooks(on_round=on_round, on_generation=on_generation))
 
 
 class Engine:
-    """A loaded verifier with its buffers. One generation at a time; a context manager that frees memory."""
+    """A loaded verifier with its buffers; a context manager that frees memory.
 
-    def __init__(self, loaded: LoadedEngine) -> None:
-        self._loaded: LoadedEngine | None = loaded
-        self._codec = open_codec(loaded.directory.path, loaded.directory.manifest.text)
-        self._busy = threading.Lock()
+    Threads may share it. Texts take turns on its KV cache, a round at a time; a text keeps the cache until it ends or
+    its consumer leaves it alone for a moment (docs/runtime.md).
+    """
+
+    def __init__(self, loaded: LoadedEngine, hooks: Hooks | None = None) -> None:
+        self._core: Core | None = Core(loaded, hooks or Hooks())
 
     def __enter__(self) -> Self:
         return self
@@ -98,26 +91,25 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """Free the session and its buffers; a stream that is still open keeps them until it ends."""
-        loaded, self._loaded = self._loaded, None
-        if loaded is not None and self._busy.acquire(blocking=False):
-            loaded.session.close()
-            self._busy.release()
+        """Wait for the round that is running, and free the session; open streams end with an error."""
+        core, self._core = self._core, None
+        if core is not None:
+            core.turns.close()
 
     @property
     def manifest(self) -> Manifest:
         """The engine's manifest."""
-        return self._open().directory.manifest
+        return self._loaded.directory.manifest
 
     @property
     def backend(self) -> str:
         """What runs the engine: "onnxruntime", "tensorrt" or "tensorrt-rtx"."""
-        return self._open().backend
+        return self._loaded.backend
 
     @property
     def kernels(self) -> str:
         """Which kernels run on ONNX Runtime: "native" with an instruction level, or "stock" with why; else ""."""
-        kernels = self._open().kernels
+        kernels = self._loaded.kernels
         if kernels is None:
             return ""
         return f"{kernels.name} ({kernels.reason})" if kernels.reason else kernels.name
@@ -125,12 +117,12 @@ class Engine:
     @property
     def record(self) -> MachineRecord:
         """Row invariance and costs on this machine."""
-        return self._open().record
+        return self._loaded.record
 
     @property
     def codec(self) -> TextCodec:
         """Tokenizer and chat template."""
-        return self._codec
+        return self._open().codec
 
     @property
     def plain_width(self) -> int:
@@ -139,159 +131,138 @@ class Engine:
 
     def encode(self, prompt: Prompt, *, chat_template: bool = True) -> NDArray[np.int64]:
         """Token ids int64 [n] of a prompt: a string (one user message), a list of messages, or token ids."""
-        if isinstance(prompt, str):
-            ids = (
-                self._codec.encode_chat([{"role": "user", "content": prompt}])
-                if chat_template
-                else self._codec.encode_text(prompt)
-            )
-            return np.asarray(ids, np.int64)
-        if isinstance(prompt, np.ndarray) or all(isinstance(item, (int, np.integer)) for item in prompt):
-            return np.asarray(prompt, np.int64).reshape(-1)
-        if not chat_template:
-            raise GenerationError("messages need the chat template; without it give a string or token ids")
-        return np.asarray(self._codec.encode_chat(check_messages(prompt, "prompt")), np.int64)
+        return self._open().encode(prompt, chat_template=chat_template)
 
-    def generate(
-        self,
-        prompt: Prompt,
-        *,
-        max_new_tokens: int = 256,
-        drafter: Drafter | str = "prompt-lookup",
-        num_draft_tokens: int = DEFAULT_DRAFT_TOKENS,
-        chat_template: bool = True,
-        ignore_eos: bool = False,
-    ) -> Generation:
-        """Generate to the end; the options are those of `stream`."""
-        texts: list[str] = []
-        token_ids: list[int] = []
-        for event in self.stream(
-            prompt,
-            max_new_tokens=max_new_tokens,
-            drafter=drafter,
-            num_draft_tokens=num_draft_tokens,
-            chat_template=chat_template,
-            ignore_eos=ignore_eos,
-        ):
-            texts.append(event.text)
-            token_ids += event.token_ids
-        # A stream that ends without an error ends with the event that has both.
-        assert event.finish_reason is not None
-        assert event.stats is not None
-        return Generation(
-            text="".join(texts), token_ids=tuple(token_ids), finish_reason=event.finish_reason, stats=event.stats
-        )
-
-    def stream(
-        self,
-        prompt: Prompt,
-        *,
-        max_new_tokens: int = 256,
-        drafter: Drafter | str = "prompt-lookup",
-        num_draft_tokens: int = DEFAULT_DRAFT_TOKENS,
-        chat_template: bool = True,
-        ignore_eos: bool = False,
-    ) -> Iterator[Event]:
-        """Generate greedily, an event per round.
+    @takes_options
+    def stream(self, prompt: Prompt, **options: Unpack[OptionsDict]) -> Iterator[Event]:
+        """Generate, an event per round. `runtime.GenerationOptions` says what the options mean.
 
         Args:
             prompt: a string (one user message), a list of messages, or token ids.
-            max_new_tokens: the text ends with `finish_reason` "length" there, or where the KV cache is full.
-            drafter: "prompt-lookup", "none", or any `Drafter`. The tokens are the same with every drafter.
-            num_draft_tokens: drafts per round, at most.
-            chat_template: False feeds a string as it stands.
-            ignore_eos: go on behind end tokens, up to max_new_tokens.
+            options: see `GenerationOptions`.
 
         Raises:
             ContextLimitError: the prompt does not fit the KV cache.
-            GenerationError: an option that cannot be honoured, or the engine is closed or busy.
+            GenerationError: an option that is unknown or cannot be honoured, or the engine is closed.
         """
-        loaded = self._open()
-        chosen = _choose_drafter(drafter)
-        contract = loaded.directory.manifest.contract
-        if max_new_tokens < 1:
-            raise GenerationError(f"max_new_tokens is {max_new_tokens}; 1 or more was expected")
-        exact = loaded.record.row_invariance
-        if chosen is not None and exact.chain is not None and not 0 <= num_draft_tokens < exact.widest:
-            raise GenerationError(
-                f"num_draft_tokens is {num_draft_tokens}; on this machine 0 to {exact.widest - 1} drafts are verified "
-                "exactly"
-            )
-        if chosen is not None and exact.chain is None:
-            raise GenerationError(
-                "on this machine a row's bits depend on how many rows are fed, so speculation would not be exact: "
-                "use drafter='none'"
-            )
-        ids = self.encode(prompt, chat_template=chat_template)
-        check_prompt(ids, contract)
-        stop_ids = frozenset() if ignore_eos else frozenset(loaded.directory.manifest.text.eos_token_ids)
-        rounds = decode(
-            loaded.session,
-            ids,
-            Limits(max_new_tokens=max_new_tokens, stop_ids=stop_ids),
-            drafter=chosen,
-            num_draft_tokens=num_draft_tokens,
-            exact=loaded.record.row_invariance,
-        )
-        return self._events(rounds, len(ids))
+        core, checked = self._open(), make_options(options)
+        return core.start(core.encode(prompt, chat_template=checked.chat_template), checked)
+
+    @overload
+    def generate(self, prompt: str, **options: Unpack[OptionsDict]) -> Generation: ...
+    @overload
+    def generate(self, prompt: Prompts, **options: Unpack[OptionsDict]) -> list[Generation]: ...
+    @overload
+    def generate(self, prompt: Prompt, **options: Unpack[OptionsDict]) -> Generation: ...
+    @takes_options
+    def generate(self, prompt: Prompt | Prompts, **options: Unpack[OptionsDict]) -> Generation | list[Generation]:
+        """Generate to the end, as `stream` does; a list of prompts gives a list of generations, in turn."""
+        if _is_many(prompt):
+            return [gather(self.stream(one, **options)) for one in cast("list[Prompt]", prompt)]
+        return gather(self.stream(cast("Prompt", prompt), **options))
+
+    @takes_options
+    def astream(self, prompt: Prompt, **options: Unpack[OptionsDict]) -> AsyncIterator[Event]:
+        """`stream` for asyncio: generates in a thread of its own; leaving the loop cancels it within one round."""
+        self._open()
+
+        def start(cancel: Signal) -> Iterator[Event]:
+            return self.stream(prompt, **cast("OptionsDict", {**options, "cancel": cancel}))
+
+        return in_thread(start, options.get("cancel"))
+
+    @takes_options
+    async def agenerate(self, prompt: Prompt, **options: Unpack[OptionsDict]) -> Generation:
+        """`generate` for asyncio; cancelling the task cancels the generation within one round."""
+        return gather(await collect(self.astream(prompt, **options)))
+
+    def session(self, messages: Sequence[Message] = ()) -> Conversation:
+        """A conversation that keeps its rows of the KV cache between turns; `messages`: what it begins with."""
+        return Conversation(self._open(), tuple(messages))
 
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """The logits float32 [V] that follow a sequence of tokens, prefilled as a prompt is.
 
         Raises:
-            GenerationError: no token, one outside the vocabulary, or the engine is closed or busy.
+            GenerationError: no token, one outside the vocabulary, or the engine is closed.
             ContextLimitError: the sequence does not fit the KV cache.
         """
-        session = self._open().session
+        core = self._open()
+        session = core.loaded.session
         tokens, chunk = np.asarray(token_ids, np.int64), session.contract.prefill_chunk
         check_prompt(tokens, session.contract)
-        with self._exclusively():
-            for begin in range(0, len(tokens), chunk):
-                logits = session.run_logits(tokens[begin : begin + chunk], begin, 1)
+        tenant = core.new_tenant()
+        try:
+            with core.turns.turn(tenant):
+                for begin in range(0, len(tokens), chunk):
+                    logits = session.run_logits(tokens[begin : begin + chunk], begin, 1)
+        finally:
+            core.turns.release(tenant)
         last: NDArray[np.float32] = logits[0]
         return last
 
-    @contextmanager
-    def _exclusively(self) -> Iterator[None]:
-        """The session's buffers belong to one generation at a time."""
-        session = self._open().session
-        if not self._busy.acquire(blocking=False):
-            raise GenerationError("this engine is generating already: finish or close that stream first")
+    def warmup(self) -> None:
+        """Run what the first generation would run first: a prefill chunk, every verify width, the sampler."""
+        core = self._open()
+        session = core.loaded.session
+        contract = session.contract
+        tenant = core.new_tenant()
         try:
-            yield
+            with core.turns.turn(tenant):
+                session.run(np.zeros(min(contract.prefill_chunk, contract.max_length), np.int64), 0, 1)
+                for width in range(self.plain_width, contract.max_width + 1):
+                    session.run(np.zeros(width, np.int64), 1, width)
+                row = session.run_logits(np.zeros(self.plain_width, np.int64), 1, 1, out=core.logits_buffer())[0]
+                checked = make_options({"temperature": 1.0, "top_p": 0.9})
+                core.sampler(row, checked.filters, seed=0, position=0)
         finally:
-            if self._loaded is None:
-                # Closed in the meantime.
-                session.close()
-            self._busy.release()
+            core.turns.release(tenant)
 
-    def _events(self, rounds: Iterator[Round], prompt_tokens: int) -> Iterator[Event]:
-        with self._exclusively():
-            text, tally = TextStream(self._codec), Tally(prompt_tokens)
-            for step in rounds:
-                tally.add(step)
-                piece = text.push(step.tokens)
-                last = step.finish_reason is not None
-                yield Event(
-                    text=piece + text.finish() if last else piece,
-                    token_ids=step.tokens,
-                    drafted=step.drafted,
-                    accepted=step.accepted,
-                    finish_reason=step.finish_reason,
-                    stats=tally.stats() if last else None,
-                )
+    def memory(self) -> Memory:
+        """Bytes of weights, KV cache and buffers, and of conversations that wait."""
+        core = self._open()
+        session = core.loaded.session.memory()
+        return Memory(
+            weights=session.weights,
+            cache=session.cache,
+            buffers=session.buffers + core.logits_bytes,
+            parked=sum(tenant.parked_bytes for tenant in core.tenants),
+        )
 
-    def _open(self) -> LoadedEngine:
-        if self._loaded is None:
+    @property
+    def _loaded(self) -> LoadedEngine:
+        return self._open().loaded
+
+    def _open(self) -> Core:
+        if self._core is None:
             raise GenerationError("this engine is closed: load it again with runtime.load")
-        return self._loaded
+        return self._core
 
 
-def _choose_drafter(drafter: Drafter | str) -> Drafter | None:
-    if drafter == "none":
-        return None
-    if drafter == "prompt-lookup":
-        return PromptLookup()
-    if isinstance(drafter, str):
-        raise GenerationError(f"unknown drafter {drafter!r}; known are {', '.join(DRAFTERS)}")
-    return drafter
+def gather(events: Iterable[Event]) -> Generation:
+    """A generation from all of its events."""
+    texts: list[str] = []
+    token_ids: list[int] = []
+    logprobs: list[Any] = []
+    for event in events:
+        texts.append(event.text)
+        token_ids += event.token_ids
+        logprobs += event.logprobs
+    # A stream that ends without an error ends with the event that has both.
+    assert event.finish_reason is not None
+    assert event.stats is not None
+    return Generation(
+        text="".join(texts),
+        token_ids=tuple(token_ids),
+        finish_reason=event.finish_reason,
+        stopped_by=event.stopped_by,
+        stats=event.stats,
+        logprobs=tuple(logprobs),
+    )
+
+
+def _is_many(prompt: Any) -> bool:
+    """Whether a list of prompts came: neither messages nor token ids."""
+    if not isinstance(prompt, (list, tuple)) or not prompt:
+        return False
+    return isinstance(prompt[0], (str, list, tuple, np.ndarray))

@@ -5,18 +5,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quasar.cli import check_output, console, emit_json, new_app, progress_steps
+from quasar.cli import check_output, command_of_lists, console, emit_json, new_app, progress_steps
+from quasar.errors import GenerationError
+from runtime.cli_options import LISTS, generation_options
 
 if TYPE_CHECKING:
     from runtime.drafters import Drafter
     from runtime.stats import Stats
 
+_WithLists = command_of_lists(**LISTS)
 app = new_app("Generate with a verifier engine, prove that speculation is exact, and measure it.")
 
 _Directory = Annotated[Path, typer.Argument(metavar="DIR", help="An engine directory.")]
-_Prompts = Annotated[
-    Path, typer.Option("--prompts", metavar="FILE.jsonl", help="Rows with prompt, messages or turns (the first).")
-]
+_Prompts = Annotated[Path, typer.Option("--prompts", metavar="FILE.jsonl", help="Rows with prompt, messages or turns.")]
 _Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="N prompts, one from each category in turn.")]
 _Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON.")]
 _DrafterName = Annotated[str, typer.Option("--drafter", help="prompt-lookup or none.")]
@@ -40,15 +41,12 @@ _Kernels = Annotated[
 ]
 
 
-@app.command()
+@app.command(cls=_WithLists)
+@generation_options()
 def generate(
     directory: _Directory,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="One user message.")],
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", metavar="N")] = 256,
-    drafter: _DrafterName = "prompt-lookup",
-    num_draft_tokens: _DraftTokens = 5,
-    max_ngram: _MaxNgram = 3,
-    min_ngram: _MinNgram = 1,
+    options: Any,
     no_chat_template: Annotated[
         bool, typer.Option("--no-chat-template", help="Feed the prompt as it stands, for base models.")
     ] = False,
@@ -56,54 +54,88 @@ def generate(
     kernels: _Kernels = None,
     threads: _Threads = 0,
     stats: Annotated[bool, typer.Option("--stats", help="Close with counts and speed, on stderr.")] = False,
+    logprobs: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="With --json: log-probabilities of the text and the N likeliest.", show_default=False
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of streaming the text.")] = False,
 ) -> None:
-    """Answer PROMPT greedily, streaming the text."""
+    """Answer PROMPT, streaming the text."""
+    import dataclasses
+
     import runtime
 
+    if logprobs is not None and not json:
+        raise GenerationError("--logprobs is printed with --json only: add it")
     engine = runtime.load(directory, backend=backend, kernels=kernels, threads=threads)
-    token_ids: list[int] = []
-    pieces: list[str] = []
-    for event in engine.stream(
-        prompt,
-        max_new_tokens=max_new_tokens,
-        drafter=_drafter(drafter, max_ngram, min_ngram),
-        num_draft_tokens=num_draft_tokens,
-        chat_template=not no_chat_template,
-    ):
-        pieces.append(event.text)
-        token_ids += event.token_ids
-        if not json:
-            print(event.text, end="", flush=True)
-    assert event.stats is not None
+    events = engine.stream(prompt, **options, chat_template=not no_chat_template, logprobs=logprobs)
     if json:
-        emit_json(
-            {
-                "text": "".join(pieces),
-                "token_ids": token_ids,
-                "finish_reason": event.finish_reason,
-                "kernels": engine.kernels,
-                "stats": event.stats.to_json(),
-            }
-        )
+        from runtime.api import gather
+
+        generation = gather(events)
+        value = dataclasses.asdict(generation)
+        value["stats"] = generation.stats.to_json()
+        if logprobs is None:
+            del value["logprobs"]
+        emit_json({**value, "kernels": engine.kernels})
+        last = generation.stats
     else:
+        for event in events:
+            print(event.text, end="", flush=True)
         print()
+        assert event.stats is not None
+        last = event.stats
     if stats:
-        console().print(describe(event.stats))
+        console().print(describe(last))
         if engine.kernels:
             console().print(f"kernels: {engine.kernels}", soft_wrap=True)
 
 
-@app.command()
+@app.command(cls=_WithLists)
+@generation_options()
+def chat(
+    directory: _Directory,
+    options: Any,
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What the conversation begins with.", show_default=False)
+    ] = None,
+    backend: _Backend = None,
+    kernels: _Kernels = None,
+    threads: _Threads = 0,
+) -> None:
+    """Talk to the model: lines in, answers out. Ctrl-C stops an answer."""
+    import contextlib
+
+    import runtime
+    from runtime.chat import chat as run_chat
+
+    # Lines can be edited, and recalled with the arrow keys, where Python has readline.
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401
+    with runtime.load(directory, backend=backend, kernels=kernels, threads=threads) as engine:
+        engine.warmup()
+        run_chat(
+            engine,
+            options,
+            system=system or "",
+            read=input,
+            write=lambda text: print(text, end="", flush=True),
+            describe=describe,
+        )
+
+
+@app.command(cls=_WithLists)
+@generation_options(max_new_tokens=64)
 def verify(
     directory: _Directory,
     prompts: _Prompts,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", metavar="N")] = 64,
+    options: Any,
+    turns: Annotated[
+        str, typer.Option("--turns", metavar="first|all", help="all: later turns too, in a conversation.")
+    ] = "first",
     limit: _Limit = None,
-    drafter: _DrafterName = "prompt-lookup",
-    num_draft_tokens: _DraftTokens = 5,
-    max_ngram: _MaxNgram = 3,
-    min_ngram: _MinNgram = 1,
     backend: _Backend = None,
     kernels: _Kernels = None,
     threads: _Threads = 0,
@@ -111,7 +143,9 @@ def verify(
 ) -> None:
     """Decode every prompt plainly and speculatively; exit code 1 if any token or length differs.
 
-    Exit code 1 as well if the drafter drafted nothing at all: then nothing was verified.
+    With --temperature both draw with --seed (0 if none is given). With --turns all, plain answers start from an empty
+    cache and speculative ones go on with the conversation's. Exit code 1 as well if the drafter drafted nothing at
+    all: then nothing was verified.
     """
     import runtime
     from quasar.text import read_prompts
@@ -119,29 +153,29 @@ def verify(
     check_output(json)
     from runtime.parity import verify as run_verify
 
+    if turns not in ("first", "all"):
+        raise GenerationError(f"--turns is {turns!r}; first or all was expected")
+    if options["seed"] is None:
+        options["seed"] = 0
     rows = read_prompts(prompts, limit)
     engine = runtime.load(directory, backend=backend, kernels=kernels, threads=threads)
     with progress_steps("plain and speculative", len(rows)) as step:
         parity = run_verify(
-            engine,
-            rows,
-            drafter=_drafter(drafter, max_ngram, min_ngram),
-            num_draft_tokens=num_draft_tokens,
-            max_new_tokens=max_new_tokens,
-            on_prompt=lambda: step(1),
+            engine, rows, options, turns="all" if turns == "all" else "first", on_prompt=lambda: step(1)
         )
+    reused = f", {parity.reused_tokens} prompt tokens reused" if turns == "all" else ""
     print(
-        f"identical: {parity.identical} of {parity.prompts} prompts, {parity.tokens} tokens, "
-        f"{parity.rounds} rounds, acceptance length {parity.acceptance_length:.2f}"
+        f"identical: {parity.identical} of {parity.prompts} prompts, {parity.answers} answers, {parity.tokens} tokens, "
+        f"{parity.rounds} rounds, acceptance length {parity.acceptance_length:.2f}{reused}"
     )
     for divergence in parity.divergences:
         print(
-            f"prompt {divergence.prompt}, token {divergence.position}: plain {divergence.plain_id}, "
-            f"speculative {divergence.speculative_id}, logit gap {divergence.logit_gap}"
+            f"prompt {divergence.prompt}, turn {divergence.turn}, token {divergence.position}: "
+            f"plain {divergence.plain_id}, speculative {divergence.speculative_id}, logit gap {divergence.logit_gap}"
         )
     if json is not None:
         emit_json(parity.to_json(), json)
-    if drafter != "none" and parity.drafted == 0:
+    if options["drafter"] != "none" and parity.drafted == 0:
         console().print("nothing was drafted, so nothing was verified: give more or longer prompts")
         raise typer.Exit(1)
     if parity.identical != parity.prompts:
@@ -238,10 +272,12 @@ def accuracy(
 
 def describe(stats: "Stats") -> str:
     """One line of counts and speed."""
+    reused = f" ({stats.reused_tokens} of them reused)" if stats.reused_tokens else ""
+    seed = "" if stats.seed is None else f", seed {stats.seed}"
     return (
         f"{stats.tokens} tokens in {stats.rounds} rounds, acceptance length {stats.acceptance_length:.2f} "
         f"({stats.accepted} of {stats.drafted} drafts accepted), {stats.tokens_per_second:.1f} tokens/s, "
-        f"prefill {stats.prompt_tokens} tokens in {stats.prefill_seconds:.2f} s"
+        f"prefill {stats.prompt_tokens} tokens{reused} in {stats.prefill_seconds:.2f} s{seed}"
     )
 
 

@@ -1,9 +1,8 @@
 """The loop: draft K tokens ▸ verify [pending, d1..dK] ▸ accept the longest matching prefix ▸ commit ▸ emit."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,27 +10,24 @@ from numpy.typing import NDArray
 from engines.contract import MAX_WIDTH, Contract
 from engines.row_invariance import RowInvariance
 from quasar.errors import ContextLimitError, GenerationError
-from runtime.acceptance import accepted_prefix
 from runtime.drafters.base import NO_DRAFT, Draft, Drafter
 from runtime.kv_cache import KVCache
+from runtime.sampling.chooser import Choice, TokenChooser
+from runtime.sampling.logprobs import TokenLogprob
+from runtime.stopping import StopRules
 
 Int64 = NDArray[np.int64]
-
-
-class VerifierSession(Protocol):
-    """What the loop needs of a session."""
-
-    @property
-    def contract(self) -> Contract:
-        """Sizes."""
-
-    def run(self, token_ids: Int64, cache_length: int, num_logits_rows: int, /) -> Int64:
-        """Feed tokens behind the committed rows; the target's token after each of the last rows: int64 [rows]."""
+_NOTHING = Choice(tokens=np.empty(0, np.int64))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
-    """One step's outcome: tokens emitted, how many were drafted and kept, and its seconds. Prefill drafts nothing."""
+    """One step's outcome: tokens emitted, how many were drafted and kept, and its seconds. Prefill drafts nothing.
+
+    `reused`: rows of the prompt that the prefill found in the cache. `seconds` covers the whole step, of which
+    `draft_seconds` went into drafting and `sample_seconds` into choosing tokens from logits. A step that was
+    interrupted emits nothing.
+    """
 
     tokens: tuple[int, ...]
     drafted: int
@@ -39,14 +35,10 @@ class Round:
     seconds: float
     draft_seconds: float
     finish_reason: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """When to stop: after so many new tokens, or behind one of the end ids."""
-
-    max_new_tokens: int
-    stop_ids: frozenset[int] = frozenset()
+    stopped_by: int | str | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
+    sample_seconds: float = 0.0
+    reused: int = 0
 
 
 def check_prompt(prompt: Int64, contract: Contract) -> None:
@@ -63,75 +55,98 @@ def check_prompt(prompt: Int64, contract: Contract) -> None:
 
 
 def decode(
-    session: VerifierSession,
+    chooser: TokenChooser,
     prompt: Int64,
-    limits: Limits,
+    stop: StopRules,
     *,
+    cache: KVCache,
+    contract: Contract,
     drafter: Drafter | None,
     num_draft_tokens: int = 0,
     exact: RowInvariance = RowInvariance(chain=1, widest=MAX_WIDTH),  # noqa: B008 - immutable
+    interrupted: Callable[[], str | None] = lambda: None,
 ) -> Iterator[Round]:
-    """Generate greedily from `prompt` int64 [n]; the first `Round` is the prefill's, with one token.
+    """Generate from `prompt` int64 [n]; the first `Round` is the prefill's, with one token.
 
     Args:
+        chooser: runs passes and chooses their tokens.
+        cache: rows of an earlier text; what serves this prompt is kept.
         drafter: None decodes plainly.
         num_draft_tokens: drafts per round, at most.
         exact: which passes are exact on this machine; narrower ones are padded, wider ones are not made.
+        interrupted: asked before every pass; a reason ends the text, and stays.
     """
-    contract, cache = session.contract, KVCache(session.contract)
     # The last token needs no row of its own, and the cache may end the text before max_new_tokens does.
-    limit = min(limits.max_new_tokens, contract.max_length - len(prompt))
-    context = np.empty(len(prompt) + limit, np.int64)
+    stop.limit(contract.max_length - len(prompt))
+    context = np.empty(len(prompt) + stop.left + MAX_WIDTH, np.int64)
     context[: len(prompt)] = prompt
     length = len(prompt)
 
     start = time.perf_counter()
-    pending = _prefill(session, prompt, cache)
-    drafted = accepted = 0
+    reused = cache.reusable(prompt, decoded_rows=exact.prefill)
+    cache.truncate(reused)
+    drafted = 0
     draft_seconds = 0.0
-    emitted = np.array([pending], np.int64)
+    choice = _prefill(chooser, prompt, cache, contract.prefill_chunk, interrupted)
     while True:
-        emitted, finish_reason = _cut(emitted, length - len(prompt), limit, limits)
+        reason = None
+        if choice is None:
+            reason, choice = interrupted(), _NOTHING
+            stop.end()
+        cut = stop.cut(choice.tokens.tolist())
+        emitted = choice.tokens[: cut.kept]
         context[length : length + len(emitted)] = emitted
         length += len(emitted)
-        now = time.perf_counter()
         yield Round(
             tokens=tuple(emitted.tolist()),
             drafted=drafted,
-            accepted=min(accepted, len(emitted)),
-            seconds=now - start,
+            accepted=min(max(len(choice.tokens) - 1, 0), len(emitted)),
+            seconds=time.perf_counter() - start,
             draft_seconds=draft_seconds,
-            finish_reason=finish_reason,
+            finish_reason=reason or cut.finish_reason,
+            stopped_by=cut.stopped_by,
+            logprobs=choice.logprobs[: cut.kept],
+            sample_seconds=choice.seconds,
+            reused=reused,
         )
-        if finish_reason is not None:
+        if reason or cut.finish_reason is not None:
+            # Rows of tokens that were cut off are no part of the text.
+            cache.truncate(min(cache.length, length))
             return
         start = time.perf_counter()
+        reused = drafted = 0
+        if interrupted() is not None:
+            choice = None
+            continue
         # One row for the pending token; a draft whose row would not fit, or whose token would be cut, is not asked for.
-        wanted = min(
-            num_draft_tokens,
-            len(prompt) + limit - length - 1,
-            cache.room - 1,
-            exact.drafts_before_boundary(cache.length),
-        )
-        draft = _propose(drafter, context[:length], wanted, contract)
-        drafted = len(draft.tokens)
+        wanted = min(num_draft_tokens, stop.left - 1, cache.room - 1, exact.drafts_before_boundary(cache.length))
+        draft = _propose(drafter, context[:length], wanted, contract).tokens
+        drafted = len(draft)
         draft_seconds = time.perf_counter() - start
-        fed = _padded(context[length - 1 : length], draft.tokens, exact.chain or 1)
-        next_tokens = session.run(fed, cache.length, len(fed))[: drafted + 1]
-        accepted = accepted_prefix(draft.tokens, next_tokens)
-        cache.commit(accepted + 1)
-        emitted = next_tokens[: accepted + 1].copy()
+        context[length : length + drafted] = draft
+        fed = _padded(context[length - 1 : length + drafted], exact.chain or 1)
+        choice = chooser.choose(fed, cache.length, len(fed), context[: length + drafted], draft)
+        cache.commit(fed[: len(choice.tokens)])
 
 
-def _prefill(session: VerifierSession, prompt: Int64, cache: KVCache) -> int:
-    """Feed the prompt, cut at fixed multiples of the engine's chunk; returns the first new token."""
-    chunk = session.contract.prefill_chunk
-    token = -1
-    for begin in range(0, len(prompt), chunk):
-        part = prompt[begin : begin + chunk]
-        token = int(session.run(part, begin, 1)[0])
-        cache.commit(len(part))
-    return token
+def _prefill(
+    chooser: TokenChooser, prompt: Int64, cache: KVCache, chunk: int, interrupted: Callable[[], str | None]
+) -> Choice | None:
+    """Feed the prompt behind the rows that are there, cut at fixed multiples of the engine's chunk.
+
+    Returns the first new token, or None if it was interrupted.
+    """
+    choice = None
+    for begin in range(cache.length, len(prompt), chunk):
+        if interrupted() is not None:
+            return None
+        end = min(begin + chunk, len(prompt))
+        if end < len(prompt):
+            chooser.feed(prompt[begin:end], begin)
+        else:
+            choice = chooser.choose(prompt[begin:], begin, 1, prompt, NO_DRAFT.tokens)
+        cache.commit(prompt[begin:end], prefill=True)
+    return choice
 
 
 def _propose(drafter: Drafter | None, context: Int64, wanted: int, contract: Contract) -> Draft:
@@ -148,16 +163,5 @@ def _propose(drafter: Drafter | None, context: Int64, wanted: int, contract: Con
     return draft
 
 
-def _padded(pending: Int64, draft: Int64, plain_width: int) -> Int64:
-    fed = np.concatenate([pending, draft])
+def _padded(fed: Int64, plain_width: int) -> Int64:
     return fed if len(fed) >= plain_width else np.pad(fed, (0, plain_width - len(fed)), mode="edge")
-
-
-def _cut(emitted: Int64, already: int, limit: int, limits: Limits) -> tuple[Int64, str | None]:
-    """Cut behind the first end id and at the limit; says why the text ends, if it does."""
-    stops = [place for place, token in enumerate(emitted.tolist()) if token in limits.stop_ids]
-    if stops and already + stops[0] + 1 <= limit:
-        return emitted[: stops[0] + 1], "stop"
-    if already + len(emitted) >= limit:
-        return emitted[: limit - already], "length"
-    return emitted, None

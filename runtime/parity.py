@@ -1,24 +1,29 @@
 """`verify`: speculation must give the tokens of plain decoding, and of equal length, on the same engine."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 
-from quasar.text import Prompt
-from runtime.api import Engine, Generation
-from runtime.drafters import Drafter
+from quasar.text import Message, Prompt
+from runtime.api import Engine
+from runtime.events import Generation
+from runtime.options import OptionsDict
+
+Turns = Literal["first", "all"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Divergence:
     """The first place where two decodings of a prompt differ; an id is None where one text had ended.
 
-    `logit_gap`: how far the plain token's logit lies above the speculative one's, after the common text.
+    `turn` counts from 1. `logit_gap`: how far the plain token's logit lies above the speculative one's, after the
+    common text.
     """
 
     prompt: int
+    turn: int
     position: int
     plain_id: int | None
     speculative_id: int | None
@@ -27,16 +32,21 @@ class Divergence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parity:
-    """What `verify` counted over all prompts; rounds, drafted and accepted are the speculative runs'."""
+    """What `verify` counted over all prompts; rounds, drafted, accepted and reused are the speculative runs'.
+
+    `answers`: of all turns. `reused_tokens` of the prompts were in the cache from earlier turns.
+    """
 
     prompts: int
     identical: int
+    answers: int
     tokens: int
     plain_width: int
     rounds: int
     drafted: int
     accepted: int
     emitted_in_rounds: int
+    reused_tokens: int
     divergences: tuple[Divergence, ...]
 
     @property
@@ -54,34 +64,40 @@ class Parity:
 def verify(
     engine: Engine,
     prompts: Sequence[Prompt],
+    options: OptionsDict,
     *,
-    drafter: Drafter | str,
-    num_draft_tokens: int,
-    max_new_tokens: int,
+    turns: Turns = "first",
     on_prompt: Callable[[], None] = lambda: None,
 ) -> Parity:
-    """Decode every prompt plainly, token by token, and speculatively, and compare ids and lengths."""
+    """Decode every prompt plainly, token by token, and speculatively, and compare ids and lengths.
+
+    Args:
+        options: of both; the plain one drafts nothing. What is drawn needs a seed.
+        turns: "all" goes on with the later turns of a prompt: plainly, each from an empty cache; speculatively, in a
+            conversation that keeps it.
+    """
     divergences: list[Divergence] = []
     speculative_runs: list[Generation] = []
     for index, prompt in enumerate(prompts):
-        plain = engine.generate(prompt.messages, max_new_tokens=max_new_tokens, drafter="none")
-        speculative = engine.generate(
-            prompt.messages, max_new_tokens=max_new_tokens, drafter=drafter, num_draft_tokens=num_draft_tokens
-        )
-        speculative_runs.append(speculative)
-        if plain.token_ids != speculative.token_ids:
-            divergences.append(_divergence(engine, prompt, index, plain.token_ids, speculative.token_ids))
+        for turn, (messages, plain, speculative) in enumerate(_both(engine, prompt, options, turns), start=1):
+            speculative_runs.append(speculative)
+            if plain.token_ids != speculative.token_ids:
+                ids = (plain.token_ids, speculative.token_ids)
+                divergences.append(_divergence(engine, messages, (index, turn), *ids, greedy=_is_greedy(options)))
+                break
         on_prompt()
     stats = [run.stats for run in speculative_runs]
     return Parity(
         prompts=len(prompts),
         identical=len(prompts) - len(divergences),
+        answers=len(speculative_runs),
         tokens=sum(one.tokens for one in stats),
         plain_width=engine.plain_width,
         rounds=sum(one.rounds for one in stats),
         drafted=sum(one.drafted for one in stats),
         accepted=sum(one.accepted for one in stats),
         emitted_in_rounds=sum(one.tokens - 1 for one in stats),
+        reused_tokens=sum(one.reused_tokens for one in stats),
         divergences=tuple(divergences),
     )
 
@@ -94,15 +110,45 @@ def first_difference(a: Sequence[int], b: Sequence[int]) -> int:
     return min(len(a), len(b))
 
 
+def _both(
+    engine: Engine, prompt: Prompt, options: OptionsDict, turns: Turns
+) -> Iterator[tuple[list[Message], Generation, Generation]]:
+    """Turn by turn: the messages, the plain answer to them, and the speculative one."""
+    plainly = cast("OptionsDict", {**options, "drafter": "none"})
+    messages = list(prompt.messages)
+    if turns == "first":
+        yield messages, engine.generate(messages, **plainly), engine.generate(messages, **options)
+        return
+    with engine.session() as conversation:
+        for later in (*prompt.later_turns, None):
+            plain, speculative = engine.generate(messages, **plainly), conversation.generate(messages, **options)
+            yield messages, plain, speculative
+            if later is not None:
+                answer = Message(role="assistant", content=plain.text)
+                messages = [*messages, answer, Message(role="user", content=later)]
+
+
+def _is_greedy(options: OptionsDict) -> bool:
+    return not options.get("temperature")
+
+
 def _divergence(
-    engine: Engine, prompt: Prompt, index: int, plain: Sequence[int], speculative: Sequence[int]
+    engine: Engine,
+    messages: list[Message],
+    where: tuple[int, int],
+    plain: Sequence[int],
+    speculative: Sequence[int],
+    *,
+    greedy: bool,
 ) -> Divergence:
     place = first_difference(plain, speculative)
     left = plain[place] if place < len(plain) else None
     right = speculative[place] if place < len(speculative) else None
     gap = None
-    if left is not None and right is not None:
-        context = np.concatenate([engine.encode(prompt.messages), np.asarray(plain[:place], np.int64)])
+    if greedy and left is not None and right is not None:
+        context = np.concatenate([engine.encode(messages), np.asarray(plain[:place], np.int64)])
         logits = engine.logits(context.tolist())
         gap = float(logits[left] - logits[right])
-    return Divergence(prompt=index, position=place, plain_id=left, speculative_id=right, logit_gap=gap)
+    return Divergence(
+        prompt=where[0], turn=where[1], position=place, plain_id=left, speculative_id=right, logit_gap=gap
+    )

@@ -10,10 +10,14 @@ from runtime.loop import Round
 class Stats:
     """Counts and seconds of one generation.
 
-    `tokens` emitted in all; the first comes from prefill, the others from `rounds` verify passes.
+    `tokens` emitted in all; the first comes from prefill, the others from `rounds` verify passes. `reused_tokens` of
+    the prompt were in the cache. `draft_seconds` and `sample_seconds` (choosing tokens from logits) are parts of
+    `decode_seconds`; `wait_seconds`, for other texts on the same engine, are part of nothing. `seed`: of drawn texts.
+    `finish_reason` is "" where the stream was closed, or failed, before its end.
     """
 
     prompt_tokens: int
+    reused_tokens: int
     tokens: int
     rounds: int
     drafted: int
@@ -21,6 +25,10 @@ class Stats:
     prefill_seconds: float
     decode_seconds: float
     draft_seconds: float
+    sample_seconds: float
+    wait_seconds: float
+    finish_reason: str
+    seed: int | None = None
 
     @property
     def acceptance_length(self) -> float:
@@ -48,26 +56,32 @@ class Stats:
 
 
 class Tally:
-    """Sums the rounds of one generation; the first is the prefill."""
+    """Sums the steps of one generation: the prefill, then rounds."""
 
-    def __init__(self, prompt_tokens: int) -> None:
-        self._prompt_tokens = prompt_tokens
+    def __init__(self, prompt_tokens: int, seed: int | None = None) -> None:
+        self._prompt_tokens, self._seed = prompt_tokens, seed
         self._steps: list[Round] = []
+        self.wait_seconds = 0.0
 
     def add(self, step: Round) -> None:
-        """Another round."""
+        """Another step."""
         self._steps.append(step)
 
     def stats(self) -> Stats:
         """Counts and seconds so far."""
-        prefill, rounds = self._steps[0], self._steps[1:]
+        prefill, rounds = self._steps[:1], [step for step in self._steps[1:] if step.tokens]
         return Stats(
             prompt_tokens=self._prompt_tokens,
+            reused_tokens=sum(step.reused for step in prefill),
             tokens=sum(len(step.tokens) for step in self._steps),
             rounds=len(rounds),
             drafted=sum(step.drafted for step in rounds),
             accepted=sum(step.accepted for step in rounds),
-            prefill_seconds=prefill.seconds,
+            prefill_seconds=sum(step.seconds for step in prefill),
             decode_seconds=sum(step.seconds for step in rounds),
             draft_seconds=sum(step.draft_seconds for step in rounds),
+            sample_seconds=sum(step.sample_seconds for step in rounds),
+            wait_seconds=self.wait_seconds,
+            finish_reason=(self._steps[-1].finish_reason or "") if self._steps else "",
+            seed=self._seed,
         )

@@ -8,11 +8,13 @@ import quasar.checkpoints
 import quasar.errors
 import quasar.text
 import runtime
+from runtime.options import OPTIONS, OptionsDict
 
 
 def test_public_names():
     assert runtime.__all__ == [
-        *("Draft", "Drafter", "Engine", "Event", "Generation", "PromptLookup", "Stats", "load", "share_threads"),
+        *("Conversation", "Draft", "Drafter", "Engine", "Event", "Generation", "GenerationOptions", "Memory"),
+        *("PromptLookup", "Round", "Stats", "TokenLogprob", "load", "share_threads"),
     ]
     assert engines.__all__ == ["Contract", "LoadedEngine", "Manifest", "load_engine"]
     assert quasar.checkpoints.__all__ == ["Checkpoint", "DecoderSpec", "Rope", "open_checkpoint"]
@@ -21,12 +23,22 @@ def test_public_names():
 
 
 def test_generation_options():
-    options = ["prompt", "max_new_tokens", "drafter", "num_draft_tokens", "chat_template", "ignore_eos"]
-    for method in (runtime.Engine.generate, runtime.Engine.stream):
+    options = [
+        *("max_new_tokens", "min_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty"),
+        *("presence_penalty", "frequency_penalty", "logit_bias", "logits_processor", "seed", "stop", "stop_token_ids"),
+        *("ignore_eos", "logprobs", "deadline", "cancel", "drafter", "num_draft_tokens", "chat_template"),
+    ]
+    assert list(OptionsDict.__annotations__) == options
+    assert [option.name for option in OPTIONS] == options
+    engine, conversation = runtime.Engine, runtime.Conversation
+    methods = (engine.generate, engine.stream, engine.agenerate, engine.astream)
+    for method in (*methods, conversation.generate, conversation.stream):
         parameters = list(inspect.signature(method).parameters.values())[1:]
-        assert [parameter.name for parameter in parameters] == options
+        assert [parameter.name for parameter in parameters] == ["prompt", *options]
         assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters[1:])
-    options = ["path", "backend", "provider", "threads", "kernels", "rebuild"]
+    # Every option is described.
+    assert all(f"\n    {name}: " in runtime.GenerationOptions.__doc__ for name in options)
+    options = ["path", "backend", "provider", "threads", "kernels", "rebuild", "on_round", "on_generation"]
     assert list(inspect.signature(runtime.load).parameters) == options
 
 

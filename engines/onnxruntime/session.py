@@ -1,5 +1,6 @@
 """One loaded verifier on ONNX Runtime: buffers allocated once, past and present bound to the same memory once."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from engines import contract as names
 from engines.cache_rows import Float32, HostCaches
 from engines.contract import Contract
 from engines.onnxruntime.options import session_options
+from engines.session import SessionMemory
 from engines.tree import ancestor_mask, check_parents, depths
 from quasar.errors import EngineError, GenerationError
 
@@ -19,6 +21,8 @@ Int64 = NDArray[np.int64]
 # ONNX Runtime's name of a type → numpy's, which has no bfloat16.
 _CACHE_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(bfloat16)": np.uint16}
 _BFLOAT16 = 16
+# A StringStringEntryProto: field 1 "length", field 2 a text of digits behind its own length.
+_LENGTH_ENTRY = re.compile(rb"\n\x06length\x12(.)([0-9]+)", re.DOTALL)
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
@@ -58,10 +62,12 @@ class OnnxRuntimeSession(HostCaches):
             options.enable_profiling = True
             options.profile_file_prefix = str(profile_prefix)
         try:
-            self._session = ort.InferenceSession(graph.read_bytes(), options, providers=["CPUExecutionProvider"])
+            content = graph.read_bytes()
+            self._session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the library's errors share no public base
             raise EngineError(f"{graph} cannot be loaded by ONNX Runtime {ort.__version__}: {error}") from None
         self.contract = contract
+        self._weight_bytes = external_bytes(content)
         outputs = {output.name: output.shape for output in self._session.get_outputs()}
         # A cut-down graph has hidden states in place of logits.
         self._rows_output = names.LOGITS if names.LOGITS in outputs else names.HIDDEN
@@ -110,16 +116,32 @@ class OnnxRuntimeSession(HostCaches):
         cache_length: int,
         num_logits_rows: int,
         parents: Sequence[int] | Int64 | None = None,
+        *,
+        out: Float32 | None = None,
     ) -> Float32:
-        """As `run`, but returns the logits float32 [rows, V] of those rows (a cut-down graph: hidden states)."""
+        """As `run`, but returns the logits float32 [rows, V] of those rows (a cut-down graph: hidden states).
+
+        A new array, or the first rows of `out`.
+        """
         if self._logits_binding is None:
             self._logits_binding = self._bind_fixed()
         self._feed(self._logits_binding, token_ids, cache_length, num_logits_rows, parents)
-        logits = np.empty((1, num_logits_rows, self._columns), np.float32)
+        if out is None:
+            out = np.empty((num_logits_rows, self._columns), np.float32)
+        logits = out[None, :num_logits_rows]
         self._logits_binding.bind_ortvalue_output(self._rows_output, self._ort.OrtValue.ortvalue_from_numpy(logits))
         self._session.run_with_iobinding(self._logits_binding)
         rows: Float32 = logits[0]
         return rows
+
+    def memory(self) -> SessionMemory:
+        """What the session takes."""
+        buffers = (self._ids, self._positions, self._rows, self._tokens)
+        return SessionMemory(
+            weights=self._weight_bytes,
+            cache=sum(part.nbytes for pair in self.caches for part in pair),
+            buffers=sum(buffer.array.nbytes for buffer in buffers),
+        )
 
     def close(self) -> None:
         """Let go of the caches' memory and of ONNX Runtime's session."""
@@ -164,6 +186,15 @@ class OnnxRuntimeSession(HostCaches):
         binding.bind_ortvalue_input(names.INPUT_IDS, self._ids.value(width))
         binding.bind_ortvalue_input(names.POSITION_IDS, self._positions.value(width))
         binding.bind_ortvalue_input(names.LOGITS_ROWS, self._rows.value(num_logits_rows))
+
+
+def external_bytes(graph: bytes) -> int:
+    """Bytes of the tensors that a serialized ONNX graph keeps in other files.
+
+    Read from the entries `length` of their external data, since the runtime does without the onnx package.
+    """
+    found = _LENGTH_ENTRY.finditer(graph)
+    return sum(int(digits[2]) for digits in found if len(digits[2]) == digits[1][0])
 
 
 def _shared_value(ort: Any, array: NDArray[Any]) -> Any:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from engines import contract as names
 from engines.cache_rows import Float32
 from engines.contract import Contract
+from engines.session import SessionMemory
 from engines.tensorrt.bindings import check_bindings
 from engines.tensorrt.cache import DeviceCache, LoadedKernel
 from engines.tensorrt.device import Device, OutOfMemoryError, RecordedWork
@@ -137,10 +138,13 @@ class TensorRtSession:
         cache_length: int,
         num_logits_rows: int,
         parents: Sequence[int] | Int64 | None = None,
+        *,
+        out: Float32 | None = None,
     ) -> Float32:
-        """As `run`, but returns the logits float32 [rows, V] of those rows."""
+        """As `run`, but returns the logits float32 [rows, V] of those rows: a new array, or the first rows of `out`."""
         self._run(token_ids, cache_length, num_logits_rows, parents)
-        logits = np.empty((num_logits_rows, self.contract.vocab_size), np.float32)
+        shape = (num_logits_rows, self.contract.vocab_size)
+        logits: Float32 = np.empty(shape, np.float32) if out is None else out[:num_logits_rows]
         self._device.download(logits.reshape(-1).view(np.uint8), self._logits)
         self._device.synchronize()
         return logits
@@ -159,6 +163,15 @@ class TensorRtSession:
         One launch for all layers, behind the pass on its stream.
         """
         self._cache.compact(cache_length, path)
+
+    def memory(self) -> SessionMemory:
+        """What the session takes on the GPU."""
+        contract = self.contract
+        return SessionMemory(
+            weights=self._plan.plan_bytes,
+            cache=self._cache.bytes_per_row * contract.capacity,
+            buffers=self._scratch_bytes + 4 * contract.max_width * (contract.vocab_size + 2),
+        )
 
     def _allocate(self) -> None:
         contract, device = self.contract, self._device

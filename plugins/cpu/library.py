@@ -8,7 +8,7 @@ from plugins.cpu import toolchain
 from quasar.errors import QuasarError
 
 # What the Python side and the library must agree on: operator schemas and the packing of weights.
-ABI = 1
+ABI = 2
 # Slower than stock kernels: only used where QUASAR_CPU_LEVEL asks for it.
 _SLOW_LEVELS = ("portable",)
 

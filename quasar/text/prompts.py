@@ -1,4 +1,4 @@
-"""Prompt files: JSONL with a row of `prompt`, `messages` or Spec-Bench's `turns` (its first turn)."""
+"""Prompt files: JSONL with a row of `prompt`, `messages` or Spec-Bench's `turns`."""
 
 import json
 from collections.abc import Sequence
@@ -17,12 +17,13 @@ _ROW = 'a row is {"prompt": "â€¦"}, {"messages": [{"role": "user", "content": "â
 class Prompt:
     """One prompt: a conversation that ends with the user's turn, and the category it is reported under.
 
-    `reference`: a known answer to score against, or "".
+    `later_turns`: what the user says after the answers. `reference`: a known answer to score against, or "".
     """
 
     messages: tuple[Message, ...]
     category: str = ""
     reference: str = ""
+    later_turns: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -71,6 +72,7 @@ def _parse(line: str, where: str) -> Prompt:
         messages=_messages(row, where),
         category=str(row.get("category", "")),
         reference=_reference(row.get("reference")),
+        later_turns=_later_turns(row),
     )
 
 
@@ -83,6 +85,13 @@ def _messages(row: dict[str, Any], where: str) -> tuple[Message, ...]:
     if "messages" in row:
         return check_messages(row["messages"], where)
     raise PromptError(f"{where}: none of the keys prompt, messages, turns holds text; {_ROW}")
+
+
+def _later_turns(row: dict[str, Any]) -> tuple[str, ...]:
+    """The turns behind the first one, where the row is one of turns."""
+    if isinstance(row.get("prompt"), str) or not isinstance(row.get("turns"), list):
+        return ()
+    return tuple(turn for turn in row["turns"][1:] if isinstance(turn, str))
 
 
 def _reference(value: Any) -> str:

@@ -10,6 +10,7 @@ from engines.directory import open_directory
 from engines.machine import user_cache
 from engines.manifest import Manifest
 from plugins.cpu import toolchain
+from plugins.sample_token import SAMPLER
 from quasar.errors import DamagedEngineError, EngineError, NewerEngineError
 from tests.tiny import save_tiny_model
 
@@ -44,6 +45,7 @@ def test_golden_keys(engine):
         "producer",
         "model",
         "precision",
+        "sampler",
         "contract",
         "text",
         "fidelity",
@@ -60,7 +62,7 @@ def test_golden_keys(engine):
     assert value["format_version"] == 1
     # Native operators, where they were compiled, make trees exact.
     trees = toolchain.LIBRARY.is_file()
-    assert value["row_invariance"] == {"chain": 1, "widest": 32, "boundaries": [], "tree": trees}
+    assert value["row_invariance"] == {"chain": 1, "widest": 32, "boundaries": [], "tree": trees, "prefill": True}
     assert list(value["cost_curve_ms"]) == ["1", "2", "3", "4", "6", "8", "12", "16"]
     assert value["cost_curve_ms"] == value["cost_surface_ms"]["256"]
 
@@ -216,3 +218,21 @@ def test_read_only_cache_is_no_obstacle(engine, monkeypatch, tmp_path):
     monkeypatch.setenv("QUASAR_CACHE", str(tmp_path / "file"))
     edit(engine, lambda value: value["machine"].update(processor="Another CPU"))
     assert loading.load_engine(engine).record.row_invariance.chain == 1
+
+
+def test_an_engine_of_an_earlier_version_names_no_sampler_and_no_prefill(engine):
+    value = json.loads((engine / "manifest.json").read_text())
+    del value["sampler"], value["row_invariance"]["prefill"]
+    (engine / "manifest.json").write_text(json.dumps(value))
+    manifest = open_directory(engine).manifest
+    assert manifest.sampler == SAMPLER
+    # Not probed: rows that were decoded serve no later prompt.
+    assert not manifest.record.row_invariance.prefill
+
+
+def test_another_sampler_is_a_newer_engine(engine):
+    value = json.loads((engine / "manifest.json").read_text())
+    value["sampler"] = "dice v2"
+    (engine / "manifest.json").write_text(json.dumps(value))
+    with pytest.raises(NewerEngineError, match="names the sampler 'dice v2', this installation has 'gumbel-max"):
+        open_directory(engine)

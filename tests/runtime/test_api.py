@@ -93,6 +93,7 @@ def test_generate_is_a_loop_over_stream(engine):
     assert events[-1].finish_reason == whole.finish_reason
     assert events[-1].stats.tokens == len(whole.token_ids) == whole.stats.tokens
     assert whole.stats.rounds == len(events) - 1
+    assert whole.stopped_by == events[-1].stopped_by
 
 
 def test_three_forms_of_a_prompt(engine):
@@ -143,8 +144,10 @@ def test_options_that_cannot_be_honoured(engine, options, message):
 
 
 def test_options_nobody_knows_are_an_error(engine):
-    with pytest.raises(TypeError):
+    with pytest.raises(GenerationError, match="unknown option 'temprature'; did you mean 'temperature'"):
         engine.generate("hello", temprature=1)
+    with pytest.raises(GenerationError, match="unknown option 'beams'; known are max_new_tokens, min_new_tokens, "):
+        engine.generate("hello", beams=4)
 
 
 def test_messages_are_checked(engine):
@@ -154,21 +157,14 @@ def test_messages_are_checked(engine):
         engine.generate([{"role": "user", "content": "hi"}], chat_template=False)
 
 
-def test_one_generation_at_a_time_and_an_abandoned_stream_frees_the_engine(engine):
-    stream = engine.stream("hello", max_new_tokens=20)
-    next(stream)
-    with pytest.raises(GenerationError, match="generating already"):
-        engine.generate("hello", max_new_tokens=4)
-    stream.close()
-    assert engine.generate("hello", max_new_tokens=4).stats.tokens == 4
-
-
 def test_logits_do_not_disturb_a_stream(engine):
-    stream = engine.stream("hello", max_new_tokens=20)
-    next(stream)
-    with pytest.raises(GenerationError, match="generating already"):
+    expected = engine.generate(PROMPT, max_new_tokens=20).token_ids
+    stream = engine.stream(PROMPT, max_new_tokens=20)
+    tokens = list(next(stream).token_ids)
+    for event in stream:
+        tokens += event.token_ids
         engine.logits([1, 2, 3])
-    stream.close()
+    assert tuple(tokens) == expected
     after = engine.generate([1, 2, 3], max_new_tokens=1).token_ids
     assert engine.logits([1, 2, 3]).argmax() == after[0]
     with pytest.raises(GenerationError, match="the prompt is empty"):
@@ -191,7 +187,7 @@ def test_speculation_is_refused_where_rows_are_not_exact(tiny_engine, monkeypatc
 
     engine = runtime.load(tiny_engine)
     inexact = replace(engine.record, row_invariance=RowInvariance(chain=None, widest=1))
-    monkeypatch.setattr(engine, "_loaded", replace(engine._loaded, record=inexact))
+    monkeypatch.setattr(engine._core, "loaded", replace(engine._loaded, record=inexact))
     with pytest.raises(GenerationError, match="use drafter='none'"):
         engine.generate("hello")
     assert engine.generate("hello", drafter="none", max_new_tokens=3).stats.tokens == 3
@@ -205,7 +201,7 @@ def test_a_wider_plain_pass_gives_the_same_text(tiny_engine, monkeypatch):
     engine = runtime.load(tiny_engine)
     expected = engine.generate(PROMPT, max_new_tokens=30).token_ids
     wider = replace(engine.record, row_invariance=RowInvariance(chain=4, widest=32))
-    monkeypatch.setattr(engine, "_loaded", replace(engine._loaded, record=wider))
+    monkeypatch.setattr(engine._core, "loaded", replace(engine._loaded, record=wider))
     assert engine.plain_width == 4
     assert engine.generate(PROMPT, max_new_tokens=30, drafter="none").token_ids == expected
 

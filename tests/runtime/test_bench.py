@@ -11,6 +11,7 @@ from runtime.stats import Stats
 def stats(tokens, rounds, seconds):
     return Stats(
         prompt_tokens=3,
+        reused_tokens=0,
         tokens=tokens,
         rounds=rounds,
         drafted=7,
@@ -18,6 +19,9 @@ def stats(tokens, rounds, seconds):
         prefill_seconds=0.5,
         decode_seconds=seconds,
         draft_seconds=0.0,
+        sample_seconds=0.0,
+        wait_seconds=0.0,
+        finish_reason="length",
     )
 
 

@@ -60,7 +60,7 @@ def test_build_inspect_generate_verify(tiny_model, few_prompts, prompts, tmp_pat
     )
     assert streamed.stdout == answer["text"] + "\n"
     assert "tokens/s" in streamed.stderr
-    assert set(answer) == {"text", "token_ids", "finish_reason", "kernels", "stats"}
+    assert set(answer) == {"text", "token_ids", "finish_reason", "stopped_by", "kernels", "stats"}
     assert len(answer["token_ids"]) == answer["stats"]["tokens"] <= 12
 
     report = tmp_path / "verify.json"

@@ -8,8 +8,8 @@ from quasar.errors import ContextLimitError, GenerationError
 from runtime.acceptance import accepted_prefix
 from runtime.drafters import Draft, PromptLookup
 from runtime.kv_cache import KVCache
-from runtime.loop import Limits, check_prompt, decode
-from runtime.testing import TableSession
+from runtime.loop import check_prompt
+from runtime.testing import TableSession, run_loop
 
 EXACT = RowInvariance(chain=1, widest=32)
 
@@ -56,16 +56,14 @@ class Empty:
 
 def run(target, drafter, *, prompt=(1, 2, 3), max_new_tokens=40, stop_ids=(), k=5, exact=EXACT, **session):
     table = TableSession(target, **session)
-    limits = Limits(max_new_tokens=max_new_tokens, stop_ids=frozenset(stop_ids))
-    rounds = list(
-        decode(
-            table,
-            np.array(prompt, np.int64),
-            limits,
-            drafter=drafter,
-            num_draft_tokens=k if drafter else 0,
-            exact=exact,
-        )
+    rounds = run_loop(
+        table,
+        prompt,
+        drafter=drafter,
+        num_draft_tokens=k if drafter else 0,
+        max_new_tokens=max_new_tokens,
+        stop_ids=frozenset(stop_ids),
+        exact=exact,
     )
     return [token for step in rounds for token in step.tokens], rounds, table
 
@@ -166,10 +164,9 @@ def test_no_pass_reaches_over_a_boundary(chain):
     table.run = run_on_a_side
     texts = []
     for drafter, k in ((None, 0), (Random(3), 9), (Oracle(hashed, 99), 9), (PromptLookup(), 5)):
-        rounds = decode(
+        rounds = run_loop(
             table,
-            np.array([1, 2, 3]),
-            Limits(max_new_tokens=40),
+            [1, 2, 3],
             drafter=drafter,
             num_draft_tokens=k,
             exact=RowInvariance(chain=chain, widest=32, boundaries=boundaries),
@@ -214,10 +211,11 @@ def test_accepted_prefix():
 
 def test_kv_cache_counts_and_refuses():
     cache = KVCache(TableSession(hashed, max_length=10).contract)
-    cache.commit(7)
+    cache.commit(np.arange(7))
     cache.truncate(5)
     assert (cache.length, cache.room) == (5, 5)
+    assert cache.tokens.tolist() == [0, 1, 2, 3, 4]
     with pytest.raises(ContextLimitError, match="6 rows do not fit"):
-        cache.commit(6)
+        cache.commit(np.arange(6))
     with pytest.raises(ContextLimitError, match="holds 5 rows and cannot be cut to 6"):
         cache.truncate(6)

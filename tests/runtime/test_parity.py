@@ -13,15 +13,15 @@ PROMPTS = [Prompt(messages=({"role": "user", "content": text},)) for text in ("o
 
 def test_identical_on_a_real_engine(tiny_engine):
     with runtime.load(tiny_engine) as engine:
-        parity = verify(engine, PROMPTS, drafter="prompt-lookup", num_draft_tokens=5, max_new_tokens=40)
+        parity = verify(engine, PROMPTS, {"max_new_tokens": 40})
     assert (parity.prompts, parity.identical, parity.divergences) == (2, 2, ())
     assert parity.plain_width == 1
     assert parity.drafted > 0
     assert parity.accepted <= parity.drafted
     value = parity.to_json()
     assert list(value) == [
-        *("prompts", "identical", "tokens", "plain_width", "rounds", "drafted", "accepted", "divergences"),
-        "acceptance_length",
+        *("prompts", "identical", "answers", "tokens", "plain_width", "rounds", "drafted", "accepted"),
+        *("reused_tokens", "divergences", "acceptance_length"),
     ]
 
 
@@ -30,11 +30,11 @@ class Liar:
 
     plain_width = 1
 
-    def generate(self, messages, *, max_new_tokens, drafter, num_draft_tokens=0):
+    def generate(self, messages, *, max_new_tokens, drafter):
         ids = [5, 6, 7, 8]
         if drafter != "none":
             ids = {"a": ids, "b": [5, 6, 9, 8], "c": [5, 6]}[messages[0]["content"]]
-        stats = SimpleNamespace(tokens=len(ids), rounds=3, drafted=2, accepted=1)
+        stats = SimpleNamespace(tokens=len(ids), rounds=3, drafted=2, accepted=1, reused_tokens=0)
         return SimpleNamespace(token_ids=tuple(ids), stats=stats)
 
     def encode(self, messages):
@@ -47,10 +47,16 @@ class Liar:
 
 def test_divergences_are_reported_with_their_logit_gap():
     prompts = [Prompt(messages=({"role": "user", "content": text},)) for text in "abc"]
-    parity = verify(Liar(), prompts, drafter="x", num_draft_tokens=2, max_new_tokens=4)
+    parity = verify(Liar(), prompts, {"drafter": "x", "max_new_tokens": 4})
     assert parity.identical == 1
     different, shorter = parity.divergences
-    assert (different.prompt, different.position, different.plain_id, different.speculative_id) == (1, 2, 7, 9)
+    assert (different.prompt, different.turn, different.position, different.plain_id, different.speculative_id) == (
+        1,
+        1,
+        2,
+        7,
+        9,
+    )
     assert different.logit_gap == -2
     assert (shorter.prompt, shorter.position, shorter.plain_id, shorter.speculative_id) == (2, 2, 7, None)
     assert shorter.logit_gap is None

@@ -71,6 +71,17 @@ struct Attention {
   float* partial;             // [heads * rows, blocks, size rounded up to 16, + 16]: output, then maximum and sum
 };
 
+// A draw from one row of logits [columns].
+struct Sampling {
+  const float* logits;
+  int64_t columns;
+  double temperature;         // above 0
+  int64_t top_k;              // 0: all
+  double top_p;               // 1: all
+  double min_p;               // 0: all
+  uint64_t seed, position;
+};
+
 struct Level {
   const char* name;
   void (*quantize_row)(const Linear&, int row);
@@ -81,6 +92,7 @@ struct Level {
   void (*merge_blocks)(const Attention&, int piece);
   void (*argmax_row)(const float* logits, int64_t columns, int64_t* token);
   float (*read)(const float* memory, size_t count);
+  int (*sample_row)(const Sampling&, int64_t* token);
 };
 
 // The best level that this CPU has, or the one that QUASAR_CPU_LEVEL names; null where the name is unknown or the CPU

@@ -1,5 +1,9 @@
 // One instruction level: every kernel, compiled for it. Its name is QUASAR_LEVEL, and the file that includes this one
 // says what vector.hpp may use.
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+
 #include "kernels.hpp"
 
 #if defined(QUASAR_AVX512) || defined(QUASAR_AVX2)
@@ -13,9 +17,11 @@ namespace quasar::QUASAR_LEVEL {
 #include "vector.hpp"
 #include "linear.hpp"
 #include "attention.hpp"
+#include "sampler.hpp"
 
 extern const Level kLevel;
 const Level kLevel = {QUASAR_LEVEL_NAME, quantize_row, multiply_tiles, append_row,
-                      attention_tasks,   attend,       merge_blocks,   argmax_row, read_all};
+                      attention_tasks,   attend,       merge_blocks,   argmax_row, read_all,
+                      sample_row};
 
 }  // namespace quasar::QUASAR_LEVEL

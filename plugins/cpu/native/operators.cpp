@@ -519,7 +519,15 @@ QUASAR_EXPORT uint64_t quasar_read(const void* memory, size_t bytes) {
   return level == nullptr ? 0 : static_cast<uint64_t>(level->read(static_cast<const float*>(memory), bytes / 4));
 }
 
-QUASAR_EXPORT int quasar_abi() { return 1; }
+// The instruction level for `quasar_sample`; null where none can be used.
+QUASAR_EXPORT const void* quasar_choose_level() { return quasar::choose_level(); }
+
+// Draws a token: 0, or why there is none (sampler.hpp).
+QUASAR_EXPORT int quasar_sample(const void* level, const quasar::Sampling* sampling, int64_t* token) {
+  return static_cast<const quasar::Level*>(level)->sample_row(*sampling, token);
+}
+
+QUASAR_EXPORT int quasar_abi() { return 2; }
 
 QUASAR_EXPORT quasar::ort::Status* RegisterCustomOps(quasar::ort::SessionOptions* options,
                                                      const quasar::ort::ApiBase* base) {

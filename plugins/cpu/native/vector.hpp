@@ -31,6 +31,10 @@ inline Lanes keep_first(Lanes a, int count, float x) {
   const __mmask16 mask = count >= 16 ? 0xffff : static_cast<__mmask16>((1u << (count < 0 ? 0 : count)) - 1);
   return {_mm512_mask_blend_ps(mask, _mm512_set1_ps(x), a.v)};
 }
+// The values whose x is at least the floor, 0 for the others.
+inline Lanes keep_at_least(Lanes x, Lanes floor, Lanes value) {
+  return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, floor.v, _CMP_GE_OQ), value.v)};
+}
 inline float sum(Lanes a) {
   const __m256 h = _mm256_add_ps(_mm512_castps512_ps256(a.v),
                                  _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(a.v), 1)));
@@ -134,6 +138,10 @@ inline __m256 keep_first(__m256 a, int count, float x) {
   return _mm256_blendv_ps(_mm256_set1_ps(x), a, kept);
 }
 inline Lanes keep_first(Lanes a, int count, float x) { return {keep_first(a.a, count, x), keep_first(a.b, count - 8, x)}; }
+inline Lanes keep_at_least(Lanes x, Lanes floor, Lanes value) {
+  return {_mm256_and_ps(_mm256_cmp_ps(x.a, floor.a, _CMP_GE_OQ), value.a),
+          _mm256_and_ps(_mm256_cmp_ps(x.b, floor.b, _CMP_GE_OQ), value.b)};
+}
 inline float sum(Lanes x) {
   const __m256 h = _mm256_add_ps(x.a, x.b);
   const __m128 q = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
@@ -287,6 +295,9 @@ inline Lanes keep_first(Lanes x, int count, float other) {
     return vbslq_f32(kept, x.v[i], vdupq_n_f32(other));
   });
 }
+inline Lanes keep_at_least(Lanes x, Lanes floor, Lanes value) {
+  return each([&](int i) { return vbslq_f32(vcgeq_f32(x.v[i], floor.v[i]), value.v[i], vdupq_n_f32(0.0f)); });
+}
 inline float sum(Lanes x) {
   const float32x4_t q = vaddq_f32(vaddq_f32(x.v[0], x.v[2]), vaddq_f32(x.v[1], x.v[3]));
   const float32x2_t d = vadd_f32(vget_low_f32(q), vget_high_f32(q));
@@ -404,6 +415,9 @@ inline Lanes scale_by_power_of_two(const Lanes& x, const Lanes& n) {
 }
 inline Lanes keep_first(const Lanes& x, int count, float other) {
   return each([&](int i) { return i < count ? x.v[i] : other; });
+}
+inline Lanes keep_at_least(const Lanes& x, const Lanes& floor, const Lanes& value) {
+  return each([&](int i) { return x.v[i] >= floor.v[i] ? value.v[i] : 0.0f; });
 }
 inline float sum(const Lanes& x) {
   float v[16];

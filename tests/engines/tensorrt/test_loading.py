@@ -20,7 +20,7 @@ from engines.tensorrt.inspector import integer_kernels
 from engines.tensorrt.library import Library
 from engines.tensorrt.session import TensorRtSession
 from export.compile import CompileOptions, compile_engine
-from quasar.errors import EngineError
+from quasar.errors import EngineError, GenerationError
 
 ADA = Gpu(name="NVIDIA Ada", compute_capability="8.9", driver="13.1")
 HOPPER = Gpu(name="NVIDIA Hopper", compute_capability="9.0", driver="13.1")
@@ -172,9 +172,9 @@ def test_loading_measures_once_and_generates(engine, on_host_memory, monkeypatch
     stream = again.stream("hello", max_new_tokens=8)
     next(stream)
     again.close()
-    assert not on_host_memory[-1].closed
-    list(stream)
     assert on_host_memory[-1].closed
+    with pytest.raises(GenerationError, match="this engine is closed"):
+        list(stream)
 
 
 def measuring(calls, original):

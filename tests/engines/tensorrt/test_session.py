@@ -16,7 +16,7 @@ from engines.tree import ancestor_mask
 from quasar.checkpoints import open_checkpoint
 from quasar.errors import EngineError, GenerationError
 from runtime.drafters import Draft, PromptLookup
-from runtime.loop import Limits, decode
+from runtime.testing import run_loop
 from tests.engines.test_tree import PARENTS
 from tests.graphs import export_graphs, host_session, lowered_session
 
@@ -113,10 +113,9 @@ def test_the_loop_is_exact_and_gives_the_onnxruntime_tokens(chains, quantized, p
     with host_session(folder, contract) as session:
         for length in (3, 31, 33, 70, 255, 256, 257, 300):
             prompt = random.integers(0, 320, length)
-            limits = Limits(max_new_tokens=24)
 
-            def tokens(session, drafter, exact, prompt=prompt, limits=limits):
-                rounds = list(decode(session, prompt, limits, drafter=drafter, num_draft_tokens=5, exact=exact))
+            def tokens(session, drafter, exact, prompt=prompt):
+                rounds = run_loop(session, prompt, drafter=drafter, num_draft_tokens=5, max_new_tokens=24, exact=exact)
                 return [token for one in rounds for token in one.tokens], sum(one.accepted for one in rounds)
 
             plain, _ = tokens(session, None, EXACT)
@@ -308,7 +307,7 @@ def test_drafts_in_a_tree_are_refused_by_the_loop(trees):
             return Draft(tokens=np.array([1, 2]), parents=np.array([-1, -1]))
 
     with host_session(folder, contract) as session, pytest.raises(GenerationError, match="trees are not exact"):
-        list(decode(session, np.arange(5), Limits(max_new_tokens=4), drafter=Tree(), num_draft_tokens=4, exact=EXACT))
+        run_loop(session, np.arange(5), drafter=Tree(), num_draft_tokens=4, max_new_tokens=4, exact=EXACT)
 
 
 @pytest.mark.parametrize("cache_type", ["float16", "bfloat16", "float32"])

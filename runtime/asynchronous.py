@@ -1,0 +1,55 @@
+"""Streams for asyncio: each generates in a thread of its own, and is cancelled when its consumer goes away."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+
+from runtime.events import Event
+from runtime.options import Signal
+
+
+class _Either:
+    """Set when the consumer is gone, or when the caller's own signal is."""
+
+    def __init__(self, own: Signal | None) -> None:
+        self.gone = threading.Event()
+        self._own = own
+
+    def is_set(self) -> bool:
+        return self.gone.is_set() or (self._own is not None and self._own.is_set())
+
+
+async def in_thread(start: Callable[[Signal], Iterator[Event]], cancel: Signal | None) -> AsyncIterator[Event]:
+    """The events of a stream that `start` makes, given what cancels it; its errors are raised here."""
+    loop = asyncio.get_running_loop()
+    queue: asyncio.Queue[Event | BaseException | None] = asyncio.Queue()
+    signal = _Either(cancel)
+    stream = start(signal)
+
+    def give(item: Event | BaseException | None) -> None:
+        # The event loop may be closed by now: then nobody waits for it.
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(queue.put_nowait, item)
+
+    def pump() -> None:
+        try:
+            for event in stream:
+                give(event)
+            give(None)
+        except BaseException as error:  # raised where the events are awaited
+            give(error)
+
+    thread = threading.Thread(target=pump, name="quasar-stream", daemon=True)
+    thread.start()
+    try:
+        while (item := await queue.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        signal.gone.set()
+
+
+async def collect(events: AsyncIterator[Event]) -> list[Event]:
+    """All events."""
+    return [event async for event in events]

@@ -1,0 +1,147 @@
+"""The options of a generation on command lines: defined once, shown by every command that generates."""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+import typer
+
+from quasar.errors import GenerationError
+
+# Name → type and help, and the default. Lists are written `--stop A B`.
+_OPTIONS: dict[str, tuple[Any, Any]] = {
+    "max_new_tokens": (Annotated[int, typer.Option("--max-new-tokens", metavar="N")], 256),
+    "min_new_tokens": (
+        Annotated[int, typer.Option("--min-new-tokens", metavar="N", help="No end of the text before so many.")],
+        0,
+    ),
+    "temperature": (
+        Annotated[float, typer.Option("--temperature", metavar="T", help="0 takes the likeliest token.")],
+        0.0,
+    ),
+    "top_k": (Annotated[int, typer.Option("--top-k", metavar="N", help="Only the N likeliest tokens; 0: all.")], 0),
+    "top_p": (
+        Annotated[float, typer.Option("--top-p", metavar="P", help="Only the likeliest tokens that make up P.")],
+        1.0,
+    ),
+    "min_p": (
+        Annotated[float, typer.Option("--min-p", metavar="P", help="Only tokens with P times the likeliest one's.")],
+        0.0,
+    ),
+    "repetition_penalty": (
+        Annotated[float, typer.Option("--repetition-penalty", metavar="X", help="Of tokens in prompt or text.")],
+        1.0,
+    ),
+    "presence_penalty": (
+        Annotated[float, typer.Option("--presence-penalty", metavar="X", help="Of tokens in the text.")],
+        0.0,
+    ),
+    "frequency_penalty": (
+        Annotated[float, typer.Option("--frequency-penalty", metavar="X", help="The same, times how often.")],
+        0.0,
+    ),
+    "logit_bias": (
+        Annotated[
+            list[str] | None,
+            typer.Option("--logit-bias", metavar="ID=X …", help="Added to these tokens' logits.", show_default=False),
+        ],
+        None,
+    ),
+    "seed": (
+        Annotated[
+            int | None,
+            typer.Option("--seed", metavar="N", help="The same seed draws the same text.", show_default=False),
+        ],
+        None,
+    ),
+    "stop": (
+        Annotated[
+            list[str] | None,
+            typer.Option("--stop", metavar="TEXT", help="Ends the text; may be given again.", show_default=False),
+        ],
+        None,
+    ),
+    "stop_token_ids": (
+        Annotated[
+            list[int] | None,
+            typer.Option("--stop-token-ids", metavar="ID …", help="End the text.", show_default=False),
+        ],
+        None,
+    ),
+    "ignore_eos": (Annotated[bool, typer.Option("--ignore-eos", help="Go on behind the model's end tokens.")], False),
+    "deadline": (
+        Annotated[
+            float | None,
+            typer.Option("--deadline", metavar="S", help="Seconds after which the text ends.", show_default=False),
+        ],
+        None,
+    ),
+    "drafter": (Annotated[str, typer.Option("--drafter", help="prompt-lookup or none.")], "prompt-lookup"),
+    "num_draft_tokens": (
+        Annotated[int, typer.Option("--num-draft-tokens", metavar="K", help="Drafts per round, at most.")],
+        5,
+    ),
+    "max_ngram": (Annotated[int, typer.Option("--max-ngram", help="Longest n-gram that prompt lookup matches.")], 3),
+    "min_ngram": (Annotated[int, typer.Option("--min-ngram", help="Shortest n-gram that prompt lookup matches.")], 1),
+}
+# For `quasar.cli.command_of_lists`: what continues a list.
+LISTS = {"logit_bias": r"\d+=.+", "stop_token_ids": r"\d+"}
+
+
+def generation_options(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command every option above; it takes them as `options`, ready for `Engine.generate`.
+
+    Args:
+        defaults: other defaults than those above.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command, eval_str=True)
+        shown = [one for one in own.parameters.values() if one.name != "options"]
+        for name, (annotation, default) in _OPTIONS.items():
+            shown.append(
+                inspect.Parameter(
+                    name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=defaults.get(name, default),
+                    annotation=annotation,
+                )
+            )
+
+        @functools.wraps(command)
+        def run(**values: Any) -> None:
+            options = {name: values.pop(name) for name in _OPTIONS}
+            command(**values, options=to_options(options))
+
+        # typer asks for the optional parameters last, and for annotations beside the signature.
+        shown.sort(key=lambda one: one.default is not inspect.Parameter.empty)
+        run.__signature__ = own.replace(  # type: ignore[attr-defined]
+            parameters=[one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in shown]
+        )
+        run.__annotations__ = {one.name: one.annotation for one in shown} | {"return": None}
+        return run
+
+    return decorate
+
+
+def to_options(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What `Engine.generate` takes, from what was typed; raises `GenerationError` naming what cannot be read."""
+    options = dict(values)
+    options["logit_bias"] = dict(_bias(one) for one in options["logit_bias"] or ()) or None
+    options["stop"] = tuple(options["stop"] or ())
+    options["stop_token_ids"] = tuple(options["stop_token_ids"] or ())
+    longest, shortest = options.pop("max_ngram"), options.pop("min_ngram")
+    if options["drafter"] == "prompt-lookup":
+        from runtime.drafters import PromptLookup
+
+        options["drafter"] = PromptLookup(max_ngram=longest, min_ngram=shortest)
+    return options
+
+
+def _bias(text: str) -> tuple[int, float]:
+    token, _, bias = text.partition("=")
+    try:
+        return int(token), float(bias)
+    except ValueError:
+        raise GenerationError(f"--logit-bias {text}: ID=NUMBER was expected, as in 17=-2.5 or 17=-inf") from None

@@ -1,0 +1,173 @@
+"""A conversation that keeps its rows of the KV cache: a later turn prefills only what is new.
+
+Rows are reused up to a multiple of the prefill chunk, and only where they have the bits of a fresh prefill, so every
+answer is the one that the whole conversation would get from an empty cache.
+"""
+
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, Unpack
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quasar.errors import ContextLimitError, GenerationError
+from quasar.text import Message
+from quasar.text.prompts import check_messages
+from runtime.cache_turns import GENERATING, Tenant
+from runtime.core import Core
+from runtime.events import Event, Generation
+from runtime.kv_cache import KVCache
+from runtime.loop import check_prompt
+from runtime.options import GenerationOptions, OptionsDict, make_options, takes_options
+
+if TYPE_CHECKING:
+    from runtime.api import Prompt
+
+
+class Conversation:
+    """One text that goes on; made by `Engine.session`. A context manager that frees its rows.
+
+    Generations of one conversation come one after the other; conversations of one engine take turns on its cache.
+    """
+
+    def __init__(self, core: Core, messages: tuple[Message, ...] = (), cache: KVCache | None = None) -> None:
+        self._core = core
+        self._messages = check_messages(messages, "messages") if messages else ()
+        self._tenant: Tenant | None = core.new_tenant(cache)
+        # How many messages there were when the text had so many tokens: where `truncate` may cut.
+        self._marks: list[tuple[int, int]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the rows; a second call does nothing."""
+        tenant, self._tenant = self._tenant, None
+        if tenant is not None:
+            self._core.turns.release(tenant)
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The conversation so far; empty where it was fed token ids or plain text."""
+        return self._messages
+
+    @property
+    def token_ids(self) -> NDArray[np.int64]:
+        """Tokens whose rows are kept: a copy, int64 [n]."""
+        return self._open().cache.tokens.copy()
+
+    @takes_options
+    def stream(self, prompt: "Prompt", **options: Unpack[OptionsDict]) -> Iterator[Event]:
+        """Generate, an event per round; the options are those of `Engine.stream`.
+
+        Args:
+            prompt: a string is the user's next message; a list of messages, or token ids, is the whole conversation,
+                of which the rows that are kept already are not computed again.
+            options: see `GenerationOptions`.
+
+        The answer becomes part of the conversation, even of a stream that is cancelled or closed half-way.
+
+        Raises:
+            ContextLimitError: the conversation does not fit the KV cache; it stays as it was.
+            GenerationError: an option that cannot be honoured; the conversation generates already, or is closed.
+        """
+        tenant, checked = self._idle(), make_options(options)
+        ids = self._core.encode(prompt, chat_template=checked.chat_template, history=self._messages)
+        return self._events(self._core.start(ids, checked, tenant), self._asked(prompt, checked))
+
+    @takes_options
+    def generate(self, prompt: "Prompt", **options: Unpack[OptionsDict]) -> Generation:
+        """Generate to the end."""
+        from runtime.api import gather
+
+        return gather(self.stream(prompt, **options))
+
+    def prefill(self, prompt: "Prompt | None" = None, *, chat_template: bool = True) -> int:
+        """Compute the rows of a prompt without an answer, for forks to share; returns how many tokens it has.
+
+        `prompt` None: the messages that the conversation began with.
+
+        Raises:
+            GenerationError: there is nothing to prefill, or the conversation is generating or closed.
+            ContextLimitError: it does not fit the KV cache.
+        """
+        tenant = self._idle()
+        ids = self._core.encode(self._messages if prompt is None else prompt, chat_template=chat_template)
+        session = self._core.loaded.session
+        check_prompt(ids, session.contract)
+        chunk, cache = session.contract.prefill_chunk, tenant.cache
+        with self._core.turns.turn(tenant):
+            cache.truncate(cache.reusable(ids, decoded_rows=self._core.loaded.record.row_invariance.prefill))
+            for begin in range(cache.length, len(ids), chunk):
+                session.run(ids[begin : begin + chunk], begin, 1)
+                cache.commit(ids[begin : begin + chunk], prefill=True)
+        return len(ids)
+
+    def fork(self) -> "Conversation":
+        """A second conversation that goes on from here, with a copy of the rows."""
+        tenant = self._idle()
+        other = Conversation(self._core, self._messages, tenant.cache.copy())
+        other._marks = list(self._marks)
+        with self._core.turns.turn(tenant):
+            rows = self._core.loaded.session.read_rows(0, tenant.cache.length)
+        other._open().parked = rows
+        return other
+
+    def truncate(self, length: int) -> None:
+        """Forget everything from token `length` on: rows, and the messages that are not whole before it.
+
+        Raises:
+            ContextLimitError: the conversation has fewer tokens.
+            GenerationError: it is generating or closed.
+        """
+        cache = self._idle().cache
+        if not 0 <= length <= cache.length:
+            raise ContextLimitError(f"the conversation holds {cache.length} tokens and cannot be cut to {length}")
+        cache.truncate(length)
+        self._marks = [mark for mark in self._marks if mark[1] <= length]
+        self._messages = self._messages[: self._marks[-1][0] if self._marks else 0]
+
+    def _asked(self, prompt: Any, options: GenerationOptions) -> tuple[Message, ...]:
+        """The messages of a prompt; none for token ids and plain text."""
+        if isinstance(prompt, str):
+            return (*self._messages, {"role": "user", "content": prompt}) if options.chat_template else ()
+        if isinstance(prompt, Sequence) and len(prompt) and isinstance(prompt[0], dict):
+            return check_messages(prompt, "prompt")
+        return ()
+
+    def _events(self, events: Iterator[Event], asked: tuple[Message, ...]) -> Iterator[Event]:
+        tenant = self._open()
+        texts: list[str] = []
+        started = False
+        try:
+            for event in events:
+                if not started:
+                    started = True
+                    # Marks of a text that this prompt does not go on from are void.
+                    self._marks = [mark for mark in self._marks if asked[: mark[0]] == self._messages[: mark[0]]]
+                texts.append(event.text)
+                yield event
+        finally:
+            closing = getattr(events, "close", None)
+            if closing is not None:
+                closing()
+            if started:
+                self._messages = (*asked, {"role": "assistant", "content": "".join(texts)}) if asked else ()
+                self._marks.append((len(self._messages), tenant.cache.length))
+
+    def _idle(self) -> Tenant:
+        tenant = self._open()
+        if tenant.generating:
+            raise GenerationError(GENERATING)
+        return tenant
+
+    def _open(self) -> Tenant:
+        if self._tenant is None:
+            raise GenerationError("this conversation is closed: make another with engine.session()")
+        return self._tenant

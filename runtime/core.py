@@ -1,0 +1,285 @@
+"""What an engine's generations share, and one generation: turns on the cache, rounds, text, statistics."""
+
+import logging
+import secrets
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines import LoadedEngine
+from engines.onnxruntime.kernels import STOCK
+from engines.text import open_codec
+from plugins.sample_token import sample_token
+from quasar.errors import GenerationError
+from quasar.text import Message, TextCodec
+from quasar.text.prompts import check_messages
+from runtime.cache_turns import CacheTurns, Tenant
+from runtime.drafters import Drafter, PromptLookup
+from runtime.events import Event
+from runtime.kv_cache import KVCache
+from runtime.loop import Round, check_prompt, decode
+from runtime.options import GenerationOptions
+from runtime.sampling.chooser import GreedyChooser, LogitsChooser, TokenChooser, TokenSampler
+from runtime.sampling.processors import LogitsChanges
+from runtime.stats import Stats, Tally
+from runtime.stopping import CANCELLED, DEADLINE, StopRules
+
+Int64 = NDArray[np.int64]
+Float32 = NDArray[np.float32]
+
+DRAFTERS = ("prompt-lookup", "none")
+
+_Value = TypeVar("_Value")
+
+_log = logging.getLogger("quasar.runtime")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hooks:
+    """Callbacks for metrics, from the thread that generates; what they raise is logged and goes no further."""
+
+    on_round: Callable[[Round], None] | None = None
+    on_generation: Callable[[Stats], None] | None = None
+
+
+class Core:
+    """A loaded engine with its turns, its text codec, its sampler and the buffer that logits are computed into."""
+
+    def __init__(self, loaded: LoadedEngine, hooks: Hooks) -> None:
+        self.loaded = loaded
+        self.hooks = hooks
+        self.codec: TextCodec = open_codec(loaded.directory.path, loaded.directory.manifest.text)
+        self.turns = CacheTurns(loaded.session)
+        self.sampler = _make_sampler(loaded)
+        self.tenants: weakref.WeakSet[Tenant] = weakref.WeakSet()
+        self._logits: Float32 | None = None
+
+    @cached_property
+    def end_ids(self) -> frozenset[int]:
+        """The model's end ids."""
+        return frozenset(self.loaded.directory.manifest.text.eos_token_ids)
+
+    def new_tenant(self, cache: KVCache | None = None) -> Tenant:
+        """A text that takes turns, with an empty cache or a copy of another's."""
+        tenant = Tenant(KVCache(self.loaded.session.contract) if cache is None else cache)
+        self.tenants.add(tenant)
+        return tenant
+
+    def logits_buffer(self) -> Float32:
+        """Float32 [rows, V] for the widest verify call; allocated when logits are first asked for."""
+        if self._logits is None:
+            contract = self.loaded.session.contract
+            self._logits = np.empty((contract.max_width, contract.vocab_size), np.float32)
+        return self._logits
+
+    @property
+    def logits_bytes(self) -> int:
+        """Memory of that buffer."""
+        return 0 if self._logits is None else self._logits.nbytes
+
+    def encode(self, prompt: object, *, chat_template: bool, history: tuple[Message, ...] = ()) -> Int64:
+        """Token ids int64 [n]; a string is the user's message behind `history`."""
+        if isinstance(prompt, str):
+            if not chat_template:
+                return np.asarray(self.codec.encode_text(prompt), np.int64)
+            return np.asarray(self.codec.encode_chat([*history, {"role": "user", "content": prompt}]), np.int64)
+        if isinstance(prompt, np.ndarray):
+            return np.asarray(prompt, np.int64).reshape(-1)
+        if isinstance(prompt, (list, tuple)) and all(isinstance(item, (int, np.integer)) for item in prompt):
+            return np.asarray(prompt, np.int64).reshape(-1)
+        if not chat_template:
+            raise GenerationError("messages need the chat template; without it give a string or token ids")
+        return np.asarray(self.codec.encode_chat(check_messages(prompt, "prompt")), np.int64)
+
+    def start(self, ids: Int64, options: GenerationOptions, tenant: Tenant | None = None) -> Iterator[Event]:
+        """Check everything now, and generate when the events are asked for. `tenant`: a conversation's text."""
+        session, exact = self.loaded.session, self.loaded.record.row_invariance
+        drafter = _choose_drafter(options.drafter)
+        if drafter is not None and exact.chain is None:
+            raise GenerationError(
+                "on this machine a row's bits depend on how many rows are fed, so speculation would not be exact: "
+                "use drafter='none'"
+            )
+        if drafter is not None and not 0 <= options.num_draft_tokens < exact.widest:
+            raise GenerationError(
+                f"num_draft_tokens is {options.num_draft_tokens}; on this machine 0 to {exact.widest - 1} drafts are "
+                "verified exactly"
+            )
+        options.check_vocabulary(session.contract.vocab_size)
+        check_prompt(ids, session.contract)
+        stop_ids = frozenset(options.stop_token_ids) | (frozenset() if options.ignore_eos else self.end_ids)
+        seed = options.seed
+        if options.temperature > 0 and seed is None:
+            seed = secrets.randbits(64)
+        rules = StopRules(
+            max_new_tokens=options.max_new_tokens,
+            stop_ids=stop_ids,
+            stop_strings=options.stop_strings,
+            min_new_tokens=options.min_new_tokens,
+            codec=self.codec,
+        )
+        run = _Run(
+            core=self,
+            ids=ids,
+            options=options,
+            drafter=drafter,
+            rules=rules,
+            seed=seed if options.temperature > 0 else None,
+            end_ids=stop_ids | self.end_ids,
+            interruption=_Interruption(options),
+        )
+        return run.events(tenant)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """One generation, checked and ready."""
+
+    core: Core
+    ids: Int64
+    options: GenerationOptions
+    drafter: Drafter | None
+    rules: StopRules
+    seed: int | None
+    end_ids: frozenset[int]
+    interruption: "_Interruption"
+
+    def events(self, kept: Tenant | None) -> Iterator[Event]:
+        """Step by step; a tenant that is not kept is let go at the end, whatever ends it."""
+        tenant = self.core.new_tenant() if kept is None else kept
+        tally = Tally(len(self.ids), self.seed)
+        session, exact = self.core.loaded.session, self.core.loaded.record.row_invariance
+        rounds = decode(
+            self._chooser(),
+            self.ids,
+            self.rules,
+            cache=tenant.cache,
+            contract=session.contract,
+            drafter=self.drafter,
+            num_draft_tokens=self.options.num_draft_tokens,
+            exact=exact,
+            interrupted=self.interruption,
+        )
+        self.core.turns.begin(tenant)
+        ended = False
+        try:
+            while not ended:
+                step = self._step(rounds, tenant, tally)
+                ended = step.finish_reason is not None
+                _call(self.core.hooks.on_round, step)
+                stats = tally.stats() if ended else None
+                if stats is not None:
+                    _report(stats, self.core.hooks)
+                yield Event(
+                    text=self.rules.take_text(),
+                    token_ids=step.tokens,
+                    drafted=step.drafted,
+                    accepted=step.accepted,
+                    logprobs=step.logprobs,
+                    finish_reason=step.finish_reason,
+                    stopped_by=step.stopped_by,
+                    stats=stats,
+                )
+        finally:
+            self.core.turns.end(tenant)
+            if kept is None:
+                self.core.turns.release(tenant)
+            if not ended:
+                _report(tally.stats(), self.core.hooks)
+
+    def _step(self, rounds: Iterator[Round], tenant: Tenant, tally: Tally) -> Round:
+        asked = time.perf_counter()
+        with self.core.turns.turn(tenant, lambda: self.interruption() is not None) as granted:
+            waited = time.perf_counter() - asked
+            step = next(rounds) if granted else self._nothing()
+        tally.wait_seconds += waited
+        tally.add(step)
+        if _log.isEnabledFor(logging.DEBUG):
+            _log.debug("round: %d drafted, %d accepted", step.drafted, step.accepted, extra={"round": step})
+        return step
+
+    def _nothing(self) -> Round:
+        """Interrupted while other texts had the cache."""
+        self.rules.end()
+        return Round(
+            tokens=(), drafted=0, accepted=0, seconds=0.0, draft_seconds=0.0, finish_reason=self.interruption()
+        )
+
+    def _chooser(self) -> TokenChooser:
+        session, options = self.core.loaded.session, self.options
+        if options.temperature == 0 and options.logprobs is None and not options.changes_logits:
+            return GreedyChooser(session)
+        changes = None
+        if options.changes_logits:
+            changes = LogitsChanges(options, self.ids, session.contract.vocab_size, self.end_ids)
+        return LogitsChooser(
+            session,
+            options,
+            changes,
+            sampler=self.core.sampler,
+            seed=self.seed or 0,
+            buffer=self.core.logits_buffer,
+        )
+
+
+class _Interruption:
+    """Why a generation has to end early, if it has to; the first reason stays."""
+
+    def __init__(self, options: GenerationOptions) -> None:
+        self._cancel = options.cancel
+        self._ends_at = None if options.deadline is None else time.monotonic() + options.deadline
+        self._reason: str | None = None
+
+    def __call__(self) -> str | None:
+        if self._reason is None:
+            if self._cancel is not None and self._cancel.is_set():
+                self._reason = CANCELLED
+            elif self._ends_at is not None and time.monotonic() >= self._ends_at:
+                self._reason = DEADLINE
+        return self._reason
+
+
+def _make_sampler(loaded: LoadedEngine) -> TokenSampler:
+    """The compiled one on native kernels, the reference elsewhere: an engine's texts depend on its kernels anyway."""
+    if loaded.kernels is None or loaded.kernels.name == STOCK or loaded.kernels.library is None:
+        return sample_token
+    from plugins.cpu.sampler import NativeSampler
+
+    return NativeSampler(loaded.kernels.library)
+
+
+def _choose_drafter(drafter: Drafter | str) -> Drafter | None:
+    if drafter == "none":
+        return None
+    if drafter == "prompt-lookup":
+        return PromptLookup()
+    if isinstance(drafter, str):
+        raise GenerationError(f"unknown drafter {drafter!r}; known are {', '.join(DRAFTERS)}")
+    return drafter
+
+
+def _report(stats: Stats, hooks: Hooks) -> None:
+    if _log.isEnabledFor(logging.INFO):
+        _log.info(
+            "generation: %d tokens in %d rounds, %s",
+            stats.tokens,
+            stats.rounds,
+            stats.finish_reason,
+            extra={"generation": stats.to_json()},
+        )
+    _call(hooks.on_generation, stats)
+
+
+def _call(hook: Callable[[_Value], None] | None, value: _Value) -> None:
+    if hook is None:
+        return
+    try:
+        hook(value)
+    except Exception:
+        _log.exception("a metrics hook failed")

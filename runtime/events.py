@@ -1,0 +1,40 @@
+"""What a generation yields, and what it comes to."""
+
+from dataclasses import dataclass
+
+from runtime.sampling.logprobs import TokenLogprob
+from runtime.stats import Stats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """What one step of a generation emitted. The last event has a `finish_reason` and the `stats`.
+
+    `text` may be empty while a character is incomplete or may be the start of a stop string; the events' texts joined
+    are the generation's text. `logprobs`: of `token_ids`, where they were asked for.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    drafted: int
+    accepted: int
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: str | None = None
+    stopped_by: int | str | None = None
+    stats: Stats | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """A finished generation.
+
+    `finish_reason`: "stop" (`stopped_by`: an end or stop id, which is the last of `token_ids`, or a stop string, in
+    front of which `text` is cut), "length", "cancelled" or "deadline". `stats.seed` repeats a drawn text.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str
+    stats: Stats
+    stopped_by: int | str | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()

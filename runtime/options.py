@@ -1,0 +1,221 @@
+"""What a generation can be asked for: one definition of every option, its default and what it may be."""
+
+import difflib
+import inspect
+import math
+import numbers
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, Protocol, TypedDict, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plugins.sample_token import Filters
+from quasar.errors import GenerationError
+from runtime.drafters import Drafter
+
+DEFAULT_DRAFT_TOKENS = 5
+_MOST_LOGPROBS = 100
+_SEEDS = 1 << 64
+
+LogitsProcessor = Callable[[NDArray[np.int64], NDArray[np.float32]], NDArray[np.float32]]
+
+
+class Signal(Protocol):
+    """What cancels a generation: a `threading.Event`, or anything like it."""
+
+    def is_set(self) -> bool:
+        """Whether to stop."""
+
+
+class OptionsDict(TypedDict, total=False):
+    """The options as keywords; `GenerationOptions` says what they mean."""
+
+    max_new_tokens: int
+    min_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float] | None
+    logits_processor: LogitsProcessor | None
+    seed: int | None
+    stop: str | Sequence[str]
+    stop_token_ids: Sequence[int]
+    ignore_eos: bool
+    logprobs: int | None
+    deadline: float | None
+    cancel: Signal | None
+    drafter: Drafter | str
+    num_draft_tokens: int
+    chat_template: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationOptions:
+    """Every option of a generation. The tokens depend on none of `drafter`, `num_draft_tokens`, `deadline`, `cancel`.
+
+    Logits pass, in this order: `logit_bias`, the penalties, `min_new_tokens`, `logits_processor`, `temperature`,
+    `top_k`, `top_p`, `min_p`; each as transformers has it, presence and frequency as vLLM and OpenAI do.
+
+    max_new_tokens: the text ends with finish_reason "length" there, or where the KV cache is full.
+    min_new_tokens: no end id, stop id or stop string before so many.
+    temperature: 0 takes the most likely token; above, tokens are drawn.
+    top_k: only so many most likely tokens (ties stay); 0 keeps all.
+    top_p: only the most likely tokens that together have this probability.
+    min_p: only tokens that have this share of the most likely one's probability.
+    repetition_penalty: logits of tokens in prompt or text are divided by it (multiplied where negative).
+    presence_penalty: subtracted from the logits of tokens in the text so far.
+    frequency_penalty: the same, times how often they are there.
+    logit_bias: token id → what is added to its logit; -inf excludes it.
+    logits_processor: called with the context (int64 [n]: prompt, text, and the accepted drafts on the row's path; read
+        only) and the row's logits (float32 [V]), returns logits [V]. It must depend on these two alone.
+    seed: of the draws, 0 to 2^64 - 1; None draws one. The same seed gives the same text.
+    stop: strings that end the text in front of them.
+    stop_token_ids: ids that end the text, besides the model's end ids.
+    ignore_eos: go on behind the model's end ids.
+    logprobs: log-probabilities of every emitted token and of so many most likely ones, from the model's own logits.
+    deadline: seconds from the call until the text ends with finish_reason "deadline".
+    cancel: a threading.Event, say, that ends the text within one round, with finish_reason "cancelled".
+    drafter: "prompt-lookup", "none", or any `Drafter`.
+    num_draft_tokens: drafts per round, at most.
+    chat_template: False feeds a string as it stands.
+    """
+
+    max_new_tokens: int = 256
+    min_new_tokens: int = 0
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | None = None
+    logits_processor: LogitsProcessor | None = None
+    seed: int | None = None
+    stop: str | Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    deadline: float | None = None
+    cancel: Signal | None = None
+    drafter: Drafter | str = "prompt-lookup"
+    num_draft_tokens: int = DEFAULT_DRAFT_TOKENS
+    chat_template: bool = True
+    # `stop` as a tuple.
+    stop_strings: tuple[str, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Check every value; raises `GenerationError` naming the option."""
+        self._check_integer("max_new_tokens", 1)
+        self._check_integer("min_new_tokens", 0)
+        self._check_integer("top_k", 0)
+        self._check_number("temperature", lambda value: value >= 0, "0 (the most likely token) or more")
+        self._check_number("top_p", lambda value: 0 < value <= 1, "more than 0 and at most 1")
+        self._check_number("min_p", lambda value: 0 <= value <= 1, "0 to 1")
+        self._check_number("repetition_penalty", lambda value: value > 0, "more than 0 (1 does nothing)")
+        self._check_number("presence_penalty", lambda value: True, "a number")
+        self._check_number("frequency_penalty", lambda value: True, "a number")
+        if self.min_new_tokens > self.max_new_tokens:
+            raise GenerationError(
+                f"min_new_tokens is {self.min_new_tokens} and max_new_tokens {self.max_new_tokens}; at most that many "
+                "were expected"
+            )
+        if self.seed is not None:
+            self._check_integer("seed", 0)
+            if self.seed >= _SEEDS:
+                raise GenerationError(f"seed is {self.seed}; 0 to 2^64 - 1 was expected")
+        if self.logprobs is not None:
+            self._check_integer("logprobs", 0)
+            if self.logprobs > _MOST_LOGPROBS:
+                raise GenerationError(f"logprobs is {self.logprobs}; 0 to {_MOST_LOGPROBS} was expected")
+        if self.deadline is not None:
+            self._check_number("deadline", lambda value: value > 0, "seconds, more than 0")
+        for token, bias in (self.logit_bias or {}).items():
+            if not _is_integer(token) or not _is_number(bias) or math.isnan(bias) or bias == math.inf:
+                raise GenerationError(f"logit_bias has {token!r}: {bias!r}; token ids with numbers (or -inf) expected")
+        strings = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        if not all(isinstance(one, str) and one for one in strings):
+            raise GenerationError(f"stop is {self.stop!r}; strings that are not empty were expected")
+        object.__setattr__(self, "stop_strings", strings)
+        if not all(_is_integer(token) for token in self.stop_token_ids):
+            raise GenerationError(f"stop_token_ids is {self.stop_token_ids!r}; token ids were expected")
+
+    @property
+    def filters(self) -> Filters:
+        """What the sampler draws from."""
+        return Filters(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p)
+
+    @property
+    def changes_logits(self) -> bool:
+        """Whether anything is done to logits before a token is chosen."""
+        return (
+            bool(self.logit_bias)
+            or self.logits_processor is not None
+            or self.min_new_tokens > 0
+            or (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
+        )
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Raise `GenerationError` if an id that an option names is outside the vocabulary."""
+        for name, ids in (("logit_bias", self.logit_bias or ()), ("stop_token_ids", self.stop_token_ids)):
+            for token in ids:
+                if not 0 <= token < vocab_size:
+                    raise GenerationError(f"{name} names the token id {token}, outside the vocabulary of {vocab_size}")
+
+    def _check_integer(self, name: str, least: int) -> None:
+        value = getattr(self, name)
+        if not _is_integer(value) or value < least:
+            raise GenerationError(f"{name} is {value!r}; {least} or more was expected")
+
+    def _check_number(self, name: str, fits: Callable[[float], bool], expected: str) -> None:
+        value = getattr(self, name)
+        if not _is_number(value) or not math.isfinite(value) or not fits(float(value)):
+            raise GenerationError(f"{name} is {value!r}; {expected} was expected")
+
+
+OPTIONS = tuple(one for one in fields(GenerationOptions) if one.init)
+
+
+def make_options(options: Mapping[str, Any]) -> GenerationOptions:
+    """The options, checked.
+
+    Raises:
+        GenerationError: an option that is unknown, or whose value cannot be honoured.
+    """
+    known = [one.name for one in OPTIONS]
+    for name in options:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"
+            raise GenerationError(f"unknown option {name!r}{hint}")
+    return GenerationOptions(**options)
+
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def takes_options(method: Method) -> Method:
+    """Show the options one by one in the signature of a method that takes `**options`."""
+    signature = inspect.signature(method)
+    shown = [one for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
+    for option in OPTIONS:
+        default = inspect.Parameter.empty if option.default is MISSING else option.default
+        shown.append(
+            inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=option.type)
+        )
+    method.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
+    return method
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)

@@ -1,0 +1,120 @@
+"""Where a text ends, token by token, inside a block of accepted drafts too: end ids, stop strings, length."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from quasar.text import TextCodec, TextStream
+
+STOP, LENGTH, CANCELLED, DEADLINE = "stop", "length", "cancelled", "deadline"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """How many of a block's tokens are kept, and why the text ends there, if it does.
+
+    `stopped_by`: the stop id or the stop string.
+    """
+
+    kept: int
+    finish_reason: str | None = None
+    stopped_by: int | str | None = None
+
+
+class StopRules:
+    """Ends a text behind a stop id, in front of a stop string, or at `max_new_tokens`; keeps the text while it grows.
+
+    Args:
+        codec: of the text; None keeps none, and knows no stop strings.
+        min_new_tokens: stop strings that are complete before are text like any other.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_new_tokens: int,
+        stop_ids: frozenset[int] = frozenset(),
+        stop_strings: Sequence[str] = (),
+        min_new_tokens: int = 0,
+        codec: TextCodec | None = None,
+    ) -> None:
+        self._max, self._min, self._stop_ids, self._strings = max_new_tokens, min_new_tokens, stop_ids, stop_strings
+        self._stream = None if codec is None else TextStream(codec)
+        self._longest = max((len(one) for one in stop_strings), default=0)
+        self._count = 0
+        self._text = ""
+        self._given = 0
+        self._ended = False
+
+    @property
+    def left(self) -> int:
+        """Tokens that may still come."""
+        return self._max - self._count
+
+    def limit(self, tokens: int) -> None:
+        """Allow no more than `tokens` in all: what the KV cache has room for."""
+        self._max = min(self._max, tokens)
+
+    def cut(self, tokens: Sequence[int]) -> Cut:
+        """Take a block of new tokens, up to where the text ends."""
+        for place, token in enumerate(tokens):
+            self._count += 1
+            stopped_by: int | str | None = self._push(token)
+            if token in self._stop_ids:
+                stopped_by = token
+            if stopped_by is not None:
+                self._ended = True
+                return Cut(kept=place + 1, finish_reason=STOP, stopped_by=stopped_by)
+            if self._count == self._max:
+                self._finish()
+                return Cut(kept=place + 1, finish_reason=LENGTH)
+        return Cut(kept=len(tokens))
+
+    def end(self) -> None:
+        """No more tokens come."""
+        self._finish()
+
+    def take_text(self) -> str:
+        """The text since the last call; what may be the start of a stop string waits for more."""
+        end = len(self._text)
+        if not self._ended:
+            end -= self._held_back()
+        piece = self._text[self._given : end]
+        self._given = max(self._given, end)
+        return piece
+
+    def _push(self, token: int) -> str | None:
+        """The stop string that this token completes; the text is cut in front of it."""
+        if self._stream is None:
+            return None
+        before = len(self._text)
+        self._text += self._stream.push([token])
+        return self._find(before) if self._count >= self._min else None
+
+    def _find(self, before: int) -> str | None:
+        """The first stop string that ends behind `before`."""
+        start = max(self._given, before - self._longest + 1)
+        found = []
+        for order, string in enumerate(self._strings):
+            place = self._text.find(string, max(start, before - len(string) + 1))
+            if place >= 0:
+                found.append((place, order))
+        if not found:
+            return None
+        place, order = min(found)
+        self._text = self._text[:place]
+        return self._strings[order]
+
+    def _finish(self) -> None:
+        if self._stream is not None and not self._ended:
+            before = len(self._text)
+            self._text += self._stream.finish()
+            if self._count >= self._min:
+                self._find(before)
+        self._ended = True
+
+    def _held_back(self) -> int:
+        """Length of the longest end of the text that a stop string begins with."""
+        for length in range(min(self._longest - 1, len(self._text) - self._given), 0, -1):
+            if any(one.startswith(self._text[-length:]) for one in self._strings):
+                return length
+        return 0
