@@ -46,7 +46,23 @@ SHAPES: dict[str, dict[str, Any]] = {
         "rope": Rope(theta=1e6),
         "qk_norm": True,
         "tied_head": True,
-    }
+    },
+    # SmolLM2-135M's body with the vocabulary of the Qwen models.
+    "smollm2-151936": {
+        "architecture": "llama",
+        "num_layers": 30,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_heads": 9,
+        "num_kv_heads": 3,
+        "head_size": 64,
+        "vocab_size": 151936,
+        "context_length": 8192,
+        "rms_norm_eps": 1e-5,
+        "rope": Rope(theta=1e5),
+        "qk_norm": False,
+        "tied_head": True,
+    },
 }
 FILES = OnnxRuntimeFiles(
     graph="onnxruntime/verifier.onnx",
@@ -97,15 +113,7 @@ def main() -> None:
     options = parser.parse_args()
 
     spec = DecoderSpec(**SHAPES[options.shape])
-    length = max(options.rows) + 64
-    contract = Contract(
-        num_layers=spec.num_layers,
-        num_kv_heads=spec.num_kv_heads,
-        head_size=spec.head_size,
-        vocab_size=spec.vocab_size,
-        max_length=length,
-        capacity=capacity_for(length),
-    )
+    contract = contract_of(spec, max(options.rows) + 64)
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         write_graphs(spec, contract, folder)
@@ -126,6 +134,18 @@ def main() -> None:
                 f"{rows} rows, t({width}): stock {theirs:.1f} ms, native {ours:.1f} ms, ratio {theirs / ours:.2f}; "
                 f"native reads {size / ours / 1e6:.1f} GB/s"
             )
+
+
+def contract_of(spec: DecoderSpec, length: int) -> Contract:
+    """The contract of an engine of that shape that holds `length` tokens."""
+    return Contract(
+        num_layers=spec.num_layers,
+        num_kv_heads=spec.num_kv_heads,
+        head_size=spec.head_size,
+        vocab_size=spec.vocab_size,
+        max_length=length,
+        capacity=capacity_for(length),
+    )
 
 
 def write_graphs(spec: DecoderSpec, contract: Contract, folder: Path) -> None:

@@ -4,15 +4,20 @@ Gumbel-max (Gumbel 1954; Maddison et al., A* sampling, 2014): the token with the
 has the softmax's distribution. The noise of a token at a position is the same whoever draws, so two models that share a
 seed agree as often as their distributions allow: at least (1 - TV) / (1 + TV) (Daliri, Musco, Suresh 2024).
 
-Noise is -log(-log(u)) with u = (r + 1/2) / 2^64 and 64 random bits r from Philox4x64-10 (Salmon et al. 2011) under the
-key (seed, 1): the upper 16 bits of token i are the i-th 16 bits of the stream at counter (0, position, 0, 0), the lower
-48 those of the first word at (i, position, 1, 0). Few tokens need the lower ones.
+Noise is -log(E) with E independent and exponential. Sixteen tokens form a block, and their E are drawn from the least
+one on: it is exponential with rate 16, belongs to each of them with the same chance, and the others exceed it by
+exponentials with rate 1. So the noise of a block is bounded by one word, and few blocks need the others.
+
+All bits are Philox4x64-10 (Salmon et al. 2011) under the key (seed, 1). Token i belongs to block 16 (i // 256) + i % 16
+as its member i // 16 % 16: blocks are the columns of 16 vectors of 16 logits. Word b of the stream at counter
+(0, position, 0, 0) is for block b: its lower 4 bits say which member has the least E, which is -log(u) / 16 with
+u = (upper 60 bits + 1/2) / 2^60. Word 16 b + k of the stream at (0, position, 1, 0) is for member k, which exceeds that
+by -log(u) with u = (word + 1/2) / 2^64.
 
 Filters are those of transformers, in its order: temperature, top_k (ties with the k-th stay), top_p on what top_k left,
 min_p relative to the largest.
 """
 
-import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,8 +33,9 @@ Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 
 _KEY = 1
-_HIGH_STREAM, _LOW_STREAM = 0, 1
-_HIGH_VALUES = 1 << 16
+_BLOCKS, _MEMBERS = 0, 1
+_BLOCK = 16
+_COLUMNS = _BLOCK * _BLOCK
 _SLACK = np.float32(1e-3)
 # How far below the largest scaled logit the tokens of a nucleus are looked for at first.
 _REACH = 8.0
@@ -80,10 +86,14 @@ def distribution(logits: Float32, filters: Filters) -> Float64:
 
 def gumbel_noise(tokens: Int64, *, seed: int, position: int) -> Float64:
     """The noise of tokens int64 [n] at a position: float64 [n]."""
-    if not len(tokens):
-        return np.empty(0)
-    high = _high_bits(int(tokens.max()) + 1, seed, position)
-    return _noise(tokens, high, seed, position)
+    blocks, members = _places(tokens)
+    noise = np.empty(len(tokens))
+    if len(tokens):
+        words = _words(_BLOCKS, 0, int(blocks.max()) + 1, seed, position)
+        for block in np.unique(blocks).tolist():
+            here = blocks == block
+            noise[here] = -np.log(_exponentials(block, words[block], seed, position)[members[here]])
+    return noise
 
 
 def _largest(logits: Float32) -> float:
@@ -105,21 +115,10 @@ def _min_p_floor(largest: float, filters: Filters) -> float:
     return largest + filters.temperature * float(np.log(filters.min_p)) if filters.min_p > 0 else -np.inf
 
 
-def _stream(seed: int, first: int, position: int, stream: int) -> np.random.Philox:
-    return np.random.Philox(
-        key=np.array([seed, _KEY], np.uint64), counter=np.array([first, position, stream, 0], np.uint64)
-    )
-
-
-def _high_bits(count: int, seed: int, position: int) -> NDArray[np.uint16]:
-    words = _stream(seed, 0, position, _HIGH_STREAM).random_raw(-(-count // 4))
-    bits: NDArray[np.uint16] = words.astype("<u8").view("<u2")[:count]
-    return bits
-
-
 def _nucleus(logits: Float32, largest: float, within: float, filters: Filters) -> Int64:
     """The tokens that top_p keeps of those of at least `within`; only the likely ones are sorted."""
-    scaled = (logits - np.float32(largest)) * np.float32(1 / filters.temperature)
+    scale = np.float32(1 / filters.temperature)
+    scaled = (logits - np.float32(largest)) * scale
     mass = np.exp(scaled)
     mass[logits < within] = 0
     needed = filters.top_p * float(mass.sum(dtype=np.float64))
@@ -129,41 +128,75 @@ def _nucleus(logits: Float32, largest: float, within: float, filters: Filters) -
         if len(likely) == len(logits) or mass[likely].sum(dtype=np.float64) >= needed:
             break
         reach *= 2
-    order: Int64 = likely[np.argsort(-logits[likely], kind="stable")]
-    cumulative = np.cumsum(mass[order], dtype=np.float64)
-    kept: Int64 = order[cumulative - mass[order] < needed]
+    # Values alone are sorted, ten times as fast as their order; ids decide between those that equal the last one.
+    values = np.sort(logits[likely])[::-1]
+    sorted_mass = np.where(values < within, 0, np.exp((values - np.float32(largest)) * scale))
+    cumulative = np.cumsum(sorted_mass, dtype=np.float64)
+    count = int(np.count_nonzero(cumulative - sorted_mass < needed))
+    last = values[count - 1]
+    more, ties = likely[logits[likely] > last], likely[logits[likely] == last]
+    kept: Int64 = np.concatenate([more, ties[: count - len(more)]])
     return kept
 
 
-def _winner(logits: Float32, largest: float, temperature: float, candidates: Int64, seed: int, position: int) -> int:
-    """The candidate with the largest scaled logit + noise; the lowest id of a tie."""
-    high = _high_bits(len(logits), seed, position)
-    least, most = _bounds()
-    bits = high[candidates]
-    rough = (logits[candidates] - np.float32(largest)) * np.float32(1 / temperature)
+def _winner(
+    logits: Float32, largest: float, temperature: float, candidates: Int64 | None, seed: int, position: int
+) -> int:
+    """The candidate (None: any token) with the largest scaled logit + noise; the lowest id of a tie."""
+    rough = np.full(-(-len(logits) // _COLUMNS) * _COLUMNS, -np.inf, np.float32)
+    chosen = slice(len(logits)) if candidates is None else candidates
+    rough[chosen] = (logits[chosen] - np.float32(largest)) * np.float32(1 / temperature)
+    columns = rough.reshape(-1, _BLOCK, _BLOCK)
+    words = _words(_BLOCKS, 0, len(rough) // _BLOCK, seed, position)
+    least = _exponential(words >> np.uint64(4), 60) / _BLOCK
+    noise = -np.log(least).astype(np.float32).reshape(-1, _BLOCK)
+    # The member with the least exponential has that noise, the others less: few blocks have to be looked into.
+    first = (words % np.uint64(_BLOCK)).astype(np.int64).reshape(-1, 1, _BLOCK)
+    reached = (np.take_along_axis(columns, first, axis=1)[:, 0] + noise).max()
     # The slack covers float32's rounding of whatever can still win.
-    near = candidates[rough + most[bits] >= (rough + least[bits]).max() - _SLACK]
-    exact = (logits[near].astype(np.float64) - largest) / temperature
-    return int(near[np.argmax(exact + _noise(near, high, seed, position))])
+    largest_of_block = columns.max(axis=1)
+    near = np.flatnonzero((largest_of_block + noise >= reached - _SLACK) & (largest_of_block > -np.inf))
+    winner, best = -1, -np.inf
+    for block in near.tolist():
+        members = np.flatnonzero(columns[block // _BLOCK, :, block % _BLOCK] > -np.inf)
+        tokens = block // _BLOCK * _COLUMNS + block % _BLOCK + _BLOCK * members
+        exponentials = _exponentials(block, words[block], seed, position)[members]
+        totals = (logits[tokens].astype(np.float64) - largest) / temperature - np.log(exponentials)
+        place = int(np.argmax(totals))
+        if totals[place] > best or (totals[place] == best and tokens[place] < winner):
+            winner, best = int(tokens[place]), float(totals[place])
+    return winner
 
 
-def _noise(tokens: Int64, high: NDArray[np.uint16], seed: int, position: int) -> Float64:
-    low = [int(_stream(seed, token, position, _LOW_STREAM).random_raw()) >> 16 for token in tokens.tolist()]
-    bits = (high[tokens].astype(np.uint64) << np.uint64(48)) | np.array(low, np.uint64)
+def _places(tokens: Int64) -> tuple[Int64, Int64]:
+    """Block and member of tokens."""
+    return tokens // _COLUMNS * _BLOCK + tokens % _BLOCK, tokens // _BLOCK % _BLOCK
+
+
+def _words(stream: int, first: int, count: int, seed: int, position: int) -> NDArray[np.uint64]:
+    """`count` words of a stream from word 4 `first` on."""
+    generator = np.random.Philox(
+        key=np.array([seed, _KEY], np.uint64), counter=np.array([first, position, stream, 0], np.uint64)
+    )
+    words: NDArray[np.uint64] = generator.random_raw(count)
+    return words
+
+
+def _exponentials(block: int, word: np.uint64, seed: int, position: int) -> Float64:
+    """E of the members of a block: float64 [16]."""
+    least = _exponential(np.array([word >> np.uint64(4)]), 60)[0] / _BLOCK
+    more = _exponential(_words(_MEMBERS, block * _BLOCK // 4, _BLOCK, seed, position), 64)
+    more[int(word) % _BLOCK] = 0
+    members: Float64 = least + more
+    return members
+
+
+def _exponential(bits: NDArray[np.uint64], width: int) -> Float64:
+    """-log(u), u = (bits + 1/2) / 2^width."""
     # Near 1 a double has no room for u; 1 - u is as exact as u is near 0.
-    upper = bits >= np.uint64(1 << 63)
-    u = (bits.astype(np.float64) + 0.5) * 2.0**-64
-    rest = ((~bits).astype(np.float64) + 0.5) * 2.0**-64
-    exponential = -np.where(upper, np.log1p(-np.where(upper, rest, 0.5)), np.log(np.where(upper, 0.5, u)))
-    noise: Float64 = -np.log(exponential)
-    return noise
-
-
-@functools.cache
-def _bounds() -> tuple[Float32, Float32]:
-    """The least and the most that the noise can be for each upper 16 bits."""
-    edges = np.arange(_HIGH_VALUES + 1) / _HIGH_VALUES
-    noise = np.full(len(edges), np.inf)
-    noise[0] = -np.inf
-    noise[1:-1] = -np.log(-np.log(edges[1:-1]))
-    return noise[:-1].astype(np.float32), noise[1:].astype(np.float32)
+    upper = bits >= np.uint64(1 << (width - 1))
+    unit = 2.0**-width
+    u = np.where(upper, 0.5, (bits.astype(np.float64) + 0.5) * unit)
+    rest = np.where(upper, ((np.uint64((1 << width) - 1) - bits).astype(np.float64) + 0.5) * unit, 0.5)
+    result: Float64 = np.where(upper, -np.log1p(-rest), -np.log(u))
+    return result

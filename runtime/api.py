@@ -214,7 +214,7 @@ class Engine:
                     session.run(np.zeros(width, np.int64), 1, width)
                 row = session.run_logits(np.zeros(self.plain_width, np.int64), 1, 1, out=core.logits_buffer())[0]
                 checked = make_options({"temperature": 1.0, "top_p": 0.9})
-                core.sampler(row, checked.filters, seed=0, position=0)
+                core.sampler(checked.filters, 0)(row, 0)
         finally:
             core.turns.release(tenant)
 

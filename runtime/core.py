@@ -13,10 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines import LoadedEngine
-from engines.onnxruntime.kernels import STOCK
 from engines.text import open_codec
-from plugins.sample_token import sample_token
-from quasar.errors import GenerationError
+from quasar.errors import GenerationError, QuasarError
 from quasar.text import Message, TextCodec
 from quasar.text.prompts import check_messages
 from runtime.cache_turns import CacheTurns, Tenant
@@ -25,7 +23,7 @@ from runtime.events import Event
 from runtime.kv_cache import KVCache
 from runtime.loop import Round, check_prompt, decode
 from runtime.options import GenerationOptions
-from runtime.sampling.chooser import GreedyChooser, LogitsChooser, TokenChooser, TokenSampler
+from runtime.sampling.chooser import GreedyChooser, LogitsChooser, TokenChooser, TokenSampler, reference_sampler
 from runtime.sampling.processors import LogitsChanges
 from runtime.stats import Stats, Tally
 from runtime.stopping import CANCELLED, DEADLINE, StopRules
@@ -56,7 +54,7 @@ class Core:
         self.hooks = hooks
         self.codec: TextCodec = open_codec(loaded.directory.path, loaded.directory.manifest.text)
         self.turns = CacheTurns(loaded.session)
-        self.sampler = _make_sampler(loaded)
+        self.sampler = _make_sampler()
         self.tenants: weakref.WeakSet[Tenant] = weakref.WeakSet()
         self._logits: Float32 | None = None
 
@@ -245,13 +243,16 @@ class _Interruption:
         return self._reason
 
 
-def _make_sampler(loaded: LoadedEngine) -> TokenSampler:
-    """The compiled one on native kernels, the reference elsewhere: an engine's texts depend on its kernels anyway."""
-    if loaded.kernels is None or loaded.kernels.name == STOCK or loaded.kernels.library is None:
-        return sample_token
+def _make_sampler() -> TokenSampler:
+    """The compiled one where it runs, whatever kernels the engine has; the reference draws the same tokens, slower."""
+    from plugins.cpu.library import open_library
     from plugins.cpu.sampler import NativeSampler
 
-    return NativeSampler(loaded.kernels.library)
+    try:
+        return NativeSampler(open_library().path).prepare
+    except QuasarError as error:
+        _log.info("tokens are drawn by numpy: %s", error)
+        return reference_sampler
 
 
 def _choose_drafter(drafter: Drafter | str) -> Drafter | None:

@@ -7,12 +7,11 @@ from numpy.typing import NDArray
 
 from engines.contract import MAX_WIDTH, Contract
 from engines.row_invariance import RowInvariance
-from plugins.sample_token import sample_token
 from runtime.drafters import Drafter
 from runtime.kv_cache import KVCache
 from runtime.loop import Round, decode
 from runtime.options import GenerationOptions
-from runtime.sampling.chooser import GreedyChooser, LogitsChooser, VerifierSession
+from runtime.sampling.chooser import GreedyChooser, LogitsChooser, VerifierSession, reference_sampler
 from runtime.sampling.processors import LogitsChanges
 from runtime.stopping import StopRules
 
@@ -122,7 +121,7 @@ def run_loop(
                 session,
                 options,
                 LogitsChanges(options, ids, contract.vocab_size, stop_ids),
-                sampler=sample_token,
+                sampler=reference_sampler,
                 seed=options.seed or 0,
                 buffer=lambda: np.empty((contract.max_width, contract.vocab_size), np.float32),
             ),

@@ -128,10 +128,9 @@ class OnnxRuntimeSession(HostCaches):
         self._feed(self._logits_binding, token_ids, cache_length, num_logits_rows, parents)
         if out is None:
             out = np.empty((num_logits_rows, self._columns), np.float32)
-        logits = out[None, :num_logits_rows]
-        self._logits_binding.bind_ortvalue_output(self._rows_output, self._ort.OrtValue.ortvalue_from_numpy(logits))
+        rows: Float32 = out[:num_logits_rows]
+        self._logits_binding.bind_ortvalue_output(self._rows_output, self._ort.OrtValue.ortvalue_from_numpy(rows[None]))
         self._session.run_with_iobinding(self._logits_binding)
-        rows: Float32 = logits[0]
         return rows
 
     def memory(self) -> SessionMemory:

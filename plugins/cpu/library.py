@@ -22,7 +22,18 @@ class NativeLibrary:
 
 
 def find_library(path: Path | None = None) -> NativeLibrary:
-    """The library of this installation, or the one at `path`, tried in ONNX Runtime.
+    """As `open_library`, tried in ONNX Runtime as well.
+
+    Raises:
+        QuasarError: there is none, or it cannot be used here; one line that says why.
+    """
+    library = open_library(path)
+    _try_registering(library.path)
+    return library
+
+
+def open_library(path: Path | None = None) -> NativeLibrary:
+    """The library of this installation, or the one at `path`; ONNX Runtime is not needed.
 
     Raises:
         QuasarError: there is none, or it cannot be used here; one line that says why.
@@ -41,7 +52,6 @@ def find_library(path: Path | None = None) -> NativeLibrary:
         raise QuasarError(f"{path} has operators of version {abi}, {ABI} was expected: install again")
     if not level:
         raise QuasarError("QUASAR_CPU_LEVEL names a level that is unknown, or that this CPU lacks")
-    _try_registering(path)
     return NativeLibrary(path=path, level=level)
 
 

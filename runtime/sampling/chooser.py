@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.contract import Contract
-from plugins.sample_token import Filters
+from plugins.sample_token import Filters, sample_token
 from quasar.errors import GenerationError
 from runtime.acceptance import accepted_prefix
 from runtime.options import GenerationOptions
@@ -40,11 +40,13 @@ class VerifierSession(Protocol):
         """The same with the logits of those rows: float32 [rows, V], in `out` where it is given."""
 
 
-class TokenSampler(Protocol):
-    """`plugins.sample_token.sample_token`, or an implementation of it."""
+# A generation's filters and seed → what draws its tokens, from a row of logits and a position.
+TokenSampler = Callable[[Filters, int], Callable[[Float32, int], int]]
 
-    def __call__(self, logits: Float32, filters: Filters, /, *, seed: int, position: int) -> int:
-        """The token drawn for a position."""
+
+def reference_sampler(filters: Filters, seed: int) -> Callable[[Float32, int], int]:
+    """`plugins.sample_token`, where its compiled form is not to be had."""
+    return lambda logits, position: sample_token(logits, filters, seed=seed, position=position)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +114,8 @@ class LogitsChooser:
     ) -> None:
         """`buffer` gives float32 [rows, V] to compute logits into: called within a turn on the session."""
         self._session, self._options, self._changes = session, options, changes
-        self._sampler, self._seed, self._buffer = sampler, seed, buffer
+        self._draw = sampler(options.filters, seed)
+        self._buffer = buffer
 
     def feed(self, tokens: Int64, cache_length: int) -> None:
         """As `TokenChooser`."""
@@ -142,7 +145,7 @@ class LogitsChooser:
 
     def _pick(self, row: Float32, position: int) -> int:
         if self._options.temperature > 0:
-            return self._sampler(row, self._options.filters, seed=self._seed, position=position)
+            return self._draw(row, position)
         token = int(row.argmax())
         if not np.isfinite(row[token]):
             excluded = row[token] == -np.inf

@@ -72,13 +72,36 @@ def test_the_winner_is_the_largest_logit_plus_noise():
 
 
 def test_noise_comes_from_numpys_philox():
-    key = np.array([77, 1], np.uint64)
-    high = np.random.Philox(key=key, counter=np.array([0, 5, 0, 0], np.uint64)).random_raw(2)
-    low = np.random.Philox(key=key, counter=np.array([6, 5, 1, 0], np.uint64)).random_raw(1)
-    bits = (int(high[1]) >> 32 & 0xFFFF) << 48 | int(low[0]) >> 16
-    u = (bits + 0.5) / 2**64
+    """Token 300 is member 2 of block 28."""
+
+    def words(stream, count):
+        counter = np.array([0, 5, stream, 0], np.uint64)
+        return np.random.Philox(key=np.array([77, 1], np.uint64), counter=counter).random_raw(count).tolist()
+
+    word, more = words(0, 29)[28], words(1, 28 * 16 + 16)[28 * 16 :]
+    least = -np.log(((word >> 4) + 0.5) / 2**60) / 16
+    expected = [least + (0 if member == word % 16 else -np.log((more[member] + 0.5) / 2**64)) for member in range(16)]
+    tokens = 256 + 12 + 16 * np.arange(16)
     # A few roundings of log.
-    np.testing.assert_allclose(gumbel_noise(np.array([6]), seed=77, position=5), -np.log(-np.log(u)), rtol=1e-12)
+    np.testing.assert_allclose(gumbel_noise(tokens, seed=77, position=5), -np.log(expected), rtol=1e-9)
+    np.testing.assert_allclose(gumbel_noise(np.array([300]), seed=77, position=5), -np.log(expected[2]), rtol=1e-9)
+
+
+def test_noise_is_independent_and_gumbel():
+    """Blocks are drawn from their least exponential on; what comes out must not show it."""
+    noise = np.stack([gumbel_noise(np.arange(512), seed=seed, position=3) for seed in range(400)])
+    exponentials = np.sort(np.exp(-noise).reshape(-1))
+    # Kolmogorov's distance of 204,800 draws from Exp(1): 1.95 / sqrt(n) is passed once in 1,000 tests.
+    place = (np.arange(len(exponentials)) + 0.5) / len(exponentials)
+    assert np.abs(1 - np.exp(-exponentials) - place).max() < 1.95 / len(exponentials) ** 0.5
+    # Ranks are uniform: the mean correlation of members of one block, and of neighbours, is that of chance.
+    ranks = np.exp(-np.exp(-noise)) - 0.5
+    block = ranks[:, 16 * np.arange(16) + 3]
+    within = (block.sum(axis=1) ** 2 - (block**2).sum(axis=1)).mean() / (16 * 15 / 12)
+    neighbours = (ranks[:, 1:] * ranks[:, :-1]).mean() * 12
+    # Four standard deviations of such means over 400 seeds.
+    assert abs(within) < 4 / (400 * 16 * 15 / 2) ** 0.5
+    assert abs(neighbours) < 4 / (400 * 511) ** 0.5
 
 
 def test_a_grid_of_uniforms_gives_the_softmax():

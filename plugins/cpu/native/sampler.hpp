@@ -22,40 +22,48 @@ inline void philox(int64_t first, uint64_t position, uint64_t stream, uint64_t s
   out[3] = c3;
 }
 
-// -log(-log(u)) of a token whose upper 16 bits are `high`.
-inline double gumbel(const Sampling& s, int64_t token, uint16_t high) {
-  uint64_t words[4];
-  philox(token, s.position, 1, s.seed, words);
-  const uint64_t bits = static_cast<uint64_t>(high) << 48 | words[0] >> 16;
-  const double unit = 0x1p-64;
-  const double exponential = bits >> 63 ? -std::log1p(-((static_cast<double>(~bits) + 0.5) * unit))
-                                        : -std::log((static_cast<double>(bits) + 0.5) * unit);
-  return -std::log(exponential);
+// -log(u), u = (bits + 1/2) / 2^width. Near 1 a double has no room for u, so 1 - u serves there.
+inline double exponential_of(uint64_t bits, int width) {
+  const double unit = width == 64 ? 0x1p-64 : 0x1p-60;
+  const uint64_t most = ~uint64_t{0} >> (64 - width);
+  return bits >> (width - 1) ? -std::log1p(-((static_cast<double>(most - bits) + 0.5) * unit))
+                             : -std::log((static_cast<double>(bits) + 0.5) * unit);
 }
 
 constexpr int kSampled = 0, kNoNumber = 1, kNothingLeft = 2, kNoMemory = 3;
 constexpr int64_t kRun = 1024;
-constexpr int kBlocks = 4;  // Philox blocks at a time, for 16 tokens each
+constexpr int kColumns = 256;  // tokens whose logits form 16 vectors, and so 16 blocks: its columns
 
-// The largest logit; false where one is NaN.
-inline bool largest_logit(const float* x, int64_t columns, float* result) {
-  float found = -__builtin_inff();
-  uint32_t bad = 0;
-  for (int64_t start = 0; start < columns; start += kRun) {
-    const int count = static_cast<int>(columns - start < kRun ? columns - start : kRun);
-    Lanes most = splat(found);
-    int i = 0;
-    for (; i + 16 <= count; i += 16) most = larger(load(x + start + i), most);
-    found = largest(most);
-    for (; i < count; ++i) found = x[start + i] > found ? x[start + i] : found;
-    for (i = 0; i < count; ++i) {
-      uint32_t bits;
-      std::memcpy(&bits, x + start + i, 4);
-      bad |= static_cast<uint32_t>((bits & 0x7fffffffu) > 0x7f800000u);
+// The largest logit of each block, -inf for those that have none; false where a logit is NaN.
+inline bool largest_of_blocks(const float* x, int64_t columns, float* result) {
+  // Counts the numbers: exact in float lanes for 2^28 of them.
+  Lanes numbers = splat(0.0f);
+  const Lanes one = splat(1.0f), nothing = splat(-__builtin_inff());
+  int64_t padding = 0;
+  for (int64_t start = 0; start < columns; start += kColumns, result += 16) {
+    Lanes most = nothing;
+    if (columns - start >= kColumns) {
+      for (int i = 0; i < kColumns; i += 16) {
+        const Lanes here = load(x + start + i);
+        most = larger(here, most);
+        numbers = add(numbers, keep_at_least(here, here, one));
+      }
+    } else {
+      for (int64_t i = start; i < columns; i += 16) {
+        const int count = columns - i < 16 ? static_cast<int>(columns - i) : 16;
+        const Lanes here = keep_first(load_first(x + i, count), count, -__builtin_inff());
+        most = larger(here, most);
+        numbers = add(numbers, keep_at_least(here, here, one));
+        padding += 16 - count;
+      }
     }
+    store(result, most);
   }
-  *result = found;
-  return bad == 0;
+  float counts[16];
+  store(counts, numbers);
+  int64_t total = -padding;
+  for (int i = 0; i < 16; ++i) total += static_cast<int64_t>(counts[i]);
+  return total == columns;
 }
 
 // The k-th largest of n > k values, in a heap of k floats whose first is the smallest.
@@ -96,83 +104,57 @@ struct Place {
   int64_t token;
 };
 
-// The largest scaled logit + noise so far.
-struct Best {
-  double value;
-  int64_t token;
-};
-
-// Draws for four blocks of 16 tokens, of those of at least `floor` that lie ahead of `before`.
-inline void draw_blocks(const Sampling& s, float top, float inverse, float floor, Place before, const int64_t* blocks,
-                        Best* best) {
-  uint64_t words[kBlocks][4];
-  for (int b = 0; b < kBlocks; ++b) philox(blocks[b], s.position, 0, s.seed, words[b]);
-  uint16_t high[kBlocks * 16];
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-  for (int i = 0; i < 16 * kBlocks; ++i) high[i] = static_cast<uint16_t>(words[i / 16][i % 16 / 4] >> (16 * (i % 4)));
-#else
-  std::memcpy(high, words, sizeof high);
-#endif
-  // No more noise than -log(1 - u) < log(2) (16 - exponent of 65535 - high); the slack covers rounding.
-  float most[kBlocks * 16];
-  for (int i = 0; i < kBlocks * 16; ++i) {
-    const float left = static_cast<float>(65535 - static_cast<int32_t>(high[i]));
-    int32_t bits;
-    std::memcpy(&bits, &left, 4);
-    most[i] = static_cast<float>(16 + 127 - (bits >> 23)) * 0.693147182f;
-  }
-  Lanes bound[kBlocks], all = splat(-__builtin_inff());
-  for (int b = 0; b < kBlocks; ++b) {
-    const int64_t left = s.columns - blocks[b] * 16;
-    const int count = left < 16 ? static_cast<int>(left) : 16;
-    const Lanes scaled = mul(sub(load_first(s.logits + blocks[b] * 16, count), splat(top)), splat(inverse));
-    bound[b] = keep_first(add(scaled, load(most + 16 * b)), count, -__builtin_inff());
-    all = larger(all, bound[b]);
-  }
-  const float threshold = static_cast<float>(best->value) - 1e-3f;
-  if (!(largest(all) >= threshold)) return;
-  for (int b = 0; b < kBlocks; ++b) {
-    store(most, bound[b]);
+// The winner among tokens of at least `floor` that lie ahead of `before`; -1: there are none.
+inline int64_t draw(const Sampling& s, const float* blocks, int64_t num_blocks, float top, float floor, Place before) {
+  const float inverse = static_cast<float>(1.0 / s.temperature);
+  double best = -__builtin_inf();
+  int64_t winner = -1;
+  for (int64_t group = 0; group < num_blocks; group += 16) {
+    if (largest(load(blocks + group)) < floor) continue;
+    uint64_t words[16];
+    for (int i = 0; i < 4; ++i) philox(group / 4 + i, s.position, 0, s.seed, words + 4 * i);
+    // No more noise than log(16) - log(1 - u) <= log(2) (4 + 31 - exponent of 2^31 (1 - u)); the slack covers rounding.
+    float bound[16];
     for (int i = 0; i < 16; ++i) {
-      const int64_t token = blocks[b] * 16 + i;
-      if (!(most[i] >= threshold) || token >= s.columns) continue;
-      const float x = s.logits[token];
-      if (!(x >= floor) || x == -__builtin_inff() || (x == before.logit && token >= before.token)) continue;
-      const double value =
-          (static_cast<double>(x) - static_cast<double>(top)) / s.temperature + gumbel(s, token, high[16 * b + i]);
-      // The lower id of a tie: blocks come in order.
-      if (value > best->value) *best = {value, token};
+      const float left = static_cast<float>(static_cast<int32_t>(~words[i] >> 33));
+      int32_t bits;
+      std::memcpy(&bits, &left, 4);
+      bound[i] = (blocks[group + i] - top) * inverse + static_cast<float>(4 + 31 + 127 - (bits >> 23)) * 0.693147182f;
+    }
+    if (!(largest(load(bound)) >= static_cast<float>(best) - 1e-3f)) continue;
+    for (int i = 0; i < 16; ++i) {
+      if (!(static_cast<double>(bound[i]) >= best - 1e-3) || !(blocks[group + i] >= floor)) continue;
+      const double least = exponential_of(words[i] >> 4, 60) / 16;
+      const double most = -std::log(least);
+      uint64_t members[16];
+      bool known = false;
+      // The member with the least exponential first: few others have to be looked at then.
+      const int first = static_cast<int>(words[i] % 16);
+      for (int turn = 0; turn < 17; ++turn) {
+        const int member = turn == 0 ? first : turn - 1;
+        const int64_t token = group * 16 + 16 * member + i;
+        if ((turn > 0 && member == first) || token >= s.columns) continue;
+        const float x = s.logits[token];
+        if (!(x >= floor) || x == -__builtin_inff() || (x == before.logit && token >= before.token)) continue;
+        const double scaled = (static_cast<double>(x) - static_cast<double>(top)) / s.temperature;
+        if (scaled + most < best) continue;
+        double noise = most;
+        if (member != first) {
+          if (!known) {
+            for (int j = 0; j < 4; ++j) philox((group + i) * 4 + j, s.position, 1, s.seed, members + 4 * j);
+            known = true;
+          }
+          noise = -std::log(least + exponential_of(members[member], 64));
+        }
+        const double value = scaled + noise;
+        if (value > best || (value == best && token < winner)) {
+          best = value;
+          winner = token;
+        }
+      }
     }
   }
-}
-
-// The winner among tokens of at least `floor` that lie ahead of `before`; -1: there are none.
-inline int64_t draw(const Sampling& s, float top, float floor, Place before) {
-  const float inverse = static_cast<float>(1.0 / s.temperature);
-  Best best{-__builtin_inf(), -1};
-  int64_t blocks[kBlocks];
-  int waiting = 0;
-  const auto add_block = [&](int64_t block) {
-    blocks[waiting++] = block;
-    if (waiting < kBlocks) return;
-    draw_blocks(s, top, inverse, floor, before, blocks, &best);
-    waiting = 0;
-  };
-  const bool all = floor == -__builtin_inff();
-  int64_t start = 0;
-  for (; start + 64 <= s.columns; start += 64) {
-    Lanes four[4];
-    for (int i = 0; i < 4; ++i) four[i] = load(s.logits + start + 16 * i);
-    if (!all && largest(larger(larger(four[0], four[1]), larger(four[2], four[3]))) < floor) continue;
-    for (int i = 0; i < 4; ++i)
-      if (all || largest(four[i]) >= floor) add_block(start / 16 + i);
-  }
-  for (; start < s.columns; start += 16) add_block(start / 16);
-  if (waiting > 0) {
-    for (int i = waiting; i < kBlocks; ++i) blocks[i] = blocks[waiting - 1];
-    draw_blocks(s, top, inverse, floor, before, blocks, &best);
-  }
-  return best.token;
+  return winner;
 }
 
 // Mass of all tokens of at least `within`, and of those that lie ahead of a place.
@@ -212,18 +194,16 @@ inline void masses(const Sampling& s, float top, float within, Place place, doub
   *ahead = before + static_cast<double>(ties) * std::exp((static_cast<double>(place.logit) - top) / s.temperature);
 }
 
-int sample_row(const Sampling& s, int64_t* token) {
-  float top;
-  if (!largest_logit(s.logits, s.columns, &top) || top == __builtin_inff()) return kNoNumber;
+inline int sample_from(const Sampling& s, float* blocks, float* heap, int64_t* token) {
+  const int64_t num_blocks = (s.columns + kColumns - 1) / kColumns * 16;
+  if (!largest_of_blocks(s.logits, s.columns, blocks)) return kNoNumber;
+  Lanes all = load(blocks);
+  for (int64_t i = 16; i < num_blocks; i += 16) all = larger(load(blocks + i), all);
+  const float top = largest(all);
+  if (top == __builtin_inff()) return kNoNumber;
   if (top == -__builtin_inff()) return kNothingLeft;
   float within = -__builtin_inff();
-  if (s.top_k > 0 && s.top_k < s.columns) {
-    float few[256];
-    float* heap = s.top_k <= 256 ? few : static_cast<float*>(std::malloc(static_cast<size_t>(s.top_k) * sizeof(float)));
-    if (heap == nullptr) return kNoMemory;
-    within = kth_largest(s.logits, s.columns, s.top_k, heap);
-    if (heap != few) std::free(heap);
-  }
+  if (s.top_k > 0 && s.top_k < s.columns) within = kth_largest(s.logits, s.columns, s.top_k, heap);
   float floor = within;
   if (s.min_p > 0) {
     const float least = round_up(static_cast<double>(top) + s.temperature * std::log(s.min_p));
@@ -237,7 +217,7 @@ int sample_row(const Sampling& s, int64_t* token) {
   }
   Place place{-__builtin_inff(), s.columns};
   for (;;) {
-    const int64_t drawn = draw(s, top, floor, place);
+    const int64_t drawn = draw(s, blocks, num_blocks, top, floor, place);
     if (drawn < 0) return kNothingLeft;
     *token = drawn;
     if (s.top_p >= 1) return kSampled;
@@ -247,4 +227,14 @@ int sample_row(const Sampling& s, int64_t* token) {
     if (ahead < s.top_p * total) return kSampled;
     floor = place.logit;
   }
+}
+
+int sample_row(const Sampling& s, int64_t* token) {
+  const int64_t num_blocks = (s.columns + kColumns - 1) / kColumns * 16;
+  const int64_t kept = s.top_k > 0 && s.top_k < s.columns ? s.top_k : 0;
+  float* scratch = static_cast<float*>(std::malloc(static_cast<size_t>(num_blocks + kept) * sizeof(float)));
+  if (scratch == nullptr) return kNoMemory;
+  const int result = sample_from(s, scratch, scratch + num_blocks, token);
+  std::free(scratch);
+  return result;
 }

@@ -1,0 +1,81 @@
+"""The probe for prefix reuse says yes where decoded rows have a prefill's bits, and no where one bit differs."""
+
+import numpy as np
+import pytest
+
+from engines.contract import Contract, capacity_for
+from engines.prefill_invariance import prefill_is_exact
+from engines.row_invariance import RowInvariance
+
+CHAIN = RowInvariance(chain=1, widest=32)
+
+
+class Exact:
+    """Rows of the cache are tokens; a row's output is the sum of those up to itself."""
+
+    num_layers = 1
+    max_logits_rows = 256
+
+    def __init__(self):
+        self.contract = Contract(
+            num_layers=1,
+            num_kv_heads=1,
+            head_size=1,
+            vocab_size=50,
+            max_length=200,
+            capacity=capacity_for(200),
+            prefill_chunk=64,
+        )
+        self.rows = np.zeros((1, 2, 1, self.contract.capacity, 1), np.float32)
+
+    def run_logits(self, token_ids, cache_length, num_logits_rows):
+        end = cache_length + len(token_ids)
+        self.rows[..., cache_length:end, 0] = token_ids
+        sums = self.rows[0, 0, 0, :, 0].astype(np.float64).cumsum()[end - num_logits_rows : end]
+        return sums.astype(np.float32)[:, None]
+
+    def read_rows(self, first, end, layers=None):
+        return self.rows[..., first:end, :].copy()
+
+    def write_rows(self, first, rows):
+        self.rows[..., first : first + rows.shape[-2], :] = rows
+
+
+class OtherOutput(Exact):
+    """A wide pass behind a full chunk has a last bit of its own in one row."""
+
+    def run_logits(self, token_ids, cache_length, num_logits_rows):
+        rows = super().run_logits(token_ids, cache_length, num_logits_rows)
+        if len(token_ids) > 32 and cache_length:
+            rows[17] = np.nextafter(rows[17], np.float32(np.inf))
+        return rows
+
+
+class OtherRows(Exact):
+    """A wide pass into an empty cache writes one row a bit differently."""
+
+    def run_logits(self, token_ids, cache_length, num_logits_rows):
+        rows = super().run_logits(token_ids, cache_length, num_logits_rows)
+        if len(token_ids) > 32 and not cache_length:
+            self.rows[0, 1, 0, 40, 0] += 1
+        return rows
+
+
+def test_exact_rows():
+    assert prefill_is_exact(Exact(), CHAIN)
+    assert prefill_is_exact(Exact(), RowInvariance(chain=3, widest=32))
+
+
+@pytest.mark.parametrize("session", [OtherOutput, OtherRows])
+def test_one_other_bit(session):
+    assert not prefill_is_exact(session(), CHAIN)
+
+
+def test_only_so_many_rows():
+    assert prefill_is_exact(OtherRows(), CHAIN, rows=32)
+    assert not prefill_is_exact(OtherRows(), CHAIN, rows=41)
+
+
+def test_not_where_chains_are_not_exact_or_have_boundaries():
+    assert not prefill_is_exact(Exact(), RowInvariance(chain=None, widest=1))
+    assert not prefill_is_exact(Exact(), RowInvariance(chain=1, widest=32, boundaries=(100,)))

@@ -1,0 +1,153 @@
+"""Conversations keep their rows, and every answer is that of the whole conversation from an empty cache."""
+
+import numpy as np
+import pytest
+
+import runtime
+from quasar.errors import ContextLimitError, GenerationError
+from tests.tiny import save_tiny_model
+
+CHUNK = 256
+
+
+@pytest.fixture(scope="module")
+def engine(build_engine, tmp_path_factory):
+    folder = save_tiny_model(tmp_path_factory.mktemp("long") / "model", "llama", max_position_embeddings=2048)
+    with runtime.load(build_engine(folder)) as loaded:
+        yield loaded
+
+
+def said(*texts):
+    return [{"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(texts)]
+
+
+LONG = "ab cd " * 60
+
+
+def test_turns_are_those_of_a_fresh_prefill(engine):
+    messages, reused = [], 0
+    with engine.session() as conversation:
+        for turn in range(6):
+            question = f"turn {turn} " + "one two " * 12
+            messages.append({"role": "user", "content": question})
+            answer = conversation.generate(question, max_new_tokens=40, temperature=1.0, seed=turn)
+            fresh = engine.generate(messages, max_new_tokens=40, temperature=1.0, seed=turn, drafter="none")
+            assert answer.token_ids == fresh.token_ids
+            assert answer.stats.prompt_tokens == fresh.stats.prompt_tokens
+            assert answer.stats.reused_tokens % CHUNK == 0
+            reused += answer.stats.reused_tokens
+            messages.append({"role": "assistant", "content": answer.text})
+            assert list(conversation.messages) == messages
+    assert reused >= 3 * CHUNK
+
+
+def test_messages_and_token_ids_replace_what_was_there(engine):
+    conversation = engine.session()
+    conversation.generate(LONG, max_new_tokens=4)
+    whole = said(LONG, "something else", "and so?")
+    answer = conversation.generate(whole, max_new_tokens=8)
+    assert answer.stats.reused_tokens == CHUNK
+    assert answer.token_ids == engine.generate(whole, max_new_tokens=8).token_ids
+    assert conversation.messages == (*whole, {"role": "assistant", "content": answer.text})
+    conversation.generate([1, 2, 3], max_new_tokens=3)
+    assert conversation.messages == ()
+    assert conversation.token_ids[:3].tolist() == [1, 2, 3]
+
+
+def test_a_fork_goes_its_own_way(engine):
+    base = engine.session([{"role": "system", "content": LONG}])
+    assert base.prefill() == len(base.token_ids) > CHUNK
+    forks = [base.fork() for _ in range(3)]
+    for place, fork in enumerate(forks):
+        answer = fork.generate(f"question {place}", max_new_tokens=12)
+        assert answer.stats.reused_tokens == CHUNK
+        messages = [{"role": "system", "content": LONG}, {"role": "user", "content": f"question {place}"}]
+        assert answer.token_ids == engine.generate(messages, max_new_tokens=12).token_ids
+    assert base.messages == ({"role": "system", "content": LONG},)
+    again = base.generate("question 1", max_new_tokens=12)
+    assert again.token_ids == tuple(forks[1].fork().generate([*base.messages[:2]], max_new_tokens=12).token_ids)
+
+
+def test_truncate_forgets_rows_and_the_turns_that_are_not_whole(engine):
+    conversation = engine.session()
+    conversation.generate("first", max_new_tokens=6, ignore_eos=True)
+    kept, messages = len(conversation.token_ids), conversation.messages
+    conversation.generate(LONG, max_new_tokens=6, ignore_eos=True)
+    conversation.truncate(kept + 3)
+    assert conversation.messages == messages
+    assert len(conversation.token_ids) == kept + 3
+    answer = conversation.generate("second", max_new_tokens=6)
+    whole = [*messages, {"role": "user", "content": "second"}]
+    assert answer.token_ids == engine.generate(whole, max_new_tokens=6).token_ids
+    conversation.truncate(0)
+    assert conversation.messages == ()
+    with pytest.raises(ContextLimitError, match="holds 0 tokens and cannot be cut to 1"):
+        conversation.truncate(1)
+
+
+def test_a_closed_stream_leaves_the_answer_so_far(engine):
+    conversation = engine.session()
+    stream = conversation.stream("hello", max_new_tokens=50, ignore_eos=True, drafter="none")
+    text = "".join(next(stream).text for _ in range(10))
+    with pytest.raises(GenerationError, match="this conversation is generating already"):
+        conversation.generate("again")
+    with pytest.raises(GenerationError, match="this conversation is generating already"):
+        conversation.fork()
+    stream.close()
+    assert conversation.messages[-1] == {"role": "assistant", "content": text}
+    answer = conversation.generate("go on", max_new_tokens=8)
+    assert answer.token_ids == engine.generate([*conversation.messages[:-1]], max_new_tokens=8).token_ids
+
+
+def test_a_prompt_that_does_not_fit_changes_nothing(engine):
+    conversation = engine.session()
+    conversation.generate("hello", max_new_tokens=4)
+    before = conversation.messages, conversation.token_ids.tolist()
+    with pytest.raises(ContextLimitError, match="this engine holds 2048"):
+        conversation.generate("word " * 800)
+    with pytest.raises(GenerationError, match="top_p is 2"):
+        conversation.generate("hello", top_p=2)
+    assert (conversation.messages, conversation.token_ids.tolist()) == before
+
+
+def test_conversations_share_an_engine(engine):
+    """Turn by turn in turn: each keeps its own rows, which are parked in between."""
+    conversations = [engine.session() for _ in range(3)]
+    histories = [[], [], []]
+    for turn in range(3):
+        for place, conversation in enumerate(conversations):
+            question = f"{place} asks {turn} " + "x y " * 40
+            histories[place].append({"role": "user", "content": question})
+            answer = conversation.generate(question, max_new_tokens=10)
+            assert answer.token_ids == engine.generate(histories[place], max_new_tokens=10).token_ids
+            histories[place].append({"role": "assistant", "content": answer.text})
+    assert engine.memory().parked > 0
+    for conversation in conversations:
+        conversation.close()
+    assert engine.memory().parked == 0
+    with pytest.raises(GenerationError, match="this conversation is closed"):
+        conversations[0].generate("hello")
+
+
+def test_where_decoded_rows_are_not_exact_only_prefilled_ones_serve(build_engine, tmp_path):
+    """Head size 256 on stock kernels: attention sums in another order at some totals, so decoded rows do not serve."""
+    folder = save_tiny_model(
+        tmp_path / "model", "qwen3", head_dim=256, num_hidden_layers=2, max_position_embeddings=1024
+    )
+    with runtime.load(build_engine(folder), kernels="stock") as engine, engine.session() as conversation:
+        assert not engine.record.row_invariance.prefill
+        messages = []
+        for turn, reused in enumerate([0, 0, CHUNK]):
+            question = f"turn {turn} " + "ab " * (20 if turn == 0 else 90)
+            messages.append({"role": "user", "content": question})
+            answer = conversation.generate(question, max_new_tokens=50, ignore_eos=True)
+            assert answer.stats.reused_tokens == reused
+            assert answer.token_ids == engine.generate(messages, max_new_tokens=50, ignore_eos=True).token_ids
+            messages.append({"role": "assistant", "content": answer.text})
+
+
+def test_prefill_needs_something(engine):
+    with pytest.raises(GenerationError, match="the prompt is empty"):
+        engine.session().prefill()
+    assert engine.session().prefill("hello") == len(engine.encode("hello"))
+    assert engine.session().prefill(np.arange(5)) == 5
