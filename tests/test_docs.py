@@ -41,8 +41,11 @@ def test_tree_lists_every_file_once():
     assert sorted(listed) == sorted(present)
 
 
-def test_python_example_runs(smollm2_engine):
-    code = README.split("```python\n")[1].split("```")[0].replace("build/smollm2-w8a8", str(smollm2_engine))
+@pytest.mark.parametrize("page", ["README.md", "docs/runtime.md"])
+def test_python_examples_run(smollm2_engine, page):
+    """The blocks of a page, one after the other in one program."""
+    blocks = (ROOT / page).read_text(encoding="utf-8").split("```python\n")[1:]
+    code = "\n".join(block.split("```")[0] for block in blocks).replace("build/smollm2-w8a8", str(smollm2_engine))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "stop" in done.stdout or "length" in done.stdout

@@ -9,6 +9,7 @@ import torch
 import runtime
 from calibration.float_model import load_float_model
 from plugins.cpu import toolchain
+from plugins.sample_token import Filters, distribution
 from quasar.checkpoints import open_checkpoint
 from quasar.text import Prompt
 from runtime.drafters import Draft, PromptLookup
@@ -36,11 +37,63 @@ def engine(smollm2_engine):
 
 def test_speculative_is_plain_bit_for_bit(engine):
     prompts = [Prompt(messages=({"role": "user", "content": text},)) for text in PROMPTS]
-    parity = verify(engine, prompts, drafter="prompt-lookup", num_draft_tokens=5, max_new_tokens=64)
+    parity = verify(engine, prompts, {"max_new_tokens": 64})
     assert parity.divergences == ()
     assert parity.identical == len(PROMPTS)
     assert parity.accepted > 30
     assert parity.acceptance_length > 1.2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0.8, "top_p": 0.95},
+        {
+            "temperature": 0.9,
+            "top_k": 40,
+            "repetition_penalty": 1.1,
+            "presence_penalty": 0.4,
+            "min_new_tokens": 20,
+            "logit_bias": {5: 2.0, 7: -np.inf},
+        },
+    ],
+    ids=["nucleus", "everything"],
+)
+def test_drawn_texts_are_the_same_with_speculation(engine, options):
+    prompts = [Prompt(messages=({"role": "user", "content": text},)) for text in PROMPTS]
+    parity = verify(engine, prompts, {"max_new_tokens": 48, "seed": 1, **options})
+    assert parity.divergences == ()
+    assert parity.accepted > 0
+
+
+def test_turns_of_a_conversation_are_those_of_fresh_prefills(engine):
+    long = " ".join(PROMPTS)
+    prompt = Prompt(messages=({"role": "user", "content": long},), later_turns=tuple(PROMPTS[:3]))
+    parity = verify(engine, [prompt], {"max_new_tokens": 48}, turns="all")
+    assert (parity.divergences, parity.answers) == ((), 4)
+    assert parity.reused_tokens >= 3 * 256
+
+
+def test_the_first_drawn_token_over_20000_seeds(engine):
+    """Chi-square of real logits; tokens that are expected less than five times are counted as one."""
+    logits = engine.logits(engine.encode("Tell me a story.").tolist())
+    filters, seeds = Filters(temperature=1.0, top_p=0.98), 20_000
+    expected = seeds * distribution(logits, filters)
+    position, sampler = len(engine.encode("Tell me a story.")), engine._core.sampler
+    drawn = [sampler(filters, seed)(logits, position) for seed in range(seeds)]
+    counts = np.bincount(drawn, minlength=len(logits))
+    often = expected >= 5
+    observed = np.append(counts[often], counts[~often].sum())
+    wanted = np.append(expected[often], expected[~often].sum())
+    assert counts[expected == 0].sum() == 0
+    assert often.sum() > 20
+    statistic, degrees = ((observed - wanted) ** 2 / np.maximum(wanted, 1e-9)).sum(), len(wanted) - 1
+    # Wilson and Hilferty's approximation of the 99.9 % quantile.
+    assert statistic < degrees * (1 - 2 / (9 * degrees) + 3.09 * (2 / (9 * degrees)) ** 0.5) ** 3
+    # The engine draws what the sampler draws.
+    for seed in (0, 7):
+        options = {"temperature": 1.0, "top_p": 0.98, "seed": seed, "max_new_tokens": 1}
+        assert engine.generate("Tell me a story.", **options).token_ids == (drawn[seed],)
 
 
 def test_junk_drafts_change_nothing(engine):
@@ -66,6 +119,7 @@ def test_manifest_tells_what_was_measured(smollm2_engine):
         "widest": 32,
         "boundaries": [],
         "tree": toolchain.LIBRARY.is_file(),
+        "prefill": True,
     }
     assert set(manifest["cost_surface_ms"]) == {"16", "256", "1024", "4096"}
     # A prototype gave 0.0275 and 0.90 on other prompts; the margin is for these few prompts.
