@@ -76,7 +76,7 @@ class Rounds:
         chooser = self._chooser(setting)
         context = np.concatenate([self._prompt, draft])
         start = time.perf_counter()
-        choice = chooser.choose(context[self._rows :], self._rows, WIDTH, context, draft)
+        choice = chooser.choose(context[self._rows :], self._rows, WIDTH, context, draft, lambda token: True)
         return choice.tokens, 1000 * (time.perf_counter() - start)
 
     def drafts(self, setting: str | None) -> dict[str, Int64]:

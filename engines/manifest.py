@@ -47,6 +47,7 @@ _MODEL = {
     "checkpoint_bytes": int,
     "context_length": int,
 }
+_FIRST_SAMPLER = "gumbel-max philox4x64-10 v1"
 _OPTIONAL_FILES = ("weights", "native_graph", "native_probe", "native_weights")
 _FIGURES = {"mean_kl_nats", "top1_agreement", "perplexity", "perplexity_float", "tokens"}
 _FIDELITY = _FIGURES | {"continuation", "prompts", "prompts_sha256"}
@@ -233,12 +234,13 @@ class Manifest:
             )
         # Engines that earlier versions built name no sampler; the first one is theirs.
         value = check_fields(
-            "the top level", {"sampler": SAMPLER, **value} if isinstance(value, dict) else value, _KEYS
+            "the top level", {"sampler": _FIRST_SAMPLER, **value} if isinstance(value, dict) else value, _KEYS
         )
         if value["sampler"] != SAMPLER:
             raise NewerEngineError(
-                f"manifest.json names the sampler {value['sampler']!r}, this installation has {SAMPLER!r}: its sampled "
-                "texts would differ; upgrade quasar-verifier, or build the engine again with this version"
+                f"manifest.json names the sampler {value['sampler']!r}, this installation has {SAMPLER!r}, which would "
+                "draw other texts: take the version of quasar-verifier that built the engine, or build it again with "
+                "this one"
             )
         text = check_fields(
             "text",

@@ -12,6 +12,8 @@ from engines.contract import Contract
 from engines.row_invariance import Int64, RowInvariance
 
 _SEED = 20262
+# Between the widest verify call and a whole chunk, on both sides of what kernels may change at.
+_WIDTHS = (33, 50, 64, 100, 129, 200)
 
 
 class PrefillSession(Protocol):
@@ -32,30 +34,38 @@ class PrefillSession(Protocol):
 
 
 def prefill_is_exact(session: PrefillSession, found: RowInvariance, *, rows: int | None = None) -> bool:
-    """Compare chunks, into an empty cache and behind a full chunk, with their rows decoded one by one, bit for bit.
+    """Compare chunks, at the beginning of the cache and behind others, with their rows decoded one by one, bit for bit.
+
+    A prompt's last chunk may be of any width, so narrower ones are compared, too.
 
     Args:
         found: the widths at which chains are exact. No prefill is where decoding is not, or has boundaries.
         rows: how many rows of each chunk are decoded; None for all.
     """
-    if found.chain is None or found.boundaries:
+    contract, base, chunk = session.contract, found.chain, session.contract.prefill_chunk
+    if base is None or found.boundaries or session.max_logits_rows < chunk or contract.max_length < chunk:
         return False
-    contract, base = session.contract, found.chain
-    chunk = min(contract.prefill_chunk, contract.max_length // 2, session.max_logits_rows)
-    count = chunk if rows is None else min(rows, chunk)
     random = np.random.default_rng(_SEED)
-    exact = True
-    for length in (0, chunk):
+    last = (contract.max_length - chunk) // chunk * chunk
+    for length in sorted({0, min(chunk, last), last}):
         tokens = random.integers(0, contract.vocab_size, chunk)
         junk = random.integers(0, contract.vocab_size, chunk + base)
         if length:
             session.write_rows(0, random.standard_normal(session.read_rows(0, length).shape, np.float32))
-        whole = session.run_logits(tokens, length, chunk).copy()
-        written = session.read_rows(length, length + chunk)
+        widths = [width for width in _WIDTHS if width < chunk] if length == 0 else []
+        outputs, written = [], []
+        for width in (*widths, chunk - 1, chunk):
+            outputs.append(session.run_logits(tokens[:width], length, width).copy())
+            written.append(session.read_rows(length, length + width))
+        count = chunk if rows is None else min(rows, chunk)
         for row in range(count):
             fed = np.concatenate([tokens[row : row + 1], junk[row + 1 : row + base]])
-            narrow = session.run_logits(fed, length + row, base)[0]
-            exact = exact and narrow.tobytes() == whole[row].tobytes()
-        decoded = session.read_rows(length, length + count)
-        exact = exact and decoded.tobytes() == np.ascontiguousarray(written[..., :count, :]).tobytes()
-    return exact
+            decoded = session.run_logits(fed, length + row, base)[0].tobytes()
+            if any(decoded != whole[row].tobytes() for whole in outputs if row < len(whole)):
+                return False
+        kept = session.read_rows(length, length + count)
+        for block in written:
+            common = min(count, block.shape[-2])
+            if kept[..., :common, :].tobytes() != block[..., :common, :].tobytes():
+                return False
+    return True

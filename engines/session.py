@@ -26,6 +26,15 @@ class SessionMemory:
     buffers: int
 
 
+def rows_of(out: Float32, count: int, columns: int) -> Float32:
+    """The first `count` rows of a buffer for logits; raises `ValueError` unless a session can write them in place."""
+    if out.dtype != np.float32 or out.shape[1:] != (columns,) or len(out) < count or not out.flags.c_contiguous:
+        raise ValueError(
+            f"out is {out.dtype} {out.shape}; contiguous float32 [{count} or more, {columns}] was expected"
+        )
+    return out[:count]
+
+
 class Session(Protocol):
     """One loaded verifier with its KV cache.
 

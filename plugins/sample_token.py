@@ -32,6 +32,8 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 
+LEAST_TEMPERATURE, MOST_TEMPERATURE = 1e-6, 1e6
+
 _KEY = 1
 _BLOCKS, _MEMBERS = 0, 1
 _BLOCK = 16
@@ -39,16 +41,26 @@ _COLUMNS = _BLOCK * _BLOCK
 _SLACK = np.float32(1e-3)
 # How far below the largest scaled logit the tokens of a nucleus are looked for at first.
 _REACH = 8.0
+# Nearer than this to the edge of top_p, relative to it, sums of float32 are not trusted.
+_EDGE = 1e-4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filters:
-    """What is left to draw from: `temperature` > 0; `top_k` 0, `top_p` 1 and `min_p` 0 keep everything."""
+    """What is left to draw from; `top_k` 0, `top_p` 1 and `min_p` 0 keep everything.
+
+    Raises `GenerationError` for a `temperature` outside 1e-6 to 1e6, where scaled logits would leave their type.
+    """
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the temperature."""
+        if not LEAST_TEMPERATURE <= self.temperature <= MOST_TEMPERATURE:
+            raise GenerationError(f"temperature is {self.temperature}; 1e-6 to 1e6 was expected")
 
 
 def sample_token(logits: Float32, filters: Filters, *, seed: int, position: int) -> int:
@@ -117,8 +129,7 @@ def _min_p_floor(largest: float, filters: Filters) -> float:
 
 def _nucleus(logits: Float32, largest: float, within: float, filters: Filters) -> Int64:
     """The tokens that top_p keeps of those of at least `within`; only the likely ones are sorted."""
-    scale = np.float32(1 / filters.temperature)
-    scaled = (logits - np.float32(largest)) * scale
+    scaled = (logits - np.float32(largest)) * np.float32(1 / filters.temperature)
     mass = np.exp(scaled)
     mass[logits < within] = 0
     needed = filters.top_p * float(mass.sum(dtype=np.float64))
@@ -130,9 +141,17 @@ def _nucleus(logits: Float32, largest: float, within: float, filters: Filters) -
         reach *= 2
     # Values alone are sorted, ten times as fast as their order; ids decide between those that equal the last one.
     values = np.sort(logits[likely])[::-1]
-    sorted_mass = np.where(values < within, 0, np.exp((values - np.float32(largest)) * scale))
-    cumulative = np.cumsum(sorted_mass, dtype=np.float64)
-    count = int(np.count_nonzero(cumulative - sorted_mass < needed))
+    share = np.exp((values - np.float32(largest)) * np.float32(1 / filters.temperature)).astype(np.float64)
+    share[values < within] = 0
+    ahead = np.cumsum(share) - share
+    if np.abs(ahead - needed).min() < _EDGE * needed:
+        # Too near for float32 to tell: every implementation decides such cases in float64.
+        whole = np.exp((logits.astype(np.float64) - largest) / filters.temperature)
+        whole[logits < within] = 0
+        share = np.exp((values.astype(np.float64) - largest) / filters.temperature)
+        share[values < within] = 0
+        ahead, needed = np.cumsum(share) - share, filters.top_p * float(whole.sum())
+    count = max(1, int(np.count_nonzero(ahead < needed)))
     last = values[count - 1]
     more, ties = likely[logits[likely] > last], likely[logits[likely] == last]
     kept: Int64 = np.concatenate([more, ties[: count - len(more)]])

@@ -1,6 +1,7 @@
 """The public API: `load` → `Engine.generate`, which is a loop over `Engine.stream`."""
 
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -226,7 +227,7 @@ class Engine:
             weights=session.weights,
             cache=session.cache,
             buffers=session.buffers + core.logits_bytes,
-            parked=sum(tenant.parked_bytes for tenant in core.tenants),
+            parked=core.turns.parked_bytes(),
         )
 
     @property
@@ -244,10 +245,12 @@ def gather(events: Iterable[Event]) -> Generation:
     texts: list[str] = []
     token_ids: list[int] = []
     logprobs: list[Any] = []
-    for event in events:
-        texts.append(event.text)
-        token_ids += event.token_ids
-        logprobs += event.logprobs
+    # An interrupt between two events must not leave the stream open.
+    with contextlib.closing(events) if isinstance(events, Generator) else contextlib.nullcontext():
+        for event in events:
+            texts.append(event.text)
+            token_ids += event.token_ids
+            logprobs += event.logprobs
     # A stream that ends without an error ends with the event that has both.
     assert event.finish_reason is not None
     assert event.stats is not None

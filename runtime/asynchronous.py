@@ -7,6 +7,10 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from runtime.events import Event
 from runtime.options import Signal
 
+# Events that may be unread, and how often a thread that waits for its reader looks whether there still is one.
+_UNREAD = 8
+_LOOK_SECONDS = 0.1
+
 
 class _Either:
     """Set when the consumer is gone, or when the caller's own signal is."""
@@ -20,20 +24,28 @@ class _Either:
 
 
 async def in_thread(start: Callable[[Signal], Iterator[Event]], cancel: Signal | None) -> AsyncIterator[Event]:
-    """The events of a stream that `start` makes, given what cancels it; its errors are raised here."""
+    """The events of a stream that `start` makes, given what cancels it; its errors are raised here.
+
+    The thread is a few events ahead of its consumer at most.
+    """
     loop = asyncio.get_running_loop()
     queue: asyncio.Queue[Event | BaseException | None] = asyncio.Queue()
+    room = threading.Semaphore(_UNREAD)
     signal = _Either(cancel)
     stream = start(signal)
 
     def give(item: Event | BaseException | None) -> None:
-        # The event loop may be closed by now: then nobody waits for it.
-        if not loop.is_closed():
+        try:
             loop.call_soon_threadsafe(queue.put_nowait, item)
+        except RuntimeError:
+            # The event loop is closed: nobody waits for anything.
+            signal.gone.set()
 
     def pump() -> None:
         try:
             for event in stream:
+                while not room.acquire(timeout=_LOOK_SECONDS) and not signal.gone.is_set():
+                    continue
                 give(event)
             give(None)
         except BaseException as error:  # raised where the events are awaited
@@ -45,6 +57,7 @@ async def in_thread(start: Callable[[Signal], Iterator[Event]], cancel: Signal |
         while (item := await queue.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
+            room.release()
             yield item
     finally:
         signal.gone.set()

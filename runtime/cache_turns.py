@@ -7,6 +7,8 @@ step, bit for bit. So any number of threads and open streams share an engine wit
 
 import threading
 import time
+import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -17,6 +19,7 @@ from runtime.kv_cache import KVCache
 
 # Seconds that a text keeps the cache between two of its steps while others wait.
 PATIENCE = 0.05
+CLOSED = "this conversation is closed: make another with engine.session()"
 GENERATING = "this conversation is generating already: finish or close that stream first"
 
 
@@ -26,32 +29,50 @@ class Tenant:
     def __init__(self, cache: KVCache) -> None:
         self.cache = cache
         self.parked: Float32 | None = None
-        # Between the first and the last step of a generation.
+        # From `begin` to `end`; and whether a step was made since then.
         self.generating = False
-
-    @property
-    def parked_bytes(self) -> int:
-        """Memory of the parked rows."""
-        return 0 if self.parked is None else self.parked.nbytes
+        self.started = False
+        # Its rows are gone for good.
+        self.released = False
 
 
 class CacheTurns:
-    """The turns on one session. Thread-safe; a turn must be short: one prefill or one round."""
+    """The turns on one session. Thread-safe; a turn must be short: one prefill or one round.
+
+    Texts that wait have the cache in the order in which they came. One that has made a step goes on before them, until
+    it ends or is left alone.
+    """
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._changed = threading.Condition()
-        self._busy = False
+        # The thread that is in the middle of a step.
+        self._owner: int | None = None
         self._closed = False
         self._resident: Tenant | None = None
         self._left_at = 0.0
+        self._waiting: deque[object] = deque()
+        self._tenants: weakref.WeakSet[Tenant] = weakref.WeakSet()
+
+    def new_tenant(self, cache: KVCache) -> Tenant:
+        """A text over rows of its own."""
+        tenant = Tenant(cache)
+        with self._changed:
+            self._tenants.add(tenant)
+        return tenant
+
+    def parked_bytes(self) -> int:
+        """Memory of all parked rows."""
+        with self._changed:
+            parked = [tenant.parked for tenant in self._tenants]
+        return sum(rows.nbytes for rows in parked if rows is not None)
 
     @contextmanager
     def turn(self, tenant: Tenant, interrupted: Callable[[], bool] = lambda: False) -> Iterator[bool]:
         """Have the cache, with the tenant's rows in it; yields False if `interrupted` says so while others have it.
 
         Raises:
-            GenerationError: the engine was closed.
+            GenerationError: the engine was closed, the tenant released, or this thread is inside a step of the engine.
         """
         if not self._enter(tenant, interrupted):
             yield False
@@ -60,25 +81,26 @@ class CacheTurns:
             self._bring(tenant)
             yield True
         finally:
-            self._leave()
+            self._leave(tenant)
 
     def begin(self, tenant: Tenant) -> None:
         """The first step of a generation is to come; raises `GenerationError` if the text has one that goes on."""
         with self._changed:
             if tenant.generating:
                 raise GenerationError(GENERATING)
-            tenant.generating = True
+            tenant.generating, tenant.started = True, False
 
     def end(self, tenant: Tenant) -> None:
         """The generation is over; its rows stay until another text needs the place."""
         with self._changed:
-            tenant.generating = False
+            tenant.generating = tenant.started = False
             self._changed.notify_all()
 
     def release(self, tenant: Tenant) -> None:
         """The tenant's rows are needed no more."""
         with self._changed:
-            tenant.generating, tenant.parked = False, None
+            tenant.generating = tenant.started = False
+            tenant.parked, tenant.released = None, True
             if self._resident is tenant:
                 self._resident = None
             self._changed.notify_all()
@@ -88,29 +110,52 @@ class CacheTurns:
         with self._changed:
             if self._closed:
                 return
+            self._refuse_own_step()
             self._closed = True
-            while self._busy:
+            while self._owner is not None:
                 self._changed.wait()
             self._resident = None
             self._session.close()
             self._changed.notify_all()
 
     def _enter(self, tenant: Tenant, interrupted: Callable[[], bool]) -> bool:
+        ticket = object()
         with self._changed:
-            while True:
-                if self._closed:
-                    raise GenerationError("this engine is closed: load it again with runtime.load")
-                if not self._busy and (self._resident is tenant or self._seconds_to_wait() <= 0):
-                    self._busy = True
-                    return True
-                if interrupted():
-                    return False
-                # Half the patience at most, so that an interruption is seen soon.
-                self._changed.wait(PATIENCE / 2 if self._busy else min(self._seconds_to_wait(), PATIENCE / 2))
+            self._refuse_own_step()
+            self._waiting.append(ticket)
+            try:
+                while True:
+                    if self._closed:
+                        raise GenerationError("this engine is closed: load it again with runtime.load")
+                    if tenant.released:
+                        raise GenerationError(CLOSED)
+                    if self._owner is None and self._may_enter(tenant, ticket):
+                        self._owner = threading.get_ident()
+                        return True
+                    if interrupted():
+                        return False
+                    # Half the patience at most, so that an interruption is seen soon.
+                    left = self._seconds_to_wait() if self._owner is None else PATIENCE
+                    self._changed.wait(min(max(left, 0.001), PATIENCE / 2))
+            finally:
+                self._waiting.remove(ticket)
+                self._changed.notify_all()
+
+    def _may_enter(self, tenant: Tenant, ticket: object) -> bool:
+        """Whether it is this text's turn, while nobody makes a step."""
+        if self._resident is tenant and tenant.started:
+            return True
+        return self._waiting[0] is ticket and self._seconds_to_wait() <= 0
+
+    def _refuse_own_step(self) -> None:
+        if self._owner == threading.get_ident():
+            raise GenerationError(
+                "a hook or a drafter used the engine that is calling it: nothing can run inside one of its own steps"
+            )
 
     def _seconds_to_wait(self) -> float:
         """Until the resident text may be moved."""
-        if self._resident is None or not self._resident.generating:
+        if self._resident is None or not self._resident.started:
             return 0.0
         return self._left_at + PATIENCE - time.monotonic()
 
@@ -120,15 +165,20 @@ class CacheTurns:
         if other is tenant:
             return
         if other is not None:
-            other.parked = self._session.read_rows(0, other.cache.length)
+            rows = self._session.read_rows(0, other.cache.length)
+            with self._changed:
+                other.parked = None if other.released else rows
         self._resident = None
         if tenant.parked is not None:
             self._session.write_rows(0, tenant.parked[..., : tenant.cache.length, :])
             tenant.parked = None
         self._resident = tenant
 
-    def _leave(self) -> None:
+    def _leave(self, tenant: Tenant) -> None:
         with self._changed:
-            self._busy = False
+            self._owner = None
             self._left_at = time.monotonic()
+            tenant.started = tenant.generating
+            if tenant.released and self._resident is tenant:
+                self._resident = None
             self._changed.notify_all()

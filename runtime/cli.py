@@ -155,6 +155,8 @@ def verify(
 
     if turns not in ("first", "all"):
         raise GenerationError(f"--turns is {turns!r}; first or all was expected")
+    if options["deadline"] is not None:
+        raise GenerationError("--deadline ends two runs at different places, so they cannot be compared: leave it out")
     if options["seed"] is None:
         options["seed"] = 0
     rows = read_prompts(prompts, limit)

@@ -4,9 +4,10 @@ Rows are reused up to a multiple of the prefill chunk, and only where they have 
 answer is the one that the whole conversation would get from an empty cache.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +15,13 @@ from numpy.typing import NDArray
 from quasar.errors import ContextLimitError, GenerationError
 from quasar.text import Message
 from quasar.text.prompts import check_messages
-from runtime.cache_turns import GENERATING, Tenant
+from runtime.asynchronous import collect, in_thread
+from runtime.cache_turns import CLOSED, GENERATING, Tenant
 from runtime.core import Core
 from runtime.events import Event, Generation
 from runtime.kv_cache import KVCache
 from runtime.loop import check_prompt
-from runtime.options import GenerationOptions, OptionsDict, make_options, takes_options
+from runtime.options import GenerationOptions, OptionsDict, Signal, make_options, takes_options
 
 if TYPE_CHECKING:
     from runtime.api import Prompt
@@ -36,7 +38,7 @@ class Conversation:
         self._messages = check_messages(messages, "messages") if messages else ()
         self._tenant: Tenant | None = core.new_tenant(cache)
         # How many messages there were when the text had so many tokens: where `truncate` may cut.
-        self._marks: list[tuple[int, int]] = []
+        self._marks = [(len(self._messages), 0)]
 
     def __enter__(self) -> Self:
         return self
@@ -71,13 +73,16 @@ class Conversation:
                 of which the rows that are kept already are not computed again.
             options: see `GenerationOptions`.
 
-        The answer becomes part of the conversation, even of a stream that is cancelled or closed half-way.
+        The answer becomes part of the conversation, even of a stream that is cancelled or closed half-way; one that
+        gave no token leaves the messages as they were.
 
         Raises:
             ContextLimitError: the conversation does not fit the KV cache; it stays as it was.
             GenerationError: an option that cannot be honoured; the conversation generates already, or is closed.
         """
-        tenant, checked = self._idle(), make_options(options)
+        tenant, checked = self._open(), make_options(options)
+        if tenant.generating:
+            raise GenerationError(GENERATING)
         ids = self._core.encode(prompt, chat_template=checked.chat_template, history=self._messages)
         return self._events(self._core.start(ids, checked, tenant), self._asked(prompt, checked))
 
@@ -88,21 +93,38 @@ class Conversation:
 
         return gather(self.stream(prompt, **options))
 
+    @takes_options
+    def astream(self, prompt: "Prompt", **options: Unpack[OptionsDict]) -> AsyncIterator[Event]:
+        """`stream` for asyncio, as `Engine.astream` is."""
+
+        def start(cancel: Signal) -> Iterator[Event]:
+            return self.stream(prompt, **cast("OptionsDict", {**options, "cancel": cancel}))
+
+        return in_thread(start, options.get("cancel"))
+
+    @takes_options
+    async def agenerate(self, prompt: "Prompt", **options: Unpack[OptionsDict]) -> Generation:
+        """`generate` for asyncio."""
+        from runtime.api import gather
+
+        return gather(await collect(self.astream(prompt, **options)))
+
     def prefill(self, prompt: "Prompt | None" = None, *, chat_template: bool = True) -> int:
         """Compute the rows of a prompt without an answer, for forks to share; returns how many tokens it has.
 
-        `prompt` None: the messages that the conversation began with.
+        `prompt` None: the conversation's messages; a string would be the user's next one.
 
         Raises:
             GenerationError: there is nothing to prefill, or the conversation is generating or closed.
             ContextLimitError: it does not fit the KV cache.
         """
-        tenant = self._idle()
-        ids = self._core.encode(self._messages if prompt is None else prompt, chat_template=chat_template)
+        asked = self._messages if prompt is None else prompt
+        ids = self._core.encode(asked, chat_template=chat_template, history=self._messages)
         session = self._core.loaded.session
         check_prompt(ids, session.contract)
-        chunk, cache = session.contract.prefill_chunk, tenant.cache
-        with self._core.turns.turn(tenant):
+        chunk = session.contract.prefill_chunk
+        with self._alone() as tenant, self._core.turns.turn(tenant):
+            cache = tenant.cache
             cache.truncate(cache.reusable(ids, decoded_rows=self._core.loaded.record.row_invariance.prefill))
             for begin in range(cache.length, len(ids), chunk):
                 session.run(ids[begin : begin + chunk], begin, 1)
@@ -111,27 +133,29 @@ class Conversation:
 
     def fork(self) -> "Conversation":
         """A second conversation that goes on from here, with a copy of the rows."""
-        tenant = self._idle()
-        other = Conversation(self._core, self._messages, tenant.cache.copy())
-        other._marks = list(self._marks)
-        with self._core.turns.turn(tenant):
-            rows = self._core.loaded.session.read_rows(0, tenant.cache.length)
-        other._open().parked = rows
+        with self._alone() as tenant:
+            other = Conversation(self._core, self._messages, tenant.cache.copy())
+            other._marks = list(self._marks)
+            with self._core.turns.turn(tenant):
+                other._open().parked = self._core.loaded.session.read_rows(0, tenant.cache.length)
         return other
 
     def truncate(self, length: int) -> None:
-        """Forget everything from token `length` on: rows, and the messages that are not whole before it.
+        """Forget everything from token `length` on: rows, and the turns that are not whole before it.
+
+        The messages that the conversation began with stay.
 
         Raises:
             ContextLimitError: the conversation has fewer tokens.
             GenerationError: it is generating or closed.
         """
-        cache = self._idle().cache
-        if not 0 <= length <= cache.length:
-            raise ContextLimitError(f"the conversation holds {cache.length} tokens and cannot be cut to {length}")
-        cache.truncate(length)
-        self._marks = [mark for mark in self._marks if mark[1] <= length]
-        self._messages = self._messages[: self._marks[-1][0] if self._marks else 0]
+        with self._alone() as tenant:
+            cache = tenant.cache
+            if not 0 <= length <= cache.length:
+                raise ContextLimitError(f"the conversation holds {cache.length} tokens and cannot be cut to {length}")
+            cache.truncate(length)
+            self._marks = [mark for mark in self._marks if mark[1] <= length]
+            self._messages = self._messages[: self._marks[-1][0] if self._marks else 0]
 
     def _asked(self, prompt: Any, options: GenerationOptions) -> tuple[Message, ...]:
         """The messages of a prompt; none for token ids and plain text."""
@@ -147,7 +171,7 @@ class Conversation:
         started = False
         try:
             for event in events:
-                if not started:
+                if event.token_ids and not started:
                     started = True
                     # Marks of a text that this prompt does not go on from are void.
                     self._marks = [mark for mark in self._marks if asked[: mark[0]] == self._messages[: mark[0]]]
@@ -161,13 +185,17 @@ class Conversation:
                 self._messages = (*asked, {"role": "assistant", "content": "".join(texts)}) if asked else ()
                 self._marks.append((len(self._messages), tenant.cache.length))
 
-    def _idle(self) -> Tenant:
+    @contextmanager
+    def _alone(self) -> Iterator[Tenant]:
+        """The text, with no generation of it under way or begun meanwhile."""
         tenant = self._open()
-        if tenant.generating:
-            raise GenerationError(GENERATING)
-        return tenant
+        self._core.turns.begin(tenant)
+        try:
+            yield tenant
+        finally:
+            self._core.turns.end(tenant)
 
     def _open(self) -> Tenant:
         if self._tenant is None:
-            raise GenerationError("this conversation is closed: make another with engine.session()")
+            raise GenerationError(CLOSED)
         return self._tenant

@@ -3,11 +3,10 @@
 import logging
 import secrets
 import time
-import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +54,6 @@ class Core:
         self.codec: TextCodec = open_codec(loaded.directory.path, loaded.directory.manifest.text)
         self.turns = CacheTurns(loaded.session)
         self.sampler = _make_sampler()
-        self.tenants: weakref.WeakSet[Tenant] = weakref.WeakSet()
         self._logits: Float32 | None = None
 
     @cached_property
@@ -65,9 +63,7 @@ class Core:
 
     def new_tenant(self, cache: KVCache | None = None) -> Tenant:
         """A text that takes turns, with an empty cache or a copy of another's."""
-        tenant = Tenant(KVCache(self.loaded.session.contract) if cache is None else cache)
-        self.tenants.add(tenant)
-        return tenant
+        return self.turns.new_tenant(KVCache(self.loaded.session.contract) if cache is None else cache)
 
     def logits_buffer(self) -> Float32:
         """Float32 [rows, V] for the widest verify call; allocated when logits are first asked for."""
@@ -87,10 +83,10 @@ class Core:
             if not chat_template:
                 return np.asarray(self.codec.encode_text(prompt), np.int64)
             return np.asarray(self.codec.encode_chat([*history, {"role": "user", "content": prompt}]), np.int64)
-        if isinstance(prompt, np.ndarray):
-            return np.asarray(prompt, np.int64).reshape(-1)
-        if isinstance(prompt, (list, tuple)) and all(isinstance(item, (int, np.integer)) for item in prompt):
-            return np.asarray(prompt, np.int64).reshape(-1)
+        if isinstance(prompt, np.ndarray) or (
+            isinstance(prompt, (list, tuple)) and all(isinstance(item, (int, np.integer)) for item in prompt)
+        ):
+            return _token_ids(prompt)
         if not chat_template:
             raise GenerationError("messages need the chat template; without it give a string or token ids")
         return np.asarray(self.codec.encode_chat(check_messages(prompt, "prompt")), np.int64)
@@ -111,7 +107,7 @@ class Core:
             )
         options.check_vocabulary(session.contract.vocab_size)
         check_prompt(ids, session.contract)
-        stop_ids = frozenset(options.stop_token_ids) | (frozenset() if options.ignore_eos else self.end_ids)
+        stop_ids = options.stop_ids if options.ignore_eos else options.stop_ids | self.end_ids
         seed = options.seed
         if options.temperature > 0 and seed is None:
             seed = secrets.randbits(64)
@@ -224,6 +220,16 @@ class _Run:
             seed=self.seed or 0,
             buffer=self.core.logits_buffer,
         )
+
+
+def _token_ids(prompt: Any) -> Int64:
+    ids = np.asarray(prompt)
+    # Numbers that no type holds become objects.
+    if ids.ndim != 1 or (ids.dtype.kind not in "iu" and len(ids)):
+        raise GenerationError(f"the prompt is an array of {ids.dtype} {list(ids.shape)}; int64 [n] was expected")
+    if len(ids) and int(ids.max()) > np.iinfo(np.int64).max:
+        raise GenerationError(f"the prompt holds the token id {ids.max()}, which no vocabulary has")
+    return ids.astype(np.int64)
 
 
 class _Interruption:

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from engines.contract import MAX_WIDTH, Contract
 from engines.row_invariance import RowInvariance
 from quasar.errors import ContextLimitError, GenerationError
+from runtime.acceptance import accepted_prefix
 from runtime.drafters.base import NO_DRAFT, Draft, Drafter
 from runtime.kv_cache import KVCache
-from runtime.sampling.chooser import Choice, TokenChooser
+from runtime.sampling.chooser import Choice, GoesOn, TokenChooser
 from runtime.sampling.logprobs import TokenLogprob
-from runtime.stopping import StopRules
+from runtime.stopping import Cut, StopRules
 
 Int64 = NDArray[np.int64]
 _NOTHING = Choice(tokens=np.empty(0, np.int64))
@@ -82,39 +83,46 @@ def decode(
     context[: len(prompt)] = prompt
     length = len(prompt)
 
+    cut = Cut()
+
+    def goes_on(token: int) -> bool:
+        nonlocal cut
+        cut = stop.take(token)
+        return cut.finish_reason is None
+
     start = time.perf_counter()
-    reused = cache.reusable(prompt, decoded_rows=exact.prefill)
-    cache.truncate(reused)
-    drafted = 0
+    reused = drafted = 0
     draft_seconds = 0.0
-    choice = _prefill(chooser, prompt, cache, contract.prefill_chunk, interrupted)
+    draft = NO_DRAFT.tokens
+    choice = None
+    if interrupted() is None:
+        reused = cache.reusable(prompt, decoded_rows=exact.prefill)
+        cache.truncate(reused)
+        choice = _prefill(chooser, prompt, cache, contract.prefill_chunk, interrupted, goes_on)
     while True:
-        reason = None
         if choice is None:
-            reason, choice = interrupted(), _NOTHING
             stop.end()
-        cut = stop.cut(choice.tokens.tolist())
-        emitted = choice.tokens[: cut.kept]
+            cut, choice = Cut(finish_reason=interrupted()), _NOTHING
+        emitted = choice.tokens
         context[length : length + len(emitted)] = emitted
         length += len(emitted)
         yield Round(
             tokens=tuple(emitted.tolist()),
             drafted=drafted,
-            accepted=min(max(len(choice.tokens) - 1, 0), len(emitted)),
+            accepted=accepted_prefix(draft[: len(emitted)], emitted),
             seconds=time.perf_counter() - start,
             draft_seconds=draft_seconds,
-            finish_reason=reason or cut.finish_reason,
+            finish_reason=cut.finish_reason,
             stopped_by=cut.stopped_by,
-            logprobs=choice.logprobs[: cut.kept],
+            logprobs=choice.logprobs,
             sample_seconds=choice.seconds,
             reused=reused,
         )
-        if reason or cut.finish_reason is not None:
-            # Rows of tokens that were cut off are no part of the text.
-            cache.truncate(min(cache.length, length))
+        if cut.finish_reason is not None:
             return
         start = time.perf_counter()
         reused = drafted = 0
+        draft, draft_seconds = NO_DRAFT.tokens, 0.0
         if interrupted() is not None:
             choice = None
             continue
@@ -125,12 +133,18 @@ def decode(
         draft_seconds = time.perf_counter() - start
         context[length : length + drafted] = draft
         fed = _padded(context[length - 1 : length + drafted], exact.chain or 1)
-        choice = chooser.choose(fed, cache.length, len(fed), context[: length + drafted], draft)
+        choice = chooser.choose(fed, cache.length, len(fed), context[: length + drafted], draft, goes_on)
+        # The pending token and the drafts before the last token, which has no row of its own yet.
         cache.commit(fed[: len(choice.tokens)])
 
 
 def _prefill(
-    chooser: TokenChooser, prompt: Int64, cache: KVCache, chunk: int, interrupted: Callable[[], str | None]
+    chooser: TokenChooser,
+    prompt: Int64,
+    cache: KVCache,
+    chunk: int,
+    interrupted: Callable[[], str | None],
+    goes_on: GoesOn,
 ) -> Choice | None:
     """Feed the prompt behind the rows that are there, cut at fixed multiples of the engine's chunk.
 
@@ -144,7 +158,7 @@ def _prefill(
         if end < len(prompt):
             chooser.feed(prompt[begin:end], begin)
         else:
-            choice = chooser.choose(prompt[begin:], begin, 1, prompt, NO_DRAFT.tokens)
+            choice = chooser.choose(prompt[begin:], begin, 1, prompt, NO_DRAFT.tokens, goes_on)
         cache.commit(prompt[begin:end], prefill=True)
     return choice
 

@@ -11,13 +11,14 @@ from typing import Any, Protocol, TypedDict, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from plugins.sample_token import Filters
+from plugins.sample_token import LEAST_TEMPERATURE, MOST_TEMPERATURE, Filters
 from quasar.errors import GenerationError
 from runtime.drafters import Drafter
 
 DEFAULT_DRAFT_TOKENS = 5
 _MOST_LOGPROBS = 100
 _SEEDS = 1 << 64
+_LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 LogitsProcessor = Callable[[NDArray[np.int64], NDArray[np.float32]], NDArray[np.float32]]
 
@@ -44,8 +45,8 @@ class OptionsDict(TypedDict, total=False):
     logit_bias: Mapping[int, float] | None
     logits_processor: LogitsProcessor | None
     seed: int | None
-    stop: str | Sequence[str]
-    stop_token_ids: Sequence[int]
+    stop: str | Sequence[str] | None
+    stop_token_ids: Sequence[int] | None
     ignore_eos: bool
     logprobs: int | None
     deadline: float | None
@@ -98,8 +99,8 @@ class GenerationOptions:
     logit_bias: Mapping[int, float] | None = None
     logits_processor: LogitsProcessor | None = None
     seed: int | None = None
-    stop: str | Sequence[str] = ()
-    stop_token_ids: Sequence[int] = ()
+    stop: str | Sequence[str] | None = None
+    stop_token_ids: Sequence[int] | None = None
     ignore_eos: bool = False
     logprobs: int | None = None
     deadline: float | None = None
@@ -107,15 +108,20 @@ class GenerationOptions:
     drafter: Drafter | str = "prompt-lookup"
     num_draft_tokens: int = DEFAULT_DRAFT_TOKENS
     chat_template: bool = True
-    # `stop` as a tuple.
+    # `stop` and `stop_token_ids`, read once.
     stop_strings: tuple[str, ...] = field(init=False, repr=False)
+    stop_ids: frozenset[int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Check every value; raises `GenerationError` naming the option."""
         self._check_integer("max_new_tokens", 1)
         self._check_integer("min_new_tokens", 0)
         self._check_integer("top_k", 0)
-        self._check_number("temperature", lambda value: value >= 0, "0 (the most likely token) or more")
+        self._check_number(
+            "temperature",
+            lambda value: value == 0 or LEAST_TEMPERATURE <= value <= MOST_TEMPERATURE,
+            "0 (the most likely token), or 1e-6 to 1e6",
+        )
         self._check_number("top_p", lambda value: 0 < value <= 1, "more than 0 and at most 1")
         self._check_number("min_p", lambda value: 0 <= value <= 1, "0 to 1")
         self._check_number("repetition_penalty", lambda value: value > 0, "more than 0 (1 does nothing)")
@@ -136,15 +142,25 @@ class GenerationOptions:
                 raise GenerationError(f"logprobs is {self.logprobs}; 0 to {_MOST_LOGPROBS} was expected")
         if self.deadline is not None:
             self._check_number("deadline", lambda value: value > 0, "seconds, more than 0")
-        for token, bias in (self.logit_bias or {}).items():
-            if not _is_integer(token) or not _is_number(bias) or math.isnan(bias) or bias == math.inf:
-                raise GenerationError(f"logit_bias has {token!r}: {bias!r}; token ids with numbers (or -inf) expected")
-        strings = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        self._check_biases()
+        strings = (self.stop,) if isinstance(self.stop, str) else self._tuple("stop", "strings")
         if not all(isinstance(one, str) and one for one in strings):
             raise GenerationError(f"stop is {self.stop!r}; strings that are not empty were expected")
         object.__setattr__(self, "stop_strings", strings)
-        if not all(_is_integer(token) for token in self.stop_token_ids):
+        ids = self._tuple("stop_token_ids", "token ids")
+        if not all(_is_integer(token) for token in ids):
             raise GenerationError(f"stop_token_ids is {self.stop_token_ids!r}; token ids were expected")
+        object.__setattr__(self, "stop_ids", frozenset(int(token) for token in ids))
+        self._check_integer("num_draft_tokens", 0)
+        for name in ("ignore_eos", "chat_template"):
+            if not isinstance(getattr(self, name), bool):
+                raise GenerationError(f"{name} is {getattr(self, name)!r}; True or False was expected")
+        if self.logits_processor is not None and not callable(self.logits_processor):
+            raise GenerationError(f"logits_processor is {self.logits_processor!r}; a function was expected")
+        if self.cancel is not None and not hasattr(self.cancel, "is_set"):
+            raise GenerationError(f"cancel is {self.cancel!r}; a threading.Event, or the like, was expected")
+        if not isinstance(self.drafter, str) and not hasattr(self.drafter, "propose"):
+            raise GenerationError(f"drafter is {self.drafter!r}; a name, or an object with propose, was expected")
 
     @property
     def filters(self) -> Filters:
@@ -163,10 +179,24 @@ class GenerationOptions:
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Raise `GenerationError` if an id that an option names is outside the vocabulary."""
-        for name, ids in (("logit_bias", self.logit_bias or ()), ("stop_token_ids", self.stop_token_ids)):
+        for name, ids in (("logit_bias", self.logit_bias or ()), ("stop_token_ids", self.stop_ids)):
             for token in ids:
                 if not 0 <= token < vocab_size:
                     raise GenerationError(f"{name} names the token id {token}, outside the vocabulary of {vocab_size}")
+
+    def _check_biases(self) -> None:
+        if self.logit_bias is not None and not isinstance(self.logit_bias, Mapping):
+            raise GenerationError(f"logit_bias is {self.logit_bias!r}; token ids with numbers were expected")
+        for token, bias in (self.logit_bias or {}).items():
+            if not _is_integer(token) or not (bias == -math.inf or _is_float32(bias)):
+                raise GenerationError(f"logit_bias has {token!r}: {bias!r}; token ids with numbers (or -inf) expected")
+
+    def _tuple(self, name: str, expected: str) -> tuple[Any, ...]:
+        value = getattr(self, name)
+        try:
+            return () if value is None else tuple(value)
+        except TypeError:
+            raise GenerationError(f"{name} is {value!r}; {expected} were expected") from None
 
     def _check_integer(self, name: str, least: int) -> None:
         value = getattr(self, name)
@@ -175,7 +205,7 @@ class GenerationOptions:
 
     def _check_number(self, name: str, fits: Callable[[float], bool], expected: str) -> None:
         value = getattr(self, name)
-        if not _is_number(value) or not math.isfinite(value) or not fits(float(value)):
+        if not _is_float32(value) or not fits(float(value)):
             raise GenerationError(f"{name} is {value!r}; {expected} was expected")
 
 
@@ -213,8 +243,14 @@ def takes_options(method: Method) -> Method:
     return method
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+def _is_float32(value: Any) -> bool:
+    """Whether it is a finite number that logits can take."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return False
+    try:
+        return abs(float(value)) <= _LARGEST_FLOAT32
+    except OverflowError:
+        return False
 
 
 def _is_integer(value: Any) -> bool:

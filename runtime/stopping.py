@@ -10,14 +10,13 @@ STOP, LENGTH, CANCELLED, DEADLINE = "stop", "length", "cancelled", "deadline"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cut:
-    """How many of a block's tokens are kept, and why the text ends there, if it does.
+    """Why the text ends behind a token, if it does. `stopped_by`: the stop id or the stop string."""
 
-    `stopped_by`: the stop id or the stop string.
-    """
-
-    kept: int
     finish_reason: str | None = None
     stopped_by: int | str | None = None
+
+
+_GOES_ON = Cut()
 
 
 class StopRules:
@@ -54,20 +53,21 @@ class StopRules:
         """Allow no more than `tokens` in all: what the KV cache has room for."""
         self._max = min(self._max, tokens)
 
-    def cut(self, tokens: Sequence[int]) -> Cut:
-        """Take a block of new tokens, up to where the text ends."""
-        for place, token in enumerate(tokens):
-            self._count += 1
-            stopped_by: int | str | None = self._push(token)
-            if token in self._stop_ids:
-                stopped_by = token
-            if stopped_by is not None:
-                self._ended = True
-                return Cut(kept=place + 1, finish_reason=STOP, stopped_by=stopped_by)
-            if self._count == self._max:
+    def take(self, token: int) -> Cut:
+        """Another token of the text; nothing may be taken behind one that ends it."""
+        self._count += 1
+        stopped_by: int | str | None = self._push(token)
+        if token in self._stop_ids:
+            if stopped_by is None:
                 self._finish()
-                return Cut(kept=place + 1, finish_reason=LENGTH)
-        return Cut(kept=len(tokens))
+            stopped_by = token
+        if stopped_by is not None:
+            self._ended = True
+            return Cut(finish_reason=STOP, stopped_by=stopped_by)
+        if self._count == self._max:
+            self._finish()
+            return Cut(finish_reason=LENGTH)
+        return _GOES_ON
 
     def end(self) -> None:
         """No more tokens come."""

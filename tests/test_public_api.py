@@ -32,7 +32,8 @@ def test_generation_options():
     assert [option.name for option in OPTIONS] == options
     engine, conversation = runtime.Engine, runtime.Conversation
     methods = (engine.generate, engine.stream, engine.agenerate, engine.astream)
-    for method in (*methods, conversation.generate, conversation.stream):
+    conversations = (conversation.generate, conversation.stream, conversation.agenerate, conversation.astream)
+    for method in (*methods, *conversations):
         parameters = list(inspect.signature(method).parameters.values())[1:]
         assert [parameter.name for parameter in parameters] == ["prompt", *options]
         assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters[1:])

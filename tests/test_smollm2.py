@@ -67,7 +67,7 @@ def test_drawn_texts_are_the_same_with_speculation(engine, options):
 
 
 def test_turns_of_a_conversation_are_those_of_fresh_prefills(engine):
-    long = " ".join(PROMPTS)
+    long = " ".join(PROMPTS * 2)
     prompt = Prompt(messages=({"role": "user", "content": long},), later_turns=tuple(PROMPTS[:3]))
     parity = verify(engine, [prompt], {"max_new_tokens": 48}, turns="all")
     assert (parity.divergences, parity.answers) == ((), 4)

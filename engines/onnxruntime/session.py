@@ -12,7 +12,7 @@ from engines import contract as names
 from engines.cache_rows import Float32, HostCaches
 from engines.contract import Contract
 from engines.onnxruntime.options import session_options
-from engines.session import SessionMemory
+from engines.session import SessionMemory, rows_of
 from engines.tree import ancestor_mask, check_parents, depths
 from quasar.errors import EngineError, GenerationError
 
@@ -22,7 +22,7 @@ Int64 = NDArray[np.int64]
 _CACHE_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(bfloat16)": np.uint16}
 _BFLOAT16 = 16
 # A StringStringEntryProto: field 1 "length", field 2 a text of digits behind its own length.
-_LENGTH_ENTRY = re.compile(rb"\n\x06length\x12(.)([0-9]+)", re.DOTALL)
+_LENGTH_ENTRY = re.compile(rb"\n\x06length\x12(.)", re.DOTALL)
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
@@ -128,7 +128,7 @@ class OnnxRuntimeSession(HostCaches):
         self._feed(self._logits_binding, token_ids, cache_length, num_logits_rows, parents)
         if out is None:
             out = np.empty((num_logits_rows, self._columns), np.float32)
-        rows: Float32 = out[:num_logits_rows]
+        rows = rows_of(out, num_logits_rows, self._columns)
         self._logits_binding.bind_ortvalue_output(self._rows_output, self._ort.OrtValue.ortvalue_from_numpy(rows[None]))
         self._session.run_with_iobinding(self._logits_binding)
         return rows
@@ -192,8 +192,8 @@ def external_bytes(graph: bytes) -> int:
 
     Read from the entries `length` of their external data, since the runtime does without the onnx package.
     """
-    found = _LENGTH_ENTRY.finditer(graph)
-    return sum(int(digits[2]) for digits in found if len(digits[2]) == digits[1][0])
+    texts = (graph[entry.end() : entry.end() + entry[1][0]] for entry in _LENGTH_ENTRY.finditer(graph))
+    return sum(int(digits) for digits in texts if digits.isdigit())
 
 
 def _shared_value(ort: Any, array: NDArray[Any]) -> Any:

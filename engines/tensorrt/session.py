@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from engines import contract as names
 from engines.cache_rows import Float32
 from engines.contract import Contract
-from engines.session import SessionMemory
+from engines.session import SessionMemory, rows_of
 from engines.tensorrt.bindings import check_bindings
 from engines.tensorrt.cache import DeviceCache, LoadedKernel
 from engines.tensorrt.device import Device, OutOfMemoryError, RecordedWork
@@ -144,7 +144,7 @@ class TensorRtSession:
         """As `run`, but returns the logits float32 [rows, V] of those rows: a new array, or the first rows of `out`."""
         self._run(token_ids, cache_length, num_logits_rows, parents)
         shape = (num_logits_rows, self.contract.vocab_size)
-        logits: Float32 = np.empty(shape, np.float32) if out is None else out[:num_logits_rows]
+        logits = rows_of(np.empty(shape, np.float32) if out is None else out, *shape)
         self._device.download(logits.reshape(-1).view(np.uint8), self._logits)
         self._device.synchronize()
         return logits

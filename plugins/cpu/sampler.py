@@ -14,6 +14,8 @@ _FAILURES = {
     2: "every token is excluded: a bias, a hook or a minimum leaves nothing to choose from",
     3: "there is no memory to sample in",
 }
+# The largest int64.
+_MOST = (1 << 63) - 1
 
 
 class _Sampling(ctypes.Structure):
@@ -51,13 +53,17 @@ class NativeSampler:
 
     def prepare(self, filters: Filters, seed: int) -> Callable[[Float32, int], int]:
         """The draws of one generation: a function of logits and position, for one thread at a time."""
-        sampling = _Sampling(None, 0, filters.temperature, filters.top_k, filters.top_p, filters.min_p, seed, 0)
+        sampling = _Sampling(
+            None, 0, filters.temperature, min(filters.top_k, _MOST), filters.top_p, filters.min_p, seed, 0
+        )
         token = ctypes.c_int64()
         arguments = (self._level, ctypes.byref(sampling), ctypes.byref(token))
         function = self._draw
 
         def draw(logits: Float32, position: int) -> int:
-            row = np.ascontiguousarray(logits, np.float32)
+            row = logits
+            if row.dtype != np.float32 or not (row.flags.c_contiguous and row.flags.aligned):
+                row = np.require(logits, np.float32, ["C", "A"])
             sampling.logits = row.__array_interface__["data"][0]
             sampling.columns, sampling.position = len(row), position
             failure = function(*arguments)

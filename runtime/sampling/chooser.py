@@ -61,18 +61,25 @@ class Choice:
     seconds: float = 0.0
 
 
+# A token of the text → whether more may follow.
+GoesOn = Callable[[int], bool]
+
+
 class TokenChooser(Protocol):
     """Runs passes and chooses their tokens."""
 
     def feed(self, tokens: Int64, cache_length: int) -> None:
         """Feed a chunk of the prompt that no token is chosen after."""
 
-    def choose(self, fed: Int64, cache_length: int, num_rows: int, context: Int64, draft: Int64) -> Choice:
+    def choose(
+        self, fed: Int64, cache_length: int, num_rows: int, context: Int64, draft: Int64, goes_on: GoesOn
+    ) -> Choice:
         """Feed `fed` behind `cache_length` rows, and choose from the last `num_rows` of its rows.
 
         Args:
             context: prompt, text and drafts: int64 [n + K]; the first of the rows follows the first n of them.
             draft: int64 [K]: the drafts that are accepted while they are what is chosen.
+            goes_on: told every token that is emitted; nothing is chosen behind one that ends the text.
         """
 
 
@@ -93,10 +100,16 @@ class GreedyChooser:
         num_rows: int,
         context: Int64,  # noqa: ARG002 - the graph needs none
         draft: Int64,
+        goes_on: GoesOn,
     ) -> Choice:
         """As `TokenChooser`."""
         next_tokens = self._session.run(fed, cache_length, num_rows)[: len(draft) + 1]
-        return Choice(tokens=next_tokens[: accepted_prefix(draft, next_tokens) + 1].copy())
+        count = accepted_prefix(draft, next_tokens) + 1
+        for place, token in enumerate(next_tokens[:count].tolist(), start=1):
+            if not goes_on(token):
+                count = place
+                break
+        return Choice(tokens=next_tokens[:count].copy())
 
 
 class LogitsChooser:
@@ -114,14 +127,16 @@ class LogitsChooser:
     ) -> None:
         """`buffer` gives float32 [rows, V] to compute logits into: called within a turn on the session."""
         self._session, self._options, self._changes = session, options, changes
-        self._draw = sampler(options.filters, seed)
+        self._draw = sampler(options.filters, seed) if options.temperature > 0 else None
         self._buffer = buffer
 
     def feed(self, tokens: Int64, cache_length: int) -> None:
         """As `TokenChooser`."""
         self._session.run(tokens, cache_length, 1)
 
-    def choose(self, fed: Int64, cache_length: int, num_rows: int, context: Int64, draft: Int64) -> Choice:
+    def choose(
+        self, fed: Int64, cache_length: int, num_rows: int, context: Int64, draft: Int64, goes_on: GoesOn
+    ) -> Choice:
         """As `TokenChooser`."""
         rows = self._session.run_logits(fed, cache_length, num_rows, out=self._buffer())
         start = time.perf_counter()
@@ -139,12 +154,12 @@ class LogitsChooser:
                 self._changes.add(token)
             if kept is not None:
                 logprobs.append(kept.of(token))
-            if place == len(draft) or token != draft[place]:
+            if not goes_on(token) or place == len(draft) or token != draft[place]:
                 break
         return Choice(tokens=np.array(tokens, np.int64), logprobs=tuple(logprobs), seconds=time.perf_counter() - start)
 
     def _pick(self, row: Float32, position: int) -> int:
-        if self._options.temperature > 0:
+        if self._draw is not None:
             return self._draw(row, position)
         token = int(row.argmax())
         if not np.isfinite(row[token]):

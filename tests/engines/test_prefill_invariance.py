@@ -1,5 +1,7 @@
 """The probe for prefix reuse says yes where decoded rows have a prefill's bits, and no where one bit differs."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -66,7 +68,25 @@ def test_exact_rows():
     assert prefill_is_exact(Exact(), RowInvariance(chain=3, widest=32))
 
 
-@pytest.mark.parametrize("session", [OtherOutput, OtherRows])
+class OtherNarrow(Exact):
+    """The last chunk of a prompt, of 50 rows, has bits of its own."""
+
+    def run_logits(self, token_ids, cache_length, num_logits_rows):
+        rows = super().run_logits(token_ids, cache_length, num_logits_rows)
+        if len(token_ids) == 50:
+            self.rows[0, 0, 0, 3, 0] += 1
+        return rows
+
+
+class OtherFarAway(Exact):
+    """Only the last chunk that fits differs."""
+
+    def run_logits(self, token_ids, cache_length, num_logits_rows):
+        rows = super().run_logits(token_ids, cache_length, num_logits_rows)
+        return rows + 1 if cache_length == 128 and len(token_ids) > 32 else rows
+
+
+@pytest.mark.parametrize("session", [OtherOutput, OtherRows, OtherNarrow, OtherFarAway])
 def test_one_other_bit(session):
     assert not prefill_is_exact(session(), CHAIN)
 
@@ -74,6 +94,14 @@ def test_one_other_bit(session):
 def test_only_so_many_rows():
     assert prefill_is_exact(OtherRows(), CHAIN, rows=32)
     assert not prefill_is_exact(OtherRows(), CHAIN, rows=41)
+
+
+def test_not_where_a_chunk_cannot_be_seen():
+    short, narrow = Exact(), Exact()
+    short.contract = replace(short.contract, max_length=50)
+    narrow.max_logits_rows = 32
+    assert not prefill_is_exact(short, CHAIN)
+    assert not prefill_is_exact(narrow, CHAIN)
 
 
 def test_not_where_chains_are_not_exact_or_have_boundaries():

@@ -22,11 +22,13 @@ from quasar.errors import QuasarError
 
 def test_the_registry_names_what_there_is():
     native = ["W8A8Linear", "W8A8BlockLinear", "VerifyAttention"]
-    assert list(OPERATORS) == ["kv_compact", "quantize_per_token", *native]
+    assert list(OPERATORS) == ["kv_compact", "quantize_per_token", *native, "sample_token"]
     for name, one in OPERATORS.items():
         assert operator(name) is one
         module = importlib.import_module(one.implementations["cpu"])
-        assert hasattr(module, "find_library" if name in native else name)
+        assert hasattr(
+            module, {**dict.fromkeys(native, "find_library"), "sample_token": "NativeSampler"}.get(name, name)
+        )
         if "cuda" in one.implementations:
             module = importlib.import_module(one.implementations["cuda"])
             assert hasattr(module, "KERNEL") or hasattr(module, "KERNELS")

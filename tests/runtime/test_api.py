@@ -105,6 +105,12 @@ def test_three_forms_of_a_prompt(engine):
     assert engine.encode("hello", chat_template=False).tolist() != engine.encode("hello").tolist()
 
 
+@pytest.mark.parametrize("prompt", [np.array([1.7]), np.array([[1, 2]]), [2**70], [2**64 - 1], np.array([True])])
+def test_prompts_that_are_no_token_ids(engine, prompt):
+    with pytest.raises(GenerationError, match="the prompt "):
+        engine.generate(prompt)
+
+
 def test_end_token_stops_and_is_counted(engine):
     free = engine.generate(PROMPT, max_new_tokens=200, ignore_eos=True)
     assert free.finish_reason == "length"

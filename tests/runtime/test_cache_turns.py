@@ -8,7 +8,7 @@ import pytest
 
 from quasar.errors import GenerationError
 from runtime import cache_turns
-from runtime.cache_turns import CacheTurns, Tenant
+from runtime.cache_turns import CacheTurns
 from runtime.kv_cache import KVCache
 from runtime.testing import TableSession
 
@@ -17,8 +17,8 @@ def session():
     return TableSession(lambda context: 0)
 
 
-def tenant(one):
-    return Tenant(KVCache(one.contract))
+def tenant(turns, one):
+    return turns.new_tenant(KVCache(one.contract))
 
 
 def write(turns, one, owner, tokens):
@@ -29,10 +29,11 @@ def write(turns, one, owner, tokens):
 
 def test_rows_come_back_as_they_were():
     one = session()
-    turns, first, second = CacheTurns(one), tenant(one), tenant(one)
+    turns = CacheTurns(one)
+    first, second = tenant(turns, one), tenant(turns, one)
     write(turns, one, first, [1, 2, 3])
     write(turns, one, second, [7, 8])
-    assert first.parked_bytes == 12
+    assert turns.parked_bytes() == 12
     with turns.turn(first):
         assert one.read_rows(0, 3).reshape(-1).tolist() == [1, 2, 3]
     assert first.parked is None
@@ -42,7 +43,8 @@ def test_rows_come_back_as_they_were():
 
 def test_a_released_text_is_not_kept():
     one = session()
-    turns, first, second = CacheTurns(one), tenant(one), tenant(one)
+    turns = CacheTurns(one)
+    first, second = tenant(turns, one), tenant(turns, one)
     write(turns, one, first, [1, 2, 3])
     turns.release(first)
     write(turns, one, second, [7])
@@ -51,7 +53,8 @@ def test_a_released_text_is_not_kept():
 
 def test_a_generating_text_gives_way_when_it_is_left_alone():
     one = session()
-    turns, first, second = CacheTurns(one), tenant(one), tenant(one)
+    turns = CacheTurns(one)
+    first, second = tenant(turns, one), tenant(turns, one)
     turns.begin(first)
     write(turns, one, first, [1])
     start = time.monotonic()
@@ -63,7 +66,8 @@ def test_a_generating_text_gives_way_when_it_is_left_alone():
 
 
 def test_one_generation_of_a_text_at_a_time():
-    turns, first = CacheTurns(session()), tenant(session())
+    turns = CacheTurns(session())
+    first = tenant(turns, session())
     turns.begin(first)
     with pytest.raises(GenerationError, match="this conversation is generating already"):
         turns.begin(first)
@@ -73,9 +77,22 @@ def test_one_generation_of_a_text_at_a_time():
 
 def test_an_interruption_ends_the_waiting():
     one = session()
-    turns, first, second = CacheTurns(one), tenant(one), tenant(one)
-    with turns.turn(first), turns.turn(second, lambda: True) as granted:
+    turns = CacheTurns(one)
+    first, second = tenant(turns, one), tenant(turns, one)
+    entered, leave = threading.Event(), threading.Event()
+
+    def step():
+        with turns.turn(first):
+            entered.set()
+            leave.wait()
+
+    thread = threading.Thread(target=step)
+    thread.start()
+    entered.wait()
+    with turns.turn(second, lambda: True) as granted:
         assert not granted
+    leave.set()
+    thread.join()
     with turns.turn(second, lambda: True) as granted:
         # Nobody is in the way.
         assert granted
@@ -85,7 +102,8 @@ def test_close_waits_for_the_step_and_refuses_the_next():
     one = session()
     closed = []
     one.close = lambda: closed.append(True)
-    turns, first = CacheTurns(one), tenant(one)
+    turns = CacheTurns(one)
+    first = tenant(turns, one)
     entered, leave = threading.Event(), threading.Event()
 
     def step():
@@ -110,11 +128,70 @@ def test_close_waits_for_the_step_and_refuses_the_next():
 
 
 def test_a_step_that_fails_leaves_the_turn():
-    turns, first = CacheTurns(session()), tenant(session())
+    turns = CacheTurns(session())
+    first = tenant(turns, session())
     with pytest.raises(KeyError), turns.turn(first):
         raise KeyError
     with turns.turn(first) as granted:
         assert granted
+
+
+def test_nothing_runs_inside_a_step_of_its_own():
+    one = session()
+    turns = CacheTurns(one)
+    first, second = tenant(turns, one), tenant(turns, one)
+    with turns.turn(first):
+        with pytest.raises(GenerationError, match="a hook or a drafter used the engine"), turns.turn(second):
+            pass
+        with pytest.raises(GenerationError, match="a hook or a drafter used the engine"):
+            turns.close()
+    write(turns, one, second, [1])
+
+
+def test_a_text_that_waits_is_not_overtaken_by_new_ones():
+    """One thread makes text after text without a pause; another one's first step comes as soon as it may."""
+    one = session()
+    turns = CacheTurns(one)
+    stop, texts = threading.Event(), []
+
+    def busily():
+        while not stop.is_set():
+            owner = tenant(turns, one)
+            turns.begin(owner)
+            for _ in range(3):
+                with turns.turn(owner):
+                    time.sleep(0.001)
+            turns.end(owner)
+            turns.release(owner)
+            texts.append(owner)
+
+    thread = threading.Thread(target=busily)
+    thread.start()
+    for _ in range(5):
+        waits = tenant(turns, one)
+        before = len(texts)
+        write(turns, one, waits, [1])
+        # The text that was under way, and at most the one that had asked before.
+        assert len(texts) - before <= 2
+    stop.set()
+    thread.join()
+
+
+def test_rows_of_a_text_that_was_released_meanwhile_are_not_kept():
+    one = session()
+    turns = CacheTurns(one)
+    first, second = tenant(turns, one), tenant(turns, one)
+    write(turns, one, first, [1, 2])
+    read = one.read_rows
+
+    def read_and_release(*arguments):
+        rows = read(*arguments)
+        turns.release(first)
+        return rows
+
+    one.read_rows = read_and_release
+    write(turns, one, second, [3])
+    assert turns.parked_bytes() == 0
 
 
 class TestReuse:

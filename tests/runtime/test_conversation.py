@@ -1,5 +1,8 @@
 """Conversations keep their rows, and every answer is that of the whole conversation from an empty cache."""
 
+import asyncio
+import threading
+
 import numpy as np
 import pytest
 
@@ -83,6 +86,37 @@ def test_truncate_forgets_rows_and_the_turns_that_are_not_whole(engine):
     assert conversation.messages == ()
     with pytest.raises(ContextLimitError, match="holds 0 tokens and cannot be cut to 1"):
         conversation.truncate(1)
+    begun = engine.session([{"role": "system", "content": "be brief"}])
+    begun.generate("first", max_new_tokens=6)
+    begun.truncate(0)
+    assert begun.messages == ({"role": "system", "content": "be brief"},)
+
+
+def test_closed_in_the_middle_of_a_stream(engine):
+    conversation = engine.session()
+    stream = conversation.stream("hello", max_new_tokens=50, ignore_eos=True)
+    next(stream)
+    conversation.close()
+    with pytest.raises(GenerationError, match="this conversation is closed"):
+        list(stream)
+
+
+def test_nothing_else_happens_to_a_text_that_is_generating(engine):
+    conversation = engine.session()
+    seen = []
+
+    def hook(context, logits):
+        for use in (conversation.fork, lambda: conversation.prefill("x"), lambda: conversation.truncate(0)):
+            with pytest.raises(GenerationError, match="this conversation is generating already"):
+                use()
+            seen.append(use)
+        return logits
+
+    with pytest.raises(GenerationError, match="the prompt is empty"):
+        conversation.prefill()
+    conversation.prefill("hello")
+    conversation.generate("hello", max_new_tokens=1, logits_processor=hook)
+    assert len(seen) == 3
 
 
 def test_a_closed_stream_leaves_the_answer_so_far(engine):
@@ -97,6 +131,56 @@ def test_a_closed_stream_leaves_the_answer_so_far(engine):
     assert conversation.messages[-1] == {"role": "assistant", "content": text}
     answer = conversation.generate("go on", max_new_tokens=8)
     assert answer.token_ids == engine.generate([*conversation.messages[:-1]], max_new_tokens=8).token_ids
+
+
+def test_a_turn_that_gave_nothing_changes_no_messages(engine):
+    cancel = threading.Event()
+    cancel.set()
+    conversation = engine.session()
+    conversation.generate("hello", max_new_tokens=6, ignore_eos=True)
+    before, length = conversation.messages, len(conversation.token_ids)
+    assert conversation.generate("and?", cancel=cancel).finish_reason == "cancelled"
+    assert conversation.messages == before
+    assert len(conversation.token_ids) == length
+    conversation.truncate(0)
+    assert conversation.messages == ()
+
+
+@pytest.mark.parametrize("drafter", ["none", "prompt-lookup"])
+def test_kept_rows_do_not_depend_on_the_drafter(engine, drafter):
+    """A text that ends inside a block of accepted drafts keeps the rows of its tokens, and no more."""
+    free = engine.generate("ab ab ab ab ab", max_new_tokens=60, ignore_eos=True)
+    conversation = engine.session()
+    stop = free.token_ids[20]
+    answer = conversation.generate(
+        "ab ab ab ab ab",
+        max_new_tokens=60,
+        ignore_eos=True,
+        stop_token_ids=[stop],
+        drafter=drafter,
+        num_draft_tokens=16,
+    )
+    assert len(conversation.token_ids) == answer.stats.prompt_tokens + answer.stats.tokens - 1
+
+
+def test_a_string_is_prefilled_as_the_next_message(engine):
+    conversation = engine.session([{"role": "system", "content": LONG}])
+    conversation.prefill()
+    kept = len(conversation.token_ids)
+    assert conversation.prefill("hello") > kept
+    answer = conversation.generate("hello", max_new_tokens=4)
+    assert answer.stats.reused_tokens == CHUNK
+
+
+def test_asyncio(engine):
+    async def main():
+        conversation = engine.session()
+        first = await conversation.agenerate("hello", max_new_tokens=5)
+        pieces = [event.text async for event in conversation.astream("and?", max_new_tokens=5)]
+        return first.text, "".join(pieces), conversation.messages
+
+    first, second, messages = asyncio.run(main())
+    assert [message["content"] for message in messages] == ["hello", first, "and?", second]
 
 
 def test_a_prompt_that_does_not_fit_changes_nothing(engine):

@@ -13,8 +13,10 @@ from runtime.options import GenerationOptions, make_options
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": -0.1}, r"temperature is -0.1; 0 \(the most likely token\) or more was expected"),
+        ({"temperature": -0.1}, r"temperature is -0.1; 0 \(the most likely token\), or 1e-6 to 1e6 was expected"),
         ({"temperature": math.nan}, "temperature is nan"),
+        ({"temperature": 1e-40}, "temperature is 1e-40"),
+        ({"temperature": 1e7}, "temperature is 10000000.0"),
         ({"temperature": "hot"}, "temperature is 'hot'"),
         ({"temperature": True}, "temperature is True"),
         ({"top_p": 0}, "top_p is 0; more than 0 and at most 1 was expected"),
@@ -32,6 +34,16 @@ from runtime.options import GenerationOptions, make_options
         ({"stop": ""}, "stop is ''; strings that are not empty were expected"),
         ({"stop": ["a", ""]}, "strings that are not empty were expected"),
         ({"stop": [5]}, "strings that are not empty were expected"),
+        ({"stop": 5}, "stop is 5; strings were expected"),
+        ({"stop_token_ids": 7}, "stop_token_ids is 7; token ids were expected"),
+        ({"logit_bias": [(1, 2)]}, r"logit_bias is \[\(1, 2\)\]; token ids with numbers were expected"),
+        ({"logit_bias": {3: 1e39}}, "logit_bias has 3: 1e\\+39"),
+        ({"presence_penalty": 10**400}, "presence_penalty is 1000"),
+        ({"num_draft_tokens": 2.5}, "num_draft_tokens is 2.5; 0 or more was expected"),
+        ({"logits_processor": 3}, "logits_processor is 3; a function was expected"),
+        ({"cancel": True}, "cancel is True; a threading.Event, or the like, was expected"),
+        ({"drafter": None}, "drafter is None; a name, or an object with propose, was expected"),
+        ({"ignore_eos": "no"}, "ignore_eos is 'no'; True or False was expected"),
         ({"stop_token_ids": ["x"]}, "stop_token_ids is"),
         ({"logit_bias": {3: math.nan}}, "logit_bias has 3: nan"),
         ({"logit_bias": {3: math.inf}}, "logit_bias has 3: inf"),
@@ -60,6 +72,8 @@ def test_values_that_can():
     )
     assert options.stop_strings == ("a",)
     assert make_options({"stop": ["a", "b"]}).stop_strings == ("a", "b")
+    assert make_options({"stop": None, "stop_token_ids": None}).stop_ids == frozenset()
+    assert make_options({"stop_token_ids": iter([3, 4])}).stop_ids == {3, 4}
     assert not GenerationOptions(temperature=0.7, top_p=0.9).changes_logits
     for one in ({"logit_bias": {1: 1.0}}, {"min_new_tokens": 1}, {"repetition_penalty": 1.1}, {"presence_penalty": 1}):
         assert GenerationOptions(**one).changes_logits

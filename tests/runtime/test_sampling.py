@@ -254,6 +254,27 @@ class TestHook:
         with pytest.raises(GenerationError, match=message):
             self.run(lambda context, logits: returned(logits), temperature=temperature)
 
+    def test_it_is_not_called_behind_the_end(self):
+        """A grammar that is complete allows nothing more; drafts behind an end id must not ask it."""
+        plain = tokens_of(self.run(None))
+        end = plain[6]
+        first = plain.index(end) + 1
+
+        def grammar(context, logits):
+            assert len(context) - len(PROMPT) < first
+            return logits
+
+        for drafter in (None, Knowing(plain)):
+            rounds = run_loop(
+                TableSession(next_logits=table_logits(5), vocab_size=5),
+                PROMPT,
+                drafter=drafter,
+                num_draft_tokens=9,
+                stop_ids=frozenset([end]),
+                options=GenerationOptions(logits_processor=grammar),
+            )
+            assert tokens_of(rounds) == plain[:first]
+
     def test_the_context_cannot_be_written(self):
         def write(context, logits):
             context[0] = 3

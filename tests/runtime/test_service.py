@@ -177,6 +177,27 @@ class TestAsync:
         asyncio.run(main())
         assert finished
 
+    def test_a_reader_that_pauses_is_not_run_ahead_of(self, engine):
+        rounds = []
+
+        def counted(context, logits):
+            rounds.append(1)
+            return logits
+
+        async def main():
+            stream = engine.astream(
+                "hello", max_new_tokens=400, ignore_eos=True, drafter="none", logits_processor=counted
+            )
+            await anext(stream)
+            await asyncio.sleep(0.5)
+            made = len(rounds)
+            # Others have the engine meanwhile.
+            assert (await engine.agenerate("hello", max_new_tokens=3)).stats.tokens <= 3
+            await stream.aclose()
+            return made
+
+        assert asyncio.run(main()) <= 12
+
     def test_cancelling_the_task(self, engine):
         async def main():
             task = asyncio.create_task(
@@ -212,6 +233,18 @@ def test_a_list_of_prompts(engine):
     assert [one.text for one in engine.generate(messages, max_new_tokens=6)] == [one.text for one in many[:2]]
     assert len(engine.generate([[1, 2], [3]], max_new_tokens=2)) == 2
     assert engine.generate([1, 2, 3], max_new_tokens=2).stats.prompt_tokens == 3
+
+
+def test_the_engine_is_not_used_inside_its_own_step(engine):
+    for use in (lambda: engine.generate("hello"), lambda: engine.logits([1]), engine.warmup):
+
+        def hook(context, logits, use=use):
+            use()
+            return logits
+
+        with pytest.raises(GenerationError, match="a hook or a drafter used the engine that is calling it"):
+            engine.generate("hello", max_new_tokens=1, logits_processor=hook)
+    assert engine.generate("hello", max_new_tokens=2).stats.tokens == 2
 
 
 def test_hooks_hear_of_every_round_and_generation(tiny_engine, caplog):

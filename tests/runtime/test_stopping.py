@@ -39,8 +39,11 @@ def run(tokens, sizes, **options):
             rules.end()
             pieces.append(rules.take_text())
             break
-        cut = rules.cut(tokens[place : place + size])
-        kept += cut.kept
+        for token in tokens[place : place + size]:
+            cut = rules.take(token)
+            kept += 1
+            if cut.finish_reason:
+                break
         place += size
         pieces.append(rules.take_text())
         if cut.finish_reason:
@@ -72,7 +75,7 @@ def test_what_may_become_a_stop_string_waits():
     rules = StopRules(max_new_tokens=99, stop_strings=("END",), codec=CODEC)
     texts = []
     for character in "xEN EEND rest":
-        if rules.cut(ids(character)).finish_reason:
+        if rules.take(*ids(character)).finish_reason:
             texts.append(rules.take_text())
             break
         texts.append(rules.take_text())
@@ -104,8 +107,10 @@ def test_a_minimum_holds_stop_strings_off():
 
 
 def test_half_a_character_at_the_end():
-    found = run(ids("a🙂")[:-1], [9])
-    assert found.text == "a�"
+    tokens = ids("a🙂")[:-1]
+    assert run(tokens, [9]).text == "a�"
+    # Behind a stop id, too.
+    assert run(tokens, [9], stop_ids=frozenset(tokens[-1:])).text == "a�"
 
 
 def test_a_limit_can_be_lowered_only():
@@ -114,7 +119,8 @@ def test_a_limit_can_be_lowered_only():
     assert rules.left == 5
     rules.limit(2)
     assert rules.left == 2
-    assert rules.cut([1, 2, 3]).kept == 2
+    assert rules.take(1).finish_reason is None
+    assert rules.take(2).finish_reason == "length"
 
 
 @pytest.mark.parametrize("string", ["aa", "aba"])

@@ -3,16 +3,31 @@
 //
 // Integers, comparisons and sums of lanes in a fixed order: the same token on every instruction level.
 
+// a · b: the lower half, and the upper one.
+inline uint64_t multiply(uint64_t a, uint64_t b, uint64_t* upper) {
+#if defined(__SIZEOF_INT128__)
+  const unsigned __int128 product = static_cast<unsigned __int128>(a) * b;
+  *upper = static_cast<uint64_t>(product >> 64);
+  return static_cast<uint64_t>(product);
+#else
+  const uint64_t a0 = a & 0xffffffffu, a1 = a >> 32, b0 = b & 0xffffffffu, b1 = b >> 32;
+  const uint64_t low = a0 * b0, middle = a1 * b0 + (low >> 32), other = a0 * b1 + (middle & 0xffffffffu);
+  *upper = a1 * b1 + (middle >> 32) + (other >> 32);
+  return a * b;
+#endif
+}
+
 // One block of Philox4x64-10 (Salmon et al. 2011), as numpy.random.Philox counts: its first one has counter + 1.
 inline void philox(int64_t first, uint64_t position, uint64_t stream, uint64_t seed, uint64_t out[4]) {
   uint64_t c0 = static_cast<uint64_t>(first) + 1, c1 = position, c2 = stream, c3 = 0, k0 = seed, k1 = 1;
   QUASAR_UNROLL for (int round = 0; round < 10; ++round) {
-    const unsigned __int128 p0 = static_cast<unsigned __int128>(0xD2E7470EE14C6C93u) * c0;
-    const unsigned __int128 p1 = static_cast<unsigned __int128>(0xCA5A826395121157u) * c2;
-    c0 = static_cast<uint64_t>(p1 >> 64) ^ c1 ^ k0;
-    c2 = static_cast<uint64_t>(p0 >> 64) ^ c3 ^ k1;
-    c1 = static_cast<uint64_t>(p1);
-    c3 = static_cast<uint64_t>(p0);
+    uint64_t upper0, upper1;
+    const uint64_t lower0 = multiply(0xD2E7470EE14C6C93u, c0, &upper0);
+    const uint64_t lower1 = multiply(0xCA5A826395121157u, c2, &upper1);
+    c0 = upper1 ^ c1 ^ k0;
+    c2 = upper0 ^ c3 ^ k1;
+    c1 = lower1;
+    c3 = lower0;
     k0 += 0x9E3779B97F4A7C15u;
     k1 += 0xBB67AE8584CAA73Bu;
   }
@@ -196,6 +211,18 @@ inline void masses(const Sampling& s, float top, float within, Place place, doub
   *ahead = before + static_cast<double>(ties) * std::exp((static_cast<double>(place.logit) - top) / s.temperature);
 }
 
+// The same in double, one by one.
+inline void exact_masses(const Sampling& s, float top, float within, Place place, double* total, double* ahead) {
+  *total = *ahead = 0;
+  for (int64_t i = 0; i < s.columns; ++i) {
+    const float x = s.logits[i];
+    if (!(x >= within)) continue;
+    const double mass = std::exp((static_cast<double>(x) - static_cast<double>(top)) / s.temperature);
+    *total += mass;
+    if (x > place.logit || (x == place.logit && i < place.token)) *ahead += mass;
+  }
+}
+
 inline int sample_from(const Sampling& s, float* blocks, float* heap, int64_t* token) {
   const int64_t num_blocks = (s.columns + kColumns - 1) / kColumns * 16;
   if (!largest_of_blocks(s.logits, s.columns, blocks)) return kNoNumber;
@@ -226,12 +253,15 @@ inline int sample_from(const Sampling& s, float* blocks, float* heap, int64_t* t
     place = {s.logits[drawn], drawn};
     double total, ahead;
     masses(s, top, within, place, &total, &ahead);
+    // Too near for float sums to tell: every implementation decides such cases in double.
+    if (std::fabs(ahead - s.top_p * total) < 1e-4 * s.top_p * total) exact_masses(s, top, within, place, &total, &ahead);
     if (ahead < s.top_p * total) return kSampled;
     floor = place.logit;
   }
 }
 
 int sample_row(const Sampling& s, int64_t* token) {
+  if (s.columns <= 0) return kNothingLeft;
   const int64_t num_blocks = (s.columns + kColumns - 1) / kColumns * 16;
   const int64_t kept = s.top_k > 0 && s.top_k < s.columns ? s.top_k : 0;
   float* scratch = static_cast<float*>(std::malloc(static_cast<size_t>(num_blocks + kept) * sizeof(float)));
