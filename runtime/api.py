@@ -22,6 +22,9 @@ from runtime.loop import Round, check_prompt
 from runtime.options import OptionsDict, Signal, make_options, takes_options
 from runtime.stats import Stats
 
+# Prefill chunks that `warmup` feeds: 2,048 ids are as many places of the embedding.
+_WARM_CHUNKS = 8
+
 Prompt = str | Sequence[Message] | Sequence[int] | NDArray[np.int64]
 Prompts = list[str] | list[list[Message]] | list[list[int]] | list[NDArray[np.int64]]
 
@@ -203,14 +206,19 @@ class Engine:
         return last
 
     def warmup(self) -> None:
-        """Run what the first generation would run first: a prefill chunk, every verify width, the sampler."""
+        """Run what the first generations would run first: prefill chunks, every verify width, the sampler."""
         core = self._open()
         session = core.loaded.session
         contract = session.contract
         tenant = core.new_tenant()
         try:
             with core.turns.turn(tenant):
-                session.run(np.zeros(min(contract.prefill_chunk, contract.max_length), np.int64), 0, 1)
+                chunk = min(contract.prefill_chunk, contract.max_length)
+                # Token ids from all over the vocabulary: the embedding's pages come into memory, too.
+                for ids in (
+                    np.linspace(0, contract.vocab_size - 1, _WARM_CHUNKS * chunk).astype(np.int64).reshape(-1, chunk)
+                ):
+                    session.run(ids, 0, 1)
                 for width in range(self.plain_width, contract.max_width + 1):
                     session.run(np.zeros(width, np.int64), 1, width)
                 row = session.run_logits(np.zeros(self.plain_width, np.int64), 1, 1, out=core.logits_buffer())[0]

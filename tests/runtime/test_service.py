@@ -342,7 +342,7 @@ def test_external_bytes_are_those_of_the_graph(tiny_engine):
 
 
 def test_many_short_generations_leave_no_memory_behind(engine):
-    """Peak resident memory, after a warm-up; 2,000 on the real model are in docs/runtime.md."""
+    """Peak resident memory, after a warm-up; 2,000 on the real model: docs/runtime.md."""
     engine.warmup()
     for _ in range(50):
         engine.generate("hello", max_new_tokens=3, temperature=1, stop="zzz", logprobs=1)
