@@ -16,7 +16,7 @@ from typing import Any
 
 import runtime
 from quasar.text import Message
-from runtime.api import gather
+from runtime.events import gather
 
 QUESTIONS = (
     "What should I see in Lisbon in three days?",

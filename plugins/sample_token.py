@@ -32,6 +32,8 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 
+NO_NUMBERS = "the logits are not numbers: NaN or infinity came from the engine or a hook"
+NOTHING_LEFT = "every token is excluded: a bias, a hook or a minimum leaves nothing to choose from"
 LEAST_TEMPERATURE, MOST_TEMPERATURE = 1e-6, 1e6
 
 _KEY = 1
@@ -112,8 +114,8 @@ def _largest(logits: Float32) -> float:
     largest = float(logits.max())
     if not np.isfinite(largest):
         if largest == -np.inf:
-            raise GenerationError("every token is excluded: a bias, a hook or a minimum leaves nothing to choose from")
-        raise GenerationError("the logits are not numbers: NaN or infinity came from the engine or a hook")
+            raise GenerationError(NOTHING_LEFT)
+        raise GenerationError(NO_NUMBERS)
     return largest
 
 

@@ -1,7 +1,6 @@
 """The public API: `load` → `Engine.generate`, which is a loop over `Engine.stream`."""
 
-import contextlib
-from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +16,7 @@ from quasar.text import Message, TextCodec
 from runtime.asynchronous import collect, in_thread
 from runtime.conversation import Conversation
 from runtime.core import Core, Hooks
-from runtime.events import Event, Generation
+from runtime.events import Event, Generation, gather
 from runtime.loop import Round, check_prompt
 from runtime.options import OptionsDict, Signal, make_options, takes_options
 from runtime.stats import Stats
@@ -246,30 +245,6 @@ class Engine:
         if self._core is None:
             raise GenerationError("this engine is closed: load it again with runtime.load")
         return self._core
-
-
-def gather(events: Iterable[Event]) -> Generation:
-    """A generation from all of its events."""
-    texts: list[str] = []
-    token_ids: list[int] = []
-    logprobs: list[Any] = []
-    # An interrupt between two events must not leave the stream open.
-    with contextlib.closing(events) if isinstance(events, Generator) else contextlib.nullcontext():
-        for event in events:
-            texts.append(event.text)
-            token_ids += event.token_ids
-            logprobs += event.logprobs
-    # A stream that ends without an error ends with the event that has both.
-    assert event.finish_reason is not None
-    assert event.stats is not None
-    return Generation(
-        text="".join(texts),
-        token_ids=tuple(token_ids),
-        finish_reason=event.finish_reason,
-        stopped_by=event.stopped_by,
-        stats=event.stats,
-        logprobs=tuple(logprobs),
-    )
 
 
 def _is_many(prompt: Any) -> bool:

@@ -72,7 +72,7 @@ def generate(
     engine = runtime.load(directory, backend=backend, kernels=kernels, threads=threads)
     events = engine.stream(prompt, **options, chat_template=not no_chat_template, logprobs=logprobs)
     if json:
-        from runtime.api import gather
+        from runtime.events import gather
 
         generation = gather(events)
         value = dataclasses.asdict(generation)

@@ -18,7 +18,7 @@ from quasar.text.prompts import check_messages
 from runtime.asynchronous import collect, in_thread
 from runtime.cache_turns import CLOSED, GENERATING, Tenant
 from runtime.core import Core
-from runtime.events import Event, Generation
+from runtime.events import Event, Generation, gather
 from runtime.kv_cache import KVCache
 from runtime.loop import check_prompt
 from runtime.options import GenerationOptions, OptionsDict, Signal, make_options, takes_options
@@ -89,8 +89,6 @@ class Conversation:
     @takes_options
     def generate(self, prompt: "Prompt", **options: Unpack[OptionsDict]) -> Generation:
         """Generate to the end."""
-        from runtime.api import gather
-
         return gather(self.stream(prompt, **options))
 
     @takes_options
@@ -105,8 +103,6 @@ class Conversation:
     @takes_options
     async def agenerate(self, prompt: "Prompt", **options: Unpack[OptionsDict]) -> Generation:
         """`generate` for asyncio."""
-        from runtime.api import gather
-
         return gather(await collect(self.astream(prompt, **options)))
 
     def prefill(self, prompt: "Prompt | None" = None, *, chat_template: bool = True) -> int:

@@ -1,5 +1,7 @@
 """What a generation yields, and what it comes to."""
 
+import contextlib
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 
 from runtime.sampling.logprobs import TokenLogprob
@@ -38,3 +40,27 @@ class Generation:
     stats: Stats
     stopped_by: int | str | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
+
+
+def gather(events: Iterable[Event]) -> Generation:
+    """A generation from all of its events."""
+    texts: list[str] = []
+    token_ids: list[int] = []
+    logprobs: list[TokenLogprob] = []
+    # An interrupt between two events must not leave the stream open.
+    with contextlib.closing(events) if isinstance(events, Generator) else contextlib.nullcontext():
+        for event in events:
+            texts.append(event.text)
+            token_ids += event.token_ids
+            logprobs += event.logprobs
+    # A stream that ends without an error ends with the event that has both.
+    assert event.finish_reason is not None
+    assert event.stats is not None
+    return Generation(
+        text="".join(texts),
+        token_ids=tuple(token_ids),
+        finish_reason=event.finish_reason,
+        stopped_by=event.stopped_by,
+        stats=event.stats,
+        logprobs=tuple(logprobs),
+    )

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from plugins.sample_token import Filters, Float32
+from plugins.sample_token import NO_NUMBERS, NOTHING_LEFT, Filters, Float32
 from quasar.errors import GenerationError, QuasarError
 
 _FAILURES = {
-    1: "the logits are not numbers: NaN or infinity came from the engine or a hook",
-    2: "every token is excluded: a bias, a hook or a minimum leaves nothing to choose from",
+    1: NO_NUMBERS,
+    2: NOTHING_LEFT,
     3: "there is no memory to sample in",
 }
 # The largest int64.

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.contract import Contract
-from plugins.sample_token import Filters, sample_token
+from plugins.sample_token import NO_NUMBERS, NOTHING_LEFT, Filters, sample_token
 from quasar.errors import GenerationError
 from runtime.acceptance import accepted_prefix
 from runtime.options import GenerationOptions
@@ -163,10 +163,5 @@ class LogitsChooser:
             return self._draw(row, position)
         token = int(row.argmax())
         if not np.isfinite(row[token]):
-            excluded = row[token] == -np.inf
-            raise GenerationError(
-                "every token is excluded: a bias, a hook or a minimum leaves nothing to choose from"
-                if excluded
-                else "the logits are not numbers: NaN or infinity came from the engine or a hook"
-            )
+            raise GenerationError(NOTHING_LEFT if row[token] == -np.inf else NO_NUMBERS)
         return token
