@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from calibration.recipe import make_recipe
 from calibration.smoothing import SmoothingFactors
 from calibration.weights import PreparedWeights
-from engines.contract import Contract, capacity_for
+from engines.contract import Contract, capacity_for, top_k_for
 from engines.costs import measure_interleaved
 from engines.machine import usable_cores
 from engines.manifest import OnnxRuntimeFiles
@@ -145,6 +145,7 @@ def contract_of(spec: DecoderSpec, length: int) -> Contract:
         vocab_size=spec.vocab_size,
         max_length=length,
         capacity=capacity_for(length),
+        top_k=top_k_for(spec.vocab_size),
     )
 
 
@@ -155,7 +156,9 @@ def write_graphs(spec: DecoderSpec, contract: Contract, folder: Path) -> None:
     recipe = make_recipe(spec, precision="w8a8", alpha=0.5)
     prepared = PreparedWeights(RandomWeights(spec), recipe, SmoothingFactors())
     with WeightFile(folder / "verifier.onnx.data") as weights:
-        model = build_verifier(prepared, weights, capacity=contract.capacity, producer_version="benchmark")
+        model = build_verifier(
+            prepared, weights, capacity=contract.capacity, top_k=contract.top_k, producer_version="benchmark"
+        )
     ir.save(model, folder / "verifier.onnx")
     lower_for_onnxruntime(folder, "verifier.onnx", FILES, spec)
 

@@ -10,6 +10,7 @@
 | past_key_values.{i}.key / .value | float32 [B, G, S, D] | the cache, preallocated and bound once |
 | present.{i}.key / .value | the same buffer as past | updated in place |
 | next_tokens | int64 [B, M] | the target's token after each of those rows |
+| top_tokens | int64 [B, M, k] | its k likeliest ones, likeliest first, ties by lower id; where the contract has it |
 | logits | float32 [B, M, V] | only when asked for |
 """
 
@@ -26,6 +27,7 @@ CACHE_LENGTHS = "cache_lengths"
 TREE_MASK = "tree_mask"
 LOGITS_ROWS = "logits_rows"
 NEXT_TOKENS = "next_tokens"
+TOP_TOKENS = "top_tokens"
 LOGITS = "logits"
 PAST_PREFIX = "past_key_values."
 PRESENT_PREFIX = "present."
@@ -35,6 +37,8 @@ HIDDEN = "hidden"
 # The widest verify call: pending token and drafts.
 MAX_WIDTH = 32
 PREFILL_CHUNK = 256
+# The k of `top_tokens` in what is built now.
+TOP_K = 8
 # Bytes of a value of the KV cache, by type.
 KV_DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2}
 # Above head size 128, ONNX Runtime's attention changes its path at 64 rows: see `spare_rows`.
@@ -66,11 +70,17 @@ def capacity_for(max_length: int) -> int:
     return -(-rows // 64) * 64
 
 
+def top_k_for(vocab_size: int) -> int:
+    """How many tokens `top_tokens` of a new engine names after each row: `TOP_K`, or the whole vocabulary."""
+    return min(TOP_K, vocab_size)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contract:
     """The sizes behind the names: L layers, G kv heads, D head size, V vocabulary, S capacity.
 
-    `kv_dtype` is that of native kernels' cache; stock kernels have float32 alone, TensorRT its compute type.
+    `kv_dtype` is that of native kernels' cache; stock kernels have float32 alone, TensorRT its compute type. `top_k` is
+    the k of `top_tokens`; 0 in engines of earlier versions, which have no such output.
     """
 
     num_layers: int
@@ -84,19 +94,23 @@ class Contract:
     max_batch: int = 1
     tree_mask: bool = False
     kv_dtype: str = "float32"
+    top_k: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """The manifest's `contract`."""
-        return asdict(self)
+        """The manifest's `contract`; a `top_k` of 0 is left out, so that earlier engines keep their hash."""
+        return {name: value for name, value in asdict(self).items() if name != "top_k" or value}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Contract":
         """Read the manifest's `contract`; raises `DamagedEngineError` naming a field that does not fit."""
-        contract = cls(**check_fields("contract", value, {field.name: field.type for field in fields(cls)}))
+        expected = {field.name: field.type for field in fields(cls) if field.name != "top_k" or "top_k" in value}
+        contract = cls(**check_fields("contract", value, expected))
+        # Without a `top_k` of 0, which is no size but says that there is no such output.
         sizes = [size for size in contract.to_json().values() if isinstance(size, int) and not isinstance(size, bool)]
         if contract.kv_dtype not in KV_DTYPES:
             raise DamagedEngineError(f"manifest.json: contract.kv_dtype is {contract.kv_dtype!r}")
-        if min(sizes) < 1 or contract.capacity < capacity_for(contract.max_length):
+        fits = contract.capacity >= capacity_for(contract.max_length) and contract.top_k <= contract.vocab_size
+        if min(sizes) < 1 or not fits:
             raise DamagedEngineError("manifest.json: contract has sizes that do not fit each other")
         return contract
 

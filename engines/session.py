@@ -40,7 +40,7 @@ class Session(Protocol):
 
     `max_logits_rows`: so many rows of one call can be asked for. `takes_trees`: `parents` may come.
 
-    Arrays that `run` returns are views that the next call overwrites.
+    Arrays that `run` and `top_tokens` return are views that the next call overwrites.
     """
 
     contract: Contract
@@ -70,6 +70,14 @@ class Session(Protocol):
         out: Float32 | None = None,
     ) -> Float32:
         """As `run`, but returns the logits float32 [rows, V] of those rows: a new array, or the first rows of `out`."""
+
+    @property
+    def top_tokens(self) -> Int64 | None:
+        """The target's likeliest tokens after each row that the latest `run` or `run_logits` was asked for.
+
+        int64 [rows, contract.top_k], likeliest first, ties by lower id; the first column is what `run` returned. No
+        rows before the first call; None where the engine has no such output (`contract.top_k` 0).
+        """
 
     def read_rows(self, first: int, end: int, layers: Sequence[int] | None = None) -> Float32:
         """A copy of cache rows, of some layers or of all: float32 [layers, 2, G, rows, D]."""

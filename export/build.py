@@ -22,7 +22,7 @@ from calibration.texts import (
     refuse_overlap,
     tokenize,
 )
-from engines.contract import Contract, capacity_for
+from engines.contract import Contract, capacity_for, top_k_for
 from engines.manifest import MachineRecord, Manifest, OnnxRuntimeFiles, TextFiles
 from engines.measuring import MeasuredFiles
 from engines.onnxruntime.kernels import Kernels, choose_kernels
@@ -106,6 +106,7 @@ class _Build:
             max_width=options.max_width,
             tree_mask=options.tree_mask,
             kv_dtype=options.kv_dtype,
+            top_k=top_k_for(spec.vocab_size),
         )
         self._checkpoint_hash = checkpoint_hash(self._checkpoint)
         workspace = open_workspace(output, self._inputs(), force=options.force)
@@ -284,6 +285,7 @@ class _Build:
                 prepared,
                 weights,
                 capacity=self._contract.capacity,
+                top_k=self._contract.top_k,
                 tree_mask=self._contract.tree_mask,
                 producer_version=version("quasar-verifier"),
                 on_linear=lambda: step(1),

@@ -27,6 +27,7 @@ def build_verifier(
     weights: WeightFile,
     *,
     capacity: int,
+    top_k: int,
     producer_version: str,
     tree_mask: bool = False,
     on_linear: Callable[[], None] = lambda: None,
@@ -35,10 +36,12 @@ def build_verifier(
 
     Args:
         capacity: rows of the KV cache, and so of the rotary tables.
+        top_k: tokens that `top_tokens` names after each row.
         tree_mask: give the graph the input of that name, so that new rows can form a tree.
         on_linear: called after each linear, for progress.
     """
-    return _VerifierGraph(prepared, weights, capacity, on_linear).build(producer_version, tree_mask=tree_mask)
+    graph = _VerifierGraph(prepared, weights, capacity, on_linear)
+    return graph.build(producer_version, top_k=top_k, tree_mask=tree_mask)
 
 
 class _VerifierGraph:
@@ -52,7 +55,7 @@ class _VerifierGraph:
         self._graph = GraphBuilder()
         self.spec: DecoderSpec = prepared.spec
 
-    def build(self, producer_version: str, *, tree_mask: bool) -> ir.Model:
+    def build(self, producer_version: str, *, top_k: int, tree_mask: bool) -> ir.Model:
         graph, spec = self._graph, self.spec
         ids = graph.input(names.INPUT_IDS, INT64, [BATCH, TOKENS])
         self._positions = graph.input(names.POSITION_IDS, INT64, [BATCH, TOKENS])
@@ -74,9 +77,11 @@ class _VerifierGraph:
         for layer in range(spec.num_layers):
             x, present = self._layer(layer, x)
             presents += present
-        logits, tokens = self._head(x, rows)
+        logits = self._head(x, rows)
+        tokens, top = self._top_tokens(logits, top_k)
 
         graph.output(tokens, INT64, [BATCH, ROWS])
+        graph.output(top, INT64, [BATCH, ROWS, top_k])
         graph.output(logits, FLOAT, [BATCH, ROWS, spec.vocab_size])
         for value in presents:
             graph.output(value, FLOAT, cache_shape)
@@ -180,16 +185,20 @@ class _VerifierGraph:
         sigmoid = graph.op("Sigmoid", [gate], f"{name}.sigmoid")
         return graph.op("Mul", [graph.op("Mul", [gate, sigmoid], f"{name}.silu"), up], f"{name}.swiglu")
 
-    def _head(self, x: ir.Value, rows: ir.Value) -> tuple[ir.Value, ir.Value]:
-        graph = self._graph
-        selected = graph.op("Gather", [x, rows], inner.HEAD_ROWS, {"axis": 1})
+    def _head(self, x: ir.Value, rows: ir.Value) -> ir.Value:
+        selected = self._graph.op("Gather", [x, rows], inner.HEAD_ROWS, {"axis": 1})
         h = self._norm("norm", selected)
         if self.spec.tied_head and not self._prepared.is_quantized(self.spec.head.name):
-            logits = self._tied_head(h)
-        else:
-            logits = self._linear(self.spec.head, h, names.LOGITS)
-        tokens = graph.op("ArgMax", [logits], names.NEXT_TOKENS, {"axis": -1, "keepdims": 0})
-        return logits, tokens
+            return self._tied_head(h)
+        return self._linear(self.spec.head, h, names.LOGITS)
+
+    def _top_tokens(self, logits: ir.Value, top_k: int) -> tuple[ir.Value, ir.Value]:
+        """`next_tokens` and `top_tokens`: the likeliest one is the first of the likeliest, so one pass finds both."""
+        graph = self._graph
+        count, outputs = graph.constant("top_k", [top_k]), ["top_logits", names.TOP_TOKENS]
+        attributes = {"axis": -1, "largest": 1, "sorted": 1}
+        _, top = graph.ops("TopK", [logits, count], names.TOP_TOKENS, outputs, attributes)
+        return graph.op("Gather", [top, graph.constant("zero", 0)], names.NEXT_TOKENS, {"axis": -1}), top
 
     def _tied_head(self, h: ir.Value) -> ir.Value:
         """The float head of a tied model reads the embedding's own tensor; back ends fold the transposition."""

@@ -1,5 +1,6 @@
 """Exported graphs without a build: checkpoint → canonical and lowered files in a folder → sessions."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ from calibration.recipe import make_recipe
 from calibration.smoothing import SmoothingFactors
 from calibration.weights import PreparedWeights
 from engines import contract as names
-from engines.contract import MAX_WIDTH, Contract, capacity_for
+from engines.contract import MAX_WIDTH, Contract, capacity_for, top_k_for
+from engines.manifest import Manifest
 from engines.onnxruntime.session import OnnxRuntimeSession
 from engines.tensorrt.host_memory import HostDevice, host_kernel, host_plan
 from engines.tensorrt.session import TensorRtSession
@@ -27,6 +29,7 @@ from export.verifier import build_verifier
 from export.weight_file import WeightFile
 from plugins.cpu import toolchain
 from quasar.checkpoints import Checkpoint, DecoderSpec
+from quasar.files import sha256_file
 
 
 def contract_of(spec: DecoderSpec, max_length: int = 448, *, tree_mask: bool = False) -> Contract:
@@ -39,6 +42,7 @@ def contract_of(spec: DecoderSpec, max_length: int = 448, *, tree_mask: bool = F
         capacity=capacity_for(max_length),
         max_width=16 if tree_mask else MAX_WIDTH,
         tree_mask=tree_mask,
+        top_k=top_k_for(spec.vocab_size),
     )
 
 
@@ -60,6 +64,7 @@ def export_graphs(
             PreparedWeights(checkpoint, recipe, factors or SmoothingFactors(), static_scales=static_scales),
             weights,
             capacity=contract.capacity,
+            top_k=contract.top_k,
             tree_mask=tree_mask,
             producer_version="test",
         )
@@ -114,9 +119,15 @@ def run_canonical(folder: Path, contract: Contract, tokens: np.ndarray) -> np.nd
     }
     for layer in range(contract.num_layers):
         feed |= {name: np.zeros(shape, np.float32) for name in names.past_names(layer)}
-    logits, next_tokens = session.run([names.LOGITS, names.NEXT_TOKENS], feed)
+    logits, next_tokens, top_tokens = session.run([names.LOGITS, names.NEXT_TOKENS, names.TOP_TOKENS], feed)
     np.testing.assert_array_equal(logits[0].argmax(axis=-1), next_tokens[0])
+    np.testing.assert_array_equal(likeliest(logits[0], contract.top_k), top_tokens[0])
     return logits[0]
+
+
+def likeliest(logits: np.ndarray, count: int) -> np.ndarray:
+    """The ids of the `count` largest logits of each row, largest first, ties by lower id: int64 [rows, count]."""
+    return np.argsort(-logits, axis=-1, kind="stable")[:, :count]
 
 
 def run_in_chunks(session: OnnxRuntimeSession, tokens: np.ndarray, size: int) -> np.ndarray:
@@ -126,3 +137,24 @@ def run_in_chunks(session: OnnxRuntimeSession, tokens: np.ndarray, size: int) ->
         for start in range(0, len(tokens), size)
     ]
     return np.concatenate(parts)
+
+
+def drop_top_tokens(graph: Path) -> None:
+    """Make a graph one of those that earlier versions wrote, which have no such output."""
+    model = ir.load(graph)
+    kept = [value for value in model.graph.outputs if value.name != names.TOP_TOKENS]
+    model.graph.outputs.clear()
+    model.graph.outputs.extend(kept)
+    ir.save(model, graph)
+
+
+def as_built_earlier(engine: Path) -> None:
+    """Make an engine directory one of those that earlier versions built: no `top_tokens`, no `contract.top_k`."""
+    path = engine / "manifest.json"
+    value = json.loads(path.read_text())
+    for name in [name for name in value["files"] if name.endswith(".onnx")]:
+        drop_top_tokens(engine / name)
+        value["files"][name] = {"bytes": (engine / name).stat().st_size, "sha256": sha256_file(engine / name)}
+    del value["contract"]["top_k"]
+    value["hashes"]["engine"] = Manifest.from_json(value).engine_hash
+    path.write_text(json.dumps(value))

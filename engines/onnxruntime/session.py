@@ -29,7 +29,7 @@ _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 class OnnxRuntimeSession(HostCaches):
     """Runs a lowered verifier graph whose weights lie in `directory`.
 
-    `run` returns views of buffers that the next call overwrites.
+    `run` and `top_tokens` return views of buffers that the next call overwrites.
     """
 
     def __init__(
@@ -86,6 +86,10 @@ class OnnxRuntimeSession(HostCaches):
         self._lengths = np.zeros(1, np.int64)
         self._lengths_value = ort.OrtValue.ortvalue_from_numpy(self._lengths)
         self._tokens = _Buffer(ort, (1, widest))
+        # A cut-down graph has none either.
+        has_top = contract.top_k > 0 and names.TOP_TOKENS in outputs
+        self._top_tokens = _Buffer(ort, (1, widest, contract.top_k), axis=1) if has_top else None
+        self._num_rows = 0
         # Native graphs take a tree whatever the portable graph takes.
         self.takes_trees = names.TREE_MASK in inputs
         self._native = library is not None
@@ -107,7 +111,7 @@ class OnnxRuntimeSession(HostCaches):
         """
         self._feed(self._binding, token_ids, cache_length, num_logits_rows, parents)
         self._binding.bind_ortvalue_output(names.NEXT_TOKENS, self._tokens.value(num_logits_rows))
-        self._session.run_with_iobinding(self._binding)
+        self._execute(self._binding, num_logits_rows)
         return self._tokens.array[0, :num_logits_rows]
 
     def run_logits(
@@ -130,12 +134,18 @@ class OnnxRuntimeSession(HostCaches):
             out = np.empty((num_logits_rows, self._columns), np.float32)
         rows = rows_of(out, num_logits_rows, self._columns)
         self._logits_binding.bind_ortvalue_output(self._rows_output, self._ort.OrtValue.ortvalue_from_numpy(rows[None]))
-        self._session.run_with_iobinding(self._logits_binding)
+        self._execute(self._logits_binding, num_logits_rows)
         return rows
+
+    @property
+    def top_tokens(self) -> Int64 | None:
+        """The target's likeliest tokens after each row that the latest call was asked for: int64 [rows, k], or None."""
+        return None if self._top_tokens is None else self._top_tokens.array[0, : self._num_rows]
 
     def memory(self) -> SessionMemory:
         """What the session takes."""
-        buffers = (self._ids, self._positions, self._rows, self._tokens)
+        buffers = [self._ids, self._positions, self._rows, self._tokens]
+        buffers += [] if self._top_tokens is None else [self._top_tokens]
         return SessionMemory(
             weights=self._weight_bytes,
             cache=sum(part.nbytes for pair in self.caches for part in pair),
@@ -186,6 +196,12 @@ class OnnxRuntimeSession(HostCaches):
         binding.bind_ortvalue_input(names.POSITION_IDS, self._positions.value(width))
         binding.bind_ortvalue_input(names.LOGITS_ROWS, self._rows.value(num_logits_rows))
 
+    def _execute(self, binding: Any, num_logits_rows: int) -> None:
+        if self._top_tokens is not None:
+            binding.bind_ortvalue_output(names.TOP_TOKENS, self._top_tokens.value(num_logits_rows))
+        self._session.run_with_iobinding(binding)
+        self._num_rows = num_logits_rows
+
 
 def external_bytes(graph: bytes) -> int:
     """Bytes of the tensors that a serialized ONNX graph keeps in other files.
@@ -221,14 +237,18 @@ class _TreeMasks:
 
 
 class _Buffer:
-    """An int64 buffer and, per length of its last axis, the OrtValue of its first elements (no copy)."""
+    """An int64 buffer and, per length of one axis, the OrtValue of its first elements (no copy).
 
-    def __init__(self, ort: Any, shape: tuple[int, ...]) -> None:
+    `axis`: which; the last, if not given. Those before it have one element.
+    """
+
+    def __init__(self, ort: Any, shape: tuple[int, ...], axis: int | None = None) -> None:
         self.array = np.zeros(shape, np.int64)
+        self._before = (slice(None),) * (len(shape) - 1 if axis is None else axis)
         self._ort = ort
         self._values: dict[int, Any] = {}
 
     def value(self, length: int) -> Any:
         if length not in self._values:
-            self._values[length] = self._ort.OrtValue.ortvalue_from_numpy(self.array[..., :length])
+            self._values[length] = self._ort.OrtValue.ortvalue_from_numpy(self.array[(*self._before, slice(length))])
         return self._values[length]

@@ -93,6 +93,8 @@ def _types(contract: Contract) -> dict[str, str | None]:
         names.NEXT_TOKENS: "INT64",
         names.LOGITS: "FLOAT",
     }
+    if contract.top_k:
+        types[names.TOP_TOKENS] = "INT64"
     if contract.tree_mask:
         types[names.TREE_MASK] = "BOOL"
     for layer in range(contract.num_layers):

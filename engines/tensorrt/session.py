@@ -1,6 +1,6 @@
 """One loaded verifier on TensorRT: everything allocated at load, addresses set once, a few integers per round.
 
-A round copies one small block of inputs to the device, runs the plan on one stream, and copies `next_tokens` back.
+A round copies one small block of inputs to the device, runs the plan on one stream, and copies the tokens back.
 Both profiles write to one KV cache; `past` and `present` are the same addresses.
 """
 
@@ -19,7 +19,7 @@ from engines.session import SessionMemory, rows_of
 from engines.tensorrt.bindings import check_bindings
 from engines.tensorrt.cache import DeviceCache, LoadedKernel
 from engines.tensorrt.device import Device, OutOfMemoryError, RecordedWork
-from engines.tensorrt.staging import Staging
+from engines.tensorrt.staging import Staging, Tokens
 from engines.tree import ancestor_mask, check_parents, depths
 from quasar.errors import EngineError, GenerationError
 
@@ -57,7 +57,7 @@ class _Replay:
 
 
 class TensorRtSession:
-    """Runs a plan. `run` returns views of buffers that the next call overwrites."""
+    """Runs a plan. `run` and `top_tokens` return views of buffers that the next call overwrites."""
 
     def __init__(
         self,
@@ -85,6 +85,7 @@ class TensorRtSession:
         self._plan, self._device, self._graphs = plan, device, graphs
         self._replays: dict[tuple[int, int], _Replay] = {}
         self._contexts: list[Any] = []
+        self._num_rows = 0
         try:
             self._cache = DeviceCache(device, contract, check_bindings(plan.engine, contract), kernel)
             self._allocate()
@@ -127,7 +128,7 @@ class TensorRtSession:
         """
         self._run(token_ids, cache_length, num_logits_rows, parents)
         self._device.synchronize()
-        tokens = self._tokens_host.view(np.int64)[:num_logits_rows]
+        tokens = self._tokens.next_tokens(num_logits_rows)
         if tokens.min() < 0:
             raise EngineError("the plan returned no token: its logits are not numbers")
         return tokens
@@ -148,6 +149,11 @@ class TensorRtSession:
         self._device.download(logits.reshape(-1).view(np.uint8), self._logits)
         self._device.synchronize()
         return logits
+
+    @property
+    def top_tokens(self) -> Int64 | None:
+        """The target's likeliest tokens after each row that the latest call was asked for: int64 [rows, k], or None."""
+        return self._tokens.top_tokens(self._num_rows)
 
     def read_rows(self, first: int, end: int, layers: Sequence[int] | None = None) -> Float32:
         """A copy of cache rows, of some layers or of all: float32 [layers, 2, G, rows, D]."""
@@ -170,7 +176,7 @@ class TensorRtSession:
         return SessionMemory(
             weights=self._plan.plan_bytes,
             cache=self._cache.bytes_per_row * contract.capacity,
-            buffers=self._scratch_bytes + 4 * contract.max_width * (contract.vocab_size + 2),
+            buffers=self._scratch_bytes + contract.max_width * (4 * contract.vocab_size + 8 * (1 + contract.top_k)),
         )
 
     def _allocate(self) -> None:
@@ -183,8 +189,7 @@ class TensorRtSession:
             Staging(device, rows, contract.max_width, tree_mask=contract.tree_mask)
             for rows in (contract.max_width, contract.prefill_chunk)
         ]
-        self._tokens_host = device.pinned(8 * contract.max_width)
-        self._tokens = device.allocate(8 * contract.max_width)
+        self._tokens = Tokens(device, contract.max_width, contract.top_k)
         self._logits = device.allocate(4 * contract.max_width * contract.vocab_size)
         self._shared = [self._context(profile) for profile in (VERIFY, PREFILL)]
         device.synchronize()
@@ -203,7 +208,7 @@ class TensorRtSession:
         addresses = {
             **self._staging[profile].addresses,
             **self._cache.addresses,
-            names.NEXT_TOKENS: self._tokens,
+            **self._tokens.addresses,
             names.LOGITS: self._logits,
         }
         for name, address in addresses.items():
@@ -246,6 +251,7 @@ class TensorRtSession:
             self._replay(width, num_logits_rows)
         else:
             self._enqueue(self._shared[profile], profile, width, num_logits_rows, set_shapes=True)
+        self._num_rows = num_logits_rows
 
     def _replay(self, width: int, num_logits_rows: int) -> None:
         """First call of a shape: run it. Second: record it. From then on: launch what was recorded.
@@ -289,7 +295,7 @@ class TensorRtSession:
                 self._check(context.set_input_shape(name, shape), f"the shape {shape} of {name}")
         self._staging[profile].upload()
         self._check(context.execute_async_v3(self._device.stream), "the pass")
-        self._device.download(self._tokens_host[: 8 * num_logits_rows], self._tokens)
+        self._tokens.download(num_logits_rows)
 
     def _check(self, done: bool, what: str) -> None:
         if not done:

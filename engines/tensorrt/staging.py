@@ -1,4 +1,4 @@
-"""The inputs of a call in one block: written on the host, copied to the device at once."""
+"""A call's inputs in one block, and its tokens in another: each is copied between host and device at once."""
 
 from collections.abc import Sequence
 
@@ -78,3 +78,33 @@ class Staging:
 
     def _part(self, name: str) -> Int64:
         return self._parts[name].view(np.int64)
+
+
+class Tokens:
+    """`next_tokens` and, behind them, `top_tokens` of up to `max_rows` rows: on the device, and pinned on the host."""
+
+    def __init__(self, device: Device, max_rows: int, top_k: int) -> None:
+        self._device, self._top_k = device, top_k
+        self._top_offset = -(-8 * max_rows // _ALIGNMENT) * _ALIGNMENT
+        size = self._top_offset + 8 * max_rows * top_k
+        self._host = device.pinned(size)
+        self._address = device.allocate(size)
+        self.addresses = {names.NEXT_TOKENS: self._address}
+        if top_k:
+            self.addresses[names.TOP_TOKENS] = self._address + self._top_offset
+
+    def download(self, num_rows: int) -> None:
+        """Copy what a call wrote, in one piece up to the last row's tokens."""
+        end = self._top_offset + 8 * num_rows * self._top_k if self._top_k else 8 * num_rows
+        self._device.download(self._host[:end], self._address)
+
+    def next_tokens(self, num_rows: int) -> Int64:
+        """A view of what was copied: int64 [rows]."""
+        return self._host[: 8 * num_rows].view(np.int64)
+
+    def top_tokens(self, num_rows: int) -> Int64 | None:
+        """A view of what was copied: int64 [rows, top_k]; None where the contract has none."""
+        if not self._top_k:
+            return None
+        values = self._host[self._top_offset :].view(np.int64)[: num_rows * self._top_k]
+        return values.reshape(num_rows, self._top_k)

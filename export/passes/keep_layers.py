@@ -57,7 +57,7 @@ class KeepLayers(InPlacePass):
         last = produced[inner.HEAD_INPUT].producer()
         assert last is not None
         graph.insert_after(last, new.nodes)
-        for name in (names.LOGITS, names.NEXT_TOKENS):
+        for name in (names.LOGITS, names.NEXT_TOKENS, names.TOP_TOKENS):
             graph.outputs.remove(produced[name])
         graph.outputs.append(hidden)
         kept = {name for layer in range(self._count) for name in names.past_names(layer) + names.present_names(layer)}

@@ -9,7 +9,7 @@ from export.builder import GraphBuilder
 from export.passes.linears_to_native import DOMAIN, LinearsToNative
 from export.passes.prune import prune
 from export.passes.stored_weights import StoredWeights
-from export.passes.walk import input_of, insert_behind
+from export.passes.walk import insert_behind
 from quasar.checkpoints import DecoderSpec
 
 # Type of the cache → operator.
@@ -46,7 +46,7 @@ class LowerToNative(InPlacePass):
             raise PostconditionError(f"nodes are left that were to be replaced: {', '.join(left)}")
 
     def call(self, model: ir.Model) -> PassResult:
-        """Replace attention, linears and the arg max, and drop what only they used."""
+        """Replace attention and linears, and drop what only they used."""
         graph = model.graph
         layers = sum(node.op_type == "Attention" for node in graph)
         values = {str(value.name): value for node in graph for value in node.outputs}
@@ -60,8 +60,6 @@ class LowerToNative(InPlacePass):
         for layer in range(layers):
             self._lower_attention(graph, layer, values, tree)
         self._linears(model)
-        for node in [node for node in graph if node.op_type == "ArgMax"]:
-            self._lower_argmax(graph, node)
         graph.sort()
         graph.opset_imports[DOMAIN] = 1
         prune(model)
@@ -103,13 +101,4 @@ class LowerToNative(InPlacePass):
             position = [output.name for output in graph.outputs].index(name)
             present.type, present.shape = ir.TensorType(self._cache_type), graph.outputs[position].shape
             graph.outputs[position] = present
-        insert_behind(graph, old, new)
-
-    @staticmethod
-    def _lower_argmax(graph: ir.Graph, node: ir.Node) -> None:
-        new = GraphBuilder()
-        old = node.outputs[0]
-        tokens = new.op("ArgMax", [input_of(node, 0)], str(old.name), domain=DOMAIN)
-        tokens.type, tokens.shape = old.type, old.shape
-        ir.convenience.replace_all_uses_with(old, tokens, replace_graph_outputs=True)
         insert_behind(graph, old, new)

@@ -12,6 +12,8 @@ from engines.manifest import Manifest
 from plugins.cpu import toolchain
 from plugins.sample_token import SAMPLER
 from quasar.errors import DamagedEngineError, EngineError, NewerEngineError
+from quasar.files import sha256_json
+from tests.graphs import as_built_earlier
 from tests.tiny import save_tiny_model
 
 
@@ -65,6 +67,22 @@ def test_golden_keys(engine):
     assert value["row_invariance"] == {"chain": 1, "widest": 32, "boundaries": [], "tree": trees, "prefill": True}
     assert list(value["cost_curve_ms"]) == ["1", "2", "3", "4", "6", "8", "12", "16"]
     assert value["cost_curve_ms"] == value["cost_surface_ms"]["256"]
+
+
+def test_an_earlier_engine_keeps_its_hash(engine):
+    now = open_directory(engine).manifest
+    assert now.contract.top_k == 8
+    as_built_earlier(engine)
+    value = json.loads((engine / "manifest.json").read_text())
+    manifest = open_directory(engine).manifest
+    assert manifest.contract.top_k == 0
+    assert manifest.to_json() == value
+    # As the version computed it that wrote the contract so.
+    assert "top_k" not in value["contract"]
+    files = {name: entry["sha256"] for name, entry in value["files"].items()}
+    parts = {"contract": value["contract"], "text": value["text"], "onnxruntime": value["backends"]["onnxruntime"]}
+    assert manifest.engine_hash == sha256_json({"files": files, **parts})
+    assert manifest.engine_hash != now.engine_hash
 
 
 def test_no_directory_and_no_manifest(tmp_path):
@@ -144,6 +162,7 @@ def test_names_that_are_not_listed(engine, section):
         (lambda value: value["contract"].update(surprise=1), "contract has an unknown field 'surprise'"),
         (lambda value: value["contract"].update(prefill_chunk=0), "sizes that do not fit each other"),
         (lambda value: value["contract"].update(capacity=64), "sizes that do not fit each other"),
+        (lambda value: value["contract"].update(top_k=-1), "sizes that do not fit each other"),
         (lambda value: value["backends"]["onnxruntime"].update(probe_layers=9), "gives its probe 9 layers"),
         (lambda value: value["model"].pop("name"), "model lacks the field 'name'"),
         (lambda value: value["fidelity"].pop("tokens"), "fidelity has the keys"),

@@ -1,5 +1,7 @@
 """The session: one allocation, in-place caches, rows as asked for; the integer check; kernels as they ran."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,9 @@ from engines.measuring import MeasuredFiles, needs_exact_integers
 from engines.onnxruntime.executed import check_integer_matmuls, executed_kernels
 from engines.onnxruntime.kernels import Kernels
 from engines.onnxruntime.session import OnnxRuntimeSession
+from plugins.cpu import toolchain
 from quasar.errors import EngineError
+from tests.graphs import as_built_earlier, likeliest
 
 
 @pytest.fixture
@@ -23,6 +27,43 @@ def test_rows_are_the_last_ones_and_logits_agree(loaded):
     np.testing.assert_array_equal(loaded.session.run(tokens, 0, 3), all_rows[-3:])
     logits = loaded.session.run_logits(tokens, 0, 20)
     np.testing.assert_array_equal(logits.argmax(axis=-1), all_rows)
+
+
+def test_top_tokens_are_those_of_the_latest_call_and_lie_in_one_buffer(loaded):
+    session, tokens = loaded.session, np.arange(20)
+    assert session.top_tokens.shape == (0, 8)
+    logits = session.run_logits(tokens, 0, 20)
+    address = session.top_tokens.ctypes.data
+    np.testing.assert_array_equal(session.top_tokens, likeliest(logits, 8))
+    for rows in (1, 3, 20, 3):
+        next_tokens = session.run(tokens, 0, rows)
+        assert session.top_tokens.shape == (rows, 8)
+        assert session.top_tokens.ctypes.data == address
+        np.testing.assert_array_equal(session.top_tokens[:, 0], next_tokens)
+        np.testing.assert_array_equal(session.top_tokens, likeliest(logits[-rows:], 8))
+
+
+@pytest.mark.parametrize("kernels", ["stock", "native"])
+def test_an_earlier_engine_runs_without_top_tokens(tiny_engine, tmp_path, kernels):
+    if kernels == "native" and not toolchain.LIBRARY.is_file():
+        pytest.skip("the native operators are not compiled")
+    now = load_engine(tiny_engine, kernels=kernels).session
+    engine = shutil.copytree(tiny_engine, tmp_path / "engine")
+    as_built_earlier(engine)
+    session = load_engine(engine, kernels=kernels).session
+    assert session.contract.top_k == 0
+    np.testing.assert_array_equal(session.run(np.arange(9), 0, 9), now.run(np.arange(9), 0, 9))
+    np.testing.assert_array_equal(session.run_logits(np.arange(9), 0, 9), now.run_logits(np.arange(9), 0, 9))
+    assert session.top_tokens is None
+    # A row's top tokens are 64 bytes in the buffers of a new engine.
+    assert now.memory().buffers - session.memory().buffers == 64 * session.max_logits_rows
+
+
+def test_a_cut_down_graph_has_no_top_tokens(loaded, tiny_engine):
+    files = stock_files(loaded.directory)
+    session = OnnxRuntimeSession(tiny_engine, files.probe, loaded.directory.manifest.contract, num_layers=2)
+    session.run_logits(np.arange(5), 0, 5)
+    assert session.top_tokens is None
 
 
 def test_caches_are_written_in_place_and_only_where_rows_are(loaded):

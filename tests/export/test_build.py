@@ -58,6 +58,7 @@ def test_directory_holds_what_the_manifest_lists(tiny_engine):
     assert manifest.record.row_invariance.tree == toolchain.LIBRARY.is_file()
     assert set(manifest.record.cost_surface_ms) == {16, 256, 512}
     assert manifest.fidelity["tokens"] > 500
+    assert manifest.contract.top_k == 8
     assert not tiny_engine.with_name("engine.partial").exists()
 
 

@@ -19,7 +19,7 @@ from export.inspect_backend import backend_json
 from export.passes import LowerToTensorRt
 from quasar.checkpoints import open_checkpoint
 from quasar.errors import BuildError, EngineError
-from tests.graphs import export_graphs
+from tests.graphs import as_built_earlier, export_graphs
 from tests.tiny import save_tiny_model
 
 CAPABILITIES = ("8.6", "8.9", "12.0")
@@ -67,6 +67,8 @@ def test_random_models_compile_for_three_gpus(architecture, options, build_engin
     width = options.get("max_width", 32)
     assert value["profiles"]["verify"]["input_ids"] == [[1, 1], [1, 8], [1, width]]
     assert value["profiles"]["prefill"]["input_ids"] == [[1, 1], [1, 256], [1, 256]]
+    (top,) = [item for item in value["bindings"] if item["name"] == "top_tokens"]
+    assert (top["dtype"], top["shape"]) == ("int64", [1, -1, 8])
     masks = [item for item in value["bindings"] if item["name"] == "tree_mask"]
     assert [mask["shape"] for mask in masks] == ([[1, -1, -1]] if "tree_mask" in options else [])
     assert [kernel["compute_capability"] for kernel in value["kernels"]] == (
@@ -134,6 +136,17 @@ def test_compiling_again_adds_plans_and_another_type_replaces_them(engine):
     assert {item["dtype"] for item in files.bindings if item["updates"]} == {"bf16"}
     left = {path.relative_to(engine).as_posix() for path in (engine / "tensorrt").iterdir()}
     assert left == set(files.files)
+
+
+def test_an_engine_of_an_earlier_version_compiles_without_top_tokens(engine):
+    as_built_earlier(engine)
+    before = open_directory(engine).manifest
+    manifest = compiled(engine, "8.9").manifest
+    assert manifest.engine_hash == before.engine_hash
+    assert manifest.contract.top_k == 0
+    names = {item["name"] for item in manifest.tensorrt["tensorrt-rtx"].bindings}
+    assert "next_tokens" in names
+    assert "top_tokens" not in names
 
 
 def test_a_killed_run_leaves_the_directory_as_it_was(engine, monkeypatch):

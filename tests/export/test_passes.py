@@ -93,7 +93,8 @@ def test_keep_layers_keeps_the_first_layers_and_the_head(graphs):
     assert operators(model).count("GroupQueryAttention") == 2
     outputs = {value.name for value in model.graph.outputs}
     assert names.HIDDEN in outputs
-    assert not outputs & {names.LOGITS, names.NEXT_TOKENS}
+    assert not outputs & {names.LOGITS, names.NEXT_TOKENS, names.TOP_TOKENS}
+    assert "TopK" not in operators(model)
     with pytest.raises(PreconditionError, match=r"layers\.8\.output"):
         KeepLayers(9, spec)(ir.load(folder / "lowered.onnx"))
 

@@ -53,6 +53,18 @@ def test_logits_are_those_of_onnx_runtime(engine, reference, prompts, library, r
     assert same > 0.85 * total
 
 
+def test_top_tokens_are_the_likeliest(engine, prompts):
+    session = session_of(engine)
+    for prompt in prompts[:8]:
+        ids = engine.encode(prompt.messages)[:16]
+        logits = session.run_logits(ids, 0, len(ids))
+        expected = np.argsort(-logits, axis=-1, kind="stable")[:, : session.contract.top_k]
+        # float16 products tie now and then: the lower id comes first.
+        np.testing.assert_array_equal(session.top_tokens, expected)
+        np.testing.assert_array_equal(session.run(ids, 0, len(ids)), expected[:, 0])
+        np.testing.assert_array_equal(session.top_tokens, expected)
+
+
 def test_rows_do_not_depend_on_the_width(engine, library, record):
     found = engine.record.row_invariance
     record(

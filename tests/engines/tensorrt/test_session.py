@@ -1,6 +1,7 @@
 """The TensorRT session on host memory: bindings, profiles, aliasing, recorded work, and the whole loop."""
 
 import logging
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ from quasar.errors import EngineError, GenerationError
 from runtime.drafters import Draft, PromptLookup
 from runtime.testing import run_loop
 from tests.engines.test_tree import PARENTS
-from tests.graphs import export_graphs, host_session, lowered_session
+from tests.graphs import drop_top_tokens, export_graphs, host_session, likeliest, lowered_session
 
 # The standard Attention operator on the CPU gives a single row other bits than it gives the same row among others.
 EXACT = RowInvariance(chain=2, widest=16)
@@ -54,6 +55,47 @@ def test_logits_are_those_of_the_onnxruntime_lowering(chains):
         np.testing.assert_array_equal(session.run(tokens[start:end], start, rows), logits.argmax(axis=-1))
     np.testing.assert_allclose(session.read_rows(0, 297), other.read_rows(0, 297), atol=1e-5, rtol=0)
     session.close()
+
+
+def test_top_tokens_come_with_the_call(chains):
+    folder, contract = chains
+    tokens = np.random.default_rng(11).integers(0, 320, 300)
+    with host_session(folder, contract) as session:
+        assert session.top_tokens.shape == (0, 8)
+        # Both profiles; verify calls run, recorded and replayed, of all rows, of some, and of all again.
+        for start, end, rows in ((0, 256, 32), *((256, 264, rows) for rows in (8, 8, 8, 3, 3, 3, 1, 8))):
+            logits = session.run_logits(tokens[start:end], start, rows)
+            np.testing.assert_array_equal(session.top_tokens, likeliest(logits, 8))
+            next_tokens = session.run(tokens[start:end], start, rows)
+            np.testing.assert_array_equal(session.top_tokens, likeliest(logits, 8))
+            np.testing.assert_array_equal(session.top_tokens[:, 0], next_tokens)
+        assert {key: replay.work is not None for key, replay in session._replays.items()} == {
+            (8, 8): True, (8, 3): True, (8, 1): True
+        }  # fmt: skip
+
+
+def test_a_call_copies_its_tokens_at_once(chains, monkeypatch):
+    folder, contract = chains
+    copies = []
+    with host_session(folder, contract, graphs=False) as session:
+        monkeypatch.setattr(session._device, "download", lambda target, address: copies.append(target.nbytes))
+        session.run(np.arange(5), 0, 3)
+    # 32 next tokens, and 8 likeliest of each row that was asked for.
+    assert copies == [8 * 32 + 8 * 3 * 8]
+
+
+def test_an_earlier_plan_has_no_top_tokens(chains, tmp_path):
+    folder, contract = chains
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    drop_top_tokens(tmp_path / "canonical.onnx")
+    earlier, tokens = replace(contract, top_k=0), np.arange(12)
+    with host_session(folder, contract) as now, host_session(tmp_path, earlier) as session:
+        np.testing.assert_array_equal(session.run(tokens, 0, 5), now.run(tokens, 0, 5))
+        np.testing.assert_array_equal(session.run_logits(tokens, 0, 5), now.run_logits(tokens, 0, 5))
+        assert session.top_tokens is None
+        assert now.memory().buffers - session.memory().buffers == 64 * contract.max_width
+    with pytest.raises(EngineError, match="tensors are not the contract's: top_tokens"):
+        host_session(tmp_path, contract)
 
 
 def test_recorded_work_gives_the_same_bits(chains):
@@ -258,6 +300,8 @@ def test_a_plan_that_is_not_the_contracts_is_refused(chains):
     with pytest.raises(EngineError, match=r"does not update past_key_values\.0\.key in place"):
         check_bindings(engine_of(chains, get_aliased_input_tensor=lambda name: "")[0], contract)
     types = {names.INPUT_IDS: "INT32"}
+    with pytest.raises(EngineError, match="tensors are not the contract's: top_tokens"):
+        check_bindings(engine, replace(contract, top_k=0))
     wrong = engine_of(chains, get_tensor_dtype=lambda name: SimpleNamespace(name=types.get(name, "INT64")))[0]
     with pytest.raises(EngineError, match="tensor input_ids is INT32; INT64 was expected"):
         check_bindings(wrong, contract)
