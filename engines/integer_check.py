@@ -4,6 +4,7 @@ A small Q/DQ graph, fused as the verifier's linears are, multiplies rows and col
 below 2^24, so float32 holds the exact answer.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -66,3 +67,11 @@ def _patterns(index: NDArray[np.int_]) -> list[NDArray[np.int8]]:
             np.where(index == 0, 127, 0),
         )
     ]
+
+
+def runs_stock_integers(linears: Mapping[str, str], *, native: bool) -> bool:
+    """Whether ONNX Runtime's own integer kernels run any of these linears (name → precision).
+
+    Native graphs leave it those with static scales; stock ones all that are not float.
+    """
+    return any(precision == "w8a8-static" if native else precision != "float" for precision in linears.values())

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engines.directory import EngineDirectory, open_directory
+from engines.integer_check import runs_stock_integers
 from engines.machine import Machine, this_machine, user_cache
 from engines.manifest import MachineRecord
 from engines.measuring import MeasuredFiles, measure_machine
@@ -147,7 +148,7 @@ def _record(directory: EngineDirectory, machine: Machine, threads: int, files: M
         files,
         directory.manifest.contract,
         machine,
-        has_integers=directory.manifest.has_integers,
+        has_integers=runs_stock_integers(directory.manifest.linears, native=files.library is not None),
         threads=threads,
         brief=True,
     )

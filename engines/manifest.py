@@ -196,11 +196,6 @@ class Manifest:
         """Names the engine: the hash over its contract and its files' hashes, but not over what TensorRT compiled."""
         return engine_hash(self.files, self.contract, self.text, self.onnxruntime)
 
-    @property
-    def has_integers(self) -> bool:
-        """Whether any linear is INT8."""
-        return any(precision != "float" for precision in self.linears.values())
-
     def to_json(self) -> dict[str, Any]:
         """The file's content, keys in reading order."""
         return {

@@ -73,10 +73,9 @@ def measure_machine(
     """Probe and time an engine on this machine; `on_step` hears of every cache length and row count.
 
     Args:
-        has_integers: whether any linear is INT8; only then must integer matmuls be exact.
+        has_integers: whether ONNX Runtime's own integer kernels run any linear (`integer_check.runs_stock_integers`).
     """
-    # Native kernels are exact on every CPU that runs them.
-    exact = has_integers and files.library is None and needs_exact_integers(files, threads=threads)
+    exact = has_integers and needs_exact_integers(files, threads=threads)
     cut_down = OnnxRuntimeSession(
         files.directory,
         files.probe,

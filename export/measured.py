@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from calibration.recipe import Recipe
 from calibration.texts import TokenizedText
 from engines.contract import Contract
+from engines.integer_check import runs_stock_integers
 from engines.machine import this_machine
 from engines.manifest import MachineRecord
 from engines.measuring import MeasuredFiles, count_steps, measure_machine
@@ -27,12 +28,12 @@ def probe(
     """Integer matmuls, row invariance and costs with `kernels`; `stock`: the portable graph, which is checked too."""
     from engines.onnxruntime.executed import check_integer_matmuls, executed_kernels
 
-    has_integers = any(precision != "float" for precision in recipe.linears.values())
+    stock_integers = runs_stock_integers(recipe.linears, native=files.library is not None)
     with reporter.steps("probes and costs", count_steps(contract)) as step:
         record = measure_machine(
-            files, contract, this_machine(0, kernels.name), has_integers=has_integers, on_step=lambda what: step(1)
+            files, contract, this_machine(0, kernels.name), has_integers=stock_integers, on_step=lambda what: step(1)
         )
-    if has_integers:
+    if any(precision != "float" for precision in recipe.linears.values()):
         # The portable path must not silently run in float, whatever runs here.
         ran = executed_kernels(stock.directory, stock.graph, contract, exact_integers=record.exact_integers)
         check_integer_matmuls(ran, dict(recipe.linears))

@@ -2,7 +2,6 @@
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 from onnx_ir.passes import PostconditionError, PreconditionError
 
@@ -12,7 +11,7 @@ from export.check import check_model
 from export.passes import FuseTokenQuantization, LowerToTensorRt
 from quasar.checkpoints import open_checkpoint
 from tests.export.real_float16 import run_every_operator
-from tests.graphs import export_graphs
+from tests.graphs import exact_session, export_graphs
 from tests.tiny import save_tiny_model
 
 FLOAT16, BFLOAT16, FLOAT = ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT
@@ -113,8 +112,7 @@ def test_float32_changes_no_bit(graphs):
     tokens = np.random.default_rng(0).integers(0, 320, 12)
     values = feeds(contract, tokens, np.float32, contract.capacity)
     results = [
-        ort.InferenceSession(str(folder / name), providers=["CPUExecutionProvider"]).run([names.LOGITS], values)[0]
-        for name in ("canonical.onnx", "float32.onnx")
+        exact_session(folder / name).run([names.LOGITS], values)[0] for name in ("canonical.onnx", "float32.onnx")
     ]
     np.testing.assert_array_equal(*results)
 
@@ -124,7 +122,7 @@ def test_float16_computes_what_the_canonical_graph_does(graphs):
     lowered(folder, contract, "float16")
     tokens = np.random.default_rng(1).integers(0, 320, 12)
     values = run_every_operator(folder / "float16.onnx", folder, feeds(contract, tokens, np.float16, 64))
-    session = ort.InferenceSession(str(folder / "canonical.onnx"), providers=["CPUExecutionProvider"])
+    session = exact_session(folder / "canonical.onnx")
     expected = session.run([names.LOGITS], feeds(contract, tokens, np.float32, contract.capacity))[0]
     # float16 keeps 11 bits; what it moves over a rounding edge of INT8 (a 127th of the row) goes on from there. Seen:
     # 0.5 % to 1.5 % of the logits' spread on the average.

@@ -2,7 +2,6 @@
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 from onnx_ir.passes import PreconditionError
 
@@ -13,7 +12,7 @@ from engines.onnxruntime.session import OnnxRuntimeSession
 from export.integer_check_graph import build_integer_check
 from export.passes import KeepLayers, LowerToOnnxRuntime, UnsignedActivations
 from quasar.checkpoints import open_checkpoint
-from tests.graphs import contract_of, export_graphs, lowered_session
+from tests.graphs import contract_of, exact_session, export_graphs, lowered_session
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +69,7 @@ def test_unsigned_activations_are_bit_identical(tmp_path):
     def run(model):
         path = tmp_path / "model.onnx"
         ir.save(model, path)
-        session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        session = exact_session(path)
         # Saturating values on both sides, ties, and plain ones.
         extreme = np.array([-1000, -128.5, -128, -127.5, -0.5, 0.5, 1.5, 127, 127.5, 1000], np.float32)
         inputs = check_inputs().astype(np.float32)
@@ -107,7 +106,7 @@ def test_kept_layers_compute_what_they_did(graphs):
     KeepLayers(spec.num_layers, spec)(model)
     ir.save(model, folder / "kept.onnx")
     tokens = np.arange(9)
-    rows = OnnxRuntimeSession(folder, folder / "kept.onnx", contract).run_logits(tokens, 0, 9)
+    rows = OnnxRuntimeSession(folder, folder / "kept.onnx", contract, exact_integers=True).run_logits(tokens, 0, 9)
     assert rows.shape == (9, spec.hidden_size + spec.num_layers * spec.query_size)
     hidden = rows[:, : spec.hidden_size]
     logits = lowered_session(folder, contract).run_logits(tokens, 0, 9)
