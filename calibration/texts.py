@@ -1,15 +1,16 @@
 """The texts that a model is calibrated and measured on: prompts, and the float model's own continuations of them."""
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from quasar.checkpoints import DecoderSpec
 from quasar.errors import BuildError
-from quasar.files import sha256_json
+from quasar.files import sha256_json, write_json
 from quasar.text import Prompt, TextCodec, read_prompts
 
 if TYPE_CHECKING:
@@ -135,3 +136,24 @@ def _batches(spec: DecoderSpec, lengths: Sequence[int]) -> list[list[int]]:
 
 def _normalized(prompt: Prompt) -> str:
     return " ".join(prompt.text.casefold().split())
+
+
+def describe_texts(texts: Sequence[TokenizedText], prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """What a manifest says about its calibration text."""
+    return {
+        "prompts": len(texts),
+        "continuation_tokens": sum(len(text.continuation) for text in texts),
+        "prompts_sha256": prompts_hash(prompts),
+        "prompt_fingerprints": [fingerprint(prompt) for prompt in prompts],
+    }
+
+
+def write_texts(path: Path, texts: Sequence[TokenizedText]) -> None:
+    """Keep texts for a later stage of a build."""
+    write_json(path, [asdict(text) for text in texts])
+
+
+def read_texts(path: Path) -> list[TokenizedText]:
+    """What `write_texts` kept."""
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    return [TokenizedText(prompt=tuple(row["prompt"]), continuation=tuple(row["continuation"])) for row in rows]

@@ -11,13 +11,17 @@ from plugins.kv_compact import kv_compact
 Float32 = NDArray[np.float32]
 
 
+# Per layer keys and values, [1, G, S, D] each.
+HostCacheArrays = list[tuple[NDArray[Any], NDArray[Any]]]
+
+
 class HostCaches:
     """The caches of a session in host memory: per layer keys and values, float32 or 16 bits [1, G, S, D].
 
     bfloat16, which numpy does not have, is kept as uint16.
     """
 
-    caches: list[tuple[NDArray[Any], NDArray[Any]]]
+    caches: HostCacheArrays
 
     def read_rows(self, first: int, end: int, layers: Sequence[int] | None = None) -> Float32:
         """A copy of rows `first` to `end` of some layers, or of all."""

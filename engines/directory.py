@@ -7,6 +7,7 @@ from typing import Any
 
 from engines.machine import user_cache
 from engines.manifest import MANIFEST_NAME, Manifest, read_manifest
+from engines.successors import SUCCESSORS, read_successors
 from quasar.errors import DamagedEngineError, EngineError
 from quasar.files import inside, sha256_file, sha256_json
 
@@ -21,6 +22,12 @@ class EngineDirectory:
     path: Path
     manifest: Manifest
     raw_manifest: dict[str, Any]
+
+    def successors(self) -> dict[int, list[int]]:
+        """Token → likeliest successors that come with the engine (engines.successors); none with earlier ones."""
+        if SUCCESSORS not in self.manifest.files:
+            return {}
+        return read_successors(self.file(SUCCESSORS), self.manifest.contract.vocab_size)
 
     def file(self, name: str) -> Path:
         """A file that the manifest lists; raises `DamagedEngineError` for any other name."""

@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from engines.cache_rows import HostCacheArrays
 from engines.directory import EngineDirectory, open_directory
 from engines.integer_check import runs_stock_integers
 from engines.machine import Machine, this_machine, user_cache
@@ -78,13 +79,17 @@ def load_opened(
     threads: int = 0,
     kernels: str | None = None,
     rebuild: bool = False,
+    caches: HostCacheArrays | None = None,
 ) -> LoadedEngine:
-    """As `load_engine`, from a directory that is open already."""
+    """As `load_engine`, from a directory that is open already.
+
+    `caches`: another ONNX Runtime session's, to work on in place of its own.
+    """
     for library in LIBRARIES:
         if backend == library or (backend is None and _has_plan(directory, library)):
             session, record = load_tensorrt(directory, library, rebuild=rebuild)
             return LoadedEngine(directory=directory, record=record, backend=library, session=session)
-    return _load_onnxruntime(directory, provider=provider, threads=threads, wanted=kernels)
+    return _load_onnxruntime(directory, provider=provider, threads=threads, wanted=kernels, caches=caches)
 
 
 def _has_plan(directory: EngineDirectory, library: LibraryName) -> bool:
@@ -97,7 +102,14 @@ def _has_plan(directory: EngineDirectory, library: LibraryName) -> bool:
         return False
 
 
-def _load_onnxruntime(directory: EngineDirectory, *, provider: str, threads: int, wanted: str | None) -> LoadedEngine:
+def _load_onnxruntime(
+    directory: EngineDirectory,
+    *,
+    provider: str,
+    threads: int,
+    wanted: str | None,
+    caches: HostCacheArrays | None = None,
+) -> LoadedEngine:
     _check_library()
     if provider != "cpu":
         raise EngineError(
@@ -123,6 +135,7 @@ def _load_onnxruntime(directory: EngineDirectory, *, provider: str, threads: int
         threads=threads,
         exact_integers=record.exact_integers,
         library=kernels.library,
+        caches=caches,
     )
     return LoadedEngine(directory=directory, record=record, backend="onnxruntime", session=session, kernels=kernels)
 

@@ -48,6 +48,12 @@ _MODEL = {
     "context_length": int,
 }
 _FIRST_SAMPLER = "gumbel-max philox4x64-10 v1"
+# Keys of `hashes` that say what was done to what the KV cache holds: engines may share rows only where they are equal.
+CACHE_TREATMENTS = {
+    "cache_value_smoothing": "the smoothing of v_proj and o_proj",
+    "cache_query_key": "the treatment of queries and keys",
+    "cache_rotation": "the rotation",
+}
 _OPTIONAL_FILES = ("weights", "native_graph", "native_probe", "native_weights")
 _FIGURES = {"mean_kl_nats", "top1_agreement", "perplexity", "perplexity_float", "tokens"}
 _FIDELITY = _FIGURES | {"continuation", "prompts", "prompts_sha256"}

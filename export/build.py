@@ -1,6 +1,6 @@
 """The build: checkpoint → calibration → canonical graph → lowering → probes and costs → fidelity → manifest."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -16,19 +16,24 @@ from calibration.texts import (
     calibration_prompts,
     continue_prompts,
     default_prompts,
-    fingerprint,
+    describe_texts,
     fit_lengths,
     prompts_hash,
+    read_texts,
     refuse_overlap,
     tokenize,
+    write_texts,
 )
 from engines.contract import Contract, capacity_for, top_k_for
 from engines.manifest import MachineRecord, Manifest, OnnxRuntimeFiles, TextFiles
 from engines.measuring import MeasuredFiles
 from engines.onnxruntime.kernels import Kernels, choose_kernels
+from engines.successors import SUCCESSORS, write_successors
+from export.layout import CANONICAL, ONNXRUNTIME, PROBE_LAYERS
+from export.measured import MeasuredEngine
 from export.model_section import model_section
 from export.options import BuildOptions, Reporter, Silent, bound_of, check_options, choose_max_length
-from export.quantize import ROOMS, check_bound, meets, prepared_weights, quantize, target_of
+from export.quantize import ROOMS, cache_treatments, check_bound, meets, prepared_weights, quantize, target_of
 from export.versions import tool_versions
 from export.workspace import Workspace, check_target, open_workspace
 from plugins.sample_token import SAMPLER
@@ -39,19 +44,7 @@ if TYPE_CHECKING:
     import torch
 
 _EVALUATION_CONTINUATION_TOKENS = 32
-_PROBE_LAYERS = 2
 _ENGINE_STAGES = ("calibrate", "export", "lower", "probe", "fidelity")
-CANONICAL = "verifier.onnx"
-_ONNXRUNTIME = OnnxRuntimeFiles(
-    graph="onnxruntime/verifier.onnx",
-    probe="onnxruntime/probe.onnx",
-    probe_layers=_PROBE_LAYERS,
-    integer_check="onnxruntime/integer_check.onnx",
-    weights="onnxruntime/verifier.onnx.data",
-    native_graph="onnxruntime/native.onnx",
-    native_probe="onnxruntime/native_probe.onnx",
-    native_weights="onnxruntime/native.onnx.data",
-)
 
 
 def build(options: BuildOptions, reporter: Reporter | None = None) -> Path:
@@ -60,15 +53,6 @@ def build(options: BuildOptions, reporter: Reporter | None = None) -> Path:
     Raises `QuasarError` for whatever the user can mend. Nothing half-written stands under the output's name.
     """
     return _Build(options, Silent() if reporter is None else reporter).run()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Engine:
-    """What was measured of an engine that is not published yet."""
-
-    calibration: dict[str, Any]
-    record: MachineRecord
-    fidelity: dict[str, Any]
 
 
 class _Build:
@@ -135,6 +119,8 @@ class _Build:
             engine = self._engine(room)
         check_bound(self._bound, engine.fidelity, dict(self._recipe.linears))
         calibration, record, fidelity = engine.calibration, engine.record, engine.fidelity
+        self._reporter.stage("successors", "likeliest tokens behind those of the calibration text, for drafting")
+        workspace.stage("successors", lambda: self._successors(record))
         self._reporter.stage("finish", "manifest")
         files = workspace.files()
         manifest = Manifest(
@@ -160,10 +146,11 @@ class _Build:
             "weights": str(files[f"{CANONICAL}.data"]["sha256"]),
             "inputs": workspace.inputs_hash,
             "engine": manifest.engine_hash,
+            **cache_treatments(self._quantization_path if self._quantizes else None),
         }
         workspace.publish(replace(manifest, hashes=hashes).to_json())
 
-    def _engine(self, room: float) -> _Engine:
+    def _engine(self, room: float) -> MeasuredEngine:
         """Everything that follows from a quantization; `room`: the share of the bound that it aims at."""
         workspace = self._workspace
         calibration: dict[str, Any] = {}
@@ -183,7 +170,7 @@ class _Build:
             self._reporter.stage("", "this CPU's fast integer kernels saturate: exact, slower ones are used instead")
         self._reporter.stage("fidelity", "against the float model, on held-out prompts")
         fidelity = workspace.stage("fidelity", lambda: self._fidelity(record))
-        return _Engine(calibration=calibration, record=record, fidelity=fidelity)
+        return MeasuredEngine(calibration=calibration, record=record, fidelity=fidelity)
 
     @property
     def _bound(self) -> Bound | None:
@@ -193,7 +180,7 @@ class _Build:
     def _graphs(self) -> OnnxRuntimeFiles:
         from export.lowering import native_takes
 
-        files = replace(_ONNXRUNTIME, probe_layers=min(_PROBE_LAYERS, self._contract.num_layers))
+        files = replace(ONNXRUNTIME, probe_layers=min(PROBE_LAYERS, self._contract.num_layers))
         if "w8a8-block" not in self._recipe.linears.values():
             files = replace(files, weights="")
         if native_takes(self._checkpoint.spec):
@@ -250,18 +237,17 @@ class _Build:
         spec, reporter = self._checkpoint.spec, self._reporter
         target = None if self._bound is None else target_of(self._bound, room, spec, self._kernels, reporter)
         texts = self._texts(self._calibration, CALIBRATION_CONTINUATION_TOKENS, "calibration")
+        write_texts(self._texts_path, texts)
         folder, directory = self._quantization_path, self._workspace.path
         record = quantize(self._float_model, spec, self._recipe, texts, folder, directory, target, reporter)
         # Export holds one tensor at a time; the float model comes back for the fidelity figures.
         del self._float_model
-        return {
-            **record,
-            "prompts": len(texts),
-            "continuation_tokens": sum(len(text.continuation) for text in texts),
-            "source": "user" if self._options.calibration else "default",
-            "prompts_sha256": prompts_hash(self._calibration),
-            "prompt_fingerprints": [fingerprint(prompt) for prompt in self._calibration],
-        }
+        source = "user" if self._options.calibration else "default"
+        return {**record, **describe_texts(texts, self._calibration), "source": source}
+
+    @property
+    def _texts_path(self) -> Path:
+        return self._workspace.scratch / "calibration_texts.json"
 
     @property
     def _quantization_path(self) -> Path:
@@ -317,3 +303,15 @@ class _Build:
         files = self._measured_files(self._kernels)
         figures = fidelity(self._float_model, files, self._contract, record, texts, self._reporter)
         return {**figures, "prompts": len(texts), "prompts_sha256": prompts_hash(self._evaluation)}
+
+    def _successors(self, record: MachineRecord) -> dict[str, Any]:
+        from export.measured import successors
+
+        if not self._texts_path.is_file():
+            # Nothing was calibrated: the text is made for this alone.
+            texts = self._texts(self._calibration, CALIBRATION_CONTINUATION_TOKENS, "calibration")
+            write_texts(self._texts_path, texts)
+        files, texts = self._measured_files(self._kernels), read_texts(self._texts_path)
+        found = successors(files, self._contract, record, texts, self._reporter)
+        write_successors(self._workspace.path / SUCCESSORS, found, self._contract.top_k)
+        return {}

@@ -19,6 +19,7 @@ from engines.tensorrt.cuda import find_gpu
 from engines.tensorrt.library import Library, LibraryName, check_capabilities, open_library
 from engines.tensorrt.network import profiles_for
 from engines.tensorrt.plans import FOLDER, KernelFile, Plan, TensorRtFiles
+from export.layout import CANONICAL
 from export.options import Reporter, Silent
 from export.passes.lower_tensorrt import ComputeType
 from quasar.errors import BuildError
@@ -26,7 +27,6 @@ from quasar.files import atomic_path, sha256_file, sha256_json, write_json
 
 # What RTX plans are compiled for where no GPU and no option says otherwise: GeForce 30, 40 and 50.
 DEFAULT_CAPABILITIES = ("8.6", "8.9", "12.0")
-CANONICAL = "verifier.onnx"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

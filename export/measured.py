@@ -1,7 +1,11 @@
 """What a build measures of its engine on this machine: probes and costs, and fidelity against the float model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from calibration.recipe import Recipe
 from calibration.texts import TokenizedText
@@ -11,10 +15,20 @@ from engines.machine import this_machine
 from engines.manifest import MachineRecord
 from engines.measuring import MeasuredFiles, count_steps, measure_machine
 from engines.onnxruntime.kernels import Kernels
+from engines.successors import count_successors
 from export.options import Reporter
 
 if TYPE_CHECKING:
     import torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredEngine:
+    """What was measured of an engine that is not published yet."""
+
+    calibration: dict[str, Any]
+    record: MachineRecord
+    fidelity: dict[str, Any]
 
 
 def probe(
@@ -58,3 +72,31 @@ def fidelity(
     )
     with reporter.steps("fidelity", len(texts)) as step:
         return compare(texts, torch_logits(model), engine_logits(session), on_text=lambda: step(1))
+
+
+def successors(
+    files: MeasuredFiles,
+    contract: Contract,
+    record: MachineRecord,
+    texts: Sequence[TokenizedText],
+    reporter: Reporter,
+) -> dict[int, list[int]]:
+    """Token → what the engine holds likeliest behind it, over some texts (engines.successors)."""
+    from engines.onnxruntime.session import OnnxRuntimeSession
+
+    session = OnnxRuntimeSession(
+        files.directory, files.graph, contract, exact_integers=record.exact_integers, library=files.library
+    )
+
+    def rows() -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        for text in texts:
+            tokens = np.array(text.tokens, np.int64)
+            for begin in range(0, len(tokens), contract.prefill_chunk):
+                chunk = tokens[begin : begin + contract.prefill_chunk]
+                session.run(chunk, begin, len(chunk))
+                assert session.top_tokens is not None
+                yield chunk, session.top_tokens
+            step(1)
+
+    with reporter.steps("successors", len(texts)) as step:
+        return count_successors(rows(), contract.top_k)

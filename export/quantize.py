@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from calibration.precision_search import Bound
 from calibration.quantization import Quantization, Target, quantize_model
 from calibration.recipe import Recipe
@@ -11,10 +13,11 @@ from calibration.report import LINEAR_FIGURES
 from calibration.smoothing import SmoothingFactors
 from calibration.texts import TokenizedText
 from calibration.weights import PreparedWeights
+from engines.manifest import CACHE_TREATMENTS
 from export.options import Reporter
 from quasar.checkpoints import Checkpoint, DecoderSpec
 from quasar.errors import BuildError
-from quasar.files import write_json
+from quasar.files import sha256_json, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -75,3 +78,20 @@ def check_bound(bound: Bound | None, fidelity: dict[str, Any], linears: dict[str
             f"the bound ({bound}) was not met: the best engine reached KL {kl:g}, top-1 {top1:g} on the evaluation "
             f"prompts, with {raised} of {len(linears)} linears above W8A8 per token; ask for less"
         )
+
+
+def cache_treatments(folder: Path | None) -> dict[str, str]:
+    """What was done to what the KV cache holds (`engines.manifest.CACHE_TREATMENTS`), by the quantization in `folder`.
+
+    Only smoothing of v_proj and o_proj reaches it today: keys are rotary alone, and nothing is rotated otherwise.
+    """
+    factors = {} if folder is None else Quantization.load(folder).factors.by_linear
+    values = {
+        name: np.asarray(factor, np.float32).tobytes().hex()
+        for name, factor in sorted(factors.items())
+        if name.endswith(".o_proj")
+    }
+    treatments = dict.fromkeys(CACHE_TREATMENTS, "none")
+    if values:
+        treatments["cache_value_smoothing"] = sha256_json(values)
+    return treatments

@@ -9,15 +9,17 @@ print(engine.generate("What is the capital of France?", max_new_tokens=32).text)
 from engines.onnxruntime.threads import share_threads
 from runtime.api import Engine, Memory, load
 from runtime.conversation import Conversation
-from runtime.drafters import Draft, Drafter, PromptLookup
+from runtime.drafters import Corpus, Draft, Drafter, PromptLookup, Recycling, Suffix
 from runtime.events import Event, Generation
 from runtime.loop import Round
 from runtime.options import GenerationOptions
 from runtime.sampling.logprobs import TokenLogprob
 from runtime.stats import Stats
+from runtime.traces import Recorder
 
 __all__ = [
     "Conversation",
+    "Corpus",
     "Draft",
     "Drafter",
     "Engine",
@@ -26,8 +28,11 @@ __all__ = [
     "GenerationOptions",
     "Memory",
     "PromptLookup",
+    "Recorder",
+    "Recycling",
     "Round",
     "Stats",
+    "Suffix",
     "TokenLogprob",
     "load",
     "share_threads",

@@ -34,13 +34,15 @@ class Memory:
 
     `weights`: tensors that the graph reads; on ONNX Runtime they are mapped files, which processes share. `cache`: the
     KV cache at its full length; on a CPU, pages that were never written take no memory. `buffers`: inputs, outputs and
-    logits. `parked`: rows of conversations and streams while another text has the cache.
+    logits. `parked`: rows of conversations and streams while another text has the cache. `drafters`: weights and caches
+    of engines that draft.
     """
 
     weights: int
     cache: int
     buffers: int
     parked: int
+    drafters: int
 
 
 def load(
@@ -97,7 +99,7 @@ class Engine:
         """Wait for the round that is running, and free the session; open streams end with an error."""
         core, self._core = self._core, None
         if core is not None:
-            core.turns.close()
+            core.close()
 
     @property
     def manifest(self) -> Manifest:
@@ -235,6 +237,7 @@ class Engine:
             cache=session.cache,
             buffers=session.buffers + core.logits_bytes,
             parked=core.turns.parked_bytes(),
+            drafters=core.draft_engines.nbytes,
         )
 
     @property

@@ -3,12 +3,59 @@
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from quasar.errors import GenerationError
 
+if TYPE_CHECKING:
+    from runtime.api import Engine
+
+Directory = Annotated[Path, typer.Argument(metavar="DIR", help="An engine directory.")]
+Prompts = Annotated[Path, typer.Option("--prompts", metavar="FILE.jsonl", help="Rows with prompt, messages or turns.")]
+Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="N prompts, one from each category in turn.")]
+Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON.")]
+Threads = Annotated[int, typer.Option("--threads", help="0 takes one per physical core.")]
+Record = Annotated[
+    Path | None,
+    typer.Option(
+        "--record", metavar="FILE", help="Write tokens and likeliest tokens there, for simulate.", show_default=False
+    ),
+]
+Backend = Annotated[
+    str | None,
+    typer.Option(
+        "--backend",
+        help="onnxruntime, tensorrt or tensorrt-rtx (default: TensorRT where DIR has a plan for this GPU).",
+        show_default=False,
+    ),
+]
+Kernels = Annotated[
+    str | None,
+    typer.Option(
+        "--kernels", help="On ONNX Runtime: native or stock (default: native if possible).", show_default=False
+    ),
+]
+DrafterName = Annotated[
+    str,
+    typer.Option(
+        "--drafter",
+        metavar="NAME[,NAME]",
+        help="auto, none, prompt-lookup[:MIN-MAX], suffix, recycling, model:DIR, self:DIR, hierarchical:DIR; of "
+        "several, what pays is taken round by round.",
+    ),
+]
+DraftTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--num-draft-tokens",
+        metavar="K",
+        help="Drafts per round, at most; one drafter then drafts K every round (default: the controller's choice).",
+        show_default=False,
+    ),
+]
 # Name → type and help, and the default. Lists are written `--stop A B`.
 _OPTIONS: dict[str, tuple[Any, Any]] = {
     "max_new_tokens": (Annotated[int, typer.Option("--max-new-tokens", metavar="N")], 256),
@@ -77,13 +124,8 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
         ],
         None,
     ),
-    "drafter": (Annotated[str, typer.Option("--drafter", help="prompt-lookup or none.")], "prompt-lookup"),
-    "num_draft_tokens": (
-        Annotated[int, typer.Option("--num-draft-tokens", metavar="K", help="Drafts per round, at most.")],
-        5,
-    ),
-    "max_ngram": (Annotated[int, typer.Option("--max-ngram", help="Longest n-gram that prompt lookup matches.")], 3),
-    "min_ngram": (Annotated[int, typer.Option("--min-ngram", help="Shortest n-gram that prompt lookup matches.")], 1),
+    "drafter": (DrafterName, "auto"),
+    "num_draft_tokens": (DraftTokens, None),
 }
 # For `quasar.cli.command_of_lists`: what continues a list.
 LISTS = {"logit_bias": r"\d+=.+", "stop_token_ids": r"\d+"}
@@ -125,17 +167,21 @@ def generation_options(**defaults: Any) -> Callable[[Callable[..., None]], Calla
     return decorate
 
 
+def load_engine(directory: Path, drafter: str, *, backend: str | None, kernels: str | None, threads: int) -> "Engine":
+    """The engine of a command. With a drafter that is an engine, both share one thread pool."""
+    import runtime
+
+    if any(part.strip().startswith(("model:", "self:", "hierarchical:")) for part in drafter.split(",")):
+        runtime.share_threads(threads)
+    return runtime.load(directory, backend=backend, kernels=kernels, threads=threads)
+
+
 def to_options(values: Mapping[str, Any]) -> dict[str, Any]:
     """What `Engine.generate` takes, from what was typed; raises `GenerationError` naming what cannot be read."""
     options = dict(values)
     options["logit_bias"] = dict(_bias(one) for one in options["logit_bias"] or ()) or None
     options["stop"] = tuple(options["stop"] or ())
     options["stop_token_ids"] = tuple(options["stop_token_ids"] or ())
-    longest, shortest = options.pop("max_ngram"), options.pop("min_ngram")
-    if options["drafter"] == "prompt-lookup":
-        from runtime.drafters import PromptLookup
-
-        options["drafter"] = PromptLookup(max_ngram=longest, min_ngram=shortest)
     return options
 
 

@@ -17,7 +17,12 @@ from quasar.errors import GenerationError, QuasarError
 from quasar.text import Message, TextCodec
 from quasar.text.prompts import check_messages
 from runtime.cache_turns import CacheTurns, Tenant
-from runtime.drafters import Drafter, PromptLookup
+from runtime.control.controller import Knowledge
+from runtime.control.make import make_control
+from runtime.control.plan import Control
+from runtime.control.prices import Prices
+from runtime.drafters.draft_engine import DraftEngines
+from runtime.drafters.registry import Target
 from runtime.events import Event
 from runtime.kv_cache import KVCache
 from runtime.loop import Round, check_prompt, decode
@@ -26,11 +31,10 @@ from runtime.sampling.chooser import GreedyChooser, LogitsChooser, TokenChooser,
 from runtime.sampling.processors import LogitsChanges
 from runtime.stats import Stats, Tally
 from runtime.stopping import CANCELLED, DEADLINE, StopRules
+from runtime.traces import RecordingControl
 
 Int64 = NDArray[np.int64]
 Float32 = NDArray[np.float32]
-
-DRAFTERS = ("prompt-lookup", "none")
 
 _Value = TypeVar("_Value")
 
@@ -54,12 +58,35 @@ class Core:
         self.codec: TextCodec = open_codec(loaded.directory.path, loaded.directory.manifest.text)
         self.turns = CacheTurns(loaded.session)
         self.sampler = _make_sampler()
+        self.draft_engines = DraftEngines(loaded)
         self._logits: Float32 | None = None
+
+    @cached_property
+    def target(self) -> Target:
+        """What drafters are made for."""
+        contract = self.loaded.session.contract
+        return Target(
+            vocab_size=contract.vocab_size,
+            trees=self.loaded.record.row_invariance.tree,
+            tells_successors=contract.top_k > 0,
+            warm=self.loaded.directory.successors(),
+            engines=self.draft_engines,
+        )
+
+    @cached_property
+    def knowledge(self) -> Knowledge:
+        """What the controllers of all texts learn together."""
+        return Knowledge(Prices(self.loaded.record.cost_surface_ms, widest=self.loaded.session.contract.max_width))
 
     @cached_property
     def end_ids(self) -> frozenset[int]:
         """The model's end ids."""
         return frozenset(self.loaded.directory.manifest.text.eos_token_ids)
+
+    def close(self) -> None:
+        """Wait for the step that is running, and free the sessions."""
+        self.turns.close()
+        self.draft_engines.close()
 
     def new_tenant(self, cache: KVCache | None = None) -> Tenant:
         """A text that takes turns, with an empty cache or a copy of another's."""
@@ -93,24 +120,23 @@ class Core:
 
     def start(self, ids: Int64, options: GenerationOptions, tenant: Tenant | None = None) -> Iterator[Event]:
         """Check everything now, and generate when the events are asked for. `tenant`: a conversation's text."""
-        session, exact = self.loaded.session, self.loaded.record.row_invariance
-        drafter = _choose_drafter(options.drafter)
-        if drafter is not None and exact.chain is None:
-            raise GenerationError(
-                "on this machine a row's bits depend on how many rows are fed, so speculation would not be exact: "
-                "use drafter='none'"
-            )
-        if drafter is not None and not 0 <= options.num_draft_tokens < exact.widest:
-            raise GenerationError(
-                f"num_draft_tokens is {options.num_draft_tokens}; on this machine 0 to {exact.widest - 1} drafts are "
-                "verified exactly"
-            )
-        options.check_vocabulary(session.contract.vocab_size)
-        check_prompt(ids, session.contract)
-        stop_ids = options.stop_ids if options.ignore_eos else options.stop_ids | self.end_ids
+        session = self.loaded.session
         seed = options.seed
         if options.temperature > 0 and seed is None:
             seed = secrets.randbits(64)
+        control = make_control(
+            options.drafter,
+            options.num_draft_tokens,
+            target=self.target,
+            exact=self.loaded.record.row_invariance,
+            knowledge=self.knowledge,
+            draw=self.sampler(options.filters, seed or 0) if options.temperature > 0 else None,
+        )
+        if options.recorder is not None:
+            control = RecordingControl(control, options.recorder, session.contract.vocab_size)
+        options.check_vocabulary(session.contract.vocab_size)
+        check_prompt(ids, session.contract)
+        stop_ids = options.stop_ids if options.ignore_eos else options.stop_ids | self.end_ids
         rules = StopRules(
             max_new_tokens=options.max_new_tokens,
             stop_ids=stop_ids,
@@ -122,7 +148,7 @@ class Core:
             core=self,
             ids=ids,
             options=options,
-            drafter=drafter,
+            control=control,
             rules=rules,
             seed=seed if options.temperature > 0 else None,
             end_ids=stop_ids | self.end_ids,
@@ -138,7 +164,7 @@ class _Run:
     core: Core
     ids: Int64
     options: GenerationOptions
-    drafter: Drafter | None
+    control: Control
     rules: StopRules
     seed: int | None
     end_ids: frozenset[int]
@@ -148,16 +174,14 @@ class _Run:
         """Step by step; a tenant that is not kept is let go at the end, whatever ends it."""
         tenant = self.core.new_tenant() if kept is None else kept
         tally = Tally(len(self.ids), self.seed)
-        session, exact = self.core.loaded.session, self.core.loaded.record.row_invariance
         rounds = decode(
             self._chooser(),
             self.ids,
             self.rules,
+            session=self.core.loaded.session,
             cache=tenant.cache,
-            contract=session.contract,
-            drafter=self.drafter,
-            num_draft_tokens=self.options.num_draft_tokens,
-            exact=exact,
+            control=self.control,
+            exact=self.core.loaded.record.row_invariance,
             interrupted=self.interruption,
         )
         self.core.turns.begin(tenant)
@@ -184,6 +208,8 @@ class _Run:
             self.core.turns.end(tenant)
             if kept is None:
                 self.core.turns.release(tenant)
+            if isinstance(self.control, RecordingControl):
+                self.control.finish()
             if not ended:
                 _report(tally.stats(), self.core.hooks)
 
@@ -259,16 +285,6 @@ def _make_sampler() -> TokenSampler:
     except QuasarError as error:
         _log.info("tokens are drawn by numpy: %s", error)
         return reference_sampler
-
-
-def _choose_drafter(drafter: Drafter | str) -> Drafter | None:
-    if drafter == "none":
-        return None
-    if drafter == "prompt-lookup":
-        return PromptLookup()
-    if isinstance(drafter, str):
-        raise GenerationError(f"unknown drafter {drafter!r}; known are {', '.join(DRAFTERS)}")
-    return drafter
 
 
 def _report(stats: Stats, hooks: Hooks) -> None:

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from plugins.sample_token import LEAST_TEMPERATURE, MOST_TEMPERATURE, Filters
 from quasar.errors import GenerationError
-from runtime.drafters import Drafter
+from runtime.drafters.registry import DrafterOption, as_list
+from runtime.traces import Recorder
 
-DEFAULT_DRAFT_TOKENS = 5
 _MOST_LOGPROBS = 100
 _SEEDS = 1 << 64
 _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
@@ -51,9 +51,10 @@ class OptionsDict(TypedDict, total=False):
     logprobs: int | None
     deadline: float | None
     cancel: Signal | None
-    drafter: Drafter | str
-    num_draft_tokens: int
+    drafter: DrafterOption
+    num_draft_tokens: int | None
     chat_template: bool
+    recorder: Recorder | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,9 +83,12 @@ class GenerationOptions:
     logprobs: log-probabilities of every emitted token and of so many most likely ones, from the model's own logits.
     deadline: seconds from the call until the text ends with finish_reason "deadline".
     cancel: a threading.Event, say, that ends the text within one round, with finish_reason "cancelled".
-    drafter: "prompt-lookup", "none", or any `Drafter`.
-    num_draft_tokens: drafts per round, at most.
+    drafter: what proposes tokens: "auto", "none", "prompt-lookup", "suffix", "recycling", any `Drafter`, or several of
+        these, of which the controller takes what pays, round by round (docs/drafters.md).
+    num_draft_tokens: drafts per round, at most; one drafter then drafts so many in every round. None leaves it to the
+        controller.
     chat_template: False feeds a string as it stands.
+    recorder: a `Recorder` that the generation is written to, for `python -m runtime simulate`.
     """
 
     max_new_tokens: int = 256
@@ -105,9 +109,10 @@ class GenerationOptions:
     logprobs: int | None = None
     deadline: float | None = None
     cancel: Signal | None = None
-    drafter: Drafter | str = "prompt-lookup"
-    num_draft_tokens: int = DEFAULT_DRAFT_TOKENS
+    drafter: DrafterOption = "auto"
+    num_draft_tokens: int | None = None
     chat_template: bool = True
+    recorder: Recorder | None = None
     # `stop` and `stop_token_ids`, read once.
     stop_strings: tuple[str, ...] = field(init=False, repr=False)
     stop_ids: frozenset[int] = field(init=False, repr=False)
@@ -151,7 +156,8 @@ class GenerationOptions:
         if not all(_is_integer(token) for token in ids):
             raise GenerationError(f"stop_token_ids is {self.stop_token_ids!r}; token ids were expected")
         object.__setattr__(self, "stop_ids", frozenset(int(token) for token in ids))
-        self._check_integer("num_draft_tokens", 0)
+        if self.num_draft_tokens is not None:
+            self._check_integer("num_draft_tokens", 0)
         for name in ("ignore_eos", "chat_template"):
             if not isinstance(getattr(self, name), bool):
                 raise GenerationError(f"{name} is {getattr(self, name)!r}; True or False was expected")
@@ -159,8 +165,11 @@ class GenerationOptions:
             raise GenerationError(f"logits_processor is {self.logits_processor!r}; a function was expected")
         if self.cancel is not None and not hasattr(self.cancel, "is_set"):
             raise GenerationError(f"cancel is {self.cancel!r}; a threading.Event, or the like, was expected")
-        if not isinstance(self.drafter, str) and not hasattr(self.drafter, "propose"):
-            raise GenerationError(f"drafter is {self.drafter!r}; a name, or an object with propose, was expected")
+        if self.recorder is not None and not isinstance(self.recorder, Recorder):
+            raise GenerationError(f"recorder is {self.recorder!r}; a runtime.Recorder was expected")
+        for one in as_list(self.drafter):
+            if not isinstance(one, str) and not hasattr(one, "propose"):
+                raise GenerationError(f"drafter is {one!r}; a name, or an object with propose, was expected")
 
     @property
     def filters(self) -> Filters:

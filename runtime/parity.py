@@ -10,6 +10,7 @@ from quasar.text import Message, Prompt
 from runtime.api import Engine
 from runtime.events import Generation
 from runtime.options import OptionsDict
+from runtime.traces import Recorder
 
 Turns = Literal["first", "all"]
 
@@ -67,6 +68,7 @@ def verify(
     options: OptionsDict,
     *,
     turns: Turns = "first",
+    recorder: Recorder | None = None,
     on_prompt: Callable[[], None] = lambda: None,
 ) -> Parity:
     """Decode every prompt plainly, token by token, and speculatively, and compare ids and lengths.
@@ -75,10 +77,14 @@ def verify(
         options: of both; the plain one drafts nothing. What is drawn needs a seed.
         turns: "all" goes on with the later turns of a prompt: plainly, each from an empty cache; speculatively, in a
             conversation that keeps it.
+        recorder: the speculative answers are written there, with their prompts' categories.
     """
     divergences: list[Divergence] = []
     speculative_runs: list[Generation] = []
     for index, prompt in enumerate(prompts):
+        if recorder is not None:
+            recorder.category = prompt.category
+            options = cast("OptionsDict", {**options, "recorder": recorder})
         for turn, (messages, plain, speculative) in enumerate(_both(engine, prompt, options, turns), start=1):
             speculative_runs.append(speculative)
             if plain.token_ids != speculative.token_ids:
@@ -114,7 +120,7 @@ def _both(
     engine: Engine, prompt: Prompt, options: OptionsDict, turns: Turns
 ) -> Iterator[tuple[list[Message], Generation, Generation]]:
     """Turn by turn: the messages, the plain answer to them, and the speculative one."""
-    plainly = cast("OptionsDict", {**options, "drafter": "none"})
+    plainly = cast("OptionsDict", {**options, "drafter": "none", "num_draft_tokens": None, "recorder": None})
     messages = list(prompt.messages)
     if turns == "first":
         yield messages, engine.generate(messages, **plainly), engine.generate(messages, **options)

@@ -7,13 +7,31 @@ from runtime.loop import Round
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DraftStats:
+    """Rounds with drafts of one drafter ("" for none) and length: what they brought and took, and what was expected.
+
+    Expected figures cover the `expected_rounds` that a controller chose; a fixed drafter expects nothing.
+    """
+
+    drafter: str
+    num_draft_tokens: int
+    rounds: int
+    tokens: int
+    seconds: float
+    expected_rounds: int
+    expected_tokens: float
+    expected_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stats:
     """Counts and seconds of one generation.
 
     `tokens` emitted in all; the first comes from prefill, the others from `rounds` verify passes. `reused_tokens` of
     the prompt were in the cache. `draft_seconds` and `sample_seconds` (choosing tokens from logits) are parts of
     `decode_seconds`; `wait_seconds`, for other texts on the same engine, are part of nothing. `seed`: of drawn texts.
-    `finish_reason` is "" where the stream was closed, or failed, before its end.
+    `finish_reason` is "" where the stream was closed, or failed, before its end. `drafts`: the rounds by drafter and
+    length, the most frequent first.
     """
 
     prompt_tokens: int
@@ -29,6 +47,7 @@ class Stats:
     wait_seconds: float
     finish_reason: str
     seed: int | None = None
+    drafts: tuple[DraftStats, ...] = ()
 
     @property
     def acceptance_length(self) -> float:
@@ -84,4 +103,25 @@ class Tally:
             wait_seconds=self.wait_seconds,
             finish_reason=(self._steps[-1].finish_reason or "") if self._steps else "",
             seed=self._seed,
+            drafts=_by_draft(rounds),
         )
+
+
+def _by_draft(rounds: list[Round]) -> tuple[DraftStats, ...]:
+    kinds: dict[tuple[str, int], list[Round]] = {}
+    for step in rounds:
+        kinds.setdefault((step.drafter, step.drafted), []).append(step)
+    found = [
+        DraftStats(
+            drafter=drafter,
+            num_draft_tokens=drafted,
+            rounds=len(steps),
+            tokens=sum(len(step.tokens) for step in steps),
+            seconds=sum(step.seconds for step in steps),
+            expected_rounds=sum(step.expected_seconds > 0 for step in steps),
+            expected_tokens=sum(step.expected_tokens for step in steps),
+            expected_seconds=sum(step.expected_seconds for step in steps),
+        )
+        for (drafter, drafted), steps in kinds.items()
+    ]
+    return tuple(sorted(found, key=lambda one: -one.rounds))

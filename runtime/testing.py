@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 
 from engines.contract import MAX_WIDTH, Contract
 from engines.row_invariance import RowInvariance
+from runtime.control.fixed import FixedControl
+from runtime.control.plan import Control, NoControl
 from runtime.drafters import Drafter
 from runtime.kv_cache import KVCache
 from runtime.loop import Round, decode
@@ -29,6 +31,7 @@ class TableSession:
 
     Args:
         next_logits: context → float32 [V], in place of logits that make `next_token` certain.
+        top_k: of `top_tokens`, which then go by the logits; 0 tells none.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class TableSession:
         vocab_size: int = 100,
         max_length: int = 512,
         prefill_chunk: int = 256,
+        top_k: int = 0,
     ) -> None:
         self.contract = Contract(
             num_layers=1,
@@ -48,23 +52,37 @@ class TableSession:
             max_length=max_length,
             capacity=max_length + 64,
             prefill_chunk=prefill_chunk,
+            top_k=top_k,
         )
         self._next_token, self._next_logits = next_token, next_logits
         self._cached = np.full(self.contract.capacity, -1, np.int64)
+        self._top: Int64 | None = np.empty((0, top_k), np.int64) if top_k else None
         self.calls: list[tuple[int, tuple[int, ...]]] = []
 
-    def run(self, token_ids: Int64, cache_length: int, num_logits_rows: int, /) -> Int64:
+    @property
+    def top_tokens(self) -> Int64 | None:
+        """The likeliest tokens behind the rows of the last call: int64 [rows, k]; None where `top_k` is 0."""
+        return self._top
+
+    def run(self, token_ids: Int64, cache_length: int, num_logits_rows: int, parents: Int64 | None = None, /) -> Int64:
         """Feed tokens behind the committed rows; the target's token after each of the last rows: int64 [rows]."""
-        contexts = self._feed(token_ids, cache_length, num_logits_rows)
+        contexts = self._feed(token_ids, cache_length, num_logits_rows, parents)
         if self._next_token is not None:
             return np.array([self._next_token(context) for context in contexts], np.int64)
         return np.array([int(self._logits(context).argmax()) for context in contexts], np.int64)
 
     def run_logits(
-        self, token_ids: Int64, cache_length: int, num_logits_rows: int, /, *, out: Float32 | None = None
+        self,
+        token_ids: Int64,
+        cache_length: int,
+        num_logits_rows: int,
+        parents: Int64 | None = None,
+        /,
+        *,
+        out: Float32 | None = None,
     ) -> Float32:
         """The same with the logits of those rows: float32 [rows, V]."""
-        contexts = self._feed(token_ids, cache_length, num_logits_rows)
+        contexts = self._feed(token_ids, cache_length, num_logits_rows, parents)
         rows = np.stack([self._logits(context) for context in contexts])
         if out is None:
             return rows
@@ -80,14 +98,31 @@ class TableSession:
         """Overwrite cache rows."""
         self._cached[first : first + rows.size] = rows.reshape(-1).astype(np.int64)
 
+    def compact(self, cache_length: int, path: Sequence[int] | Int64, /) -> None:
+        """Move the new rows of an accepted tree path to the front."""
+        rows = np.asarray(path, np.int64)
+        self._cached[cache_length : cache_length + len(rows)] = self._cached[cache_length + rows]
+
     def close(self) -> None:
         """Nothing is held."""
 
-    def _feed(self, token_ids: Int64, cache_length: int, num_logits_rows: int) -> list[list[int]]:
+    def _feed(
+        self, token_ids: Int64, cache_length: int, num_logits_rows: int, parents: Int64 | None
+    ) -> list[list[int]]:
+        """Write the rows; the context of each of the last ones, which of a tree is its own path's."""
         self.calls.append((cache_length, tuple(int(token) for token in token_ids)))
-        end = cache_length + len(token_ids)
-        self._cached[cache_length:end] = token_ids
-        return [self._cached[: row + 1].tolist() for row in range(end - num_logits_rows, end)]
+        width = len(token_ids)
+        self._cached[cache_length : cache_length + width] = token_ids
+        committed = self._cached[:cache_length].tolist()
+        paths: list[list[int]] = []
+        for row, token in enumerate(token_ids):
+            parent = row - 1 if parents is None else int(parents[row])
+            paths.append([*(paths[parent] if parent >= 0 else []), int(token)])
+        contexts = [committed + path for path in paths[width - num_logits_rows :]]
+        if self._top is not None:
+            order = np.stack([np.argsort(-self._logits(context), kind="stable") for context in contexts])
+            self._top = order[:, : self.contract.top_k]
+        return contexts
 
     def _logits(self, context: list[int]) -> Float32:
         if self._next_logits is not None:
@@ -104,6 +139,7 @@ def run_loop(
     *,
     drafter: Drafter | None = None,
     num_draft_tokens: int = 0,
+    control: Control | None = None,
     max_new_tokens: int = 40,
     stop_ids: frozenset[int] = frozenset(),
     exact: RowInvariance = RowInvariance(chain=1, widest=MAX_WIDTH),  # noqa: B008 - immutable
@@ -111,8 +147,16 @@ def run_loop(
     options: GenerationOptions | None = None,
     interrupted: Callable[[], str | None] = lambda: None,
 ) -> list[Round]:
-    """Every step of one generation, without text; `options`: those that choose tokens from logits (seed 0 if none)."""
+    """Every step of one generation, without text.
+
+    Args:
+        drafter, num_draft_tokens: drafts so many tokens every round; without a drafter, `control` decides, or nothing
+            is drafted.
+        options: those that choose tokens from logits (seed 0 if none).
+    """
     contract, ids = session.contract, np.asarray(prompt, np.int64)
+    if drafter is not None:
+        control = FixedControl(drafter, num_draft_tokens, trees=exact.tree)
     return list(
         decode(
             GreedyChooser(session)
@@ -127,10 +171,9 @@ def run_loop(
             ),
             ids,
             StopRules(max_new_tokens=max_new_tokens, stop_ids=stop_ids),
+            session=session,
             cache=KVCache(contract) if cache is None else cache,
-            contract=contract,
-            drafter=drafter,
-            num_draft_tokens=num_draft_tokens,
+            control=control or NoControl(),
             exact=exact,
             interrupted=interrupted,
         )

@@ -13,8 +13,9 @@ from runtime.options import OPTIONS, OptionsDict
 
 def test_public_names():
     assert runtime.__all__ == [
-        *("Conversation", "Draft", "Drafter", "Engine", "Event", "Generation", "GenerationOptions", "Memory"),
-        *("PromptLookup", "Round", "Stats", "TokenLogprob", "load", "share_threads"),
+        *("Conversation", "Corpus", "Draft", "Drafter", "Engine", "Event", "Generation", "GenerationOptions"),
+        *("Memory", "PromptLookup", "Recorder", "Recycling", "Round", "Stats", "Suffix", "TokenLogprob", "load"),
+        "share_threads",
     ]
     assert engines.__all__ == ["Contract", "LoadedEngine", "Manifest", "load_engine"]
     assert quasar.checkpoints.__all__ == ["Checkpoint", "DecoderSpec", "Rope", "open_checkpoint"]
@@ -26,7 +27,7 @@ def test_generation_options():
     options = [
         *("max_new_tokens", "min_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty"),
         *("presence_penalty", "frequency_penalty", "logit_bias", "logits_processor", "seed", "stop", "stop_token_ids"),
-        *("ignore_eos", "logprobs", "deadline", "cancel", "drafter", "num_draft_tokens", "chat_template"),
+        *("ignore_eos", "logprobs", "deadline", "cancel", "drafter", "num_draft_tokens", "chat_template", "recorder"),
     ]
     assert list(OptionsDict.__annotations__) == options
     assert [option.name for option in OPTIONS] == options

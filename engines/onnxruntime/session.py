@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines import contract as names
-from engines.cache_rows import Float32, HostCaches
+from engines.cache_rows import Float32, HostCacheArrays, HostCaches
 from engines.contract import Contract
 from engines.onnxruntime.options import session_options
 from engines.session import SessionMemory, rows_of
@@ -43,6 +43,7 @@ class OnnxRuntimeSession(HostCaches):
         exact_integers: bool = False,
         library: Path | None = None,
         profile_prefix: Path | None = None,
+        caches: HostCacheArrays | None = None,
     ) -> None:
         """Load the graph.
 
@@ -53,6 +54,7 @@ class OnnxRuntimeSession(HostCaches):
             exact_integers: choose integer kernels that cannot saturate on CPUs without VNNI.
             library: the native operators that the graph needs (`engines.onnxruntime.kernels`).
             profile_prefix: write ONNX Runtime's profile there (`end_profiling`).
+            caches: another session's, to work on in place of its own.
         """
         import onnxruntime as ort
 
@@ -77,7 +79,11 @@ class OnnxRuntimeSession(HostCaches):
         self._ort = ort
         inputs = {value.name: value.type for value in self._session.get_inputs()}
         cache_type = _CACHE_TYPES[inputs[names.past_names(0)[0]]]
-        self.caches = [(np.zeros(shape, cache_type), np.zeros(shape, cache_type)) for _ in range(self.num_layers)]
+        if caches is None:
+            caches = [(np.zeros(shape, cache_type), np.zeros(shape, cache_type)) for _ in range(self.num_layers)]
+        if any(part.shape != shape or part.dtype != cache_type for pair in caches for part in pair):
+            raise EngineError(f"the cache to be shared is not {np.dtype(cache_type)} {list(shape)} in every layer")
+        self.caches = caches
         self._cache_values = [tuple(_shared_value(ort, part) for part in pair) for pair in self.caches]
         self.max_logits_rows = widest = max(contract.max_width, contract.prefill_chunk)
         self._ids = _Buffer(ort, (1, widest))

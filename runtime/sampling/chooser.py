@@ -5,8 +5,8 @@ behind a rejected draft are never looked at.
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from engines.contract import Contract
 from plugins.sample_token import NO_NUMBERS, NOTHING_LEFT, Filters, sample_token
 from quasar.errors import GenerationError
-from runtime.acceptance import accepted_prefix
+from runtime.acceptance import Follow
 from runtime.options import GenerationOptions
 from runtime.sampling.logprobs import RowLogprobs, TokenLogprob
 from runtime.sampling.processors import LogitsChanges
@@ -31,13 +31,27 @@ class VerifierSession(Protocol):
     def contract(self) -> Contract:
         """Sizes."""
 
-    def run(self, token_ids: Int64, cache_length: int, num_logits_rows: int, /) -> Int64:
+    @property
+    def top_tokens(self) -> Int64 | None:
+        """The target's likeliest tokens behind the rows of the last call: int64 [rows, k]; None where it tells none."""
+
+    def run(self, token_ids: Int64, cache_length: int, num_logits_rows: int, parents: Int64 | None = None, /) -> Int64:
         """Feed tokens behind the committed rows; the target's token after each of the last rows: int64 [rows]."""
 
     def run_logits(
-        self, token_ids: Int64, cache_length: int, num_logits_rows: int, /, *, out: Float32 | None = None
+        self,
+        token_ids: Int64,
+        cache_length: int,
+        num_logits_rows: int,
+        parents: Int64 | None = None,
+        /,
+        *,
+        out: Float32 | None = None,
     ) -> Float32:
         """The same with the logits of those rows: float32 [rows, V], in `out` where it is given."""
+
+    def compact(self, cache_length: int, path: Sequence[int] | Int64, /) -> None:
+        """Move the new rows of an accepted tree path to the front."""
 
 
 # A generation's filters and seed → what draws its tokens, from a row of logits and a position.
@@ -53,10 +67,11 @@ def reference_sampler(filters: Filters, seed: int) -> Callable[[Float32, int], i
 class Choice:
     """The tokens that a pass emits, accepted drafts first, with their log-probabilities where they were asked for.
 
-    `seconds`: spent on choosing, beside the pass.
+    `rows`: the row of the pass that each of them was chosen behind. `seconds`: spent on choosing, beside the pass.
     """
 
     tokens: Int64
+    rows: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     seconds: float = 0.0
 
@@ -65,20 +80,36 @@ class Choice:
 GoesOn = Callable[[int], bool]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pass:
+    """What is fed, behind `cache_length` committed rows, and which of its rows are chosen from: the last `num_rows`.
+
+    `fed` int64 [T]: a chunk of the prompt, or the pending token, drafts and padding. `parents` int64 [T]: of a tree
+    (engines.tree). `follow`: from one of the rows, counted from the first of the last ones, and the token chosen behind
+    it to the row of the draft that is this token.
+
+    `text`: a buffer with the context in its first `length` places; tokens are written behind them as they are chosen.
+    """
+
+    fed: Int64
+    cache_length: int
+    num_rows: int
+    text: Int64
+    length: int
+    follow: Follow
+    parents: Int64 | None = None
+
+
 class TokenChooser(Protocol):
     """Runs passes and chooses their tokens."""
 
     def feed(self, tokens: Int64, cache_length: int) -> None:
         """Feed a chunk of the prompt that no token is chosen after."""
 
-    def choose(
-        self, fed: Int64, cache_length: int, num_rows: int, context: Int64, draft: Int64, goes_on: GoesOn
-    ) -> Choice:
-        """Feed `fed` behind `cache_length` rows, and choose from the last `num_rows` of its rows.
+    def choose(self, step: Pass, goes_on: GoesOn) -> Choice:
+        """Make a pass and choose its tokens, which are then in `step.text` too.
 
         Args:
-            context: prompt, text and drafts: int64 [n + K]; the first of the rows follows the first n of them.
-            draft: int64 [K]: the drafts that are accepted while they are what is chosen.
             goes_on: told every token that is emitted; nothing is chosen behind one that ends the text.
         """
 
@@ -93,23 +124,10 @@ class GreedyChooser:
         """As `TokenChooser`."""
         self._session.run(tokens, cache_length, 1)
 
-    def choose(
-        self,
-        fed: Int64,
-        cache_length: int,
-        num_rows: int,
-        context: Int64,  # noqa: ARG002 - the graph needs none
-        draft: Int64,
-        goes_on: GoesOn,
-    ) -> Choice:
+    def choose(self, step: Pass, goes_on: GoesOn) -> Choice:
         """As `TokenChooser`."""
-        next_tokens = self._session.run(fed, cache_length, num_rows)[: len(draft) + 1]
-        count = accepted_prefix(draft, next_tokens) + 1
-        for place, token in enumerate(next_tokens[:count].tolist(), start=1):
-            if not goes_on(token):
-                count = place
-                break
-        return Choice(tokens=next_tokens[:count].copy())
+        next_tokens = self._session.run(step.fed, step.cache_length, step.num_rows, step.parents).tolist()
+        return _walk(step, lambda row, _: int(next_tokens[row]), goes_on)
 
 
 class LogitsChooser:
@@ -134,29 +152,26 @@ class LogitsChooser:
         """As `TokenChooser`."""
         self._session.run(tokens, cache_length, 1)
 
-    def choose(
-        self, fed: Int64, cache_length: int, num_rows: int, context: Int64, draft: Int64, goes_on: GoesOn
-    ) -> Choice:
+    def choose(self, step: Pass, goes_on: GoesOn) -> Choice:
         """As `TokenChooser`."""
-        rows = self._session.run_logits(fed, cache_length, num_rows, out=self._buffer())
+        rows = self._session.run_logits(step.fed, step.cache_length, step.num_rows, step.parents, out=self._buffer())
         start = time.perf_counter()
-        tokens: list[int] = []
         logprobs: list[TokenLogprob] = []
-        length = len(context) - len(draft)
-        for place in range(len(draft) + 1):
+
+        def choose_at(place: int, position: int) -> int:
             row = rows[place]
             kept = None if self._options.logprobs is None else RowLogprobs(row, self._options.logprobs)
             if self._changes is not None:
-                row = self._changes.apply(row, context[: length + place])
-            token = self._pick(row, length + place)
-            tokens.append(token)
+                row = self._changes.apply(row, step.text[:position])
+            token = self._pick(row, position)
             if self._changes is not None:
                 self._changes.add(token)
             if kept is not None:
                 logprobs.append(kept.of(token))
-            if not goes_on(token) or place == len(draft) or token != draft[place]:
-                break
-        return Choice(tokens=np.array(tokens, np.int64), logprobs=tuple(logprobs), seconds=time.perf_counter() - start)
+            return token
+
+        chosen = _walk(step, choose_at, goes_on)
+        return replace(chosen, logprobs=tuple(logprobs), seconds=time.perf_counter() - start)
 
     def _pick(self, row: Float32, position: int) -> int:
         if self._draw is not None:
@@ -165,3 +180,20 @@ class LogitsChooser:
         if not np.isfinite(row[token]):
             raise GenerationError(NOTHING_LEFT if row[token] == -np.inf else NO_NUMBERS)
         return token
+
+
+def _walk(step: Pass, choose_at: Callable[[int, int], int], goes_on: GoesOn) -> Choice:
+    """From the pending token's row down the drafts that are chosen, until one is not or the text ends.
+
+    `choose_at`: a row and its token's position → the target's token there.
+    """
+    rows: list[int] = []
+    row: int | None = 0
+    position = step.length
+    while row is not None:
+        token = choose_at(row, position)
+        rows.append(row)
+        step.text[position] = token
+        position += 1
+        row = step.follow(row, token) if goes_on(token) else None
+    return Choice(tokens=step.text[step.length : position].copy(), rows=tuple(rows))

@@ -116,7 +116,9 @@ def test_bench_writes_its_arms(tiny_engine, prompts, tmp_path):
     path = tmp_path / "bench.json"
     done = command("runtime", "bench", tiny_engine, "--prompts", prompts, "--max-new-tokens", 8, "--json", path)
     assert done.returncode == 0, done.stderr
-    assert set(json.loads(path.read_text())["arms"]) == {"quantized_plain", "quantized_speculative"}
+    assert set(json.loads(path.read_text())["arms"]) == {
+        *("quantized_plain", "quantized_speculative", "quantized_lookup")
+    }
 
 
 class TestRefusals:
@@ -253,7 +255,7 @@ class TestRefusals:
 
     def test_unknown_drafter(self, tiny_engine):
         line = refused("runtime", "generate", tiny_engine, "hi", "--drafter", "magic")
-        assert "unknown drafter 'magic'; known are prompt-lookup, none" in line
+        assert "unknown drafter 'magic'; known are auto, none, prompt-lookup, suffix, recycling" in line
 
     def test_float_model_of_another_vocabulary(self, tiny_engine, prompts, tmp_path):
         other = save_tiny_model(tmp_path / "other", "llama", vocab_size=400)

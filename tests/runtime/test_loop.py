@@ -5,13 +5,14 @@ import pytest
 
 from engines.row_invariance import RowInvariance
 from quasar.errors import ContextLimitError, GenerationError
-from runtime.acceptance import accepted_prefix
-from runtime.drafters import Draft, PromptLookup
+from runtime.acceptance import follow
+from runtime.drafters import Draft, PromptLookup, Recycling, Suffix
 from runtime.kv_cache import KVCache
 from runtime.loop import check_prompt
 from runtime.testing import TableSession, run_loop
 
 EXACT = RowInvariance(chain=1, widest=32)
+TREES = RowInvariance(chain=1, widest=32, tree=True)
 
 
 def hashed(context):
@@ -39,6 +40,26 @@ class Oracle:
             token = self.target(text)
             text.append(token if place < self.right else (token + 1) % 100)
         return Draft(tokens=np.array(text[len(context) :], np.int64))
+
+
+class Trees:
+    """Random trees, with the target's path in some of them."""
+
+    def __init__(self, target, seed):
+        self.target, self.random = target, np.random.default_rng(seed)
+
+    def propose(self, context, max_tokens):
+        tokens, parents, paths = [], [], [context.tolist()]
+        for row in range(int(self.random.integers(0, max_tokens + 1))):
+            parent = int(self.random.integers(-1, row))
+            right = self.target(paths[parent + 1])
+            token = right if self.random.random() < 0.6 else int(self.random.integers(0, 100))
+            if (parent, token) in zip(parents, tokens, strict=True):
+                token = (token + 1) % 100
+            parents.append(parent)
+            tokens.append(token)
+            paths.append([*paths[parent + 1], token])
+        return Draft(tokens=np.array(tokens, np.int64), parents=np.array(parents, np.int64))
 
 
 class Random:
@@ -86,6 +107,8 @@ DRAFTERS = {
     "empty": lambda target: Empty(),
     "lookup": lambda target: PromptLookup(),
     "earliest": lambda target: PromptLookup(match="earliest"),
+    "suffix": lambda target: Suffix(),
+    "recycling": lambda target: Recycling(),
 }
 
 
@@ -98,6 +121,47 @@ def test_tokens_are_those_of_plain_decoding(target, drafter, k, count):
     assert tokens == expected(target, (1, 2, 3), count)
     assert rounds[-1].finish_reason == "length"
     assert all(step.finish_reason is None for step in rounds[:-1])
+
+
+@pytest.mark.parametrize("target", [hashed, looping])
+@pytest.mark.parametrize("k", [1, 5, 31])
+@pytest.mark.parametrize("chain", [1, 3])
+@pytest.mark.parametrize(
+    "drafter",
+    [lambda target: Trees(target, 5), lambda target: Suffix(branches=3), lambda target: Recycling(branches=4)],
+    ids=["random", "suffix", "recycling"],
+)
+def test_trees_give_the_tokens_of_plain_decoding(target, drafter, k, chain):
+    exact = RowInvariance(chain=chain, widest=32, tree=True)
+    tokens, rounds, _ = run(target, drafter(target), k=k, exact=exact, max_new_tokens=60, top_k=8)
+    assert tokens == expected(target, (1, 2, 3), 60)
+    assert sum(step.accepted for step in rounds) > 0 or target is hashed
+    wanted = expected(target, (1, 2, 3), 60)
+    for place in (1, 7, 20):
+        tokens, _, _ = run(target, drafter(target), k=k, exact=exact, stop_ids={wanted[place]}, top_k=8)
+        assert tokens == expected(target, (1, 2, 3), 40, {wanted[place]})
+
+
+def test_a_tree_brings_what_its_right_path_does():
+    """Two wrong siblings before every right draft: rows are compacted, and the cache goes on as a chain's would."""
+
+    class Beside:
+        def propose(self, context, max_tokens):
+            text = context.tolist()
+            tokens, parents, last = [], [], -1
+            for _ in range(max_tokens // 3):
+                right = hashed(text)
+                tokens += [(right + 1) % 100, (right + 2) % 100, right]
+                parents += [last] * 3
+                last = len(tokens) - 1
+                text.append(right)
+            return Draft(tokens=np.array(tokens, np.int64), parents=np.array(parents, np.int64))
+
+    tokens, rounds, table = run(hashed, Beside(), k=9, exact=TREES, max_new_tokens=41)
+    assert tokens == expected(hashed, (1, 2, 3), 41)
+    assert [(step.drafted, step.accepted, len(step.tokens)) for step in rounds[1:9]] == [(9, 3, 4)] * 8
+    text = [1, 2, 3, *tokens]
+    assert table.read_rows(0, len(text) - 1).reshape(-1).astype(int).tolist() == text[:-1]
 
 
 @pytest.mark.parametrize("drafter", DRAFTERS)
@@ -157,9 +221,9 @@ def test_no_pass_reaches_over_a_boundary(chain):
     table = TableSession(hashed)
     honest = table.run
 
-    def run_on_a_side(token_ids, cache_length, num_logits_rows):
+    def run_on_a_side(token_ids, cache_length, num_logits_rows, parents):
         side = sum(cache_length + len(token_ids) >= total for total in boundaries)
-        return (honest(token_ids, cache_length, num_logits_rows) + side) % 100
+        return (honest(token_ids, cache_length, num_logits_rows, parents) + side) % 100
 
     table.run = run_on_a_side
     texts = []
@@ -175,18 +239,33 @@ def test_no_pass_reaches_over_a_boundary(chain):
     assert texts[1:] == texts[:1] * 3
 
 
-@pytest.mark.parametrize("tokens", [[100], [-1], [1] * 6])
-def test_drafts_that_cannot_be_fed_are_an_error(tokens):
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ([100], r"proposed \[100\]; ids below 100 were expected"),
+        ([-1], r"proposed \[-1\]; ids below 100 were expected"),
+        ([1] * 6, "'Bad' proposed 6 tokens; at most 5 were expected"),
+    ],
+)
+def test_drafts_that_cannot_be_fed_are_an_error(tokens, message):
     drafter = type("Bad", (), {"propose": lambda self, context, n: Draft(tokens=np.array(tokens))})()
-    with pytest.raises(GenerationError, match="at most 5 ids below 100 were expected"):
+    with pytest.raises(GenerationError, match=message):
         run(hashed, drafter)
 
 
 def test_trees_are_refused():
     draft = Draft(tokens=np.array([1, 2]), parents=np.array([-1, -1]))
     drafter = type("Tree", (), {"propose": lambda self, context, n: draft})()
-    with pytest.raises(GenerationError, match="trees are not exact on this engine"):
+    with pytest.raises(GenerationError, match="trees are not exact on this engine's kernels"):
         run(hashed, drafter)
+
+
+@pytest.mark.parametrize("parents", [[-1, 1], [-2, -1], [0, -1], [-1]])
+def test_trees_that_cannot_be_fed_are_an_error(parents):
+    draft = Draft(tokens=np.array([1, 2]), parents=np.array(parents))
+    drafter = type("Tree", (), {"propose": lambda self, context, n: draft})()
+    with pytest.raises(GenerationError, match="as many indices of earlier ones"):
+        run(hashed, drafter, exact=TREES)
 
 
 def test_prompts_that_cannot_be_fed():
@@ -201,12 +280,15 @@ def test_prompts_that_cannot_be_fed():
     check_prompt(np.arange(63), contract)
 
 
-def test_accepted_prefix():
-    target = np.array([4, 5, 6, 7])
-    assert accepted_prefix(np.array([4, 5, 6]), target) == 3
-    assert accepted_prefix(np.array([4, 9, 6]), target) == 1
-    assert accepted_prefix(np.array([9, 5, 6]), target) == 0
-    assert accepted_prefix(np.array([], np.int64), target[:1]) == 0
+def test_following_a_chain_and_a_tree():
+    chain = follow(np.array([4, 5]))
+    assert [chain(0, 4), chain(1, 5), chain(1, 4), chain(2, 5)] == [1, 2, None, None]
+    assert follow(np.array([], np.int64))(0, 4) is None
+    # 4 and 7 follow the pending token; 5 and 6 follow 4; 5 follows 7.
+    tree = follow(np.array([4, 7, 5, 6, 5]), np.array([-1, -1, 0, 0, 1]))
+    assert [tree(0, 4), tree(0, 7), tree(0, 5), tree(1, 5), tree(1, 6), tree(2, 5), tree(2, 6)] == [
+        *(1, 2, None, 3, 4, 5, None)
+    ]
 
 
 def test_kv_cache_counts_and_refuses():

@@ -1,0 +1,151 @@
+"""Drafts of several drafters as one tree of candidates, and the part of it that is worth verifying (pure functions)."""
+
+import heapq
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from runtime.control.prices import Price
+from runtime.drafters.base import Draft
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidates:
+    """Tokens, each with the candidate that it follows (-1: the pending token), which comes before it.
+
+    `drafters`, `evidence`: the first drafter that proposed it, by place, and what it rests on there. `seconded`:
+    another drafter proposed it, too. `children`: of each candidate, and last (index -1) of the pending token.
+    """
+
+    tokens: list[int]
+    parents: list[int]
+    drafters: list[int]
+    evidence: list[int]
+    seconded: list[bool]
+    children: list[list[int]]
+
+
+def merge(drafts: Sequence[Draft]) -> Candidates:
+    """The union of drafts: tokens with the same path are one candidate. A token without evidence rests on its depth."""
+    tokens: list[int] = []
+    parents: list[int] = []
+    drafters: list[int] = []
+    evidence: list[int] = []
+    seconded: list[bool] = []
+    depths = [-1]
+    children: list[list[int]] = [[]]
+    found: dict[tuple[int, int], int] = {}
+    for drafter, draft in enumerate(drafts):
+        count = len(draft.tokens)
+        above = range(-1, count - 1) if draft.parents is None else draft.parents.tolist()
+        rests_on = None if draft.evidence is None else draft.evidence.tolist()
+        # The candidate that each of the draft's tokens is; last (index -1) that of the pending token.
+        places = [-1] * (count + 1)
+        for index, token in enumerate(draft.tokens.tolist()):
+            parent = places[above[index]]
+            place = found.get((parent, token))
+            if place is None:
+                place = found[parent, token] = len(tokens)
+                tokens.append(token)
+                parents.append(parent)
+                drafters.append(drafter)
+                depth = depths[parent] + 1
+                depths.insert(place, depth)
+                evidence.append(depth if rests_on is None else rests_on[index])
+                seconded.append(False)
+                children.insert(place, [])
+                children[parent].append(place)
+            elif drafters[place] != drafter:
+                seconded[place] = True
+            places[index] = place
+    return Candidates(
+        tokens=tokens,
+        parents=parents,
+        drafters=drafters,
+        evidence=evidence,
+        seconded=seconded,
+        children=children,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """Candidates to verify, parents first, with the tokens and seconds that the round is expected to bring and take."""
+
+    chosen: list[int]
+    tokens: float
+    seconds: float
+
+
+def select(
+    candidates: Candidates,
+    probability: Callable[[int], float],
+    price: Price,
+    *,
+    most: int,
+    tree: bool,
+) -> Selection:
+    """The candidates whose verification brings most tokens per second; none where plain decoding does.
+
+    Likeliest first, so every prefix of the order is the best choice of its size (EAGLE-2, section 4.2, with measured
+    rates in place of a drafter's own confidence); the size is the one with most tokens per second.
+
+    Args:
+        probability: of a candidate, given that what it follows was right.
+        price: of a round.
+        most: drafts, at most.
+        tree: whether siblings may be verified; else the best chain.
+    """
+    seconds, least_ahead = price.seconds, price.least_ahead
+    most = min(most, len(seconds) - 1)
+    queue = [(-probability(place), place) for place in candidates.children[-1]]
+    heapq.heapify(queue)
+    chosen: list[int] = []
+    expected = 1.0
+    best = Selection(chosen=[], tokens=1.0, seconds=seconds[0])
+    best_rate = 1.0 / seconds[0]
+    while queue and len(chosen) < most:
+        negative, place = heapq.heappop(queue)
+        # What is left is no likelier, and every draft costs at least so much: the rate cannot rise any more.
+        if -negative <= best_rate * least_ahead[len(chosen)]:
+            break
+        chosen.append(place)
+        expected -= negative
+        rate = expected / seconds[len(chosen)]
+        if rate > best_rate:
+            best_rate = rate
+            best = Selection(chosen=chosen.copy(), tokens=expected, seconds=seconds[len(chosen)])
+        if not tree:
+            queue.clear()
+        for child in candidates.children[place]:
+            heapq.heappush(queue, (negative * probability(child), child))
+    return best
+
+
+def to_draft(candidates: Candidates, chosen: Sequence[int]) -> Draft:
+    """The chosen candidates as a draft; a chain has no parents."""
+    rows = {-1: -1} | {place: row for row, place in enumerate(chosen)}
+    parents = [rows[candidates.parents[place]] for place in chosen]
+    chain = all(parent == row - 1 for row, parent in enumerate(parents))
+    return Draft(
+        tokens=np.array([candidates.tokens[place] for place in chosen], np.int64),
+        parents=None if chain else np.array(parents, np.int64),
+    )
+
+
+def judged(candidates: Candidates, emitted: Sequence[int]) -> list[tuple[int, bool]]:
+    """Every candidate that the emitted tokens decide about, verified or not, and whether it was right."""
+    verdicts: list[tuple[int, bool]] = []
+    path: int | None = -1
+    for token in emitted:
+        if path is None:
+            break
+        after = None
+        for place in candidates.children[path]:
+            right = candidates.tokens[place] == token
+            verdicts.append((place, right))
+            if right:
+                after = place
+        path = after
+    return verdicts

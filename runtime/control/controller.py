@@ -1,0 +1,162 @@
+"""The controller: every round, the drafts that bring most expected tokens per millisecond, or none."""
+
+import time
+from collections.abc import Hashable, Sequence
+
+from runtime.control.candidates import Candidates, Selection, judged, merge, select, to_draft
+from runtime.control.estimates import Estimates, Prior, TextEstimates
+from runtime.control.plan import NO_PLAN, Outcome, Plan, tell
+from runtime.control.prices import Prices
+from runtime.drafters.base import CostlyDrafter, Draft, Drafter, Int64, ObservingDrafter, ask, name_of
+
+# What is believed of a drafter that says nothing; of a costly one, that it is worth its costs.
+_FIRST_PRIOR, _COSTLY_PRIOR = 0.5, 0.8
+# Drafts of a costly drafter that lie deeper are as likely as those at this depth.
+_DEEPEST = 15
+# Tokens that cheap drafters are asked for, at least.
+_LEAST_REACH = 8
+# Of the time that drafting takes, the newest round's share in what is expected.
+_NEWEST = 0.1
+
+
+class Knowledge:
+    """What an engine's texts have in common: acceptance rates, prices, and the time that drafters take."""
+
+    def __init__(self, prices: Prices) -> None:
+        self.prices = prices
+        self.estimates = Estimates()
+        # Drafter → seconds per token, of the costly ones.
+        self.draft_seconds: dict[str, float] = {}
+
+
+class Controller:
+    """Asks drafters that cost next to nothing in every round, merges what they propose, and verifies what pays.
+
+    A costly drafter is asked when the tokens it is expected to bring are worth its time, for as many as are.
+
+    Rates are kept by drafter and by what a guess rests on (`Draft.evidence`); a guess that a second drafter proposes
+    as well has a rate of its own. Guesses that were not verified are judged, too, as far as the text goes on along
+    them: so nothing has to be tried out.
+    """
+
+    def __init__(
+        self,
+        drafters: Sequence[Drafter],
+        knowledge: Knowledge,
+        *,
+        most: int,
+        trees: bool,
+        plain_width: int = 1,
+    ) -> None:
+        """`most`: drafts per round, at most. `trees`: are they exact here? `plain_width`: the narrowest pass."""
+        self._cheap = [one for one in drafters if not isinstance(one, CostlyDrafter)]
+        self._costly: list[CostlyDrafter] = [one for one in drafters if isinstance(one, CostlyDrafter)]
+        self._observing = [one for one in drafters if isinstance(one, ObservingDrafter)]
+        self._names = [name_of(one) for one in self._cheap]
+        self._knowledge, self._estimates = knowledge, TextEstimates(knowledge.estimates)
+        self._most, self._trees, self._plain_width = most, trees, plain_width
+        self._candidates: Candidates | None = None
+        # The costly drafter whose draft is verified, and that draft.
+        self._asked: tuple[CostlyDrafter, Draft] | None = None
+        # How many tokens the cheap drafters are asked for.
+        self._reach = _LEAST_REACH
+
+    def begin(self, prompt: Int64, first: int, successors: Int64 | None) -> None:  # noqa: ARG002 - the form of `Control`
+        """As `Control`."""
+        if successors is not None:
+            for drafter in self._observing:
+                drafter.observe(prompt[-1:], successors)
+
+    def plan(self, context: Int64, most: int, cache_length: int) -> Plan:
+        """As `Control`."""
+        most = min(most, self._most)
+        self._candidates, self._asked = None, None
+        if most <= 0:
+            return NO_PLAN
+        price = self._knowledge.prices.of(cache_length).padded(self._plain_width)
+        reach = min(most, self._reach)
+        self._candidates = candidates = merge([ask(one, context, reach, trees=self._trees) for one in self._cheap])
+        selection = select(candidates, self._probability, price, most=most, tree=self._trees)
+        if self._costly:
+            dearer = self._plan_costly(context, most, price.seconds, selection)
+            if dearer is not None:
+                return dearer
+        if not selection.chosen:
+            return Plan(draft=NO_PLAN.draft, expected_tokens=1.0, expected_seconds=price.seconds[0])
+        used = dict.fromkeys(self._names[candidates.drafters[place]] for place in selection.chosen)
+        return Plan(
+            draft=to_draft(candidates, selection.chosen),
+            drafter="+".join(used),
+            expected_tokens=selection.tokens,
+            expected_seconds=selection.seconds,
+        )
+
+    def learn(self, outcome: Outcome) -> None:
+        """As `Control`."""
+        self._knowledge.prices.correct(outcome.cache_length, outcome.width, outcome.seconds)
+        emitted = outcome.tokens.tolist()
+        if self._candidates is not None:
+            for place, right in judged(self._candidates, emitted):
+                self._estimates.count(*self._key(place), right=right)
+        if self._asked is not None:
+            drafter, draft = self._asked
+            for depth, (token, chosen) in enumerate(zip(draft.tokens.tolist(), emitted, strict=False)):
+                self._estimates.count(*_depth_key(drafter, depth), right=token == chosen)
+                if token != chosen:
+                    break
+        tell(self._observing, outcome)
+        # Drafts grow with what is accepted: looking at 31 tokens in every round costs more than it brings.
+        self._reach = max(_LEAST_REACH, 2 * len(outcome.tokens) + _LEAST_REACH // 2)
+
+    def _probability(self, place: int) -> float:
+        return self._estimates.rate(*self._key(place))
+
+    def _key(self, place: int) -> tuple[Hashable, Prior]:
+        """What a candidate's rate goes by, and what is believed of it before any was seen."""
+        candidates = self._candidates
+        assert candidates is not None
+        drafter, evidence = candidates.drafters[place], candidates.evidence[place]
+        seconded = candidates.seconded[place]
+
+        def prior() -> float:
+            said = getattr(self._cheap[drafter], "prior", None)
+            alone = float(said(evidence)) if said is not None else _FIRST_PRIOR
+            # Half of the wrong guesses would not be made by two.
+            return (1 + alone) / 2 if seconded else alone
+
+        return (self._names[drafter], evidence, seconded), prior
+
+    def _plan_costly(self, context: Int64, most: int, seconds: Sequence[float], cheap: Selection) -> Plan | None:
+        """A costly drafter's draft, where it is expected to bring more per second than the cheap ones' selection."""
+        best_rate = cheap.tokens / cheap.seconds
+        best: tuple[CostlyDrafter, int, float, float] | None = None
+        for drafter in self._costly:
+            each = self._knowledge.draft_seconds.get(name_of(drafter), drafter.seconds_per_token)
+            reached = expected = 1.0
+            for count in range(1, most + 1):
+                reached *= self._estimates.rate(*_depth_key(drafter, count - 1))
+                expected += reached
+                took = seconds[count] + count * each
+                if expected / took > best_rate:
+                    best_rate, best = expected / took, (drafter, count, expected, took)
+        for drafter in self._costly:
+            if best is None or drafter is not best[0]:
+                for depth in range(most):
+                    self._knowledge.estimates.fade(*_depth_key(drafter, depth))
+        if best is None:
+            return None
+        drafter, count, expected, took = best
+        start = time.perf_counter()
+        draft = ask(drafter, context, count, trees=self._trees)
+        self._time(drafter, (time.perf_counter() - start) / count)
+        self._asked = (drafter, draft)
+        return Plan(draft=draft, drafter=name_of(drafter), expected_tokens=expected, expected_seconds=took)
+
+    def _time(self, drafter: CostlyDrafter, seconds: float) -> None:
+        known, name = self._knowledge.draft_seconds, name_of(drafter)
+        known[name] = seconds if name not in known else known[name] + _NEWEST * (seconds - known[name])
+
+
+def _depth_key(drafter: Drafter, depth: int) -> tuple[Hashable, Prior]:
+    """What a costly drafter's rate goes by: how many tokens it drafted before."""
+    return (name_of(drafter), min(depth, _DEEPEST), False), lambda: _COSTLY_PRIOR

@@ -1,0 +1,31 @@
+"""One drafter that drafts the same number of tokens every round, whatever it costs and brings."""
+
+from runtime.control.plan import NO_PLAN, Outcome, Plan, tell
+from runtime.drafters.base import Drafter, Int64, ObservingDrafter, ask, name_of
+
+
+class FixedControl:
+    """At most `num_draft_tokens` of one drafter's tokens in every round."""
+
+    def __init__(self, drafter: Drafter, num_draft_tokens: int, *, trees: bool = False) -> None:
+        """`trees`: whether they are exact on this engine."""
+        self._drafter, self._count, self._trees = drafter, num_draft_tokens, trees
+        self._observing = [drafter] if isinstance(drafter, ObservingDrafter) else []
+
+    def begin(self, prompt: Int64, first: int, successors: Int64 | None) -> None:  # noqa: ARG002 - the form of `Control`
+        """As `Control`."""
+        if successors is not None:
+            for drafter in self._observing:
+                drafter.observe(prompt[-1:], successors)
+
+    def plan(self, context: Int64, most: int, cache_length: int) -> Plan:  # noqa: ARG002 - the form of `Control`
+        """As `Control`."""
+        wanted = min(most, self._count)
+        if wanted <= 0:
+            return NO_PLAN
+        draft = ask(self._drafter, context, wanted, trees=self._trees)
+        return Plan(draft=draft, drafter=name_of(self._drafter)) if len(draft.tokens) else NO_PLAN
+
+    def learn(self, outcome: Outcome) -> None:
+        """As `Control`."""
+        tell(self._observing, outcome)

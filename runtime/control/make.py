@@ -1,0 +1,59 @@
+"""From the options of a generation to what decides about its drafts."""
+
+from engines.row_invariance import RowInvariance
+from quasar.errors import GenerationError
+from runtime.control.controller import Controller, Knowledge
+from runtime.control.fixed import FixedControl
+from runtime.control.plan import Control, NoControl
+from runtime.drafters.base import Draw, SamplingDrafter
+from runtime.drafters.registry import AUTO, DrafterOption, Target, make_drafters
+
+
+def make_control(
+    asked: DrafterOption,
+    num_draft_tokens: int | None,
+    *,
+    target: Target,
+    exact: RowInvariance,
+    knowledge: Knowledge,
+    draw: Draw | None = None,
+) -> Control:
+    """One drafter with a number drafts so many in every round; else a controller chooses, at most that many.
+
+    Args:
+        asked, num_draft_tokens: the options `drafter` and `num_draft_tokens`.
+        exact: which passes are exact on this machine.
+        knowledge: what the engine's texts have in common.
+        draw: the target's own draw, where it draws tokens: drafters that sample share its randomness.
+
+    Raises:
+        GenerationError: an unknown drafter, one that this engine cannot have, or passes that are not exact here.
+    """
+    if exact.chain is None and asked == AUTO:
+        return NoControl()
+    drafters = make_drafters(asked, target)
+    if not drafters:
+        return NoControl()
+    if draw is not None:
+        for drafter in drafters:
+            if isinstance(drafter, SamplingDrafter):
+                drafter.sample_with(draw)
+    if exact.chain is None:
+        raise GenerationError(
+            "on this machine a row's bits depend on how many rows are fed, so speculation would not be exact: "
+            "use drafter='none', or 'auto', which then drafts nothing"
+        )
+    if num_draft_tokens is not None and num_draft_tokens >= exact.widest:
+        raise GenerationError(
+            f"num_draft_tokens is {num_draft_tokens}; on this machine 0 to {exact.widest - 1} drafts are verified "
+            "exactly"
+        )
+    if num_draft_tokens is not None and len(drafters) == 1:
+        return FixedControl(drafters[0], num_draft_tokens, trees=exact.tree)
+    return Controller(
+        drafters,
+        knowledge,
+        most=exact.widest - 1 if num_draft_tokens is None else num_draft_tokens,
+        trees=exact.tree,
+        plain_width=exact.chain,
+    )

@@ -1,0 +1,124 @@
+"""What a pass costs on this machine: the engine's measured surface, corrected by the passes that are made."""
+
+import math
+from bisect import bisect_left
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float64 = NDArray[np.float64]
+# Prices are worked out anew for every so many rows in the cache.
+_ROWS_STEP = 64
+# Passes that a correction remembers, and how many the measured surface itself counts for.
+_MEMORY = 200.0
+_SURFACE_WEIGHT = 20.0
+# A pass that took so many times what was expected was interrupted: it counts as this much. No price falls below so
+# much of what was measured.
+_MOST_RATIO, _LEAST_RATIO = 2.0, 0.1
+# Rounds between two corrections.
+_CORRECTED_EVERY = 32
+
+
+class Prices:
+    """Seconds of a round by rows in the cache and width.
+
+    The surface is interpolated in both; it never falls with the width, as a noisy measurement may. The correction is a
+    line over the width, fitted to measured / expected of the rounds so far (decayed least squares): a machine that is
+    busy makes wide passes dearer than narrow ones.
+    """
+
+    def __init__(self, surface_ms: Mapping[int, Mapping[int, float]], *, widest: int) -> None:
+        """`surface_ms`: rows → width → milliseconds (`MachineRecord.cost_surface_ms`)."""
+        self._rows = sorted(surface_ms)
+        widths = np.arange(1, widest + 1)
+        self._surface = np.stack([_curve(surface_ms[rows], widths) for rows in self._rows]) / 1e3
+        # Weighted sums over rounds of width w and measured / expected r: of 1, w, w², r and r·w. The surface counts as
+        # rounds of ratio 1, at two widths.
+        self._prior = [_SURFACE_WEIGHT * sum(part) / 2 for part in zip(*map(_terms, (1, min(widest, 8))), strict=True)]
+        self._sums = [0.0] * 5
+        self._correction = [1.0] * widest
+        self._corrections = 0
+        # Step of rows → seconds by width: as measured once, and corrected.
+        self._measured: dict[int, list[float]] = {}
+        self._known: dict[int, Price] = {}
+
+    def of(self, rows: int) -> "Price":
+        """What rounds cost behind so many rows in the cache."""
+        step = rows // _ROWS_STEP
+        price = self._known.get(step)
+        if price is None:
+            measured = self._measured.get(step)
+            if measured is None:
+                measured = self._measured[step] = self._interpolated(step * _ROWS_STEP + _ROWS_STEP // 2)
+            price = self._known[step] = Price([a * b for a, b in zip(measured, self._correction, strict=True)])
+        return price
+
+    def correct(self, rows: int, width: int, seconds: float) -> None:
+        """A round of this width behind so many rows took so long."""
+        expected = self.of(rows).seconds[width - 1]
+        ratio = min(seconds / expected, _MOST_RATIO) * self._correction[width - 1]
+        self._sums = [old * (1 - 1 / _MEMORY) + new for old, new in zip(self._sums, _terms(width, ratio), strict=True)]
+        self._corrections += 1
+        # A line over hundreds of rounds changes slowly.
+        if self._corrections % _CORRECTED_EVERY == 0:
+            self._correction = self._line()
+            self._known.clear()
+
+    def _interpolated(self, rows: int) -> list[float]:
+        if len(self._rows) == 1:
+            return [float(value) for value in self._surface[0]]
+        place = min(max(bisect_left(self._rows, rows), 1), len(self._rows) - 1)
+        low, high = self._rows[place - 1], self._rows[place]
+        share = min(max((rows - low) / (high - low), 0.0), 1.0)
+        between = self._surface[place - 1] * (1 - share) + self._surface[place] * share
+        return [float(value) for value in between]
+
+    def _line(self) -> list[float]:
+        """Measured / expected by width."""
+        count, w, ww, r, rw = (seen + prior for seen, prior in zip(self._sums, self._prior, strict=True))
+        slope = (rw - w * r / count) / (ww - w * w / count)
+        return [
+            max(r / count + slope * (width - w / count), _LEAST_RATIO) for width in range(1, len(self._correction) + 1)
+        ]
+
+
+class Price:
+    """Seconds of a round by the number of its drafts, 0 first.
+
+    `least_ahead[n]`: the fewest seconds that each of any number of drafts behind the n-th adds. A token less likely
+    than that times the rate so far cannot raise it (`candidates.select`).
+    """
+
+    __slots__ = ("least_ahead", "seconds")
+
+    def __init__(self, seconds: list[float]) -> None:
+        self.seconds = seconds
+        last = len(seconds)
+        self.least_ahead = [
+            min((seconds[more] - seconds[here]) / (more - here) for more in range(here + 1, last))
+            for here in range(last - 1)
+        ]
+        self.least_ahead.append(math.inf)
+
+    def padded(self, plain_width: int) -> "Price":
+        """The same where narrower passes are made as wide as this."""
+        if plain_width == 1:
+            return self
+        narrow = plain_width - 1
+        return Price([self.seconds[narrow]] * narrow + self.seconds[narrow:])
+
+
+def _terms(width: float, ratio: float = 1.0) -> tuple[float, float, float, float, float]:
+    return 1.0, width, width * width, ratio, ratio * width
+
+
+def _curve(measured: Mapping[int, float], widths: NDArray[np.int64]) -> Float64:
+    """Milliseconds at every width: between two measured ones a line, behind the last one its slope, never falling."""
+    known = sorted(measured)
+    values = np.maximum.accumulate([measured[width] for width in known])
+    curve = np.interp(widths, known, values)
+    if len(known) > 1:
+        slope = (values[-1] - values[-2]) / (known[-1] - known[-2])
+        curve = np.where(widths > known[-1], values[-1] + slope * (widths - known[-1]), curve)
+    return curve

@@ -1,0 +1,105 @@
+"""Texts that `Suffix` may copy from besides its own: bounded, the oldest forgotten first."""
+
+import threading
+
+import numpy as np
+
+from plugins.cpu.suffix_automaton import Automaton, open_automaton
+from quasar.errors import GenerationError
+from runtime.drafters.base import Int64
+
+# Stands between two texts, so that no match reaches over the end of one: no vocabulary has it.
+_SEPARATOR = (1 << 31) - 1
+
+
+class _Half:
+    """Texts one behind the other, and their automaton."""
+
+    def __init__(self, capacity: int) -> None:
+        self.tokens = np.empty(capacity, np.int32)
+        self.length = 0
+        self.automaton: Automaton = open_automaton()
+
+    def add(self, text: Int64) -> None:
+        self.tokens[self.length : self.length + len(text)] = text
+        self.length += len(text)
+        self.automaton.extend(text)
+
+
+class Corpus:
+    """Texts to copy from, up to `max_tokens` of them; thread-safe. One per tenant: what is in it shows in timing.
+
+    Two halves: when the newer one is full, the older one is dropped. So at least half of what fits is remembered.
+    """
+
+    def __init__(self, max_tokens: int = 1_000_000) -> None:
+        if max_tokens < 2:
+            raise GenerationError(f"max_tokens is {max_tokens}; 2 or more was expected")
+        self._capacity = max_tokens // 2
+        self.lock = threading.Lock()
+        # The newest last. Dropped halves get no new generation number.
+        self.halves = [_Half(self._capacity)]
+        self.generation = 0
+
+    def add(self, token_ids: Int64 | list[int] | tuple[int, ...]) -> None:
+        """Remember a text, an answer's `token_ids`, say; of one that is longer than half of what fits, its end."""
+        text = np.asarray(token_ids, np.int64)
+        if text.ndim != 1 or (len(text) and not 0 <= text.min() <= text.max() < _SEPARATOR):
+            raise GenerationError("a text for the corpus must be a list of token ids, 0 to 2^31 - 2")
+        text = np.append(text, _SEPARATOR)[-self._capacity :]
+        with self.lock:
+            if self.halves[-1].length + len(text) > self._capacity:
+                self.halves = [self.halves[-1], _Half(self._capacity)]
+                self.generation += 1
+            self.halves[-1].add(text)
+
+    def __len__(self) -> int:
+        """Tokens that are remembered, ends of texts included."""
+        with self.lock:
+            return sum(half.length for half in self.halves)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory in use."""
+        with self.lock:
+            return sum(half.tokens.nbytes + half.automaton.nbytes for half in self.halves)
+
+
+class CorpusMatch:
+    """Where a context's end stands in a corpus, followed token by token."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self._corpus = corpus
+        self._generation = -1
+        self._places: list[tuple[int, int]] = []
+        self._seen = np.empty(0, np.int64)
+        self.length = 0
+        self._source: tuple[_Half, int] | None = None
+
+    def longest(self, context: Int64) -> "CorpusMatch":
+        """Look the context up; `length` is that of the longest match, and `continuation` what followed it."""
+        corpus = self._corpus
+        with corpus.lock:
+            known = len(self._seen)
+            if corpus.generation != self._generation or not np.array_equal(self._seen, context[:known]):
+                self._generation, self._places, known = corpus.generation, [], 0
+            self._places += [(0, 0)] * (len(corpus.halves) - len(self._places))
+            self.length, self._source = 0, None
+            for index, half in enumerate(corpus.halves):
+                state, length = half.automaton.advance(*self._places[index], context[known:])
+                self._places[index] = (state, length)
+                found = half.automaton.successors(state, 1) if length > self.length else None
+                if found is not None and len(found.ends) and found.tokens[0] != _SEPARATOR:
+                    self.length, self._source = length, (half, int(found.ends[0]))
+            self._seen = context.copy()
+        return self
+
+    def continuation(self, max_tokens: int) -> Int64:
+        """What followed the longest match, to the end of its text at most: int64 [n]."""
+        if self._source is None:
+            return np.empty(0, np.int64)
+        half, end = self._source
+        with self._corpus.lock:
+            copied = half.tokens[end : min(end + max_tokens, half.length)].astype(np.int64)
+        ends = np.flatnonzero(copied == _SEPARATOR)
+        return copied[: ends[0]] if len(ends) else copied

@@ -1,0 +1,244 @@
+"""An engine that drafts for another one: a smaller model, or the same one in lower precision.
+
+`model:DIR` has a KV cache of its own, which follows the text. `self:DIR` is the verifier's own model in another
+precision and works on the verifier's cache (QSpec, arXiv 2410.11305): it reads the rows that the verifier committed,
+writes its own behind them, and the pass that verifies its drafts overwrites every one of those.
+
+`hierarchical:DIR` (SpecMQuant, arXiv 2505.22179, section 5) lets a cheap drafter propose to the engine: what the engine
+accepts becomes the sequence that the target verifies, in fewer passes of the engine.
+"""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from engines.directory import EngineDirectory, open_directory
+from engines.loading import LoadedEngine, load_opened
+from engines.manifest import CACHE_TREATMENTS, Manifest
+from engines.onnxruntime.threads import shared_threads
+from engines.text import open_codec
+from quasar.errors import GenerationError
+from runtime.acceptance import follow
+from runtime.drafters.base import NO_DRAFT, Draft, Drafter, Draw, Float32, Int64
+
+# What a cheap drafter proposes to an intermediate engine: one or two tokens cost it next to nothing (the cost curve).
+_INNER_TOKENS = 3
+# Rows of the cache at which a token's price is looked up.
+_PRICED_ROWS = 256
+
+_log = logging.getLogger("quasar.runtime")
+
+
+class DraftEngine:
+    """A loaded engine that drafts, and the tokens whose rows are in its cache.
+
+    Drafts need not be exact, so any common beginning of two texts is used again; texts that take turns on it are
+    prefilled anew where they part.
+    """
+
+    def __init__(self, loaded: LoadedEngine, *, shares_cache: bool = False) -> None:
+        """`shares_cache`: the session works on the verifier's cache, which holds the text already."""
+        self.loaded = loaded
+        self.shares_cache = shares_cache
+        self.end_ids = frozenset(loaded.directory.manifest.text.eos_token_ids)
+        self._session = loaded.session
+        self._cached = np.empty(0, np.int64)
+        self._logits: Float32 | None = None
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that it holds."""
+        return self._session.contract.max_length
+
+    @property
+    def seconds_per_token(self) -> float:
+        """What a pass of one row was measured to take."""
+        surface = self.loaded.record.cost_surface_ms
+        row = surface[min(surface, key=lambda rows: abs(rows - _PRICED_ROWS))]
+        return row[min(row)] / 1e3
+
+    def draft(self, context: Int64, count: int, draw: Draw | None, inner: Drafter | None = None) -> list[int]:
+        """The engine's own continuation of a context, at most `count` tokens, fewer where the text ends.
+
+        Args:
+            draw: chooses tokens from logits; None takes the likeliest.
+            inner: proposes tokens to this engine, so that it takes fewer passes; what comes out does not depend on it.
+        """
+        text = np.empty(len(context) + count + _INNER_TOKENS, np.int64)
+        text[: len(context)] = context
+        length, wanted = len(context), len(context) + count
+        fed = len(context) - 1 if self.shares_cache else self._known(context)
+        chunk = self._session.contract.prefill_chunk
+        while fed < length - chunk:
+            self._session.run(text[fed : fed + chunk], fed, 1)
+            fed += chunk
+        ended = False
+        while length < wanted and not ended:
+            guess = NO_DRAFT.tokens
+            if inner is not None and wanted - length > 1:
+                guess = inner.propose(text[:length], min(_INNER_TOKENS, wanted - length - 1)).tokens
+            text[length : length + len(guess)] = guess
+            chosen = self._choose(text[fed : length + len(guess)], fed, len(guess) + 1, draw)
+            step = follow(guess)
+            row: int | None = 0
+            while row is not None and length < wanted and not ended:
+                text[length] = token = chosen(row)
+                length += 1
+                ended = token in self.end_ids
+                row = step(row, token)
+            fed = length - 1
+        self._cached = text[:fed].copy()
+        return [int(token) for token in text[len(context) : length]]
+
+    def _choose(self, tokens: Int64, cache_length: int, rows: int, draw: Draw | None) -> Callable[[int], int]:
+        if draw is None:
+            found = self._session.run(tokens, cache_length, rows).tolist()
+            return lambda row: int(found[row])
+        if self._logits is None:
+            self._logits = np.empty((_INNER_TOKENS + 1, self._session.contract.vocab_size), np.float32)
+        logits = self._session.run_logits(tokens, cache_length, rows, out=self._logits)
+        first = cache_length + len(tokens) - rows + 1
+        return lambda row: draw(logits[row], first + row)
+
+    def _known(self, context: Int64) -> int:
+        """How many rows of the cache are of this context; its last token is always fed."""
+        longest = min(len(self._cached), len(context) - 1)
+        different = np.flatnonzero(self._cached[:longest] != context[:longest])
+        return int(different[0]) if len(different) else longest
+
+
+class EngineDrafter:
+    """One text's drafts from an engine.
+
+    Where the text is longer than the engine holds, nothing is drafted any more.
+    """
+
+    def __init__(self, engine: DraftEngine, name: str, inner: Drafter | None = None) -> None:
+        """`inner`: a cheap drafter that proposes to the engine ("hierarchical")."""
+        self.name = name
+        self._engine, self._inner = engine, inner
+        self._draw: Draw | None = None
+
+    @property
+    def seconds_per_token(self) -> float:
+        """As `CostlyDrafter`."""
+        return self._engine.seconds_per_token
+
+    def sample_with(self, draw: Draw) -> None:
+        """As `SamplingDrafter`."""
+        self._draw = draw
+
+    def propose(self, context: Int64, max_tokens: int) -> Draft:
+        """As `Drafter`."""
+        count = min(max_tokens, self._engine.max_length - len(context))
+        if count <= 0:
+            return NO_DRAFT
+        return Draft(tokens=np.array(self._engine.draft(context, count, self._draw, self._inner), np.int64))
+
+
+class DraftEngines:
+    """The draft engines of one verifier, loaded when they are first asked for, each once."""
+
+    def __init__(self, target: LoadedEngine) -> None:
+        self._target = target
+        self._loaded: dict[tuple[Path, bool], DraftEngine] = {}
+
+    def open(self, path: Path, *, shares_cache: bool) -> DraftEngine:
+        """The engine in a directory, checked against the verifier.
+
+        Raises:
+            EngineError: it cannot be loaded.
+            GenerationError: another vocabulary, or a cache that it may not share; says what differs.
+        """
+        key = (path.resolve(), shares_cache)
+        if key not in self._loaded:
+            self._loaded[key] = self._load(path, shares_cache=shares_cache)
+        return self._loaded[key]
+
+    def close(self) -> None:
+        """Free their sessions."""
+        for engine in self._loaded.values():
+            engine.loaded.session.close()
+        self._loaded.clear()
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of their weights, and of the KV caches that are their own."""
+        total = 0
+        for engine in self._loaded.values():
+            memory = engine.loaded.session.memory()
+            total += memory.weights + (0 if engine.shares_cache else memory.cache)
+        return total
+
+    def _load(self, path: Path, *, shares_cache: bool) -> DraftEngine:
+        target, directory = self._target, open_directory(path)
+        check_vocabularies(target.directory, directory)
+        if shares_cache:
+            check_shared_cache(target.directory.manifest, directory.manifest, path)
+        if shared_threads() is None:
+            _log.warning(
+                "%s drafts with threads of its own, which wait in turns with the verifier's and take cores from them: "
+                "call runtime.share_threads() before the first engine is loaded",
+                path,
+            )
+        longest, own = target.session.contract.max_length, directory.manifest.contract.max_length
+        if own < longest:
+            _log.warning("%s holds %d tokens, the verifier %d: it drafts up to there", path, own, longest)
+        caches = getattr(target.session, "caches", None) if shares_cache else None
+        if shares_cache and caches is None:
+            raise GenerationError(f"{path} cannot work on the verifier's cache on the back end {target.backend}")
+        kernels = None if target.kernels is None else target.kernels.name.split()[0]
+        loaded = load_opened(directory, backend="onnxruntime", kernels=kernels, caches=caches)
+        _log.info(
+            "%s drafts: %.1f MB of weights, %s",
+            path,
+            loaded.session.memory().weights / 1e6,
+            "on the verifier's cache" if shares_cache else f"a cache of {loaded.session.memory().cache / 1e6:.1f} MB",
+        )
+        return DraftEngine(loaded, shares_cache=shares_cache)
+
+
+def check_vocabularies(target: EngineDirectory, draft: EngineDirectory) -> None:
+    """Raise `GenerationError` with the first token id that does not stand for the same in both engines."""
+    manifests = (target.manifest, draft.manifest)
+    if manifests[0].files[manifests[0].text.tokenizer] == manifests[1].files[manifests[1].text.tokenizer]:
+        return
+    first, second = (_tokens_by_id(one) for one in (target, draft))
+    for token in range(max(len(first), len(second))):
+        here, there = (words[token] if token < len(words) else None for words in (first, second))
+        if here != there:
+            raise GenerationError(
+                f"{draft.path} cannot draft for {target.path}: token {token} is {there!r} there and {here!r} here; "
+                "engines of one vocabulary were expected"
+            )
+
+
+def _tokens_by_id(directory: EngineDirectory) -> list[str]:
+    """Every token of the tokenizer; ids that only pad the model's vocabulary have none."""
+    tokenizer = open_codec(directory.path, directory.manifest.text).tokenizer
+    words = {token: word for word, token in tokenizer.get_vocab(with_added_tokens=True).items()}
+    return [words.get(token, "") for token in range(max(words, default=-1) + 1)]
+
+
+def check_shared_cache(target: Manifest, draft: Manifest, path: Path) -> None:
+    """Raise `GenerationError` naming every reason why the rows of one are not those of the other."""
+    reasons = []
+    if target.hashes.get("checkpoint") != draft.hashes.get("checkpoint"):
+        reasons.append("the checkpoint")
+    for name in ("num_layers", "num_kv_heads", "head_size", "capacity", "kv_dtype"):
+        here, there = getattr(target.contract, name), getattr(draft.contract, name)
+        if here != there:
+            reasons.append(f"{name} ({here} here, {there} there)")
+    for name, what in CACHE_TREATMENTS.items():
+        hashes = (target.hashes.get(name), draft.hashes.get(name))
+        if None in hashes:
+            reasons.append(f"{what} (an engine of an earlier version does not tell: build it again)")
+        elif hashes[0] != hashes[1]:
+            reasons.append(what)
+    if reasons:
+        raise GenerationError(
+            f"{path} cannot draft on the verifier's cache; what differs: {', '.join(reasons)}. With a cache of its own "
+            f"it can: model:{path}"
+        )

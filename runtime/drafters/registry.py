@@ -1,0 +1,165 @@
+"""Drafters by name: the project's own, and those that installed packages bring."""
+
+import difflib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from quasar.errors import GenerationError
+from runtime.drafters.base import Drafter
+from runtime.drafters.draft_engine import DraftEngine, DraftEngines, EngineDrafter
+from runtime.drafters.prompt_lookup import PromptLookup
+from runtime.drafters.recycling import Recycling
+from runtime.drafters.suffix import Suffix
+
+# The entry-point group under which a package registers a `Factory` by name.
+ENTRY_POINTS = "quasar_verifier.drafters"
+NONE, AUTO = "none", "auto"
+_SIZES = re.compile(r"(\d{1,9})-(\d{1,9})")
+# Branches of trees, where they are exact: more were hardly ever verified (docs/drafters.md, "Constants").
+_SUFFIX_BRANCHES, _RECYCLING_BRANCHES = 2, 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """The verifier that drafts are made for.
+
+    `trees`: whether they are exact on it. `tells_successors`: whether its passes tell the likeliest tokens. `warm`:
+    token → successors, likeliest first, that come with the engine. `engines`: where engines that draft for it are
+    loaded; None where there is no verifier to draft for.
+    """
+
+    vocab_size: int
+    trees: bool
+    tells_successors: bool
+    warm: Mapping[int, Sequence[int]]
+    engines: DraftEngines | None = None
+
+
+# What stands behind the name and a colon ("" for nothing) and the verifier → a drafter for one text.
+Factory = Callable[[str, Target], Drafter]
+DrafterOption = Drafter | str | Sequence[Drafter | str]
+
+
+def _prompt_lookup(argument: str, target: Target) -> Drafter:  # noqa: ARG001 - the form of `Factory`
+    if not argument:
+        return PromptLookup()
+    sizes = _SIZES.fullmatch(argument)
+    if sizes is None:
+        raise GenerationError(
+            f"drafter 'prompt-lookup:{argument}' came; the shortest and the longest n-gram were expected, as in "
+            "prompt-lookup:1-3"
+        )
+    return PromptLookup(min_ngram=int(sizes[1]), max_ngram=int(sizes[2]))
+
+
+def _suffix(argument: str, target: Target) -> Drafter:
+    _refuse_argument("suffix", argument)
+    return Suffix(branches=_SUFFIX_BRANCHES if target.trees else 1)
+
+
+def _recycling(argument: str, target: Target) -> Drafter:
+    _refuse_argument("recycling", argument)
+    if not target.tells_successors:
+        raise GenerationError(
+            "drafter 'recycling' needs the verifier's likeliest tokens, and this engine's graph does not tell them: "
+            "build it again with this version"
+        )
+    return Recycling(branches=_RECYCLING_BRANCHES if target.trees else 1, warm=target.warm)
+
+
+def _model(argument: str, target: Target) -> Drafter:
+    return EngineDrafter(_open_engine("model", argument, target), f"model:{argument}")
+
+
+def _self(argument: str, target: Target) -> Drafter:
+    return EngineDrafter(_open_engine("self", argument, target, shares_cache=True), f"self:{argument}")
+
+
+def _hierarchical(argument: str, target: Target) -> Drafter:
+    return EngineDrafter(_open_engine("hierarchical", argument, target), f"hierarchical:{argument}", inner=Suffix())
+
+
+def _open_engine(name: str, argument: str, target: Target, *, shares_cache: bool = False) -> DraftEngine:
+    if not argument:
+        raise GenerationError(f"drafter {name!r} needs an engine directory behind a colon, as in {name}:DIR")
+    if target.engines is None:
+        raise GenerationError(f"drafter '{name}:{argument}' needs a verifier that is loaded")
+    return target.engines.open(Path(argument), shares_cache=shares_cache)
+
+
+_OWN: dict[str, Factory] = {
+    "prompt-lookup": _prompt_lookup,
+    "suffix": _suffix,
+    "recycling": _recycling,
+    "model": _model,
+    "self": _self,
+    "hierarchical": _hierarchical,
+}
+
+
+@cache
+def _installed() -> dict[str, Factory]:
+    """Those of other packages; a name of ours stays ours."""
+    return {one.name: one.load() for one in entry_points(group=ENTRY_POINTS) if one.name not in (*_OWN, NONE, AUTO)}
+
+
+def known_names() -> list[str]:
+    """Every name that there is."""
+    return [AUTO, NONE, *_OWN, *_installed()]
+
+
+def make_drafters(asked: DrafterOption, target: Target) -> list[Drafter]:
+    """The drafters of one text: an empty list for "none".
+
+    Args:
+        asked: a drafter, a name (with ":" and an argument where it takes one), several names with commas between them,
+            or a list of these.
+        target: what they draft for.
+
+    Raises:
+        GenerationError: an unknown name, or a drafter that this engine cannot have.
+    """
+    parts: list[Drafter | str] = []
+    for one in as_list(asked):
+        if isinstance(one, str):
+            parts += [part.strip() for part in one.split(",")]
+        else:
+            parts.append(one)
+    if not parts:
+        raise GenerationError("drafter is an empty list; one name or drafter was expected, or 'none'")
+    if NONE in parts:
+        if len(parts) > 1:
+            raise GenerationError("drafter 'none' stands beside others; it goes alone")
+        return []
+    drafters: list[Drafter] = []
+    for part in parts:
+        if part == AUTO:
+            names = ["suffix", "recycling"] if target.tells_successors else ["suffix"]
+            drafters += [_make(name, target) for name in names]
+        else:
+            drafters.append(_make(part, target) if isinstance(part, str) else part)
+    return drafters
+
+
+def as_list(asked: DrafterOption) -> list[Drafter | str]:
+    """One, or several."""
+    return list(asked) if isinstance(asked, Sequence) and not isinstance(asked, str) else [asked]
+
+
+def _make(text: str, target: Target) -> Drafter:
+    name, _, argument = text.partition(":")
+    factory = _OWN.get(name) or _installed().get(name)
+    if factory is None:
+        close = difflib.get_close_matches(name, known_names(), 1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise GenerationError(f"unknown drafter {name!r}; known are {', '.join(known_names())}{hint}")
+    return factory(argument, target)
+
+
+def _refuse_argument(name: str, argument: str) -> None:
+    if argument:
+        raise GenerationError(f"drafter '{name}:{argument}' came; {name!r} takes nothing behind a colon")

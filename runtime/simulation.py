@@ -1,0 +1,237 @@
+"""`simulate`: recorded generations replayed against drafters and controllers, without a model.
+
+The target's tokens are known, so what a round accepts is, too; what it costs comes from a cost surface. Two things
+differ from a run: rows of rejected drafts tell no successors (a trace has those of the text alone), and passes take
+exactly what the surface says.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engines.contract import MAX_WIDTH
+from engines.costs import CostSurface
+from engines.directory import open_directory
+from engines.row_invariance import RowInvariance
+from quasar.errors import GenerationError, PromptError
+from runtime.acceptance import follow
+from runtime.control.controller import Knowledge
+from runtime.control.make import make_control
+from runtime.control.plan import Control, Outcome
+from runtime.control.prices import Prices
+from runtime.drafters.registry import DrafterOption, Target
+from runtime.traces import TracedGeneration
+
+_COSTS = 'rows → width → milliseconds was expected, as in {"256": {"1": 9.0, "4": 10.3, "8": 15.5}}'
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replay:
+    """Sums over replayed generations.
+
+    `seconds`: of all rounds, by the surface, with `draft_seconds` for drafting, as it was here. `plain_seconds`: of
+    plain decoding, by the surface.
+    """
+
+    tokens: int
+    rounds: int
+    drafted: int
+    accepted: int
+    seconds: float
+    draft_seconds: float
+    plain_seconds: float
+
+    @property
+    def acceptance_length(self) -> float:
+        """Tokens emitted per round; plain decoding is 1.00."""
+        return self.tokens / self.rounds if self.rounds else 1.0
+
+    @property
+    def speed_up(self) -> float:
+        """Over plain decoding."""
+        return self.plain_seconds / self.seconds if self.seconds else 1.0
+
+    def to_json(self) -> dict[str, float]:
+        """The command's JSON."""
+        return {
+            "tokens": self.tokens,
+            "rounds": self.rounds,
+            "drafted": self.drafted,
+            "accepted": self.accepted,
+            "acceptance_length": self.acceptance_length,
+            "speed_up": self.speed_up,
+            "ms_per_round": 1e3 * self.seconds / self.rounds if self.rounds else 0.0,
+            "draft_ms_per_round": 1e3 * self.draft_seconds / self.rounds if self.rounds else 0.0,
+        }
+
+
+def replay(generation: TracedGeneration, control: Control, prices: Prices, *, count_drafting: bool = True) -> Replay:
+    """One generation, round by round.
+
+    Args:
+        control: fresh for this text.
+        prices: of this machine or another; they are not corrected.
+        count_drafting: whether the time that drafting takes here is part of a round's.
+    """
+    tokens, top = generation.tokens, generation.top
+    context = np.array(generation.prompt + tokens, np.int64)
+    emitted, length = 1, len(generation.prompt) + 1
+    successors = np.array(top, np.int64) if top else None
+    control.begin(context[: length - 1], tokens[0], None if successors is None else successors[:1])
+    rounds = drafted = accepted = 0
+    seconds = plain = drafting = 0.0
+    while emitted < len(tokens):
+        rows = length - 1
+        price = prices.of(rows).seconds
+        start = time.perf_counter()
+        plan = control.plan(context[:length], len(tokens) - emitted - 1, rows)
+        took = time.perf_counter() - start
+        draft = plan.draft
+        step = follow(draft.tokens, draft.parents)
+        path: list[int] = [0]
+        while (row := step(path[-1], tokens[emitted + len(path) - 1])) is not None and emitted + len(path) < len(
+            tokens
+        ):
+            path.append(row)
+        count = len(path)
+        width = 1 + len(draft.tokens)
+        outcome = Outcome(
+            plan=plan,
+            tokens=context[length : length + count],
+            rows=tuple(range(count)),
+            fed=context[length - 1 : length - 1 + count],
+            successors=None if successors is None else successors[emitted : emitted + count],
+            cache_length=rows,
+            width=width,
+            seconds=price[width - 1],
+        )
+        start = time.perf_counter()
+        control.learn(outcome)
+        took += time.perf_counter() - start
+        rounds += 1
+        drafted += len(draft.tokens)
+        accepted += count - 1
+        drafting += took
+        seconds += price[width - 1] + (took if count_drafting else 0.0)
+        plain += sum(prices.of(rows + place).seconds[0] for place in range(count))
+        emitted += count
+        length += count
+    return Replay(
+        tokens=len(tokens) - 1,
+        rounds=rounds,
+        drafted=drafted,
+        accepted=accepted,
+        seconds=seconds,
+        draft_seconds=drafting,
+        plain_seconds=plain,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """The engine and machine that a replay stands for: what passes cost, which are exact, what drafters find there."""
+
+    surface_ms: CostSurface
+    exact: RowInvariance
+    target: Target
+
+    @classmethod
+    def read(cls, engine: Path | None, costs: Path | None, vocab_size: int) -> "Scenario":
+        """From an engine directory, a file of costs, or both; raises a `QuasarError` where neither will do."""
+        if engine is None and costs is None:
+            raise GenerationError("what passes cost was not said: give --engine DIR or --costs FILE")
+        exact = RowInvariance(chain=1, widest=MAX_WIDTH, tree=True)
+        warm: Mapping[int, Sequence[int]] = {}
+        surface: CostSurface = {}
+        if engine is not None:
+            directory = open_directory(engine)
+            manifest = directory.manifest
+            if manifest.contract.vocab_size != vocab_size:
+                raise GenerationError(
+                    f"{engine} has {manifest.contract.vocab_size} tokens, the trace's engine had {vocab_size}"
+                )
+            exact, surface = manifest.record.row_invariance, manifest.record.cost_surface_ms
+            warm = directory.successors()
+        if costs is not None:
+            surface = _read_costs(costs)
+        return cls(
+            surface_ms=surface,
+            exact=exact,
+            target=Target(vocab_size=vocab_size, trees=exact.tree, tells_successors=True, warm=warm),
+        )
+
+
+def simulate(
+    generations: Sequence[TracedGeneration],
+    scenario: Scenario,
+    drafter: DrafterOption,
+    *,
+    num_draft_tokens: int | None = None,
+    count_drafting: bool = True,
+    on_generation: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Replay all, one after the other, as one engine would answer them.
+
+    Returns the sums, `mean_speed_up` over prompts, and both by category.
+    """
+    prices = Prices(scenario.surface_ms, widest=MAX_WIDTH)
+    knowledge = Knowledge(Prices(scenario.surface_ms, widest=MAX_WIDTH))
+    replays: list[tuple[str, Replay]] = []
+    for generation in generations:
+        control = make_control(
+            drafter, num_draft_tokens, target=scenario.target, exact=scenario.exact, knowledge=knowledge
+        )
+        replays.append((generation.category, replay(generation, control, prices, count_drafting=count_drafting)))
+        on_generation()
+    categories = dict.fromkeys(category for category, _ in replays)
+    return {
+        **_summary([one for _, one in replays]),
+        "categories": {of: _summary([one for category, one in replays if category == of]) for of in categories},
+    }
+
+
+def total(replays: Sequence[Replay]) -> Replay:
+    """The sums."""
+    return Replay(
+        tokens=sum(one.tokens for one in replays),
+        rounds=sum(one.rounds for one in replays),
+        drafted=sum(one.drafted for one in replays),
+        accepted=sum(one.accepted for one in replays),
+        seconds=sum(one.seconds for one in replays),
+        draft_seconds=sum(one.draft_seconds for one in replays),
+        plain_seconds=sum(one.plain_seconds for one in replays),
+    )
+
+
+def _summary(replays: Sequence[Replay]) -> dict[str, float]:
+    speeds = [one.speed_up for one in replays if one.rounds]
+    mean = sum(speeds) / len(speeds) if speeds else 1.0
+    return {"prompts": len(replays), **total(replays).to_json(), "mean_speed_up": mean}
+
+
+def halves(generations: Sequence[TracedGeneration]) -> tuple[list[TracedGeneration], list[TracedGeneration]]:
+    """Every second generation of each category, and the others: one half to choose constants on, one to check them."""
+    counts: dict[str, int] = {}
+    parts: tuple[list[TracedGeneration], list[TracedGeneration]] = ([], [])
+    for generation in generations:
+        place = counts.get(generation.category, 0)
+        counts[generation.category] = place + 1
+        parts[place % 2].append(generation)
+    return parts
+
+
+def _read_costs(path: Path) -> CostSurface:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        surface = {int(rows): {int(width): float(ms) for width, ms in row.items()} for rows, row in value.items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise PromptError(f"{path} cannot be read as costs ({error}); {_COSTS}") from None
+    filled = bool(surface) and all(rows >= 0 and row for rows, row in surface.items())
+    if not filled or any(width < 1 or ms <= 0 for row in surface.values() for width, ms in row.items()):
+        raise PromptError(f"{path}: rows, widths and milliseconds above 0 were expected; {_COSTS}")
+    return surface

@@ -1,0 +1,196 @@
+"""Engines that draft for another: the verifier's tokens and cache, whatever they propose."""
+
+import json
+import logging
+import shutil
+
+import numpy as np
+import pytest
+
+import runtime
+from engines.loading import load_engine
+from engines.manifest import Manifest
+from quasar.errors import GenerationError
+from quasar.files import sha256_file
+from runtime.drafters import Suffix
+from runtime.drafters.draft_engine import DraftEngine, EngineDrafter, check_vocabularies
+from tests.tiny import save_tiny_model
+
+PROMPT = "one two three one two three one two"
+
+
+@pytest.fixture(scope="module")
+def float_engine(tiny_model, build_engine):
+    return build_engine(tiny_model, precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def unsmoothed(tiny_model, build_engine):
+    """W8A8 without smoothing: its cache holds what the float engine's does, up to rounding."""
+    return build_engine(tiny_model, alpha="off")
+
+
+@pytest.fixture(scope="module")
+def verifier(float_engine):
+    with runtime.load(float_engine) as engine:
+        yield engine
+
+
+@pytest.mark.parametrize("kind", ["model", "self", "hierarchical"])
+@pytest.mark.parametrize("k", [1, 3, 6, None])
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.9, "seed": 3, "top_p": 0.95}], ids=["greedy", "drawn"])
+def test_tokens_and_cache_are_the_verifiers_own(verifier, tiny_engine, unsmoothed, kind, k, options):
+    session = verifier._core.loaded.session
+    drafter = f"{kind}:{unsmoothed if kind == 'self' else tiny_engine}"
+    for prompt in (PROMPT, "abc " * 40):
+        plain = verifier.generate(prompt, max_new_tokens=50, drafter="none", ignore_eos=True, **options)
+        rows = len(verifier.encode(prompt)) + len(plain.token_ids) - 1
+        expected = session.read_rows(0, rows)
+        fast = verifier.generate(
+            prompt, max_new_tokens=50, drafter=drafter, num_draft_tokens=k, ignore_eos=True, **options
+        )
+        assert fast.token_ids == plain.token_ids
+        np.testing.assert_array_equal(session.read_rows(0, rows), expected)
+        if k is not None:
+            # The same model with rounded weights: mostly right.
+            assert fast.stats.accepted > 0.3 * fast.stats.drafted > 0
+            assert {one.drafter for one in fast.stats.drafts} <= {drafter, ""}
+
+
+def test_cache_after_every_round_is_what_the_verifier_committed(verifier, unsmoothed):
+    """QSpec's claim: drafts leave no trace in the committed rows."""
+    session = verifier._core.loaded.session
+    options = {"max_new_tokens": 40, "ignore_eos": True}
+    plain = verifier.generate(PROMPT, drafter="none", **options)
+    start = len(verifier.encode(PROMPT))
+    expected = session.read_rows(0, start + 39)
+    committed = start
+    for event in verifier.stream(PROMPT, drafter=f"self:{unsmoothed}", num_draft_tokens=4, **options):
+        rows = committed + len(event.token_ids) - 1
+        np.testing.assert_array_equal(session.read_rows(0, rows), expected[..., :rows, :])
+        committed += len(event.token_ids)
+    assert committed == start + len(plain.token_ids)
+
+
+def test_texts_that_take_turns_on_a_draft_engine(verifier, tiny_engine):
+    options = {"max_new_tokens": 30, "ignore_eos": True, "num_draft_tokens": 3, "drafter": f"model:{tiny_engine}"}
+    prompts = (PROMPT, "another text")
+    alone = [verifier.generate(prompt, **options).token_ids for prompt in prompts]
+    streams = {prompt: verifier.stream(prompt, **options) for prompt in prompts}
+    tokens = dict.fromkeys(prompts, ())
+    while streams:
+        for prompt in list(streams):
+            event = next(streams[prompt], None)
+            if event is None:
+                del streams[prompt]
+            else:
+                tokens[prompt] += event.token_ids
+    assert list(tokens.values()) == alone
+
+
+def test_the_draft_does_not_depend_on_what_proposes_to_the_engine(tiny_engine, monkeypatch):
+    loaded = load_engine(tiny_engine)
+    context = np.tile(np.arange(20, 27), 6)
+    expected = DraftEngine(loaded).draft(context, 12, None)
+    assert len(expected) == 12
+    passes = []
+    honest = loaded.session.run
+    monkeypatch.setattr(loaded.session, "run", lambda *fed: passes.append(len(fed[0])) or honest(*fed))
+    engine = DraftEngine(loaded)
+    assert engine.draft(context, 12, None, Suffix()) == expected
+    assert len(passes) <= 12
+    # What was fed is not fed again, and a text that goes on elsewhere is followed from where they part.
+    passes.clear()
+    longer = np.concatenate([context, expected[:5], [3]])
+    again = engine.draft(longer, 4, None)
+    assert passes[0] == 1
+    assert again == DraftEngine(loaded).draft(longer, 4, None)
+
+
+def test_a_shorter_draft_engine_drafts_up_to_its_length(tiny_model, tiny_engine, build_engine, caplog):
+    short = build_engine(tiny_model, max_length=64)
+    options = {"max_new_tokens": 80, "ignore_eos": True}
+    with runtime.load(tiny_engine) as engine:
+        with caplog.at_level(logging.WARNING, "quasar.runtime"):
+            fast = engine.generate(PROMPT, drafter=f"model:{short}", num_draft_tokens=4, **options)
+        assert f"{short} holds 64 tokens, the verifier 512: it drafts up to there" in caplog.text
+        assert fast.token_ids == engine.generate(PROMPT, drafter="none", **options).token_ids
+    assert fast.stats.drafted > 0
+    assert any(one.drafter == "" for one in fast.stats.drafts)
+
+
+def test_vocabularies_that_differ_are_refused(tiny_engine, tmp_path):
+    changed = shutil.copytree(tiny_engine, tmp_path / "other")
+    words = json.loads((changed / "tokenizer.json").read_text())
+    vocabulary = words["model"]["vocab"]
+    by_id = {token: word for word, token in vocabulary.items()}
+    vocabulary[by_id[40]], vocabulary[by_id[41]] = 41, 40
+    (changed / "tokenizer.json").write_text(json.dumps(words))
+    sign(changed)
+    with runtime.load(tiny_engine) as engine, pytest.raises(GenerationError) as refused:
+        engine.generate(PROMPT, drafter=f"model:{changed}")
+    assert f"token 40 is {by_id[41]!r} there and {by_id[40]!r} here" in str(refused.value)
+
+
+def test_a_tokenizer_written_in_another_way_is_the_same(tiny_engine, tmp_path):
+    copied = shutil.copytree(tiny_engine, tmp_path / "other")
+    tokenizer = copied / "tokenizer.json"
+    tokenizer.write_text(json.dumps(json.loads(tokenizer.read_text()), indent=3))
+    sign(copied)
+    check_vocabularies(load_engine(tiny_engine).directory, load_engine(copied).directory)
+
+
+def test_a_cache_that_may_not_be_shared_names_what_differs(verifier, tiny_engine, build_engine, tmp_path):
+    with pytest.raises(GenerationError) as refused:
+        verifier.generate(PROMPT, drafter=f"self:{tiny_engine}")
+    assert str(refused.value) == (
+        f"{tiny_engine} cannot draft on the verifier's cache; what differs: the smoothing of v_proj and o_proj. With a "
+        f"cache of its own it can: model:{tiny_engine}"
+    )
+    other = build_engine(save_tiny_model(tmp_path / "other", "llama", num_key_value_heads=4, num_attention_heads=4))
+    with pytest.raises(GenerationError, match="what differs: the checkpoint, num_kv_heads"):
+        verifier.generate(PROMPT, drafter=f"self:{other}")
+
+
+@pytest.mark.parametrize("name", ["model", "self", "hierarchical"])
+def test_engines_need_a_directory(verifier, name):
+    with pytest.raises(GenerationError, match=f"as in {name}:DIR"):
+        verifier.generate(PROMPT, drafter=name)
+
+
+def test_memory_counts_weights_and_own_caches(float_engine, tiny_engine, unsmoothed):
+    with runtime.load(float_engine) as engine:
+        assert engine.memory().drafters == 0
+        engine.generate(PROMPT, max_new_tokens=4, drafter=f"self:{unsmoothed}")
+        shared = engine.memory().drafters
+        engine.generate(PROMPT, max_new_tokens=4, drafter=f"model:{tiny_engine}")
+        assert shared > 0
+        assert engine.memory().drafters - shared > engine.memory().cache
+
+
+def test_drafters_draw_with_the_targets_randomness(tiny_engine):
+    """The engine drafts for itself: with the target's own draws every draft is right."""
+    options = {"max_new_tokens": 40, "temperature": 1.0, "seed": 5, "num_draft_tokens": 4}
+    with runtime.load(tiny_engine) as engine:
+        drawn = engine.generate(PROMPT, drafter=f"model:{tiny_engine}", **options)
+    assert drawn.stats.accepted == drawn.stats.drafted > 0
+
+
+def test_drafting_stops_behind_an_end_token(tiny_engine):
+    engine = DraftEngine(load_engine(tiny_engine))
+    context = np.arange(20, 40)
+    free = engine.draft(context, 8, None)
+    engine.end_ids = frozenset({free[3]})
+    cut = free[: free.index(free[3]) + 1]
+    assert engine.draft(context, 8, None) == cut
+    assert EngineDrafter(engine, "name").propose(context, 8).tokens.tolist() == cut
+
+
+def sign(directory):
+    """Make the manifest fit files that were changed."""
+    path = directory / "manifest.json"
+    raw = json.loads(path.read_text())
+    for name, entry in raw["files"].items():
+        entry.update(sha256=sha256_file(directory / name), bytes=(directory / name).stat().st_size)
+    raw["hashes"]["engine"] = Manifest.from_json(raw).engine_hash
+    path.write_text(json.dumps(raw))
