@@ -120,7 +120,9 @@ def _both(
     engine: Engine, prompt: Prompt, options: OptionsDict, turns: Turns
 ) -> Iterator[tuple[list[Message], Generation, Generation]]:
     """Turn by turn: the messages, the plain answer to them, and the speculative one."""
-    plainly = cast("OptionsDict", {**options, "drafter": "none", "num_draft_tokens": None, "recorder": None})
+    drafting = ("drafter", "num_draft_tokens", "recorder")
+    others = {name: value for name, value in options.items() if name not in drafting}
+    plainly = cast("OptionsDict", {**others, "drafter": "none"})
     messages = list(prompt.messages)
     if turns == "first":
         yield messages, engine.generate(messages, **plainly), engine.generate(messages, **options)

@@ -173,12 +173,7 @@ def test_evidence_tells_matches_apart():
 
 def test_priors_of_all_evidence_that_can_occur():
     drafter = Suffix()
-    alone = {
-        int(one)
-        for length in range(1, 40)
-        for share in range(_SHARES)
-        for one in _evidence(length, share, 31)
-    }
+    alone = {int(one) for length in range(1, 40) for share in range(_SHARES) for one in _evidence(length, share, 31)}
     assert max(alone) < _FROM_CORPUS
     first = {one for one in alone if one < _COPIED}
     assert len(first) == 7 * _SHARES
