@@ -1,4 +1,4 @@
-"""The controller's constants: recorded generations replayed with other values, on one half of the prompts and the other.
+"""The controller's constants: recorded generations replayed with other values, on either half of the prompts.
 
     python -m runtime verify DIR --prompts FILE.jsonl --max-new-tokens 128 --record trace.jsonl
     python benchmarks/controller_constants.py --trace trace.jsonl --engine DIR
@@ -41,7 +41,7 @@ def main() -> None:
 
     def show(name: str) -> None:
         # Shapes of recycled trees are kept per size.
-        recycling._shape.cache_clear()
+        recycling.tree_shape.cache_clear()
         found = [simulate(part, scenario, "auto", count_drafting=False)["speed_up"] for part in parts]
         print(f"{name:40s} even {found[0]:.3f}  odd {found[1]:.3f}", flush=True)
 

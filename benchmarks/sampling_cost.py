@@ -27,10 +27,12 @@ from engines.onnxruntime.session import OnnxRuntimeSession
 from plugins.cpu.library import find_library
 from plugins.cpu.sampler import NativeSampler
 from quasar.checkpoints import DecoderSpec
+from runtime.acceptance import follow
 from runtime.options import GenerationOptions
 from runtime.sampling.chooser import (
     GreedyChooser,
     LogitsChooser,
+    Pass,
     TokenChooser,
     TokenSampler,
     VerifierSession,
@@ -74,9 +76,17 @@ class Rounds:
     def run(self, setting: str | None, draft: Int64) -> tuple[Int64, float]:
         """The tokens of a round, and its milliseconds; None is greedy."""
         chooser = self._chooser(setting)
-        context = np.concatenate([self._prompt, draft])
+        context = np.concatenate([self._prompt, draft, [0]])
+        step = Pass(
+            fed=context[self._rows : self._rows + WIDTH].copy(),
+            cache_length=self._rows,
+            num_rows=WIDTH,
+            text=context,
+            length=len(self._prompt),
+            follow=follow(draft),
+        )
         start = time.perf_counter()
-        choice = chooser.choose(context[self._rows :], self._rows, WIDTH, context, draft, lambda token: True)
+        choice = chooser.choose(step, lambda token: True)
         return choice.tokens, 1000 * (time.perf_counter() - start)
 
     def drafts(self, setting: str | None) -> dict[str, Int64]:

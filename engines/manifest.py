@@ -202,6 +202,11 @@ class Manifest:
         """Names the engine: the hash over its contract and its files' hashes, but not over what TensorRT compiled."""
         return engine_hash(self.files, self.contract, self.text, self.onnxruntime)
 
+    @property
+    def skipped_layers(self) -> str:
+        """Layers of the checkpoint that were left out, as the build was told (`--skip-layers`); "" for none."""
+        return str(self.model.get("skipped_layers", ""))
+
     def to_json(self) -> dict[str, Any]:
         """The file's content, keys in reading order."""
         return {
@@ -253,7 +258,7 @@ class Manifest:
             raise DamagedEngineError(f"manifest.json: text.eos_token_ids is {stops!r}; a list of integers was expected")
         present = [library for library in LIBRARIES if library in value["backends"]]
         backends = check_fields("backends", value["backends"], dict.fromkeys(["onnxruntime", *present], dict))
-        check_fields("model", value["model"], _MODEL)
+        check_fields("model", value["model"], _MODEL | dict.fromkeys({"skipped_layers"} & value["model"].keys(), str))
         if value["fidelity"].keys() != _FIDELITY or value["fidelity"]["continuation"].keys() != _FIGURES:
             raise DamagedEngineError(f"manifest.json: fidelity has the keys {sorted(value['fidelity'])}")
         files = {

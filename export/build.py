@@ -37,7 +37,7 @@ from export.quantize import ROOMS, cache_treatments, check_bound, meets, prepare
 from export.versions import tool_versions
 from export.workspace import Workspace, check_target, open_workspace
 from plugins.sample_token import SAMPLER
-from quasar.checkpoints import Checkpoint, open_checkpoint
+from quasar.checkpoints import Checkpoint, open_checkpoint, skip_layers
 from quasar.files import sha256_json
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class _Build:
         self._evaluation = default_prompts("evaluation")
         refuse_overlap(self._calibration, self._evaluation, "the project's evaluation prompts")
         self._reporter.stage("checkpoint", options.model)
-        self._checkpoint: Checkpoint = open_checkpoint(options.model)
+        self._checkpoint: Checkpoint = skip_layers(open_checkpoint(options.model), options.skip_layers)
         spec = self._checkpoint.spec
         self._asked: Recipe = make_recipe(
             spec,
@@ -125,7 +125,7 @@ class _Build:
         files = workspace.files()
         manifest = Manifest(
             producer=tool_versions(),
-            model=model_section(self._options.model, self._checkpoint),
+            model=model_section(self._options, self._checkpoint),
             precision=self._recipe.precision,
             sampler=SAMPLER,
             linears=dict(self._recipe.linears),
@@ -209,6 +209,7 @@ class _Build:
         """Everything that the result follows from; the same inputs resume an interrupted build."""
         return {
             "checkpoint": self._checkpoint_hash,
+            "skipped_layers": self._options.skip_layers,
             "precision": self._recipe.precision,
             "alpha": self._recipe.alpha,
             "bound": str(self._bound or ""),

@@ -122,6 +122,12 @@ def build(
         Literal["float32", "float16", "bfloat16"],
         typer.Option(help="The KV cache of native kernels; stock kernels have float32."),
     ] = "float32",
+    skip_layers: Annotated[
+        str,
+        typer.Option(
+            metavar="LAYERS", help="Leave layers out, as in 3,10-19: for an engine that drafts.", show_default=False
+        ),
+    ] = "",
     backend: Annotated[
         list[Backend] | None,
         typer.Option(
@@ -160,6 +166,7 @@ def build(
         max_width=max_width,
         tree_mask=tree_mask,
         kv_dtype=kv_dtype,
+        skip_layers=skip_layers,
         force=force,
     )
     path = run_build(options, _Reporter())

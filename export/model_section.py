@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+from export.options import BuildOptions
 from quasar.checkpoints import Checkpoint
 
 
-def model_section(source: str, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Name, source (where the float model is found again) and sizes; `source` is the build's MODEL."""
-    spec, path = checkpoint.spec, Path(source)
+def model_section(options: BuildOptions, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Name, source (where the float model is found again), sizes, and the layers that were left out, if any."""
+    source, spec, path = options.model, checkpoint.spec, Path(options.model)
     return {
         "name": path.stem if path.exists() else source,
         "source": str(path.resolve()) if path.exists() else source,
@@ -16,4 +17,5 @@ def model_section(source: str, checkpoint: Checkpoint) -> dict[str, Any]:
         "parameters": spec.num_parameters(),
         "checkpoint_bytes": sum(file.stat().st_size for file in checkpoint.files),
         "context_length": spec.context_length,
+        **({"skipped_layers": options.skip_layers} if options.skip_layers else {}),
     }

@@ -32,6 +32,7 @@ class BuildOptions:
     max_width: int = MAX_WIDTH
     tree_mask: bool = False
     kv_dtype: str = "float32"
+    skip_layers: str = ""
     force: bool = False
 
 

@@ -2,7 +2,8 @@
 
 `model:DIR` has a KV cache of its own, which follows the text. `self:DIR` is the verifier's own model in another
 precision and works on the verifier's cache (QSpec, arXiv 2410.11305): it reads the rows that the verifier committed,
-writes its own behind them, and the pass that verifies its drafts overwrites every one of those.
+writes its own behind them, and the pass that verifies its drafts overwrites every one of those. It may have been built
+without some of the model's layers (`--skip-layers`): then it works on the rows of the others.
 
 `hierarchical:DIR` (SpecMQuant, arXiv 2505.22179, section 5) lets a cheap drafter propose to the engine: what the engine
 accepts becomes the sequence that the target verifies, in fewer passes of the engine.
@@ -19,6 +20,7 @@ from engines.loading import LoadedEngine, load_opened
 from engines.manifest import CACHE_TREATMENTS, Manifest
 from engines.onnxruntime.threads import shared_threads
 from engines.text import open_codec
+from quasar.checkpoints.skipped_layers import parse_layers
 from quasar.errors import GenerationError
 from runtime.acceptance import follow
 from runtime.drafters.base import NO_DRAFT, Draft, Drafter, Draw, Float32, Int64
@@ -189,6 +191,9 @@ class DraftEngines:
         caches = getattr(target.session, "caches", None) if shares_cache else None
         if shares_cache and caches is None:
             raise GenerationError(f"{path} cannot work on the verifier's cache on the back end {target.backend}")
+        if caches is not None:
+            skipped = parse_layers(directory.manifest.skipped_layers, len(caches))
+            caches = [pair for layer, pair in enumerate(caches) if layer not in skipped]
         kernels = None if target.kernels is None else target.kernels.name.split()[0]
         loaded = load_opened(directory, backend="onnxruntime", kernels=kernels, caches=caches)
         _log.info(
@@ -227,7 +232,10 @@ def check_shared_cache(target: Manifest, draft: Manifest, path: Path) -> None:
     reasons = []
     if target.hashes.get("checkpoint") != draft.hashes.get("checkpoint"):
         reasons.append("the checkpoint")
-    for name in ("num_layers", "num_kv_heads", "head_size", "capacity", "kv_dtype"):
+    skipped = parse_layers(draft.skipped_layers, target.contract.num_layers)
+    if len(skipped) + draft.contract.num_layers != target.contract.num_layers or target.skipped_layers:
+        reasons.append(f"num_layers ({target.contract.num_layers} here, {draft.contract.num_layers} there)")
+    for name in ("num_kv_heads", "head_size", "capacity", "kv_dtype"):
         here, there = getattr(target.contract, name), getattr(draft.contract, name)
         if here != there:
             reasons.append(f"{name} ({here} here, {there} there)")

@@ -54,7 +54,7 @@ class Recycling:
         parents: list[int] = []
         evidence: list[int] = []
         # Place in the shape → place in the draft, of those whose token is known; last (-1) the pending token.
-        shape = _shape(self._branches, max_tokens)
+        shape = tree_shape(self._branches, max_tokens)
         places = [-1] * (len(shape) + 1)
         last = int(context[-1])
         for index, (above, rank, depth) in enumerate(shape):
@@ -89,7 +89,7 @@ _UNKNOWN = -2
 
 
 @functools.cache
-def _shape(branches: int, count: int) -> tuple[tuple[int, int, int], ...]:
+def tree_shape(branches: int, count: int) -> tuple[tuple[int, int, int], ...]:
     """The likeliest places of a tree, parents first: what each follows (-1: the pending token), its rank, its depth."""
     shape: list[tuple[int, int, int]] = []
     queue = [(-_PRIORS[rank], -1, rank, 0) for rank in range(branches)]

@@ -124,6 +124,14 @@ def test_following_a_text_is_looking_it_up_anew(texts, context, steps):
     assert (match.length, match.continuation(5).tolist()) == look_up(corpus, [context[0] ^ 1, *context])
 
 
+def test_another_text_in_the_same_buffer_is_noticed():
+    match = CorpusMatch(corpus_of([[1, 2, 3], [4, 5, 6]]))
+    buffer = array([1, 2, 9])
+    assert match.longest(buffer[:2]).continuation(5).tolist() == [3]
+    buffer[:2] = [7, 4]
+    assert match.longest(buffer[:2]).continuation(5).tolist() == [5, 6]
+
+
 def test_a_match_survives_that_its_half_is_dropped():
     corpus = Corpus(12)
     corpus.add([1, 2, 3, 4])

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -70,6 +71,23 @@ def test_cache_after_every_round_is_what_the_verifier_committed(verifier, unsmoo
         np.testing.assert_array_equal(session.read_rows(0, rows), expected[..., :rows, :])
         committed += len(event.token_ids)
     assert committed == start + len(plain.token_ids)
+
+
+def test_layers_can_be_skipped_on_the_verifiers_cache(verifier, tiny_model, build_engine):
+    """The rest of the layers read and write their own rows; all are the verifier's again after its pass."""
+    session = verifier._core.loaded.session
+    drafter = f"self:{build_engine(tiny_model, precision='fp32', skip_layers='1')}"
+    options = {"max_new_tokens": 40, "ignore_eos": True}
+    plain = verifier.generate(PROMPT, drafter="none", **options)
+    rows = len(verifier.encode(PROMPT)) + 39
+    expected = session.read_rows(0, rows)
+    fast = verifier.generate(PROMPT, drafter=drafter, num_draft_tokens=3, **options)
+    assert fast.token_ids == plain.token_ids
+    assert fast.stats.drafted > 0
+    np.testing.assert_array_equal(session.read_rows(0, rows), expected)
+    drafts = verifier._core.draft_engines.open(Path(drafter.removeprefix("self:")), shares_cache=True)
+    caches = drafts.loaded.session.caches
+    assert [id(pair[0]) for pair in caches] == [id(session.caches[layer][0]) for layer in (0, 2)]
 
 
 def test_texts_that_take_turns_on_a_draft_engine(verifier, tiny_engine):

@@ -218,6 +218,22 @@ def test_another_text_in_the_same_buffer_is_noticed():
     assert draft.tokens.tolist() == [5, 6, 4]
 
 
+def test_a_text_that_grows_is_read_once(monkeypatch):
+    read = []
+
+    class Counts(SuffixAutomaton):
+        def extend(self, tokens):
+            read.extend(tokens.tolist())
+            super().extend(tokens)
+
+    monkeypatch.setattr("runtime.drafters.suffix.open_automaton", Counts)
+    drafter = Suffix()
+    text = np.arange(300) % 11
+    for length in range(5, 300, 7):
+        drafter.propose(text[:length], 4)
+    assert read == text[:length].tolist()
+
+
 def test_agrees_with_prompt_lookup_where_the_match_is_one_place():
     random = np.random.default_rng(3)
     # Distinct tokens, then a piece of them again.
