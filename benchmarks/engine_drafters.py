@@ -1,0 +1,77 @@
+"""Engines that draft, by draft length: acceptance, speed against plain decoding and fixed prompt lookup, memory.
+
+    python benchmarks/engine_drafters.py build/fp32 --drafter self:build/w8a8-unsmoothed --prompts FILE.jsonl --limit 13
+
+All arms are interleaved prompt by prompt. The tokens of every arm are compared with plain decoding's.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import runtime
+from quasar.text import Prompt, read_prompts
+from runtime.bench import total
+from runtime.stats import Stats
+
+Arm = tuple[str, int | None]
+_PLAIN: Arm = ("none", None)
+_LOOKUP: Arm = ("prompt-lookup", 5)
+
+
+def measure(engine: runtime.Engine, arms: Sequence[Arm], prompts: Sequence[Prompt], tokens: int) -> None:
+    """Run every prompt through every arm, and print a line for each."""
+    runs: dict[Arm, list[Stats]] = {arm: [] for arm in arms}
+    differing = 0
+    for index, prompt in enumerate(prompts):
+        texts = {}
+        turn = index % len(arms)
+        for arm in [*arms[turn:], *arms[:turn]]:
+            generation = engine.generate(
+                prompt.messages, max_new_tokens=tokens, drafter=arm[0], num_draft_tokens=arm[1]
+            )
+            runs[arm].append(generation.stats)
+            texts[arm] = generation.token_ids
+        differing += sum(text != texts[_PLAIN] for text in texts.values())
+    plain = total(runs[_PLAIN])["tokens_per_second"]
+    print(f"{'drafter':40s} K  accepted/drafted  L     ms/round  tokens/s  over plain")
+    for (name, count), stats in runs.items():
+        sums = total(stats)
+        share = sums["accepted"] / sums["drafted"] if sums["drafted"] else 0.0
+        print(
+            f"{name[-40:]:40s} {count or '-'}  {share:16.3f}  {sums['acceptance_length']:.2f}  "
+            f"{sums['ms_per_round']:8.1f}  {sums['tokens_per_second']:8.1f}  {sums['tokens_per_second'] / plain:.2f}"
+        )
+    memory = engine.memory()
+    print(f"texts that differ from plain decoding's: {differing}")
+    print(
+        f"MB: verifier's weights {memory.weights / 1e6:.0f}, its cache {memory.cache / 1e6:.0f}, "
+        f"engines that draft {memory.drafters / 1e6:.0f}; kernels: {engine.kernels}"
+    )
+
+
+def main() -> None:
+    """Read the arguments, measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--drafter", required=True)
+    parser.add_argument("--prompts", type=Path, required=True)
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--draft-tokens", type=int, nargs="+", default=[1, 2, 3, 4, 5, 6])
+    arguments = parser.parse_args()
+    # Verifier and drafter take turns.
+    runtime.share_threads()
+    engine = runtime.load(arguments.directory)
+    arms = [
+        _PLAIN,
+        _LOOKUP,
+        *((arguments.drafter, count) for count in arguments.draft_tokens),
+        (arguments.drafter, None),
+    ]
+    engine.warmup()
+    measure(engine, arms, read_prompts(arguments.prompts, arguments.limit), arguments.max_new_tokens)
+
+
+if __name__ == "__main__":
+    main()
