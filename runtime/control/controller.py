@@ -141,7 +141,7 @@ class Controller:
                     best_rate, best = expected / took, (drafter, count, expected, took)
         for drafter in self._costly:
             if best is None or drafter is not best[0]:
-                for depth in range(most):
+                for depth in range(min(most, _DEEPEST + 1)):
                     self._knowledge.estimates.fade(*_depth_key(drafter, depth))
         if best is None:
             return None
