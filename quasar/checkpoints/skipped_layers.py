@@ -28,9 +28,7 @@ def parse_layers(text: str, num_layers: int) -> tuple[int, ...]:
             raise CheckpointError(f"layers to skip are {text!r}; numbers and ranges were expected, as in 3,10-19")
         first, last = int(found[1]), int(found[2] or found[1])
         if not first <= last < num_layers:
-            raise CheckpointError(
-                f"layers to skip are {part.strip()}; the model has layers 0 to {num_layers - 1}"
-            )
+            raise CheckpointError(f"layers to skip are {part.strip()}; the model has layers 0 to {num_layers - 1}")
         layers |= set(range(first, last + 1))
     if len(layers) == num_layers:
         raise CheckpointError("all layers were to be skipped; at least one must stay")
