@@ -24,6 +24,8 @@ class Workspace:
         self.path = partial_path(target)
         self.scratch = self.path / ".build"
         self._state_path = self.scratch / "state.json"
+        # What is left of the scratch while it is deleted.
+        self._dropped = self.path / ".built"
         self._inputs = inputs
         self._lock: Any = None
         self._stages: dict[str, Any] = {}
@@ -61,15 +63,15 @@ class Workspace:
     def publish(self, manifest: dict[str, Any]) -> None:
         """Write the manifest, drop what only the build needed, and rename the directory to its own name."""
         write_json(self.path / MANIFEST_NAME, manifest)
-        # The state goes last: until then a killed build resumes here.
-        for path in self.scratch.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path != self._state_path:
-                path.unlink()
-        shutil.rmtree(self.scratch)
+        # Set aside in one step: a build that is killed has all of its scratch, or needs none of it any more.
+        self.scratch.rename(self._dropped)
+        shutil.rmtree(self._dropped)
         self._release()
         _move_into_place(self.path, self.target, force=self._force)
+
+    def drop_leftovers(self) -> None:
+        """Delete what a build left that was killed while it deleted its scratch."""
+        shutil.rmtree(self._dropped, ignore_errors=True)
 
     def open(self) -> None:
         """Take the lock and read the state; raises `BuildError` if another build or other inputs are in the way."""
@@ -142,6 +144,7 @@ def open_workspace(target: Path, inputs: dict[str, Any], *, force: bool) -> Work
     if finished.is_file() and not workspace.scratch.exists():
         manifest = json.loads(finished.read_text(encoding="utf-8"))
         if manifest.get("hashes", {}).get("inputs") == workspace.inputs_hash:
+            workspace.drop_leftovers()
             _move_into_place(workspace.path, target, force=force)
             return None
     try:

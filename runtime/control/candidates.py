@@ -99,6 +99,8 @@ def select(
     """
     seconds, least_ahead = price.seconds, price.least_ahead
     most = min(most, len(seconds) - 1)
+    if not tree:
+        return _best_chain(candidates, probability, seconds, most)
     queue = [(-probability(place), place) for place in candidates.children[-1]]
     heapq.heapify(queue)
     chosen: list[int] = []
@@ -116,10 +118,29 @@ def select(
         if rate > best_rate:
             best_rate = rate
             best = Selection(chosen=chosen.copy(), tokens=expected, seconds=seconds[len(chosen)])
-        if not tree:
-            queue.clear()
         for child in candidates.children[place]:
             heapq.heappush(queue, (negative * probability(child), child))
+    return best
+
+
+def _best_chain(
+    candidates: Candidates, probability: Callable[[int], float], seconds: Sequence[float], most: int
+) -> Selection:
+    best = Selection(chosen=[], tokens=1.0, seconds=seconds[0])
+    # Of each candidate, and last (index -1) of the pending token: drafts up to it, tokens expected, reached how often.
+    reached: list[tuple[int, float, float]] = [(0, 1.0, 1.0)]
+    last = -1
+    for place, parent in enumerate(candidates.parents):
+        count, expected, path = reached[parent]
+        if count < most:
+            path *= probability(place)
+            expected += path
+        reached.insert(place, (count + 1, expected, path))
+        if count < most and expected * best.seconds > best.tokens * seconds[count + 1]:
+            last, best = place, Selection(chosen=[], tokens=expected, seconds=seconds[count + 1])
+    while last != -1:
+        best.chosen.insert(0, last)
+        last = candidates.parents[last]
     return best
 
 

@@ -43,7 +43,10 @@ class Corpus:
 
     def add(self, token_ids: Int64 | list[int] | tuple[int, ...]) -> None:
         """Remember a text, an answer's `token_ids`, say; of one that is longer than half of what fits, its end."""
-        text = np.asarray(token_ids, np.int64)
+        try:
+            text = np.asarray(token_ids, np.int64)
+        except (OverflowError, TypeError, ValueError):
+            text = np.full(1, -1)
         if text.ndim != 1 or (len(text) and not 0 <= text.min() <= text.max() < _SEPARATOR):
             raise GenerationError("a text for the corpus must be a list of token ids, 0 to 2^31 - 2")
         text = np.append(text, _SEPARATOR)[-self._capacity :]
