@@ -6,6 +6,7 @@ fewer.
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +30,14 @@ def count_successors(rows: Iterable[tuple[Int64, Int64]], k: int) -> dict[int, l
 
     A token of rank r behind a place counts 1 / (1 + r); ties go to the lower id.
     """
-    weights: dict[int, dict[int, float]] = defaultdict(lambda: defaultdict(float))
+    weights: dict[int, dict[int, Fraction]] = defaultdict(lambda: defaultdict(Fraction))
+    shares: list[Fraction] = []
     for tokens, likeliest in rows:
+        # Exact, so that a tie is one.
+        shares = shares or [Fraction(1, 1 + rank) for rank in range(likeliest.shape[1])]
         for token, ranked in zip(tokens.tolist(), likeliest.tolist(), strict=True):
-            for rank, successor in enumerate(ranked):
-                weights[token][successor] += 1 / (1 + rank)
+            for share, successor in zip(shares, ranked, strict=True):
+                weights[token][successor] += share
     return {
         token: sorted(found, key=lambda successor: (-found[successor], successor))[:k]
         for token, found in sorted(weights.items())
@@ -54,8 +58,10 @@ def read_successors(path: Path, vocab_size: int) -> dict[int, list[int]]:
     """Token → successors; raises `DamagedEngineError` if the file cannot be read or holds what no token is."""
     try:
         table = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise DamagedEngineError(f"{path} cannot be read ({error}): build the engine again") from None
+    if not isinstance(table, np.ndarray):
+        raise DamagedEngineError(f"{path} holds an archive; one array was expected: build the engine again")
     fits = table.dtype == np.int32 and table.ndim == 2 and table.shape[1] >= 1
     if not fits or (table < -1).any() or (table >= vocab_size).any() or (table[:, 0] < 0).any():
         raise DamagedEngineError(

@@ -6,6 +6,7 @@ exactly what the surface says.
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -70,12 +71,20 @@ class Replay:
         }
 
 
-def replay(generation: TracedGeneration, control: Control, prices: Prices, *, count_drafting: bool = True) -> Replay:
+def replay(
+    generation: TracedGeneration,
+    control: Control,
+    prices: Prices,
+    *,
+    plain_width: int = 1,
+    count_drafting: bool = True,
+) -> Replay:
     """One generation, round by round.
 
     Args:
         control: fresh for this text.
         prices: of this machine or another; they are not corrected.
+        plain_width: narrower passes are made as wide.
         count_drafting: whether the time that drafting takes here is part of a round's.
     """
     tokens, top = generation.tokens, generation.top
@@ -99,7 +108,7 @@ def replay(generation: TracedGeneration, control: Control, prices: Prices, *, co
         ):
             path.append(row)
         count = len(path)
-        width = 1 + len(draft.tokens)
+        width = max(1 + len(draft.tokens), plain_width)
         outcome = Outcome(
             plan=plan,
             tokens=context[length : length + count],
@@ -118,7 +127,7 @@ def replay(generation: TracedGeneration, control: Control, prices: Prices, *, co
         accepted += count - 1
         drafting += took
         seconds += price[width - 1] + (took if count_drafting else 0.0)
-        plain += sum(prices.of(rows + place).seconds[0] for place in range(count))
+        plain += sum(prices.of(rows + place).seconds[plain_width - 1] for place in range(count))
         emitted += count
         length += count
     return Replay(
@@ -186,7 +195,14 @@ def simulate(
         control = make_control(
             drafter, num_draft_tokens, target=scenario.target, exact=scenario.exact, knowledge=knowledge
         )
-        replays.append((generation.category, replay(generation, control, prices, count_drafting=count_drafting)))
+        replays.append(
+            (
+                generation.category,
+                replay(
+                    generation, control, prices, plain_width=scenario.exact.chain or 1, count_drafting=count_drafting
+                ),
+            )
+        )
         on_generation()
     categories = dict.fromkeys(category for category, _ in replays)
     return {
@@ -229,9 +245,9 @@ def _read_costs(path: Path) -> CostSurface:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         surface = {int(rows): {int(width): float(ms) for width, ms in row.items()} for rows, row in value.items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise PromptError(f"{path} cannot be read as costs ({error}); {_COSTS}") from None
     filled = bool(surface) and all(rows >= 0 and row for rows, row in surface.items())
-    if not filled or any(width < 1 or ms <= 0 for row in surface.values() for width, ms in row.items()):
+    if not filled or any(width < 1 or not 0 < ms < math.inf for row in surface.values() for width, ms in row.items()):
         raise PromptError(f"{path}: rows, widths and milliseconds above 0 were expected; {_COSTS}")
     return surface

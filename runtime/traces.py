@@ -117,11 +117,15 @@ def read_trace(path: Path) -> tuple[int, list[TracedGeneration]]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise PromptError(f"{path} cannot be read: {error}") from None
-    rows = [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
+    numbers = [number for number, line in enumerate(lines, start=1) if line.strip()]
+    rows = [_parse(lines[number - 1], f"{path}, line {number}") for number in numbers]
     if not rows or rows[0].get("trace") != _VERSION or not isinstance(rows[0].get("vocab_size"), int):
         raise PromptError(f"{path} is no trace of version {_VERSION}: record one with --record")
     vocab_size = rows[0]["vocab_size"]
-    generations = [_generation(row, f"{path}, generation {n}", vocab_size) for n, row in enumerate(rows[1:], start=1)]
+    generations = [
+        _generation(row, f"{path}, line {number}", vocab_size)
+        for number, row in zip(numbers[1:], rows[1:], strict=True)
+    ]
     if not generations:
         raise PromptError(f"{path} holds no generation")
     return vocab_size, generations
@@ -137,10 +141,17 @@ def _parse(line: str, where: str) -> dict[str, Any]:
     return row
 
 
+def _ids(value: Any) -> Int64:
+    """Integers, in one list or in lists of one length; raises `ValueError` for anything else."""
+    ids = np.array(value)
+    if not isinstance(value, list) or (ids.size and ids.dtype.kind != "i"):
+        raise ValueError
+    return ids.astype(np.int64)
+
+
 def _generation(row: dict[str, Any], where: str, vocab_size: int) -> TracedGeneration:
     try:
-        prompt, tokens = (np.array(row[name], np.int64) for name in ("prompt", "tokens"))
-        top = np.array(row["top"], np.int64)
+        prompt, tokens, top = (_ids(row[name]) for name in ("prompt", "tokens", "top"))
         fits = prompt.ndim == tokens.ndim == 1 and len(prompt) > 0 and len(tokens) > 0
         fits &= not len(top) or (top.ndim == 2 and len(top) == len(tokens))
         fits &= all(not part.size or 0 <= part.min() <= part.max() < vocab_size for part in (prompt, tokens, top))

@@ -7,7 +7,7 @@ from runtime.control.candidates import Candidates, Selection, judged, merge, sel
 from runtime.control.estimates import Estimates, Prior, TextEstimates
 from runtime.control.plan import NO_PLAN, Outcome, Plan, tell
 from runtime.control.prices import Prices
-from runtime.drafters.base import CostlyDrafter, Draft, Drafter, Int64, ObservingDrafter, ask, name_of
+from runtime.drafters.base import CostlyDrafter, Drafter, Int64, ObservingDrafter, ask, name_of
 
 # What is believed of a drafter that says nothing; of a costly one, that it is worth its costs.
 _FIRST_PRIOR, _COSTLY_PRIOR = 0.5, 0.8
@@ -52,12 +52,13 @@ class Controller:
         self._cheap = [one for one in drafters if not isinstance(one, CostlyDrafter)]
         self._costly: list[CostlyDrafter] = [one for one in drafters if isinstance(one, CostlyDrafter)]
         self._observing = [one for one in drafters if isinstance(one, ObservingDrafter)]
-        self._names = [name_of(one) for one in self._cheap]
+        names = _unlike([*self._cheap, *self._costly])
+        self._names, self._costly_names = names[: len(self._cheap)], names[len(self._cheap) :]
         self._knowledge, self._estimates = knowledge, TextEstimates(knowledge.estimates)
         self._most, self._trees, self._plain_width = most, trees, plain_width
         self._candidates: Candidates | None = None
-        # The costly drafter whose draft is verified, and that draft.
-        self._asked: tuple[CostlyDrafter, Draft] | None = None
+        # The name of the costly drafter that was asked, for how many tokens, and what it said.
+        self._asked: tuple[str, int, Candidates] | None = None
         # How many tokens the cheap drafters are asked for.
         self._reach = _LEAST_REACH
 
@@ -99,11 +100,18 @@ class Controller:
             for place, right in judged(self._candidates, emitted):
                 self._estimates.count(*self._key(place), right=right)
         if self._asked is not None:
-            drafter, draft = self._asked
-            for depth, (token, chosen) in enumerate(zip(draft.tokens.tolist(), emitted, strict=False)):
-                self._estimates.count(*_depth_key(drafter, depth), right=token == chosen)
-                if token != chosen:
+            name, count, said = self._asked
+            branches = len(said.children[-1]) > 1
+            at = -1
+            for depth, token in enumerate(emitted[:count]):
+                # A token that was asked for and not proposed is none that is right.
+                after = [place for place in said.children[at] if said.tokens[place] == token]
+                # Of a tree, which is not as deep as it is large, only what was proposed.
+                if after or said.children[at] or not branches:
+                    self._estimates.count(*_depth_key(name, depth), right=bool(after))
+                if not after:
                     break
+                at = after[0]
         tell(self._observing, outcome)
         # Drafts grow with what is accepted: looking at 31 tokens in every round costs more than it brings.
         self._reach = max(_LEAST_REACH, 2 * len(outcome.tokens) + _LEAST_REACH // 2)
@@ -129,34 +137,48 @@ class Controller:
     def _plan_costly(self, context: Int64, most: int, seconds: Sequence[float], cheap: Selection) -> Plan | None:
         """A costly drafter's draft, where it is expected to bring more per second than the cheap ones' selection."""
         best_rate = cheap.tokens / cheap.seconds
-        best: tuple[CostlyDrafter, int, float, float] | None = None
-        for drafter in self._costly:
-            each = self._knowledge.draft_seconds.get(name_of(drafter), drafter.seconds_per_token)
+        best: tuple[int, int, float, float] | None = None
+        for index, (drafter, name) in enumerate(zip(self._costly, self._costly_names, strict=True)):
+            each = self._knowledge.draft_seconds.get(name, drafter.seconds_per_token)
             reached = expected = 1.0
             for count in range(1, most + 1):
-                reached *= self._estimates.rate(*_depth_key(drafter, count - 1))
+                reached *= self._estimates.rate(*_depth_key(name, count - 1))
                 expected += reached
                 took = seconds[count] + count * each
                 if expected / took > best_rate:
-                    best_rate, best = expected / took, (drafter, count, expected, took)
-        for drafter in self._costly:
-            if best is None or drafter is not best[0]:
+                    best_rate, best = expected / took, (index, count, expected, took)
+        for index, name in enumerate(self._costly_names):
+            if best is None or index != best[0]:
                 for depth in range(min(most, _DEEPEST + 1)):
-                    self._knowledge.estimates.fade(*_depth_key(drafter, depth))
+                    self._knowledge.estimates.fade(*_depth_key(name, depth))
         if best is None:
             return None
-        drafter, count, expected, took = best
+        index, count, expected, took = best
+        name = self._costly_names[index]
         start = time.perf_counter()
-        draft = ask(drafter, context, count, trees=self._trees)
-        self._time(drafter, (time.perf_counter() - start) / count)
-        self._asked = (drafter, draft)
-        return Plan(draft=draft, drafter=name_of(drafter), expected_tokens=expected, expected_seconds=took)
+        draft = ask(self._costly[index], context, count, trees=self._trees)
+        self._time(name, (time.perf_counter() - start) / count)
+        self._asked = (name, count, merge([draft]))
+        if not len(draft.tokens):
+            return None
+        return Plan(draft=draft, drafter=name, expected_tokens=expected, expected_seconds=took)
 
-    def _time(self, drafter: CostlyDrafter, seconds: float) -> None:
-        known, name = self._knowledge.draft_seconds, name_of(drafter)
+    def _time(self, name: str, seconds: float) -> None:
+        known = self._knowledge.draft_seconds
         known[name] = seconds if name not in known else known[name] + _NEWEST * (seconds - known[name])
 
 
-def _depth_key(drafter: Drafter, depth: int) -> tuple[Hashable, Prior]:
+def _unlike(drafters: Sequence[Drafter]) -> list[str]:
+    """Their names, a number behind those that came before."""
+    names: list[str] = []
+    for drafter in drafters:
+        name, number = name_of(drafter), 2
+        while name in names:
+            name, number = f"{name_of(drafter)} {number}", number + 1
+        names.append(name)
+    return names
+
+
+def _depth_key(name: str, depth: int) -> tuple[Hashable, Prior]:
     """What a costly drafter's rate goes by: how many tokens it drafted before."""
-    return (name_of(drafter), min(depth, _DEEPEST), False), lambda: _COSTLY_PRIOR
+    return (name, min(depth, _DEEPEST), False), lambda: _COSTLY_PRIOR

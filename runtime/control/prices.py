@@ -12,7 +12,7 @@ Float64 = NDArray[np.float64]
 _ROWS_STEP = 64
 # Passes that a correction remembers, and how many the measured surface itself counts for.
 _MEMORY = 200.0
-_SURFACE_WEIGHT = 20.0
+_SURFACE_WEIGHT = 8.0
 # A pass that took so many times what was expected was interrupted: it counts as this much. No price falls below so
 # much of what was measured.
 _MOST_RATIO, _LEAST_RATIO = 2.0, 0.1

@@ -18,7 +18,7 @@ from quasar.errors import BuildError
 from tests.export.killed_build import start_build
 from tests.tiny import save_tiny_model
 
-STAGES = ("text", "calibrate", "export", "lower", "probe", "fidelity")
+STAGES = ("text", "calibrate", "export", "lower", "probe", "fidelity", "successors")
 
 
 @pytest.fixture

@@ -1,0 +1,149 @@
+"""Drafters whose time counts: asked where they pay, and for as much as pays."""
+
+import copy
+import dataclasses
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from runtime.control.plan import NO_PLAN
+from runtime.drafters import Draft
+from tests.runtime.control.processes import FLAT, LAPTOP, CostlyScript, Script, follow_text, text_of
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time stands still unless somebody drafts."""
+    clock = SimpleNamespace(now=0.0)
+    clock.perf_counter = lambda: clock.now
+    monkeypatch.setattr("runtime.control.controller.time", clock)
+    return clock
+
+
+class TestCostly:
+    """Drafters whose time counts beside a pass of 10 ms, and rows that cost nothing."""
+
+    def test_used_where_it_pays(self, clock):
+        text = text_of(600)
+        drafter = CostlyScript(text, 0.9, clock, says=1e-3)
+        control = follow_text(text, [drafter], FLAT)
+        assert np.mean([len(outcome.tokens) for outcome in control.outcomes]) > 3
+        assert {outcome.plan.drafter for outcome in control.outcomes[:-1]} == {"costly"}
+
+    def test_not_asked_where_a_token_costs_more_than_a_pass(self, clock):
+        text = text_of(300)
+        drafter = CostlyScript(text, 1.0, clock, says=11e-3)
+        control = follow_text(text, [drafter], FLAT)
+        assert drafter.asked == []
+        assert set(control.drafted) == {0}
+
+    def test_not_asked_any_more_where_it_takes_longer_than_it_says(self, clock):
+        text = text_of(400)
+        drafter = CostlyScript(text, 1.0, clock, says=1e-4, needs=15e-3)
+        control = follow_text(text, [drafter], FLAT)
+        assert len(drafter.asked) == 1
+        assert control.drafted[-300:] == [0] * 300
+
+    def test_asked_more_where_it_takes_less_than_it_says(self, clock):
+        text = text_of(900)
+        lengths = {}
+        for needs in (4e-3, 2e-4):
+            drafter = CostlyScript(text, 0.85, clock, says=4e-3, needs=needs)
+            lengths[needs] = np.mean(follow_text(text, [drafter], FLAT).drafted[-20:-3])
+        assert lengths[2e-4] > 2 * lengths[4e-3] > 0
+
+    def test_rarely_asked_where_it_is_wrong(self, clock):
+        text = text_of(900)
+        drafter = CostlyScript(text, 0.0, clock)
+        control = follow_text(text, [drafter], FLAT)
+        assert 0 < len(drafter.asked) < 60
+        assert sum(control.drafted[-400:]) < 40
+
+    def test_tried_again_after_hundreds_of_rounds(self, clock):
+        """It was wrong for long, in other texts; now it is right."""
+        text = text_of(300)
+        knowledge = follow_text(text[:6], [CostlyScript(text, 0.0, clock)], FLAT).knowledge
+        for depth in range(16):
+            for _ in range(400):
+                knowledge.estimates.count(("costly", depth, False), lambda: 0.8, right=False)
+        drafted = []
+        for _ in range(6):
+            control = follow_text(text, [CostlyScript(text, 0.95, clock)], FLAT, knowledge=knowledge)
+            drafted.append(sum(control.drafted))
+        assert drafted[0] == 0
+        assert drafted[-1] > 150
+
+    def test_what_was_drafted_is_judged_once(self, clock):
+        text = text_of(100)
+        control = follow_text(text[:50], [CostlyScript(text, 1.0, clock)], FLAT)
+        assert control.plan(text[:50], 20, 49).drafter == "costly"
+        assert control.plan(text[:50], 0, 49) is NO_PLAN
+        before = copy.deepcopy(control.knowledge.estimates._counts)
+        control.learn(dataclasses.replace(control.outcomes[-1], tokens=text[50:53]))
+        assert control.knowledge.estimates._counts == before
+
+    def test_not_asked_where_a_cheap_drafter_is_as_good(self, clock):
+        text = text_of(900)
+        drafter = CostlyScript(text, 1.0, clock, says=5e-3)
+        follow_text(text, [Script(text, 1.0), drafter], FLAT)
+        assert len(drafter.asked) < 10
+
+    def test_beside_a_cheap_drafter_that_is_good_at_times(self, clock):
+        """Each where it is better: guesses of evidence 1 are right."""
+        text = text_of(4000)
+        evidence = np.arange(len(text)) // 100 % 2
+        cheap = Script(text, lambda place: 0.97 * evidence[place], 1, evidence=evidence)
+        costly = CostlyScript(text, 0.9, clock, says=2e-3, seed=2)
+        control = follow_text(text, [cheap, costly], LAPTOP)
+        places = 4 + np.cumsum([1, *(len(outcome.tokens) for outcome in control.outcomes[:-1])])
+        late = [
+            (evidence[place], outcome.plan.drafter)
+            for place, outcome in zip(places, control.outcomes, strict=True)
+            if place > 2000 and evidence[place : place + 10].min() == evidence[place : place + 10].max()
+        ]
+        assert np.mean([name == "script" for good, name in late if good]) > 0.9
+        assert np.mean([name == "costly" for good, name in late if not good]) > 0.9
+
+    def test_its_time_is_expected(self, clock):
+        text = text_of(600)
+        control = follow_text(text, [CostlyScript(text, 0.9, clock, says=1e-3)], FLAT)
+        for outcome in control.outcomes[:-1]:
+            drafting = 1e-3 * len(outcome.plan.draft.tokens)
+            assert outcome.plan.expected_seconds == pytest.approx(outcome.seconds + drafting)
+        late = control.outcomes[20:-3]
+        hoped = sum(outcome.plan.expected_tokens for outcome in late)
+        assert sum(len(outcome.tokens) for outcome in late) == pytest.approx(hoped, rel=0.15)
+
+    def test_one_that_has_nothing_to_say_stands_in_nobodys_way(self, clock):
+        """As an engine whose context is full: what the cheap drafter has is verified."""
+        text = text_of(600)
+        silent = CostlyScript(text, 1.0, clock, most=0, needs=0.0)
+        control = follow_text(text, [Script(text, 0.7, 3), silent])
+        alone = follow_text(text, [Script(text, 0.7, 3)])
+        assert np.mean(control.drafted[-50:]) == pytest.approx(np.mean(alone.drafted[-50:]), rel=0.2)
+
+    def test_one_that_says_less_than_asked_for_is_expected_to(self, clock):
+        """Every draft is right, but never longer than two tokens."""
+        text = text_of(600)
+        control = follow_text(text, [CostlyScript(text, 1.0, clock, most=2)], FLAT)
+        late = control.outcomes[30:-3]
+        hoped = sum(outcome.plan.expected_tokens for outcome in late)
+        assert sum(len(outcome.tokens) for outcome in late) == pytest.approx(hoped, rel=0.15)
+
+    def test_trees_are_judged_along_their_paths(self, clock):
+        """Of every two siblings the second is right: half of the tokens, and all that is wanted."""
+        text = text_of(600)
+
+        class Pairs:
+            name, seconds_per_token = "pairs", 1e-4
+
+            def propose(self, context, max_tokens):
+                right = text[len(context) : len(context) + max_tokens // 2]
+                tokens = np.stack([(right + 1) % 100, right], axis=1).reshape(-1)
+                parents = np.repeat(2 * np.arange(len(right)) - 1, 2)
+                clock.now += 1e-4 * max_tokens
+                return Draft(tokens=tokens, parents=parents)
+
+        control = follow_text(text, [Pairs()], FLAT, trees=True)
+        assert np.mean([len(outcome.tokens) for outcome in control.outcomes[-20:-3]]) > 3

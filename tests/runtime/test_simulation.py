@@ -1,0 +1,266 @@
+"""Replays of recorded generations: exactly the rounds of a run, at the prices of a surface."""
+
+import numpy as np
+import pytest
+
+from engines.row_invariance import RowInvariance
+from quasar.errors import GenerationError
+from runtime.control import FixedControl
+from runtime.control.plan import NoControl, Plan
+from runtime.control.prices import Prices
+from runtime.drafters import Draft, PromptLookup, Suffix
+from runtime.drafters.registry import Target
+from runtime.simulation import Replay, Scenario, halves, replay, simulate, total
+from runtime.testing import TableSession, run_loop
+from runtime.traces import Recorder, RecordingControl, TracedGeneration, read_trace
+from tests.runtime.test_loop import expected, hashed, looping
+
+LAPTOP = {16: {1: 9.0, 4: 10.3, 8: 15.5}, 1024: {1: 12.0, 4: 14.0, 8: 20.0}}
+FREE = {256: {1: 10.0}}
+TREES = RowInvariance(chain=1, widest=32, tree=True)
+
+
+def prices(surface=LAPTOP):
+    return Prices(surface, widest=32)
+
+
+def traced(tokens, prompt=(1, 2, 3), category=""):
+    return TracedGeneration(category=category, prompt=tuple(prompt), tokens=tuple(tokens), top=())
+
+
+def scenario(surface=LAPTOP, **exact):
+    exact = RowInvariance(**{"chain": 1, "widest": 32, **exact})
+    target = Target(vocab_size=100, trees=exact.tree, tells_successors=True, warm={})
+    return Scenario(surface_ms=surface, exact=exact, target=target)
+
+
+def counts(replayed):
+    return replayed.tokens, replayed.rounds, replayed.drafted, replayed.accepted
+
+
+class TestReplay:
+    @pytest.mark.parametrize("target", [hashed, looping])
+    @pytest.mark.parametrize("count", [1, 2, 40, 150])
+    @pytest.mark.parametrize("k", [1, 5, 31])
+    @pytest.mark.parametrize(
+        "make",
+        [PromptLookup, lambda: PromptLookup(match="earliest"), Suffix, lambda: Suffix(branches=3)],
+        ids=["lookup", "earliest", "suffix", "tree"],
+    )
+    def test_a_recorded_run_is_replayed_round_by_round(self, tmp_path, target, count, k, make):
+        with Recorder(tmp_path / "trace") as recorder:
+            recording = RecordingControl(FixedControl(make(), k, trees=True), recorder, 100)
+            session = TableSession(target, top_k=4)
+            rounds = run_loop(session, (1, 2, 3), control=recording, exact=TREES, max_new_tokens=count)[1:]
+            recording.finish()
+        _, (generation,) = read_trace(tmp_path / "trace")
+        kept = Kept(FixedControl(make(), k, trees=True))
+        replayed = replay(generation, kept, prices())
+        assert counts(replayed) == (
+            count - 1,
+            len(rounds),
+            sum(step.drafted for step in rounds),
+            sum(step.accepted for step in rounds),
+        )
+        assert [(len(one.plan.draft.tokens), tuple(one.tokens.tolist())) for one in kept.outcomes] == [
+            (step.drafted, step.tokens) for step in rounds
+        ]
+
+    def test_what_drafters_and_controllers_are_told(self):
+        """The tokens and successors of the text, as rows of a chain."""
+        tokens = (4, 1, 2, 9, 4, 1, 2, 3, 4)
+        top = tuple((token, 50 + place) for place, token in enumerate(tokens))
+        kept = Kept(FixedControl(PromptLookup(), 3))
+        generation = TracedGeneration(category="", prompt=(1, 2, 3), tokens=tokens, top=top)
+        # Nothing; 2 right and 3, 4 wrong; nothing behind the 9; 1, 2 right and 9 wrong; no room for a draft.
+        assert counts(replay(generation, kept, prices())) == (8, 5, 6, 3)
+        assert kept.began == ([1, 2, 3], 4, [[4, 50]])
+        text = [1, 2, 3, *tokens]
+        place = 3
+        for one in kept.outcomes:
+            count = len(one.tokens)
+            assert one.fed.tolist() == text[place : place + count]
+            assert one.tokens.tolist() == text[place + 1 : place + 1 + count]
+            assert one.rows == tuple(range(count))
+            assert one.successors[:, 1].tolist() == list(range(48 + place, 48 + place + count))
+            assert one.cache_length == place
+            assert one.width == 1 + len(one.plan.draft.tokens)
+            assert one.seconds == prices().of(place).seconds[one.width - 1]
+            place += count
+        assert place == len(text) - 1
+
+    def test_what_rounds_cost(self):
+        """Drafts of nothing, of two that are right, and of one, on a surface of whole numbers."""
+        control = Scripted([[], [5, 6], [8]])
+        replayed = replay(traced((4, 4, 5, 6, 7, 7), prompt=(1,)), control, prices({0: {1: 10.0, 2: 20.0, 3: 40.0}}))
+        assert counts(replayed) == (5, 3, 3, 2)
+        assert replayed.seconds - replayed.draft_seconds == pytest.approx(0.010 + 0.040 + 0.020)
+        assert replayed.plain_seconds == pytest.approx(0.050)
+        assert 0 < replayed.draft_seconds < 0.05
+
+    def test_plain_passes_are_priced_where_they_are(self):
+        """Further down the text they cost more; a round costs what its first row does."""
+        surface = {32: {1: 10.0}, 1056: {1: 20.0}}
+        generation = traced(range(100), prompt=[5] * 1000)
+        plain = replay(generation, NoControl(), prices(surface), count_drafting=False)
+        assert plain.plain_seconds == pytest.approx(plain.seconds)
+        assert 99 * 0.019 < plain.seconds < 99 * 0.0202
+
+    def test_a_round_is_compared_with_plain_passes_of_its_own_rows(self):
+        """A millisecond per row of the cache, by steps of 64: four passes lie before the next step, five behind."""
+        surface = {0: {1: 10.0}, 1024: {1: 1034.0}}
+        generation = traced([7] * 10, prompt=[5] * 60)
+        replayed = replay(generation, Scripted([[7] * 8]), prices(surface))
+        assert counts(replayed) == (9, 1, 8, 8)
+        assert replayed.plain_seconds == pytest.approx(4 * 0.042 + 5 * 0.106)
+
+    @pytest.mark.parametrize("surface", [LAPTOP, FREE])
+    def test_plain_decoding_is_as_fast_as_plain_decoding(self, surface):
+        plain = replay(traced(range(90)), NoControl(), prices(surface), count_drafting=False)
+        assert counts(plain) == (89, 89, 0, 0)
+        assert plain.speed_up == pytest.approx(1.0, rel=1e-12)
+        assert plain.acceptance_length == 1.0
+
+    def test_time_for_drafting_counts_where_it_is_asked_for(self):
+        generation = traced(expected(looping, (1, 2, 3), 60))
+        with_it, without = (
+            replay(generation, FixedControl(PromptLookup(), 5), prices(), count_drafting=count)
+            for count in (True, False)
+        )
+        assert with_it.seconds == pytest.approx(without.seconds + with_it.draft_seconds)
+        assert without.draft_seconds > 0
+        assert without.speed_up > with_it.speed_up > 0
+
+    def test_a_text_of_one_token(self):
+        replayed = replay(traced([7]), FixedControl(PromptLookup(), 5), prices())
+        assert counts(replayed) == (0, 0, 0, 0)
+        assert (replayed.acceptance_length, replayed.speed_up) == (1.0, 1.0)
+        assert replayed.to_json()["ms_per_round"] == replayed.to_json()["draft_ms_per_round"] == 0.0
+
+
+class Kept:
+    """Another control, and what it was told."""
+
+    def __init__(self, control):
+        self.control, self.outcomes = control, []
+
+    def begin(self, prompt, first, successors):
+        self.began = (prompt.tolist(), first, None if successors is None else successors.tolist())
+        self.control.begin(prompt, first, successors)
+
+    def plan(self, context, most, cache_length):
+        return self.control.plan(context, most, cache_length)
+
+    def learn(self, outcome):
+        self.outcomes.append(outcome)
+        self.control.learn(outcome)
+
+
+class Scripted(Kept):
+    """Drafts these, round by round."""
+
+    def __init__(self, drafts):
+        super().__init__(NoControl())
+        self.plans = [Plan(draft=Draft(tokens=np.array(tokens, np.int64))) for tokens in drafts]
+
+    def plan(self, context, most, cache_length):
+        return self.plans.pop(0)
+
+
+class TestSimulate:
+    def test_plain_decoding(self):
+        result = simulate([traced(range(50)), traced([1])], scenario(), "none", count_drafting=False)
+        assert result["speed_up"] == result["mean_speed_up"] == pytest.approx(1.0)
+        assert (result["prompts"], result["tokens"], result["rounds"]) == (2, 49, 49)
+        assert (result["drafted"], result["accepted"], result["acceptance_length"]) == (0, 0, 1.0)
+
+    def test_sums_and_means_by_category(self):
+        loop, random = (expected(target, (1, 2, 3), 60) for target in (looping, hashed))
+        generations = [traced(loop, category="a"), traced(random[:20], category="b"), traced(loop[:30], category="a")]
+        done = []
+        result = simulate(
+            *(generations, scenario(), "prompt-lookup"),
+            num_draft_tokens=5,
+            count_drafting=False,
+            on_generation=lambda: done.append(1),
+        )
+        assert len(done) == 3
+        assert list(result["categories"]) == ["a", "b"]
+        one_by_one = [
+            replay(one, FixedControl(PromptLookup(), 5), prices(), count_drafting=False) for one in generations
+        ]
+        for part, replays in (
+            (result, one_by_one),
+            (result["categories"]["a"], [one_by_one[0], one_by_one[2]]),
+            (result["categories"]["b"], [one_by_one[1]]),
+        ):
+            assert part["prompts"] == len(replays)
+            assert part["tokens"] == sum(one.tokens for one in replays)
+            assert part["rounds"] == sum(one.rounds for one in replays)
+            assert part["acceptance_length"] == part["tokens"] / part["rounds"]
+            plain, seconds = (sum(getattr(one, name) for one in replays) for name in ("plain_seconds", "seconds"))
+            assert part["speed_up"] == pytest.approx(plain / seconds)
+            assert part["mean_speed_up"] == pytest.approx(np.mean([one.speed_up for one in replays]))
+            assert part["ms_per_round"] == pytest.approx(1e3 * seconds / part["rounds"])
+        assert set(result) - {"categories", "prompts", "mean_speed_up"} == set(one_by_one[0].to_json())
+        assert result["categories"]["a"]["speed_up"] > 1 > result["categories"]["b"]["speed_up"]
+
+    def test_a_controller_gains_where_there_is_something_to_gain_and_loses_nothing_elsewhere(self):
+        loop, random = (traced(expected(target, (1, 2, 3), 300)) for target in (looping, hashed))
+        assert simulate([loop], scenario(), "auto", count_drafting=False)["speed_up"] > 1.5
+        assert simulate([random], scenario(), "auto", count_drafting=False)["speed_up"] > 0.95
+        steep = {0: {1: 10.0, 2: 20.0}}
+        assert simulate([loop], scenario(steep), "auto", count_drafting=False)["speed_up"] == pytest.approx(1.0)
+
+    def test_texts_learn_from_each_other(self):
+        """The second text of a kind needs no trying any more."""
+        random = traced(expected(hashed, (1, 2, 3), 120))
+        drafted = [
+            simulate([random] * times, scenario(), "suffix", count_drafting=False)["drafted"] for times in (1, 2)
+        ]
+        assert drafted[1] < 1.5 * drafted[0]
+
+    def test_successors_of_the_text_are_recycled(self):
+        tokens = tuple(expected(looping, (1, 2, 3), 60))
+        told = TracedGeneration(category="", prompt=(1, 2, 3), tokens=tokens, top=tuple((one, 99) for one in tokens))
+        silent = TracedGeneration(category="", prompt=(1, 2, 3), tokens=tokens, top=())
+        for generation, drafts in ((told, True), (silent, False)):
+            result = simulate([generation], scenario(), "recycling", num_draft_tokens=3)
+            assert (result["drafted"] > 0) == drafts
+
+    def test_texts_without_a_round_are_not_in_the_mean(self):
+        loop = traced(expected(looping, (1, 2, 3), 60))
+        result = simulate([loop, traced([1])], scenario(), "suffix", num_draft_tokens=7, count_drafting=False)
+        assert result["prompts"] == 2
+        assert result["mean_speed_up"] == pytest.approx(result["speed_up"])
+        assert result["speed_up"] > 1.2
+
+    def test_where_nothing_is_exact_nothing_is_drafted(self):
+        result = simulate([traced(range(20))], scenario(chain=None, widest=1), "auto", count_drafting=False)
+        assert result["speed_up"] == pytest.approx(1.0)
+        with pytest.raises(GenerationError, match="speculation would not be exact"):
+            simulate([traced(range(20))], scenario(chain=None, widest=1), "suffix")
+
+    def test_narrow_passes_are_made_as_wide_as_plain_ones(self):
+        """Plain decoding is fed four rows there: three drafts cost nothing beside it."""
+        steep = {0: {1: 10.0, 2: 20.0}}
+        loop = traced(expected(looping, (1, 2, 3), 200))
+        result = simulate([loop], scenario(steep, chain=4), "suffix", num_draft_tokens=3, count_drafting=False)
+        assert result["acceptance_length"] > 2
+        assert result["ms_per_round"] == pytest.approx(40.0)
+        assert result["speed_up"] == pytest.approx(result["acceptance_length"])
+
+    def test_sums(self):
+        one = Replay(tokens=1, rounds=2, drafted=3, accepted=4, seconds=5.0, draft_seconds=6.0, plain_seconds=7.0)
+        assert total([one, one, one]) == Replay(
+            tokens=3, rounds=6, drafted=9, accepted=12, seconds=15.0, draft_seconds=18.0, plain_seconds=21.0
+        )
+        assert total([]).speed_up == 1.0
+
+
+def test_halves():
+    rows = [traced([place], category=category) for place, category in enumerate("aabaabbbc")]
+    even, odd = halves(rows)
+    assert [(one.category, one.tokens[0]) for one in even] == [("a", 0), ("b", 2), ("a", 3), ("b", 6), ("c", 8)]
+    assert [(one.category, one.tokens[0]) for one in odd] == [("a", 1), ("a", 4), ("b", 5), ("b", 7)]
+    assert halves([]) == ([], [])
