@@ -5,7 +5,7 @@ from collections.abc import Hashable, Sequence
 
 from runtime.control.candidates import Candidates, Selection, judged, merge, select, to_draft
 from runtime.control.estimates import Estimates, Prior, TextEstimates
-from runtime.control.plan import NO_PLAN, Outcome, Plan, tell
+from runtime.control.plan import NO_PLAN, Outcome, Plan, tell, tell_prompt
 from runtime.control.prices import Prices
 from runtime.drafters.base import CostlyDrafter, Drafter, Int64, ObservingDrafter, ask, name_of
 
@@ -64,9 +64,7 @@ class Controller:
 
     def begin(self, prompt: Int64, first: int, successors: Int64 | None) -> None:  # noqa: ARG002 - the form of `Control`
         """As `Control`."""
-        if successors is not None:
-            for drafter in self._observing:
-                drafter.observe(prompt[-1:], successors)
+        tell_prompt(self._observing, prompt, successors)
 
     def plan(self, context: Int64, most: int, cache_length: int) -> Plan:
         """As `Control`."""

@@ -1,6 +1,6 @@
 """One drafter that drafts the same number of tokens every round, whatever it costs and brings."""
 
-from runtime.control.plan import NO_PLAN, Outcome, Plan, tell
+from runtime.control.plan import NO_PLAN, Outcome, Plan, tell, tell_prompt
 from runtime.drafters.base import Drafter, Int64, ObservingDrafter, ask, name_of
 
 
@@ -14,9 +14,7 @@ class FixedControl:
 
     def begin(self, prompt: Int64, first: int, successors: Int64 | None) -> None:  # noqa: ARG002 - the form of `Control`
         """As `Control`."""
-        if successors is not None:
-            for drafter in self._observing:
-                drafter.observe(prompt[-1:], successors)
+        tell_prompt(self._observing, prompt, successors)
 
     def plan(self, context: Int64, most: int, cache_length: int) -> Plan:  # noqa: ARG002 - the form of `Control`
         """As `Control`."""

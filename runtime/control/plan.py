@@ -69,6 +69,13 @@ class NoControl:
         """As `Control`."""
 
 
+def tell_prompt(drafters: Sequence[ObservingDrafter], prompt: Int64, successors: Int64 | None) -> None:
+    """Let drafters see the likeliest tokens behind the prompt, int64 [1, k], where the engine tells them."""
+    if successors is not None:
+        for drafter in drafters:
+            drafter.observe(prompt[-1:], successors)
+
+
 def tell(drafters: Sequence[ObservingDrafter], outcome: Outcome) -> None:
     """Let drafters see the rows of a pass: rejected ones first, so that what was accepted counts."""
     if outcome.successors is None or not drafters:
