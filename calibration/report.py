@@ -12,7 +12,7 @@ from calibration.texts import TokenizedText, continue_prompts, fingerprint, fit_
 from engines import load_engine
 from engines.directory import EngineDirectory
 from engines.text import open_codec
-from quasar.checkpoints import Checkpoint, DecoderSpec, open_checkpoint, skip_layers
+from quasar.checkpoints import Checkpoint, DecoderSpec, open_checkpoint
 from quasar.errors import CheckpointError
 from quasar.files import sha256_file, sha256_json
 from quasar.text import Prompt
@@ -44,8 +44,7 @@ def report(
 
     loaded = load_engine(directory, kernels=kernels)
     manifest = loaded.directory.manifest
-    whole = open_checkpoint(float_model or str(manifest.model["source"]))
-    checkpoint = skip_layers(whole, manifest.skipped_layers)
+    checkpoint = open_checkpoint(float_model or str(manifest.model["source"]))
     if checkpoint.spec.vocab_size != manifest.contract.vocab_size:
         raise CheckpointError(
             f"{checkpoint.location} has {checkpoint.spec.vocab_size} tokens, the engine "

@@ -1,7 +1,7 @@
 """A checkpoint's tensors as the graph gets them: smoothed, and quantized where the recipe says so, one at a time."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from calibration.recipe import LinearPrecision, Recipe
 from calibration.smoothing import SmoothingFactors, fold, producer_factor
 from quasar.checkpoints import Checkpoint
 from quasar.checkpoints.checkpoint import check_finite, read_float32
+from quasar.checkpoints.skipped_layers import own_name
 from quasar.checkpoints.spec import Linear
 
 Float32 = NDArray[np.float32]
@@ -34,7 +35,8 @@ class PreparedWeights:
     """Reads, smooths and quantizes tensor by tensor: memory holds one linear at a time.
 
     `integers` gives those that a search found for a linear, before its producer's rows are smoothed, or None: then the
-    weight is rounded to nearest. `static_scales`: of activations, by linear name.
+    weight is rounded to nearest. `static_scales`: of activations, by linear name. `remaining`: the layers that the
+    graph has, where it has not all; names and spec are the graph's, everything else the whole model's.
     """
 
     def __init__(
@@ -44,17 +46,20 @@ class PreparedWeights:
         factors: SmoothingFactors,
         integers: Callable[[str], QuantizedWeight | None] = lambda linear: None,
         static_scales: Mapping[str, float] | None = None,
+        remaining: Sequence[int] | None = None,
     ) -> None:
         self._checkpoint = checkpoint
         self._recipe = recipe
         self._factors = factors
         self._integers = integers
         self._static_scales = static_scales or {}
-        self.spec = checkpoint.spec
+        whole = checkpoint.spec
+        self._remaining = range(whole.num_layers) if remaining is None else remaining
+        self.spec = replace(whole, num_layers=len(self._remaining))
 
     def is_quantized(self, linear: str) -> bool:
         """Whether the recipe gives a linear INT8 weights."""
-        return self._recipe.linears[linear] != "float"
+        return self._recipe.linears[self._own(linear)] != "float"
 
     def embedding(self) -> NDArray[Any]:
         """The embedding [vocabulary, hidden], in the checkpoint's precision."""
@@ -63,10 +68,13 @@ class PreparedWeights:
 
     def vector(self, name: str) -> Float32:
         """A norm's weight float32 [channels], smoothing folded in."""
-        return self._folded(name)
+        return self._folded(self._own(name))
 
     def linear(self, linear: Linear) -> PreparedLinear:
         """A linear with its members' rows stacked."""
+        linear = replace(
+            linear, name=self._own(linear.name), members=tuple(self._own(member) for member in linear.members)
+        )
         bias = None
         if any(linear.bias):
             bias = np.concatenate([self._folded(f"{member}.bias") for member in linear.members])
@@ -77,6 +85,9 @@ class PreparedWeights:
             bias=bias,
             static_scale=self._static_scales.get(linear.name, 0.0),
         )
+
+    def _own(self, name: str) -> str:
+        return own_name(name, self._remaining)
 
     def _weight(self, linear: Linear, precision: LinearPrecision) -> Float32 | QuantizedWeight:
         found = self._integers(linear.name) if precision != "float" else None

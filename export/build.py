@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from calibration.precision_search import Bound
 from calibration.quantization import Quantization
-from calibration.recipe import Recipe, make_recipe, parse_alpha
+from calibration.recipe import LinearPrecision, Recipe, make_recipe, parse_alpha
 from calibration.report import checkpoint_hash
 from calibration.texts import (
     CALIBRATION_CONTINUATION_TOKENS,
@@ -37,7 +37,8 @@ from export.quantize import ROOMS, cache_treatments, check_bound, meets, prepare
 from export.versions import tool_versions
 from export.workspace import Workspace, check_target, open_workspace
 from plugins.sample_token import SAMPLER
-from quasar.checkpoints import Checkpoint, open_checkpoint, skip_layers
+from quasar.checkpoints import Checkpoint, open_checkpoint
+from quasar.checkpoints.skipped_layers import remaining_layers, renumbered
 from quasar.files import sha256_json
 
 if TYPE_CHECKING:
@@ -71,8 +72,12 @@ class _Build:
         self._evaluation = default_prompts("evaluation")
         refuse_overlap(self._calibration, self._evaluation, "the project's evaluation prompts")
         self._reporter.stage("checkpoint", options.model)
-        self._checkpoint: Checkpoint = skip_layers(open_checkpoint(options.model), options.skip_layers)
+        self._checkpoint: Checkpoint = open_checkpoint(options.model)
         spec = self._checkpoint.spec
+        # Layers are left out of the graph alone: what stays is quantized as in the engine that has all of them, so
+        # that the two may share a cache.
+        self._remaining = remaining_layers(options.skip_layers, spec.num_layers)
+        self._spec = replace(spec, num_layers=len(self._remaining))
         self._asked: Recipe = make_recipe(
             spec,
             precision=options.precision,
@@ -81,7 +86,7 @@ class _Build:
         )
         self._recipe = self._asked
         self._contract = Contract(
-            num_layers=spec.num_layers,
+            num_layers=self._spec.num_layers,
             num_kv_heads=spec.num_kv_heads,
             head_size=spec.head_size,
             vocab_size=spec.vocab_size,
@@ -117,7 +122,7 @@ class _Build:
             workspace.forget(*_ENGINE_STAGES)
             self._recipe = self._asked
             engine = self._engine(room)
-        check_bound(self._bound, engine.fidelity, dict(self._recipe.linears))
+        check_bound(self._bound, engine.fidelity, dict(self._linears))
         calibration, record, fidelity = engine.calibration, engine.record, engine.fidelity
         self._reporter.stage("successors", "likeliest tokens behind those of the calibration text, for drafting")
         workspace.stage("successors", lambda: self._successors(record))
@@ -125,10 +130,10 @@ class _Build:
         files = workspace.files()
         manifest = Manifest(
             producer=tool_versions(),
-            model=model_section(self._options, self._checkpoint),
+            model=model_section(self._options, self._checkpoint, self._spec),
             precision=self._recipe.precision,
             sampler=SAMPLER,
-            linears=dict(self._recipe.linears),
+            linears=dict(self._linears),
             contract=self._contract,
             text=self._text,
             calibration=calibration,
@@ -181,9 +186,9 @@ class _Build:
         from export.lowering import native_takes
 
         files = replace(ONNXRUNTIME, probe_layers=min(PROBE_LAYERS, self._contract.num_layers))
-        if "w8a8-block" not in self._recipe.linears.values():
+        if "w8a8-block" not in self._linears.values():
             files = replace(files, weights="")
-        if native_takes(self._checkpoint.spec):
+        if native_takes(self._spec):
             return files
         return replace(files, native_graph="", native_probe="", native_weights="")
 
@@ -194,6 +199,11 @@ class _Build:
 
     def _measured_files(self, kernels: Kernels) -> MeasuredFiles:
         return MeasuredFiles.of(self._workspace.path, self._graphs, kernels)
+
+    @property
+    def _linears(self) -> dict[str, LinearPrecision]:
+        """Precision by linear, of the layers that the engine has."""
+        return renumbered(self._recipe.linears, self._remaining)
 
     @property
     def _quantizes(self) -> bool:
@@ -240,7 +250,9 @@ class _Build:
         texts = self._texts(self._calibration, CALIBRATION_CONTINUATION_TOKENS, "calibration")
         write_texts(self._texts_path, texts)
         folder, directory = self._quantization_path, self._workspace.path
-        record = quantize(self._float_model, spec, self._recipe, texts, folder, directory, target, reporter)
+        record = quantize(
+            self._float_model, spec, self._recipe, texts, folder, directory, self._remaining, target, reporter
+        )
         # Export holds one tensor at a time; the float model comes back for the fidelity figures.
         del self._float_model
         source = "user" if self._options.calibration else "default"
@@ -263,10 +275,10 @@ class _Build:
 
         directory = self._workspace.path
         folder = self._quantization_path if self._quantizes else None
-        prepared = prepared_weights(self._checkpoint, self._recipe, folder)
+        prepared = prepared_weights(self._checkpoint, self._recipe, folder, self._remaining)
         with (
             WeightFile(directory / f"{CANONICAL}.data") as weights,
-            self._reporter.steps("linears", len(self._recipe.linears)) as step,
+            self._reporter.steps("linears", len(self._linears)) as step,
         ):
             model = build_verifier(
                 prepared,
@@ -284,8 +296,7 @@ class _Build:
     def _lower(self) -> dict[str, Any]:
         from export.lowering import lower_for_onnxruntime
 
-        spec, kv_dtype = self._checkpoint.spec, self._contract.kv_dtype
-        lower_for_onnxruntime(self._workspace.path, CANONICAL, self._graphs, spec, kv_dtype)
+        lower_for_onnxruntime(self._workspace.path, CANONICAL, self._graphs, self._spec, self._contract.kv_dtype)
         return {}
 
     def _probe(self) -> dict[str, Any]:
@@ -293,7 +304,7 @@ class _Build:
 
         files = self._measured_files(self._kernels)
         record = probe(
-            files, self._measured_files(Kernels()), self._contract, self._recipe, self._kernels, self._reporter
+            files, self._measured_files(Kernels()), self._contract, self._linears, self._kernels, self._reporter
         )
         return record.to_json()
 

@@ -125,7 +125,9 @@ def build(
     skip_layers: Annotated[
         str,
         typer.Option(
-            metavar="LAYERS", help="Leave layers out, as in 3,10-19: for an engine that drafts.", show_default=False
+            metavar="LAYERS",
+            help="Leave layers out, as in 3,10-19: for an engine that drafts (--drafter self:DIR).",
+            show_default=False,
         ),
     ] = "",
     backend: Annotated[

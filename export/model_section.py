@@ -4,12 +4,15 @@ from pathlib import Path
 from typing import Any
 
 from export.options import BuildOptions
-from quasar.checkpoints import Checkpoint
+from quasar.checkpoints import Checkpoint, DecoderSpec
 
 
-def model_section(options: BuildOptions, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Name, source (where the float model is found again), sizes, and the layers that were left out, if any."""
-    source, spec, path = options.model, checkpoint.spec, Path(options.model)
+def model_section(options: BuildOptions, checkpoint: Checkpoint, spec: DecoderSpec) -> dict[str, Any]:
+    """Name, source (where the float model is found again), sizes, and the layers that were left out, if any.
+
+    `spec`: what is left of the checkpoint's.
+    """
+    source, path = options.model, Path(options.model)
     return {
         "name": path.stem if path.exists() else source,
         "source": str(path.resolve()) if path.exists() else source,

@@ -67,6 +67,11 @@ def check_options(options: BuildOptions) -> None:
         raise BuildError(f"--max-width is {options.max_width}; 2 to {MAX_WIDTH} rows were expected")
     if options.kv_dtype not in KV_DTYPES:
         raise BuildError(f"--kv-dtype is {options.kv_dtype!r}; {', '.join(KV_DTYPES)} were expected")
+    if options.precision == "auto" and options.skip_layers:
+        raise BuildError(
+            "--precision auto aims at a fidelity that an engine without some layers cannot have: "
+            "leave out --skip-layers, or take another precision"
+        )
     if options.precision == "auto":
         bound_of(options).check()
     elif options.max_kl is not None or options.min_top1 is not None:

@@ -16,6 +16,7 @@ from calibration.weights import PreparedWeights
 from engines.manifest import CACHE_TREATMENTS
 from export.options import Reporter
 from quasar.checkpoints import Checkpoint, DecoderSpec
+from quasar.checkpoints.skipped_layers import renumbered
 from quasar.errors import BuildError
 from quasar.files import sha256_json, write_json
 
@@ -35,14 +36,18 @@ def quantize(
     texts: Sequence[TokenizedText],
     folder: Path,
     directory: Path,
+    remaining: Sequence[int],
     target: Target | None,
     reporter: Reporter,
 ) -> dict[str, Any]:
-    """Leave the quantization in `folder` and its figures in the engine directory; returns what the manifest records."""
+    """Leave the quantization in `folder` and its figures in the engine directory; returns what the manifest records.
+
+    The whole model is quantized; the figures are of the `remaining` layers, which the engine has.
+    """
     quantized = quantize_model(model, spec, recipe, texts, folder, reporter.steps, target)
     quantized.quantization.save(folder)
     figures = {name: figure.to_json() for name, figure in quantized.figures.items()}
-    write_json(directory / LINEAR_FIGURES, figures)
+    write_json(directory / LINEAR_FIGURES, renumbered(figures, remaining))
     return quantized.record
 
 
@@ -56,12 +61,14 @@ def target_of(bound: Bound, room: float, spec: DecoderSpec, kernels: "Kernels", 
     return Target(bound=bound.with_room(room), prices=prices)
 
 
-def prepared_weights(checkpoint: Checkpoint, recipe: Recipe, folder: Path | None) -> PreparedWeights:
-    """The checkpoint's tensors by the quantization in `folder`; None: as they are."""
+def prepared_weights(
+    checkpoint: Checkpoint, recipe: Recipe, folder: Path | None, remaining: Sequence[int]
+) -> PreparedWeights:
+    """The tensors of the checkpoint's `remaining` layers, by the quantization in `folder`; None: as they are."""
     if folder is None:
-        return PreparedWeights(checkpoint, recipe, SmoothingFactors())
+        return PreparedWeights(checkpoint, recipe, SmoothingFactors(), remaining=remaining)
     found = Quantization.load(folder)
-    return PreparedWeights(checkpoint, recipe, found.factors, found.integers, found.static_scales)
+    return PreparedWeights(checkpoint, recipe, found.factors, found.integers, found.static_scales, remaining=remaining)
 
 
 def meets(bound: Bound | None, fidelity: dict[str, Any]) -> bool:

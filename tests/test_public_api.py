@@ -18,7 +18,7 @@ def test_public_names():
         "share_threads",
     ]
     assert engines.__all__ == ["Contract", "LoadedEngine", "Manifest", "load_engine"]
-    assert quasar.checkpoints.__all__ == ["Checkpoint", "DecoderSpec", "Rope", "open_checkpoint", "skip_layers"]
+    assert quasar.checkpoints.__all__ == ["Checkpoint", "DecoderSpec", "Rope", "open_checkpoint"]
     assert quasar.text.__all__ == ["ChatTemplate", "Message", "Prompt", "TextCodec", "TextStream", "read_prompts"]
     assert quasar.__version__ == "0.1.0"
 

@@ -1,8 +1,7 @@
 """What a decoder *is*: its spec, and its weights by canonical name, from safetensors or GGUF."""
 
 from quasar.checkpoints.checkpoint import Checkpoint
-from quasar.checkpoints.skipped_layers import skip_layers
 from quasar.checkpoints.sources import open_checkpoint
 from quasar.checkpoints.spec import DecoderSpec, Rope
 
-__all__ = ["Checkpoint", "DecoderSpec", "Rope", "open_checkpoint", "skip_layers"]
+__all__ = ["Checkpoint", "DecoderSpec", "Rope", "open_checkpoint"]

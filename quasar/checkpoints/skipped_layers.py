@@ -1,19 +1,15 @@
-"""A checkpoint without some of its layers: a cheaper, worse model of the same vocabulary, for drafting."""
+"""Layers that are left out of an engine, and the names of those that stay: a cheaper, worse model for drafting."""
 
-import copy
 import re
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
-from numpy.typing import NDArray
-
-from quasar.checkpoints.checkpoint import Checkpoint
-from quasar.checkpoints.spec import DecoderSpec
 from quasar.errors import CheckpointError
 
 _LAYER = re.compile(r"layers\.(\d+)\.")
 _RANGE = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?")
+
+Value = TypeVar("Value")
 
 
 def parse_layers(text: str, num_layers: int) -> tuple[int, ...]:
@@ -35,48 +31,25 @@ def parse_layers(text: str, num_layers: int) -> tuple[int, ...]:
     return tuple(sorted(layers))
 
 
-def skip_layers(checkpoint: Checkpoint, text: str) -> Checkpoint:
-    """The checkpoint without the layers that `text` names (`parse_layers`); itself for ""."""
-    layers = parse_layers(text, checkpoint.spec.num_layers)
-    return SkippedLayers(checkpoint, layers) if layers else checkpoint
+def remaining_layers(text: str, num_layers: int) -> tuple[int, ...]:
+    """The layers that stay, ascending: their own numbers by their new ones. Raises as `parse_layers`."""
+    skipped = parse_layers(text, num_layers)
+    return tuple(layer for layer in range(num_layers) if layer not in skipped)
 
 
-class SkippedLayers:
-    """As `Checkpoint`: the layers that stay are numbered anew, and each reads what the one before it wrote."""
+def own_name(name: str, remaining: Sequence[int]) -> str:
+    """What a tensor or linear is called in the whole model, by its name among the layers that stay."""
+    return _LAYER.sub(lambda found: f"layers.{remaining[int(found[1])]}.", name)
 
-    def __init__(self, checkpoint: Checkpoint, skipped: tuple[int, ...]) -> None:
-        self._checkpoint = checkpoint
-        # New number of a layer → its own.
-        self.kept = tuple(layer for layer in range(checkpoint.spec.num_layers) if layer not in skipped)
 
-    @property
-    def spec(self) -> DecoderSpec:
-        """What is left of the decoder."""
-        return replace(self._checkpoint.spec, num_layers=len(self.kept))
-
-    @property
-    def location(self) -> Path:
-        """As the whole checkpoint's."""
-        return self._checkpoint.location
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """As the whole checkpoint's."""
-        return self._checkpoint.files
-
-    def read(self, name: str) -> NDArray[Any]:
-        """One tensor by its new name."""
-        return self._checkpoint.read(_LAYER.sub(lambda found: f"layers.{self.kept[int(found[1])]}.", name))
-
-    def transformers_config(self) -> Any:
-        """The config of what is left."""
-        config = copy.deepcopy(self._checkpoint.transformers_config())
-        config.num_hidden_layers = len(self.kept)
-        types = getattr(config, "layer_types", None)
-        if types is not None:
-            config.layer_types = [types[layer] for layer in self.kept]
-        return config
-
-    def transformers_tokenizer(self) -> Any:
-        """As the whole checkpoint's."""
-        return self._checkpoint.transformers_tokenizer()
+def renumbered(by_name: Mapping[str, Value], remaining: Sequence[int]) -> dict[str, Value]:
+    """What is known by the whole model's names, by those among the layers that stay; the others are dropped."""
+    numbers = {own: new for new, own in enumerate(remaining)}
+    found: dict[str, Value] = {}
+    for name, value in by_name.items():
+        layer = _LAYER.search(name)
+        if layer is None:
+            found[name] = value
+        elif int(layer[1]) in numbers:
+            found[_LAYER.sub(f"layers.{numbers[int(layer[1])]}.", name)] = value
+    return found

@@ -1,14 +1,9 @@
-"""A checkpoint without some of its layers against transformers' model without them."""
+"""Which layers are left out, and what those that stay are called."""
 
-import numpy as np
 import pytest
-import torch
 
-from calibration.float_model import load_float_model
-from quasar.checkpoints import open_checkpoint, skip_layers
-from quasar.checkpoints.skipped_layers import parse_layers
+from quasar.checkpoints.skipped_layers import own_name, parse_layers, remaining_layers, renumbered
 from quasar.errors import CheckpointError
-from tests.tiny import save_tiny_model
 
 
 @pytest.mark.parametrize(
@@ -33,15 +28,15 @@ def test_what_cannot_be_skipped(text, message):
         parse_layers(text, 6)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
-def test_what_is_left_computes_as_the_model_without_those_layers(tmp_path, architecture):
-    checkpoint = open_checkpoint(str(save_tiny_model(tmp_path / "model", architecture, num_hidden_layers=4)))
-    rest = skip_layers(checkpoint, "1-2")
-    assert rest.spec.num_layers == 2
-    whole = load_float_model(checkpoint)
-    whole.model.layers = torch.nn.ModuleList([whole.model.layers[0], whole.model.layers[3]])
-    tokens = torch.arange(20, 40)[None]
-    with torch.inference_mode():
-        expected = whole(tokens, use_cache=False).logits.numpy()
-        np.testing.assert_array_equal(load_float_model(rest)(tokens, use_cache=False).logits.numpy(), expected)
-    assert skip_layers(checkpoint, "") is checkpoint
+def test_names_of_the_layers_that_stay():
+    remaining = remaining_layers("1-2", 4)
+    assert remaining == (0, 3)
+    assert remaining_layers("", 2) == (0, 1)
+    assert own_name("layers.1.mlp.down_proj", remaining) == "layers.3.mlp.down_proj"
+    assert own_name("embed_tokens.weight", remaining) == "embed_tokens.weight"
+    whole = {"lm_head": 0, **{f"layers.{layer}.self_attn.o_proj": layer for layer in range(4)}}
+    assert renumbered(whole, remaining) == {
+        "lm_head": 0,
+        "layers.0.self_attn.o_proj": 0,
+        "layers.1.self_attn.o_proj": 3,
+    }
