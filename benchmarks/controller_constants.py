@@ -13,7 +13,8 @@ from typing import Any
 
 from runtime.control import controller, estimates
 from runtime.drafters import recycling, registry
-from runtime.simulation import Scenario, halves, simulate
+from runtime.scenario import Scenario
+from runtime.simulation import halves, simulate
 from runtime.traces import read_trace
 
 # Module, name, values to try; the code's own value is tried as well.

@@ -109,6 +109,15 @@ def simulate(
             show_default=False,
         ),
     ] = None,
+    draft_costs: Annotated[
+        Path | None,
+        typer.Option(
+            "--draft-costs",
+            metavar="FILE",
+            help="What passes of engines that draft cost, in place of their own costs.",
+            show_default=False,
+        ),
+    ] = None,
     drafter: DrafterName = "auto",
     num_draft_tokens: DraftTokens = None,
     half: Annotated[
@@ -116,9 +125,13 @@ def simulate(
     ] = "all",
     json: Json = None,
 ) -> None:
-    """Replay recorded generations against a drafter: acceptance length and expected speed-up, without a model."""
+    """Replay recorded generations against a drafter: acceptance length and expected speed-up, without the model.
+
+    Engines that draft do run, and their passes count as what they cost where they were measured (or --draft-costs).
+    """
     from runtime.cli_tables import print_simulation
-    from runtime.simulation import Scenario, halves
+    from runtime.scenario import Scenario
+    from runtime.simulation import halves
     from runtime.simulation import simulate as run_simulation
     from runtime.traces import read_trace
 
@@ -128,7 +141,7 @@ def simulate(
     vocab_size, generations = read_trace(trace)
     if half != "all":
         generations = halves(generations)[half == "odd"]
-    scenario = Scenario.read(directory, costs, vocab_size)
+    scenario = Scenario.read(directory, costs, vocab_size, draft_costs=draft_costs)
     with progress_steps("generations", len(generations)) as step:
         result = run_simulation(
             generations, scenario, drafter, num_draft_tokens=num_draft_tokens, on_generation=lambda: step(1)

@@ -58,7 +58,7 @@ class Core:
         self.codec: TextCodec = open_codec(loaded.directory.path, loaded.directory.manifest.text)
         self.turns = CacheTurns(loaded.session)
         self.sampler = _make_sampler()
-        self.draft_engines = DraftEngines(loaded)
+        self.draft_engines = DraftEngines.of(loaded)
         self._logits: Float32 | None = None
 
     @cached_property

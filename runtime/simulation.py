@@ -2,41 +2,33 @@
 
 The target's tokens are known, so what a round accepts is, too; what it costs comes from a cost surface. Two things
 differ from a run: rows of rejected drafts tell no successors (a trace has those of the text alone), and passes take
-exactly what the surface says.
+exactly what the surface says. Engines that draft are loaded and do run; what their passes take is their surface's, too.
 """
 
-import json
-import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from engines.contract import MAX_WIDTH
-from engines.costs import CostSurface
-from engines.directory import open_directory
 from engines.row_invariance import RowInvariance
-from quasar.errors import GenerationError, PromptError
 from runtime.acceptance import follow
 from runtime.control.controller import Knowledge
 from runtime.control.make import make_control
 from runtime.control.plan import Control, Outcome
 from runtime.control.prices import Prices
-from runtime.drafters.registry import DrafterOption, Target
+from runtime.drafters.registry import DrafterOption
+from runtime.scenario import ReplayClock, Scenario
 from runtime.traces import TracedGeneration
-
-_COSTS = 'rows → width → milliseconds was expected, as in {"256": {"1": 9.0, "4": 10.3, "8": 15.5}}'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replay:
     """Sums over replayed generations.
 
-    `seconds`: of all rounds, by the surface, with `draft_seconds` for drafting, as it was here. `plain_seconds`: of
-    plain decoding, by the surface.
+    `seconds`: of all rounds, by the surface, with `draft_seconds` for drafting: as it was here, but for the passes of
+    engines that draft. `plain_seconds`: of plain decoding, by the surface.
     """
 
     tokens: int
@@ -76,7 +68,8 @@ def replay(
     control: Control,
     prices: Prices,
     *,
-    plain_width: int = 1,
+    exact: RowInvariance = RowInvariance(chain=1, widest=MAX_WIDTH, tree=True),  # noqa: B008 - immutable
+    clock: ReplayClock | None = None,
     count_drafting: bool = True,
 ) -> Replay:
     """One generation, round by round.
@@ -84,9 +77,11 @@ def replay(
     Args:
         control: fresh for this text.
         prices: of this machine or another; they are not corrected.
-        plain_width: narrower passes are made as wide.
-        count_drafting: whether the time that drafting takes here is part of a round's.
+        exact: which passes are exact: narrower ones are made as wide, wider ones are not made.
+        clock: what `control` and the engines that draft for it go by.
+        count_drafting: whether the time that drafting takes here is part of a round's; passes of engines always are.
     """
+    clock, plain_width = clock or ReplayClock(), exact.chain or 1
     tokens, top = generation.tokens, generation.top
     context = np.array(generation.prompt + tokens, np.int64)
     emitted, length = 1, len(generation.prompt) + 1
@@ -97,9 +92,10 @@ def replay(
     while emitted < len(tokens):
         rows = length - 1
         price = prices.of(rows).seconds
-        start = time.perf_counter()
-        plan = control.plan(context[:length], len(tokens) - emitted - 1, rows)
-        took = time.perf_counter() - start
+        start, charged = clock(), clock.charged
+        most = min(len(tokens) - emitted - 1, exact.widest - 1, exact.drafts_before_boundary(rows))
+        plan = control.plan(context[:length], most, rows)
+        took = clock() - start
         draft = plan.draft
         step = follow(draft.tokens, draft.parents)
         path: list[int] = [0]
@@ -119,14 +115,14 @@ def replay(
             width=width,
             seconds=price[width - 1],
         )
-        start = time.perf_counter()
+        start = clock()
         control.learn(outcome)
-        took += time.perf_counter() - start
+        took += clock() - start
         rounds += 1
         drafted += len(draft.tokens)
         accepted += count - 1
         drafting += took
-        seconds += price[width - 1] + (took if count_drafting else 0.0)
+        seconds += price[width - 1] + (took if count_drafting else clock.charged - charged)
         plain += sum(prices.of(rows + place).seconds[plain_width - 1] for place in range(count))
         emitted += count
         length += count
@@ -139,40 +135,6 @@ def replay(
         draft_seconds=drafting,
         plain_seconds=plain,
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scenario:
-    """The engine and machine that a replay stands for: what passes cost, which are exact, what drafters find there."""
-
-    surface_ms: CostSurface
-    exact: RowInvariance
-    target: Target
-
-    @classmethod
-    def read(cls, engine: Path | None, costs: Path | None, vocab_size: int) -> "Scenario":
-        """From an engine directory, a file of costs, or both; raises a `QuasarError` where neither will do."""
-        if engine is None and costs is None:
-            raise GenerationError("what passes cost was not said: give --engine DIR or --costs FILE")
-        exact = RowInvariance(chain=1, widest=MAX_WIDTH, tree=True)
-        warm: Mapping[int, Sequence[int]] = {}
-        surface: CostSurface = {}
-        if engine is not None:
-            directory = open_directory(engine)
-            manifest = directory.manifest
-            if manifest.contract.vocab_size != vocab_size:
-                raise GenerationError(
-                    f"{engine} has {manifest.contract.vocab_size} tokens, the trace's engine had {vocab_size}"
-                )
-            exact, surface = manifest.record.row_invariance, manifest.record.cost_surface_ms
-            warm = directory.successors()
-        if costs is not None:
-            surface = _read_costs(costs)
-        return cls(
-            surface_ms=surface,
-            exact=exact,
-            target=Target(vocab_size=vocab_size, trees=exact.tree, tells_successors=True, warm=warm),
-        )
 
 
 def simulate(
@@ -189,7 +151,7 @@ def simulate(
     Returns the sums, `mean_speed_up` over prompts, and both by category.
     """
     prices = Prices(scenario.surface_ms, widest=MAX_WIDTH)
-    knowledge = Knowledge(Prices(scenario.surface_ms, widest=MAX_WIDTH))
+    knowledge = Knowledge(Prices(scenario.surface_ms, widest=MAX_WIDTH), clock=scenario.clock)
     replays: list[tuple[str, Replay]] = []
     for generation in generations:
         control = make_control(
@@ -199,7 +161,12 @@ def simulate(
             (
                 generation.category,
                 replay(
-                    generation, control, prices, plain_width=scenario.exact.chain or 1, count_drafting=count_drafting
+                    generation,
+                    control,
+                    prices,
+                    exact=scenario.exact,
+                    clock=scenario.clock,
+                    count_drafting=count_drafting,
                 ),
             )
         )
@@ -239,15 +206,3 @@ def halves(generations: Sequence[TracedGeneration]) -> tuple[list[TracedGenerati
         counts[generation.category] = place + 1
         parts[place % 2].append(generation)
     return parts
-
-
-def _read_costs(path: Path) -> CostSurface:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        surface = {int(rows): {int(width): float(ms) for width, ms in row.items()} for rows, row in value.items()}
-    except (OSError, ValueError, TypeError, AttributeError, OverflowError) as error:
-        raise PromptError(f"{path} cannot be read as costs ({error}); {_COSTS}") from None
-    filled = bool(surface) and all(rows >= 0 and row for rows, row in surface.items())
-    if not filled or any(width < 1 or not 0 < ms < math.inf for row in surface.values() for width, ms in row.items()):
-        raise PromptError(f"{path}: rows, widths and milliseconds above 0 were expected; {_COSTS}")
-    return surface

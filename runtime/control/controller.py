@@ -1,7 +1,7 @@
 """The controller: every round, the drafts that bring most expected tokens per millisecond, or none."""
 
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 from runtime.control.candidates import Candidates, Selection, judged, merge, select, to_draft
 from runtime.control.estimates import Estimates, Prior, TextEstimates
@@ -22,8 +22,10 @@ _NEWEST = 0.1
 class Knowledge:
     """What an engine's texts have in common: acceptance rates, prices, and the time that drafters take."""
 
-    def __init__(self, prices: Prices) -> None:
+    def __init__(self, prices: Prices, *, clock: Callable[[], float] | None = None) -> None:
+        """`clock`: seconds, by which drafting is timed; None: this machine's."""
         self.prices = prices
+        self.clock = time.perf_counter if clock is None else clock
         self.estimates = Estimates()
         # Drafter → seconds per token, of the costly ones.
         self.draft_seconds: dict[str, float] = {}
@@ -101,12 +103,13 @@ class Controller:
             name, count, said = self._asked
             branches = len(said.children[-1]) > 1
             at = -1
+            drafter = self._costly[self._costly_names.index(name)]
             for depth, token in enumerate(emitted[:count]):
                 # A token that was asked for and not proposed is none that is right.
                 after = [place for place in said.children[at] if said.tokens[place] == token]
                 # Of a tree, which is not as deep as it is large, only what was proposed.
                 if after or said.children[at] or not branches:
-                    self._estimates.count(*_depth_key(name, depth), right=bool(after))
+                    self._estimates.count(*_depth_key(drafter, name, depth), right=bool(after))
                 if not after:
                     break
                 at = after[0]
@@ -125,8 +128,7 @@ class Controller:
         seconded = candidates.seconded[place]
 
         def prior() -> float:
-            said = getattr(self._cheap[drafter], "prior", None)
-            alone = float(said(evidence)) if said is not None else _FIRST_PRIOR
+            alone = _prior_of(self._cheap[drafter], evidence, _FIRST_PRIOR)
             # Half of the wrong guesses would not be made by two.
             return (1 + alone) / 2 if seconded else alone
 
@@ -140,22 +142,22 @@ class Controller:
             each = self._knowledge.draft_seconds.get(name, drafter.seconds_per_token)
             reached = expected = 1.0
             for count in range(1, most + 1):
-                reached *= self._estimates.rate(*_depth_key(name, count - 1))
+                reached *= self._estimates.rate(*_depth_key(drafter, name, count - 1))
                 expected += reached
                 took = seconds[count] + count * each
                 if expected / took > best_rate:
                     best_rate, best = expected / took, (index, count, expected, took)
-        for index, name in enumerate(self._costly_names):
+        for index, (drafter, name) in enumerate(zip(self._costly, self._costly_names, strict=True)):
             if best is None or index != best[0]:
                 for depth in range(min(most, _DEEPEST + 1)):
-                    self._knowledge.estimates.fade(*_depth_key(name, depth))
+                    self._knowledge.estimates.fade(*_depth_key(drafter, name, depth))
         if best is None:
             return None
         index, count, expected, took = best
         name = self._costly_names[index]
-        start = time.perf_counter()
+        start = self._knowledge.clock()
         draft = ask(self._costly[index], context, count, trees=self._trees)
-        self._time(name, (time.perf_counter() - start) / count)
+        self._time(name, (self._knowledge.clock() - start) / count)
         self._asked = (name, count, merge([draft]))
         if not len(draft.tokens):
             return None
@@ -177,6 +179,13 @@ def _unlike(drafters: Sequence[Drafter]) -> list[str]:
     return names
 
 
-def _depth_key(name: str, depth: int) -> tuple[Hashable, Prior]:
+def _prior_of(drafter: Drafter, evidence: int, otherwise: float) -> float:
+    """What a drafter says of itself, if it does."""
+    said = getattr(drafter, "prior", None)
+    return otherwise if said is None else float(said(evidence))
+
+
+def _depth_key(drafter: Drafter, name: str, depth: int) -> tuple[Hashable, Prior]:
     """What a costly drafter's rate goes by: how many tokens it drafted before."""
-    return (name, min(depth, _DEEPEST), False), lambda: _COSTLY_PRIOR
+    depth = min(depth, _DEEPEST)
+    return (name, depth, False), lambda: _prior_of(drafter, depth, _COSTLY_PRIOR)

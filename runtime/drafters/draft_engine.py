@@ -12,9 +12,11 @@ accepts becomes the sequence that the target verifies, in fewer passes of the en
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
+from engines.cache_rows import HostCacheArrays
 from engines.directory import EngineDirectory, open_directory
 from engines.loading import LoadedEngine, load_opened
 from engines.manifest import CACHE_TREATMENTS, Manifest
@@ -29,6 +31,8 @@ from runtime.drafters.base import NO_DRAFT, Draft, Drafter, Draw, Float32, Int64
 _INNER_TOKENS = 3
 # Rows of the cache at which a token's price is looked up.
 _PRICED_ROWS = 256
+# What is believed of another model's tokens before any was seen: that it is worth its costs.
+_FIRST_PRIOR = 0.8
 
 _log = logging.getLogger("quasar.runtime")
 
@@ -40,10 +44,14 @@ class DraftEngine:
     prefilled anew where they part.
     """
 
-    def __init__(self, loaded: LoadedEngine, *, shares_cache: bool = False) -> None:
-        """`shares_cache`: the session works on the verifier's cache, which holds the text already."""
+    def __init__(self, loaded: LoadedEngine, *, shares_cache: bool = False, agreement: float | None = None) -> None:
+        """`shares_cache`: the session works on the verifier's cache, which holds the text already.
+
+        `agreement`: how often its likeliest token is expected to be the verifier's.
+        """
         self.loaded = loaded
         self.shares_cache = shares_cache
+        self.agreement = agreement
         self.end_ids = frozenset(loaded.directory.manifest.text.eos_token_ids)
         self._session = loaded.session
         self._cached = np.empty(0, np.int64)
@@ -128,6 +136,10 @@ class EngineDrafter:
         """As `CostlyDrafter`."""
         return self._engine.seconds_per_token
 
+    def prior(self, evidence: int) -> float:  # noqa: ARG002 - the form of `Drafter`'s
+        """As `Drafter`: what the build measured (the manifest's `fidelity`), else that it is worth a try."""
+        return _FIRST_PRIOR if self._engine.agreement is None else self._engine.agreement
+
     def sample_with(self, draw: Draw) -> None:
         """As `SamplingDrafter`."""
         self._draw = draw
@@ -143,9 +155,39 @@ class EngineDrafter:
 class DraftEngines:
     """The draft engines of one verifier, loaded when they are first asked for, each once."""
 
-    def __init__(self, target: LoadedEngine) -> None:
-        self._target = target
+    def __init__(
+        self,
+        target: EngineDirectory,
+        *,
+        kernels: str | None = None,
+        caches: HostCacheArrays | None = None,
+        no_cache: str = "",
+        takes_turns: bool = False,
+        adapt: Callable[[LoadedEngine], LoadedEngine] = lambda loaded: loaded,
+    ) -> None:
+        """`target`: the verifier's directory.
+
+        Args:
+            kernels: as `runtime.load` takes them.
+            caches: the verifier's, which engines of the same model may work on.
+            no_cache: why there are none, where there are none.
+            takes_turns: whether the verifier runs in this process, too.
+            adapt: what is made of an engine when it has been loaded.
+        """
+        self._target, self._kernels, self._caches = target, kernels, caches
+        self._no_cache, self._takes_turns, self._adapt = no_cache, takes_turns, adapt
         self._loaded: dict[tuple[Path, bool], DraftEngine] = {}
+
+    @classmethod
+    def of(cls, target: LoadedEngine) -> Self:
+        """Those of a loaded verifier: on its kernels and, where they may, on its cache."""
+        return cls(
+            target.directory,
+            kernels=None if target.kernels is None else target.kernels.name.split()[0],
+            caches=getattr(target.session, "caches", None),
+            no_cache=f"the back end {target.backend} keeps the verifier's where no other engine reaches it",
+            takes_turns=True,
+        )
 
     def open(self, path: Path, *, shares_cache: bool) -> DraftEngine:
         """The engine in a directory, checked against the verifier.
@@ -164,6 +206,7 @@ class DraftEngines:
         for engine in self._loaded.values():
             engine.loaded.session.close()
         self._loaded.clear()
+        self._caches = None
 
     @property
     def nbytes(self) -> int:
@@ -176,33 +219,47 @@ class DraftEngines:
 
     def _load(self, path: Path, *, shares_cache: bool) -> DraftEngine:
         target, directory = self._target, open_directory(path)
-        check_vocabularies(target.directory, directory)
+        check_vocabularies(target, directory)
         if shares_cache:
-            check_shared_cache(target.directory.manifest, directory.manifest, path)
-        if shared_threads() is None:
+            check_shared_cache(target.manifest, directory.manifest, path)
+            if self._caches is None:
+                raise GenerationError(
+                    f"{path} cannot draft on the verifier's cache: {self._no_cache}. With a cache of its own it can: "
+                    f"model:{path}"
+                )
+        if self._takes_turns and shared_threads() is None:
             _log.warning(
                 "%s drafts with threads of its own, which wait in turns with the verifier's and take cores from them: "
                 "call runtime.share_threads() before the first engine is loaded",
                 path,
             )
-        longest, own = target.session.contract.max_length, directory.manifest.contract.max_length
+        longest, own = target.manifest.contract.max_length, directory.manifest.contract.max_length
         if own < longest:
             _log.warning("%s holds %d tokens, the verifier %d: it drafts up to there", path, own, longest)
-        caches = getattr(target.session, "caches", None) if shares_cache else None
-        if shares_cache and caches is None:
-            raise GenerationError(f"{path} cannot work on the verifier's cache on the back end {target.backend}")
+        caches = self._caches if shares_cache else None
         if caches is not None:
             skipped = parse_layers(directory.manifest.skipped_layers, len(caches))
             caches = [pair for layer, pair in enumerate(caches) if layer not in skipped]
-        kernels = None if target.kernels is None else target.kernels.name.split()[0]
-        loaded = load_opened(directory, backend="onnxruntime", kernels=kernels, caches=caches)
+        loaded = self._adapt(load_opened(directory, backend="onnxruntime", kernels=self._kernels, caches=caches))
         _log.info(
             "%s drafts: %.1f MB of weights, %s",
             path,
             loaded.session.memory().weights / 1e6,
             "on the verifier's cache" if shares_cache else f"a cache of {loaded.session.memory().cache / 1e6:.1f} MB",
         )
-        return DraftEngine(loaded, shares_cache=shares_cache)
+        return DraftEngine(
+            loaded, shares_cache=shares_cache, agreement=_expected_agreement(target.manifest, directory.manifest)
+        )
+
+
+def _expected_agreement(target: Manifest, draft: Manifest) -> float | None:
+    """How often the drafting engine's likeliest token was the float model's, where that is the verifier's model, too.
+
+    The verifier is much nearer to the float model than an engine that drafts for it.
+    """
+    if target.hashes.get("checkpoint") != draft.hashes.get("checkpoint"):
+        return None
+    return float(draft.fidelity["continuation"]["top1_agreement"])
 
 
 def check_vocabularies(target: EngineDirectory, draft: EngineDirectory) -> None:

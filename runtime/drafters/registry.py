@@ -87,7 +87,9 @@ def _open_engine(name: str, argument: str, target: Target, *, shares_cache: bool
     if not argument:
         raise GenerationError(f"drafter {name!r} needs an engine directory behind a colon, as in {name}:DIR")
     if target.engines is None:
-        raise GenerationError(f"drafter '{name}:{argument}' needs a verifier that is loaded")
+        raise GenerationError(
+            f"drafter '{name}:{argument}' is compared with the verifier, and there is no engine directory of it here"
+        )
     return target.engines.open(Path(argument), shares_cache=shares_cache)
 
 

@@ -13,7 +13,8 @@ from runtime.control import FixedControl
 from runtime.control.prices import Prices
 from runtime.drafters import PromptLookup
 from runtime.drafters.registry import Target
-from runtime.simulation import Scenario, replay
+from runtime.scenario import Scenario
+from runtime.simulation import replay
 from runtime.traces import Recorder, TracedGeneration
 from tests.runtime.test_cli import command, refused
 from tests.runtime.test_loop import expected, looping
@@ -150,7 +151,7 @@ class TestCommand:
         line = refused(*simulated, "--costs", costs, "--drafter", "suffix", "--num-draft-tokens", 32)
         assert "num_draft_tokens is 32; on this machine 0 to 31 drafts are verified exactly" in line
         line = refused(*simulated, "--costs", costs, "--drafter", "model:DIR")
-        assert "drafter 'model:DIR' needs a verifier that is loaded" in line
+        assert "drafter 'model:DIR' is compared with the verifier, and there is no engine directory of it here" in line
         costs.write_text("{}")
         assert "milliseconds above 0 were expected" in refused(*simulated, "--costs", costs)
         trace.write_text("hello\n")

@@ -1,8 +1,13 @@
 """Replays of recorded generations: exactly the rounds of a run, at the prices of a surface."""
 
+import json
+import time
+
 import numpy as np
 import pytest
 
+import runtime
+from engines.directory import open_directory
 from engines.row_invariance import RowInvariance
 from quasar.errors import GenerationError
 from runtime.control import FixedControl
@@ -10,7 +15,8 @@ from runtime.control.plan import NoControl, Plan
 from runtime.control.prices import Prices
 from runtime.drafters import Draft, PromptLookup, Suffix
 from runtime.drafters.registry import Target
-from runtime.simulation import Replay, Scenario, halves, replay, simulate, total
+from runtime.scenario import ReplayClock, Scenario
+from runtime.simulation import Replay, halves, replay, simulate, total
 from runtime.testing import TableSession, run_loop
 from runtime.traces import Recorder, RecordingControl, TracedGeneration, read_trace
 from tests.runtime.test_loop import expected, hashed, looping
@@ -264,3 +270,109 @@ def test_halves():
     assert [(one.category, one.tokens[0]) for one in even] == [("a", 0), ("b", 2), ("a", 3), ("b", 6), ("c", 8)]
     assert [(one.category, one.tokens[0]) for one in odd] == [("a", 1), ("a", 4), ("b", 5), ("b", 7)]
     assert halves([]) == ([], [])
+
+
+@pytest.fixture(scope="module")
+def recorded(tiny_engine, tmp_path_factory):
+    """A text of the tiny engine, plain."""
+    path = tmp_path_factory.mktemp("trace") / "trace.jsonl"
+    with runtime.load(tiny_engine) as engine, Recorder(path) as recorder:
+        engine.generate("one two three", max_new_tokens=40, ignore_eos=True, drafter="none", recorder=recorder)
+    return read_trace(path)
+
+
+class TestEnginesThatDraft:
+    """They run; what their passes take is what a surface says."""
+
+    @pytest.fixture
+    def costs(self, tmp_path):
+        def write(name, surface):
+            path = tmp_path / name
+            path.write_text(json.dumps(surface))
+            return path
+
+        return write
+
+    def test_their_passes_are_priced(self, tiny_engine, recorded, costs):
+        """The engine drafts for itself, so all is right: three drafts a round in passes of a row, the prompt before."""
+        vocab_size, generations = recorded
+        scenario = Scenario.read(
+            tiny_engine,
+            costs("verifier.json", {16: {1: 10.0, 128: 10.0}}),
+            vocab_size,
+            draft_costs=costs("draft.json", {16: {1: 2.0, 128: 2.0}}),
+        )
+        result = simulate(generations, scenario, f"model:{tiny_engine}", num_draft_tokens=3, count_drafting=False)
+        # 39 tokens behind the first: nine rounds of four and one of three, whose last needs no draft.
+        assert (result["rounds"], result["drafted"], result["accepted"]) == (10, 29, 29)
+        assert result["ms_per_round"] * 10 == pytest.approx(10 * 10.0 + 29 * 2.0)
+        assert scenario.clock.charged == pytest.approx(29 * 2e-3)
+
+    def test_what_proposes_to_them_saves_passes(self, tiny_engine, recorded, costs):
+        """Wider passes cost more, fewer are made; the drafts are the same."""
+        vocab_size, generations = recorded
+        found = {}
+        for kind in ("model", "hierarchical"):
+            scenario = Scenario.read(
+                tiny_engine,
+                costs("verifier.json", {16: {1: 10.0, 128: 10.0}}),
+                vocab_size,
+                draft_costs=costs("draft.json", {16: {1: 2.0, 128: 2.0}}),
+            )
+            found[kind] = simulate(
+                generations, scenario, f"{kind}:{tiny_engine}", num_draft_tokens=5, count_drafting=False
+            )
+        assert found["hierarchical"]["accepted"] == found["model"]["accepted"]
+        assert found["hierarchical"]["ms_per_round"] < found["model"]["ms_per_round"]
+
+    def test_their_own_costs_where_no_others_are_given(self, tiny_engine, recorded):
+        vocab_size, generations = recorded
+        scenario = Scenario.read(tiny_engine, None, vocab_size)
+        simulate(generations, scenario, f"model:{tiny_engine}", num_draft_tokens=3)
+        own = Prices(open_directory(tiny_engine).manifest.record.cost_surface_ms, widest=32)
+        assert scenario.clock.charged == pytest.approx(29 * own.of(0).seconds[0], rel=0.5)
+
+    def test_the_controller_goes_by_their_price(self, tiny_engine, recorded, costs):
+        """At a price above the verifier's own pass they are not asked any more, however fast they are here."""
+        vocab_size, generations = recorded
+        drafted = {}
+        for price in (1.0, 11.0):
+            scenario = Scenario.read(
+                tiny_engine,
+                costs("verifier.json", {16: {1: 10.0, 128: 10.0}}),
+                vocab_size,
+                draft_costs=costs("draft.json", {16: {1: price, 128: price}}),
+            )
+            drafted[price] = simulate(generations, scenario, f"model:{tiny_engine}")["drafted"]
+        assert drafted[1.0] > 20 > 5 > drafted[11.0]
+
+    def test_no_cache_to_share(self, tiny_engine, recorded):
+        scenario = Scenario.read(tiny_engine, None, recorded[0])
+        with pytest.raises(GenerationError, match="cannot draft on the verifier's cache: a replay has none of the"):
+            simulate(recorded[1], scenario, f"self:{tiny_engine}")
+
+    def test_costs_of_drafting_without_an_engine(self, costs):
+        path = costs("draft.json", {16: {1: 2.0}})
+        with pytest.raises(GenerationError, match="compared with the verifier's: give --engine DIR, too"):
+            Scenario.read(None, path, 10, draft_costs=path)
+
+
+def test_the_clock_shows_prices_in_place_of_what_work_took():
+    clock = ReplayClock()
+    start = clock()
+    with clock.charging(5.0):
+        time.sleep(0.05)
+    assert clock.charged == 5.0
+    # Whatever the sleep took is not shown; a busy machine may add a little around it.
+    assert 5.0 <= clock() - start < 5.04
+
+
+def test_no_pass_reaches_over_a_boundary():
+    """At 40 rows attention sums otherwise: a round before it drafts up to there, as the loop's does."""
+    generation = traced([7] * 60, prompt=[7] * 10)
+    kept = Kept(FixedControl(PromptLookup(), 8))
+    replay(generation, kept, prices(), exact=RowInvariance(chain=1, widest=32, boundaries=(40,)))
+    spans = [(one.cache_length + 1, one.cache_length + one.width) for one in kept.outcomes]
+    assert any(last == 39 for _, last in spans)
+    assert all(first >= 40 or last < 40 for first, last in spans)
+    assert max(last - first for first, last in spans) == 8

@@ -110,7 +110,10 @@ def test_recycling_starts_from_what_comes_with_the_engine():
         ("recycling:a:b", "drafter 'recycling:a:b' came; 'recycling' takes nothing behind a colon"),
         ("model", "drafter 'model' needs an engine directory behind a colon, as in model:DIR"),
         ("self:", "drafter 'self' needs an engine directory behind a colon, as in self:DIR"),
-        ("hierarchical:x", "drafter 'hierarchical:x' needs a verifier that is loaded"),
+        (
+            "hierarchical:x",
+            "drafter 'hierarchical:x' is compared with the verifier, and there is no engine directory of it here",
+        ),
         ("magic", f"unknown drafter 'magic'; known are {', '.join(OWN)}"),
         ("sufix", f"unknown drafter 'sufix'; known are {', '.join(OWN)}; did you mean 'suffix'?"),
         ("Suffix:1", f"unknown drafter 'Suffix'; known are {', '.join(OWN)}; did you mean 'suffix'?"),

@@ -1,0 +1,144 @@
+"""The engine and machine that a replay stands for, and the clock that goes by their prices."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from engines.contract import MAX_WIDTH
+from engines.costs import CostSurface
+from engines.directory import open_directory
+from engines.loading import LoadedEngine
+from engines.row_invariance import RowInvariance
+from quasar.errors import GenerationError, PromptError
+from runtime.control.prices import Prices
+from runtime.drafters.draft_engine import DraftEngines
+from runtime.drafters.registry import Target
+
+_COSTS = 'rows → width → milliseconds was expected, as in {"256": {"1": 9.0, "4": 10.3, "8": 15.5}}'
+
+
+class ReplayClock:
+    """Seconds as a replay counts them: those that pass here, but for work at another machine's price."""
+
+    def __init__(self) -> None:
+        # Seconds of work that had a price.
+        self.charged = 0.0
+        # Seconds that it really took.
+        self._hidden = 0.0
+
+    def __call__(self) -> float:
+        """What the clock shows."""
+        return time.perf_counter() - self._hidden + self.charged
+
+    @contextmanager
+    def charging(self, seconds: float) -> Iterator[None]:
+        """What is done meanwhile takes this long, whatever it takes here."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._hidden += time.perf_counter() - start
+            self.charged += seconds
+
+
+class PricedSession:
+    """Another session whose passes take, by a clock, what a surface says."""
+
+    def __init__(self, session: Any, surface_ms: CostSurface, clock: ReplayClock) -> None:
+        self._session, self._clock = session, clock
+        # Pieces of a prompt are wider than any verify pass: there the surface goes on as a line.
+        self._prices = Prices(surface_ms, widest=max(MAX_WIDTH, session.contract.prefill_chunk))
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is the session's own."""
+        return getattr(self._session, name)
+
+    def run(self, token_ids: Sequence[int], cache_length: int, num_logits_rows: int) -> Any:
+        """As the session's own."""
+        with self._clock.charging(self._prices.of(cache_length).seconds[len(token_ids) - 1]):
+            return self._session.run(token_ids, cache_length, num_logits_rows)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """The engine and machine that a replay stands for: what passes cost, which are exact, what drafters find there."""
+
+    surface_ms: CostSurface
+    exact: RowInvariance
+    target: Target
+    clock: ReplayClock = field(default_factory=lambda: ReplayClock())
+
+    @classmethod
+    def read(
+        cls, engine: Path | None, costs: Path | None, vocab_size: int, *, draft_costs: Path | None = None
+    ) -> "Scenario":
+        """From an engine directory, a file of costs, or both.
+
+        Args:
+            engine: costs, exact passes, warm start and vocabulary of this one.
+            costs: of the verifier's passes, in place of the engine's.
+            vocab_size: of the trace.
+            draft_costs: of passes of engines that draft, in place of their own.
+
+        Raises:
+            QuasarError: neither engine nor costs, or what cannot be read.
+        """
+        clock = ReplayClock()
+        engines: DraftEngines | None = None
+        if engine is None and costs is None:
+            raise GenerationError("what passes cost was not said: give --engine DIR or --costs FILE")
+        exact = RowInvariance(chain=1, widest=MAX_WIDTH, tree=True)
+        warm: Mapping[int, Sequence[int]] = {}
+        surface: CostSurface = {}
+        if engine is not None:
+            directory = open_directory(engine)
+            manifest = directory.manifest
+            if manifest.contract.vocab_size != vocab_size:
+                raise GenerationError(
+                    f"{engine} has {manifest.contract.vocab_size} tokens, the trace's engine had {vocab_size}"
+                )
+            exact, surface = manifest.record.row_invariance, manifest.record.cost_surface_ms
+            warm = directory.successors()
+            engines = DraftEngines(
+                directory,
+                adapt=_at_costs(clock, None if draft_costs is None else _read_costs(draft_costs)),
+                no_cache="a replay has none of the verifier's",
+            )
+        elif draft_costs is not None:
+            raise GenerationError("engines that draft are compared with the verifier's: give --engine DIR, too")
+        if costs is not None:
+            surface = _read_costs(costs)
+        return cls(
+            surface_ms=surface,
+            exact=exact,
+            target=Target(vocab_size=vocab_size, trees=exact.tree, tells_successors=True, warm=warm, engines=engines),
+            clock=clock,
+        )
+
+
+def _at_costs(clock: ReplayClock, surface_ms: CostSurface | None) -> Callable[[LoadedEngine], LoadedEngine]:
+    """Makes an engine's passes take what a surface says by the clock; None: what its own says."""
+
+    def adapt(loaded: LoadedEngine) -> LoadedEngine:
+        record = loaded.record if surface_ms is None else replace(loaded.record, cost_surface_ms=surface_ms)
+        session: Any = PricedSession(loaded.session, record.cost_surface_ms, clock)
+        return replace(loaded, record=record, session=session)
+
+    return adapt
+
+
+def _read_costs(path: Path) -> CostSurface:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        surface = {int(rows): {int(width): float(ms) for width, ms in row.items()} for rows, row in value.items()}
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise PromptError(f"{path} cannot be read as costs ({error}); {_COSTS}") from None
+    filled = bool(surface) and all(rows >= 0 and row for rows, row in surface.items())
+    if not filled or any(width < 1 or not 0 < ms < math.inf for row in surface.values() for width, ms in row.items()):
+        raise PromptError(f"{path}: rows, widths and milliseconds above 0 were expected; {_COSTS}")
+    return surface
