@@ -43,7 +43,7 @@ DrafterName = Annotated[
     typer.Option(
         "--drafter",
         metavar="NAME[,NAME]",
-        help="auto, none, prompt-lookup[:MIN-MAX], suffix, recycling, model:DIR, self:DIR, hierarchical:DIR; of "
+        help="auto, none, prompt-lookup[:MIN-MAX], suffix, recycling[:kept], model:DIR, self:DIR, hierarchical:DIR; of "
         "several, what pays is taken round by round.",
     ),
 ]

@@ -24,7 +24,7 @@ def print_drafts(stats: Stats) -> None:
     """Rounds by drafter and length; what a controller expected of them beside what came."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("drafter", "K", "rounds", "tokens per round", "expected", "ms per round", "expected"):
-        table.add_column(column, justify="left" if column == "drafter" else "right")
+        _add_column(table, column, names=column == "drafter")
     for one in stats.drafts:
         expected = ["", ""]
         if one.expected_rounds:
@@ -49,7 +49,7 @@ def print_bench(result: dict[str, Any]) -> None:
     out = Console(highlight=False)
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("arm", "tokens", "decode s", "tokens/s", "acceptance length", "ms per round", "prefill s"):
-        table.add_column(column, justify="left" if column == "arm" else "right")
+        _add_column(table, column, names=column == "arm")
     for name, arm in result["arms"].items():
         table.add_row(
             name.replace("_", " "),
@@ -75,7 +75,7 @@ def print_simulation(result: dict[str, Any]) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0))
     names = ("", "prompts", "acceptance length", "speed-up", "mean over prompts", "ms per round", "of these drafting")
     for name in names:
-        table.add_column(name, justify="right" if name else "left")
+        _add_column(table, name, names=not name)
     for name, part in {"all": result, **result["categories"]}.items():
         table.add_row(
             name or "(no category)",
@@ -87,3 +87,8 @@ def print_simulation(result: dict[str, Any]) -> None:
             f"{part['draft_ms_per_round']:.2f}",
         )
     Console(highlight=False).print(table)
+
+
+def _add_column(table: Table, title: str, *, names: bool) -> None:
+    """A column of names, which stay whole on a narrow screen, or of figures."""
+    table.add_column(title, justify="left" if names else "right", no_wrap=names)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines import LoadedEngine
+from engines.machine import user_cache
 from engines.text import open_codec
 from quasar.errors import GenerationError, QuasarError
 from quasar.text import Message, TextCodec
@@ -22,6 +23,8 @@ from runtime.control.make import make_control
 from runtime.control.plan import Control
 from runtime.control.prices import Prices
 from runtime.drafters.draft_engine import DraftEngines
+from runtime.drafters.kept_successors import KeptSuccessors
+from runtime.drafters.recycling import KEPT
 from runtime.drafters.registry import Target
 from runtime.events import Event
 from runtime.kv_cache import KVCache
@@ -59,6 +62,12 @@ class Core:
         self.turns = CacheTurns(loaded.session)
         self.sampler = _make_sampler()
         self.draft_engines = DraftEngines.of(loaded)
+        manifest = loaded.directory.manifest
+        self.kept_successors = KeptSuccessors(
+            user_cache() / "successors" / f"{manifest.engine_hash[:16]}.npy",
+            vocab_size=manifest.contract.vocab_size,
+            k=KEPT,
+        )
         self._logits: Float32 | None = None
 
     @cached_property
@@ -71,6 +80,7 @@ class Core:
             tells_successors=contract.top_k > 0,
             warm=self.loaded.directory.successors(),
             engines=self.draft_engines,
+            kept=self.kept_successors,
         )
 
     @cached_property
@@ -87,6 +97,7 @@ class Core:
         """Wait for the step that is running, and free the sessions."""
         self.turns.close()
         self.draft_engines.close()
+        self.kept_successors.save()
 
     def new_tenant(self, cache: KVCache | None = None) -> Tenant:
         """A text that takes turns, with an empty cache or a copy of another's."""

@@ -90,10 +90,11 @@ class Price:
     than that times the rate so far cannot raise it (`candidates.select`).
     """
 
-    __slots__ = ("least_ahead", "seconds")
+    __slots__ = ("_padded", "least_ahead", "seconds")
 
     def __init__(self, seconds: list[float]) -> None:
         self.seconds = seconds
+        self._padded: dict[int, Price] = {}
         last = len(seconds)
         self.least_ahead = [
             min((seconds[more] - seconds[here]) / (more - here) for more in range(here + 1, last))
@@ -105,8 +106,10 @@ class Price:
         """The same where narrower passes are made as wide as this."""
         if plain_width == 1:
             return self
-        narrow = plain_width - 1
-        return Price([self.seconds[narrow]] * narrow + self.seconds[narrow:])
+        if plain_width not in self._padded:
+            narrow = plain_width - 1
+            self._padded[plain_width] = Price([self.seconds[narrow]] * narrow + self.seconds[narrow:])
+        return self._padded[plain_width]
 
 
 def _terms(width: float, ratio: float = 1.0) -> tuple[float, float, float, float, float]:

@@ -10,6 +10,9 @@ from runtime.drafters.base import Int64
 
 # Stands between two texts, so that no match reaches over the end of one: no vocabulary has it.
 _SEPARATOR = (1 << 31) - 1
+# Where a corpus has changed, so much of a context's end is looked up anew: the longest match that is told apart is
+# shorter (`suffix._LENGTH_BOUNDS`).
+_LOOKED_UP = 64
 
 
 class _Half:
@@ -37,9 +40,10 @@ class Corpus:
             raise GenerationError(f"max_tokens is {max_tokens}; 2 or more was expected")
         self._capacity = max_tokens // 2
         self.lock = threading.Lock()
-        # The newest last. Dropped halves get no new generation number.
+        # The newest last.
         self.halves = [_Half(self._capacity)]
-        self.generation = 0
+        # How often something was added or dropped.
+        self.changes = 0
 
     def add(self, token_ids: Int64 | list[int] | tuple[int, ...]) -> None:
         """Remember a text, an answer's `token_ids`, say; of one that is longer than half of what fits, its end."""
@@ -53,8 +57,8 @@ class Corpus:
         with self.lock:
             if self.halves[-1].length + len(text) > self._capacity:
                 self.halves = [self.halves[-1], _Half(self._capacity)]
-                self.generation += 1
             self.halves[-1].add(text)
+            self.changes += 1
 
     def __len__(self) -> int:
         """Tokens that are remembered, ends of texts included."""
@@ -73,7 +77,7 @@ class CorpusMatch:
 
     def __init__(self, corpus: Corpus) -> None:
         self._corpus = corpus
-        self._generation = -1
+        self._changes = -1
         self._places: list[tuple[int, int]] = []
         self._seen = np.empty(0, np.int64)
         self.length = 0
@@ -84,9 +88,9 @@ class CorpusMatch:
         corpus = self._corpus
         with corpus.lock:
             known = len(self._seen)
-            if corpus.generation != self._generation or not np.array_equal(self._seen, context[:known]):
-                self._generation, self._places, known = corpus.generation, [], 0
-            self._places += [(0, 0)] * (len(corpus.halves) - len(self._places))
+            if corpus.changes != self._changes or not np.array_equal(self._seen, context[:known]):
+                self._changes, known = corpus.changes, max(0, len(context) - _LOOKED_UP)
+                self._places = [(0, 0)] * len(corpus.halves)
             self.length, self._source = 0, None
             for index, half in enumerate(corpus.halves):
                 state, length = half.automaton.advance(*self._places[index], context[known:])

@@ -12,9 +12,10 @@ import numpy as np
 
 from quasar.errors import GenerationError
 from runtime.drafters.base import NO_DRAFT, Draft, Int64
+from runtime.drafters.kept_successors import KeptSuccessors
 
 # Successors that are kept of each token, and how deep drafts go: more brought nothing (docs/drafters.md, "Constants").
-_KEPT, _DEEPEST = 4, 3
+KEPT, _DEEPEST = 4, 3
 # How often a token's successor was right, by rank; the product ranks the places of a tree.
 _PRIORS = (0.35, 0.12, 0.06, 0.04)
 # A warm start's are of another text.
@@ -22,29 +23,39 @@ _WARM_SHARE = 0.6
 
 
 class Recycling:
-    """Successors as the verifier saw them in this text; `warm` ones serve for tokens that it has not fed yet.
+    """Successors as the verifier saw them in this text; others serve for tokens that it has not fed yet.
 
     Needs an engine that tells them (`contract.top_k`): without, nothing but `warm` is drafted.
     """
 
     name = "recycling"
 
-    def __init__(self, *, branches: int = 1, warm: Mapping[int, Sequence[int]] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        branches: int = 1,
+        warm: Mapping[int, Sequence[int]] | None = None,
+        kept: KeptSuccessors | None = None,
+    ) -> None:
         """Make one.
 
         Args:
             branches: 1 drafts a chain; more, up to 4, a tree, for engines on which trees are exact.
             warm: token → successors, likeliest first, from other texts.
+            kept: successors of the user's earlier texts, which come before `warm`; this text's are added. What was
+                said before then shows in how long answers take.
         """
-        if not 1 <= branches <= _KEPT:
-            raise GenerationError(f"branches is {branches}; 1 to {_KEPT} was expected")
+        if not 1 <= branches <= KEPT:
+            raise GenerationError(f"branches is {branches}; 1 to {KEPT} was expected")
         self._branches = branches
-        self._warm = warm or {}
+        self._warm, self._kept = warm or {}, kept
         self._successors: dict[int, list[int]] = {}
 
     def observe(self, tokens: Int64, successors: Int64) -> None:
         """As `ObservingDrafter`."""
-        self._successors.update(zip(tokens.tolist(), successors[:, :_KEPT].tolist(), strict=True))
+        self._successors.update(zip(tokens.tolist(), successors[:, :KEPT].tolist(), strict=True))
+        if self._kept is not None:
+            self._kept.update(tokens, successors)
 
     def propose(self, context: Int64, max_tokens: int) -> Draft:
         """As `Drafter`."""
@@ -65,13 +76,13 @@ class Recycling:
             token = last if parent == -1 else tokens[parent]
             seen = self._successors.get(token)
             warm = seen is None
-            known = self._warm.get(token) if seen is None else seen
+            known = self._of_other_texts(token) if seen is None else seen
             if known is None or rank >= len(known):
                 continue
             places[index] = len(tokens)
             tokens.append(known[rank])
             parents.append(parent)
-            evidence.append((depth * 2 + warm) * _KEPT + rank)
+            evidence.append((depth * 2 + warm) * KEPT + rank)
         if not tokens:
             return NO_DRAFT
         return Draft(
@@ -80,9 +91,13 @@ class Recycling:
             evidence=np.array(evidence, np.int64),
         )
 
+    def _of_other_texts(self, token: int) -> Sequence[int] | None:
+        kept = None if self._kept is None else self._kept.get(token)
+        return self._warm.get(token) if kept is None else kept
+
     def prior(self, evidence: int) -> float:
         """The probability of a guess, before any was seen."""
-        return _PRIORS[evidence % _KEPT] * (_WARM_SHARE if evidence // _KEPT % 2 else 1.0)
+        return _PRIORS[evidence % KEPT] * (_WARM_SHARE if evidence // KEPT % 2 else 1.0)
 
 
 _UNKNOWN = -2

@@ -11,6 +11,7 @@ from pathlib import Path
 from quasar.errors import GenerationError
 from runtime.drafters.base import Drafter
 from runtime.drafters.draft_engine import DraftEngine, DraftEngines, EngineDrafter
+from runtime.drafters.kept_successors import KeptSuccessors
 from runtime.drafters.prompt_lookup import PromptLookup
 from runtime.drafters.recycling import Recycling
 from runtime.drafters.suffix import Suffix
@@ -18,6 +19,8 @@ from runtime.drafters.suffix import Suffix
 # The entry-point group under which a package registers a `Factory` by name.
 ENTRY_POINTS = "quasar_verifier.drafters"
 NONE, AUTO = "none", "auto"
+# Behind "recycling:": successors are kept between processes.
+_KEEPS = "kept"
 _SIZES = re.compile(r"(\d{1,9})-(\d{1,9})")
 # Branches of trees, where they are exact: more were hardly ever verified (docs/drafters.md, "Constants").
 _SUFFIX_BRANCHES, _RECYCLING_BRANCHES = 2, 4
@@ -29,7 +32,7 @@ class Target:
 
     `trees`: whether they are exact on it. `tells_successors`: whether its passes tell the likeliest tokens. `warm`:
     token → successors, likeliest first, that come with the engine. `engines`: where engines that draft for it are
-    loaded; None where there is no verifier to draft for.
+    loaded; None where there is no verifier to draft for. `kept`: successors of the user's earlier texts.
     """
 
     vocab_size: int
@@ -37,6 +40,7 @@ class Target:
     tells_successors: bool
     warm: Mapping[int, Sequence[int]]
     engines: DraftEngines | None = None
+    kept: KeptSuccessors | None = None
 
 
 # What stands behind the name and a colon ("" for nothing) and the verifier → a drafter for one text.
@@ -62,13 +66,18 @@ def _suffix(argument: str, target: Target) -> Drafter:
 
 
 def _recycling(argument: str, target: Target) -> Drafter:
-    _refuse_argument("recycling", argument)
+    if argument not in ("", _KEEPS):
+        raise GenerationError(f"drafter 'recycling:{argument}' came; 'recycling' or 'recycling:{_KEEPS}' was expected")
     if not target.tells_successors:
         raise GenerationError(
             "drafter 'recycling' needs the verifier's likeliest tokens, and this engine's graph does not tell them: "
             "build it again with this version"
         )
-    return Recycling(branches=_RECYCLING_BRANCHES if target.trees else 1, warm=target.warm)
+    return Recycling(
+        branches=_RECYCLING_BRANCHES if target.trees else 1,
+        warm=target.warm,
+        kept=target.kept if argument else None,
+    )
 
 
 def _model(argument: str, target: Target) -> Drafter:

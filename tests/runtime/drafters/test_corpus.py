@@ -177,7 +177,7 @@ def test_threads_share_a_corpus():
     for thread in threads:
         thread.join()
     assert failures == []
-    assert corpus.generation > 3
+    assert corpus.changes > 3
 
 
 def test_memory_is_bounded():
@@ -222,3 +222,21 @@ def test_the_largest_id_and_empty_texts_are_taken():
     corpus.add(array([4, 5]))
     assert look_up(corpus, [_SEPARATOR - 1]) == (1, [3])
     assert look_up(corpus, [4]) == (1, [5])
+
+
+def test_texts_that_come_while_a_context_is_followed():
+    """Found at once, and a match that a text has made longer is followed in the new one."""
+    corpus = Corpus()
+    match = CorpusMatch(corpus)
+    context = np.array([1, 2, 3])
+    assert match.longest(context).length == 0
+    corpus.add([9, 2, 3, 7])
+    assert (match.longest(context).length, match.continuation(3).tolist()) == (2, [7])
+    corpus.add([1, 2, 3, 4, 5])
+    assert (match.longest(context).length, match.continuation(3).tolist()) == (3, [4, 5])
+    assert match.longest(np.array([1, 2, 3, 4])).continuation(3).tolist() == [5]
+    # Of a long context only the end is looked up anew.
+    long = np.arange(100, 400)
+    corpus.add(long)
+    assert match.longest(long[:-5]).length == 64
+    assert match.continuation(5).tolist() == long[-5:].tolist()

@@ -10,7 +10,7 @@ from quasar.errors import GenerationError
 from runtime.control.plan import NO_PLAN, Outcome, tell
 from runtime.drafters import Recycling
 from runtime.drafters.base import ObservingDrafter, ask
-from runtime.drafters.recycling import _KEPT, _PRIORS
+from runtime.drafters.recycling import _PRIORS, KEPT
 from runtime.testing import TableSession, run_loop
 
 DEEPEST = 3
@@ -40,7 +40,7 @@ def paths(draft):
 
 def everything(tokens=40):
     """Every token is known, and leads to four others."""
-    return {token: [(5 * token + rank + 1) % tokens for rank in range(_KEPT)] for token in range(tokens)}
+    return {token: [(5 * token + rank + 1) % tokens for rank in range(KEPT)] for token in range(tokens)}
 
 
 def test_a_chain_of_what_was_likeliest():
@@ -91,7 +91,7 @@ def test_a_tree_has_the_likeliest_places(branches):
             rank_of = [everything()[above].index(token) for above, token in itertools.pairwise((1, *path))]
             products.append(math.prod(_PRIORS[rank] for rank in rank_of))
             # What it rests on: depth, seen in this text, rank.
-            assert divmod(evidence, _KEPT) == (2 * (len(path) - 1), rank_of[-1])
+            assert divmod(evidence, KEPT) == (2 * (len(path) - 1), rank_of[-1])
         np.testing.assert_allclose(products, likeliest[: len(found)])
 
 
@@ -111,7 +111,7 @@ def test_no_more_than_asked_for_whatever_is_known(branches):
         assert len(set(found)) == len(found)
         for path, evidence in zip(found, [] if draft.evidence is None else draft.evidence.tolist(), strict=True):
             above = ((3, *path))[-2]
-            place, rank = divmod(evidence, _KEPT)
+            place, rank = divmod(evidence, KEPT)
             depth, is_warm = divmod(place, 2)
             assert depth == len(path) - 1 < DEEPEST
             assert rank < branches
@@ -153,8 +153,8 @@ def test_warm_successors_serve_until_a_token_is_seen():
 def test_priors():
     drafter = Recycling()
     for depth in range(DEEPEST):
-        own = [drafter.prior(2 * depth * _KEPT + rank) for rank in range(_KEPT)]
-        others = [drafter.prior((2 * depth + 1) * _KEPT + rank) for rank in range(_KEPT)]
+        own = [drafter.prior(2 * depth * KEPT + rank) for rank in range(KEPT)]
+        others = [drafter.prior((2 * depth + 1) * KEPT + rank) for rank in range(KEPT)]
         assert own == sorted(own, reverse=True)
         assert all(0 < warm < seen < 1 for warm, seen in zip(others, own, strict=True))
 
