@@ -27,7 +27,7 @@ def main() -> int:
         engine.generate(options.prompt, max_new_tokens=4)  # warm up
         kernels = engine.kernels
         print(f"prompt: {options.prompt}")
-        for name, drafter in (("plain", "none"), ("speculative", "prompt-lookup")):
+        for name, drafter in (("plain", "none"), ("speculative", "auto")):
             print(f"\n--- {name} ---")
             token_ids[name] = []
             for event in engine.stream(options.prompt, max_new_tokens=options.max_new_tokens, drafter=drafter):

@@ -126,7 +126,7 @@ def build(
         str,
         typer.Option(
             metavar="LAYERS",
-            help="Leave layers out, as in 3,10-19: for an engine that drafts (--drafter self:DIR).",
+            help="Leave out these layers, counted from 0, as in 3,10-19: for an engine that drafts (self:DIR).",
             show_default=False,
         ),
     ] = "",

@@ -229,7 +229,7 @@ class Engine:
             core.turns.release(tenant)
 
     def memory(self) -> Memory:
-        """Bytes of weights, KV cache and buffers, and of conversations that wait."""
+        """Bytes of weights, KV cache and buffers, of conversations that wait, and of engines that draft."""
         core = self._open()
         session = core.loaded.session.memory()
         return Memory(

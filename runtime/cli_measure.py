@@ -98,14 +98,19 @@ def simulate(
     trace: Annotated[Path, typer.Option("--trace", metavar="FILE", help="What --record wrote.")],
     directory: Annotated[
         Path | None,
-        typer.Option("--engine", metavar="DIR", help="Costs, trees and warm start of this engine.", show_default=False),
+        typer.Option(
+            "--engine",
+            metavar="DIR",
+            help="Its costs, whether trees are exact on it, and its likeliest successors.",
+            show_default=False,
+        ),
     ] = None,
     costs: Annotated[
         Path | None,
         typer.Option(
             "--costs",
             metavar="FILE",
-            help="Costs in its place, as JSON: rows in the cache → width → milliseconds.",
+            help="Costs in place of the engine's, as JSON: rows in the cache → width → milliseconds.",
             show_default=False,
         ),
     ] = None,
@@ -114,18 +119,21 @@ def simulate(
         typer.Option(
             "--draft-costs",
             metavar="FILE",
-            help="What passes of engines that draft cost, in place of their own costs.",
+            help="The same for engines that draft; needs --engine.",
             show_default=False,
         ),
     ] = None,
     drafter: DrafterName = "auto",
     num_draft_tokens: DraftTokens = None,
     half: Annotated[
-        str, typer.Option(metavar="even|odd|all", help="Every second generation of each category, or the others.")
+        str,
+        typer.Option(
+            metavar="even|odd|all", help="even: the 1st, 3rd, … generation of each category; odd: the others."
+        ),
     ] = "all",
     json: Json = None,
 ) -> None:
-    """Replay recorded generations against a drafter: acceptance length and expected speed-up, without the model.
+    """Replay recorded generations against a drafter: acceptance length and expected speed-up, without the verifier.
 
     Engines that draft do run, and their passes count as what they cost where they were measured (or --draft-costs).
     """

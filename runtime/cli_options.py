@@ -21,7 +21,10 @@ Threads = Annotated[int, typer.Option("--threads", help="0 takes one per physica
 Record = Annotated[
     Path | None,
     typer.Option(
-        "--record", metavar="FILE", help="Write tokens and likeliest tokens there, for simulate.", show_default=False
+        "--record",
+        metavar="FILE",
+        help="Write prompts, answers and likeliest tokens there, as ids, for simulate; a file is replaced.",
+        show_default=False,
     ),
 ]
 Backend = Annotated[
@@ -52,7 +55,7 @@ DraftTokens = Annotated[
     typer.Option(
         "--num-draft-tokens",
         metavar="K",
-        help="Drafts per round, at most; one drafter then drafts K every round (default: the controller's choice).",
+        help="Drafts per round, at most; one drafter then drafts up to K every round (default: what pays).",
         show_default=False,
     ),
 ]

@@ -23,7 +23,7 @@ def describe(stats: Stats) -> str:
 def print_drafts(stats: Stats) -> None:
     """Rounds by drafter and length; what a controller expected of them beside what came."""
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("drafter", "K", "rounds", "tokens per round", "expected", "ms per round", "expected"):
+    for column in ("drafter", "K", "rounds", "tokens per round", "expected tokens", "ms per round", "expected ms"):
         _add_column(table, column, names=column == "drafter")
     for one in stats.drafts:
         expected = ["", ""]

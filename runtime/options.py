@@ -59,7 +59,9 @@ class OptionsDict(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationOptions:
-    """Every option of a generation. The tokens depend on none of `drafter`, `num_draft_tokens`, `deadline`, `cancel`.
+    """Every option of a generation.
+
+    The tokens do not depend on `drafter`, `num_draft_tokens` or `recorder`; `deadline` and `cancel` only cut the text.
 
     Logits pass, in this order: `logit_bias`, the penalties, `min_new_tokens`, `logits_processor`, `temperature`,
     `top_k`, `top_p`, `min_p`; each as transformers has it, presence and frequency as vLLM and OpenAI do.
@@ -83,10 +85,11 @@ class GenerationOptions:
     logprobs: log-probabilities of every emitted token and of so many most likely ones, from the model's own logits.
     deadline: seconds from the call until the text ends with finish_reason "deadline".
     cancel: a threading.Event, say, that ends the text within one round, with finish_reason "cancelled".
-    drafter: what proposes tokens: "auto", "none", "prompt-lookup", "suffix", "recycling", any `Drafter`, or several of
-        these, of which the controller takes what pays, round by round (docs/drafters.md).
-    num_draft_tokens: drafts per round, at most; one drafter then drafts so many in every round. None leaves it to the
-        controller.
+    drafter: what proposes tokens: "auto", "none", "prompt-lookup[:MIN-MAX]", "suffix", "recycling[:kept]", "model:DIR",
+        "self:DIR", "hierarchical:DIR", any `Drafter`, or several of these, of which the controller takes what pays,
+        round by round (docs/drafters.md).
+    num_draft_tokens: drafts per round, at most; one drafter then drafts up to so many in every round. None leaves it to
+        the controller.
     chat_template: False feeds a string as it stands.
     recorder: a `Recorder` that the generation is written to, for `python -m runtime simulate`.
     """

@@ -73,6 +73,8 @@ def _recycling(argument: str, target: Target) -> Drafter:
             "drafter 'recycling' needs the verifier's likeliest tokens, and this engine's graph does not tell them: "
             "build it again with this version"
         )
+    if argument and target.kept is None:
+        raise GenerationError("drafter 'recycling:kept' keeps what an engine saw, and there is none here: 'recycling'")
     return Recycling(
         branches=_RECYCLING_BRANCHES if target.trees else 1,
         warm=target.warm,
