@@ -44,13 +44,13 @@ def count_successors(rows: Iterable[tuple[Int64, Int64]], k: int) -> dict[int, l
     }
 
 
-def write_successors(path: Path, successors: Successors, k: int) -> None:
+def write_successors(path: Path, successors: Successors, k: int, mode: int = 0o644) -> None:
     """Write the file, whole or not at all."""
     table = np.full((len(successors), 1 + k), -1, np.int32)
     for row, (token, found) in zip(table, sorted(successors.items()), strict=True):
         row[0] = token
         row[1 : 1 + len(found)] = found
-    with atomic_path(path) as partial, partial.open("wb") as file:
+    with atomic_path(path, mode) as partial, partial.open("wb") as file:
         np.save(file, table)
 
 

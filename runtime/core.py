@@ -132,6 +132,9 @@ class Core:
     def start(self, ids: Int64, options: GenerationOptions, tenant: Tenant | None = None) -> Iterator[Event]:
         """Check everything now, and generate when the events are asked for. `tenant`: a conversation's text."""
         session = self.loaded.session
+        # What is wrong with the text is said before an engine that drafts is loaded.
+        options.check_vocabulary(session.contract.vocab_size)
+        check_prompt(ids, session.contract)
         seed = options.seed
         if options.temperature > 0 and seed is None:
             seed = secrets.randbits(64)
@@ -145,8 +148,6 @@ class Core:
         )
         if options.recorder is not None:
             control = RecordingControl(control, options.recorder, session.contract.vocab_size)
-        options.check_vocabulary(session.contract.vocab_size)
-        check_prompt(ids, session.contract)
         stop_ids = options.stop_ids if options.ignore_eos else options.stop_ids | self.end_ids
         rules = StopRules(
             max_new_tokens=options.max_new_tokens,
@@ -219,10 +220,10 @@ class _Run:
             self.core.turns.end(tenant)
             if kept is None:
                 self.core.turns.release(tenant)
-            if isinstance(self.control, RecordingControl):
-                self.control.finish()
             if not ended:
                 _report(tally.stats(), self.core.hooks)
+            if isinstance(self.control, RecordingControl):
+                _finish(self.control)
 
     def _step(self, rounds: Iterator[Round], tenant: Tenant, tally: Tally) -> Round:
         asked = time.perf_counter()
@@ -296,6 +297,14 @@ def _make_sampler() -> TokenSampler:
     except QuasarError as error:
         _log.info("tokens are drawn by numpy: %s", error)
         return reference_sampler
+
+
+def _finish(recording: RecordingControl) -> None:
+    """Write a generation down; a file that is closed or full ends no answer."""
+    try:
+        recording.finish()
+    except (OSError, ValueError) as error:
+        _log.warning("a generation could not be recorded: %s", error)
 
 
 def _report(stats: Stats, hooks: Hooks) -> None:

@@ -6,6 +6,7 @@ engine does not tell them.
 """
 
 import json
+import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -31,7 +32,7 @@ class TracedGeneration:
 
 
 class Recorder:
-    """Writes generations to a file as they end; what stands there is replaced. A context manager.
+    """Writes generations to a file as they end; what stands there is replaced. A context manager. Thread-safe.
 
     It holds users' texts as token ids: keep the file accordingly. `category` goes into what is recorded from then on.
     """
@@ -40,6 +41,7 @@ class Recorder:
         self.category = ""
         self._path = Path(path)
         self._begun = False
+        self._lock = threading.Lock()
         try:
             self._file = self._path.open("w", encoding="utf-8")
         except OSError as error:
@@ -59,10 +61,11 @@ class Recorder:
 
     def write(self, generation: TracedGeneration, vocab_size: int) -> None:
         """Append a generation of an engine with this vocabulary."""
-        if not self._begun:
-            self._begun = True
-            self._line({"trace": _VERSION, "vocab_size": vocab_size})
-        self._line(asdict(generation))
+        with self._lock:
+            if not self._begun:
+                self._begun = True
+                self._line({"trace": _VERSION, "vocab_size": vocab_size})
+            self._line(asdict(generation))
 
     def _line(self, value: dict[str, Any]) -> None:
         self._file.write(json.dumps(value, separators=(",", ":")) + "\n")

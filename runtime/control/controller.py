@@ -1,5 +1,6 @@
 """The controller: every round, the drafts that bring most expected tokens per millisecond, or none."""
 
+import math
 import time
 from collections.abc import Callable, Hashable, Sequence
 
@@ -15,8 +16,10 @@ _FIRST_PRIOR, _COSTLY_PRIOR = 0.5, 0.8
 _DEEPEST = 15
 # Tokens that cheap drafters are asked for, at least.
 _LEAST_REACH = 8
-# Of the time that drafting takes, the newest round's share in what is expected.
-_NEWEST = 0.1
+# Of the time that drafting takes, the newest round's share in what is expected, and the share that is forgotten in a
+# round in which nothing was measured: what was slow once is tried again, as what was wrong once is. Behind so many such
+# rounds the newest one counts alone.
+_NEWEST, _FORGOTTEN, _LONG_UNASKED = 0.1, 0.002, 32
 
 
 class Knowledge:
@@ -59,6 +62,10 @@ class Controller:
         self._knowledge, self._estimates = knowledge, TextEstimates(knowledge.estimates)
         self._most, self._trees, self._plain_width = most, trees, plain_width
         self._candidates: Candidates | None = None
+        # Costly drafters that this text has asked: the first time an engine reads the whole prompt.
+        self._begun: set[str] = set()
+        # Rounds since they were asked.
+        self._unasked = dict.fromkeys(self._costly_names, 0)
         # The name of the costly drafter that was asked, for how many tokens, and what it said.
         self._asked: tuple[str, int, Candidates] | None = None
         # How many tokens the cheap drafters are asked for.
@@ -139,7 +146,9 @@ class Controller:
         best_rate = cheap.tokens / cheap.seconds
         best: tuple[int, int, float, float] | None = None
         for index, (drafter, name) in enumerate(zip(self._costly, self._costly_names, strict=True)):
-            each = self._knowledge.draft_seconds.get(name, drafter.seconds_per_token)
+            each = self._seconds_of(drafter, name)
+            if math.isinf(each):
+                continue
             reached = expected = 1.0
             for count in range(1, most + 1):
                 reached *= self._estimates.rate(*_depth_key(drafter, name, count - 1))
@@ -149,23 +158,43 @@ class Controller:
                     best_rate, best = expected / took, (index, count, expected, took)
         for index, (drafter, name) in enumerate(zip(self._costly, self._costly_names, strict=True)):
             if best is None or index != best[0]:
-                for depth in range(min(most, _DEEPEST + 1)):
-                    self._knowledge.estimates.fade(*_depth_key(drafter, name, depth))
+                self._forget(drafter, name, most)
         if best is None:
             return None
         index, count, expected, took = best
         name = self._costly_names[index]
         start = self._knowledge.clock()
         draft = ask(self._costly[index], context, count, trees=self._trees)
-        self._time(name, (self._knowledge.clock() - start) / count)
+        took_here = self._knowledge.clock() - start
+        if not len(draft.tokens) and math.isinf(self._costly[index].seconds_per_token):
+            return None
+        if name in self._begun:
+            self._time(name, took_here / count)
+        self._begun.add(name)
+        self._unasked[name] = 0
         self._asked = (name, count, merge([draft]))
         if not len(draft.tokens):
             return None
         return Plan(draft=draft, drafter=name, expected_tokens=expected, expected_seconds=took)
 
+    def _seconds_of(self, drafter: CostlyDrafter, name: str) -> float:
+        """Per token: as measured, or as it says itself; infinite where it drafts no more in this text."""
+        says = drafter.seconds_per_token
+        return says if math.isinf(says) else self._knowledge.draft_seconds.get(name, says)
+
+    def _forget(self, drafter: CostlyDrafter, name: str, most: int) -> None:
+        """What is known of a drafter that was not asked goes back to what it says of itself, little by little."""
+        for depth in range(min(most, _DEEPEST + 1)):
+            self._knowledge.estimates.fade(*_depth_key(drafter, name, depth))
+        self._unasked[name] += 1
+        known, says = self._knowledge.draft_seconds, drafter.seconds_per_token
+        if name in known and not math.isinf(says):
+            known[name] += _FORGOTTEN * (says - known[name])
+
     def _time(self, name: str, seconds: float) -> None:
         known = self._knowledge.draft_seconds
-        known[name] = seconds if name not in known else known[name] + _NEWEST * (seconds - known[name])
+        share = _NEWEST if self._unasked[name] < _LONG_UNASKED else 1.0
+        known[name] = seconds if name not in known else known[name] + share * (seconds - known[name])
 
 
 def _unlike(drafters: Sequence[Drafter]) -> list[str]:

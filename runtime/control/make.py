@@ -31,6 +31,13 @@ def make_control(
     """
     if exact.chain is None and asked == AUTO:
         return NoControl()
+    if num_draft_tokens is not None and num_draft_tokens < 0:
+        raise GenerationError(f"num_draft_tokens is {num_draft_tokens}; 0 or more was expected")
+    if num_draft_tokens is not None and exact.chain is not None and num_draft_tokens >= exact.widest:
+        raise GenerationError(
+            f"num_draft_tokens is {num_draft_tokens}; on this machine 0 to {exact.widest - 1} drafts are verified "
+            "exactly"
+        )
     drafters = make_drafters(asked, target)
     if not drafters:
         return NoControl()
@@ -42,11 +49,6 @@ def make_control(
         raise GenerationError(
             "on this machine a row's bits depend on how many rows are fed, so speculation would not be exact: "
             "use drafter='none', or 'auto', which then drafts nothing"
-        )
-    if num_draft_tokens is not None and num_draft_tokens >= exact.widest:
-        raise GenerationError(
-            f"num_draft_tokens is {num_draft_tokens}; on this machine 0 to {exact.widest - 1} drafts are verified "
-            "exactly"
         )
     if num_draft_tokens is not None and len(drafters) == 1:
         return FixedControl(drafters[0], num_draft_tokens, trees=exact.tree)

@@ -76,20 +76,32 @@ class CostlyDrafter(Drafter, Protocol):
 
     @property
     def seconds_per_token(self) -> float:
-        """What a token is expected to take, until it has been measured."""
+        """What a token is expected to take, until it has been measured; infinite once this text gets none any more."""
 
 
 def ask(drafter: Drafter, context: Int64, max_tokens: int, *, trees: bool) -> Draft:
     """The drafter's proposal, checked.
 
     Raises:
-        GenerationError: more than `max_tokens` tokens, a tree where `trees` are not exact, or parents that are none.
+        GenerationError: arrays that a draft cannot have, more than `max_tokens` tokens, a tree where `trees` are not
+            exact, or parents that are none.
     """
     draft = drafter.propose(context, max_tokens)
     tokens, parents = draft.tokens, draft.parents
+    for name, array in (("tokens", tokens), ("parents", parents), ("evidence", draft.evidence)):
+        if array is not None and not _is_column(array):
+            came = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
+            raise GenerationError(
+                f"drafter {name_of(drafter)!r} proposed {name} as {came}; an int64 array [K] was expected"
+            )
     if len(tokens) > max_tokens:
         raise GenerationError(
             f"drafter {name_of(drafter)!r} proposed {len(tokens)} tokens; at most {max_tokens} were expected"
+        )
+    if draft.evidence is not None and draft.evidence.shape != tokens.shape:
+        raise GenerationError(
+            f"drafter {name_of(drafter)!r} proposed {len(draft.evidence)} numbers as evidence for {len(tokens)} "
+            "tokens; one for each was expected"
         )
     if parents is None:
         return draft
@@ -104,6 +116,11 @@ def ask(drafter: Drafter, context: Int64, max_tokens: int, *, trees: bool) -> Dr
             "indices of earlier ones (or -1) were expected"
         )
     return draft
+
+
+def _is_column(array: object) -> bool:
+    """Whether this is an array of integers with one axis."""
+    return isinstance(array, np.ndarray) and array.ndim == 1 and array.dtype.kind in "iu"
 
 
 def name_of(drafter: Drafter) -> str:

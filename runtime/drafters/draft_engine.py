@@ -10,6 +10,8 @@ accepts becomes the sequence that the target verifies, in fewer passes of the en
 """
 
 import logging
+import math
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Self
@@ -63,6 +65,11 @@ class DraftEngine:
         return self._session.contract.max_length
 
     @property
+    def vocab_size(self) -> int:
+        """Ids that it can be fed."""
+        return self._session.contract.vocab_size
+
+    @property
     def seconds_per_token(self) -> float:
         """What a pass of one row was measured to take."""
         surface = self.loaded.record.cost_surface_ms
@@ -88,7 +95,9 @@ class DraftEngine:
         while length < wanted and not ended:
             guess = NO_DRAFT.tokens
             if inner is not None and wanted - length > 1:
-                guess = inner.propose(text[:length], min(_INNER_TOKENS, wanted - length - 1)).tokens
+                # What is fed must not be wider than a pass is.
+                room = min(_INNER_TOKENS, wanted - length - 1, chunk - (length - fed))
+                guess = inner.propose(text[:length], room).tokens
             text[length : length + len(guess)] = guess
             chosen = self._choose(text[fed : length + len(guess)], fed, len(guess) + 1, draw)
             step = follow(guess)
@@ -122,19 +131,20 @@ class DraftEngine:
 class EngineDrafter:
     """One text's drafts from an engine.
 
-    Where the text is longer than the engine holds, nothing is drafted any more.
+    Where the text is longer than the engine holds, or has a token that it lacks, nothing is drafted any more.
     """
 
-    def __init__(self, engine: DraftEngine, name: str, inner: Drafter | None = None) -> None:
-        """`inner`: a cheap drafter that proposes to the engine ("hierarchical")."""
+    def __init__(self, engine: DraftEngine, name: str, vocab_size: int, inner: Drafter | None = None) -> None:
+        """`vocab_size`: the verifier's. `inner`: a cheap drafter that proposes to the engine ("hierarchical")."""
         self.name = name
-        self._engine, self._inner = engine, inner
+        self._engine, self._vocab_size, self._inner = engine, vocab_size, inner
         self._draw: Draw | None = None
+        self._ended = False
 
     @property
     def seconds_per_token(self) -> float:
         """As `CostlyDrafter`."""
-        return self._engine.seconds_per_token
+        return math.inf if self._ended else self._engine.seconds_per_token
 
     def prior(self, evidence: int) -> float:  # noqa: ARG002 - the form of `Drafter`'s
         """As `Drafter`: what the build measured (the manifest's `fidelity`), else that it is worth a try."""
@@ -147,19 +157,24 @@ class EngineDrafter:
     def propose(self, context: Int64, max_tokens: int) -> Draft:
         """As `Drafter`."""
         count = min(max_tokens, self._engine.max_length - len(context))
-        if count <= 0:
+        # Tables may be padded: one of the two has ids there that the other lacks, and no token stands for them.
+        if count <= 0 or int(context.max()) >= self._engine.vocab_size:
+            self._ended = True
             return NO_DRAFT
-        return Draft(tokens=np.array(self._engine.draft(context, count, self._draw, self._inner), np.int64))
+        tokens = np.array(self._engine.draft(context, count, self._draw, self._inner), np.int64)
+        unknown = np.flatnonzero(tokens >= self._vocab_size)
+        return Draft(tokens=tokens[: unknown[0]] if len(unknown) else tokens)
 
 
 class DraftEngines:
-    """The draft engines of one verifier, loaded when they are first asked for, each once."""
+    """The draft engines of one verifier, loaded when they are first asked for, each once. Thread-safe."""
 
     def __init__(
         self,
         target: EngineDirectory,
         *,
         kernels: str | None = None,
+        threads: int = 0,
         caches: HostCacheArrays | None = None,
         no_cache: str = "",
         takes_turns: bool = False,
@@ -168,15 +183,17 @@ class DraftEngines:
         """`target`: the verifier's directory.
 
         Args:
-            kernels: as `runtime.load` takes them.
+            kernels, threads: as `runtime.load` takes them.
             caches: the verifier's, which engines of the same model may work on.
             no_cache: why there are none, where there are none.
-            takes_turns: whether the verifier runs in this process, too.
+            takes_turns: whether the verifier runs on threads of this process, too.
             adapt: what is made of an engine when it has been loaded.
         """
-        self._target, self._kernels, self._caches = target, kernels, caches
+        self._target, self._kernels, self._threads, self._caches = target, kernels, threads, caches
         self._no_cache, self._takes_turns, self._adapt = no_cache, takes_turns, adapt
         self._loaded: dict[tuple[Path, bool], DraftEngine] = {}
+        self._lock = threading.Lock()
+        self._closed = False
 
     @classmethod
     def of(cls, target: LoadedEngine) -> Self:
@@ -184,9 +201,10 @@ class DraftEngines:
         return cls(
             target.directory,
             kernels=None if target.kernels is None else target.kernels.name.split()[0],
+            threads=int(target.record.machine.get("threads", 0)),
             caches=getattr(target.session, "caches", None),
             no_cache=f"the back end {target.backend} keeps the verifier's where no other engine reaches it",
-            takes_turns=True,
+            takes_turns=target.backend == "onnxruntime",
         )
 
     def open(self, path: Path, *, shares_cache: bool) -> DraftEngine:
@@ -194,27 +212,33 @@ class DraftEngines:
 
         Raises:
             EngineError: it cannot be loaded.
-            GenerationError: another vocabulary, or a cache that it may not share; says what differs.
+            GenerationError: another vocabulary, or a cache that it may not share; says what differs. Or the verifier
+                was closed.
         """
         key = (path.resolve(), shares_cache)
-        if key not in self._loaded:
-            self._loaded[key] = self._load(path, shares_cache=shares_cache)
-        return self._loaded[key]
+        with self._lock:
+            if self._closed:
+                raise GenerationError("this engine is closed: load it again with runtime.load")
+            if key not in self._loaded:
+                self._loaded[key] = self._load(path, shares_cache=shares_cache)
+            return self._loaded[key]
 
     def close(self) -> None:
-        """Free their sessions."""
-        for engine in self._loaded.values():
-            engine.loaded.session.close()
-        self._loaded.clear()
-        self._caches = None
+        """Free their sessions, and load none any more."""
+        with self._lock:
+            self._closed, self._caches = True, None
+            for engine in self._loaded.values():
+                engine.loaded.session.close()
+            self._loaded.clear()
 
     @property
     def nbytes(self) -> int:
         """Memory of their weights, and of the KV caches that are their own."""
         total = 0
-        for engine in self._loaded.values():
-            memory = engine.loaded.session.memory()
-            total += memory.weights + (0 if engine.shares_cache else memory.cache)
+        with self._lock:
+            for engine in self._loaded.values():
+                memory = engine.loaded.session.memory()
+                total += memory.weights + (0 if engine.shares_cache else memory.cache)
         return total
 
     def _load(self, path: Path, *, shares_cache: bool) -> DraftEngine:
@@ -240,7 +264,9 @@ class DraftEngines:
         if caches is not None:
             skipped = parse_layers(directory.manifest.skipped_layers, len(caches))
             caches = [pair for layer, pair in enumerate(caches) if layer not in skipped]
-        loaded = self._adapt(load_opened(directory, backend="onnxruntime", kernels=self._kernels, caches=caches))
+        loaded = self._adapt(
+            load_opened(directory, backend="onnxruntime", threads=self._threads, kernels=self._kernels, caches=caches)
+        )
         _log.info(
             "%s drafts: %.1f MB of weights, %s",
             path,
@@ -289,9 +315,8 @@ def check_shared_cache(target: Manifest, draft: Manifest, path: Path) -> None:
     reasons = []
     if target.hashes.get("checkpoint") != draft.hashes.get("checkpoint"):
         reasons.append("the checkpoint")
-    skipped = parse_layers(draft.skipped_layers, target.contract.num_layers)
-    if len(skipped) + draft.contract.num_layers != target.contract.num_layers or target.skipped_layers:
-        reasons.append(f"num_layers ({target.contract.num_layers} here, {draft.contract.num_layers} there)")
+    elif target.skipped_layers:
+        reasons.append(f"the layers (the verifier lacks {target.skipped_layers}; it must have all)")
     for name in ("num_kv_heads", "head_size", "capacity", "kv_dtype"):
         here, there = getattr(target.contract, name), getattr(draft.contract, name)
         if here != there:

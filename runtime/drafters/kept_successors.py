@@ -19,8 +19,8 @@ class KeptSuccessors:
     """Token → successors, likeliest first, as the latest pass of any text saw them. Thread-safe.
 
     The file is read when the first token is looked up, and written when the engine is closed or the process ends; what
-    other processes wrote meanwhile stays, where this one has seen nothing newer. At most a row per token of the
-    vocabulary.
+    other processes wrote before that stays, where this one has seen nothing newer. Of two that write in the same moment
+    one wins. At most a row per token of the vocabulary.
     """
 
     def __init__(self, path: Path, *, vocab_size: int, k: int) -> None:
@@ -71,7 +71,8 @@ class _Store:
                 return
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                write_successors(self._path, self._read() | self._new, self._k)
+                # What was said is the user's own.
+                write_successors(self._path, self._read() | self._new, self._k, mode=0o600)
             except OSError as error:
                 _log.warning("%s cannot be written (%s): successors are not kept", self._path, error)
             self._new = {}

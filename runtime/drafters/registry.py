@@ -5,10 +5,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
-from quasar.errors import GenerationError
+from quasar.errors import GenerationError, QuasarError
 from runtime.drafters.base import Drafter
 from runtime.drafters.draft_engine import DraftEngine, DraftEngines, EngineDrafter
 from runtime.drafters.kept_successors import KeptSuccessors
@@ -83,15 +83,18 @@ def _recycling(argument: str, target: Target) -> Drafter:
 
 
 def _model(argument: str, target: Target) -> Drafter:
-    return EngineDrafter(_open_engine("model", argument, target), f"model:{argument}")
+    return EngineDrafter(_open_engine("model", argument, target), f"model:{argument}", target.vocab_size)
 
 
 def _self(argument: str, target: Target) -> Drafter:
-    return EngineDrafter(_open_engine("self", argument, target, shares_cache=True), f"self:{argument}")
+    engine = _open_engine("self", argument, target, shares_cache=True)
+    return EngineDrafter(engine, f"self:{argument}", target.vocab_size)
 
 
 def _hierarchical(argument: str, target: Target) -> Drafter:
-    return EngineDrafter(_open_engine("hierarchical", argument, target), f"hierarchical:{argument}", inner=Suffix())
+    engine = _open_engine("hierarchical", argument, target)
+    # Prompt lookup keeps nothing of a text: what the engine drafts may not become part of it.
+    return EngineDrafter(engine, f"hierarchical:{argument}", target.vocab_size, inner=PromptLookup())
 
 
 def _open_engine(name: str, argument: str, target: Target, *, shares_cache: bool = False) -> DraftEngine:
@@ -115,9 +118,25 @@ _OWN: dict[str, Factory] = {
 
 
 @cache
-def _installed() -> dict[str, Factory]:
+def _installed() -> dict[str, EntryPoint]:
     """Those of other packages; a name of ours stays ours."""
-    return {one.name: one.load() for one in entry_points(group=ENTRY_POINTS) if one.name not in (*_OWN, NONE, AUTO)}
+    return {one.name: one for one in entry_points(group=ENTRY_POINTS) if one.name not in (*_OWN, NONE, AUTO)}
+
+
+def _made_by(entry: EntryPoint, argument: str, target: Target) -> Drafter:
+    """Another package's drafter; its mistakes are named as its own."""
+    try:
+        made: object = entry.load()(argument, target)
+    except QuasarError:
+        raise
+    except Exception as error:  # whatever a package raises
+        raise GenerationError(
+            f"drafter {entry.name!r}, of the package that registers {entry.value!r}, cannot be made: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(made, Drafter):
+        raise GenerationError(f"drafter {entry.name!r} is made as {type(made).__name__}, which has no propose()")
+    return made
 
 
 def known_names() -> list[str]:
@@ -165,12 +184,14 @@ def as_list(asked: DrafterOption) -> list[Drafter | str]:
 
 def _make(text: str, target: Target) -> Drafter:
     name, _, argument = text.partition(":")
-    factory = _OWN.get(name) or _installed().get(name)
-    if factory is None:
+    if name in _OWN:
+        return _OWN[name](argument, target)
+    entry = _installed().get(name)
+    if entry is None:
         close = difflib.get_close_matches(name, known_names(), 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise GenerationError(f"unknown drafter {name!r}; known are {', '.join(known_names())}{hint}")
-    return factory(argument, target)
+    return _made_by(entry, argument, target)
 
 
 def _refuse_argument(name: str, argument: str) -> None:

@@ -1,7 +1,9 @@
 """Recorded generations: what is written while an engine answers, and what can be read again."""
 
 import json
+import logging
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -91,6 +93,28 @@ class TestEngine:
         _, (traced,) = read_trace(path)
         assert list(traced.tokens[: len(seen)]) == seen
         assert len(traced.tokens) < 50
+
+    def test_a_recorder_that_is_closed_ends_no_answer(self, engine, path, caplog):
+        """The stream outlives the file: the answer is whole, its statistics come, a conversation goes on."""
+        told = []
+        with runtime.load(engine._loaded.directory.path, on_generation=told.append) as heard, heard.session() as talk:
+            with Recorder(path) as recorder:
+                stream = talk.stream(PROMPT, recorder=recorder, max_new_tokens=5, ignore_eos=True)
+                next(stream)
+            with caplog.at_level(logging.WARNING, "quasar.runtime"):
+                list(stream)
+            assert "a generation could not be recorded" in caplog.text
+            assert len(told) == 1
+            assert len(talk.messages) == 2
+
+    def test_threads_share_a_recorder(self, path):
+        one = TracedGeneration(category="", prompt=(1, 2), tokens=tuple(range(50)), top=())
+        with Recorder(path) as recorder, ThreadPoolExecutor(8) as pool:
+            for _ in range(200):
+                pool.submit(recorder.write, one, 100)
+        vocab_size, found = read_trace(path)
+        assert (vocab_size, len(found)) == (100, 200)
+        assert set(found) == {one}
 
     def test_a_conversation(self, engine, path):
         with Recorder(path) as recorder, engine.session() as conversation:

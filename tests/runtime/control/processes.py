@@ -85,12 +85,15 @@ class Costly(Oracle):
 class CostlyScript(Script):
     """The same along a known text."""
 
-    def __init__(self, text, right, clock, *, says=1e-3, needs=None, **options):
+    def __init__(self, text, right, clock, *, says=1e-3, needs=None, first=0.0, **options):
+        """`first`: what its first draft needs besides."""
         super().__init__(text, right, name="costly", **options)
         self.seconds_per_token, self.clock, self.needs = says, clock, says if needs is None else needs
+        self.first = first
 
     def propose(self, context, max_tokens):
-        self.clock.now += max_tokens * self.needs
+        self.clock.now += max_tokens * self.needs + self.first
+        self.first = 0.0
         return super().propose(context, max_tokens)
 
 

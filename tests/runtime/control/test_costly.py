@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,6 +20,21 @@ def clock(monkeypatch):
     clock.perf_counter = lambda: clock.now
     monkeypatch.setattr("runtime.control.controller.time", clock)
     return clock
+
+
+class Ending(CostlyScript):
+    """Has no more to say behind a place of the text, which it finds out when it is asked there."""
+
+    def __init__(self, text, right, clock, *, end):
+        super().__init__(text, right, clock)
+        self.end, self.after_its_end = end, 0
+
+    def propose(self, context, max_tokens):
+        if len(context) < self.end:
+            return super().propose(context, max_tokens)
+        self.after_its_end += 1
+        self.seconds_per_token = math.inf
+        return Draft(tokens=np.empty(0, np.int64))
 
 
 class TestCostly:
@@ -41,9 +57,44 @@ class TestCostly:
     def test_not_asked_any_more_where_it_takes_longer_than_it_says(self, clock):
         text = text_of(400)
         drafter = CostlyScript(text, 1.0, clock, says=1e-4, needs=15e-3)
+        follow_text(text, [drafter], FLAT)
+        # The first time may be the prompt's, so it tells nothing; a trial later on is for few tokens.
+        assert 2 <= len(drafter.asked) <= 5
+        assert sum(drafter.asked[2:]) < 30
+
+    def test_what_the_prompt_takes_does_not_count(self, clock):
+        """An engine that drafts reads the whole prompt before its first token: half a second."""
+        text = text_of(400)
+        knowledge = None
+        for _ in range(2):
+            drafter = CostlyScript(text, 0.9, clock, says=1e-3, first=0.5)
+            control = follow_text(text, [drafter], FLAT, knowledge=knowledge)
+            assert np.mean([len(outcome.tokens) for outcome in control.outcomes]) > 3
+            knowledge = control.knowledge
+        assert knowledge.draft_seconds["costly"] == pytest.approx(1e-3)
+
+    def test_tried_again_where_it_was_slow(self, clock):
+        """Another text took turns on it, say; it is fast again."""
+        text = text_of(300)
+        knowledge = follow_text(text[:6], [CostlyScript(text, 0.9, clock)], FLAT).knowledge
+        knowledge.draft_seconds["costly"] = 0.1
+        drafted = []
+        for _ in range(12):
+            control = follow_text(text, [CostlyScript(text, 0.95, clock)], FLAT, knowledge=knowledge)
+            drafted.append(sum(control.drafted))
+        assert drafted[0] == 0
+        assert drafted[-1] > 150
+        assert knowledge.draft_seconds["costly"] == pytest.approx(1e-3, rel=0.2)
+
+    def test_what_drafts_no_more_is_not_asked_any_more(self, clock):
+        """The text has outgrown it: that says nothing about its guesses or its time."""
+        text = text_of(300)
+        drafter = Ending(text, 0.95, clock, end=100)
         control = follow_text(text, [drafter], FLAT)
-        assert len(drafter.asked) == 1
-        assert control.drafted[-300:] == [0] * 300
+        assert drafter.after_its_end == 1
+        assert set(control.drafted[-100:]) == {0}
+        again = follow_text(text[:100], [CostlyScript(text, 0.95, clock)], FLAT, knowledge=control.knowledge)
+        assert sum(again.drafted[:20]) > 60
 
     def test_asked_more_where_it_takes_less_than_it_says(self, clock):
         text = text_of(900)

@@ -2,7 +2,9 @@
 
 import json
 import logging
+import math
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from engines.loading import load_engine
 from engines.manifest import Manifest
 from quasar.errors import GenerationError
 from quasar.files import sha256_file
-from runtime.drafters import Suffix
+from runtime.drafters import PromptLookup, draft_engine
 from runtime.drafters.draft_engine import DraftEngine, EngineDrafter, check_vocabularies
 from tests.tiny import save_tiny_model
 
@@ -115,7 +117,7 @@ def test_the_draft_does_not_depend_on_what_proposes_to_the_engine(tiny_engine, m
     honest = loaded.session.run
     monkeypatch.setattr(loaded.session, "run", lambda *fed: passes.append(len(fed[0])) or honest(*fed))
     engine = DraftEngine(loaded)
-    assert engine.draft(context, 12, None, Suffix()) == expected
+    assert engine.draft(context, 12, None, PromptLookup()) == expected
     assert len(passes) <= 12
     # What was fed is not fed again, and a text that goes on elsewhere is followed from where they part.
     passes.clear()
@@ -201,7 +203,79 @@ def test_drafting_stops_behind_an_end_token(tiny_engine):
     engine.end_ids = frozenset({free[3]})
     cut = free[: free.index(free[3]) + 1]
     assert engine.draft(context, 8, None) == cut
-    assert EngineDrafter(engine, "name").propose(context, 8).tokens.tolist() == cut
+    assert EngineDrafter(engine, "name", 320).propose(context, 8).tokens.tolist() == cut
+
+
+@pytest.mark.parametrize("length", [253, 254, 255, 256, 257, 258, 511, 512])
+def test_prompts_that_fill_a_piece_leave_room_for_proposals(tiny_engine, length, monkeypatch):
+    """A pass takes as many rows as a piece of a prompt has, proposals included."""
+    loaded = load_engine(tiny_engine)
+    chunk = loaded.session.contract.prefill_chunk
+    context = np.tile(np.arange(20, 27), 80)[: length * chunk // 256 - 8]
+    widths = []
+    honest = loaded.session.run
+    monkeypatch.setattr(loaded.session, "run", lambda *fed: widths.append(len(fed[0])) or honest(*fed))
+    found = DraftEngine(loaded).draft(context, 5, None, PromptLookup())
+    assert max(widths) <= chunk
+    assert found == DraftEngine(load_engine(tiny_engine)).draft(context, 5, None)
+
+
+def test_ids_that_one_of_the_two_lacks(tiny_engine):
+    """Tables may be padded to different sizes."""
+    engine = DraftEngine(load_engine(tiny_engine))
+    drafter = EngineDrafter(engine, "name", 320)
+    context = np.arange(20, 40)
+    whole = drafter.propose(context, 6).tokens.tolist()
+    assert len(whole) == 6
+    largest = max(whole)
+    cut = EngineDrafter(engine, "name", largest).propose(context, 6).tokens.tolist()
+    assert cut == whole[: whole.index(largest)]
+    assert drafter.seconds_per_token < math.inf
+    assert len(drafter.propose(np.append(context, 320), 6).tokens) == 0
+    assert drafter.seconds_per_token == math.inf
+
+
+def test_threads_that_ask_at_once_load_it_once(tiny_engine, unsmoothed, monkeypatch):
+    loads = []
+    honest = draft_engine.load_opened
+    monkeypatch.setattr(draft_engine, "load_opened", lambda *a, **k: loads.append(k["threads"]) or honest(*a, **k))
+    with runtime.load(tiny_engine, threads=1) as engine:
+        engines = engine._core.draft_engines
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda _: engines.open(unsmoothed, shares_cache=False), range(4)))
+        assert len({id(one) for one in found}) == 1
+        # As many threads as the verifier was given.
+        assert loads == [1]
+        conversation = engine.session()
+    with pytest.raises(GenerationError, match="closed"):
+        engines.open(unsmoothed, shares_cache=False)
+    with pytest.raises(GenerationError, match="closed"):
+        conversation.generate(PROMPT, drafter=f"model:{unsmoothed}")
+    assert engines.nbytes == 0
+
+
+def test_another_models_layers_are_named_as_another_model(verifier, build_engine, tmp_path):
+    deeper = save_tiny_model(tmp_path / "deeper", "llama", num_hidden_layers=5)
+    other = build_engine(deeper, precision="fp32", skip_layers="4")
+    with pytest.raises(GenerationError, match="what differs: the checkpoint"):
+        verifier.generate(PROMPT, drafter=f"self:{other}")
+
+
+def test_a_verifier_without_some_layers_shares_with_nobody(tiny_model, float_engine, build_engine):
+    short = build_engine(tiny_model, precision="fp32", skip_layers="1")
+    with runtime.load(short) as engine, pytest.raises(GenerationError, match="the verifier lacks 1; it must have all"):
+        engine.generate(PROMPT, drafter=f"self:{float_engine}")
+
+
+def test_wrong_options_load_nothing(tiny_engine, unsmoothed, monkeypatch):
+    def never(*args, **options):
+        raise AssertionError
+
+    monkeypatch.setattr(draft_engine, "load_opened", never)
+    with runtime.load(tiny_engine) as engine:
+        for prompt, options in ((PROMPT, {"num_draft_tokens": 40}), ([400], {}), ([7] * 600, {})):
+            with pytest.raises(GenerationError):
+                engine.generate(prompt, drafter=f"model:{unsmoothed}", **options)
 
 
 def sign(directory):

@@ -45,6 +45,8 @@ def test_saved_where_nobody_closes(path):
     del forgotten
     gc.collect()
     assert read_successors(path, 100) == {7: [1, 2, 3]}
+    # What was said is nobody else's.
+    assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_nothing_new_writes_nothing(path):

@@ -142,7 +142,10 @@ class TestEntryPoints:
 
             def entry_points(*, group):
                 asked.append(group)
-                return [SimpleNamespace(name=name, load=lambda made=made: made) for name, made in factories.items()]
+                return [
+                    SimpleNamespace(name=name, value=f"package:{name}", load=lambda made=made: made)
+                    for name, made in factories.items()
+                ]
 
             monkeypatch.setattr(names, "entry_points", entry_points)
             return asked
@@ -153,6 +156,9 @@ class TestEntryPoints:
         class Own:
             def __init__(self, argument, target):
                 self.argument, self.target = argument, target
+
+            def propose(self, context, max_tokens):
+                raise AssertionError
 
         asked = install(own=Own)
         engine = target()
@@ -172,6 +178,23 @@ class TestEntryPoints:
         assert [type(one) for one in make_drafters("auto", target(tells_successors=False))] == [Suffix]
         assert make_drafters("none", target()) == []
         assert known_names() == OWN
+
+    def test_a_broken_package_breaks_its_own_drafter_alone(self, monkeypatch):
+        def broken():
+            raise ImportError("no module named torch")
+
+        entries = [
+            SimpleNamespace(name="broken", value="a:make", load=broken),
+            SimpleNamespace(name="wrong", value="b:make", load=lambda: lambda argument, target: 3),
+            SimpleNamespace(name="fine", value="c:make", load=lambda: lambda argument, target: PromptLookup()),
+        ]
+        monkeypatch.setattr(names, "entry_points", lambda *, group: entries)
+        assert [type(one) for one in make_drafters("fine", target())] == [PromptLookup]
+        assert refused("broken") == (
+            "drafter 'broken', of the package that registers 'a:make', cannot be made: ImportError: no module named "
+            "torch"
+        )
+        assert refused("wrong") == "drafter 'wrong' is made as int, which has no propose()"
 
     def test_they_are_looked_up_once(self, install):
         asked = install(own=lambda argument, target: PromptLookup())
@@ -211,6 +234,28 @@ class Proposes:
 def test_proposals_that_cannot_be_fed(tokens, parents, trees, message):
     with pytest.raises(GenerationError, match=f"^{re.escape(message)}$"):
         ask(Proposes(tokens, parents), np.array([1]), 2, trees=trees)
+
+
+@pytest.mark.parametrize(
+    ("draft", "message"),
+    [
+        (Draft(tokens=[1, 2]), "tokens as list; an int64 array [K] was expected"),
+        (Draft(tokens=np.array([1.0])), "tokens as float64 [1]; an int64 array [K] was expected"),
+        (Draft(tokens=np.zeros((1, 2), int)), "tokens as int64 [1, 2]; an int64 array [K] was expected"),
+        (Draft(tokens=np.array([1]), parents=[-1]), "parents as list; an int64 array [K] was expected"),
+        (Draft(tokens=np.array([1]), evidence="x"), "evidence as str; an int64 array [K] was expected"),
+        (
+            Draft(tokens=np.array([1, 2]), evidence=np.array([1])),
+            "1 numbers as evidence for 2 tokens; one for each was expected",
+        ),
+    ],
+)
+def test_proposals_that_are_no_drafts(draft, message):
+    drafter = Proposes([1])
+    drafter.draft = draft
+    with pytest.raises(GenerationError) as refused:
+        ask(drafter, np.array([1]), 2, trees=True)
+    assert str(refused.value) == f"drafter 'Proposes' proposed {message}"
 
 
 def test_proposals_that_can():
