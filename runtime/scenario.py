@@ -23,9 +23,10 @@ _COSTS = 'rows → width → milliseconds was expected, as in {"256": {"1": 9.0,
 
 
 class ReplayClock:
-    """Seconds as a replay counts them: those that pass here, but for work at another machine's price."""
+    """Seconds as a replay counts them: those that pass here while it `ticks`, and work at another machine's price."""
 
     def __init__(self) -> None:
+        self.ticks = True
         # Seconds of work that had a price.
         self.charged = 0.0
         # Seconds that it really took.
@@ -33,7 +34,7 @@ class ReplayClock:
 
     def __call__(self) -> float:
         """What the clock shows."""
-        return time.perf_counter() - self._hidden + self.charged
+        return self.charged + (time.perf_counter() - self._hidden if self.ticks else 0.0)
 
     @contextmanager
     def charging(self, seconds: float) -> Iterator[None]:

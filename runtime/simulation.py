@@ -79,9 +79,11 @@ def replay(
         prices: of this machine or another; they are not corrected.
         exact: which passes are exact: narrower ones are made as wide, wider ones are not made.
         clock: what `control` and the engines that draft for it go by.
-        count_drafting: whether the time that drafting takes here is part of a round's; passes of engines always are.
+        count_drafting: whether the time that drafting takes here is part of a round's. Passes of engines always are;
+            with them alone a replay repeats exactly.
     """
     clock, plain_width = clock or ReplayClock(), exact.chain or 1
+    clock.ticks = count_drafting
     tokens, top = generation.tokens, generation.top
     context = np.array(generation.prompt + tokens, np.int64)
     emitted, length = 1, len(generation.prompt) + 1
@@ -92,7 +94,7 @@ def replay(
     while emitted < len(tokens):
         rows = length - 1
         price = prices.of(rows).seconds
-        start, charged = clock(), clock.charged
+        start = clock()
         most = min(len(tokens) - emitted - 1, exact.widest - 1, exact.drafts_before_boundary(rows))
         plan = control.plan(context[:length], most, rows)
         took = clock() - start
@@ -122,7 +124,7 @@ def replay(
         drafted += len(draft.tokens)
         accepted += count - 1
         drafting += took
-        seconds += price[width - 1] + (took if count_drafting else clock.charged - charged)
+        seconds += price[width - 1] + took
         plain += sum(prices.of(rows + place).seconds[plain_width - 1] for place in range(count))
         emitted += count
         length += count
