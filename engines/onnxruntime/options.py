@@ -1,11 +1,9 @@
 """How every ONNX Runtime session of this project is made, so that what is checked is what runs."""
 
-import os
 from pathlib import Path
 from typing import Any
 
-from engines.machine import usable_cores
-from engines.onnxruntime.threads import shared_threads
+from engines.onnxruntime.threads import bound_cores, shared_threads
 
 # ONNX Runtime's switch to integer kernels that cannot saturate on x86 without VNNI, at half their speed.
 _EXACT_INTEGERS = "session.x64quantprecision"
@@ -24,9 +22,7 @@ def session_options(*, threads: int, exact_integers: bool, library: Path | None 
     if shared_threads() is not None:
         options.use_per_session_threads = False
     else:
-        allowed = usable_cores()
-        bound = allowed if allowed < (os.cpu_count() or 1) else 0
-        options.intra_op_num_threads = threads or bound
+        options.intra_op_num_threads = threads or bound_cores()
         options.inter_op_num_threads = 1
     # Shapes change from round to round; a plan for one shape is of no use to the next.
     options.enable_mem_pattern = False
