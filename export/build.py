@@ -29,7 +29,7 @@ from engines.manifest import MachineRecord, Manifest, OnnxRuntimeFiles, TextFile
 from engines.measuring import MeasuredFiles
 from engines.onnxruntime.kernels import Kernels, choose_kernels
 from engines.successors import SUCCESSORS, write_successors
-from export.layout import CANONICAL, ONNXRUNTIME, PROBE_LAYERS
+from export.layout import CANONICAL, onnxruntime_files
 from export.measured import MeasuredEngine
 from export.model_section import model_section
 from export.options import BuildOptions, Reporter, Silent, bound_of, check_options, choose_max_length
@@ -78,12 +78,8 @@ class _Build:
         # that the two may share a cache.
         self._remaining = remaining_layers(options.skip_layers, spec.num_layers)
         self._spec = replace(spec, num_layers=len(self._remaining))
-        self._asked: Recipe = make_recipe(
-            spec,
-            precision=options.precision,
-            alpha=parse_alpha(options.alpha),
-            keep_float=options.keep_float,
-        )
+        alpha = parse_alpha(options.alpha)
+        self._asked: Recipe = make_recipe(spec, precision=options.precision, alpha=alpha, keep_float=options.keep_float)
         self._recipe = self._asked
         self._contract = Contract(
             num_layers=self._spec.num_layers,
@@ -183,14 +179,7 @@ class _Build:
 
     @property
     def _graphs(self) -> OnnxRuntimeFiles:
-        from export.lowering import native_takes
-
-        files = replace(ONNXRUNTIME, probe_layers=min(PROBE_LAYERS, self._contract.num_layers))
-        if "w8a8-block" not in self._linears.values():
-            files = replace(files, weights="")
-        if native_takes(self._spec):
-            return files
-        return replace(files, native_graph="", native_probe="", native_weights="")
+        return onnxruntime_files(self._spec, self._linears)
 
     @cached_property
     def _kernels(self) -> Kernels:

@@ -1,16 +1,33 @@
 """Where a build puts its graphs in the engine directory."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+
+from calibration.recipe import LinearPrecision
 from engines.manifest import OnnxRuntimeFiles
+from quasar.checkpoints import DecoderSpec
 
 CANONICAL = "verifier.onnx"
-PROBE_LAYERS = 2
-ONNXRUNTIME = OnnxRuntimeFiles(
+_PROBE_LAYERS = 2
+_ONNXRUNTIME = OnnxRuntimeFiles(
     graph="onnxruntime/verifier.onnx",
     probe="onnxruntime/probe.onnx",
-    probe_layers=PROBE_LAYERS,
+    probe_layers=_PROBE_LAYERS,
     integer_check="onnxruntime/integer_check.onnx",
     weights="onnxruntime/verifier.onnx.data",
     native_graph="onnxruntime/native.onnx",
     native_probe="onnxruntime/native_probe.onnx",
     native_weights="onnxruntime/native.onnx.data",
 )
+
+
+def onnxruntime_files(spec: DecoderSpec, linears: Mapping[str, LinearPrecision]) -> OnnxRuntimeFiles:
+    """ONNX Runtime's graphs of an engine with these layers and precisions; "" for those that it does not need."""
+    from export.lowering import native_takes
+
+    files = replace(_ONNXRUNTIME, probe_layers=min(_PROBE_LAYERS, spec.num_layers))
+    if "w8a8-block" not in linears.values():
+        files = replace(files, weights="")
+    if native_takes(spec):
+        return files
+    return replace(files, native_graph="", native_probe="", native_weights="")

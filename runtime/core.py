@@ -223,7 +223,7 @@ class _Run:
             if not ended:
                 _report(tally.stats(), self.core.hooks)
             if isinstance(self.control, RecordingControl):
-                _finish(self.control)
+                self.control.finish()
 
     def _step(self, rounds: Iterator[Round], tenant: Tenant, tally: Tally) -> Round:
         asked = time.perf_counter()
@@ -297,14 +297,6 @@ def _make_sampler() -> TokenSampler:
     except QuasarError as error:
         _log.info("tokens are drawn by numpy: %s", error)
         return reference_sampler
-
-
-def _finish(recording: RecordingControl) -> None:
-    """Write a generation down; a file that is closed or full ends no answer."""
-    try:
-        recording.finish()
-    except (OSError, ValueError) as error:
-        _log.warning("a generation could not be recorded: %s", error)
 
 
 def _report(stats: Stats, hooks: Hooks) -> None:

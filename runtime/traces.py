@@ -6,6 +6,7 @@ engine does not tell them.
 """
 
 import json
+import logging
 import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from runtime.control.plan import Control, Outcome, Plan
 from runtime.drafters.base import Int64
 
 _VERSION = 1
+
+_log = logging.getLogger("quasar.runtime")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,17 +104,19 @@ class RecordingControl:
         self._control.learn(outcome)
 
     def finish(self) -> None:
-        """Write what was generated, if anything was."""
-        if self._tokens:
-            self._recorder.write(
-                TracedGeneration(
-                    category=self._category,
-                    prompt=tuple(self._prompt),
-                    tokens=tuple(self._tokens),
-                    top=tuple(self._top),
-                ),
-                self._vocab_size,
-            )
+        """Write what was generated, if anything was; a file that is closed or full ends no answer."""
+        if not self._tokens:
+            return
+        generation = TracedGeneration(
+            category=self._category,
+            prompt=tuple(self._prompt),
+            tokens=tuple(self._tokens),
+            top=tuple(self._top),
+        )
+        try:
+            self._recorder.write(generation, self._vocab_size)
+        except (OSError, ValueError) as error:
+            _log.warning("a generation could not be recorded: %s", error)
 
 
 def read_trace(path: Path) -> tuple[int, list[TracedGeneration]]:

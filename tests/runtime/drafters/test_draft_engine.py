@@ -16,7 +16,8 @@ from engines.manifest import Manifest
 from quasar.errors import GenerationError
 from quasar.files import sha256_file
 from runtime.drafters import PromptLookup, draft_engine
-from runtime.drafters.draft_engine import DraftEngine, EngineDrafter, check_vocabularies
+from runtime.drafters.agreement import check_vocabularies
+from runtime.drafters.draft_engine import DraftEngine, EngineDrafter
 from tests.tiny import save_tiny_model
 
 PROMPT = "one two three one two three one two"
