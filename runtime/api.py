@@ -14,6 +14,7 @@ from engines.manifest import MachineRecord
 from quasar.errors import GenerationError
 from quasar.text import Message, TextCodec
 from runtime.asynchronous import collect, in_thread
+from runtime.cache_turns import ENGINE_CLOSED
 from runtime.conversation import Conversation
 from runtime.core import Core, Hooks
 from runtime.events import Event, Generation, gather
@@ -246,7 +247,7 @@ class Engine:
 
     def _open(self) -> Core:
         if self._core is None:
-            raise GenerationError("this engine is closed: load it again with runtime.load")
+            raise GenerationError(ENGINE_CLOSED)
         return self._core
 
 

@@ -21,6 +21,7 @@ from runtime.kv_cache import KVCache
 PATIENCE = 0.05
 CLOSED = "this conversation is closed: make another with engine.session()"
 GENERATING = "this conversation is generating already: finish or close that stream first"
+ENGINE_CLOSED = "this engine is closed: load it again with runtime.load"
 
 
 class Tenant:
@@ -126,7 +127,7 @@ class CacheTurns:
             try:
                 while True:
                     if self._closed:
-                        raise GenerationError("this engine is closed: load it again with runtime.load")
+                        raise GenerationError(ENGINE_CLOSED)
                     if tenant.released:
                         raise GenerationError(CLOSED)
                     if self._owner is None and self._may_enter(tenant, ticket):

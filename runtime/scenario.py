@@ -72,7 +72,7 @@ class Scenario:
     surface_ms: CostSurface
     exact: RowInvariance
     target: Target
-    clock: ReplayClock = field(default_factory=lambda: ReplayClock())
+    clock: ReplayClock = field(default_factory=ReplayClock)
 
     @classmethod
     def read(

@@ -66,8 +66,8 @@ class Controller:
         self._begun: set[str] = set()
         # Rounds since they were asked.
         self._unasked = dict.fromkeys(self._costly_names, 0)
-        # The name of the costly drafter that was asked, for how many tokens, and what it said.
-        self._asked: tuple[str, int, Candidates] | None = None
+        # The costly drafter that was asked, by place, for how many tokens, and what it said.
+        self._asked: tuple[int, int, Candidates] | None = None
         # How many tokens the cheap drafters are asked for.
         self._reach = _LEAST_REACH
 
@@ -107,10 +107,10 @@ class Controller:
             for place, right in judged(self._candidates, emitted):
                 self._estimates.count(*self._key(place), right=right)
         if self._asked is not None:
-            name, count, said = self._asked
+            index, count, said = self._asked
+            drafter, name = self._costly[index], self._costly_names[index]
             branches = len(said.children[-1]) > 1
             at = -1
-            drafter = self._costly[self._costly_names.index(name)]
             for depth, token in enumerate(emitted[:count]):
                 # A token that was asked for and not proposed is none that is right.
                 after = [place for place in said.children[at] if said.tokens[place] == token]
@@ -162,17 +162,17 @@ class Controller:
         if best is None:
             return None
         index, count, expected, took = best
-        name = self._costly_names[index]
+        drafter, name = self._costly[index], self._costly_names[index]
         start = self._knowledge.clock()
-        draft = ask(self._costly[index], context, count, trees=self._trees)
+        draft = ask(drafter, context, count, trees=self._trees)
         took_here = self._knowledge.clock() - start
-        if not len(draft.tokens) and math.isinf(self._costly[index].seconds_per_token):
+        if not len(draft.tokens) and math.isinf(drafter.seconds_per_token):
             return None
         if name in self._begun:
             self._time(name, took_here / count)
         self._begun.add(name)
         self._unasked[name] = 0
-        self._asked = (name, count, merge([draft]))
+        self._asked = (index, count, merge([draft]))
         if not len(draft.tokens):
             return None
         return Plan(draft=draft, drafter=name, expected_tokens=expected, expected_seconds=took)

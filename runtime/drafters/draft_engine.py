@@ -25,6 +25,7 @@ from engines.onnxruntime.threads import shared_threads
 from quasar.checkpoints.skipped_layers import parse_layers
 from quasar.errors import GenerationError
 from runtime.acceptance import follow
+from runtime.cache_turns import ENGINE_CLOSED
 from runtime.drafters.agreement import check_shared_cache, check_vocabularies, expected_agreement
 from runtime.drafters.base import NO_DRAFT, Draft, Drafter, Draw, Float32, Int64
 
@@ -217,7 +218,7 @@ class DraftEngines:
         key = (path.resolve(), shares_cache)
         with self._lock:
             if self._closed:
-                raise GenerationError("this engine is closed: load it again with runtime.load")
+                raise GenerationError(ENGINE_CLOSED)
             if key not in self._loaded:
                 self._loaded[key] = self._load(path, shares_cache=shares_cache)
             return self._loaded[key]

@@ -27,7 +27,7 @@ class KeptSuccessors:
         """`k`: successors that are kept of a token."""
         self._store = _Store(path, vocab_size, k)
         # A service that is never closed keeps what it learnt, too.
-        self._end = weakref.finalize(self, self._store.save)
+        weakref.finalize(self, self._store.save)
 
     def get(self, token: int) -> list[int] | None:
         """A token's successors; None where none are known."""
@@ -70,7 +70,6 @@ class _Store:
             if not self._new:
                 return
             try:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
                 # What was said is the user's own.
                 write_successors(self._path, self._read() | self._new, self._k, mode=0o600)
             except OSError as error:

@@ -74,7 +74,9 @@ def _recycling(argument: str, target: Target) -> Drafter:
             "build it again with this version"
         )
     if argument and target.kept is None:
-        raise GenerationError("drafter 'recycling:kept' keeps what an engine saw, and there is none here: 'recycling'")
+        raise GenerationError(
+            "drafter 'recycling:kept' keeps what an engine saw, and there is none here: take 'recycling'"
+        )
     return Recycling(
         branches=_RECYCLING_BRANCHES if target.trees else 1,
         warm=target.warm,

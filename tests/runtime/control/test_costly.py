@@ -37,6 +37,14 @@ class Ending(CostlyScript):
         return Draft(tokens=np.empty(0, np.int64))
 
 
+def drafted_by_text(text, clock, knowledge, *, texts):
+    """Drafts in each of several texts that a good drafter drafts for, one after the other."""
+    return [
+        sum(follow_text(text, [CostlyScript(text, 0.95, clock)], FLAT, knowledge=knowledge).drafted)
+        for _ in range(texts)
+    ]
+
+
 class TestCostly:
     """Drafters whose time counts beside a pass of 10 ms, and rows that cost nothing."""
 
@@ -78,10 +86,7 @@ class TestCostly:
         text = text_of(300)
         knowledge = follow_text(text[:6], [CostlyScript(text, 0.9, clock)], FLAT).knowledge
         knowledge.draft_seconds["costly"] = 0.1
-        drafted = []
-        for _ in range(12):
-            control = follow_text(text, [CostlyScript(text, 0.95, clock)], FLAT, knowledge=knowledge)
-            drafted.append(sum(control.drafted))
+        drafted = drafted_by_text(text, clock, knowledge, texts=12)
         assert drafted[0] == 0
         assert drafted[-1] > 150
         assert knowledge.draft_seconds["costly"] == pytest.approx(1e-3, rel=0.2)
@@ -118,10 +123,7 @@ class TestCostly:
         for depth in range(16):
             for _ in range(400):
                 knowledge.estimates.count(("costly", depth, False), lambda: 0.8, right=False)
-        drafted = []
-        for _ in range(6):
-            control = follow_text(text, [CostlyScript(text, 0.95, clock)], FLAT, knowledge=knowledge)
-            drafted.append(sum(control.drafted))
+        drafted = drafted_by_text(text, clock, knowledge, texts=6)
         assert drafted[0] == 0
         assert drafted[-1] > 150
 

@@ -107,6 +107,10 @@ def test_recycling_starts_from_what_comes_with_the_engine():
         ("none,suffix", "drafter 'none' stands beside others; it goes alone"),
         (["suffix", "none"], "drafter 'none' stands beside others; it goes alone"),
         ("suffix:3", "drafter 'suffix:3' came; 'suffix' takes nothing behind a colon"),
+        (
+            "recycling:kept",
+            "drafter 'recycling:kept' keeps what an engine saw, and there is none here: take 'recycling'",
+        ),
         ("recycling:a:b", "drafter 'recycling:a:b' came; 'recycling' or 'recycling:kept' was expected"),
         ("model", "drafter 'model' needs an engine directory behind a colon, as in model:DIR"),
         ("self:", "drafter 'self' needs an engine directory behind a colon, as in self:DIR"),
