@@ -85,7 +85,9 @@ def main() -> None:
     texts = float_texts(model, spec, directory, read_prompts(options.prompts, options.limit), quiet)
     codec = open_codec(directory.path, directory.manifest.text)
     tokens = tokenize(calibration_prompts(None), codec, _MOST_PROMPT_TOKENS)
-    calibration = continue_prompts(model, spec, tokens, num_tokens=CALIBRATION_CONTINUATION_TOKENS)
+    calibration = continue_prompts(
+        model, spec, tokens, num_tokens=CALIBRATION_CONTINUATION_TOKENS, stop_ids=spec.eos_token_ids
+    )
     recipe = make_recipe(spec, precision="w8a8", alpha="auto")
     found: dict[str, list[dict[str, Any]]] = {}
     for seed in range(options.seeds):

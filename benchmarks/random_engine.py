@@ -29,6 +29,7 @@ from export.verifier import build_verifier
 from export.weight_file import WeightFile
 from plugins.cpu.library import find_library
 from quasar.checkpoints import DecoderSpec
+from quasar.checkpoints.checkpoint_text import CheckpointText
 from quasar.checkpoints.spec import Rope
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -97,7 +98,7 @@ class RandomWeights:
         """There is none."""
         raise NotImplementedError
 
-    def transformers_tokenizer(self) -> Any:
+    def text(self) -> CheckpointText:
         """There is none."""
         raise NotImplementedError
 

@@ -88,7 +88,9 @@ def float_texts(
     prompt_tokens, num_tokens = fit_lengths(manifest.contract.max_length, REPORT_CONTINUATION_TOKENS)
     token_ids = tokenize(prompts, open_codec(directory.path, manifest.text), prompt_tokens)
     with steps("float model continues the prompts", len(token_ids)) as step:
-        return continue_prompts(model, spec, token_ids, num_tokens=num_tokens, on_batch=step)
+        return continue_prompts(
+            model, spec, token_ids, num_tokens=num_tokens, stop_ids=manifest.text.eos_token_ids, on_batch=step
+        )
 
 
 def checkpoint_hash(checkpoint: Checkpoint) -> str:

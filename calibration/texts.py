@@ -92,13 +92,13 @@ def continue_prompts(
     prompts: Sequence[tuple[int, ...]],
     *,
     num_tokens: int,
+    stop_ids: Sequence[int],
     on_batch: Callable[[int], None] = lambda count: None,
 ) -> list[TokenizedText]:
-    """The float model's greedy continuation of each prompt, in batches of similar length, up to an end id."""
+    """The float model's greedy continuation of each prompt, in batches of similar length, up to one of `stop_ids`."""
     import torch
     from transformers import GenerationConfig
 
-    stop_ids = spec.eos_token_ids
     pad = stop_ids[0] if stop_ids else 0
     config = GenerationConfig(
         max_new_tokens=num_tokens, do_sample=False, eos_token_id=list(stop_ids) or None, pad_token_id=pad

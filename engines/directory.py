@@ -56,7 +56,7 @@ def open_directory(path: Path) -> EngineDirectory:
         _check_file(path, name, entry)
     graphs, text = manifest.onnxruntime, manifest.text
     compiled = [name for files in manifest.tensorrt.values() for name in files.files]
-    for name in (*graphs.names, text.tokenizer, text.chat_template, *compiled):
+    for name in (*graphs.names, *text.names, *compiled):
         # A checkpoint without a chat template has an empty name there.
         if name not in manifest.files and name != "":
             raise DamagedEngineError(f"{path}: manifest.json names {name!r}, which is not one of its files")

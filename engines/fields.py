@@ -5,7 +5,14 @@ from typing import Any
 
 from quasar.errors import DamagedEngineError
 
-_NAMES: dict[Any, tuple[type, ...]] = {int: (int,), str: (str,), bool: (bool,), float: (int, float), dict: (dict,)}
+_NAMES: dict[Any, tuple[type, ...]] = {
+    int: (int,),
+    str: (str,),
+    bool: (bool,),
+    float: (int, float),
+    dict: (dict,),
+    list: (list,),
+}
 
 
 def check_fields(what: str, value: Any, expected: Mapping[str, Any]) -> dict[str, Any]:

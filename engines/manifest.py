@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from engines.row_invariance import RowInvariance
 from engines.tensorrt.library import LIBRARIES, LibraryName
 from engines.tensorrt.plans import FOLDER as TENSORRT_FOLDER
 from engines.tensorrt.plans import TensorRtFiles
+from engines.text_files import TextFiles
 from plugins.sample_token import SAMPLER
 from quasar.errors import DamagedEngineError, NewerEngineError
 from quasar.files import sha256_json
@@ -29,6 +30,7 @@ _KEYS = {
     "linears": dict,
     "contract": dict,
     "text": dict,
+    "sampling_defaults": dict,
     "calibration": dict,
     "fidelity": dict,
     "row_invariance": dict,
@@ -57,27 +59,6 @@ CACHE_TREATMENTS = {
 _OPTIONAL_FILES = ("weights", "native_graph", "native_probe", "native_weights")
 _FIGURES = {"mean_kl_nats", "top1_agreement", "perplexity", "perplexity_float", "tokens"}
 _FIDELITY = _FIGURES | {"continuation", "prompts", "prompts_sha256"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextFiles:
-    """Tokenizer and chat template, as paths in the engine directory, and the special tokens that matter."""
-
-    tokenizer: str
-    chat_template: str
-    bos_token: str
-    eos_token: str
-    eos_token_ids: tuple[int, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """The manifest's `text`; an empty chat_template means that the checkpoint has none."""
-        return {
-            "tokenizer": self.tokenizer,
-            "chat_template": self.chat_template,
-            "bos_token": self.bos_token,
-            "eos_token": self.eos_token,
-            "eos_token_ids": list(self.eos_token_ids),
-        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,6 +177,7 @@ class Manifest:
     tensorrt: dict[LibraryName, TensorRtFiles]
     files: dict[str, dict[str, Any]]
     hashes: dict[str, str]
+    sampling_defaults: dict[str, float | int] = field(default_factory=dict)
 
     @property
     def engine_hash(self) -> str:
@@ -217,6 +199,7 @@ class Manifest:
             "sampler": self.sampler,
             "contract": self.contract.to_json(),
             "text": self.text.to_json(),
+            **({"sampling_defaults": self.sampling_defaults} if self.sampling_defaults else {}),
             "fidelity": self.fidelity,
             **self.record.to_json(),
             "backends": {
@@ -240,7 +223,9 @@ class Manifest:
             )
         # Engines that earlier versions built name no sampler; the first one is theirs.
         value = check_fields(
-            "the top level", {"sampler": _FIRST_SAMPLER, **value} if isinstance(value, dict) else value, _KEYS
+            "the top level",
+            {"sampler": _FIRST_SAMPLER, "sampling_defaults": {}, **value} if isinstance(value, dict) else value,
+            _KEYS,
         )
         if value["sampler"] != SAMPLER:
             raise NewerEngineError(
@@ -248,14 +233,6 @@ class Manifest:
                 "draw other texts: take the version of quasar-verifier that built the engine, or build it again with "
                 "this one"
             )
-        text = check_fields(
-            "text",
-            {key: item for key, item in value["text"].items() if key != "eos_token_ids"},
-            {"tokenizer": str, "chat_template": str, "bos_token": str, "eos_token": str},
-        )
-        stops = value["text"].get("eos_token_ids")
-        if not isinstance(stops, list) or not all(isinstance(stop, int) for stop in stops):
-            raise DamagedEngineError(f"manifest.json: text.eos_token_ids is {stops!r}; a list of integers was expected")
         present = [library for library in LIBRARIES if library in value["backends"]]
         backends = check_fields("backends", value["backends"], dict.fromkeys(["onnxruntime", *present], dict))
         check_fields("model", value["model"], _MODEL | dict.fromkeys({"skipped_layers"} & value["model"].keys(), str))
@@ -272,7 +249,7 @@ class Manifest:
             sampler=value["sampler"],
             linears=value["linears"],
             contract=Contract.from_json(value["contract"]),
-            text=TextFiles(eos_token_ids=tuple(stops), **text),
+            text=TextFiles.from_json(value["text"]),
             calibration=value["calibration"],
             fidelity=value["fidelity"],
             record=MachineRecord.from_json(value),
@@ -280,7 +257,15 @@ class Manifest:
             tensorrt={library: TensorRtFiles.from_json(library, backends[library]) for library in present},
             files=files,
             hashes=value["hashes"],
+            sampling_defaults=_sampling(value["sampling_defaults"]),
         )
+
+
+def _sampling(value: Mapping[str, Any]) -> dict[str, float | int]:
+    for name, item in value.items():
+        if not isinstance(item, (int, float)) or isinstance(item, bool):
+            raise DamagedEngineError(f"manifest.json: sampling_defaults.{name} is {item!r}; a number was expected")
+    return dict(value)
 
 
 def engine_hash(

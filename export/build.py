@@ -25,15 +25,17 @@ from calibration.texts import (
     write_texts,
 )
 from engines.contract import Contract, capacity_for, top_k_for
-from engines.manifest import MachineRecord, Manifest, OnnxRuntimeFiles, TextFiles
+from engines.manifest import MachineRecord, Manifest, OnnxRuntimeFiles
 from engines.measuring import MeasuredFiles
 from engines.onnxruntime.kernels import Kernels, choose_kernels
 from engines.successors import SUCCESSORS, write_successors
+from engines.text_files import TextFiles
 from export.layout import CANONICAL, onnxruntime_files
 from export.measured import MeasuredEngine
 from export.model_section import model_section
 from export.options import BuildOptions, Reporter, Silent, bound_of, check_options, choose_max_length
 from export.quantize import ROOMS, cache_treatments, check_bound, meets, prepared_weights, quantize, target_of
+from export.text_files import text_warnings, write_text_files
 from export.versions import tool_versions
 from export.workspace import Workspace, check_target, open_workspace
 from plugins.sample_token import SAMPLER
@@ -64,9 +66,8 @@ class _Build:
     def run(self) -> Path:
         options = self._options
         check_options(options)
-        # A link to an engine directory stands for what it points to.
         output = options.output.resolve()
-        # Cheap refusals first: nothing is read before the output is known to be free.
+        # Cheap refusals first: nothing is read before the output is known to be free. A link stands for its target.
         check_target(output, force=options.force)
         self._calibration = calibration_prompts(options.calibration)
         self._evaluation = default_prompts("evaluation")
@@ -109,7 +110,9 @@ class _Build:
         workspace = self._workspace
         self._reporter.stage("tokenizer", "tokenizer and chat template")
         text = workspace.stage("text", self._write_text)
-        self._text = TextFiles(**{**text, "eos_token_ids": tuple(text["eos_token_ids"])})
+        self._text = TextFiles.from_json(text["files"])
+        for warning in text_warnings(self._text):
+            self._reporter.stage("", warning)
         engine = self._engine(ROOMS[0])
         for room in ROOMS[1:]:
             if meets(self._bound, engine.fidelity):
@@ -139,6 +142,7 @@ class _Build:
             tensorrt={},
             files=files,
             hashes={},
+            sampling_defaults=text["sampling"],
         )
         hashes = {
             "checkpoint": self._checkpoint_hash,
@@ -219,9 +223,8 @@ class _Build:
         }
 
     def _write_text(self) -> dict[str, Any]:
-        from export.text_files import write_text_files
-
-        return write_text_files(self._checkpoint, self._workspace.path).to_json()
+        files, sampling = write_text_files(self._checkpoint, self._workspace.path)
+        return {"files": files.to_json(), "sampling": sampling}
 
     def _texts(self, prompts: list[Any], num_tokens: int, what: str) -> list[TokenizedText]:
         from engines.text import open_codec
@@ -229,9 +232,8 @@ class _Build:
         prompt_tokens, num_tokens = fit_lengths(self._contract.max_length, num_tokens)
         token_ids = tokenize(prompts, open_codec(self._workspace.path, self._text), prompt_tokens)
         with self._reporter.steps(f"float model continues {what} prompts", len(token_ids)) as step:
-            return continue_prompts(
-                self._float_model, self._checkpoint.spec, token_ids, num_tokens=num_tokens, on_batch=step
-            )
+            model, spec, ends = self._float_model, self._checkpoint.spec, self._text.eos_token_ids
+            return continue_prompts(model, spec, token_ids, num_tokens=num_tokens, stop_ids=ends, on_batch=step)
 
     def _calibrate(self, room: float) -> dict[str, Any]:
         spec, reporter = self._checkpoint.spec, self._reporter

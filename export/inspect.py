@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from engines.costs import CURVE_ROWS
 from engines.directory import EngineDirectory
+from engines.manifest import Manifest
 from engines.onnxruntime.kernels import STOCK, choose_kernels
 from engines.row_invariance import RowInvariance
 
@@ -65,6 +66,8 @@ def print_manifest(directory: EngineDirectory) -> None:
         table.add_row(name, value)
     table.add_row("row invariance", _invariance(manifest.record.row_invariance))
     table.add_row("sampler", manifest.sampler)
+    for name, value in _text_rows(manifest):
+        table.add_row(name, value)
     machine = manifest.record.machine
     table.add_row(
         "measured on", f"{machine['processor']}, {machine['threads'] or machine['cores']} threads, {machine['library']}"
@@ -147,6 +150,22 @@ def _cost_table(directory: EngineDirectory) -> "Table":
         style = "bold" if rows == CURVE_ROWS else None
         table.add_row(str(rows), *(f"{by_width[width]:.1f}" for width in widths), style=style)
     return table
+
+
+def _text_rows(manifest: Manifest) -> list[tuple[str, str]]:
+    """What ends a text, and from where that is known; templates; what the checkpoint suggests for sampling."""
+    text = manifest.text
+    ends = [(f"{one['token']} ({one['id']})", ", ".join(one["sources"])) for one in text.end_tokens]
+    # Engines of earlier versions know the ids alone.
+    ends = ends or [(str(token), "") for token in text.eos_token_ids]
+    rows = [("end of a text" if place == 0 else "", ": ".join(filter(None, one))) for place, one in enumerate(ends)]
+    if not rows:
+        rows = [("end of a text", "none: answers stop at their length")]
+    names = [*(["default"] if text.chat_template else []), *text.named_templates]
+    rows.append(("chat template", ", ".join(names) or "none: conversations are written down plainly"))
+    suggested = ", ".join(f"{name} {value:g}" for name, value in manifest.sampling_defaults.items())
+    rows.append(("sampling", f"greedy by default{f'; --model-defaults: {suggested}' if suggested else ''}"))
+    return rows
 
 
 def _fidelity_rows(fidelity: dict[str, Any]) -> list[tuple[str, str]]:

@@ -1,50 +1,103 @@
-"""Tokenizer and chat template of a checkpoint, as the torch-free runtime reads them."""
+"""Tokenizer and chat templates of a checkpoint, as the torch-free runtime reads them, and where its texts end."""
 
+import re
 from pathlib import Path
-from typing import Any
 
-from engines.manifest import TextFiles
+from engines.text_files import TextFiles
 from quasar.checkpoints import Checkpoint
-from quasar.errors import CheckpointError
+from quasar.checkpoints.checkpoint_text import CheckpointText, EndToken
+from quasar.errors import CheckpointError, PromptError
 from quasar.files import atomic_path, write_text
+from quasar.text import ChatTemplate, Detokenizer
+from quasar.text.detokenizer import UnknownDecoderError
 
 TOKENIZER, CHAT_TEMPLATE = "tokenizer.json", "chat_template.jinja"
+_TEMPLATE_NAME = re.compile(r"[A-Za-z0-9_-]+")
+_QUESTION, _ANSWER = "quasar-asks", "quasar-answers"
 
 
-def write_text_files(checkpoint: Checkpoint, directory: Path) -> TextFiles:
-    """Write `tokenizer.json` and, where the checkpoint has one, `chat_template.jinja`.
+def write_text_files(checkpoint: Checkpoint, directory: Path) -> tuple[TextFiles, dict[str, float | int]]:
+    """Write `tokenizer.json` and the chat templates; returns what the manifest says of them, and sampling defaults.
 
-    Raises `CheckpointError` if the checkpoint has no tokenizer, or one that has no fast form.
+    Raises `CheckpointError` if the checkpoint has no tokenizer, or one that the runtime cannot use.
     """
+    text = checkpoint.text()
     try:
-        tokenizer = checkpoint.transformers_tokenizer()
-    except Exception as error:  # transformers raises whatever its readers do
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{checkpoint.location}: the tokenizer cannot be loaded ({reason})") from None
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise CheckpointError(f"{checkpoint.location}: the tokenizer has no fast form (tokenizer.json)")
-    if backend.get_vocab_size() > checkpoint.spec.vocab_size:
-        raise CheckpointError(
-            f"{checkpoint.location}: the tokenizer has {backend.get_vocab_size()} tokens, "
-            f"the embedding only {checkpoint.spec.vocab_size}"
-        )
+        Detokenizer(text.tokenizer)
+    except UnknownDecoderError as error:
+        raise CheckpointError(f"{checkpoint.location}: {error}; its tokens cannot be made text") from None
+    _check_vocabulary(checkpoint, text)
     with atomic_path(directory / TOKENIZER) as temporary:
-        backend.save(str(temporary))
-    template = _template(tokenizer)
-    if template:
-        write_text(directory / CHAT_TEMPLATE, template)
+        text.tokenizer.save(str(temporary))
+    files = {}
+    for name, source in text.chat_templates.items():
+        if not _TEMPLATE_NAME.fullmatch(name):
+            raise CheckpointError(f"{checkpoint.location}: a chat template is named {name!r}; letters, digits, - and _")
+        files[name] = CHAT_TEMPLATE if name == "default" else f"chat_template.{name}.jinja"
+        write_text(directory / files[name], source)
+    ends = end_tokens(text)
     return TextFiles(
         tokenizer=TOKENIZER,
-        chat_template=CHAT_TEMPLATE if template else "",
-        bos_token=tokenizer.bos_token or "",
-        eos_token=tokenizer.eos_token or "",
-        eos_token_ids=checkpoint.spec.eos_token_ids,
-    )
+        chat_template=files.pop("default", ""),
+        bos_token=text.bos_token,
+        eos_token=text.eos_token,
+        eos_token_ids=tuple(one.token_id for one in ends),
+        named_templates=files,
+        end_tokens=tuple({"id": one.token_id, "token": one.token, "sources": list(one.sources)} for one in ends),
+    ), dict(text.sampling)
 
 
-def _template(tokenizer: Any) -> str:
-    template = getattr(tokenizer, "chat_template", None)
-    if isinstance(template, dict):
-        template = template.get("default")
-    return template or ""
+def text_warnings(files: TextFiles) -> list[str]:
+    """What a user should know of a checkpoint's texts before the long part of a build."""
+    warnings = []
+    if not files.eos_token_ids:
+        warnings.append("no token ends a text: answers stop at their length (generate --stop-token-ids)")
+    if not files.chat_template:
+        warnings.append("no chat template: conversations are written down plainly (docs/runtime.md)")
+    return warnings
+
+
+def end_tokens(text: CheckpointText) -> list[EndToken]:
+    """Every token that ends a text: what the checkpoint's files name, and what its template writes after an answer."""
+    found = {token: list(sources) for token, sources in text.end_ids.items()}
+    turn_end = _turn_end(text)
+    if turn_end is not None:
+        found.setdefault(turn_end, []).append("the chat template's end of a turn")
+    return [
+        EndToken(token_id=token, token=text.tokenizer.id_to_token(token) or "", sources=tuple(sources))
+        for token, sources in found.items()
+    ]
+
+
+def _turn_end(text: CheckpointText) -> int | None:
+    """The special token that the default template writes after an answer, if there is one."""
+    source = text.chat_templates.get("default")
+    if not source:
+        return None
+    messages = ({"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER})
+    template = ChatTemplate(source, bos_token=text.bos_token, eos_token=text.eos_token)
+    try:
+        # Both, so that what a template puts before the next answer is not taken for the end of this one.
+        rendered = template.render((*messages, {"role": "user", "content": _QUESTION}))  # type: ignore[arg-type]
+    except PromptError:
+        return None
+    after = rendered.partition(_ANSWER)[2].lstrip()
+    added = text.tokenizer.get_added_tokens_decoder()
+    special = {one.content: token for token, one in added.items() if one.special and one.content != text.bos_token}
+    starts = [name for name in special if name and after.startswith(name)]
+    # A template without an end of turns goes on with the next turn's beginning, which stands before the first one, too.
+    begins = rendered.partition(_QUESTION)[0]
+    name = max(starts, key=len, default="")
+    return None if not name or name in begins else special[name]
+
+
+def _check_vocabulary(checkpoint: Checkpoint, text: CheckpointText) -> None:
+    """Ids that have no row of the embedding are refused, unless nothing is spelled by them."""
+    rows = checkpoint.spec.vocab_size
+    beyond = sorted((token, word) for word, token in text.tokenizer.get_vocab().items() if token >= rows)
+    if beyond:
+        token, word = beyond[0]
+        raise CheckpointError(
+            f"{checkpoint.location}: the tokenizer has the token {word!r} with id {token}, "
+            f"the embedding only {rows} rows: take the tokenizer that belongs to these weights"
+        )

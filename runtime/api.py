@@ -15,11 +15,12 @@ from quasar.errors import GenerationError
 from quasar.text import Message, TextCodec
 from runtime.asynchronous import collect, in_thread
 from runtime.cache_turns import ENGINE_CLOSED
+from runtime.chat_options import completes
 from runtime.conversation import Conversation
 from runtime.core import Core, Hooks
 from runtime.events import Event, Generation, gather
 from runtime.loop import Round, check_prompt
-from runtime.options import OptionsDict, Signal, make_options, takes_options
+from runtime.options import GenerationOptions, OptionsDict, Signal, make_options, takes_options
 from runtime.stats import Stats
 
 # Prefill chunks that `warmup` feeds: 2,048 ids are as many places of the embedding.
@@ -135,9 +136,14 @@ class Engine:
         """The width that plain decoding is fed with: the smallest whose rows are exact here."""
         return self.record.row_invariance.chain or 1
 
-    def encode(self, prompt: Prompt, *, chat_template: bool = True) -> NDArray[np.int64]:
-        """Token ids int64 [n] of a prompt: a string (one user message), a list of messages, or token ids."""
-        return self._open().encode(prompt, chat_template=chat_template)
+    @takes_options
+    def encode(self, prompt: Prompt, **options: Unpack[OptionsDict]) -> NDArray[np.int64]:
+        """Token ids int64 [n] of a prompt: a string (one user message), a list of messages, or token ids.
+
+        Args:
+            options: those of `stream` that say how a conversation is rendered; the others change nothing here.
+        """
+        return self._open().encode(prompt, self._options(options).chat)
 
     @takes_options
     def stream(self, prompt: Prompt, **options: Unpack[OptionsDict]) -> Iterator[Event]:
@@ -151,8 +157,8 @@ class Engine:
             ContextLimitError: the prompt does not fit the KV cache.
             GenerationError: an option that is unknown or cannot be honoured, or the engine is closed.
         """
-        core, checked = self._open(), make_options(options)
-        return core.start(core.encode(prompt, chat_template=checked.chat_template), checked)
+        core, checked = self._open(), self._options(options)
+        return core.start(core.encode(prompt, checked.chat), checked, completes=completes(prompt, checked.chat))
 
     @overload
     def generate(self, prompt: str, **options: Unpack[OptionsDict]) -> Generation: ...
@@ -240,6 +246,9 @@ class Engine:
             parked=core.turns.parked_bytes(),
             drafters=core.draft_engines.nbytes,
         )
+
+    def _options(self, options: OptionsDict) -> GenerationOptions:
+        return make_options(options, self.manifest.sampling_defaults)
 
     @property
     def _loaded(self) -> LoadedEngine:

@@ -1,5 +1,6 @@
 """`python -m runtime`: generate, prove that speculation is exact; measuring is in `runtime.cli_measure`."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -19,6 +20,7 @@ from runtime.cli_options import (
     Threads,
     generation_options,
     load_engine,
+    read_tools,
 )
 
 _WithLists = command_of_lists(**LISTS)
@@ -34,6 +36,14 @@ def generate(
     no_chat_template: Annotated[
         bool, typer.Option("--no-chat-template", help="Feed the prompt as it stands, for base models.")
     ] = False,
+    answer: Annotated[
+        str,
+        typer.Option(metavar="TEXT", help="What the answer begins with; the text goes on from it.", show_default=False),
+    ] = "",
+    tools: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.json", help="Functions for the chat template, a JSON list.", show_default=False),
+    ] = None,
     backend: Backend = None,
     kernels: Kernels = None,
     threads: Threads = 0,
@@ -58,9 +68,15 @@ def generate(
         raise GenerationError("--logprobs is printed with --json only: add it")
     engine = load_engine(directory, options["drafter"], backend=backend, kernels=kernels, threads=threads)
     with contextlib.nullcontext() if record is None else runtime.Recorder(record) as recorder:
-        events = engine.stream(
-            prompt, **options, chat_template=not no_chat_template, logprobs=logprobs, recorder=recorder
-        )
+        if no_chat_template:
+            options["chat_template"] = False
+        if tools is not None:
+            options["tools"] = read_tools(tools)
+        asked: Any = prompt
+        if answer:
+            asked = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+            options["continue_final_message"] = True
+        events = engine.stream(asked, **options, logprobs=logprobs, recorder=recorder)
         if json:
             from runtime.events import gather
 

@@ -2,12 +2,14 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from quasar.checkpoints.checkpoint_text import SAMPLING_DEFAULTS
 from quasar.errors import GenerationError
 
 if TYPE_CHECKING:
@@ -120,6 +122,49 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
         None,
     ),
     "ignore_eos": (Annotated[bool, typer.Option("--ignore-eos", help="Go on behind the model's end tokens.")], False),
+    "chat_template_kwargs": (
+        Annotated[
+            list[str] | None,
+            typer.Option(
+                "--template-arg",
+                metavar="KEY=VALUE",
+                help="An argument of the chat template, as JSON or text: enable_thinking=false.",
+                show_default=False,
+            ),
+        ],
+        None,
+    ),
+    "template": (
+        Annotated[
+            str,
+            typer.Option(
+                "--chat-template", metavar="NAME", help="One of the engine's named templates.", show_default=False
+            ),
+        ],
+        "",
+    ),
+    "continue_final_message": (
+        Annotated[bool, typer.Option("--continue-final-message", help="Go on with an assistant's message at the end.")],
+        False,
+    ),
+    "parse_special": (
+        Annotated[bool, typer.Option("--parse-special", help="Special tokens in messages are control tokens.")],
+        False,
+    ),
+    "date": (
+        Annotated[
+            str | None,
+            typer.Option("--date", metavar="YYYY-MM-DD", help="The day that templates are told.", show_default=False),
+        ],
+        None,
+    ),
+    "model_defaults": (
+        Annotated[
+            bool,
+            typer.Option("--model-defaults", help="Sample as the checkpoint suggests (default: greedy)."),
+        ],
+        False,
+    ),
     "deadline": (
         Annotated[
             float | None,
@@ -155,10 +200,11 @@ def generation_options(**defaults: Any) -> Callable[[Callable[..., None]], Calla
             )
 
         @functools.wraps(command)
-        def run(**values: Any) -> None:
+        def run(context: typer.Context, **values: Any) -> None:
             options = {name: values.pop(name) for name in _OPTIONS}
-            command(**values, options=to_options(options))
+            command(**values, options=to_options(options, given=_given(context)))
 
+        shown.append(inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context))
         # typer asks for the optional parameters last, and for annotations beside the signature.
         shown.sort(key=lambda one: one.default is not inspect.Parameter.empty)
         run.__signature__ = own.replace(  # type: ignore[attr-defined]
@@ -179,13 +225,37 @@ def load_engine(directory: Path, drafter: str, *, backend: str | None, kernels: 
     return runtime.load(directory, backend=backend, kernels=kernels, threads=threads)
 
 
-def to_options(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What `Engine.generate` takes, from what was typed; raises `GenerationError` naming what cannot be read."""
+def to_options(values: Mapping[str, Any], *, given: Collection[str] = ()) -> dict[str, Any]:
+    """What `Engine.generate` takes, from what was typed; raises `GenerationError` naming what cannot be read.
+
+    `given`: the options that were typed; with --model-defaults the checkpoint's values stand for the others.
+    """
     options = dict(values)
+    options["chat_template_kwargs"] = dict(_argument(one) for one in options["chat_template_kwargs"] or ()) or None
+    options["chat_template"] = options.pop("template") or True
+    if options.pop("model_defaults"):
+        options = {name: value for name, value in options.items() if name not in SAMPLING_DEFAULTS or name in given}
+        options["sampling"] = "model"
     options["logit_bias"] = dict(_bias(one) for one in options["logit_bias"] or ()) or None
     options["stop"] = tuple(options["stop"] or ())
     options["stop_token_ids"] = tuple(options["stop_token_ids"] or ())
     return options
+
+
+def _given(context: typer.Context) -> set[str]:
+    """Names of the options that stand on the command line."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+
+
+def _argument(text: str) -> tuple[str, Any]:
+    name, found, value = text.partition("=")
+    if not found or not name:
+        raise GenerationError(f"--template-arg {text}: KEY=VALUE was expected, as in enable_thinking=false")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def _bias(text: str) -> tuple[int, float]:
@@ -194,3 +264,14 @@ def _bias(text: str) -> tuple[int, float]:
         return int(token), float(bias)
     except ValueError:
         raise GenerationError(f"--logit-bias {text}: ID=NUMBER was expected, as in 17=-2.5 or 17=-inf") from None
+
+
+def read_tools(path: Path) -> list[Any]:
+    """A JSON file of tool descriptions; raises `GenerationError` unless it holds a list."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise GenerationError(f"{path} cannot be read as JSON ({error}); a list of tools was expected") from None
+    if not isinstance(value, list):
+        raise GenerationError(f"{path} holds a {type(value).__name__}; a list of tools was expected")
+    return value

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from quasar.errors import ContextLimitError, GenerationError
 from quasar.text import Message
-from quasar.text.prompts import check_messages
+from quasar.text.messages import check_messages
 from runtime.asynchronous import collect, in_thread
 from runtime.cache_turns import CLOSED, GENERATING, Tenant
+from runtime.chat_options import completes
 from runtime.core import Core
 from runtime.events import Event, Generation, gather
 from runtime.kv_cache import KVCache
@@ -80,11 +81,13 @@ class Conversation:
             ContextLimitError: the conversation does not fit the KV cache; it stays as it was.
             GenerationError: an option that cannot be honoured; the conversation generates already, or is closed.
         """
-        tenant, checked = self._open(), make_options(options)
+        tenant = self._open()
+        checked = make_options(options, self._core.loaded.directory.manifest.sampling_defaults)
         if tenant.generating:
             raise GenerationError(GENERATING)
-        ids = self._core.encode(prompt, chat_template=checked.chat_template, history=self._messages)
-        return self._events(self._core.start(ids, checked, tenant), self._asked(prompt, checked))
+        ids = self._core.encode(prompt, checked.chat, self._messages)
+        events = self._core.start(ids, checked, tenant, completes=completes(prompt, checked.chat))
+        return self._events(events, self._asked(prompt, checked), continues=checked.continue_final_message)
 
     @takes_options
     def generate(self, prompt: "Prompt", **options: Unpack[OptionsDict]) -> Generation:
@@ -105,17 +108,20 @@ class Conversation:
         """`generate` for asyncio."""
         return gather(await collect(self.astream(prompt, **options)))
 
-    def prefill(self, prompt: "Prompt | None" = None, *, chat_template: bool = True) -> int:
+    @takes_options
+    def prefill(self, prompt: "Prompt | None" = None, **options: Unpack[OptionsDict]) -> int:
         """Compute the rows of a prompt without an answer, for forks to share; returns how many tokens it has.
 
-        `prompt` None: the conversation's messages; a string would be the user's next one.
+        Args:
+            prompt: None: the conversation's messages; a string would be the user's next one.
+            options: those of `stream` that say how a conversation is rendered; the others change nothing here.
 
         Raises:
             GenerationError: there is nothing to prefill, or the conversation is generating or closed.
             ContextLimitError: it does not fit the KV cache.
         """
         asked = self._messages if prompt is None else prompt
-        ids = self._core.encode(asked, chat_template=chat_template, history=self._messages)
+        ids = self._core.encode(asked, make_options(options).chat, self._messages)
         session = self._core.loaded.session
         check_prompt(ids, session.contract)
         chunk = session.contract.prefill_chunk
@@ -156,12 +162,12 @@ class Conversation:
     def _asked(self, prompt: Any, options: GenerationOptions) -> tuple[Message, ...]:
         """The messages of a prompt; none for token ids and plain text."""
         if isinstance(prompt, str):
-            return (*self._messages, {"role": "user", "content": prompt}) if options.chat_template else ()
+            return (*self._messages, {"role": "user", "content": prompt}) if options.chat else ()
         if isinstance(prompt, Sequence) and len(prompt) and isinstance(prompt[0], dict):
             return check_messages(prompt, "prompt")
         return ()
 
-    def _events(self, events: Iterator[Event], asked: tuple[Message, ...]) -> Iterator[Event]:
+    def _events(self, events: Iterator[Event], asked: tuple[Message, ...], *, continues: bool) -> Iterator[Event]:
         tenant = self._open()
         texts: list[str] = []
         started = False
@@ -178,7 +184,12 @@ class Conversation:
             if closing is not None:
                 closing()
             if started:
-                self._messages = (*asked, {"role": "assistant", "content": "".join(texts)}) if asked else ()
+                answer = "".join(texts)
+                if asked and continues:
+                    begun = asked[-1]
+                    self._messages = (*asked[:-1], {**begun, "content": f"{begun.get('content') or ''}{answer}"})
+                else:
+                    self._messages = (*asked, {"role": "assistant", "content": answer}) if asked else ()
                 self._marks.append((len(self._messages), tenant.cache.length))
 
     @contextmanager

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from engines import LoadedEngine
 from engines.machine import user_cache
 from engines.text import open_codec
-from quasar.errors import GenerationError, QuasarError
-from quasar.text import Message, TextCodec
-from quasar.text.prompts import check_messages
+from quasar.errors import GenerationError
+from quasar.text import ChatOptions, Message, TextCodec
+from quasar.text.messages import check_messages
 from runtime.cache_turns import CacheTurns, Tenant
 from runtime.control.controller import Knowledge
 from runtime.control.make import make_control
@@ -27,13 +27,15 @@ from runtime.drafters.kept_successors import KeptSuccessors
 from runtime.drafters.recycling import KEPT
 from runtime.drafters.registry import Target
 from runtime.events import Event
+from runtime.interruption import Interruption
 from runtime.kv_cache import KVCache
 from runtime.loop import Round, check_prompt, decode
 from runtime.options import GenerationOptions
-from runtime.sampling.chooser import GreedyChooser, LogitsChooser, TokenChooser, TokenSampler, reference_sampler
+from runtime.sampling.chooser import GreedyChooser, LogitsChooser, TokenChooser
+from runtime.sampling.compiled import make_sampler
 from runtime.sampling.processors import LogitsChanges
 from runtime.stats import Stats, Tally
-from runtime.stopping import CANCELLED, DEADLINE, StopRules
+from runtime.stopping import StopRules
 from runtime.traces import RecordingControl
 
 Int64 = NDArray[np.int64]
@@ -60,7 +62,7 @@ class Core:
         self.hooks = hooks
         self.codec: TextCodec = open_codec(loaded.directory.path, loaded.directory.manifest.text)
         self.turns = CacheTurns(loaded.session)
-        self.sampler = _make_sampler()
+        self.sampler = make_sampler()
         self.draft_engines = DraftEngines.of(loaded)
         manifest = loaded.directory.manifest
         self.kept_successors = KeptSuccessors(
@@ -115,22 +117,29 @@ class Core:
         """Memory of that buffer."""
         return 0 if self._logits is None else self._logits.nbytes
 
-    def encode(self, prompt: object, *, chat_template: bool, history: tuple[Message, ...] = ()) -> Int64:
-        """Token ids int64 [n]; a string is the user's message behind `history`."""
+    def encode(self, prompt: object, chat: ChatOptions | None, history: tuple[Message, ...] = ()) -> Int64:
+        """Token ids int64 [n]; a string is the user's message after `history`. `chat` None: no chat template."""
         if isinstance(prompt, str):
-            if not chat_template:
+            if chat is None:
                 return np.asarray(self.codec.encode_text(prompt), np.int64)
-            return np.asarray(self.codec.encode_chat([*history, {"role": "user", "content": prompt}]), np.int64)
+            return np.asarray(self.codec.encode_chat([*history, {"role": "user", "content": prompt}], chat), np.int64)
         if isinstance(prompt, np.ndarray) or (
             isinstance(prompt, (list, tuple)) and all(isinstance(item, (int, np.integer)) for item in prompt)
         ):
             return _token_ids(prompt)
-        if not chat_template:
+        if chat is None:
             raise GenerationError("messages need the chat template; without it give a string or token ids")
-        return np.asarray(self.codec.encode_chat(check_messages(prompt, "prompt")), np.int64)
+        return np.asarray(self.codec.encode_chat(check_messages(prompt, "prompt"), chat), np.int64)
 
-    def start(self, ids: Int64, options: GenerationOptions, tenant: Tenant | None = None) -> Iterator[Event]:
-        """Check everything now, and generate when the events are asked for. `tenant`: a conversation's text."""
+    def start(
+        self, ids: Int64, options: GenerationOptions, tenant: Tenant | None = None, *, completes: bool = False
+    ) -> Iterator[Event]:
+        """Check everything now, and generate when the events are asked for.
+
+        Args:
+            tenant: a conversation's text.
+            completes: the prompt is text that goes on, not a conversation with an answer of its own.
+        """
         session = self.loaded.session
         # What is wrong with the text is said before an engine that drafts is loaded.
         options.check_vocabulary(session.contract.vocab_size)
@@ -148,13 +157,17 @@ class Core:
         )
         if options.recorder is not None:
             control = RecordingControl(control, options.recorder, session.contract.vocab_size)
-        stop_ids = options.stop_ids if options.ignore_eos else options.stop_ids | self.end_ids
+        stop_tokens = self._stop_tokens(options.stop_strings)
+        asked = options.stop_ids | stop_tokens.keys()
+        stop_ids = asked if options.ignore_eos else asked | self.end_ids
+        is_shown = self.codec.detokenizer.is_shown
         rules = StopRules(
             max_new_tokens=options.max_new_tokens,
             stop_ids=stop_ids,
             stop_strings=options.stop_strings,
             min_new_tokens=options.min_new_tokens,
-            codec=self.codec,
+            stop_tokens=stop_tokens,
+            stream=self.codec.stream(continues=completes and any(is_shown(token) for token in ids.tolist())),
         )
         run = _Run(
             core=self,
@@ -164,9 +177,23 @@ class Core:
             rules=rules,
             seed=seed if options.temperature > 0 else None,
             end_ids=stop_ids | self.end_ids,
-            interruption=_Interruption(options),
+            interruption=Interruption(options),
         )
         return run.events(tenant)
+
+    def _stop_tokens(self, strings: tuple[str, ...]) -> dict[int, str]:
+        """Id → spelling of the stop strings that are special tokens: no text spells those."""
+        special = self.codec.literal.special_tokens if strings else {}
+        found = {}
+        for string in strings:
+            if string in special:
+                found[special[string]] = string
+            elif any(name in string for name in special):
+                raise GenerationError(
+                    f"stop has {string!r}, which no text holds, since a special token is part of it: give that token "
+                    "alone"
+                )
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,7 +207,7 @@ class _Run:
     rules: StopRules
     seed: int | None
     end_ids: frozenset[int]
-    interruption: "_Interruption"
+    interruption: Interruption
 
     def events(self, kept: Tenant | None) -> Iterator[Event]:
         """Step by step; a tenant that is not kept is let go at the end, whatever ends it."""
@@ -268,35 +295,6 @@ def _token_ids(prompt: Any) -> Int64:
     if len(ids) and int(ids.max()) > np.iinfo(np.int64).max:
         raise GenerationError(f"the prompt holds the token id {ids.max()}, which no vocabulary has")
     return ids.astype(np.int64)
-
-
-class _Interruption:
-    """Why a generation has to end early, if it has to; the first reason stays."""
-
-    def __init__(self, options: GenerationOptions) -> None:
-        self._cancel = options.cancel
-        self._ends_at = None if options.deadline is None else time.monotonic() + options.deadline
-        self._reason: str | None = None
-
-    def __call__(self) -> str | None:
-        if self._reason is None:
-            if self._cancel is not None and self._cancel.is_set():
-                self._reason = CANCELLED
-            elif self._ends_at is not None and time.monotonic() >= self._ends_at:
-                self._reason = DEADLINE
-        return self._reason
-
-
-def _make_sampler() -> TokenSampler:
-    """The compiled one where it runs, whatever kernels the engine has; the reference draws the same tokens, slower."""
-    from plugins.cpu.library import open_library
-    from plugins.cpu.sampler import NativeSampler
-
-    try:
-        return NativeSampler(open_library().path).prepare
-    except QuasarError as error:
-        _log.info("tokens are drawn by numpy: %s", error)
-        return reference_sampler
 
 
 def _report(stats: Stats, hooks: Hooks) -> None:

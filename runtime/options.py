@@ -13,9 +13,13 @@ from numpy.typing import NDArray
 
 from plugins.sample_token import LEAST_TEMPERATURE, MOST_TEMPERATURE, Filters
 from quasar.errors import GenerationError
+from quasar.text import ChatOptions
+from runtime.chat_options import chat_options
 from runtime.drafters.registry import DrafterOption, as_list
 from runtime.traces import Recorder
 
+# Where what is not given comes from.
+SAMPLING = ("own", "model")
 _MOST_LOGPROBS = 100
 _SEEDS = 1 << 64
 _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
@@ -53,7 +57,13 @@ class OptionsDict(TypedDict, total=False):
     cancel: Signal | None
     drafter: DrafterOption
     num_draft_tokens: int | None
-    chat_template: bool
+    chat_template: bool | str
+    tools: Sequence[Mapping[str, Any]] | None
+    chat_template_kwargs: Mapping[str, Any] | None
+    continue_final_message: bool
+    parse_special: bool
+    date: str | None
+    sampling: str
     recorder: Recorder | None
 
 
@@ -90,7 +100,15 @@ class GenerationOptions:
         round by round (docs/drafters.md).
     num_draft_tokens: drafts per round, at most; one drafter then drafts up to so many in every round. None leaves it to
         the controller.
-    chat_template: False feeds a string as it stands.
+    chat_template: False feeds a string as it stands; a name takes that one of the checkpoint's named templates.
+    tools: descriptions of functions for the chat template.
+    chat_template_kwargs: further arguments of the chat template, such as {"enable_thinking": False}.
+    continue_final_message: the last message is an answer that was begun; the text goes on with it.
+    parse_special: special tokens that a message spells are control tokens; else they are text. A string that is fed as
+        it stands always has control tokens.
+    date: what a template is told that asks for the day, as 2026-01-01; None takes the engine's own, which is fixed.
+    sampling: "own" takes the defaults written here; "model" the checkpoint's (temperature, top_k, top_p, min_p,
+        repetition_penalty, as far as it has them) for what is not given.
     recorder: a `Recorder` that the generation is written to, for `python -m runtime simulate`.
     """
 
@@ -114,7 +132,13 @@ class GenerationOptions:
     cancel: Signal | None = None
     drafter: DrafterOption = "auto"
     num_draft_tokens: int | None = None
-    chat_template: bool = True
+    chat_template: bool | str = True
+    tools: Sequence[Mapping[str, Any]] | None = None
+    chat_template_kwargs: Mapping[str, Any] | None = None
+    continue_final_message: bool = False
+    parse_special: bool = False
+    date: str | None = None
+    sampling: str = "own"
     recorder: Recorder | None = None
     # `stop` and `stop_token_ids`, read once.
     stop_strings: tuple[str, ...] = field(init=False, repr=False)
@@ -161,9 +185,12 @@ class GenerationOptions:
         object.__setattr__(self, "stop_ids", frozenset(int(token) for token in ids))
         if self.num_draft_tokens is not None:
             self._check_integer("num_draft_tokens", 0)
-        for name in ("ignore_eos", "chat_template"):
+        for name in ("ignore_eos", "continue_final_message", "parse_special"):
             if not isinstance(getattr(self, name), bool):
                 raise GenerationError(f"{name} is {getattr(self, name)!r}; True or False was expected")
+        _ = self.chat  # checks what it is made of
+        if self.sampling not in SAMPLING:
+            raise GenerationError(f"sampling is {self.sampling!r}; {' or '.join(map(repr, SAMPLING))} was expected")
         if self.logits_processor is not None and not callable(self.logits_processor):
             raise GenerationError(f"logits_processor is {self.logits_processor!r}; a function was expected")
         if self.cancel is not None and not hasattr(self.cancel, "is_set"):
@@ -173,6 +200,18 @@ class GenerationOptions:
         for one in as_list(self.drafter):
             if not isinstance(one, str) and not hasattr(one, "propose"):
                 raise GenerationError(f"drafter is {one!r}; a name, or an object with propose, was expected")
+
+    @property
+    def chat(self) -> ChatOptions | None:
+        """How a conversation is rendered; None: no chat template."""
+        return chat_options(
+            chat_template=self.chat_template,
+            tools=self.tools,
+            arguments=self.chat_template_kwargs,
+            continue_final_message=self.continue_final_message,
+            date=self.date,
+            parse_special=self.parse_special,
+        )
 
     @property
     def filters(self) -> Filters:
@@ -224,8 +263,10 @@ class GenerationOptions:
 OPTIONS = tuple(one for one in fields(GenerationOptions) if one.init)
 
 
-def make_options(options: Mapping[str, Any]) -> GenerationOptions:
-    """The options, checked.
+def make_options(
+    options: Mapping[str, Any], model_defaults: Mapping[str, float | int] | None = None
+) -> GenerationOptions:
+    """The options, checked; `model_defaults`: what `sampling="model"` stands for.
 
     Raises:
         GenerationError: an option that is unknown, or whose value cannot be honoured.
@@ -236,6 +277,10 @@ def make_options(options: Mapping[str, Any]) -> GenerationOptions:
             close = difflib.get_close_matches(name, known, 1)
             hint = f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"
             raise GenerationError(f"unknown option {name!r}{hint}")
+    if options.get("sampling") == "model":
+        if not model_defaults:
+            raise GenerationError("sampling is 'model', and the engine's checkpoint has no sampling defaults")
+        options = {**model_defaults, **options}
     return GenerationOptions(**options)
 
 

@@ -1,9 +1,9 @@
 """Where a text ends, token by token, inside a block of accepted drafts too: end ids, stop strings, length."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from quasar.text import TextCodec, TextStream
+from quasar.text import TextStream
 
 STOP, LENGTH, CANCELLED, DEADLINE = "stop", "length", "cancelled", "deadline"
 
@@ -23,7 +23,8 @@ class StopRules:
     """Ends a text behind a stop id, in front of a stop string, or at `max_new_tokens`; keeps the text while it grows.
 
     Args:
-        codec: of the text; None keeps none, and knows no stop strings.
+        stop_tokens: stop ids that were asked for by their spelling, id → spelling; `stopped_by` is the spelling then.
+        stream: makes the text; None keeps none, and knows no stop strings.
         min_new_tokens: stop strings that are complete before are text like any other.
     """
 
@@ -34,10 +35,12 @@ class StopRules:
         stop_ids: frozenset[int] = frozenset(),
         stop_strings: Sequence[str] = (),
         min_new_tokens: int = 0,
-        codec: TextCodec | None = None,
+        stop_tokens: Mapping[int, str] | None = None,
+        stream: TextStream | None = None,
     ) -> None:
         self._max, self._min, self._stop_ids, self._strings = max_new_tokens, min_new_tokens, stop_ids, stop_strings
-        self._stream = None if codec is None else TextStream(codec)
+        self._stop_tokens = stop_tokens or {}
+        self._stream = stream
         self._longest = max((len(one) for one in stop_strings), default=0)
         self._count = 0
         self._text = ""
@@ -60,7 +63,7 @@ class StopRules:
         if token in self._stop_ids:
             if stopped_by is None:
                 self._finish()
-            stopped_by = token
+            stopped_by = self._stop_tokens.get(token, token)
         if stopped_by is not None:
             self._ended = True
             return Cut(finish_reason=STOP, stopped_by=stopped_by)

@@ -19,7 +19,9 @@ def test_public_names():
     ]
     assert engines.__all__ == ["Contract", "LoadedEngine", "Manifest", "load_engine"]
     assert quasar.checkpoints.__all__ == ["Checkpoint", "DecoderSpec", "Rope", "open_checkpoint"]
-    assert quasar.text.__all__ == ["ChatTemplate", "Message", "Prompt", "TextCodec", "TextStream", "read_prompts"]
+    assert quasar.text.__all__ == [
+        *("ChatOptions", "ChatTemplate", "Detokenizer", "Message", "Prompt", "TextCodec", "TextStream", "read_prompts"),
+    ]
     assert quasar.__version__ == "0.1.0"
 
 
@@ -27,7 +29,8 @@ def test_generation_options():
     options = [
         *("max_new_tokens", "min_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty"),
         *("presence_penalty", "frequency_penalty", "logit_bias", "logits_processor", "seed", "stop", "stop_token_ids"),
-        *("ignore_eos", "logprobs", "deadline", "cancel", "drafter", "num_draft_tokens", "chat_template", "recorder"),
+        *("ignore_eos", "logprobs", "deadline", "cancel", "drafter", "num_draft_tokens", "chat_template", "tools"),
+        *("chat_template_kwargs", "continue_final_message", "parse_special", "date", "sampling", "recorder"),
     ]
     assert list(OptionsDict.__annotations__) == options
     assert [option.name for option in OPTIONS] == options

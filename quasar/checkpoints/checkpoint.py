@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from quasar.checkpoints.checkpoint_text import CheckpointText
 from quasar.checkpoints.spec import DecoderSpec
 from quasar.errors import CheckpointError
 
@@ -31,8 +32,11 @@ class Checkpoint(Protocol):
     def transformers_config(self) -> Any:
         """The transformers config of the same model, for the float reference."""
 
-    def transformers_tokenizer(self) -> Any:
-        """The transformers fast tokenizer of the same model."""
+    def text(self) -> CheckpointText:
+        """Tokenizer, chat templates, end tokens and sampling defaults.
+
+        Raises `CheckpointError` if there is no tokenizer, or one that the runtime could not read.
+        """
 
 
 def read_head(checkpoint: Checkpoint) -> NDArray[Any]:

@@ -54,7 +54,7 @@ def _spec(config: Mapping[str, Any], generation: Mapping[str, Any]) -> DecoderSp
         qk_norm=architecture == "qwen3",
         tied_head=bool(config.get("tie_word_embeddings", False)),
         bos_token_id=_first(config.get("bos_token_id")),
-        eos_token_ids=_ids(generation.get("eos_token_id", config.get("eos_token_id"))),
+        eos_token_ids=tuple(dict.fromkeys(_ids(generation.get("eos_token_id")) + _ids(config.get("eos_token_id")))),
     )
 
 

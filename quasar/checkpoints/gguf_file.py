@@ -10,6 +10,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from quasar.checkpoints.checkpoint_text import (
+    END_TOKEN_NAMES,
+    CheckpointText,
+    chat_templates,
+    end_ids,
+    sampling_defaults,
+)
+from quasar.checkpoints.gguf_tokenizer import GgufVocabulary, tokenizer_from_gguf
 from quasar.checkpoints.spec import DecoderSpec, Rope
 from quasar.errors import CheckpointError
 
@@ -28,6 +36,14 @@ _BLOCK_NAMES = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+_END_FIELDS = ("eos_token_id", "eot_token_id", "eom_token_id")
+_SAMPLING = {
+    "temperature": "temp",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "repetition_penalty": "penalty_repeat",
+}
 _GLOBAL_NAMES = {
     "embed_tokens.weight": "token_embd.weight",
     "norm.weight": "output_norm.weight",
@@ -40,7 +56,7 @@ class GgufFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._reader = _open(path)
+        self._reader = open_gguf(path)
         self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
         try:
             self.spec: DecoderSpec = self._read_spec()
@@ -100,11 +116,40 @@ class GgufFile:
             return Qwen2Config(**common)
         return Qwen3Config(head_dim=spec.head_size, attention_bias=spec.qkv_bias, **common)
 
-    def transformers_tokenizer(self) -> Any:
-        """The tokenizer that transformers converts from the header."""
-        from transformers import AutoTokenizer
+    def text(self) -> CheckpointText:
+        """The tokenizer that the header describes, its chat templates, end tokens and sampling defaults.
 
-        return AutoTokenizer.from_pretrained(self._path.parent, gguf_file=self._path.name, local_files_only=True)
+        Raises `CheckpointError` naming a tokenizer or pre-tokenizer that is not supported.
+        """
+        vocabulary = GgufVocabulary.read(self._field)
+        try:
+            tokenizer = tokenizer_from_gguf(vocabulary)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self._path}: {error}") from None
+        named = {name: self._field(f"tokenizer.chat_template.{name}", "") for name in self._template_names()}
+        draws = self._field("general.sampling.temp", None) is not None
+        return CheckpointText(
+            tokenizer=tokenizer,
+            chat_templates=chat_templates({"default": self._field("tokenizer.chat_template", ""), **named}),
+            bos_token="" if vocabulary.bos_id is None else vocabulary.tokens[vocabulary.bos_id],
+            eos_token="" if vocabulary.eos_id is None else vocabulary.tokens[vocabulary.eos_id],
+            end_ids=self._end_ids(vocabulary),
+            sampling=sampling_defaults(
+                {name: self._field(f"general.sampling.{key}", None) for name, key in _SAMPLING.items()}, draws=draws
+            ),
+        )
+
+    def _template_names(self) -> list[str]:
+        return [str(name) for name in self._field("tokenizer.chat_templates", [])]
+
+    def _end_ids(self, vocabulary: GgufVocabulary) -> dict[int, tuple[str, ...]]:
+        fields = [(key, self._field(f"tokenizer.ggml.{key}", None)) for key in _END_FIELDS]
+        names = [
+            (f"the name {text}", token)
+            for token, text in enumerate(vocabulary.tokens)
+            if text in END_TOKEN_NAMES and vocabulary.is_control(token)
+        ]
+        return end_ids((*fields, *names))
 
     def _transformers_rope(self) -> dict[str, Any]:
         rope = self.spec.rope
@@ -137,7 +182,6 @@ class GgufFile:
         rotated = int(self._field(f"{architecture}.rope.dimension_count", head_size))
         if rotated != head_size:
             raise CheckpointError(f"{self._path}: unsupported option: {rotated} of {head_size} head channels rotate")
-        stops = (self._field("tokenizer.ggml.eos_token_id", None), self._field("tokenizer.ggml.eot_token_id", None))
         bos = self._field("tokenizer.ggml.bos_token_id", None)
         return DecoderSpec(
             architecture=architecture,
@@ -158,7 +202,7 @@ class GgufFile:
             qk_norm=architecture == "qwen3",
             tied_head="output.weight" not in self._tensors,
             bos_token_id=None if bos is None else int(bos),
-            eos_token_ids=tuple(dict.fromkeys(int(stop) for stop in stops if stop is not None)),
+            eos_token_ids=tuple(self._end_ids(GgufVocabulary.read(self._field))),
         )
 
     def _rope(self, architecture: str) -> Rope:
@@ -209,7 +253,8 @@ class GgufFile:
                 ) from None
 
 
-def _open(path: Path) -> Any:
+def open_gguf(path: Path) -> Any:
+    """The reader of a GGUF file; raises `CheckpointError` if it is not whole."""
     from gguf import GGUFReader
 
     try:

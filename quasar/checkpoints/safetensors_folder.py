@@ -7,6 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from quasar.checkpoints.checkpoint_text import CheckpointText, chat_templates, end_ids, sampling_defaults
 from quasar.checkpoints.config import spec_from_config
 from quasar.checkpoints.spec import DecoderSpec
 from quasar.errors import CheckpointError
@@ -14,7 +15,10 @@ from quasar.files import inside
 
 _FLOAT_DTYPES = {"F32", "F16", "BF16", "F64"}
 _INDEX = "model.safetensors.index.json"
-_TEXT_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja")
+_TEXT_FILES = (
+    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja"),
+    *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.json"),
+)
 
 
 class SafetensorsFolder:
@@ -57,11 +61,33 @@ class SafetensorsFolder:
         except Exception as error:  # transformers raises whatever its checks do
             raise CheckpointError(f"{self._folder}: transformers cannot read config.json ({error})") from None
 
-    def transformers_tokenizer(self) -> Any:
-        """`AutoTokenizer` of the folder; code from the checkpoint is never run."""
+    def text(self) -> CheckpointText:
+        """The tokenizer as transformers reads the folder (code from it is never run), and what goes with it."""
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(self._folder, local_files_only=True, trust_remote_code=False)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self._folder, local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # transformers raises whatever its readers do
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"{self._folder}: the tokenizer cannot be loaded ({reason})") from None
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise CheckpointError(f"{self._folder}: the tokenizer has no fast form (tokenizer.json)")
+        generation = _read_json(self._folder / "generation_config.json", required=False)
+        return CheckpointText(
+            tokenizer=backend,
+            chat_templates=chat_templates(getattr(tokenizer, "chat_template", None)),
+            bos_token=tokenizer.bos_token or "",
+            eos_token=tokenizer.eos_token or "",
+            end_ids=end_ids(
+                (
+                    ("generation_config.json", generation.get("eos_token_id")),
+                    ("config.json", self.config.get("eos_token_id")),
+                    ("the tokenizer's end token", tokenizer.eos_token_id),
+                )
+            ),
+            sampling=sampling_defaults(generation, draws=bool(generation.get("do_sample", False))),
+        )
 
     def _index(self) -> dict[str, tuple[Path, str]]:
         """Canonical name → (shard, name in the shard)."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quasar.errors import PromptError
-from quasar.text.chat_template import Message
+from quasar.text.messages import Message, check_messages, content_of
 
 _ROW = 'a row is {"prompt": "…"}, {"messages": [{"role": "user", "content": "…"}]} or {"turns": ["…"]}'
 
@@ -28,7 +28,7 @@ class Prompt:
     @property
     def text(self) -> str:
         """What the messages say, without the template: for comparing sets of prompts."""
-        return "\n".join(message["content"] for message in self.messages)
+        return "\n".join(content_of(message) for message in self.messages)
 
 
 def read_prompts(path: Path, limit: int | None = None) -> list[Prompt]:
@@ -99,19 +99,3 @@ def _reference(value: Any) -> str:
     while isinstance(value, list):
         value = value[0] if value else ""
     return value if isinstance(value, str) else ""
-
-
-def check_messages(value: Any, where: str) -> tuple[Message, ...]:
-    """A conversation as a tuple of messages; raises `PromptError` unless each has a role and text."""
-    if not isinstance(value, (list, tuple)) or not value:
-        raise PromptError(f"{where}: messages must be a list that is not empty; {_ROW}")
-    messages: list[Message] = []
-    for message in value:
-        if not (
-            isinstance(message, dict)
-            and isinstance(message.get("role"), str)
-            and isinstance(message.get("content"), str)
-        ):
-            raise PromptError(f"{where}: a message needs the strings role and content, {str(message)[:80]!r} came")
-        messages.append({"role": message["role"], "content": message["content"]})
-    return tuple(messages)

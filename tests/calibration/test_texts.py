@@ -41,7 +41,7 @@ def test_batched_continuations_are_those_of_single_prompts(tmp_path):
     model = load_float_model(checkpoint)
     random = np.random.default_rng(1)
     prompts = [tuple(random.integers(0, 250, length).tolist()) for length in (3, 30, 11)]
-    together = continue_prompts(model, checkpoint.spec, prompts, num_tokens=12)
+    together = continue_prompts(model, checkpoint.spec, prompts, num_tokens=12, stop_ids=checkpoint.spec.eos_token_ids)
     for tokens, text in zip(prompts, together, strict=True):
         assert text.prompt == tokens
         expected = list(tokens)

@@ -46,7 +46,9 @@ def test_they_are_what_the_engine_says_token_by_token(tiny_engine, tiny_model, f
     longest, count = fit_lengths(contract.max_length, CALIBRATION_CONTINUATION_TOKENS)
     codec = open_codec(tiny_engine, directory.manifest.text)
     prompts = tokenize(read_prompts(few_prompts), codec, longest)
-    texts = continue_prompts(load_float_model(checkpoint), checkpoint.spec, prompts, num_tokens=count)
+    texts = continue_prompts(
+        load_float_model(checkpoint), checkpoint.spec, prompts, num_tokens=count, stop_ids=checkpoint.spec.eos_token_ids
+    )
     session = engine._core.loaded.session
     rows = []
     for text in texts:

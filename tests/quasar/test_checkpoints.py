@@ -273,7 +273,7 @@ def test_smollm2_has_the_weights_that_transformers_reads():
 
     checkpoint = open_checkpoint("smollm2")
     assert checkpoint.spec.num_parameters() == 134515008
-    assert checkpoint.spec.eos_token_ids == (2,)
+    assert checkpoint.spec.eos_token_ids == (2, 0)
     assert checkpoint.spec.tied_head
     model = _transformers_gguf(checkpoint)
     for name in (

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from quasar.errors import DamagedEngineError, PromptError
-from quasar.text import ChatTemplate, TextCodec, TextStream, read_prompts
+from quasar.text import ChatTemplate, TextCodec, read_prompts
 
 USER = [{"role": "user", "content": "hi"}]
 
@@ -148,7 +148,7 @@ def test_damaged_tokenizer(tmp_path):
 def test_stream_never_shows_half_a_character(codec, text, cut):
     """Tokens are single bytes here: whatever the blocks, no piece holds a broken character, and all of it arrives."""
     ids = codec.encode_text(text)
-    stream, pieces = TextStream(codec), []
+    stream, pieces = codec.stream(), []
     for size in [*cut, 1000]:
         pieces.append(stream.push(ids[:size]))
         ids = ids[size:]
@@ -160,12 +160,12 @@ def test_stream_never_shows_half_a_character(codec, text, cut):
 
 def test_an_unfinished_character_shows_at_the_end_only(codec):
     ids = codec.encode_text("a€")
-    stream = TextStream(codec)
+    stream = codec.stream()
     assert stream.push(ids[:-1]) == "a"
     assert stream.finish().startswith("\ufffd")
 
 
 def test_special_tokens_are_not_text(codec):
     ids = [*codec.encode_text("ab"), codec.tokenizer.token_to_id("<|end|>")]
-    stream = TextStream(codec)
+    stream = codec.stream()
     assert stream.push(ids) + stream.finish() == "ab" == codec.decode(ids)

@@ -30,7 +30,7 @@ def ids(text):
 
 def run(tokens, sizes, **options):
     """The tokens in blocks; the text, the number of tokens kept, and the last cut."""
-    options = {"max_new_tokens": 1000, "codec": CODEC, **options}
+    options = {"max_new_tokens": 1000, "stream": CODEC.stream(), **options}
     rules = StopRules(**options)
     pieces, kept, place = [], 0, 0
     cut = None
@@ -72,7 +72,7 @@ def test_the_text_is_cut_in_front_of_the_first_stop_string(text, stops, sizes):
 
 
 def test_what_may_become_a_stop_string_waits():
-    rules = StopRules(max_new_tokens=99, stop_strings=("END",), codec=CODEC)
+    rules = StopRules(max_new_tokens=99, stop_strings=("END",), stream=CODEC.stream())
     texts = []
     for character in "xEN EEND rest":
         if rules.take(*ids(character)).finish_reason:

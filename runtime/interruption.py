@@ -1,0 +1,24 @@
+"""What ends a generation from outside: its deadline, or whoever cancels it."""
+
+import time
+
+from runtime.options import GenerationOptions
+from runtime.stopping import CANCELLED, DEADLINE
+
+
+class Interruption:
+    """Why a generation has to end early, if it has to; the first reason stays."""
+
+    def __init__(self, options: GenerationOptions) -> None:
+        self._cancel = options.cancel
+        self._ends_at = None if options.deadline is None else time.monotonic() + options.deadline
+        self._reason: str | None = None
+
+    def __call__(self) -> str | None:
+        """The reason, or None while the generation goes on."""
+        if self._reason is None:
+            if self._cancel is not None and self._cancel.is_set():
+                self._reason = CANCELLED
+            elif self._ends_at is not None and time.monotonic() >= self._ends_at:
+                self._reason = DEADLINE
+        return self._reason
