@@ -1,7 +1,8 @@
-"""The price of a pass: milliseconds by rows in the cache and width, medians of interleaved runs."""
+"""The price of a pass: milliseconds by rows in the cache and width."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import median
 from typing import Protocol
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from engines.cache_rows import Float32
 from engines.contract import Contract
+from engines.noise import AGREEMENT, Noise, thread_times, waited_share
 
 CURVE_WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16)
 CURVE_ROWS = 256
@@ -45,19 +47,86 @@ def surface_rows(contract: Contract) -> list[int]:
     return sorted({rows for rows in (16, CURVE_ROWS, 1024) if rows <= longest} | {longest})
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Costs:
+    """Prices, rows → width → milliseconds, and how noisy the machine was while they were measured."""
+
+    surface_ms: CostSurface
+    noise: Noise
+
+
 def measure(
     session: TimedSession,
     *,
     rows: Sequence[int],
     widths: Sequence[int] = CURVE_WIDTHS,
-    repeats: int = 9,
+    least: int = 10,
+    most: int = 200,
+    seconds: float = 15.0,
     on_row: Callable[[], None] = lambda: None,
-) -> CostSurface:
-    """Rows → width → median milliseconds of a verify pass with every row's token asked for.
+    clock: Callable[[], float] = time.perf_counter,
+    threads: Callable[[], Mapping[str, tuple[float, float]]] = thread_times,
+) -> Costs:
+    """Time verify passes with every row's token asked for, until the smallest times of two halves of the rounds agree.
 
-    Widths take turns, so that a slow moment of the machine does not fall on one of them.
+    Other work makes passes slower and never faster, so the price is what both halves reached: the larger of their
+    smallest times. Widths take turns, so that a slow moment of the machine does not fall on one of them.
+
+    Args:
+        least, most: rounds for each number of rows; a round is a pass of every width.
+        seconds: no further round for a number of rows after so long, be it agreed or not; `least` are always made.
+        clock, threads: this machine's time, and its threads' (`noise.thread_times`).
     """
-    return measure_interleaved([session], rows=rows, widths=widths, repeats=repeats, on_row=on_row)[0]
+    tokens = _tokens([session], widths)
+    fill_cache(session, max(rows))
+    surface: CostSurface = {}
+    spreads, agreed = [], True
+    before = threads()
+    for cached in rows:
+        runs: dict[int, list[float]] = {width: [] for width in widths}
+        start = clock()
+        for made in range(-2, most):  # two rounds warm up
+            if made >= least and made % 2 == 0 and (_agree(runs) or clock() - start > seconds):
+                break
+            for width in widths:
+                began = clock()
+                session.run(tokens[:width], cached, width)
+                if made >= 0:
+                    runs[width].append(clock() - began)
+        surface[cached] = {width: round(1e3 * max(_halves(times)), 3) for width, times in runs.items()}
+        spreads += [median(times) / min(times) for times in runs.values()]
+        agreed = agreed and _agree(runs)
+        on_row()
+    noise = Noise(agreed=agreed, spread=round(median(spreads), 3), waited=waited_share(before, threads()))
+    return Costs(surface_ms=surface, noise=noise)
+
+
+def better(one: Costs, other: Costs) -> Costs:
+    """Of two measurements of one engine on one machine, the quiet one; of two noisy ones, the lower price of each."""
+    if one.noise.noisy != other.noise.noisy:
+        return other if one.noise.noisy else one
+    if not one.noise.noisy or {rows: by.keys() for rows, by in one.surface_ms.items()} != {
+        rows: by.keys() for rows, by in other.surface_ms.items()
+    }:
+        return other
+    lower = {
+        rows: {width: min(ms, other.surface_ms[rows][width]) for width, ms in by_width.items()}
+        for rows, by_width in one.surface_ms.items()
+    }
+    return Costs(surface_ms=lower, noise=other.noise)
+
+
+def _halves(times: Sequence[float]) -> tuple[float, float]:
+    """The smallest times of the even and of the odd rounds."""
+    return min(times[::2]), min(times[1::2])
+
+
+def _agree(runs: Mapping[int, Sequence[float]]) -> bool:
+    return all(max(_halves(times)) <= AGREEMENT * min(_halves(times)) for times in runs.values())
+
+
+def _tokens(sessions: Sequence[TimedSession], widths: Sequence[int]) -> NDArray[np.int64]:
+    return np.random.default_rng(3).integers(0, min(session.contract.vocab_size for session in sessions), max(widths))
 
 
 def fill_cache(session: TimedSession, rows: int) -> None:
@@ -77,9 +146,8 @@ def measure_interleaved(
     repeats: int = 9,
     on_row: Callable[[], None] = lambda: None,
 ) -> list[CostSurface]:
-    """As `measure`, for several sessions that take turns too: the way to compare them."""
-    random = np.random.default_rng(3)
-    tokens = random.integers(0, min(session.contract.vocab_size for session in sessions), max(widths))
+    """Median milliseconds of several sessions whose passes take turns: the way to compare them."""
+    tokens = _tokens(sessions, widths)
     times: list[dict[int, dict[int, list[float]]]] = [
         {cached: {width: [] for width in widths} for cached in rows} for _ in sessions
     ]

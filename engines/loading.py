@@ -11,7 +11,7 @@ from engines.directory import EngineDirectory, open_directory
 from engines.integer_check import runs_stock_integers
 from engines.machine import Machine, this_machine, user_cache
 from engines.manifest import MachineRecord
-from engines.measuring import MeasuredFiles, measure_machine
+from engines.measuring import MeasuredFiles, measure_machine, mend
 from engines.onnxruntime.kernels import Kernels, choose_kernels
 from engines.onnxruntime.session import OnnxRuntimeSession
 from engines.onnxruntime.threads import shared_threads
@@ -148,25 +148,40 @@ def _check_library() -> None:
 
 
 def _record(directory: EngineDirectory, machine: Machine, threads: int, files: MeasuredFiles) -> MachineRecord:
-    """The build's record where it was this machine, else the user cache's, else a brief measurement."""
+    """The build's record where it was this machine, else the user cache's, else a brief measurement.
+
+    Prices that other work disturbed are measured again; the user cache keeps what is better.
+    """
     built = directory.manifest.record
-    if built.machine == machine.to_json():
-        return built
+    known = built if built.machine == machine.to_json() else None
+    if known is not None and not _is_noisy(known):
+        return known
     path = user_cache() / "machines" / f"{directory.manifest.engine_hash[:16]}-{machine.key}.json"
     # A record that is not there, or cannot be read, is measured.
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, DamagedEngineError):
-        return MachineRecord.from_json(json.loads(path.read_text(encoding="utf-8")))
-    _log.info("%s was built on another machine: probing this one", directory.path)
-    record = measure_machine(
-        files,
-        directory.manifest.contract,
-        machine,
-        has_integers=runs_stock_integers(directory.manifest.linears, native=files.library is not None),
-        threads=threads,
-        brief=True,
-    )
+        known = MachineRecord.from_json(json.loads(path.read_text(encoding="utf-8")))
+    if known is not None and not _is_noisy(known):
+        return known
+    contract = directory.manifest.contract
+    if known is not None:
+        _log.info("%s has prices of a busy machine (%s): measuring them again", directory.path, known.cost_noise)
+        record = mend(known, files, contract, threads=threads)
+    else:
+        _log.info("%s was built on another machine: probing this one", directory.path)
+        record = measure_machine(
+            files,
+            contract,
+            machine,
+            has_integers=runs_stock_integers(directory.manifest.linears, native=files.library is not None),
+            threads=threads,
+            brief=True,
+        )
     try:
         write_json(path, record.to_json())
     except OSError as error:
         _log.warning("the probe's result cannot be kept in %s (%s): the next load probes again", path, error)
     return record
+
+
+def _is_noisy(record: MachineRecord) -> bool:
+    return record.cost_noise is not None and record.cost_noise.noisy

@@ -9,6 +9,7 @@ from typing import Any
 from engines.contract import MAX_WIDTH, Contract
 from engines.costs import CURVE_ROWS, CostSurface
 from engines.fields import check_fields
+from engines.noise import Noise
 from engines.row_invariance import RowInvariance
 from engines.tensorrt.library import LIBRARIES, LibraryName
 from engines.tensorrt.plans import FOLDER as TENSORRT_FOLDER
@@ -98,15 +99,19 @@ class OnnxRuntimeFiles:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineRecord:
-    """What was measured on one machine: probes, whether exact integer kernels must be asked for, and costs."""
+    """What was measured on one machine: probes, whether exact integer kernels must be asked for, and costs.
+
+    `cost_noise` None: engines of earlier versions do not tell.
+    """
 
     machine: dict[str, Any]
     row_invariance: RowInvariance
     exact_integers: bool
     cost_surface_ms: CostSurface
+    cost_noise: Noise | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The four keys of the manifest that belong to a machine; the user cache keeps the same ones."""
+        """The keys of the manifest that belong to a machine; the user cache keeps the same ones."""
         surface = {
             str(rows): {str(width): ms for width, ms in by_width.items()}
             for rows, by_width in self.cost_surface_ms.items()
@@ -116,6 +121,7 @@ class MachineRecord:
             "row_invariance": {**asdict(self.row_invariance), "boundaries": list(self.row_invariance.boundaries)},
             "cost_curve_ms": surface[str(rows)],
             "cost_surface_ms": surface,
+            **({} if self.cost_noise is None else {"cost_noise": self.cost_noise.to_json()}),
             "machine": {**self.machine, "exact_integers": self.exact_integers},
         }
 
@@ -156,6 +162,7 @@ class MachineRecord:
             ),
             exact_integers=exact,
             cost_surface_ms=surface,
+            cost_noise=Noise.from_json(value.get("cost_noise")),
         )
 
 
@@ -225,7 +232,8 @@ class Manifest:
         value = check_fields(
             "the top level",
             {"sampler": _FIRST_SAMPLER, "sampling_defaults": {}, **value} if isinstance(value, dict) else value,
-            _KEYS,
+            # Absent in engines that earlier versions built.
+            _KEYS | ({"cost_noise": dict} if isinstance(value, dict) and "cost_noise" in value else {}),
         )
         if value["sampler"] != SAMPLER:
             raise NewerEngineError(

@@ -18,6 +18,8 @@ from quasar.errors import EngineError
 
 # Rows of a prefill chunk that a brief measurement decodes on the whole graph.
 _BRIEF_PREFILL_ROWS = 32
+# How long prices may be sought for one number of rows in the cache: at a build, and where somebody waits.
+_SECONDS, _BRIEF_SECONDS = 15.0, 1.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,19 +96,47 @@ def measure_machine(
     trees = trees_are_exact(cut_down, chain=chain) and trees_are_exact(whole, (64, 256), chain=chain)
     rows = _BRIEF_PREFILL_ROWS if brief else None
     prefill = prefill_is_exact(cut_down, invariance) and prefill_is_exact(whole, invariance, rows=rows)
-    surface = costs.measure(
-        whole,
-        rows=costs.surface_rows(contract),
-        widths=costs.surface_widths(contract),
-        repeats=3 if brief else 9,
-        on_row=lambda: on_step("costs"),
-    )
+    measured = measure_costs(whole, brief=brief, on_row=lambda: on_step("costs"))
     return MachineRecord(
         machine=machine.to_json(),
         row_invariance=replace(invariance, tree=trees, prefill=prefill),
         exact_integers=exact,
-        cost_surface_ms=surface,
+        cost_surface_ms=measured.surface_ms,
+        cost_noise=measured.noise,
     )
+
+
+def measure_costs(
+    session: costs.TimedSession, *, brief: bool = False, on_row: Callable[[], None] = lambda: None
+) -> costs.Costs:
+    """The engine's cost surface; `brief`: at a load, where somebody waits. Overwrites the cache."""
+    return costs.measure(
+        session,
+        rows=costs.surface_rows(session.contract),
+        widths=costs.surface_widths(session.contract),
+        least=4 if brief else 10,
+        seconds=_BRIEF_SECONDS if brief else _SECONDS,
+        on_row=on_row,
+    )
+
+
+def mend(record: MachineRecord, files: MeasuredFiles, contract: Contract, *, threads: int = 0) -> MachineRecord:
+    """A record with the better of its own prices and those that a brief look finds, in a session of its own."""
+    session = OnnxRuntimeSession(
+        files.directory,
+        files.graph,
+        contract,
+        threads=threads,
+        exact_integers=record.exact_integers,
+        library=files.library,
+    )
+    try:
+        found = measure_costs(session, brief=True)
+    finally:
+        session.close()
+    if record.cost_noise is not None:
+        found = costs.better(costs.Costs(surface_ms=record.cost_surface_ms, noise=record.cost_noise), found)
+    return replace(record, cost_surface_ms=found.surface_ms, cost_noise=found.noise)
 
 
 def count_steps(contract: Contract, *, brief: bool = False) -> int:

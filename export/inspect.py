@@ -140,8 +140,9 @@ def _pairs() -> "Table":
 def _cost_table(directory: EngineDirectory) -> "Table":
     from rich.table import Table
 
-    surface = directory.manifest.record.cost_surface_ms
-    table = Table(title="milliseconds of a verify pass", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    surface, noise = directory.manifest.record.cost_surface_ms, directory.manifest.record.cost_noise
+    title = f"milliseconds of a verify pass{'' if noise is None else f' ({noise})'}"
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     table.add_column("rows in the cache", justify="right")
     widths = list(next(iter(surface.values())))
     for width in widths:

@@ -218,12 +218,13 @@ def measure_session(session: TensorRtSession, machine: Machine) -> MachineRecord
     ]
     invariance = probe((session, sweeps[0]), (session, sweeps[1]), boundary_at=lengths)
     trees = trees_are_exact(session, chain=invariance.chain or 1)
-    surface = costs.measure(
-        session, rows=costs.surface_rows(contract), widths=costs.surface_widths(contract), repeats=5
+    measured = costs.measure(
+        session, rows=costs.surface_rows(contract), widths=costs.surface_widths(contract), least=6, seconds=1.5
     )
     return MachineRecord(
         machine=machine.to_json(),
         row_invariance=replace(invariance, tree=trees),
         exact_integers=False,
-        cost_surface_ms=surface,
+        cost_surface_ms=measured.surface_ms,
+        cost_noise=measured.noise,
     )

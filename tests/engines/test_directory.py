@@ -54,6 +54,7 @@ def test_golden_keys(engine):
         "row_invariance",
         "cost_curve_ms",
         "cost_surface_ms",
+        "cost_noise",
         "machine",
         "backends",
         "calibration",

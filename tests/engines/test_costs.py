@@ -1,0 +1,168 @@
+"""Prices on a machine that others use: when rounds end, what counts, what is marked, and what a load mends."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from engines import costs, loading, measuring
+from engines.directory import open_directory
+from engines.noise import Noise, waited_share
+from quasar.errors import DamagedEngineError
+from tests.engines.fakes import FaultySession
+
+QUIET = Noise(agreed=True, spread=1.05, waited=0.01)
+NOISY = Noise(agreed=True, spread=1.05, waited=0.5)
+
+
+class TimedFake(FaultySession):
+    """Passes of 1 ms a row take what `slowed(pass number)` times that, by a clock of its own."""
+
+    def __init__(self, slowed):
+        super().__init__()
+        self.now, self.passes, self._slowed = 0.0, 0, slowed
+
+    def run(self, token_ids, cache_length, num_logits_rows):
+        self.now += 1e-3 * len(token_ids) * self._slowed(self.passes)
+        self.passes += 1
+        return np.zeros(num_logits_rows, np.int64)
+
+    def measure(self, *, waited=0.0, **options):
+        def threads():
+            # Half of the time is a thread's own; what it waited goes by the clock, too.
+            return {"1": (self.now * (1 - waited), self.now * waited)}
+
+        return costs.measure(self, rows=[16], widths=(1, 4), clock=lambda: self.now, threads=threads, **options)
+
+
+def test_a_quiet_machine_takes_the_fewest_rounds():
+    session = TimedFake(lambda number: 1.0)
+    found = session.measure()
+    assert found.surface_ms == {16: {1: 1.0, 4: 4.0}}
+    assert session.passes == 2 * (2 + 10)
+    assert found.noise == Noise(agreed=True, spread=1.0, waited=0.0)
+    assert not found.noise.noisy
+
+
+def test_rounds_go_on_until_both_halves_have_met_a_free_moment():
+    """A neighbour slows every pass four times, but for round 4 and round 31, counted after the two that warm up."""
+    session = TimedFake(lambda number: 1.0 if number // 2 - 2 in (4, 31) else 4.0)
+    found = session.measure()
+    assert found.surface_ms == {16: {1: 1.0, 4: 4.0}}
+    assert session.passes == 2 * (2 + 32)
+    # Agreed, and still marked: most passes were slowed.
+    assert found.noise.agreed
+    assert found.noise.spread == 4.0
+    assert found.noise.noisy
+
+
+@pytest.mark.parametrize(("options", "rounds"), [({"most": 40}, 40), ({"seconds": 0.2}, 14), ({"least": 30}, 30)])
+def test_halves_that_never_agree_end_at_a_bound_and_are_noisy(options, rounds):
+    """Odd rounds are three times as slow: 5 ms and 15 ms a round."""
+    session = TimedFake(lambda number: 3.0 if number // 2 % 2 else 1.0)
+    found = session.measure(**{"seconds": 0.2, **options} if "least" in options else {"seconds": 1e9, **options})
+    assert abs(session.passes / 2 - 2 - rounds) <= 8
+    assert not found.noise.agreed
+    assert found.noise.noisy
+
+
+def test_a_neighbour_that_never_pauses_is_seen_by_the_time_that_threads_waited():
+    """Every pass takes twice its time: minima agree, and are wrong."""
+    found = TimedFake(lambda number: 2.0).measure(waited=0.5)
+    assert found.noise.agreed
+    assert found.noise.waited == 0.5
+    assert found.noise.noisy
+
+
+def test_threads_that_came_or_went_do_not_count():
+    before = {"1": (1.0, 0.0), "2": (1.0, 5.0)}
+    assert waited_share(before, {"1": (4.0, 1.0), "3": (0.0, 9.0)}) == 0.25
+    assert waited_share({}, {}) is None
+
+
+def test_the_quiet_measurement_is_better_and_of_two_noisy_ones_the_lower_prices():
+    def of(one, eight, noise):
+        return costs.Costs(surface_ms={16: {1: one, 8: eight}}, noise=noise)
+
+    assert costs.better(of(9.0, 9.0, QUIET), of(1.0, 1.0, NOISY)).surface_ms == {16: {1: 9.0, 8: 9.0}}
+    assert costs.better(of(1.0, 1.0, NOISY), of(9.0, 9.0, QUIET)).noise == QUIET
+    both = costs.better(of(1.0, 9.0, NOISY), of(2.0, 3.0, NOISY))
+    assert both == of(1.0, 3.0, NOISY)
+
+
+@pytest.mark.parametrize("noise", [QUIET, NOISY, Noise(agreed=False, spread=1.5)])
+def test_noise_survives_json(noise):
+    assert Noise.from_json(json.loads(json.dumps(noise.to_json()))) == noise
+    assert Noise.from_json(None) is None
+
+
+@pytest.mark.parametrize(
+    "value", [[], {}, {"agreed": 1, "spread": 1.0}, {"agreed": True, "spread": 0.5}, {**QUIET.to_json(), "waited": "x"}]
+)
+def test_noise_that_does_not_fit_is_damage(value):
+    with pytest.raises(DamagedEngineError, match="cost_noise"):
+        Noise.from_json(value)
+
+
+@pytest.fixture
+def built_noisily(tiny_engine, monkeypatch, tmp_path):
+    """An engine whose manifest has four times its prices and says noisy; counts the looks at load."""
+    monkeypatch.setenv("QUASAR_CACHE", str(tmp_path / "cache"))
+    directory = open_directory(tiny_engine)
+    kernels = loading.choose_kernels(None, directory.manifest.onnxruntime)
+    dear = {
+        rows: {width: 4 * ms for width, ms in by.items()}
+        for rows, by in directory.manifest.record.cost_surface_ms.items()
+    }
+    record = replace(
+        directory.manifest.record,
+        machine=loading.this_machine(0, kernels.name).to_json(),
+        cost_surface_ms=dear,
+        cost_noise=NOISY,
+    )
+    return replace(directory, manifest=replace(directory.manifest, record=record)), dear
+
+
+def found_at_load(monkeypatch, answers):
+    """What looks at load find, one after the other: factor on prices, noise."""
+    left = list(answers)
+
+    def measure_costs(session, *, brief):
+        assert brief
+        factor, noise = left.pop(0)
+        return costs.Costs(surface_ms={16: {1: factor, 8: factor}}, noise=noise)
+
+    monkeypatch.setattr(measuring, "measure_costs", measure_costs)
+    return left
+
+
+def test_noisy_prices_are_mended_at_load_once(built_noisily, monkeypatch):
+    directory, _ = built_noisily
+    left = found_at_load(monkeypatch, [(7.0, NOISY), (1.0, QUIET)])
+    first = loading.load_opened(directory).record
+    assert first.cost_noise.noisy
+    second = loading.load_opened(directory).record
+    assert second.cost_surface_ms == {16: {1: 1.0, 8: 1.0}}
+    assert second.cost_noise == QUIET
+    # From the user's cache, without another look; what was probed stays.
+    third = loading.load_opened(directory).record
+    assert third == second
+    assert left == []
+    assert third.row_invariance == directory.manifest.record.row_invariance
+
+
+@pytest.mark.parametrize("noise", [QUIET, None], ids=["quiet", "an older engine"])
+def test_quiet_prices_are_not_measured_again(built_noisily, monkeypatch, noise):
+    directory, dear = built_noisily
+    found_at_load(monkeypatch, [])
+    record = replace(directory.manifest.record, cost_noise=noise)
+    again = loading.load_opened(replace(directory, manifest=replace(directory.manifest, record=record)))
+    assert again.record.cost_surface_ms == dear
+
+
+def test_a_look_at_load_leaves_the_session_s_cache_alone(built_noisily):
+    directory, _ = built_noisily
+    loaded = loading.load_opened(directory)
+    assert loaded.record.cost_noise is not None
+    assert not loaded.session.read_rows(0, 64).any()
