@@ -109,6 +109,7 @@ class Scenario:
                 directory,
                 adapt=_at_costs(clock, None if draft_costs is None else _read_costs(draft_costs)),
                 no_cache="a replay has none of the verifier's",
+                clock=clock,
             )
         elif draft_costs is not None:
             raise GenerationError("engines that draft are compared with the verifier's: give --engine DIR, too")
@@ -135,7 +136,7 @@ def _at_costs(clock: ReplayClock, surface_ms: CostSurface | None) -> Callable[[L
 
 def _read_costs(path: Path) -> CostSurface:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
         surface = {int(rows): {int(width): float(ms) for width, ms in row.items()} for rows, row in value.items()}
     except (OSError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise PromptError(f"{path} cannot be read as costs ({error}); {_COSTS}") from None

@@ -12,6 +12,9 @@ from runtime.drafters.base import CostlyDrafter, Drafter, Int64, ObservingDrafte
 
 # What is believed of a drafter that says nothing; of a costly one, that it is worth its costs.
 _FIRST_PRIOR, _COSTLY_PRIOR = 0.5, 0.8
+# A drafter that was never timed here may be so many times as fast as it says: a build that shares the machine has
+# recorded 83 ms for 20. It is tried for so many tokens where it would pay then; after that its own time decides.
+_DOUBT, _TRIED = 4.0, 2
 # Drafts of a costly drafter that lie deeper are as likely as those at this depth.
 _DEEPEST = 15
 # Tokens that cheap drafters are asked for, at least.
@@ -143,19 +146,9 @@ class Controller:
 
     def _plan_costly(self, context: Int64, most: int, seconds: Sequence[float], cheap: Selection) -> Plan | None:
         """A costly drafter's draft, where it is expected to bring more per second than the cheap ones' selection."""
-        best_rate = cheap.tokens / cheap.seconds
-        best: tuple[int, int, float, float] | None = None
-        for index, (drafter, name) in enumerate(zip(self._costly, self._costly_names, strict=True)):
-            each = self._seconds_of(drafter, name)
-            if math.isinf(each):
-                continue
-            reached = expected = 1.0
-            for count in range(1, most + 1):
-                reached *= self._estimates.rate(*_depth_key(drafter, name, count - 1))
-                expected += reached
-                took = seconds[count] + count * each
-                if expected / took > best_rate:
-                    best_rate, best = expected / took, (index, count, expected, took)
+        best = self._best_costly(most, seconds, cheap.tokens / cheap.seconds)
+        if best is None:
+            best = self._best_costly(min(most, _TRIED), seconds, cheap.tokens / cheap.seconds, untimed=True)
         for index, (drafter, name) in enumerate(zip(self._costly, self._costly_names, strict=True)):
             if best is None or index != best[0]:
                 self._forget(drafter, name, most)
@@ -176,6 +169,28 @@ class Controller:
         if not len(draft.tokens):
             return None
         return Plan(draft=draft, drafter=name, expected_tokens=expected, expected_seconds=took)
+
+    def _best_costly(
+        self, most: int, seconds: Sequence[float], rate: float, *, untimed: bool = False
+    ) -> tuple[int, int, float, float] | None:
+        """Drafter, tokens to ask for, expected tokens and seconds, of what beats a rate; None where nothing does.
+
+        `untimed`: of those that were never timed, as if they were faster than they say.
+        """
+        best = None
+        for index, (drafter, name) in enumerate(zip(self._costly, self._costly_names, strict=True)):
+            each = self._seconds_of(drafter, name)
+            if math.isinf(each) or (untimed and name in self._knowledge.draft_seconds):
+                continue
+            reached = expected = 1.0
+            for count in range(1, most + 1):
+                reached *= self._estimates.rate(*_depth_key(drafter, name, count - 1))
+                expected += reached
+                took = seconds[count] + count * each
+                hoped = seconds[count] + count * each / _DOUBT if untimed else took
+                if expected / hoped > rate:
+                    rate, best = expected / hoped, (index, count, expected, took)
+        return best
 
     def _seconds_of(self, drafter: CostlyDrafter, name: str) -> float:
         """Per token: as measured, or as it says itself; infinite where it drafts no more in this text."""

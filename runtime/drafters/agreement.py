@@ -18,26 +18,34 @@ def expected_agreement(target: Manifest, draft: Manifest) -> float | None:
     return float(draft.fidelity["continuation"]["top1_agreement"])
 
 
-def check_vocabularies(target: EngineDirectory, draft: EngineDirectory) -> None:
-    """Raise `GenerationError` with the first token id that does not stand for the same in both engines."""
+def check_vocabularies(target: EngineDirectory, draft: EngineDirectory) -> frozenset[int]:
+    """The ids that do not stand for the same in both engines, of which a draft may have none.
+
+    Those may be special tokens that end nothing, which a text has only if somebody puts them there: reserved ones,
+    say, whose names differ. Raises `GenerationError` with the first other token that differs.
+    """
     manifests = (target.manifest, draft.manifest)
     if manifests[0].files[manifests[0].text.tokenizer] == manifests[1].files[manifests[1].text.tokenizer]:
-        return
-    first, second = (_tokens_by_id(one) for one in (target, draft))
-    for token in range(max(len(first), len(second))):
-        here, there = (words[token] if token < len(words) else None for words in (first, second))
-        if here != there:
+        return frozenset()
+    (first, first_added), (second, second_added) = (_tokens_by_id(one) for one in (target, draft))
+    ends = {token for manifest in manifests for token in manifest.text.eos_token_ids}
+    differing = [token for token in sorted(first.keys() | second.keys()) if first.get(token) != second.get(token)]
+    for token in differing:
+        # An id that one of them lacks needs only be an added one of the other.
+        ordinary = (token in first and token not in first_added) or (token in second and token not in second_added)
+        if ordinary or token in ends:
             raise GenerationError(
-                f"{draft.path} cannot draft for {target.path}: token {token} is {there!r} there and {here!r} here; "
-                "engines of one vocabulary were expected"
+                f"{draft.path} cannot draft for {target.path}: token {token} is {second.get(token)!r} there and "
+                f"{first.get(token)!r} here; engines of one vocabulary were expected"
             )
+    return frozenset(differing)
 
 
-def _tokens_by_id(directory: EngineDirectory) -> list[str]:
-    """Every token of the tokenizer; ids that only pad the model's vocabulary have none."""
+def _tokens_by_id(directory: EngineDirectory) -> tuple[dict[int, str], frozenset[int]]:
+    """Every token of the tokenizer by its id, and the ids of added ones; ids that only pad the model's have none."""
     tokenizer = open_codec(directory.path, directory.manifest.text).tokenizer
     words = {token: word for word, token in tokenizer.get_vocab(with_added_tokens=True).items()}
-    return [words.get(token, "") for token in range(max(words, default=-1) + 1)]
+    return words, frozenset(tokenizer.get_added_tokens_decoder())
 
 
 def check_shared_cache(target: Manifest, draft: Manifest, path: Path) -> None:

@@ -12,6 +12,7 @@ accepts becomes the sequence that the target verifies, in fewer passes of the en
 import logging
 import math
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Self
@@ -26,6 +27,7 @@ from quasar.checkpoints.skipped_layers import parse_layers
 from quasar.errors import GenerationError
 from runtime.acceptance import follow
 from runtime.cache_turns import ENGINE_CLOSED
+from runtime.control.prices import Prices
 from runtime.drafters.agreement import check_shared_cache, check_vocabularies, expected_agreement
 from runtime.drafters.base import NO_DRAFT, Draft, Drafter, Draw, Float32, Int64
 
@@ -46,14 +48,28 @@ class DraftEngine:
     prefilled anew where they part.
     """
 
-    def __init__(self, loaded: LoadedEngine, *, shares_cache: bool = False, agreement: float | None = None) -> None:
+    def __init__(
+        self,
+        loaded: LoadedEngine,
+        *,
+        shares_cache: bool = False,
+        agreement: float | None = None,
+        unlike: frozenset[int] = frozenset(),
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         """`shares_cache`: the session works on the verifier's cache, which holds the text already.
 
-        `agreement`: how often its likeliest token is expected to be the verifier's.
+        Args:
+            agreement: how often its likeliest token is expected to be the verifier's.
+            unlike: ids that stand for something else at the verifier (`check_vocabularies`).
+            clock: seconds, by which passes are timed.
         """
         self.loaded = loaded
         self.shares_cache = shares_cache
         self.agreement = agreement
+        self.unlike = np.array(sorted(unlike), np.int64)
+        self._clock = clock
+        self._prices = Prices(loaded.record.cost_surface_ms, widest=loaded.session.contract.max_width)
         self.end_ids = frozenset(loaded.directory.manifest.text.eos_token_ids)
         self._session = loaded.session
         self._cached = np.empty(0, np.int64)
@@ -71,10 +87,8 @@ class DraftEngine:
 
     @property
     def seconds_per_token(self) -> float:
-        """What a pass of one row was measured to take."""
-        surface = self.loaded.record.cost_surface_ms
-        row = surface[min(surface, key=lambda rows: abs(rows - _PRICED_ROWS))]
-        return row[min(row)] / 1e3
+        """What a pass of one row takes: as it was measured, corrected by the passes that were made since."""
+        return self._prices.of(_PRICED_ROWS).seconds[0]
 
     def draft(self, context: Int64, count: int, draw: Draw | None, inner: Drafter | None = None) -> list[int]:
         """The engine's own continuation of a context, at most `count` tokens, fewer where the text ends.
@@ -99,7 +113,11 @@ class DraftEngine:
                 room = min(_INNER_TOKENS, wanted - length - 1, chunk - (length - fed))
                 guess = inner.propose(text[:length], room).tokens
             text[length : length + len(guess)] = guess
+            start, width = self._clock(), length + len(guess) - fed
             chosen = self._choose(text[fed : length + len(guess)], fed, len(guess) + 1, draw)
+            # What is wider is the rest of a prompt.
+            if width <= self._session.contract.max_width:
+                self._prices.correct(fed, width, self._clock() - start)
             step = follow(guess)
             row: int | None = 0
             while row is not None and length < wanted and not ended:
@@ -162,7 +180,7 @@ class EngineDrafter:
             self._ended = True
             return NO_DRAFT
         tokens = np.array(self._engine.draft(context, count, self._draw, self._inner), np.int64)
-        unknown = np.flatnonzero(tokens >= self._vocab_size)
+        unknown = np.flatnonzero((tokens >= self._vocab_size) | np.isin(tokens, self._engine.unlike))
         return Draft(tokens=tokens[: unknown[0]] if len(unknown) else tokens)
 
 
@@ -179,6 +197,7 @@ class DraftEngines:
         no_cache: str = "",
         takes_turns: bool = False,
         adapt: Callable[[LoadedEngine], LoadedEngine] = lambda loaded: loaded,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """`target`: the verifier's directory.
 
@@ -190,7 +209,7 @@ class DraftEngines:
             adapt: what is made of an engine when it has been loaded.
         """
         self._target, self._kernels, self._threads, self._caches = target, kernels, threads, caches
-        self._no_cache, self._takes_turns, self._adapt = no_cache, takes_turns, adapt
+        self._no_cache, self._takes_turns, self._adapt, self._clock = no_cache, takes_turns, adapt, clock
         self._loaded: dict[tuple[Path, bool], DraftEngine] = {}
         self._lock = threading.Lock()
         self._closed = False
@@ -243,7 +262,7 @@ class DraftEngines:
 
     def _load(self, path: Path, *, shares_cache: bool) -> DraftEngine:
         target, directory = self._target, open_directory(path)
-        check_vocabularies(target, directory)
+        unlike = check_vocabularies(target, directory)
         if shares_cache:
             check_shared_cache(target.manifest, directory.manifest, path)
             if self._caches is None:
@@ -274,5 +293,9 @@ class DraftEngines:
             "on the verifier's cache" if shares_cache else f"a cache of {loaded.session.memory().cache / 1e6:.1f} MB",
         )
         return DraftEngine(
-            loaded, shares_cache=shares_cache, agreement=expected_agreement(target.manifest, directory.manifest)
+            loaded,
+            shares_cache=shares_cache,
+            agreement=expected_agreement(target.manifest, directory.manifest),
+            unlike=unlike,
+            clock=self._clock,
         )

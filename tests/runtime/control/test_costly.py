@@ -57,10 +57,27 @@ class TestCostly:
 
     def test_not_asked_where_a_token_costs_more_than_a_pass(self, clock):
         text = text_of(300)
-        drafter = CostlyScript(text, 1.0, clock, says=11e-3)
+        drafter = CostlyScript(text, 1.0, clock, says=50e-3)
         control = follow_text(text, [drafter], FLAT)
         assert drafter.asked == []
         assert set(control.drafted) == {0}
+
+    def test_tried_shortly_where_it_would_pay_if_it_were_faster_than_it_says(self, clock):
+        """It is not: two trials, of which the first may be the prompt's, and no more in this text or the next."""
+        text = text_of(300)
+        drafter = CostlyScript(text, 1.0, clock, says=15e-3)
+        control = follow_text(text, [drafter], FLAT)
+        assert len(drafter.asked) == 2
+        assert max(drafter.asked) <= 2
+        again = CostlyScript(text, 1.0, clock, says=15e-3)
+        follow_text(text, [again], FLAT, knowledge=control.knowledge)
+        assert again.asked == []
+
+    def test_used_though_a_busy_build_recorded_four_times_its_price(self, clock):
+        text = text_of(400)
+        drafter = CostlyScript(text, 0.95, clock, says=8.3e-3 * 2, needs=1e-3)
+        control = follow_text(text, [drafter], FLAT)
+        assert np.mean([len(outcome.tokens) for outcome in control.outcomes]) > 3
 
     def test_not_asked_any_more_where_it_takes_longer_than_it_says(self, clock):
         text = text_of(400)
@@ -120,6 +137,8 @@ class TestCostly:
         """It was wrong for long, in other texts; now it is right."""
         text = text_of(300)
         knowledge = follow_text(text[:6], [CostlyScript(text, 0.0, clock)], FLAT).knowledge
+        # It was timed there, too.
+        knowledge.draft_seconds["costly"] = 1e-3
         for depth in range(16):
             for _ in range(400):
                 knowledge.estimates.count(("costly", depth, False), lambda: 0.8, right=False)

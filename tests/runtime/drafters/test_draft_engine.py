@@ -1,5 +1,6 @@
 """Engines that draft for another: the verifier's tokens and cache, whatever they propose."""
 
+import dataclasses
 import json
 import logging
 import math
@@ -287,3 +288,28 @@ def sign(directory):
         entry.update(sha256=sha256_file(directory / name), bytes=(directory / name).stat().st_size)
     raw["hashes"]["engine"] = Manifest.from_json(raw).engine_hash
     path.write_text(json.dumps(raw))
+
+
+def test_its_price_is_corrected_by_its_own_passes(tiny_engine):
+    """A build beside other work recorded four times what a pass takes."""
+    loaded = load_engine(tiny_engine)
+    dear = {256: {1: 4e3, 32: 5e3}}
+    now = [0.0]
+    engine = DraftEngine(
+        dataclasses.replace(loaded, record=dataclasses.replace(loaded.record, cost_surface_ms=dear)),
+        clock=lambda: now[0],
+    )
+    choose = engine._choose
+
+    def taking_a_second(*arguments):
+        now[0] += 1.0
+        return choose(*arguments)
+
+    engine._choose = taking_a_second
+    engine.end_ids = frozenset()
+    assert engine.seconds_per_token == 4.0
+    context = np.arange(20)
+    for _ in range(30):
+        engine.draft(context, 8, None)
+    # The recorded price counts for eight passes of many.
+    assert engine.seconds_per_token == pytest.approx(1.0, rel=0.2)
