@@ -81,9 +81,49 @@ def user_cache() -> Path:
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on."""
+    """Cores that this process may run on at once: those it is bound to, and no more than its CPU quota pays for.
+
+    A quota is rounded down: threads beyond it would stop all others of the pass when it is used up.
+    """
     affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    bound = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    quota = cpu_quota()
+    return bound if quota is None else min(bound, max(int(quota), 1))
+
+
+def cpu_quota(root: Path = Path("/")) -> float | None:
+    """Cores that the control groups of this process (a container's, on Linux) grant; None where none limits it.
+
+    Reads version 2 (`cpu.max`) and version 1 (`cpu.cfs_quota_us`). `root`: where /proc and /sys are found.
+    """
+    try:
+        groups = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return None
+    quotas: list[float | None] = []
+    for number, controllers, path in (line.split(":", 2) for line in groups if line.count(":") >= 2):
+        names = ["", "unified"] if number == "0" else ["cpu", controllers]
+        if number != "0" and "cpu" not in controllers.split(","):
+            continue
+        # Every group above limits, too. A container may not see its own path, but then its group is the root it sees.
+        own = Path(path.lstrip("/"))
+        for name in names:
+            quotas += [_group_quota(root / "sys/fs/cgroup" / name / folder) for folder in (own, *own.parents)]
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _group_quota(folder: Path) -> float | None:
+    """Cores that one group grants by itself."""
+    try:
+        if (folder / "cpu.max").is_file():
+            quota, period = (folder / "cpu.max").read_text(encoding="ascii").split()
+        else:
+            quota = (folder / "cpu.cfs_quota_us").read_text(encoding="ascii")
+            period = (folder / "cpu.cfs_period_us").read_text(encoding="ascii")
+        # "max", or -1, is no limit.
+        return int(quota) / int(period) if int(quota) > 0 else None
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
 
 
 def _processor() -> tuple[str, frozenset[str]]:

@@ -1,5 +1,6 @@
 """The frame of the command lines: one-line errors with exit code 2, progress on stderr, results on stdout."""
 
+import io
 import json
 import re
 import sys
@@ -67,6 +68,10 @@ def command_of_lists(**values: str) -> type["TyperCommand"]:
 
 def run(app: typer.Typer) -> NoReturn:
     """Run a command group; a `QuasarError` becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that lacks a character (LANG=C, cp1252) shows its code; the answer goes on.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except QuasarError as error:
@@ -118,7 +123,9 @@ def progress_steps(description: str, total: int | None) -> Iterator[Callable[[in
 def emit_json(value: Any, path: Path | None = None) -> None:
     """Print a value as JSON on stdout or, with a path, write it there."""
     if path is None:
-        print(json.dumps(value, indent=2, ensure_ascii=False))
+        # What stdout cannot encode is written as JSON's own escapes.
+        utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+        print(json.dumps(value, indent=2, ensure_ascii=not utf8))
     elif path.exists() and not path.is_file():
         # A device or a pipe is written to, not replaced.
         path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -5,6 +5,7 @@ left alone for a moment gives it up to whoever waits: its rows move to memory of
 step, bit for bit. So any number of threads and open streams share an engine without waiting for each other's consumers.
 """
 
+import os
 import threading
 import time
 import weakref
@@ -46,6 +47,7 @@ class CacheTurns:
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self._process = os.getpid()
         self._changed = threading.Condition()
         # The thread that is in the middle of a step.
         self._owner: int | None = None
@@ -54,6 +56,14 @@ class CacheTurns:
         self._left_at = 0.0
         self._waiting: deque[object] = deque()
         self._tenants: weakref.WeakSet[Tenant] = weakref.WeakSet()
+
+    def check_process(self) -> None:
+        """Raise `GenerationError` in a process that was forked after the load: it has none of the session's threads."""
+        if (here := os.getpid()) != self._process:
+            raise GenerationError(
+                f"the engine was loaded in process {self._process} and is used in process {here}, which was forked "
+                "from it and has none of its threads: load the engine in the process that uses it"
+            )
 
     def new_tenant(self, cache: KVCache) -> Tenant:
         """A text over rows of its own."""
@@ -73,8 +83,10 @@ class CacheTurns:
         """Have the cache, with the tenant's rows in it; yields False if `interrupted` says so while others have it.
 
         Raises:
-            GenerationError: the engine was closed, the tenant released, or this thread is inside a step of the engine.
+            GenerationError: the engine was closed, the tenant released, this thread is inside a step of the engine, or
+            this process is a fork of the one that loaded it.
         """
+        self.check_process()
         if not self._enter(tenant, interrupted):
             yield False
             return

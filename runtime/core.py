@@ -141,6 +141,7 @@ class Core:
             completes: the prompt is text that goes on, not a conversation with an answer of its own.
         """
         session = self.loaded.session
+        self.turns.check_process()
         # What is wrong with the text is said before an engine that drafts is loaded.
         options.check_vocabulary(session.contract.vocab_size)
         check_prompt(ids, session.contract)

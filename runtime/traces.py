@@ -122,7 +122,7 @@ class RecordingControl:
 def read_trace(path: Path) -> tuple[int, list[TracedGeneration]]:
     """The vocabulary's size and the generations; raises `PromptError` naming a line that does not fit."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise PromptError(f"{path} cannot be read: {error}") from None
     numbers = [number for number, line in enumerate(lines, start=1) if line.strip()]

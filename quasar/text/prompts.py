@@ -37,7 +37,8 @@ def read_prompts(path: Path, limit: int | None = None) -> list[Prompt]:
     Raises `PromptError` for a missing or empty file, or naming the line that cannot be used.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        # Windows editors write a byte order mark.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
         raise PromptError(f"{path} does not exist; a JSONL file of prompts was expected") from None
     except (OSError, UnicodeDecodeError) as error:
