@@ -38,6 +38,32 @@ def test_speculation_gives_the_tokens_of_plain_decoding(engine, drafter, k):
     assert fast.stats.drafted > 0
 
 
+def check_boundaries(exact, session):
+    """Plain passes against wide ones at every length, on the whole graph: bits differ across the record's totals alone.
+
+    Rounding of activations hides half of the differences, so every total is looked at from seven lengths with three
+    token sets. On one CPU each of those sets showed each boundary with a chance of 23 of 24.
+    """
+    found = set()
+    for seed in range(3):
+        tokens = np.random.default_rng(seed).integers(0, 320, 480)
+        for length in range(1, 460):
+            # The plain pass comes last, so that rows before the next length are those of plain passes.
+            wide = {
+                width: session.run_logits(tokens[length : length + width], length, width)[0].copy()
+                for width in (2, 4, 8)
+            }
+            plain = session.run_logits(tokens[length : length + 1], length, 1)[0]
+            for width, row in wide.items():
+                crossed = [total for total in exact.boundaries if length + 1 < total <= length + width]
+                assert (width - 1 > exact.drafts_before_boundary(length)) == bool(crossed)
+                if not np.array_equal(row.view(np.uint32), plain.view(np.uint32)):
+                    assert crossed, f"{width} rows after {length} differ from plain decoding"
+                    found.update(crossed)
+    # Passes after fewer than 453 rows are those that all seven lengths reach.
+    assert found >= {total for total in exact.boundaries if total < 454}
+
+
 @pytest.mark.parametrize("kernels", ["stock", pytest.param("native", marks=needs_library)])
 def test_head_size_256_is_exact_across_64_rows(tmp_path, build_engine, kernels):
     """Spare rows keep every stock pass above 64 rows in total; no pass reaches over the boundaries that were found."""
@@ -45,9 +71,10 @@ def test_head_size_256_is_exact_across_64_rows(tmp_path, build_engine, kernels):
     random = np.random.default_rng(6)
     with runtime.load(build_engine(folder), kernels=kernels) as engine:
         assert engine.plain_width == 1
-        # With AVX-512, stock attention sums in another order from 192 rows on, and every 128 rows behind that.
+        # Where stock attention sums in another order depends on the CPU; native kernels do not.
         boundaries = engine.record.row_invariance.boundaries
-        assert boundaries == () or (kernels == "stock" and boundaries == (192, 320, 448))
+        assert boundaries == () or kernels == "stock"
+        check_boundaries(engine.record.row_invariance, engine._core.loaded.session)
         assert engine.record.row_invariance.widest == 32
         drafted = 0
         for length in [
