@@ -75,8 +75,9 @@ class LiteralEncoder:
         copy = Tokenizer.from_str(self._tokenizer.to_str())
         copy.encode_special_tokens = True
         added = copy.get_added_tokens_decoder()
-        # No alias begins another one: the numbers have one length.
-        aliases = {name: f"\ufdd0{self._word}{place:06d}\ufdd1" for place, name in enumerate(self._special)}
+        # No alias begins another one: the numbers have one length. Its word is not the marks', which are taken out.
+        word = secrets.token_hex(16)
+        aliases = {name: f"\ufdd0{word}{place:06d}\ufdd1" for place, name in enumerate(self._special)}
         copy.add_tokens(
             [
                 AddedToken(

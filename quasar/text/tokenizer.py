@@ -1,6 +1,7 @@
 """Text ↔ token ids, without transformers: the tokenizers library, the chat template, special tokens in content."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,9 +67,11 @@ class TextCodec:
         options = ChatOptions() if options is None else options
         if options.continue_final_message and messages[-1].get("role") != "assistant":
             raise PromptError("continue_final_message needs an assistant's message at the end")
-        literal = not options.parse_special and self.literal.spells_special((list(messages), list(options.tools)))
+        given = (list(messages), options.tools, options.arguments)
+        literal = not options.parse_special and self.literal.spells_special(given)
         if literal:
-            messages = self.literal.mark(list(messages))
+            messages, tools, arguments = self.literal.mark(given)
+            options = replace(options, tools=tuple(tools), arguments=arguments)
         text = self._rendered(messages, options)
         if not literal:
             return self._encode(text, special_tokens=self.chat_template is None)
