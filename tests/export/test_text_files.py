@@ -1,0 +1,108 @@
+"""What a build says of a checkpoint's texts: end tokens from every source, templates, sampling defaults, refusals."""
+
+import json
+
+import pytest
+
+from engines.text_files import TextFiles
+from export.text_files import text_warnings, write_text_files
+from quasar.checkpoints import open_checkpoint
+from quasar.errors import CheckpointError, DamagedEngineError
+from tests.tiny import VOCABULARY, save_tiny_model, save_tokenizer
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return save_tiny_model(tmp_path / "model", "llama")
+
+
+def change(path, **values):
+    content = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**content, **values}))
+
+
+def test_end_tokens_are_the_union_of_every_source(folder, tmp_path):
+    """The ids: <|end|> 256 (the tokenizer's and the template's), <|user|> 257, <|assistant|> 258, <|system|> 259."""
+    change(folder / "config.json", eos_token_id=257)
+    change(folder / "generation_config.json", eos_token_id=[258, 257])
+    files, _ = write_text_files(open_checkpoint(str(folder)), tmp_path)
+    assert {one["id"]: (one["token"], tuple(one["sources"])) for one in files.end_tokens} == {
+        258: ("<|assistant|>", ("generation_config.json",)),
+        257: ("<|user|>", ("generation_config.json", "config.json")),
+        256: ("<|end|>", ("the tokenizer's end token", "the chat template's end of a turn")),
+    }
+    assert files.eos_token_ids == (258, 257, 256)
+    assert TextFiles.from_json(json.loads(json.dumps(files.to_json()))) == files
+
+
+@pytest.mark.parametrize(
+    ("template", "found"),
+    [
+        ("{% for m in messages %}[{{ m.role }}]{{ m.content }}<|system|>\n{% endfor %}", True),
+        ("{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}", False),
+        ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", False),
+        ("{% for m in messages %}{% if m.role == 'user' %}<|system|>{% endif %}{{ m.content }}{% endfor %}", False),
+        ("{{ raise_exception('no') }}", False),
+    ],
+)
+def test_the_end_of_a_turn_is_what_a_template_writes_after_an_answer(folder, tmp_path, template, found):
+    save_tokenizer(folder, template)
+    files, _ = write_text_files(open_checkpoint(str(folder)), tmp_path)
+    sources = [source for one in files.end_tokens for source in one["sources"]]
+    assert ("the chat template's end of a turn" in sources) == found
+
+
+def test_sampling_defaults_are_the_checkpoints(folder, tmp_path):
+    path = folder / "generation_config.json"
+    change(path, do_sample=True, temperature=0.6, top_p=0.95, top_k=20, max_new_tokens=9)
+    _, sampling = write_text_files(open_checkpoint(str(folder)), tmp_path)
+    assert sampling == {"temperature": 0.6, "top_p": 0.95, "top_k": 20}
+    # transformers does not draw where the file does not say so.
+    change(path, do_sample=False)
+    _, sampling = write_text_files(open_checkpoint(str(folder)), tmp_path)
+    assert sampling["temperature"] == 0
+
+
+def test_named_templates_have_files_of_their_own(folder, tmp_path):
+    change(
+        folder / "tokenizer_config.json",
+        chat_template=[{"name": "default", "template": "d"}, {"name": "tool_use", "template": "t"}],
+    )
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    files, _ = write_text_files(open_checkpoint(str(folder)), tmp_path)
+    assert (files.chat_template, files.named_templates) == (
+        "chat_template.jinja",
+        {"tool_use": "chat_template.tool_use.jinja"},
+    )
+    assert (tmp_path / "chat_template.tool_use.jinja").read_text() == "t"
+
+
+def test_a_token_without_a_row_of_the_embedding_is_named(tmp_path):
+    folder = save_tiny_model(tmp_path / "model", "llama", vocab_size=258)
+    with pytest.raises(CheckpointError, match=r"token '<\|assistant\|>' with id 258, the embedding only 258 rows"):
+        write_text_files(open_checkpoint(str(folder)), tmp_path)
+    # More rows than tokens is how embeddings are padded.
+    folder = save_tiny_model(tmp_path / "padded", "llama", vocab_size=VOCABULARY)
+    write_text_files(open_checkpoint(str(folder)), tmp_path)
+
+
+def test_a_build_warns_of_texts_without_an_end_and_without_a_template():
+    files = TextFiles(tokenizer="tokenizer.json", chat_template="", bos_token="", eos_token="", eos_token_ids=())
+    assert [warning.partition(":")[0] for warning in text_warnings(files)] == [
+        "no token ends a text",
+        "no chat template",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"end_tokens": [3]}, "text.end_tokens holds 3"),
+        ({"named_templates": {"a": ""}}, r"text.named_templates\['a'\] is ''"),
+        ({"date": 5}, "text.date is 5"),
+    ],
+)
+def test_a_damaged_text_section_is_named(values, message):
+    files = TextFiles(tokenizer="t", chat_template="", bos_token="", eos_token="", eos_token_ids=(1,))
+    with pytest.raises(DamagedEngineError, match=message):
+        TextFiles.from_json({**files.to_json(), **values})
