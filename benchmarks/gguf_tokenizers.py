@@ -7,7 +7,7 @@ reason. Texts are encoded as content is: without BOS, and with control tokens as
 import argparse
 from pathlib import Path
 
-from quasar.checkpoints.gguf_file import open_gguf
+from quasar.checkpoints.gguf_parts import open_gguf
 from quasar.checkpoints.gguf_tokenizer import GgufVocabulary, tokenizer_from_gguf
 from quasar.errors import CheckpointError
 

@@ -14,7 +14,8 @@ def model_section(options: BuildOptions, checkpoint: Checkpoint, spec: DecoderSp
     """
     source, path = options.model, Path(options.model)
     return {
-        "name": path.stem if path.exists() else source,
+        # A dot in a folder's name is part of it: Llama-3.2-1B.
+        "name": (path.stem if path.suffix.lower() == ".gguf" else path.resolve().name) if path.exists() else source,
         "source": str(path.resolve()) if path.exists() else source,
         "architecture": spec.architecture,
         "parameters": spec.num_parameters(),

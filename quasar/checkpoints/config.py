@@ -34,6 +34,10 @@ def _spec(config: Mapping[str, Any], generation: Mapping[str, Any]) -> DecoderSp
     hidden, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
     attention_bias = bool(config.get("attention_bias", False))
     context = _size(config, "max_position_embeddings")
+    rope = _rope(config, context)
+    if rope.kind in ("yarn", "llama3"):
+        # max_position_embeddings may be the length before scaling; transformers does not limit a text by it.
+        context = max(context, int(rope.factor * rope.original_context_length))
     return DecoderSpec(
         architecture=architecture,
         num_layers=_size(config, "num_hidden_layers"),
@@ -46,7 +50,7 @@ def _spec(config: Mapping[str, Any], generation: Mapping[str, Any]) -> DecoderSp
         vocab_size=_size(config, "vocab_size"),
         context_length=context,
         rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-        rope=_rope(config, context),
+        rope=rope,
         qkv_bias=architecture == "qwen2" or attention_bias,
         # Qwen2 has biases on q, k and v alone; Llama's and Qwen3's `attention_bias` covers o as well.
         output_bias=attention_bias and architecture != "qwen2",
@@ -60,6 +64,9 @@ def _spec(config: Mapping[str, Any], generation: Mapping[str, Any]) -> DecoderSp
 
 def _architecture(config: Mapping[str, Any]) -> Architecture:
     names = config.get("architectures") or []
+    if not names and (kind := config.get("model_type")) in ARCHITECTURES.values():
+        # transformers picks the model by model_type alone.
+        return next(known for known in ARCHITECTURES.values() if known == kind)
     for name in names:
         if name in ARCHITECTURES:
             # transformers picks the float model by model_type; both must mean the same.
@@ -74,13 +81,23 @@ def _refuse_unsupported(config: Mapping[str, Any]) -> None:
     activation = config.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
         raise CheckpointError(f"unsupported hidden_act {activation!r}: the graph has SwiGLU ('silu') alone")
-    if config.get("use_sliding_window") or "sliding_attention" in (config.get("layer_types") or []):
+    if _window_applies(config):
         raise CheckpointError("unsupported option: sliding-window attention (use_sliding_window)")
-    if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "unknown")
-        raise CheckpointError(
-            f"the checkpoint is already quantized ({method}); build from the float checkpoint that it was made from"
-        )
+
+
+def _window_applies(config: Mapping[str, Any]) -> bool:
+    """Whether some layer sees less than all that the context can hold, as transformers decides it."""
+    types = config.get("layer_types")
+    if types is None:
+        # Llama has no window, whatever its config says.
+        if not config.get("use_sliding_window") or config.get("model_type") == "llama":
+            return False
+        # transformers' default of both models.
+        first = config.get("max_window_layers", 28)
+        windowed = first < _size(config, "num_hidden_layers")
+    else:
+        windowed = "sliding_attention" in types
+    return windowed and int(config.get("sliding_window") or 0) < _size(config, "max_position_embeddings")
 
 
 def _rope(config: Mapping[str, Any], context: int) -> Rope:

@@ -17,6 +17,7 @@ from quasar.checkpoints.checkpoint_text import (
     end_ids,
     sampling_defaults,
 )
+from quasar.checkpoints.gguf_parts import check_parts, gguf_parts, open_gguf
 from quasar.checkpoints.gguf_tokenizer import GgufVocabulary, tokenizer_from_gguf
 from quasar.checkpoints.spec import DecoderSpec, Rope
 from quasar.errors import CheckpointError
@@ -52,12 +53,15 @@ _GLOBAL_NAMES = {
 
 
 class GgufFile:
-    """Weights of one GGUF file, by canonical name."""
+    """Weights of one GGUF file, or of all parts of a split one, by canonical name."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._reader = open_gguf(path)
-        self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
+        self._parts = gguf_parts(path)
+        self._path = path = self._parts[0]
+        readers = [open_gguf(part) for part in self._parts]
+        check_parts(self._parts, readers)
+        self._reader = readers[0]
+        self._tensors = {tensor.name: tensor for reader in readers for tensor in reader.tensors}
         try:
             self.spec: DecoderSpec = self._read_spec()
         except (TypeError, ValueError) as error:
@@ -67,13 +71,13 @@ class GgufFile:
 
     @property
     def location(self) -> Path:
-        """The file."""
+        """The file, or the first of its parts."""
         return self._path
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The file alone: it holds config, tokenizer and weights."""
-        return (self._path,)
+        """The file or its parts: they hold config, tokenizer and weights."""
+        return self._parts
 
     def read(self, name: str) -> NDArray[Any]:
         """One tensor by canonical name: float16 where stored so, else float32."""
@@ -251,17 +255,6 @@ class GgufFile:
                 raise CheckpointError(
                     f"{self._path}: {tensor.name} is stored as {tensor.tensor_type.name}, which cannot be dequantized"
                 ) from None
-
-
-def open_gguf(path: Path) -> Any:
-    """The reader of a GGUF file; raises `CheckpointError` if it is not whole."""
-    from gguf import GGUFReader
-
-    try:
-        return GGUFReader(path)
-    # The reader has no error type of its own: a truncated file surfaces as whatever numpy or it trips over.
-    except (ValueError, IndexError, KeyError, OSError, OverflowError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not a whole GGUF file ({error}): download it again") from None
 
 
 def _gguf_name(name: str) -> str:

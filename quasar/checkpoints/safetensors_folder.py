@@ -2,9 +2,12 @@
 
 import contextlib
 import json
+import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from quasar.checkpoints.checkpoint_text import CheckpointText, chat_templates, end_ids, sampling_defaults
@@ -14,11 +17,21 @@ from quasar.errors import CheckpointError
 from quasar.files import inside
 
 _FLOAT_DTYPES = {"F32", "F16", "BF16", "F64"}
+# Last parts of names that AWQ, GPTQ, bitsandbytes, FP8 and compressed-tensors store beside or for a weight.
+_QUANTIZED_TENSORS = frozenset(
+    {
+        *("qweight", "qzeros", "scales", "g_idx", "absmax", "quant_map", "SCB", "weight_scale", "weight_scale_inv"),
+        *("weight_packed", "weight_shape", "weight_zero_point", "input_scale"),
+    }
+)
 _INDEX = "model.safetensors.index.json"
 _TEXT_FILES = (
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja"),
     *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.json"),
 )
+
+
+_log = logging.getLogger("quasar.checkpoints")
 
 
 class SafetensorsFolder:
@@ -31,6 +44,8 @@ class SafetensorsFolder:
             self.config, _read_json(folder / "generation_config.json", required=False)
         )
         self._shard_of = self._index()
+        self._check_not_quantized()
+        self.spec = self._with_own_head(self.spec)
         self._check_tensors()
 
     @property
@@ -57,9 +72,14 @@ class SafetensorsFolder:
         from transformers import AutoConfig
 
         try:
-            return AutoConfig.from_pretrained(self._folder, local_files_only=True, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(self._folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # transformers raises whatever its checks do
             raise CheckpointError(f"{self._folder}: transformers cannot read config.json ({error})") from None
+        # What the weights say goes before what the config says.
+        config.tie_word_embeddings = self.spec.tied_head
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        return config
 
     def text(self) -> CheckpointText:
         """The tokenizer as transformers reads the folder (code from it is never run), and what goes with it."""
@@ -91,8 +111,16 @@ class SafetensorsFolder:
 
     def _index(self) -> dict[str, tuple[Path, str]]:
         """Canonical name → (shard, name in the shard)."""
-        index = self._folder / _INDEX
-        shards = self._indexed_shards(index) if index.is_file() else sorted(self._folder.glob("*.safetensors"))
+        whole, index = self._folder / "model.safetensors", self._folder / _INDEX
+        named: dict[str, Any] = {}
+        # In transformers' order: an index may be left over from before the shards were merged.
+        if whole.is_file():
+            shards = [whole]
+        elif index.is_file():
+            named = _weight_map(index)
+            shards = self._indexed_shards(index, named)
+        else:
+            shards = [path for path in sorted(self._folder.glob("*.safetensors")) if not _is_other(path)]
         if not shards:
             pickled = next(iter(sorted(self._folder.glob("*.bin")) + sorted(self._folder.glob("*.pt"))), None)
             hint = f" ({pickled.name} is a pickle, which is never opened: convert it to safetensors)" if pickled else ""
@@ -101,13 +129,45 @@ class SafetensorsFolder:
         for path in shards:
             with _open_shard(path) as shard:
                 for stored in shard.keys():  # noqa: SIM118 - a safetensors handle is not a dict
-                    found[stored.removeprefix("model.")] = (path, stored)
+                    name = stored.removeprefix("model.")
+                    if name in found and named.get(stored) != path.name:
+                        if stored not in named:
+                            raise CheckpointError(
+                                f"{self._folder}: {stored!r} stands in {found[name][0].name} and in {path.name}: "
+                                "delete the file that is not part of the model"
+                            )
+                        continue
+                    found[name] = (path, stored)
         return found
 
-    def _indexed_shards(self, index: Path) -> list[Path]:
-        weight_map = _read_json(index, required=True).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise CheckpointError(f"{index} has no weight_map: download it again")
+    def _check_not_quantized(self) -> None:
+        """A leftover `quantization_config` does no harm where the weights are float; elsewhere it says why not."""
+        quantization = self.config.get("quantization_config")
+        if not quantization:
+            return
+        method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else quantization
+        if any(name.rpartition(".")[2] in _QUANTIZED_TENSORS for name in self._shard_of):
+            raise CheckpointError(
+                f"{self._folder}: the checkpoint is already quantized ({method}); build from the float checkpoint that "
+                "it was made from"
+            )
+        _log.warning("%s: config.json says %s, and the weights are float: taken as they are", self._folder, method)
+
+    def _with_own_head(self, spec: DecoderSpec) -> DecoderSpec:
+        """An LM head of its own beside `tie_word_embeddings` counts if it is another one, as in transformers."""
+        if not spec.tied_head or "lm_head.weight" not in self._shard_of:
+            return spec
+        if "embed_tokens.weight" in self._shard_of and np.array_equal(
+            self.read("lm_head.weight"), self.read("embed_tokens.weight")
+        ):
+            return spec
+        _log.warning(
+            "%s: config.json ties the LM head to the embedding, and the weights have their own: it is used",
+            self._folder,
+        )
+        return replace(spec, tied_head=False)
+
+    def _indexed_shards(self, index: Path, weight_map: dict[str, Any]) -> list[Path]:
         names = set(weight_map.values())
         shards = []
         for name in sorted(map(str, names)):
@@ -136,6 +196,18 @@ class SafetensorsFolder:
         extra = [name for name in self._shard_of if name.endswith(".bias") and name not in expected and "_proj" in name]
         if extra:
             raise CheckpointError(f"{self._folder}: unexpected tensor {extra[0]!r}: the config has no such bias")
+
+
+def _weight_map(index: Path) -> dict[str, Any]:
+    weight_map = _read_json(index, required=True).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise CheckpointError(f"{index} has no weight_map: download it again")
+    return weight_map
+
+
+def _is_other(path: Path) -> bool:
+    """Weights that lie beside a model's: Mistral's own format, and adapters."""
+    return path.name.startswith(("consolidated", "adapter_"))
 
 
 def _open_shard(path: Path) -> contextlib.AbstractContextManager[Any]:

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from quasar.checkpoints.checkpoint import Checkpoint
+from quasar.checkpoints.gguf_parts import is_gguf
 from quasar.errors import CheckpointError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -34,15 +35,15 @@ def resolve(model: str) -> Path:
         return _wheel_file()
     path = Path(model)
     if path.is_dir():
-        files = sorted(path.glob("*.gguf"))
+        files = sorted(one for one in path.iterdir() if one.suffix.lower() == ".gguf")
         if files and not (path / "config.json").is_file():
             raise CheckpointError(f"{path} is a folder of GGUF files: name one of them, for example {files[0]}")
         return path.absolute()
     if path.is_file():
-        if path.suffix != ".gguf":
-            raise CheckpointError(f"{path} is a file, but not a .gguf file: name the model's folder instead")
+        if not is_gguf(path):
+            raise CheckpointError(f"{path} is a file, but not a GGUF file: name the model's folder instead")
         return path.absolute()
-    if _HUB_ID.fullmatch(model) and path.suffix != ".gguf":
+    if _HUB_ID.fullmatch(model) and path.suffix.lower() != ".gguf":
         return _from_hub(model)
     raise CheckpointError(
         f"{model} does not exist: give a Hugging Face folder, a .gguf file, a hub id (owner/name) or {WHEEL_MODEL!r}"
