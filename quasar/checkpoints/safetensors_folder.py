@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quasar.checkpoints.checkpoint_text import CheckpointText, chat_templates, end_ids, sampling_defaults
+from quasar.checkpoints.checkpoint_text import CheckpointText
 from quasar.checkpoints.config import spec_from_config
+from quasar.checkpoints.folder_text import folder_text
 from quasar.checkpoints.spec import DecoderSpec
 from quasar.errors import CheckpointError
 from quasar.files import inside
@@ -82,32 +83,9 @@ class SafetensorsFolder:
         return config
 
     def text(self) -> CheckpointText:
-        """The tokenizer as transformers reads the folder (code from it is never run), and what goes with it."""
-        from transformers import AutoTokenizer
-
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(self._folder, local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # transformers raises whatever its readers do
-            reason = " ".join(str(error).split())[:200]
-            raise CheckpointError(f"{self._folder}: the tokenizer cannot be loaded ({reason})") from None
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            raise CheckpointError(f"{self._folder}: the tokenizer has no fast form (tokenizer.json)")
+        """The tokenizer and what goes with it; code from the folder is never run."""
         generation = _read_json(self._folder / "generation_config.json", required=False)
-        return CheckpointText(
-            tokenizer=backend,
-            chat_templates=chat_templates(getattr(tokenizer, "chat_template", None)),
-            bos_token=tokenizer.bos_token or "",
-            eos_token=tokenizer.eos_token or "",
-            end_ids=end_ids(
-                (
-                    ("generation_config.json", generation.get("eos_token_id")),
-                    ("config.json", self.config.get("eos_token_id")),
-                    ("the tokenizer's end token", tokenizer.eos_token_id),
-                )
-            ),
-            sampling=sampling_defaults(generation, draws=bool(generation.get("do_sample", False))),
-        )
+        return folder_text(self._folder, self.config, generation)
 
     def _index(self) -> dict[str, tuple[Path, str]]:
         """Canonical name → (shard, name in the shard)."""

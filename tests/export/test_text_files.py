@@ -106,3 +106,47 @@ def test_a_damaged_text_section_is_named(values, message):
     files = TextFiles(tokenizer="t", chat_template="", bos_token="", eos_token="", eos_token_ids=(1,))
     with pytest.raises(DamagedEngineError, match=message):
         TextFiles.from_json({**files.to_json(), **values})
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("name", ["LlamaTokenizerFast", "Qwen2Tokenizer", "PreTrainedTokenizerFast", None])
+def test_tokenizer_json_is_the_tokenizer_whatever_class_is_named(tmp_path, model_type, name):
+    """DeepSeek's distilled Qwen2 models name Llama's class and have a rule of their own; transformers makes Qwen2's."""
+    from tests.quasar.test_gguf_tokenizer import TEXTS, published
+
+    folder = save_tiny_model(tmp_path / "model", model_type, vocab_size=640)
+    for file in ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
+        (folder / file).unlink(missing_ok=True)
+    if name:
+        change(folder / "tokenizer_config.json", tokenizer_class=name)
+    expected = published("llama-bpe")
+    expected.save(str(folder / "tokenizer.json"))
+    tokenizer = open_checkpoint(str(folder)).text().tokenizer
+    assert tokenizer.get_vocab() == expected.get_vocab()
+    for text in TEXTS:
+        assert tokenizer.encode(text, add_special_tokens=False).ids == expected.encode(text).ids
+
+
+def test_tokens_that_only_the_tokenizer_config_names(folder):
+    values = {"content": "<|tool|>", "special": True}
+    change(folder / "tokenizer_config.json", added_tokens_decoder={"260": values})
+    tokenizer = open_checkpoint(str(folder)).text().tokenizer
+    assert tokenizer.token_to_id("<|tool|>") == 260
+    assert tokenizer.encode("a<|tool|>").ids[-1] == 260
+    change(folder / "tokenizer_config.json", added_tokens_decoder={"300": values})
+    with pytest.raises(CheckpointError, match="the files are of different tokenizers"):
+        open_checkpoint(str(folder)).text()
+
+
+def test_what_frames_a_document_is_the_tokenizer_configs(tmp_path):
+    from transformers import LlamaTokenizer
+
+    folder = save_tiny_model(tmp_path / "model", "llama")
+    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2, "\u2581": 3, "a": 4, "\u2581a": 5}
+    LlamaTokenizer(vocab=vocabulary, merges=[("\u2581", "a")], add_bos_token=True).save_pretrained(folder)
+    from transformers import AutoTokenizer
+
+    for adds in (True, False):
+        change(folder / "tokenizer_config.json", add_bos_token=adds)
+        ids = open_checkpoint(str(folder)).text().tokenizer.encode("a").ids
+        assert ids == AutoTokenizer.from_pretrained(folder).encode("a")
