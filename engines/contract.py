@@ -56,6 +56,11 @@ def present_names(layer: int) -> tuple[str, str]:
     return f"{PRESENT_PREFIX}{layer}.key", f"{PRESENT_PREFIX}{layer}.value"
 
 
+def has_boundaries(head_size: int) -> bool:
+    """Whether stock attention may sum in another order from some number of rows on: above head size 128."""
+    return head_size > _WIDE_HEAD
+
+
 def spare_rows(head_size: int, total_rows: int) -> int:
     """Zero rows that attention is fed behind `total_rows` = cache + new ones, so that a row's bits ignore the width.
 

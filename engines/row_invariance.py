@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.contract import Contract, spare_rows
+from engines.contract import Contract, has_boundaries, spare_rows
 
 Float32 = NDArray[np.float32]
 Int64 = NDArray[np.int64]
@@ -23,6 +23,8 @@ _MAX_BASE = 16
 _ENOUGH_DRAFTS = 8
 _SEED = 20260
 _CUT_DOWN_LENGTHS = 160
+# Rows and token sets of the second look for boundaries.
+_REACH, _MORE_TOKEN_SETS = 8, 2
 # Boundaries are looked for in steps of so many lengths, as far as progress is concerned.
 BOUNDARY_STEP = 64
 
@@ -165,7 +167,36 @@ def _find_boundaries(
                 return None
         if length % BOUNDARY_STEP == 0:
             on_length()
-    return tuple(boundaries)
+    if has_boundaries(session.contract.head_size):
+        boundaries += _seen_from_afar(session, base, lengths)
+    return tuple(sorted(set(boundaries)))
+
+
+def _seen_from_afar(session: ProbedSession, base: int, lengths: Sequence[int]) -> list[int]:
+    """Totals at which a row's bits change, from passes that reach over them from several lengths.
+
+    One more row shows a boundary from one length alone, and rounding of activations may hide it there: passes that
+    are eight rows wider, with two token sets, look at every total sixteen times more.
+    """
+    found: list[int] = []
+    contract = session.contract
+    for seed in range(1, 1 + _MORE_TOKEN_SETS):
+        tokens = np.random.default_rng(_SEED + seed).integers(0, contract.vocab_size, contract.max_length)
+        for length in lengths:
+            widest = min(base + _REACH, contract.max_width, contract.max_length - length)
+            if widest <= base:
+                continue
+            wide = session.run_logits(tokens[length : length + widest], length, widest)[0].copy()
+            narrow = session.run_logits(tokens[length : length + base], length, base)[0].copy()
+            if _same_bits(narrow, wide):
+                continue
+            # The narrowest pass that differs reaches just over it.
+            for width in range(base + 1, widest + 1):
+                row = session.run_logits(tokens[length : length + width], length, width)[0]
+                if not _same_bits(narrow, row):
+                    found.append(length + width)
+                    break
+    return found
 
 
 def _widest_exact(session: ProbedSession, sweep: Sweep, found: RowInvariance, on_length: Callable[[], None]) -> int:

@@ -1,5 +1,7 @@
 """The probe finds the faults that real kernels have, and passes what is exact."""
 
+import dataclasses
+
 import pytest
 
 from engines.row_invariance import RowInvariance, Sweep, brief_sweeps, full_sweeps, probe
@@ -47,6 +49,20 @@ def test_totals_at_which_the_path_changes_are_found(totals):
     session = FaultySession(path=lambda length, width: sum(length + width >= total for total in totals))
     found = probe((session, [SWEEP]), (session, []))
     assert (found.chain, found.widest, found.boundaries) == (1, 32, totals)
+
+
+def test_a_boundary_that_one_more_row_does_not_show():
+    """As rounding may hide it: passes of 2 to 5 rows that reach over it keep the first row's bits."""
+
+    def path(length, width):
+        return length + (1 if 2 <= width <= 5 else width) >= 100
+
+    session = FaultySession(path=path)
+    session.contract = dataclasses.replace(session.contract, head_size=256)
+    found = probe((session, [SWEEP]), (session, []))
+    assert (found.chain, found.widest, min(found.boundaries)) == (1, 32, 100)
+    # Nothing is claimed far from it.
+    assert max(found.boundaries) < 108
 
 
 def test_boundaries_seen_from_a_padded_pass():
