@@ -125,7 +125,7 @@ class GgufFile:
 
         Raises `CheckpointError` naming a tokenizer or pre-tokenizer that is not supported.
         """
-        vocabulary = GgufVocabulary.read(self._field)
+        vocabulary = self._vocabulary
         try:
             tokenizer = tokenizer_from_gguf(vocabulary)
         except CheckpointError as error:
@@ -137,7 +137,7 @@ class GgufFile:
             chat_templates=chat_templates({"default": self._field("tokenizer.chat_template", ""), **named}),
             bos_token="" if vocabulary.bos_id is None else vocabulary.tokens[vocabulary.bos_id],
             eos_token="" if vocabulary.eos_id is None else vocabulary.tokens[vocabulary.eos_id],
-            end_ids=self._end_ids(vocabulary),
+            end_ids=self._end_ids(),
             sampling=sampling_defaults(
                 {name: self._field(f"general.sampling.{key}", None) for name, key in _SAMPLING.items()}, draws=draws
             ),
@@ -146,8 +146,18 @@ class GgufFile:
     def _template_names(self) -> list[str]:
         return [str(name) for name in self._field("tokenizer.chat_templates", [])]
 
-    def _end_ids(self, vocabulary: GgufVocabulary) -> dict[int, tuple[str, ...]]:
-        fields = [(key, self._field(f"tokenizer.ggml.{key}", None)) for key in _END_FIELDS]
+    @cached_property
+    def _vocabulary(self) -> GgufVocabulary:
+        return GgufVocabulary.read(self._field)
+
+    def _end_ids(self) -> dict[int, tuple[str, ...]]:
+        vocabulary = self._vocabulary
+        fields = [
+            (key, value)
+            for key in _END_FIELDS
+            # An id past the vocabulary is how converters write "none".
+            if (value := self._field(f"tokenizer.ggml.{key}", None)) is not None and value < len(vocabulary.tokens)
+        ]
         names = [
             (f"the name {text}", token)
             for token, text in enumerate(vocabulary.tokens)
@@ -186,7 +196,6 @@ class GgufFile:
         rotated = int(self._field(f"{architecture}.rope.dimension_count", head_size))
         if rotated != head_size:
             raise CheckpointError(f"{self._path}: unsupported option: {rotated} of {head_size} head channels rotate")
-        bos = self._field("tokenizer.ggml.bos_token_id", None)
         return DecoderSpec(
             architecture=architecture,
             num_layers=int(self._field(f"{architecture}.block_count")),
@@ -205,8 +214,8 @@ class GgufFile:
             mlp_bias="blk.0.ffn_up.bias" in self._tensors,
             qk_norm=architecture == "qwen3",
             tied_head="output.weight" not in self._tensors,
-            bos_token_id=None if bos is None else int(bos),
-            eos_token_ids=tuple(self._end_ids(GgufVocabulary.read(self._field))),
+            bos_token_id=self._vocabulary.bos_id,
+            eos_token_ids=tuple(self._end_ids()),
         )
 
     def _rope(self, architecture: str) -> Rope:
