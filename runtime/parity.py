@@ -89,7 +89,7 @@ def verify(
             speculative_runs.append(speculative)
             if plain.token_ids != speculative.token_ids:
                 ids = (plain.token_ids, speculative.token_ids)
-                divergences.append(_divergence(engine, messages, (index, turn), *ids, greedy=_is_greedy(options)))
+                divergences.append(_divergence(engine, messages, (index, turn), *ids, options=options))
                 break
         on_prompt()
     stats = [run.stats for run in speculative_runs]
@@ -147,14 +147,14 @@ def _divergence(
     plain: Sequence[int],
     speculative: Sequence[int],
     *,
-    greedy: bool,
+    options: OptionsDict,
 ) -> Divergence:
     place = first_difference(plain, speculative)
     left = plain[place] if place < len(plain) else None
     right = speculative[place] if place < len(speculative) else None
     gap = None
-    if greedy and left is not None and right is not None:
-        context = np.concatenate([engine.encode(messages), np.asarray(plain[:place], np.int64)])
+    if _is_greedy(options) and left is not None and right is not None:
+        context = np.concatenate([engine.encode(messages, **options), np.asarray(plain[:place], np.int64)])
         logits = engine.logits(context.tolist())
         gap = float(logits[left] - logits[right])
     return Divergence(

