@@ -13,9 +13,14 @@ def model_section(options: BuildOptions, checkpoint: Checkpoint, spec: DecoderSp
     `spec`: what is left of the checkpoint's.
     """
     source, path = options.model, Path(options.model)
-    return {
+    name = source
+    if path.exists():
+        # A link keeps its own name: what it leads to in the hub's cache is called by a hash.
+        named = path.resolve() if path.name in ("", "..") else path
         # A dot in a folder's name is part of it: Llama-3.2-1B.
-        "name": (path.stem if path.suffix.lower() == ".gguf" else path.resolve().name) if path.exists() else source,
+        name = named.stem if path.is_file() and named.suffix.lower() == ".gguf" else named.name
+    return {
+        "name": name,
         "source": str(path.resolve()) if path.exists() else source,
         "architecture": spec.architecture,
         "parameters": spec.num_parameters(),

@@ -1,5 +1,6 @@
 """`DecoderSpec` from a Hugging Face config; what the graph cannot express is refused by name, before any work."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -30,14 +31,15 @@ def spec_from_config(config: Mapping[str, Any], generation: Mapping[str, Any]) -
 
 def _spec(config: Mapping[str, Any], generation: Mapping[str, Any]) -> DecoderSpec:
     architecture = _architecture(config)
-    _refuse_unsupported(config)
     hidden, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
     attention_bias = bool(config.get("attention_bias", False))
     context = _size(config, "max_position_embeddings")
     rope = _rope(config, context)
-    if rope.kind in ("yarn", "llama3"):
+    if rope.kind == "yarn":
         # max_position_embeddings may be the length before scaling; transformers does not limit a text by it.
+        # Llama 3.2 says 131072 beside 32 times 8192: its factor is no length.
         context = max(context, int(rope.factor * rope.original_context_length))
+    _refuse_unsupported(config, context)
     return DecoderSpec(
         architecture=architecture,
         num_layers=_size(config, "num_hidden_layers"),
@@ -77,39 +79,45 @@ def _architecture(config: Mapping[str, Any]) -> Architecture:
     raise CheckpointError(f"unsupported architecture: {came}; supported are {', '.join(ARCHITECTURES)}")
 
 
-def _refuse_unsupported(config: Mapping[str, Any]) -> None:
+def _refuse_unsupported(config: Mapping[str, Any], context: int) -> None:
     activation = config.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
         raise CheckpointError(f"unsupported hidden_act {activation!r}: the graph has SwiGLU ('silu') alone")
-    if _window_applies(config):
+    for kind in config.get("layer_types") or ():
+        if kind not in ("full_attention", "sliding_attention"):
+            raise CheckpointError(f"unsupported option: layer_types names {kind!r}; 'full_attention' was expected")
+    if _window_applies(config, context):
         raise CheckpointError("unsupported option: sliding-window attention (use_sliding_window)")
 
 
-def _window_applies(config: Mapping[str, Any]) -> bool:
+def _window_applies(config: Mapping[str, Any], context: int) -> bool:
     """Whether some layer sees less than all that the context can hold, as transformers decides it."""
-    types = config.get("layer_types")
-    if types is None:
-        # Llama has no window, whatever its config says.
-        if not config.get("use_sliding_window") or config.get("model_type") == "llama":
-            return False
-        # transformers' default of both models.
-        first = config.get("max_window_layers", 28)
-        windowed = first < _size(config, "num_hidden_layers")
-    else:
-        windowed = "sliding_attention" in types
-    return windowed and int(config.get("sliding_window") or 0) < _size(config, "max_position_embeddings")
+    types, used = config.get("layer_types"), bool(config.get("use_sliding_window"))
+    # The defaults are those of transformers' Qwen2 and Qwen3; null is no window.
+    window = config.get("sliding_window", 4096)
+    if types is not None:
+        # Without a window transformers cannot run such a layer.
+        return "sliding_attention" in types and (not used or window is None or int(window) < context)
+    # Llama has no window, whatever its config says.
+    if not used or window is None or config.get("model_type") == "llama":
+        return False
+    return int(config.get("max_window_layers", 28)) < _size(config, "num_hidden_layers") and int(window) < context
 
 
 def _rope(config: Mapping[str, Any], context: int) -> Rope:
     """Both forms of config: `rope_parameters` (transformers 5) and `rope_theta` with `rope_scaling` (before)."""
-    values: dict[str, Any] = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    # In transformers' order, where a config has both.
+    values: dict[str, Any] = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            raise CheckpointError(f"unsupported option: rope parameters for some layers alone ({name})")
     kind = values.get("rope_type", values.get("type", "default"))
     theta = float(values.get("rope_theta", config.get("rope_theta", _DEFAULT_THETA)))
     partial = values.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
     if partial not in (None, 1, 1.0):
         raise CheckpointError(f"unsupported option: partial_rotary_factor {partial} (the whole head must rotate)")
     original = int(
-        values.get("original_max_position_embeddings") or config.get("original_max_position_embeddings") or context
+        config.get("original_max_position_embeddings") or values.get("original_max_position_embeddings") or context
     )
     try:
         if kind == "default":
@@ -125,20 +133,31 @@ def _rope(config: Mapping[str, Any], context: int) -> Rope:
                 low_freq_factor=float(values["low_freq_factor"]),
                 high_freq_factor=float(values["high_freq_factor"]),
             )
-        if kind == "yarn" and not values.get("mscale") and not values.get("mscale_all_dim"):
+        if kind == "yarn":
+            factor = float(values["factor"] or context / original)
             return Rope(
                 theta=theta,
                 kind="yarn",
-                factor=float(values.get("factor") or context / original),
+                factor=factor,
                 original_context_length=original,
                 beta_fast=float(values.get("beta_fast") or 32),
                 beta_slow=float(values.get("beta_slow") or 1),
-                attention_factor=values.get("attention_factor"),
+                attention_factor=_attention_factor(values, factor),
                 truncate=bool(values.get("truncate", True)),
             )
     except KeyError as missing:
         raise CheckpointError(f"config.json: rope scaling {kind!r} lacks {missing.args[0]!r}") from None
     raise CheckpointError(f"unsupported rope scaling {kind!r}; supported are default, linear, llama3 and yarn")
+
+
+def _attention_factor(values: Mapping[str, Any], factor: float) -> float | None:
+    """YaRN's factor on cos and sin where the config says one, itself or by DeepSeek's two `mscale`s."""
+    if values.get("attention_factor") is not None:
+        return float(values["attention_factor"])
+    first, second = values.get("mscale"), values.get("mscale_all_dim")
+    if not first or not second or factor <= 1:
+        return None
+    return float((0.1 * first * math.log(factor) + 1) / (0.1 * second * math.log(factor) + 1))
 
 
 def _size(config: Mapping[str, Any], key: str) -> int:

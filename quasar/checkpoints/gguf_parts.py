@@ -30,7 +30,7 @@ def gguf_parts(path: Path) -> tuple[Path, ...]:
     Raises `CheckpointError` naming a part that is missing.
     """
     found = _PART.fullmatch(path.name)
-    if found is None:
+    if found is None or not 1 <= int(found[2]) <= int(found[3]):
         return (path,)
     base, _, count, suffix = found.groups()
     parts = tuple(

@@ -18,13 +18,6 @@ from quasar.errors import CheckpointError
 from quasar.files import inside
 
 _FLOAT_DTYPES = {"F32", "F16", "BF16", "F64"}
-# Last parts of names that AWQ, GPTQ, bitsandbytes, FP8 and compressed-tensors store beside or for a weight.
-_QUANTIZED_TENSORS = frozenset(
-    {
-        *("qweight", "qzeros", "scales", "g_idx", "absmax", "quant_map", "SCB", "weight_scale", "weight_scale_inv"),
-        *("weight_packed", "weight_shape", "weight_zero_point", "input_scale"),
-    }
-)
 _INDEX = "model.safetensors.index.json"
 _TEXT_FILES = (
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja"),
@@ -45,9 +38,11 @@ class SafetensorsFolder:
             self.config, _read_json(folder / "generation_config.json", required=False)
         )
         self._shard_of = self._index()
-        self._check_not_quantized()
         self.spec = self._with_own_head(self.spec)
+        leftover = self._leftover_quantization()
         self._check_tensors()
+        if leftover:
+            _log.warning("%s: config.json says %s, and the weights are float: taken as they are", folder, leftover)
 
     @property
     def location(self) -> Path:
@@ -118,26 +113,48 @@ class SafetensorsFolder:
                     found[name] = (path, stored)
         return found
 
-    def _check_not_quantized(self) -> None:
-        """A leftover `quantization_config` does no harm where the weights are float; elsewhere it says why not."""
+    def _leftover_quantization(self) -> str:
+        """The method of a `quantization_config` beside float weights, where it does no harm; "" if there is none.
+
+        Raises `CheckpointError` if there are quantized tensors.
+        """
         quantization = self.config.get("quantization_config")
         if not quantization:
-            return
-        method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else quantization
-        if any(name.rpartition(".")[2] in _QUANTIZED_TENSORS for name in self._shard_of):
+            return ""
+        if not isinstance(quantization, dict):
+            raise CheckpointError(f"config.json: quantization_config is {quantization!r}; a JSON object was expected")
+        method = str(quantization.get("quant_method", "an unnamed quantization"))
+        # BitNet's float weights are rounded in every pass: without that it is another model.
+        if method == "bitnet" or self._stands_beside_a_weight():
             raise CheckpointError(
                 f"{self._folder}: the checkpoint is already quantized ({method}); build from the float checkpoint that "
                 "it was made from"
             )
-        _log.warning("%s: config.json says %s, and the weights are float: taken as they are", self._folder, method)
+        return method
+
+    def _stands_beside_a_weight(self) -> bool:
+        """Whether a tensor belongs to a weight or stands for it (qweight, weight_scale, weight.absmax, …)."""
+        expected = self.spec.tensors()
+        owners = {name.rpartition(".")[0] for name in expected}
+        for name in self._shard_of:
+            if name in expected or name.endswith(".bias"):
+                continue
+            parts = name.split(".")
+            if any(".".join(parts[:length]) in owners for length in range(1, len(parts))):
+                return True
+        return False
 
     def _with_own_head(self, spec: DecoderSpec) -> DecoderSpec:
-        """An LM head of its own beside `tie_word_embeddings` counts if it is another one, as in transformers."""
+        """An LM head beside `tie_word_embeddings`, as in transformers: it counts if it is another one.
+
+        Where it is the only one of the two, it is the embedding as well.
+        """
         if not spec.tied_head or "lm_head.weight" not in self._shard_of:
             return spec
-        if "embed_tokens.weight" in self._shard_of and np.array_equal(
-            self.read("lm_head.weight"), self.read("embed_tokens.weight")
-        ):
+        if "embed_tokens.weight" not in self._shard_of:
+            self._shard_of["embed_tokens.weight"] = self._shard_of["lm_head.weight"]
+            return spec
+        if np.array_equal(self.read("lm_head.weight"), self.read("embed_tokens.weight")):
             return spec
         _log.warning(
             "%s: config.json ties the LM head to the embedding, and the weights have their own: it is used",

@@ -11,6 +11,8 @@ from quasar.errors import CheckpointError
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Never *.bin: a pickle is code.
 _HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
+# The same weights once more, in Mistral's and Meta's own formats.
+_HUB_IGNORED = ["*consolidated*", "original/*"]
 WHEEL_MODEL = "smollm2"
 
 
@@ -67,7 +69,7 @@ def _from_hub(model: str) -> Path:
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(model, allow_patterns=_HUB_PATTERNS)).absolute()
+        return Path(snapshot_download(model, allow_patterns=_HUB_PATTERNS, ignore_patterns=_HUB_IGNORED)).absolute()
     except LocalEntryNotFoundError:
         reason = "it is not in the local cache and the Hugging Face hub cannot be reached"
     except GatedRepoError:

@@ -15,7 +15,7 @@ from export.model_section import model_section
 from export.options import BuildOptions
 from quasar.checkpoints import open_checkpoint
 from quasar.checkpoints.config import spec_from_config
-from quasar.checkpoints.gguf_file import GgufFile
+from quasar.checkpoints.rope import attention_scaling, inverse_frequencies
 from quasar.errors import CheckpointError
 from tests.tiny import save_tiny_model
 
@@ -31,10 +31,16 @@ def change(folder, drop=(), **values):
 def same_logits(folder):
     """Our float reference and transformers' own reading of the folder, on the same ids."""
     with torch.no_grad():
-        ours = load_float_model(open_checkpoint(str(folder)))(IDS).logits
-        theirs = AutoModelForCausalLM.from_pretrained(folder)(IDS).logits
+        checkpoint = open_checkpoint(str(folder))
+        ours = load_float_model(checkpoint)(IDS).logits
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        theirs = model(IDS).logits
     # The same weights in the same model: sums in another memory order.
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    # The graph's rotary tables are made from the spec, not by transformers.
+    rope, rotary = checkpoint.spec.rope, model.model.rotary_emb
+    np.testing.assert_allclose(inverse_frequencies(rope, checkpoint.spec.head_size), rotary.inv_freq, rtol=1e-5)
+    assert attention_scaling(rope) == pytest.approx(rotary.attention_scaling)
 
 
 @pytest.fixture
@@ -58,6 +64,18 @@ def test_a_head_that_repeats_the_embedding_is_tied(folder):
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     assert open_checkpoint(str(folder)).spec.tied_head
+    same_logits(folder)
+
+
+def test_a_head_without_an_embedding_is_both(folder):
+    change(folder, tie_word_embeddings=True)
+    weights = load_file(folder / "model.safetensors")
+    head = weights["lm_head.weight"]
+    del weights["model.embed_tokens.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    checkpoint = open_checkpoint(str(folder))
+    assert checkpoint.spec.tied_head
+    np.testing.assert_array_equal(checkpoint.read("embed_tokens.weight"), head)
     same_logits(folder)
 
 
@@ -85,7 +103,19 @@ def test_a_leftover_quantization_config_on_float_weights(folder, caplog):
         np.testing.assert_allclose(model(IDS).logits, expected.detach(), atol=1e-4)
 
 
-@pytest.mark.parametrize("tensor", ["qweight", "weight_scale", "weight_packed"])
+def test_float_weights_that_are_rounded_in_every_pass_are_refused(folder):
+    change(folder, quantization_config={"quant_method": "bitnet", "quantization_mode": "online"})
+    with pytest.raises(CheckpointError, match=r"already quantized \(bitnet\)"):
+        open_checkpoint(str(folder))
+
+
+def test_a_quantization_config_that_is_no_object(folder):
+    change(folder, quantization_config="gptq")
+    with pytest.raises(CheckpointError, match="quantization_config is 'gptq'; a JSON object was expected"):
+        open_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize("tensor", ["qweight", "weight_scale", "weight_packed", "weight.absmax", "weight._data", "W_q"])
 def test_weights_that_are_quantized_are_refused(folder, tensor):
     change(folder, quantization_config={"quant_method": "gptq"})
     weights = load_file(folder / "model.safetensors")
@@ -100,7 +130,20 @@ def test_weights_that_are_quantized_are_refused(folder, tensor):
     [
         ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}, 2048),
         ({"rope_type": "yarn", "factor": 4.0}, 2048),
-        ({"rope_type": "llama3", "factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}, 1024),
+        # As Llama 3.2: 32 times the original length is four times its context.
+        (
+            {
+                "rope_type": "llama3",
+                "factor": 32.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            },
+            512,
+        ),
+        ({"rope_type": "yarn", "factor": None, "original_max_position_embeddings": 128}, 512),
+        ({"rope_type": "yarn", "factor": 4.0, "mscale": 1.2, "mscale_all_dim": 0.7}, 2048),
+        ({"rope_type": "yarn", "factor": 4.0, "mscale": 1.2}, 2048),
         ({"rope_type": "linear", "factor": 2.0}, 512),
         ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}, 512),
     ],
@@ -109,6 +152,33 @@ def test_scaled_positions_reach_past_max_position_embeddings(folder, rope, conte
     change(folder, drop=("rope_scaling",), rope_parameters={**rope, "rope_theta": 1e4})
     assert open_checkpoint(str(folder)).spec.context_length == context
     same_logits(folder)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {
+            "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+        },
+        {
+            "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+            "rope_parameters": None,
+            "original_max_position_embeddings": 256,
+        },
+    ],
+)
+def test_rope_that_is_said_twice_is_read_in_transformers_order(folder, config):
+    change(folder, **config)
+    assert open_checkpoint(str(folder)).spec.rope.kind != "default"
+    same_logits(folder)
+
+
+def test_rope_by_kind_of_layer_is_refused(folder):
+    rope = {"full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}
+    change(folder, rope_parameters=rope)
+    with pytest.raises(CheckpointError, match=r"rope parameters for some layers alone \(full_attention\)"):
+        open_checkpoint(str(folder))
 
 
 QWEN2 = {
@@ -133,18 +203,40 @@ QWEN2 = {
         {"sliding_window": 512, "max_window_layers": 0},
         {"layer_types": ["full_attention"] * 3},
         {"use_sliding_window": False, "max_window_layers": 0},
+        {"sliding_window": None, "max_window_layers": 0},
+        {"layer_types": ["sliding_attention"] * 3, "sliding_window": 512},
     ],
 )
 def test_a_window_that_never_applies(harmless):
     assert spec_from_config({**QWEN2, **harmless}, {}).num_layers == 3
 
 
+def test_the_window_that_transformers_takes_where_none_is_said():
+    config = {name: value for name, value in QWEN2.items() if name != "sliding_window"} | {"max_window_layers": 0}
+    assert spec_from_config(config, {}).num_layers == 3
+    with pytest.raises(CheckpointError, match="sliding-window attention"):
+        spec_from_config({**config, "max_position_embeddings": 4097}, {})
+
+
 @pytest.mark.parametrize(
-    "windowed", [{"max_window_layers": 1}, {"layer_types": ["full_attention", "full_attention", "sliding_attention"]}]
+    "windowed",
+    [
+        {"max_window_layers": 1},
+        {"layer_types": ["full_attention", "full_attention", "sliding_attention"]},
+        # transformers fails in such a layer.
+        {"layer_types": ["sliding_attention"] * 3, "sliding_window": 512, "use_sliding_window": False},
+        # As long as max_position_embeddings, and shorter than the scaled context.
+        {"sliding_window": 512, "max_window_layers": 0, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+    ],
 )
 def test_a_window_that_applies_is_refused(windowed):
     with pytest.raises(CheckpointError, match="sliding-window attention"):
         spec_from_config({**QWEN2, **windowed}, {})
+
+
+def test_another_kind_of_layer_is_named():
+    with pytest.raises(CheckpointError, match="layer_types names 'chunked_attention'"):
+        spec_from_config({**QWEN2, "layer_types": ["full_attention"] * 2 + ["chunked_attention"]}, {})
 
 
 def shards(folder, *parts, index=None):
@@ -207,59 +299,9 @@ def test_a_folder_keeps_its_name(tmp_path):
     assert model_section(options, checkpoint, checkpoint.spec)["name"] == "Llama-3.2-1B"
 
 
-@pytest.mark.parametrize("name", ["model.GGUF", "model", "sha256-0123"])
-def test_gguf_files_by_any_name(tmp_path, name):
-    shutil.copy(open_checkpoint("smollm2").location, tmp_path / name)
-    assert isinstance(open_checkpoint(str(tmp_path / name)), GgufFile)
-
-
-def split(source, folder, counts, *, total=None):
-    """A GGUF file in parts, as llama-gguf-split writes them."""
-    import gguf
-
-    reader = gguf.GGUFReader(source)
-    tensors = list(reader.tensors)
-    for number, count in enumerate(counts):
-        path = folder / f"m-{number + 1:05d}-of-{len(counts):05d}.gguf"
-        writer = gguf.GGUFWriter(path, "llama")
-        if number == 0:
-            for field in reader.fields.values():
-                if field.name.startswith("GGUF.") or field.name == "general.architecture":
-                    continue
-                kind = field.types[0]
-                sub_type = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
-                writer.add_key_value(field.name, field.contents(), kind, sub_type=sub_type)
-        writer.add_uint16("split.no", number)
-        writer.add_uint16("split.count", len(counts))
-        writer.add_int32("split.tensors.count", len(tensors) if total is None else total)
-        start = sum(counts[:number])
-        for tensor in tensors[start : start + count]:
-            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-
-
-def test_split_gguf_files_are_one_model(tmp_path):
-    whole = open_checkpoint("smollm2")
-    split(whole.location, tmp_path, [100, 172])
-    for name in ("m-00001-of-00002.gguf", "m-00002-of-00002.gguf"):
-        parts = open_checkpoint(str(tmp_path / name))
-        assert parts.location.name == "m-00001-of-00002.gguf"
-        assert len(parts.files) == 2
-        assert parts.spec == whole.spec
-        assert parts.text().tokenizer.to_str() == whole.text().tokenizer.to_str()
-        for tensor in ("embed_tokens.weight", "layers.29.mlp.down_proj.weight"):
-            np.testing.assert_array_equal(parts.read(tensor), whole.read(tensor))
-    (tmp_path / "m-00002-of-00002.gguf").rename(tmp_path / "elsewhere.gguf")
-    with pytest.raises(CheckpointError, match=r"one of 2 parts, and .*m-00002-of-00002\.gguf is missing"):
-        open_checkpoint(str(tmp_path / "m-00001-of-00002.gguf"))
-    with pytest.raises(CheckpointError, match=r"has 2 parts, and 1 are named so"):
-        open_checkpoint(str(tmp_path / "elsewhere.gguf"))
-
-
-def test_parts_that_lack_tensors(tmp_path):
-    split(open_checkpoint("smollm2").location, tmp_path, [100, 172], total=273)
-    with pytest.raises(CheckpointError, match="hold 272 tensors, the header says 273"):
-        open_checkpoint(str(tmp_path / "m-00001-of-00002.gguf"))
+def test_a_link_to_a_folder_keeps_its_name(folder, tmp_path):
+    link = tmp_path / "Llama-3.2-1B"
+    link.symlink_to(folder, target_is_directory=True)
+    checkpoint = open_checkpoint(str(link))
+    options = BuildOptions(model=str(link), output=tmp_path / "engine")
+    assert model_section(options, checkpoint, checkpoint.spec)["name"] == "Llama-3.2-1B"
