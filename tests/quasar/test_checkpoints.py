@@ -13,6 +13,7 @@ from quasar.checkpoints import Rope, open_checkpoint
 from quasar.checkpoints.checkpoint import read_float32
 from quasar.checkpoints.config import spec_from_config
 from quasar.checkpoints.rope import cos_sin_tables, inverse_frequencies
+from quasar.checkpoints.sources import resolve
 from quasar.errors import CheckpointError
 from tests.tiny import save_tiny_model, tiny_config, tiny_torch_model
 
@@ -258,6 +259,22 @@ def test_gguf_of_another_architecture(tmp_path):
     writer.close()
     with pytest.raises(CheckpointError, match="unsupported architecture: GGUF 'mamba'"):
         open_checkpoint(str(tmp_path / "model.gguf"))
+
+
+def test_the_hub_is_not_asked_for_the_same_weights_twice(monkeypatch, tmp_path):
+    import huggingface_hub
+    from huggingface_hub.utils import filter_repo_objects
+
+    files = ["config.json", "model.safetensors", "tokenizer.json", "consolidated.safetensors", "original/params.json"]
+    came = []
+
+    def download(repository, *, allow_patterns, ignore_patterns):
+        came.extend(filter_repo_objects(files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns))
+        return tmp_path
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert resolve("owner/name-of-none") == tmp_path
+    assert came == files[:3]
 
 
 def test_a_folder_of_gguf_files_asks_for_one(tmp_path):
