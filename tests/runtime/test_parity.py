@@ -37,7 +37,8 @@ class Liar:
         stats = SimpleNamespace(tokens=len(ids), rounds=3, drafted=2, accepted=1, reused_tokens=0)
         return SimpleNamespace(token_ids=tuple(ids), stats=stats)
 
-    def encode(self, messages):
+    def encode(self, messages, **options):
+        assert options == {"drafter": "x", "max_new_tokens": 4}, "what the texts were made with, template options too"
         return np.array([1])
 
     def logits(self, token_ids):
