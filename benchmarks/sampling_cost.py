@@ -24,21 +24,16 @@ from random_engine import FILES, SHAPES, contract_of, write_graphs
 
 from engines import load_engine
 from engines.onnxruntime.session import OnnxRuntimeSession
+from engines.session import Session
 from plugins.cpu.library import find_library
 from plugins.cpu.sampler import NativeSampler
 from quasar.checkpoints import DecoderSpec
-from runtime.acceptance import follow
+from runtime.acceptance import accept, follow
 from runtime.options import GenerationOptions
-from runtime.sampling.chooser import (
-    GreedyChooser,
-    LogitsChooser,
-    Pass,
-    TokenChooser,
-    TokenSampler,
-    VerifierSession,
-    reference_sampler,
-)
+from runtime.sampling.chooser import GreedyChooser, LogitsChooser, TokenChooser, TokenSampler, reference_sampler
 from runtime.sampling.processors import LogitsChanges
+from runtime.segment import Segment
+from runtime.verifier import Verifier
 
 Int64 = NDArray[np.int64]
 
@@ -65,29 +60,33 @@ SETTINGS: dict[str, dict[str, Any]] = {
 class Rounds:
     """Rounds of width 6 behind a prompt of random tokens."""
 
-    def __init__(self, session: VerifierSession, sampler: TokenSampler, rows: int) -> None:
-        contract = session.contract
-        self._session, self._sampler, self._rows = session, sampler, rows
-        self._prompt = np.random.default_rng(0).integers(0, contract.vocab_size, rows + 1)
-        self._buffer = np.empty((contract.max_width, contract.vocab_size), np.float32)
-        for begin in range(0, rows, contract.prefill_chunk):
-            session.run(self._prompt[begin : min(rows, begin + contract.prefill_chunk)], begin, 1)
+    def __init__(self, session: Session, sampler: TokenSampler, rows: int) -> None:
+        self._verifier, self._sampler, self._rows = Verifier(session), sampler, rows
+        self._prompt = np.random.default_rng(0).integers(0, session.contract.vocab_size, rows + 1)
+        self._verifier.prefill(self._prompt[:rows])
 
     def run(self, setting: str | None, draft: Int64) -> tuple[Int64, float]:
         """The tokens of a round, and its milliseconds; None is greedy."""
         chooser = self._chooser(setting)
         context = np.concatenate([self._prompt, draft, [0]])
-        step = Pass(
-            fed=context[self._rows : self._rows + WIDTH].copy(),
+        segment = Segment(
+            tokens=context[self._rows : self._rows + WIDTH].copy(),
             cache_length=self._rows,
-            num_rows=WIDTH,
-            text=context,
-            length=len(self._prompt),
-            follow=follow(draft),
+            num_logits=WIDTH,
+            wants_logits=chooser.wants_logits,
         )
+        length = len(self._prompt)
         start = time.perf_counter()
-        choice = chooser.choose(step, lambda token: True)
-        return choice.tokens, 1000 * (time.perf_counter() - start)
+        [targets] = self._verifier.run([segment])
+
+        def choose(place: int) -> int:
+            nonlocal length
+            context[length] = token = chooser.choose(targets, place, context[:length])
+            length += 1
+            return token
+
+        _, tokens, _ = accept(follow(draft), choose, lambda token: True)
+        return np.array(tokens, np.int64), 1000 * (time.perf_counter() - start)
 
     def drafts(self, setting: str | None) -> dict[str, Int64]:
         """Drafts of which all, one or none are kept."""
@@ -95,17 +94,15 @@ class Rounds:
         for _ in range(WIDTH - 1):
             tokens, _ms = self.run(setting, right)
             right[: len(tokens)] = tokens[: WIDTH - 1]
-        wrong = (right + 1) % self._session.contract.vocab_size
+        wrong = (right + 1) % self._verifier.contract.vocab_size
         return {name: np.concatenate([right[:kept], wrong[kept:]]) for name, kept in _KEPT.items()}
 
     def _chooser(self, setting: str | None) -> TokenChooser:
         if setting is None:
-            return GreedyChooser(self._session)
-        options, words = GenerationOptions(**SETTINGS[setting]), self._session.contract.vocab_size
+            return GreedyChooser()
+        options, words = GenerationOptions(**SETTINGS[setting]), self._verifier.contract.vocab_size
         changes = LogitsChanges(options, self._prompt, words, frozenset([2])) if options.changes_logits else None
-        return LogitsChooser(
-            self._session, options, changes, sampler=self._sampler, seed=1, buffer=lambda: self._buffer
-        )
+        return LogitsChooser(options, changes, sampler=self._sampler, seed=1)
 
 
 def measure(rounds: Rounds, repeats: int) -> Mapping[str, float]:
@@ -141,7 +138,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         if options.engine is not None:
             loaded = load_engine(options.engine, kernels=options.kernels)
-            session: VerifierSession = loaded.session
+            session: Session = loaded.session
         else:
             spec, folder = DecoderSpec(**SHAPES[options.shape]), Path(name)
             contract = contract_of(spec, options.rows + 64)

@@ -14,7 +14,7 @@
 | logits | float32 [B, M, V] | only when asked for |
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -118,6 +118,15 @@ class Contract:
         if min(sizes) < 1 or not fits:
             raise DamagedEngineError("manifest.json: contract has sizes that do not fit each other")
         return contract
+
+    def prompt_chunks(self, length: int, first: int = 0) -> Iterator[slice]:
+        """How the tokens from `first` to `length` of a prompt are fed: the slice of each pass.
+
+        A prompt is always cut in the same places, so that its bits are always the same: `first` is a multiple of the
+        chunk where they must be.
+        """
+        for start in range(first, length, self.prefill_chunk):
+            yield slice(start, min(start + self.prefill_chunk, length))
 
     @property
     def cache_bytes(self) -> int:

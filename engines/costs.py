@@ -49,7 +49,7 @@ def surface_rows(contract: Contract) -> list[int]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Costs:
-    """Prices, rows → width → milliseconds, and how noisy the machine was while they were measured."""
+    """LatencyModel, rows → width → milliseconds, and how noisy the machine was while they were measured."""
 
     surface_ms: CostSurface
     noise: Noise

@@ -150,7 +150,7 @@ def _check_library() -> None:
 def _record(directory: EngineDirectory, machine: Machine, threads: int, files: MeasuredFiles) -> MachineRecord:
     """The build's record where it was this machine, else the user cache's, else a brief measurement.
 
-    Prices that other work disturbed are measured again; the user cache keeps what is better.
+    LatencyModel that other work disturbed are measured again; the user cache keeps what is better.
     """
     built = directory.manifest.record
     known = built if built.machine == machine.to_json() else None

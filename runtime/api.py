@@ -14,13 +14,17 @@ from engines.manifest import MachineRecord
 from quasar.errors import GenerationError
 from quasar.text import Message, TextCodec
 from runtime.asynchronous import collect, in_thread
-from runtime.cache_turns import ENGINE_CLOSED
 from runtime.chat_options import completes
 from runtime.conversation import Conversation
-from runtime.core import Core, Hooks
 from runtime.events import Event, Generation, gather
-from runtime.loop import Round, check_prompt
+from runtime.loop import Round
 from runtime.options import GenerationOptions, OptionsDict, Signal, make_options, takes_options
+from runtime.prompt_ids import encode_prompt
+from runtime.request import Hooks, start_request
+from runtime.resources import EngineResources
+from runtime.scheduler import ENGINE_CLOSED
+from runtime.segment import Segment
+from runtime.sequence import check_prompt
 from runtime.stats import Stats
 
 # Prefill chunks that `warmup` feeds: 2,048 ids are as many places of the embedding.
@@ -36,14 +40,14 @@ class Memory:
 
     `weights`: tensors that the graph reads; on ONNX Runtime they are mapped files, which processes share. `cache`: the
     KV cache at its full length; on a CPU, pages that were never written take no memory. `buffers`: inputs, outputs and
-    logits. `parked`: rows of conversations and streams while another text has the cache. `drafters`: weights and caches
-    of engines that draft.
+    logits. `swapped_out`: cache positions of conversations and streams while another sequence has the slot. `drafters`:
+    weights and caches of engines that draft.
     """
 
     weights: int
     cache: int
     buffers: int
-    parked: int
+    swapped_out: int
     drafters: int
 
 
@@ -87,7 +91,8 @@ class Engine:
     """
 
     def __init__(self, loaded: LoadedEngine, hooks: Hooks | None = None) -> None:
-        self._core: Core | None = Core(loaded, hooks or Hooks())
+        self._resources: EngineResources | None = EngineResources(loaded)
+        self._hooks = hooks or Hooks()
 
     def __enter__(self) -> Self:
         return self
@@ -99,9 +104,9 @@ class Engine:
 
     def close(self) -> None:
         """Wait for the round that is running, and free the session; open streams end with an error."""
-        core, self._core = self._core, None
-        if core is not None:
-            core.close()
+        resources, self._resources = self._resources, None
+        if resources is not None:
+            resources.close()
 
     @property
     def manifest(self) -> Manifest:
@@ -143,7 +148,7 @@ class Engine:
         Args:
             options: those of `stream` that say how a conversation is rendered; the others change nothing here.
         """
-        return self._open().encode(prompt, self._options(options).chat)
+        return encode_prompt(prompt, self._open().codec, self._options(options).chat)
 
     @takes_options
     def stream(self, prompt: Prompt, **options: Unpack[OptionsDict]) -> Iterator[Event]:
@@ -157,8 +162,9 @@ class Engine:
             ContextLimitError: the prompt does not fit the KV cache.
             GenerationError: an option that is unknown or cannot be honoured, or the engine is closed.
         """
-        core, checked = self._open(), self._options(options)
-        return core.start(core.encode(prompt, checked.chat), checked, completes=completes(prompt, checked.chat))
+        resources, checked = self._open(), self._options(options)
+        ids = encode_prompt(prompt, resources.codec, checked.chat)
+        return start_request(resources, ids, checked, self._hooks, completes=completes(prompt, checked.chat))
 
     @overload
     def generate(self, prompt: str, **options: Unpack[OptionsDict]) -> Generation: ...
@@ -190,7 +196,7 @@ class Engine:
 
     def session(self, messages: Sequence[Message] = ()) -> Conversation:
         """A conversation that keeps its rows of the KV cache between turns; `messages`: what it begins with."""
-        return Conversation(self._open(), tuple(messages))
+        return Conversation(self._open(), self._hooks, tuple(messages))
 
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """The logits float32 [V] that follow a sequence of tokens, prefilled as a prompt is.
@@ -199,52 +205,55 @@ class Engine:
             GenerationError: no token, one outside the vocabulary, or the engine is closed.
             ContextLimitError: the sequence does not fit the KV cache.
         """
-        core = self._open()
-        session = core.loaded.session
-        tokens, chunk = np.asarray(token_ids, np.int64), session.contract.prefill_chunk
-        check_prompt(tokens, session.contract)
-        tenant = core.new_tenant()
+        resources = self._open()
+        tokens = np.asarray(token_ids, np.int64)
+        check_prompt(tokens, resources.verifier.contract)
+        scheduled = resources.new_sequence()
         try:
-            with core.turns.turn(tenant):
-                for begin in range(0, len(tokens), chunk):
-                    logits = session.run_logits(tokens[begin : begin + chunk], begin, 1)
+            with resources.scheduler.step(scheduled):
+                targets = resources.verifier.prefill(tokens, wants_logits=True)
+                assert targets.logits is not None
+                last: NDArray[np.float32] = targets.logits[0].copy()
         finally:
-            core.turns.release(tenant)
-        last: NDArray[np.float32] = logits[0]
+            resources.scheduler.release(scheduled)
         return last
 
     def warmup(self) -> None:
         """Run what the first generations would run first: prefill chunks, every verify width, the sampler."""
-        core = self._open()
-        session = core.loaded.session
-        contract = session.contract
-        tenant = core.new_tenant()
+        resources = self._open()
+        verifier = resources.verifier
+        contract, plain = verifier.contract, self.plain_width
+        chunk = min(contract.prefill_chunk, contract.max_length)
+        # Token ids from all over the vocabulary: the embedding's pages come into memory, too.
+        ids = np.linspace(0, contract.vocab_size - 1, _WARM_CHUNKS * chunk).astype(np.int64).reshape(-1, chunk)
+        segments = [Segment(tokens=one, cache_length=0, num_logits=1) for one in ids]
+        segments += [
+            Segment(tokens=np.zeros(width, np.int64), cache_length=1, num_logits=width)
+            for width in range(plain, contract.max_width + 1)
+        ]
+        drawn = Segment(tokens=np.zeros(plain, np.int64), cache_length=1, num_logits=1, wants_logits=True)
+        scheduled = resources.new_sequence()
         try:
-            with core.turns.turn(tenant):
-                chunk = min(contract.prefill_chunk, contract.max_length)
-                # Token ids from all over the vocabulary: the embedding's pages come into memory, too.
-                for ids in (
-                    np.linspace(0, contract.vocab_size - 1, _WARM_CHUNKS * chunk).astype(np.int64).reshape(-1, chunk)
-                ):
-                    session.run(ids, 0, 1)
-                for width in range(self.plain_width, contract.max_width + 1):
-                    session.run(np.zeros(width, np.int64), 1, width)
-                row = session.run_logits(np.zeros(self.plain_width, np.int64), 1, 1, out=core.logits_buffer())[0]
+            with resources.scheduler.step(scheduled):
+                for segment in segments:
+                    verifier.run([segment])
+                [targets] = verifier.run([drawn])
+                assert targets.logits is not None
                 checked = make_options({"temperature": 1.0, "top_p": 0.9})
-                core.sampler(checked.filters, 0)(row, 0)
+                resources.sampler(checked.filters, 0)(targets.logits[0], 0)
         finally:
-            core.turns.release(tenant)
+            resources.scheduler.release(scheduled)
 
     def memory(self) -> Memory:
         """Bytes of weights, KV cache and buffers, of conversations that wait, and of engines that draft."""
-        core = self._open()
-        session = core.loaded.session.memory()
+        resources = self._open()
+        session = resources.loaded.session.memory()
         return Memory(
             weights=session.weights,
             cache=session.cache,
-            buffers=session.buffers + core.logits_bytes,
-            parked=core.turns.parked_bytes(),
-            drafters=core.draft_engines.nbytes,
+            buffers=session.buffers + resources.verifier.logits_bytes,
+            swapped_out=resources.scheduler.swapped_out_bytes(),
+            drafters=resources.draft_engines.nbytes,
         )
 
     def _options(self, options: OptionsDict) -> GenerationOptions:
@@ -254,10 +263,10 @@ class Engine:
     def _loaded(self) -> LoadedEngine:
         return self._open().loaded
 
-    def _open(self) -> Core:
-        if self._core is None:
+    def _open(self) -> EngineResources:
+        if self._resources is None:
             raise GenerationError(ENGINE_CLOSED)
-        return self._core
+        return self._resources
 
 
 def _is_many(prompt: Any) -> bool:

@@ -16,13 +16,15 @@ from quasar.errors import ContextLimitError, GenerationError
 from quasar.text import Message
 from quasar.text.messages import check_messages
 from runtime.asynchronous import collect, in_thread
-from runtime.cache_turns import CLOSED, GENERATING, Tenant
 from runtime.chat_options import completes
-from runtime.core import Core
 from runtime.events import Event, Generation, gather
 from runtime.kv_cache import KVCache
-from runtime.loop import check_prompt
 from runtime.options import GenerationOptions, OptionsDict, Signal, make_options, takes_options
+from runtime.prompt_ids import encode_prompt
+from runtime.request import Hooks, start_request
+from runtime.resources import EngineResources
+from runtime.scheduler import CLOSED, GENERATING, ScheduledSequence
+from runtime.sequence import check_prompt
 
 if TYPE_CHECKING:
     from runtime.api import Prompt
@@ -34,10 +36,16 @@ class Conversation:
     Generations of one conversation come one after the other; conversations of one engine take turns on its cache.
     """
 
-    def __init__(self, core: Core, messages: tuple[Message, ...] = (), cache: KVCache | None = None) -> None:
-        self._core = core
+    def __init__(
+        self,
+        resources: EngineResources,
+        hooks: Hooks,
+        messages: tuple[Message, ...] = (),
+        cache: KVCache | None = None,
+    ) -> None:
+        self._resources, self._hooks = resources, hooks
         self._messages = check_messages(messages, "messages") if messages else ()
-        self._tenant: Tenant | None = core.new_tenant(cache)
+        self._scheduled: ScheduledSequence | None = resources.new_sequence(cache)
         # How many messages there were when the text had so many tokens: where `truncate` may cut.
         self._marks = [(len(self._messages), 0)]
 
@@ -51,9 +59,9 @@ class Conversation:
 
     def close(self) -> None:
         """Free the rows; a second call does nothing."""
-        tenant, self._tenant = self._tenant, None
-        if tenant is not None:
-            self._core.turns.release(tenant)
+        scheduled, self._scheduled = self._scheduled, None
+        if scheduled is not None:
+            self._resources.scheduler.release(scheduled)
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -81,12 +89,14 @@ class Conversation:
             ContextLimitError: the conversation does not fit the KV cache; it stays as it was.
             GenerationError: an option that cannot be honoured; the conversation generates already, or is closed.
         """
-        tenant = self._open()
-        checked = make_options(options, self._core.loaded.directory.manifest.sampling_defaults)
-        if tenant.generating:
+        scheduled = self._open()
+        checked = make_options(options, self._resources.loaded.directory.manifest.sampling_defaults)
+        if scheduled.generating:
             raise GenerationError(GENERATING)
-        ids = self._core.encode(prompt, checked.chat, self._messages)
-        events = self._core.start(ids, checked, tenant, completes=completes(prompt, checked.chat))
+        ids = encode_prompt(prompt, self._resources.codec, checked.chat, self._messages)
+        events = start_request(
+            self._resources, ids, checked, self._hooks, scheduled, completes=completes(prompt, checked.chat)
+        )
         return self._events(events, self._asked(prompt, checked), continues=checked.continue_final_message)
 
     @takes_options
@@ -121,25 +131,23 @@ class Conversation:
             ContextLimitError: it does not fit the KV cache.
         """
         asked = self._messages if prompt is None else prompt
-        ids = self._core.encode(asked, make_options(options).chat, self._messages)
-        session = self._core.loaded.session
-        check_prompt(ids, session.contract)
-        chunk = session.contract.prefill_chunk
-        with self._alone() as tenant, self._core.turns.turn(tenant):
-            cache = tenant.cache
-            cache.truncate(cache.reusable(ids, decoded_rows=self._core.loaded.record.row_invariance.prefill))
-            for begin in range(cache.length, len(ids), chunk):
-                session.run(ids[begin : begin + chunk], begin, 1)
-                cache.commit(ids[begin : begin + chunk], prefill=True)
+        ids = encode_prompt(asked, self._resources.codec, make_options(options).chat, self._messages)
+        verifier = self._resources.verifier
+        check_prompt(ids, verifier.contract)
+        with self._alone() as scheduled, self._resources.scheduler.step(scheduled):
+            cache = scheduled.cache
+            cache.truncate(cache.reusable(ids, decoded_rows=self._resources.loaded.record.row_invariance.prefill))
+            verifier.prefill(ids, first=cache.length, on_chunk=lambda chunk: cache.commit(chunk, prefill=True))
         return len(ids)
 
     def fork(self) -> "Conversation":
         """A second conversation that goes on from here, with a copy of the rows."""
-        with self._alone() as tenant:
-            other = Conversation(self._core, self._messages, tenant.cache.copy())
+        with self._alone() as scheduled:
+            other = Conversation(self._resources, self._hooks, self._messages, scheduled.cache.copy())
             other._marks = list(self._marks)
-            with self._core.turns.turn(tenant):
-                other._open().parked = self._core.loaded.session.read_rows(0, tenant.cache.length)
+            with self._resources.scheduler.step(scheduled):
+                rows = self._resources.loaded.session.read_rows(0, scheduled.cache.length)
+                other._open().swapped_out = rows
         return other
 
     def truncate(self, length: int) -> None:
@@ -151,8 +159,8 @@ class Conversation:
             ContextLimitError: the conversation has fewer tokens.
             GenerationError: it is generating or closed.
         """
-        with self._alone() as tenant:
-            cache = tenant.cache
+        with self._alone() as scheduled:
+            cache = scheduled.cache
             if not 0 <= length <= cache.length:
                 raise ContextLimitError(f"the conversation holds {cache.length} tokens and cannot be cut to {length}")
             cache.truncate(length)
@@ -168,7 +176,7 @@ class Conversation:
         return ()
 
     def _events(self, events: Iterator[Event], asked: tuple[Message, ...], *, continues: bool) -> Iterator[Event]:
-        tenant = self._open()
+        scheduled = self._open()
         texts: list[str] = []
         started = False
         try:
@@ -190,19 +198,19 @@ class Conversation:
                     self._messages = (*asked[:-1], {**begun, "content": f"{begun.get('content') or ''}{answer}"})
                 else:
                     self._messages = (*asked, {"role": "assistant", "content": answer}) if asked else ()
-                self._marks.append((len(self._messages), tenant.cache.length))
+                self._marks.append((len(self._messages), scheduled.cache.length))
 
     @contextmanager
-    def _alone(self) -> Iterator[Tenant]:
+    def _alone(self) -> Iterator[ScheduledSequence]:
         """The text, with no generation of it under way or begun meanwhile."""
-        tenant = self._open()
-        self._core.turns.begin(tenant)
+        scheduled = self._open()
+        self._resources.scheduler.begin(scheduled)
         try:
-            yield tenant
+            yield scheduled
         finally:
-            self._core.turns.end(tenant)
+            self._resources.scheduler.end(scheduled)
 
-    def _open(self) -> Tenant:
-        if self._tenant is None:
+    def _open(self) -> ScheduledSequence:
+        if self._scheduled is None:
             raise GenerationError(CLOSED)
-        return self._tenant
+        return self._scheduled

@@ -2,31 +2,20 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import numpy as np
-from numpy.typing import NDArray
-
-from engines.contract import MAX_WIDTH, Contract
-from engines.row_invariance import RowInvariance
-from quasar.errors import ContextLimitError, GenerationError
-from runtime.acceptance import follow, follow_nothing
-from runtime.control.plan import NO_PLAN, Control, Outcome
-from runtime.drafters.base import Draft
-from runtime.kv_cache import KVCache
-from runtime.sampling.chooser import Choice, GoesOn, Pass, TokenChooser, VerifierSession
+from runtime.control.control import Control
 from runtime.sampling.logprobs import TokenLogprob
-from runtime.stopping import Cut, StopRules
-
-Int64 = NDArray[np.int64]
-_NOTHING = Choice(tokens=np.empty(0, np.int64))
+from runtime.segment import NO_PROPOSAL, Outcome, Proposal
+from runtime.sequence import Sequence
+from runtime.verifier import Verifier
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
     """One step's outcome: tokens emitted, how many were drafted and kept, and its seconds. Prefill drafts nothing.
 
-    `reused`: rows of the prompt that the prefill found in the cache. `seconds` covers the whole step, of which
+    `reused`: positions of the prompt that the prefill found in the cache. `seconds` covers the whole step, of which
     `draft_seconds` went into drafting and `sample_seconds` into choosing tokens from logits. A step that was
     interrupted emits nothing.
 
@@ -49,179 +38,81 @@ class Round:
     expected_seconds: float = 0.0
 
 
-def check_prompt(prompt: Int64, contract: Contract) -> None:
-    """Raise if the prompt is empty, leaves no room for a new token, or holds an id outside the vocabulary."""
-    if not len(prompt):
-        raise GenerationError("the prompt is empty; at least one token was expected")
-    if len(prompt) >= contract.max_length:
-        raise ContextLimitError(
-            f"the prompt has {len(prompt)} tokens and this engine holds {contract.max_length}, new tokens included: "
-            "shorten the prompt or build with a larger --max-length"
-        )
-    if prompt.min() < 0 or prompt.max() >= contract.vocab_size:
-        raise GenerationError(f"the prompt holds a token id outside the vocabulary of {contract.vocab_size}")
-
-
 def decode(
-    chooser: TokenChooser,
-    prompt: Int64,
-    stop: StopRules,
-    *,
-    session: VerifierSession,
-    cache: KVCache,
+    sequence: Sequence,
+    verifier: Verifier,
     control: Control,
-    exact: RowInvariance = RowInvariance(chain=1, widest=MAX_WIDTH),  # noqa: B008 - immutable
     interrupted: Callable[[], str | None] = lambda: None,
 ) -> Iterator[Round]:
-    """Generate from `prompt` int64 [n]; the first `Round` is the prefill's, with one token.
+    """Generate; the first `Round` is the prefill's, with one token.
 
     Args:
-        chooser: runs passes and chooses their tokens.
-        session: what the chooser runs them on.
-        cache: rows of an earlier text; what serves this prompt is kept.
         control: what is drafted.
-        exact: which passes are exact on this machine; narrower ones are padded, wider ones are not made.
-        interrupted: asked before every pass; a reason ends the text, and stays.
+        interrupted: asked before every pass; a reason ends the sequence, and stays.
     """
-    contract = session.contract
-    # The last token needs no row of its own, and the cache may end the text before max_new_tokens does.
-    stop.limit(contract.max_length - len(prompt))
-    context = np.empty(len(prompt) + stop.left + MAX_WIDTH, np.int64)
-    context[: len(prompt)] = prompt
-    length = len(prompt)
-
-    cut = Cut()
-
-    def goes_on(token: int) -> bool:
-        nonlocal cut
-        cut = stop.take(token)
-        return cut.finish_reason is None
-
+    prompt = sequence.tokens
     start = time.perf_counter()
-    reused = 0
-    draft_seconds = 0.0
-    accepted = 0
-    plan = NO_PLAN
-    choice = None
-    if interrupted() is None:
-        reused = cache.reusable(prompt, decoded_rows=exact.prefill)
-        cache.truncate(reused)
-        choice = _prefill(chooser, context, length, cache, contract.prefill_chunk, interrupted, goes_on)
-        if choice is not None:
-            control.begin(prompt, int(choice.tokens[0]), _successors(session, 1))
-    while True:
-        if choice is None:
-            stop.end()
-            cut, choice = Cut(finish_reason=interrupted()), _NOTHING
-        emitted = choice.tokens
-        length += len(emitted)
-        yield Round(
-            tokens=tuple(emitted.tolist()),
-            drafted=len(plan.draft.tokens),
-            accepted=accepted,
-            seconds=time.perf_counter() - start,
-            draft_seconds=draft_seconds,
-            finish_reason=cut.finish_reason,
-            stopped_by=cut.stopped_by,
-            logprobs=choice.logprobs,
-            sample_seconds=choice.seconds,
-            reused=reused,
-            drafter=plan.drafter,
-            expected_tokens=plan.expected_tokens,
-            expected_seconds=plan.expected_seconds,
-        )
-        if cut.finish_reason is not None:
-            return
+    reused = sequence.reuse() if interrupted() is None else 0
+    outcome = None
+    while (outcome is None or not len(outcome.tokens)) and interrupted() is None:
+        outcome = _pass(sequence, verifier, NO_PROPOSAL)
+    if outcome is None or not len(outcome.tokens):
+        sequence.end(interrupted())
+        yield _round(sequence, None, start, reused=reused)
+        return
+    control.begin(prompt, int(outcome.tokens[0]), outcome.successors)
+    yield _round(sequence, outcome, start, reused=reused)
+    while not sequence.finished:
         start = time.perf_counter()
-        reused, accepted, draft_seconds, plan = 0, 0, 0.0, NO_PLAN
         if interrupted() is not None:
-            choice = None
-            continue
-        # One row for the pending token; a draft whose row would not fit, or whose token would be cut, is not asked for.
-        wanted = min(stop.left - 1, cache.room - 1, exact.widest - 1, exact.drafts_before_boundary(cache.length))
-        plan = control.plan(context[:length], wanted, cache.length)
-        draft = plan.draft
-        _check(draft, contract)
+            sequence.end(interrupted())
+            yield _round(sequence, None, start)
+            return
+        proposal = control.propose(sequence.tokens, sequence.most_drafts, sequence.cache_length)
         draft_seconds = time.perf_counter() - start
-        step = _round(draft, context, length, cache.length, exact.chain or 1)
-        choice = chooser.choose(step, goes_on)
-        # The last token is the target's own, unless the text ended with a draft.
-        accepted = len(choice.rows) - (step.follow(choice.rows[-1], int(choice.tokens[-1])) is None)
-        # The pending token and the drafts before the last token, which has no row of its own yet.
-        rows = np.array(choice.rows, np.int64)
-        if step.parents is not None:
-            session.compact(cache.length, rows)
-        cache.commit(step.fed[rows])
-        control.learn(
-            Outcome(
-                plan=plan,
-                tokens=choice.tokens,
-                rows=choice.rows,
-                fed=step.fed[: len(draft.tokens) + 1],
-                successors=_successors(session, len(draft.tokens) + 1),
-                cache_length=step.cache_length,
-                width=len(step.fed),
-                seconds=time.perf_counter() - start - draft_seconds,
-            )
+        outcome = _pass(sequence, verifier, proposal)
+        outcome = replace(outcome, seconds=time.perf_counter() - start - draft_seconds)
+        control.learn(outcome)
+        yield _round(sequence, outcome, start, draft_seconds=draft_seconds)
+
+
+def _pass(sequence: Sequence, verifier: Verifier, proposal: Proposal) -> Outcome:
+    """Verify, accept, commit."""
+    segment = sequence.next_pass(proposal)
+    [targets] = verifier.run([segment])
+    outcome = sequence.absorb(segment, targets)
+    verifier.keep_path(segment, outcome.path)
+    return outcome
+
+
+def _round(
+    sequence: Sequence, outcome: Outcome | None, start: float, *, draft_seconds: float = 0.0, reused: int = 0
+) -> Round:
+    """What is emitted; nothing by a step that was interrupted (`outcome` None)."""
+    cut = sequence.cut
+    if outcome is None:
+        return Round(
+            tokens=(),
+            drafted=0,
+            accepted=0,
+            seconds=time.perf_counter() - start,
+            draft_seconds=0.0,
+            finish_reason=cut.finish_reason,
+            reused=reused,
         )
-
-
-def _round(draft: Draft, context: Int64, length: int, cache_length: int, plain_width: int) -> Pass:
-    """The pending token and its drafts, padded to the width of plain decoding."""
-    count = 1 + len(draft.tokens)
-    fed = np.empty(max(count, plain_width), np.int64)
-    fed[0] = context[length - 1]
-    fed[1:count] = draft.tokens
-    fed[count:] = fed[count - 1]
-    parents = None
-    if draft.parents is not None:
-        parents = np.arange(-1, len(fed) - 1, dtype=np.int64)
-        parents[1:count] = draft.parents + 1
-    return Pass(
-        fed=fed,
-        cache_length=cache_length,
-        num_rows=len(fed),
-        text=context,
-        length=length,
-        follow=follow(draft.tokens, draft.parents),
-        parents=parents,
+    proposal = outcome.segment.proposal
+    return Round(
+        tokens=tuple(outcome.tokens.tolist()),
+        drafted=len(proposal.draft.tokens),
+        accepted=outcome.accepted,
+        seconds=time.perf_counter() - start,
+        draft_seconds=draft_seconds,
+        finish_reason=cut.finish_reason,
+        stopped_by=cut.stopped_by,
+        logprobs=outcome.logprobs,
+        sample_seconds=outcome.sample_seconds,
+        reused=reused,
+        drafter=proposal.drafter,
+        expected_tokens=proposal.expected_tokens,
+        expected_seconds=proposal.expected_seconds,
     )
-
-
-def _prefill(
-    chooser: TokenChooser,
-    context: Int64,
-    length: int,
-    cache: KVCache,
-    chunk: int,
-    interrupted: Callable[[], str | None],
-    goes_on: GoesOn,
-) -> Choice | None:
-    """Feed the prompt behind the rows that are there, cut at fixed multiples of the engine's chunk.
-
-    `context`: the prompt in its first `length` places. Returns the first new token, or None if it was interrupted.
-    """
-    choice = None
-    for begin in range(cache.length, length, chunk):
-        if interrupted() is not None:
-            return None
-        fed = context[begin : min(begin + chunk, length)]
-        if begin + chunk < length:
-            chooser.feed(fed, begin)
-        else:
-            last = Pass(fed=fed, cache_length=begin, num_rows=1, text=context, length=length, follow=follow_nothing)
-            choice = chooser.choose(last, goes_on)
-        cache.commit(fed, prefill=True)
-    return choice
-
-
-def _successors(session: VerifierSession, rows: int) -> Int64 | None:
-    """The target's likeliest tokens behind the last pass's first rows: int64 [rows, k], where the engine tells them."""
-    top = session.top_tokens
-    return None if top is None else top[:rows]
-
-
-def _check(draft: Draft, contract: Contract) -> None:
-    tokens = draft.tokens
-    if len(tokens) and (tokens.min() < 0 or tokens.max() >= contract.vocab_size):
-        raise GenerationError(f"the drafter proposed {tokens.tolist()}; ids below {contract.vocab_size} were expected")

@@ -15,7 +15,7 @@ from engines.directory import open_directory
 from engines.loading import LoadedEngine
 from engines.row_invariance import RowInvariance
 from quasar.errors import GenerationError, PromptError
-from runtime.control.prices import Prices
+from runtime.control.latency import LatencyModel
 from runtime.drafters.draft_engine import DraftEngines
 from runtime.drafters.registry import Target
 
@@ -53,7 +53,7 @@ class PricedSession:
     def __init__(self, session: Any, surface_ms: CostSurface, clock: ReplayClock) -> None:
         self._session, self._clock = session, clock
         # Pieces of a prompt are wider than any verify pass: there the surface goes on as a line.
-        self._prices = Prices(surface_ms, widest=max(MAX_WIDTH, session.contract.prefill_chunk))
+        self._prices = LatencyModel(surface_ms, widest=max(MAX_WIDTH, session.contract.prefill_chunk))
 
     def __getattr__(self, name: str) -> Any:
         """Everything else is the session's own."""

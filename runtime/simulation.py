@@ -13,13 +13,15 @@ import numpy as np
 
 from engines.contract import MAX_WIDTH
 from engines.row_invariance import RowInvariance
-from runtime.acceptance import follow
+from runtime.acceptance import accept, follow
+from runtime.control.control import Control
 from runtime.control.controller import Knowledge
-from runtime.control.make import make_control
-from runtime.control.plan import Control, Outcome
-from runtime.control.prices import Prices
+from runtime.control.from_options import make_control
+from runtime.control.latency import LatencyModel
+from runtime.drafters.base import Draft
 from runtime.drafters.registry import DrafterOption
 from runtime.scenario import ReplayClock, Scenario
+from runtime.segment import Outcome, Segment
 from runtime.traces import TracedGeneration
 
 
@@ -66,7 +68,7 @@ class Replay:
 def replay(
     generation: TracedGeneration,
     control: Control,
-    prices: Prices,
+    prices: LatencyModel,
     *,
     exact: RowInvariance = RowInvariance(chain=1, widest=MAX_WIDTH, tree=True),  # noqa: B008 - immutable
     clock: ReplayClock | None = None,
@@ -96,25 +98,19 @@ def replay(
         price = prices.of(rows).seconds
         start = clock()
         most = min(len(tokens) - emitted - 1, exact.widest - 1, exact.drafts_before_boundary(rows))
-        plan = control.plan(context[:length], most, rows)
+        proposal = control.propose(context[:length], most, rows)
         took = clock() - start
-        draft = plan.draft
-        step = follow(draft.tokens, draft.parents)
-        path: list[int] = [0]
-        while (row := step(path[-1], tokens[emitted + len(path) - 1])) is not None and emitted + len(path) < len(
-            tokens
-        ):
-            path.append(row)
+        draft = proposal.draft
+        path = _path(draft, tokens[emitted:])
         count = len(path)
         width = max(1 + len(draft.tokens), plain_width)
         outcome = Outcome(
-            plan=plan,
+            segment=Segment(tokens=np.zeros(width, np.int64), cache_length=rows, num_logits=width, proposal=proposal),
             tokens=context[length : length + count],
-            rows=tuple(range(count)),
-            fed=context[length - 1 : length - 1 + count],
+            path=path,
+            accepted=count - 1,
+            seen=None if successors is None else context[length - 1 : length - 1 + count],
             successors=None if successors is None else successors[emitted : emitted + count],
-            cache_length=rows,
-            width=width,
             seconds=price[width - 1],
         )
         start = clock()
@@ -139,6 +135,13 @@ def replay(
     )
 
 
+def _path(draft: Draft, following: Sequence[int]) -> tuple[int, ...]:
+    """The places of a pass after which the target chooses the tokens that are known to follow, up to the last one."""
+    left = list(reversed(following))
+    path, _, _ = accept(follow(draft.tokens, draft.parents), lambda place: left.pop(), lambda token: bool(left))
+    return path
+
+
 def simulate(
     generations: Sequence[TracedGeneration],
     scenario: Scenario,
@@ -152,8 +155,8 @@ def simulate(
 
     Returns the sums, `mean_speed_up` over prompts, and both by category.
     """
-    prices = Prices(scenario.surface_ms, widest=MAX_WIDTH)
-    knowledge = Knowledge(Prices(scenario.surface_ms, widest=MAX_WIDTH), clock=scenario.clock)
+    prices = LatencyModel(scenario.surface_ms, widest=MAX_WIDTH)
+    knowledge = Knowledge(LatencyModel(scenario.surface_ms, widest=MAX_WIDTH), clock=scenario.clock)
     replays: list[tuple[str, Replay]] = []
     for generation in generations:
         control = make_control(

@@ -29,7 +29,7 @@ class Stats:
 
     `tokens` emitted in all; the first comes from prefill, the others from `rounds` verify passes. `reused_tokens` of
     the prompt were in the cache. `draft_seconds` and `sample_seconds` (choosing tokens from logits) are parts of
-    `decode_seconds`; `wait_seconds`, for other texts on the same engine, are part of nothing. `seed`: of drawn texts.
+    `decode_seconds`; `wait_seconds`, for other sequences on the engine, are part of nothing. `seed`: of drawn tokens.
     `finish_reason` is "" where the stream was closed, or failed, before its end. `drafts`: the rounds by drafter and
     length, the most frequent first.
     """
@@ -74,7 +74,7 @@ class Stats:
         }
 
 
-class Tally:
+class StatsBuilder:
     """Sums the steps of one generation: the prefill, then rounds."""
 
     def __init__(self, prompt_tokens: int, seed: int | None = None) -> None:

@@ -1,21 +1,25 @@
 """A session without a model, for testing drafters and loops: the next token, or its logits, follow from the context."""
 
-from collections.abc import Callable, Sequence
+from collections import abc
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.contract import MAX_WIDTH, Contract
+from engines.contract import Contract
 from engines.row_invariance import RowInvariance
+from engines.session import Session, SessionMemory
+from runtime.control.control import Control, NoControl
 from runtime.control.fixed import FixedControl
-from runtime.control.plan import Control, NoControl
 from runtime.drafters import Drafter
 from runtime.kv_cache import KVCache
 from runtime.loop import Round, decode
 from runtime.options import GenerationOptions
-from runtime.sampling.chooser import GreedyChooser, LogitsChooser, VerifierSession, reference_sampler
+from runtime.sampling.chooser import GreedyChooser, LogitsChooser, reference_sampler
 from runtime.sampling.processors import LogitsChanges
+from runtime.sequence import ALWAYS_EXACT, Sequence
 from runtime.stopping import StopRules
+from runtime.verifier import Verifier
 
 Int64 = NDArray[np.int64]
 Float32 = NDArray[np.float32]
@@ -36,9 +40,9 @@ class TableSession:
 
     def __init__(
         self,
-        next_token: Callable[[Sequence[int]], int] | None = None,
+        next_token: Callable[[abc.Sequence[int]], int] | None = None,
         *,
-        next_logits: Callable[[Sequence[int]], Float32] | None = None,
+        next_logits: Callable[[abc.Sequence[int]], Float32] | None = None,
         vocab_size: int = 100,
         max_length: int = 512,
         prefill_chunk: int = 256,
@@ -54,6 +58,8 @@ class TableSession:
             prefill_chunk=prefill_chunk,
             top_k=top_k,
         )
+        self.num_layers, self.takes_trees = 1, True
+        self.max_logits_rows = max(self.contract.max_width, prefill_chunk)
         self._next_token, self._next_logits = next_token, next_logits
         self._cached = np.full(self.contract.capacity, -1, np.int64)
         self._top: Int64 | None = np.empty((0, top_k), np.int64) if top_k else None
@@ -64,7 +70,13 @@ class TableSession:
         """The likeliest tokens behind the rows of the last call: int64 [rows, k]; None where `top_k` is 0."""
         return self._top
 
-    def run(self, token_ids: Int64, cache_length: int, num_logits_rows: int, parents: Int64 | None = None, /) -> Int64:
+    def run(
+        self,
+        token_ids: abc.Sequence[int] | Int64,
+        cache_length: int,
+        num_logits_rows: int,
+        parents: abc.Sequence[int] | Int64 | None = None,
+    ) -> Int64:
         """Feed tokens behind the committed rows; the target's token after each of the last rows: int64 [rows]."""
         contexts = self._feed(token_ids, cache_length, num_logits_rows, parents)
         if self._next_token is not None:
@@ -73,11 +85,10 @@ class TableSession:
 
     def run_logits(
         self,
-        token_ids: Int64,
+        token_ids: abc.Sequence[int] | Int64,
         cache_length: int,
         num_logits_rows: int,
-        parents: Int64 | None = None,
-        /,
+        parents: abc.Sequence[int] | Int64 | None = None,
         *,
         out: Float32 | None = None,
     ) -> Float32:
@@ -89,7 +100,7 @@ class TableSession:
         out[: len(rows)] = rows
         return out[: len(rows)]
 
-    def read_rows(self, first: int, end: int, layers: Sequence[int] | None = None) -> Float32:  # noqa: ARG002
+    def read_rows(self, first: int, end: int, layers: abc.Sequence[int] | None = None) -> Float32:  # noqa: ARG002
         """A copy of cache rows: float32 [1, 1, 1, rows, 1], the tokens."""
         rows: Float32 = self._cached[first:end].astype(np.float32).reshape(1, 1, 1, -1, 1)
         return rows
@@ -98,16 +109,24 @@ class TableSession:
         """Overwrite cache rows."""
         self._cached[first : first + rows.size] = rows.reshape(-1).astype(np.int64)
 
-    def compact(self, cache_length: int, path: Sequence[int] | Int64, /) -> None:
+    def compact(self, cache_length: int, path: abc.Sequence[int] | Int64) -> None:
         """Move the new rows of an accepted tree path to the front."""
         rows = np.asarray(path, np.int64)
         self._cached[cache_length : cache_length + len(rows)] = self._cached[cache_length + rows]
+
+    def memory(self) -> SessionMemory:
+        """No weights; the tokens are the cache."""
+        return SessionMemory(weights=0, cache=self._cached.nbytes, buffers=0)
 
     def close(self) -> None:
         """Nothing is held."""
 
     def _feed(
-        self, token_ids: Int64, cache_length: int, num_logits_rows: int, parents: Int64 | None
+        self,
+        token_ids: abc.Sequence[int] | Int64,
+        cache_length: int,
+        num_logits_rows: int,
+        parents: abc.Sequence[int] | Int64 | None,
     ) -> list[list[int]]:
         """Write the rows; the context of each of the last ones, which of a tree is its own path's."""
         self.calls.append((cache_length, tuple(int(token) for token in token_ids)))
@@ -134,15 +153,15 @@ class TableSession:
 
 
 def run_loop(
-    session: VerifierSession,
-    prompt: Sequence[int] | Int64,
+    session: Session,
+    prompt: abc.Sequence[int] | Int64,
     *,
     drafter: Drafter | None = None,
     num_draft_tokens: int = 0,
     control: Control | None = None,
     max_new_tokens: int = 40,
     stop_ids: frozenset[int] = frozenset(),
-    exact: RowInvariance = RowInvariance(chain=1, widest=MAX_WIDTH),  # noqa: B008 - immutable
+    exact: RowInvariance = ALWAYS_EXACT,
     cache: KVCache | None = None,
     options: GenerationOptions | None = None,
     interrupted: Callable[[], str | None] = lambda: None,
@@ -157,24 +176,19 @@ def run_loop(
     contract, ids = session.contract, np.asarray(prompt, np.int64)
     if drafter is not None:
         control = FixedControl(drafter, num_draft_tokens, trees=exact.tree)
-    return list(
-        decode(
-            GreedyChooser(session)
-            if options is None
-            else LogitsChooser(
-                session,
-                options,
-                LogitsChanges(options, ids, contract.vocab_size, stop_ids),
-                sampler=reference_sampler,
-                seed=options.seed or 0,
-                buffer=lambda: np.empty((contract.max_width, contract.vocab_size), np.float32),
-            ),
-            ids,
-            StopRules(max_new_tokens=max_new_tokens, stop_ids=stop_ids),
-            session=session,
-            cache=KVCache(contract) if cache is None else cache,
-            control=control or NoControl(),
-            exact=exact,
-            interrupted=interrupted,
-        )
+    sequence = Sequence(
+        ids,
+        contract,
+        cache=KVCache(contract) if cache is None else cache,
+        chooser=GreedyChooser()
+        if options is None
+        else LogitsChooser(
+            options,
+            LogitsChanges(options, ids, contract.vocab_size, stop_ids),
+            sampler=reference_sampler,
+            seed=options.seed or 0,
+        ),
+        stop=StopRules(max_new_tokens=max_new_tokens, stop_ids=stop_ids),
+        exact=exact,
     )
+    return list(decode(sequence, Verifier(session), control or NoControl(), interrupted))

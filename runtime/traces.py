@@ -16,8 +16,9 @@ from typing import Any, Self
 import numpy as np
 
 from quasar.errors import GenerationError, PromptError
-from runtime.control.plan import Control, Outcome, Plan
+from runtime.control.control import Control
 from runtime.drafters.base import Int64
+from runtime.segment import Outcome, Proposal
 
 _VERSION = 1
 
@@ -92,15 +93,15 @@ class RecordingControl:
             self._top.append(tuple(successors[0].tolist()))
         self._control.begin(prompt, first, successors)
 
-    def plan(self, context: Int64, most: int, cache_length: int) -> Plan:
+    def propose(self, context: Int64, most: int, cache_length: int) -> Proposal:
         """As `Control`."""
-        return self._control.plan(context, most, cache_length)
+        return self._control.propose(context, most, cache_length)
 
     def learn(self, outcome: Outcome) -> None:
         """As `Control`."""
         self._tokens += outcome.tokens.tolist()
         if outcome.successors is not None:
-            self._top += [tuple(row) for row in outcome.successors[list(outcome.rows)].tolist()]
+            self._top += [tuple(row) for row in outcome.successors[-len(outcome.path) :].tolist()]
         self._control.learn(outcome)
 
     def finish(self) -> None:

@@ -79,7 +79,7 @@ def test_the_first_drawn_token_over_20000_seeds(engine):
     logits = engine.logits(engine.encode("Tell me a story.").tolist())
     filters, seeds = Filters(temperature=1.0, top_p=0.98), 20_000
     expected = seeds * distribution(logits, filters)
-    position, sampler = len(engine.encode("Tell me a story.")), engine._core.sampler
+    position, sampler = len(engine.encode("Tell me a story.")), engine._resources.sampler
     drawn = [sampler(filters, seed)(logits, position) for seed in range(seeds)]
     counts = np.bincount(drawn, minlength=len(logits))
     often = expected >= 5

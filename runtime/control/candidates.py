@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtime.control.prices import Price
+from runtime.control.latency import Latencies
 from runtime.drafters.base import Draft
 
 
@@ -81,7 +81,7 @@ class Selection:
 def select(
     candidates: Candidates,
     probability: Callable[[int], float],
-    price: Price,
+    latency: Latencies,
     *,
     most: int,
     tree: bool,
@@ -93,11 +93,11 @@ def select(
 
     Args:
         probability: of a candidate, given that what it follows was right.
-        price: of a round.
+        latency: of a round.
         most: drafts, at most.
         tree: whether siblings may be verified; else the best chain.
     """
-    seconds, least_ahead = price.seconds, price.least_ahead
+    seconds, least_ahead = latency.seconds, latency.least_ahead
     most = min(most, len(seconds) - 1)
     if not tree:
         return _best_chain(candidates, probability, seconds, most)

@@ -5,10 +5,11 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 
 from runtime.control.candidates import Candidates, Selection, judged, merge, select, to_draft
+from runtime.control.control import tell, tell_prompt
 from runtime.control.estimates import Estimates, Prior, TextEstimates
-from runtime.control.plan import NO_PLAN, Outcome, Plan, tell, tell_prompt
-from runtime.control.prices import Prices
+from runtime.control.latency import LatencyModel
 from runtime.drafters.base import CostlyDrafter, Drafter, Int64, ObservingDrafter, ask, name_of
+from runtime.segment import NO_PROPOSAL, Outcome, Proposal
 
 # What is believed of a drafter that says nothing; of a costly one, that it is worth its costs.
 _FIRST_PRIOR, _COSTLY_PRIOR = 0.5, 0.8
@@ -26,11 +27,11 @@ _NEWEST, _FORGOTTEN, _LONG_UNASKED = 0.1, 0.002, 32
 
 
 class Knowledge:
-    """What an engine's texts have in common: acceptance rates, prices, and the time that drafters take."""
+    """What an engine's sequences have in common: acceptance rates, latencies, and the time that drafters take."""
 
-    def __init__(self, prices: Prices, *, clock: Callable[[], float] | None = None) -> None:
+    def __init__(self, latency: LatencyModel, *, clock: Callable[[], float] | None = None) -> None:
         """`clock`: seconds, by which drafting is timed; None: this machine's."""
-        self.prices = prices
+        self.latency = latency
         self.clock = time.perf_counter if clock is None else clock
         self.estimates = Estimates()
         # Drafter → seconds per token, of the costly ones.
@@ -78,24 +79,24 @@ class Controller:
         """As `Control`."""
         tell_prompt(self._observing, prompt, successors)
 
-    def plan(self, context: Int64, most: int, cache_length: int) -> Plan:
+    def propose(self, context: Int64, most: int, cache_length: int) -> Proposal:
         """As `Control`."""
         most = min(most, self._most)
         self._candidates, self._asked = None, None
         if most <= 0:
-            return NO_PLAN
-        price = self._knowledge.prices.of(cache_length).padded(self._plain_width)
+            return NO_PROPOSAL
+        latency = self._knowledge.latency.of(cache_length).padded(self._plain_width)
         reach = min(most, self._reach)
         self._candidates = candidates = merge([ask(one, context, reach, trees=self._trees) for one in self._cheap])
-        selection = select(candidates, self._probability, price, most=most, tree=self._trees)
+        selection = select(candidates, self._probability, latency, most=most, tree=self._trees)
         if self._costly:
-            dearer = self._plan_costly(context, most, price.seconds, selection)
+            dearer = self._propose_costly(context, most, latency.seconds, selection)
             if dearer is not None:
                 return dearer
         if not selection.chosen:
-            return Plan(draft=NO_PLAN.draft, expected_tokens=1.0, expected_seconds=price.seconds[0])
+            return Proposal(draft=NO_PROPOSAL.draft, expected_tokens=1.0, expected_seconds=latency.seconds[0])
         used = dict.fromkeys(self._names[candidates.drafters[place]] for place in selection.chosen)
-        return Plan(
+        return Proposal(
             draft=to_draft(candidates, selection.chosen),
             drafter="+".join(used),
             expected_tokens=selection.tokens,
@@ -104,7 +105,7 @@ class Controller:
 
     def learn(self, outcome: Outcome) -> None:
         """As `Control`."""
-        self._knowledge.prices.correct(outcome.cache_length, outcome.width, outcome.seconds)
+        self._knowledge.latency.correct(outcome.segment.cache_length, len(outcome.segment.tokens), outcome.seconds)
         emitted = outcome.tokens.tolist()
         if self._candidates is not None:
             for place, right in judged(self._candidates, emitted):
@@ -144,7 +145,7 @@ class Controller:
 
         return (self._names[drafter], evidence, seconded), prior
 
-    def _plan_costly(self, context: Int64, most: int, seconds: Sequence[float], cheap: Selection) -> Plan | None:
+    def _propose_costly(self, context: Int64, most: int, seconds: Sequence[float], cheap: Selection) -> Proposal | None:
         """A costly drafter's draft, where it is expected to bring more per second than the cheap ones' selection."""
         best = self._best_costly(most, seconds, cheap.tokens / cheap.seconds)
         if best is None:
@@ -168,7 +169,7 @@ class Controller:
         self._asked = (index, count, merge([draft]))
         if not len(draft.tokens):
             return None
-        return Plan(draft=draft, drafter=name, expected_tokens=expected, expected_seconds=took)
+        return Proposal(draft=draft, drafter=name, expected_tokens=expected, expected_seconds=took)
 
     def _best_costly(
         self, most: int, seconds: Sequence[float], rate: float, *, untimed: bool = False

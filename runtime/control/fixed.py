@@ -1,7 +1,8 @@
 """One drafter that drafts the same number of tokens every round, whatever it costs and brings."""
 
-from runtime.control.plan import NO_PLAN, Outcome, Plan, tell, tell_prompt
+from runtime.control.control import tell, tell_prompt
 from runtime.drafters.base import Drafter, Int64, ObservingDrafter, ask, name_of
+from runtime.segment import NO_PROPOSAL, Outcome, Proposal
 
 
 class FixedControl:
@@ -16,13 +17,13 @@ class FixedControl:
         """As `Control`."""
         tell_prompt(self._observing, prompt, successors)
 
-    def plan(self, context: Int64, most: int, cache_length: int) -> Plan:  # noqa: ARG002 - the form of `Control`
+    def propose(self, context: Int64, most: int, cache_length: int) -> Proposal:  # noqa: ARG002 - the form of `Control`
         """As `Control`."""
         wanted = min(most, self._count)
         if wanted <= 0:
-            return NO_PLAN
+            return NO_PROPOSAL
         draft = ask(self._drafter, context, wanted, trees=self._trees)
-        return Plan(draft=draft, drafter=name_of(self._drafter)) if len(draft.tokens) else NO_PLAN
+        return Proposal(draft=draft, drafter=name_of(self._drafter)) if len(draft.tokens) else NO_PROPOSAL
 
     def learn(self, outcome: Outcome) -> None:
         """As `Control`."""

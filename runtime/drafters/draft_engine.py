@@ -25,16 +25,18 @@ from engines.loading import LoadedEngine, load_opened
 from engines.onnxruntime.threads import shared_threads
 from quasar.checkpoints.skipped_layers import parse_layers
 from quasar.errors import GenerationError
-from runtime.acceptance import follow
-from runtime.cache_turns import ENGINE_CLOSED
-from runtime.control.prices import Prices
+from runtime.acceptance import accept, follow
+from runtime.control.latency import LatencyModel
 from runtime.drafters.agreement import check_shared_cache, check_vocabularies, expected_agreement
-from runtime.drafters.base import NO_DRAFT, Draft, Drafter, Draw, Float32, Int64
+from runtime.drafters.base import NO_DRAFT, Draft, Drafter, Draw, Int64
+from runtime.scheduler import ENGINE_CLOSED
+from runtime.segment import Segment
+from runtime.verifier import Verifier
 
 # What a cheap drafter proposes to an intermediate engine: one or two tokens cost it next to nothing (the cost curve).
 _INNER_TOKENS = 3
-# Rows of the cache at which a token's price is looked up.
-_PRICED_ROWS = 256
+# Cache length at which a token's latency is looked up.
+_TYPICAL_CACHE_LENGTH = 256
 # What is believed of another model's tokens before any was seen: that it is worth its costs.
 _FIRST_PRIOR = 0.8
 
@@ -69,26 +71,26 @@ class DraftEngine:
         self.agreement = agreement
         self.unlike = np.array(sorted(unlike), np.int64)
         self._clock = clock
-        self._prices = Prices(loaded.record.cost_surface_ms, widest=loaded.session.contract.max_width)
+        self._latency = LatencyModel(loaded.record.cost_surface_ms, widest=loaded.session.contract.max_width)
         self.end_ids = frozenset(loaded.directory.manifest.text.eos_token_ids)
-        self._session = loaded.session
+        self._verifier = Verifier(loaded.session, most_logits=_INNER_TOKENS + 1)
+        self._contract = loaded.session.contract
         self._cached = np.empty(0, np.int64)
-        self._logits: Float32 | None = None
 
     @property
     def max_length(self) -> int:
         """Tokens that it holds."""
-        return self._session.contract.max_length
+        return self._contract.max_length
 
     @property
     def vocab_size(self) -> int:
         """Ids that it can be fed."""
-        return self._session.contract.vocab_size
+        return self._contract.vocab_size
 
     @property
     def seconds_per_token(self) -> float:
         """What a pass of one row takes: as it was measured, corrected by the passes that were made since."""
-        return self._prices.of(_PRICED_ROWS).seconds[0]
+        return self._latency.of(_TYPICAL_CACHE_LENGTH).seconds[0]
 
     def draft(self, context: Int64, count: int, draw: Draw | None, inner: Drafter | None = None) -> list[int]:
         """The engine's own continuation of a context, at most `count` tokens, fewer where the text ends.
@@ -97,47 +99,54 @@ class DraftEngine:
             draw: chooses tokens from logits; None takes the likeliest.
             inner: proposes tokens to this engine, so that it takes fewer passes; what comes out does not depend on it.
         """
-        text = np.empty(len(context) + count + _INNER_TOKENS, np.int64)
-        text[: len(context)] = context
+        tokens = np.empty(len(context) + count + _INNER_TOKENS, np.int64)
+        tokens[: len(context)] = context
         length, wanted = len(context), len(context) + count
         fed = len(context) - 1 if self.shares_cache else self._known(context)
-        chunk = self._session.contract.prefill_chunk
-        while fed < length - chunk:
-            self._session.run(text[fed : fed + chunk], fed, 1)
-            fed += chunk
+        chunk = self._contract.prefill_chunk
+        # What is left for the first pass that drafts: at least the last token, at most a chunk.
+        behind = fed + (length - fed - 1) // chunk * chunk
+        self._verifier.prefill(tokens[:behind], first=fed)
+        fed = behind
         ended = False
+
+        def goes_on(token: int) -> bool:
+            nonlocal ended, length
+            tokens[length] = token
+            length += 1
+            ended = token in self.end_ids
+            return length < wanted and not ended
+
         while length < wanted and not ended:
             guess = NO_DRAFT.tokens
             if inner is not None and wanted - length > 1:
                 # What is fed must not be wider than a pass is.
                 room = min(_INNER_TOKENS, wanted - length - 1, chunk - (length - fed))
-                guess = inner.propose(text[:length], room).tokens
-            text[length : length + len(guess)] = guess
+                guess = inner.propose(tokens[:length], room).tokens
+            tokens[length : length + len(guess)] = guess
             start, width = self._clock(), length + len(guess) - fed
-            chosen = self._choose(text[fed : length + len(guess)], fed, len(guess) + 1, draw)
+            choose = self._run(tokens[fed : length + len(guess)], fed, len(guess) + 1, draw)
             # What is wider is the rest of a prompt.
-            if width <= self._session.contract.max_width:
-                self._prices.correct(fed, width, self._clock() - start)
-            step = follow(guess)
-            row: int | None = 0
-            while row is not None and length < wanted and not ended:
-                text[length] = token = chosen(row)
-                length += 1
-                ended = token in self.end_ids
-                row = step(row, token)
+            if width <= self._contract.max_width:
+                self._latency.correct(fed, width, self._clock() - start)
+            accept(follow(guess), choose, goes_on)
             fed = length - 1
-        self._cached = text[:fed].copy()
-        return [int(token) for token in text[len(context) : length]]
+        self._cached = tokens[:fed].copy()
+        return [int(token) for token in tokens[len(context) : length]]
 
-    def _choose(self, tokens: Int64, cache_length: int, rows: int, draw: Draw | None) -> Callable[[int], int]:
-        if draw is None:
-            found = self._session.run(tokens, cache_length, rows).tolist()
-            return lambda row: int(found[row])
-        if self._logits is None:
-            self._logits = np.empty((_INNER_TOKENS + 1, self._session.contract.vocab_size), np.float32)
-        logits = self._session.run_logits(tokens, cache_length, rows, out=self._logits)
-        first = cache_length + len(tokens) - rows + 1
-        return lambda row: draw(logits[row], first + row)
+    def _run(self, tokens: Int64, cache_length: int, num_logits: int, draw: Draw | None) -> Callable[[int], int]:
+        """Make a pass; a place in it → the engine's token after it."""
+        segment = Segment(
+            tokens=tokens, cache_length=cache_length, num_logits=num_logits, wants_logits=draw is not None
+        )
+        [targets] = self._verifier.run([segment])
+        if targets.next_tokens is not None:
+            chosen = targets.next_tokens.tolist()
+            return lambda place: int(chosen[place])
+        logits, first = targets.logits, cache_length + len(tokens) - num_logits + 1
+        assert logits is not None
+        assert draw is not None
+        return lambda place: draw(logits[place], first + place)
 
     def _known(self, context: Int64) -> int:
         """How many rows of the cache are of this context; its last token is always fed."""

@@ -1,4 +1,4 @@
-"""Prices on a machine that others use: when rounds end, what counts, what is marked, and what a load mends."""
+"""LatencyModel on a machine that others use: when rounds end, what counts, what is marked, and what a load mends."""
 
 import json
 from dataclasses import replace

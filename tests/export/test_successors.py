@@ -49,7 +49,7 @@ def test_they_are_what_the_engine_says_token_by_token(tiny_engine, tiny_model, f
     texts = continue_prompts(
         load_float_model(checkpoint), checkpoint.spec, prompts, num_tokens=count, stop_ids=checkpoint.spec.eos_token_ids
     )
-    session = engine._core.loaded.session
+    session = engine._resources.loaded.session
     rows = []
     for text in texts:
         for place, token in enumerate(text.tokens):
@@ -60,7 +60,7 @@ def test_they_are_what_the_engine_says_token_by_token(tiny_engine, tiny_model, f
 
 
 def test_the_runtime_starts_from_them(tiny_engine, engine):
-    warm = engine._core.target.warm
+    warm = engine._resources.target.warm
     assert warm == open_directory(tiny_engine).successors() != {}
     rounds = []
     with runtime.load(tiny_engine, on_round=rounds.append) as observed:

@@ -74,7 +74,7 @@ def test_head_size_256_is_exact_across_64_rows(tmp_path, build_engine, kernels):
         # Where stock attention sums in another order depends on the CPU; native kernels do not.
         boundaries = engine.record.row_invariance.boundaries
         assert boundaries == () or kernels == "stock"
-        check_boundaries(engine.record.row_invariance, engine._core.loaded.session)
+        check_boundaries(engine.record.row_invariance, engine._resources.loaded.session)
         assert engine.record.row_invariance.widest == 32
         drafted = 0
         for length in [
@@ -231,7 +231,7 @@ def test_speculation_is_refused_where_rows_are_not_exact(tiny_engine, monkeypatc
 
     engine = runtime.load(tiny_engine)
     inexact = replace(engine.record, row_invariance=RowInvariance(chain=None, widest=1))
-    monkeypatch.setattr(engine._core, "loaded", replace(engine._loaded, record=inexact))
+    monkeypatch.setattr(engine._resources, "loaded", replace(engine._loaded, record=inexact))
     with pytest.raises(GenerationError, match="use drafter='none'"):
         engine.generate("hello", drafter="suffix")
     # The default does what is exact.
@@ -247,7 +247,7 @@ def test_a_wider_plain_pass_gives_the_same_text(tiny_engine, monkeypatch):
     engine = runtime.load(tiny_engine)
     expected = engine.generate(PROMPT, max_new_tokens=30).token_ids
     wider = replace(engine.record, row_invariance=RowInvariance(chain=4, widest=32))
-    monkeypatch.setattr(engine._core, "loaded", replace(engine._loaded, record=wider))
+    monkeypatch.setattr(engine._resources, "loaded", replace(engine._loaded, record=wider))
     assert engine.plain_width == 4
     assert engine.generate(PROMPT, max_new_tokens=30, drafter="none").token_ids == expected
 

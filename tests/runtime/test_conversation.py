@@ -196,7 +196,7 @@ def test_a_prompt_that_does_not_fit_changes_nothing(engine):
 
 
 def test_conversations_share_an_engine(engine):
-    """Turn by turn in turn: each keeps its own rows, which are parked in between."""
+    """Turn by turn in turn: each keeps its own rows, which are swapped out in between."""
     conversations = [engine.session() for _ in range(3)]
     histories = [[], [], []]
     for turn in range(3):
@@ -206,10 +206,10 @@ def test_conversations_share_an_engine(engine):
             answer = conversation.generate(question, max_new_tokens=10)
             assert answer.token_ids == engine.generate(histories[place], max_new_tokens=10).token_ids
             histories[place].append({"role": "assistant", "content": answer.text})
-    assert engine.memory().parked > 0
+    assert engine.memory().swapped_out > 0
     for conversation in conversations:
         conversation.close()
-    assert engine.memory().parked == 0
+    assert engine.memory().swapped_out == 0
     with pytest.raises(GenerationError, match="this conversation is closed"):
         conversations[0].generate("hello")
 
@@ -222,7 +222,7 @@ def test_where_decoded_rows_are_not_exact_only_prefilled_ones_serve(build_engine
     with runtime.load(build_engine(folder), kernels="stock") as engine, engine.session() as conversation:
         inexact = replace(engine.record.row_invariance, prefill=False)
         record = replace(engine.record, row_invariance=inexact)
-        monkeypatch.setattr(engine._core, "loaded", replace(engine._loaded, record=record))
+        monkeypatch.setattr(engine._resources, "loaded", replace(engine._loaded, record=record))
         messages = []
         for turn, reused in enumerate([0, 0, CHUNK]):
             question = f"turn {turn} " + "ab " * (20 if turn == 0 else 90)

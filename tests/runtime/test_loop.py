@@ -8,7 +8,7 @@ from quasar.errors import ContextLimitError, GenerationError
 from runtime.acceptance import follow
 from runtime.drafters import Draft, PromptLookup, Recycling, Suffix
 from runtime.kv_cache import KVCache
-from runtime.loop import check_prompt
+from runtime.sequence import check_prompt
 from runtime.testing import TableSession, run_loop
 
 EXACT = RowInvariance(chain=1, widest=32)

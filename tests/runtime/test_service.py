@@ -61,16 +61,16 @@ def test_open_streams_take_turns(engine):
         for event in stream:
             text += event.token_ids
     assert [tuple(text) for text in texts] == alone
-    assert engine.memory().parked == 0
+    assert engine.memory().swapped_out == 0
 
 
 def test_an_abandoned_stream_frees_its_rows(engine):
     stream = engine.stream("hello", max_new_tokens=20)
     next(stream)
     engine.generate("hello", max_new_tokens=4)
-    assert engine.memory().parked > 0
+    assert engine.memory().swapped_out > 0
     stream.close()
-    assert engine.memory().parked == 0
+    assert engine.memory().swapped_out == 0
 
 
 class TestCancel:

@@ -10,7 +10,7 @@ from engines.directory import open_directory
 from engines.row_invariance import RowInvariance
 from quasar.errors import EngineError, GenerationError, PromptError
 from runtime.control import FixedControl
-from runtime.control.prices import Prices
+from runtime.control.latency import LatencyModel
 from runtime.drafters import PromptLookup
 from runtime.drafters.registry import Target
 from runtime.scenario import Scenario
@@ -124,7 +124,7 @@ class TestCommand:
         assert done.returncode == 0, done.stderr
         result = json.loads((tmp_path / "result.json").read_text())
         assert (result["prompts"], result["tokens"], list(result["categories"])) == (4, 4 * 59, ["a", "b", ""])
-        one = replay(loop(""), FixedControl(PromptLookup(), 5), Prices({256: {1: 10.0}}, widest=32))
+        one = replay(loop(""), FixedControl(PromptLookup(), 5), LatencyModel({256: {1: 10.0}}, widest=32))
         assert (result["rounds"], result["accepted"]) == (4 * one.rounds, 4 * one.accepted)
         rows = [line.split() for line in done.stdout.splitlines()]
         assert rows[0][:4] == ["prompts", "acceptance", "length", "speed-up"]

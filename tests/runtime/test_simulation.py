@@ -11,11 +11,12 @@ from engines.directory import open_directory
 from engines.row_invariance import RowInvariance
 from quasar.errors import GenerationError
 from runtime.control import FixedControl
-from runtime.control.plan import NoControl, Plan
-from runtime.control.prices import Prices
+from runtime.control.control import NoControl
+from runtime.control.latency import LatencyModel
 from runtime.drafters import Draft, PromptLookup, Suffix
 from runtime.drafters.registry import Target
 from runtime.scenario import ReplayClock, Scenario
+from runtime.segment import Proposal
 from runtime.simulation import Replay, halves, replay, simulate, total
 from runtime.testing import TableSession, run_loop
 from runtime.traces import Recorder, RecordingControl, TracedGeneration, read_trace
@@ -27,7 +28,7 @@ TREES = RowInvariance(chain=1, widest=32, tree=True)
 
 
 def prices(surface=LAPTOP):
-    return Prices(surface, widest=32)
+    return LatencyModel(surface, widest=32)
 
 
 def traced(tokens, prompt=(1, 2, 3), category=""):
@@ -68,7 +69,7 @@ class TestReplay:
             sum(step.drafted for step in rounds),
             sum(step.accepted for step in rounds),
         )
-        assert [(len(one.plan.draft.tokens), tuple(one.tokens.tolist())) for one in kept.outcomes] == [
+        assert [(len(one.segment.proposal.draft.tokens), tuple(one.tokens.tolist())) for one in kept.outcomes] == [
             (step.drafted, step.tokens) for step in rounds
         ]
 
@@ -90,7 +91,7 @@ class TestReplay:
             assert one.rows == tuple(range(count))
             assert one.successors[:, 1].tolist() == list(range(48 + place, 48 + place + count))
             assert one.cache_length == place
-            assert one.width == 1 + len(one.plan.draft.tokens)
+            assert one.width == 1 + len(one.segment.proposal.draft.tokens)
             assert one.seconds == prices().of(place).seconds[one.width - 1]
             place += count
         assert place == len(text) - 1
@@ -154,8 +155,8 @@ class Kept:
         self.began = (prompt.tolist(), first, None if successors is None else successors.tolist())
         self.control.begin(prompt, first, successors)
 
-    def plan(self, context, most, cache_length):
-        return self.control.plan(context, most, cache_length)
+    def propose(self, context, most, cache_length):
+        return self.control.propose(context, most, cache_length)
 
     def learn(self, outcome):
         self.outcomes.append(outcome)
@@ -167,9 +168,9 @@ class Scripted(Kept):
 
     def __init__(self, drafts):
         super().__init__(NoControl())
-        self.plans = [Plan(draft=Draft(tokens=np.array(tokens, np.int64))) for tokens in drafts]
+        self.plans = [Proposal(draft=Draft(tokens=np.array(tokens, np.int64))) for tokens in drafts]
 
-    def plan(self, context, most, cache_length):
+    def propose(self, context, most, cache_length):
         return self.plans.pop(0)
 
 
@@ -329,7 +330,7 @@ class TestEnginesThatDraft:
         vocab_size, generations = recorded
         scenario = Scenario.read(tiny_engine, None, vocab_size)
         simulate(generations, scenario, f"model:{tiny_engine}", num_draft_tokens=3)
-        own = Prices(open_directory(tiny_engine).manifest.record.cost_surface_ms, widest=32)
+        own = LatencyModel(open_directory(tiny_engine).manifest.record.cost_surface_ms, widest=32)
         assert scenario.clock.charged == pytest.approx(29 * own.of(0).seconds[0], rel=0.5)
 
     def test_the_controller_goes_by_their_price(self, tiny_engine, recorded, costs):

@@ -13,7 +13,7 @@ from engines.row_invariance import RowInvariance
 from quasar.errors import GenerationError, PromptError
 from quasar.text import read_prompts
 from runtime.control import FixedControl
-from runtime.control.plan import NoControl
+from runtime.control.control import NoControl
 from runtime.drafters import PromptLookup, Recycling, Suffix
 from runtime.parity import verify
 from runtime.testing import TableSession, run_loop

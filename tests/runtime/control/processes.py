@@ -7,7 +7,7 @@ import numpy as np
 from engines.row_invariance import RowInvariance
 from runtime.control import Controller
 from runtime.control.controller import Knowledge
-from runtime.control.prices import Prices
+from runtime.control.latency import LatencyModel
 from runtime.drafters import Draft
 from runtime.simulation import replay
 from runtime.testing import TableSession, run_loop
@@ -27,25 +27,25 @@ class Measured:
     """A controller whose passes take exactly what a surface says; it keeps what was planned and what came of it."""
 
     def __init__(self, drafters, surface=LAPTOP, *, knowledge=None, most=31, trees=False, plain_width=1):
-        self.prices = Prices(surface, widest=32)
-        self.knowledge = knowledge or Knowledge(Prices(surface, widest=32))
+        self.latency = LatencyModel(surface, widest=32)
+        self.knowledge = knowledge or Knowledge(LatencyModel(surface, widest=32))
         self.control = Controller(drafters, self.knowledge, most=most, trees=trees, plain_width=plain_width)
         self.outcomes = []
 
     def begin(self, prompt, first, successors):
         self.control.begin(prompt, first, successors)
 
-    def plan(self, context, most, cache_length):
-        return self.control.plan(context, most, cache_length)
+    def propose(self, context, most, cache_length):
+        return self.control.propose(context, most, cache_length)
 
     def learn(self, outcome):
-        seconds = self.prices.of(outcome.cache_length).seconds[outcome.width - 1]
+        seconds = self.latency.of(outcome.segment.cache_length).seconds[len(outcome.segment.tokens) - 1]
         self.outcomes.append(dataclasses.replace(outcome, seconds=seconds))
         self.control.learn(self.outcomes[-1])
 
     @property
     def drafted(self):
-        return [len(outcome.plan.draft.tokens) for outcome in self.outcomes]
+        return [len(outcome.segment.proposal.draft.tokens) for outcome in self.outcomes]
 
 
 class Script:
@@ -112,7 +112,7 @@ def follow_text(text, drafters, surface=LAPTOP, **options):
     control = Measured(drafters, surface, **options)
     tokens = tuple(text.tolist())
     traced = TracedGeneration(category="", prompt=tokens[:4], tokens=tokens[4:], top=())
-    replay(traced, control, control.prices, count_drafting=False)
+    replay(traced, control, control.latency, count_drafting=False)
     return control
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from runtime.acceptance import follow
 from runtime.control.candidates import judged, merge, select, to_draft
-from runtime.control.prices import Price
+from runtime.control.latency import Latencies
 from runtime.drafters import Draft
 
 quick = settings(deadline=None, max_examples=150, database=None, derandomize=True)
@@ -151,7 +151,7 @@ class TestSelect:
     @given(st.data(), st.integers(0, 12))
     def test_no_part_of_the_tree_is_better(self, steps, data, most):
         found, rates, seconds = data.draw(priced(steps))
-        chosen = select(found, rates.__getitem__, Price(seconds), most=most, tree=True)
+        chosen = select(found, rates.__getitem__, Latencies(seconds), most=most, tree=True)
         assert len(chosen.chosen) == len(set(chosen.chosen)) <= most
         for row, place in enumerate(chosen.chosen):
             assert found.parents[place] in (-1, *chosen.chosen[:row])
@@ -166,7 +166,7 @@ class TestSelect:
     @given(st.data(), st.integers(0, 12))
     def test_no_chain_is_better_where_siblings_are_not_verified(self, steps, data, most):
         found, rates, seconds = data.draw(priced(steps))
-        chosen = select(found, rates.__getitem__, Price(seconds), most=most, tree=False)
+        chosen = select(found, rates.__getitem__, Latencies(seconds), most=most, tree=False)
         assert len(chosen.chosen) <= most
         assert is_chain(found, chosen.chosen)
         products = reached(found, rates)
@@ -179,7 +179,7 @@ class TestSelect:
         """The likelier first token does not lead to the likelier chain."""
         found = merge([draft([1, 2, 3]), draft([4, 5, 6])])
         rates = [0.5, 0.1, 0.1, 0.45, 0.95, 0.95]
-        price = Price([1.0, 1.1, 1.2, 1.3])
+        price = Latencies([1.0, 1.1, 1.2, 1.3])
         assert select(found, rates.__getitem__, price, most=3, tree=False).chosen == [3, 4, 5]
 
     @quick
@@ -189,14 +189,14 @@ class TestSelect:
         rates = data.draw(st.lists(probabilities, min_size=7, max_size=7))
         seconds = list(itertools.accumulate(data.draw(st.lists(st.floats(0, 0.6), min_size=9, max_size=9)), initial=1))
         for tree in (False, True):
-            chosen = select(found, rates.__getitem__, Price(seconds), most=most, tree=tree)
+            chosen = select(found, rates.__getitem__, Latencies(seconds), most=most, tree=tree)
             assert chosen.chosen == list(range(len(chosen.chosen)))
             assert chosen.tokens / chosen.seconds == pytest.approx(best_rate(found, rates, seconds, most))
 
     def test_a_step_that_pays_only_with_those_behind_it(self):
         """The second draft costs as much as a pass; four cost no more, as where kernels work in blocks."""
         found = merge([draft([1, 2, 3, 4])])
-        blocks = Price([1.0, 1.5, 1.5, 1.5, 1.5])
+        blocks = Latencies([1.0, 1.5, 1.5, 1.5, 1.5])
         assert select(found, lambda place: 0.3, blocks, most=9, tree=True).chosen == []
         assert select(found, lambda place: 0.4, blocks, most=9, tree=True).chosen == [0, 1, 2, 3]
         # Not as far as that is allowed: 0.4 + 0.16 of a token for half a pass.
@@ -205,19 +205,19 @@ class TestSelect:
 
     def test_nothing_where_nothing_pays(self):
         found = merge([draft([1, 2, 3])])
-        chosen = select(found, lambda place: 0.9, Price([1.0, 2.0, 3.0, 4.0]), most=3, tree=True)
+        chosen = select(found, lambda place: 0.9, Latencies([1.0, 2.0, 3.0, 4.0]), most=3, tree=True)
         assert (chosen.chosen, chosen.tokens, chosen.seconds) == ([], 1.0, 1.0)
         for nothing, most in ((merge([]), 3), (found, 0)):
-            chosen = select(nothing, lambda place: 1.0, Price([1.0, 1.0, 1.0, 1.0]), most=most, tree=True)
+            chosen = select(nothing, lambda place: 1.0, Latencies([1.0, 1.0, 1.0, 1.0]), most=most, tree=True)
             assert (chosen.chosen, chosen.tokens, chosen.seconds) == ([], 1.0, 1.0)
 
     def test_all_where_drafts_cost_nothing(self):
         found = merge([draft([1, 2]), draft([3, 4], parents=[-1, -1])])
-        assert sorted(select(found, lambda place: 0.1, Price([1.0] * 9), most=9, tree=True).chosen) == [0, 1, 2, 3]
+        assert sorted(select(found, lambda place: 0.1, Latencies([1.0] * 9), most=9, tree=True).chosen) == [0, 1, 2, 3]
 
     def test_no_more_than_there_are_prices_for(self):
         found = merge([draft([1, 2, 3, 4])])
-        assert select(found, lambda place: 1.0, Price([1.0, 1.1, 1.2]), most=9, tree=True).chosen == [0, 1]
+        assert select(found, lambda place: 1.0, Latencies([1.0, 1.1, 1.2]), most=9, tree=True).chosen == [0, 1]
 
 
 @quick

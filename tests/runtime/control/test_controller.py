@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from quasar.errors import GenerationError
-from runtime.control.plan import NO_PLAN
 from runtime.drafters import Draft
+from runtime.segment import NO_PROPOSAL
 from tests.runtime.control.processes import (
     CHOOSY,
     FLAT,
@@ -84,7 +84,7 @@ class TestLength:
     def test_two_are_believed_more_than_one_before_anything_was_seen(self):
         text = text_of(100)
         for drafters, drafted in (([Script(text, 1.0)], 0), ([Script(text, 1.0), Script(text, 1.0, name="other")], 1)):
-            assert len(Measured(drafters, CHOOSY).plan(text[:20], 1, 19).draft.tokens) == drafted
+            assert len(Measured(drafters, CHOOSY).propose(text[:20], 1, 19).draft.tokens) == drafted
 
     def test_two_drafters_bring_more_than_each(self):
         text = text_of(3000)
@@ -123,7 +123,7 @@ class TestPadding:
         assert tokens == expected(hashed, (1, 2, 3), 60)
         assert {len(fed) for _, fed in table.calls[1:]} == {4}
         assert set(control.drafted[:-3]) == {drafted}
-        hoped = [outcome.plan.expected_seconds for outcome in control.outcomes[:-3]]
+        hoped = [outcome.segment.proposal.expected_seconds for outcome in control.outcomes[:-3]]
         assert hoped == pytest.approx([0.04] * len(hoped))
 
     def test_others_where_they_pay(self):
@@ -134,8 +134,8 @@ class TestPadding:
     def test_the_width_that_is_learned_from_is_the_passes_own(self):
         control = Measured([Oracle(hashed, 0)], LAPTOP, plain_width=4)
         on_session(control, hashed, count=80, chain=4)
-        assert {outcome.width for outcome in control.outcomes} == {4}
-        assert control.knowledge.prices.of(50).seconds == pytest.approx(control.prices.of(50).seconds)
+        assert {len(outcome.segment.tokens) for outcome in control.outcomes} == {4}
+        assert control.knowledge.latency.of(50).seconds == pytest.approx(control.latency.of(50).seconds)
 
 
 class TestBounds:
@@ -149,7 +149,7 @@ class TestBounds:
         drafter = Script(text, 1.0)
         control = Measured([drafter], FLAT)
         for most in (3, 1):
-            assert len(control.plan(text[:50], most, 49).draft.tokens) <= most
+            assert len(control.propose(text[:50], most, 49).draft.tokens) <= most
             assert drafter.asked[-1] == most
 
     def test_how_much_drafters_are_asked_for_follows_what_is_accepted(self):
@@ -164,8 +164,8 @@ class TestBounds:
     @pytest.mark.parametrize("most", [0, -1])
     def test_nobody_is_asked_where_nothing_can_be_verified(self, most):
         drafter = Script(text_of(50), 1.0)
-        assert Measured([drafter]).plan(text_of(50)[:9], most, 8) is NO_PLAN
-        assert Measured([drafter], most=0).plan(text_of(50)[:9], 7, 8) is NO_PLAN
+        assert Measured([drafter]).propose(text_of(50)[:9], most, 8) is NO_PROPOSAL
+        assert Measured([drafter], most=0).propose(text_of(50)[:9], 7, 8) is NO_PROPOSAL
         assert drafter.asked == []
 
     def test_what_a_drafter_may_not_propose_is_an_error(self):

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from runtime.control.plan import NO_PLAN
 from runtime.drafters import Draft
+from runtime.segment import NO_PROPOSAL
 from tests.runtime.control.processes import FLAT, LAPTOP, CostlyScript, Script, follow_text, text_of
 
 
@@ -53,7 +53,7 @@ class TestCostly:
         drafter = CostlyScript(text, 0.9, clock, says=1e-3)
         control = follow_text(text, [drafter], FLAT)
         assert np.mean([len(outcome.tokens) for outcome in control.outcomes]) > 3
-        assert {outcome.plan.drafter for outcome in control.outcomes[:-1]} == {"costly"}
+        assert {outcome.segment.proposal.drafter for outcome in control.outcomes[:-1]} == {"costly"}
 
     def test_not_asked_where_a_token_costs_more_than_a_pass(self, clock):
         text = text_of(300)
@@ -149,8 +149,8 @@ class TestCostly:
     def test_what_was_drafted_is_judged_once(self, clock):
         text = text_of(100)
         control = follow_text(text[:50], [CostlyScript(text, 1.0, clock)], FLAT)
-        assert control.plan(text[:50], 20, 49).drafter == "costly"
-        assert control.plan(text[:50], 0, 49) is NO_PLAN
+        assert control.propose(text[:50], 20, 49).drafter == "costly"
+        assert control.propose(text[:50], 0, 49) is NO_PROPOSAL
         before = copy.deepcopy(control.knowledge.estimates._counts)
         control.learn(dataclasses.replace(control.outcomes[-1], tokens=text[50:53]))
         assert control.knowledge.estimates._counts == before
@@ -170,7 +170,7 @@ class TestCostly:
         control = follow_text(text, [cheap, costly], LAPTOP)
         places = 4 + np.cumsum([1, *(len(outcome.tokens) for outcome in control.outcomes[:-1])])
         late = [
-            (evidence[place], outcome.plan.drafter)
+            (evidence[place], outcome.segment.proposal.drafter)
             for place, outcome in zip(places, control.outcomes, strict=True)
             if place > 2000 and evidence[place : place + 10].min() == evidence[place : place + 10].max()
         ]
@@ -181,10 +181,10 @@ class TestCostly:
         text = text_of(600)
         control = follow_text(text, [CostlyScript(text, 0.9, clock, says=1e-3)], FLAT)
         for outcome in control.outcomes[:-1]:
-            drafting = 1e-3 * len(outcome.plan.draft.tokens)
-            assert outcome.plan.expected_seconds == pytest.approx(outcome.seconds + drafting)
+            drafting = 1e-3 * len(outcome.segment.proposal.draft.tokens)
+            assert outcome.segment.proposal.expected_seconds == pytest.approx(outcome.seconds + drafting)
         late = control.outcomes[20:-3]
-        hoped = sum(outcome.plan.expected_tokens for outcome in late)
+        hoped = sum(outcome.segment.proposal.expected_tokens for outcome in late)
         assert sum(len(outcome.tokens) for outcome in late) == pytest.approx(hoped, rel=0.15)
 
     def test_one_that_has_nothing_to_say_stands_in_nobodys_way(self, clock):
@@ -200,7 +200,7 @@ class TestCostly:
         text = text_of(600)
         control = follow_text(text, [CostlyScript(text, 1.0, clock, most=2)], FLAT)
         late = control.outcomes[30:-3]
-        hoped = sum(outcome.plan.expected_tokens for outcome in late)
+        hoped = sum(outcome.segment.proposal.expected_tokens for outcome in late)
         assert sum(len(outcome.tokens) for outcome in late) == pytest.approx(hoped, rel=0.15)
 
     def test_trees_are_judged_along_their_paths(self, clock):

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from runtime.control.controller import Knowledge
-from runtime.control.plan import NO_PLAN
-from runtime.control.prices import Prices
+from runtime.control.latency import LatencyModel
 from runtime.drafters import Suffix
-from runtime.stats import Tally
+from runtime.segment import NO_PROPOSAL
+from runtime.stats import StatsBuilder
 from tests.runtime.control.processes import (
     FLAT,
     LAPTOP,
@@ -30,28 +30,28 @@ class TestExpectations:
         text = text_of(6000)
         control = follow_text(text, [Script(text, right, 3), Script(text, 0.3, 4, name="other")], surface, trees=trees)
         late = control.outcomes[len(control.outcomes) // 4 : -20]
-        hoped = sum(outcome.plan.expected_tokens for outcome in late)
+        hoped = sum(outcome.segment.proposal.expected_tokens for outcome in late)
         assert sum(len(outcome.tokens) for outcome in late) == pytest.approx(hoped, rel=0.06)
 
     def test_seconds_are_the_surface(self):
         text = text_of(800)
         control = follow_text(text, [Script(text, 0.8, 3)])
         for outcome in control.outcomes[:-1]:
-            assert outcome.plan.expected_seconds == pytest.approx(outcome.seconds)
+            assert outcome.segment.proposal.expected_seconds == pytest.approx(outcome.seconds)
         assert len(set(control.drafted)) > 1
 
     def test_prices_follow_what_passes_take(self):
         """The surface says that rows cost nothing; in truth each costs as much as a pass."""
         text = text_of(3000)
-        control = follow_text(text, [at_times(text, 0.75)], STEEP, knowledge=Knowledge(Prices(FLAT, widest=32)))
+        control = follow_text(text, [at_times(text, 0.75)], STEEP, knowledge=Knowledge(LatencyModel(FLAT, widest=32)))
         assert np.mean(control.drafted[-100:]) < 0.5 * np.mean(control.drafted[:100])
-        assert control.knowledge.prices.of(300).seconds[3] > 0.02
+        assert control.knowledge.latency.of(300).seconds[3] > 0.02
 
     def test_no_slower_than_plain_decoding_where_wide_passes_became_dear(self):
         """Another process takes the cores: four rows take twice as long as was measured, one row takes what it took."""
         text = text_of(4000)
         busy = {256: {1: 9.0, 4: 20.6, 8: 40.0}}
-        control = follow_text(text, [at_times(text, 0.4)], busy, knowledge=Knowledge(Prices(LAPTOP, widest=32)))
+        control = follow_text(text, [at_times(text, 0.4)], busy, knowledge=Knowledge(LatencyModel(LAPTOP, widest=32)))
         late = control.outcomes[len(control.outcomes) // 2 :]
         plain = 9e-3 * sum(len(outcome.tokens) for outcome in late)
         assert sum(outcome.seconds for outcome in late) < 1.03 * plain
@@ -59,13 +59,13 @@ class TestExpectations:
     def test_a_round_that_drafts_nothing_expects_a_token(self):
         text = text_of(60)
         control = follow_text(text, [Script(text, 1.0)], STEEP)
-        plans = [outcome.plan for outcome in control.outcomes[:-1]]
+        plans = [outcome.segment.proposal for outcome in control.outcomes[:-1]]
         assert {(plan.expected_tokens, plan.expected_seconds, plan.drafter) for plan in plans} == {(1.0, 0.01, "")}
 
     def test_they_travel_to_the_statistics(self):
         control = Measured([Oracle(hashed, 4), Suffix()], FLAT)
         _, rounds, _ = on_session(control, hashed, count=60)
-        tally = Tally(3)
+        tally = StatsBuilder(3)
         for step in rounds:
             tally.add(step)
         stats = tally.stats()
@@ -77,8 +77,8 @@ class TestExpectations:
         assert sum(one.tokens for one in stats.drafts) == stats.tokens - 1
         assert sum(one.seconds for one in stats.drafts) == pytest.approx(stats.decode_seconds)
         assert [one.rounds for one in stats.drafts] == sorted((one.rounds for one in stats.drafts), reverse=True)
-        hoped = sum(outcome.plan.expected_tokens for outcome in control.outcomes)
+        hoped = sum(outcome.segment.proposal.expected_tokens for outcome in control.outcomes)
         assert sum(one.expected_tokens for one in stats.drafts) == pytest.approx(hoped)
         # The last round had no room for drafts: nothing was expected of it.
-        planned = sum(outcome.plan is not NO_PLAN for outcome in control.outcomes)
+        planned = sum(outcome.segment.proposal is not NO_PROPOSAL for outcome in control.outcomes)
         assert sum(one.expected_rounds for one in stats.drafts) == planned > 0

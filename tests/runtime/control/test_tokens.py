@@ -5,9 +5,9 @@ import pytest
 
 from quasar.errors import GenerationError
 from runtime.control import FixedControl
-from runtime.control.plan import NO_PLAN
 from runtime.drafters import PromptLookup, Recycling, Suffix
 from runtime.options import GenerationOptions
+from runtime.segment import NO_PROPOSAL
 from tests.runtime.control.processes import FLAT, SURFACES, Costly, Measured, Script, on_session, text_of
 from tests.runtime.test_loop import Oracle, Random, Trees, expected, hashed, looping
 
@@ -62,7 +62,7 @@ class TestTokens:
             control = Measured(drafters, FLAT, trees=trees)
             tokens, rounds, _ = on_session(control, hashed, count=60, trees=trees)
             assert tokens == text[3:63]
-            chosen[trees] = [outcome.plan.draft.parents is not None for outcome in control.outcomes]
+            chosen[trees] = [outcome.segment.proposal.draft.parents is not None for outcome in control.outcomes]
             assert sum(step.accepted for step in rounds) > 10
         assert not any(chosen[False])
         assert np.mean(chosen[True]) > 0.5
@@ -92,7 +92,7 @@ class Observes:
         self.seen = []
 
     def propose(self, context, max_tokens):
-        return NO_PLAN.draft
+        return NO_PROPOSAL.draft
 
     def observe(self, tokens, successors):
         self.seen.append((tokens.tolist(), successors[:, 0].tolist()))
@@ -128,17 +128,17 @@ class TestFixed:
         text = text_of(100)
         drafter = Script(text, 0.0)
         control = FixedControl(drafter, 5)
-        assert len(control.plan(text[:20], 31, 19).draft.tokens) == 5
-        assert len(control.plan(text[:20], 2, 19).draft.tokens) == 2
-        assert control.plan(text[:20], 5, 19).drafter == "script"
+        assert len(control.propose(text[:20], 31, 19).draft.tokens) == 5
+        assert len(control.propose(text[:20], 2, 19).draft.tokens) == 2
+        assert control.propose(text[:20], 5, 19).drafter == "script"
         assert drafter.asked == [5, 2, 5]
         for most in (0, -1):
-            assert control.plan(text[:20], most, 19) is NO_PLAN
-        assert FixedControl(Script(text, 1.0, most=0), 5).plan(text[:20], 9, 19) is NO_PLAN
+            assert control.propose(text[:20], most, 19) is NO_PROPOSAL
+        assert FixedControl(Script(text, 1.0, most=0), 5).propose(text[:20], 9, 19) is NO_PROPOSAL
         assert len(drafter.asked) == 3
 
     def test_trees_only_where_they_are_exact(self):
         context = np.array([1, 5, 2, 1, 6, 3, 1])
-        assert FixedControl(Suffix(branches=2), 9, trees=True).plan(context, 9, 6).draft.parents is not None
+        assert FixedControl(Suffix(branches=2), 9, trees=True).propose(context, 9, 6).draft.parents is not None
         with pytest.raises(GenerationError, match="'suffix' proposed a tree"):
-            FixedControl(Suffix(branches=2), 9).plan(context, 9, 6)
+            FixedControl(Suffix(branches=2), 9).propose(context, 9, 6)

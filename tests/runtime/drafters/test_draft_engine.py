@@ -45,7 +45,7 @@ def verifier(float_engine):
 @pytest.mark.parametrize("k", [1, 3, 6, None])
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.9, "seed": 3, "top_p": 0.95}], ids=["greedy", "drawn"])
 def test_tokens_and_cache_are_the_verifiers_own(verifier, tiny_engine, unsmoothed, kind, k, options):
-    session = verifier._core.loaded.session
+    session = verifier._resources.loaded.session
     drafter = f"{kind}:{unsmoothed if kind == 'self' else tiny_engine}"
     for prompt in (PROMPT, "abc " * 40):
         plain = verifier.generate(prompt, max_new_tokens=50, drafter="none", ignore_eos=True, **options)
@@ -64,7 +64,7 @@ def test_tokens_and_cache_are_the_verifiers_own(verifier, tiny_engine, unsmoothe
 
 def test_cache_after_every_round_is_what_the_verifier_committed(verifier, unsmoothed):
     """QSpec's claim: drafts leave no trace in the committed rows."""
-    session = verifier._core.loaded.session
+    session = verifier._resources.loaded.session
     options = {"max_new_tokens": 40, "ignore_eos": True}
     plain = verifier.generate(PROMPT, drafter="none", **options)
     start = len(verifier.encode(PROMPT))
@@ -79,7 +79,7 @@ def test_cache_after_every_round_is_what_the_verifier_committed(verifier, unsmoo
 
 def test_layers_can_be_skipped_on_the_verifiers_cache(verifier, tiny_model, build_engine):
     """The rest of the layers read and write their own rows; all are the verifier's again after its pass."""
-    session = verifier._core.loaded.session
+    session = verifier._resources.loaded.session
     drafter = f"self:{build_engine(tiny_model, precision='fp32', skip_layers='1')}"
     options = {"max_new_tokens": 40, "ignore_eos": True}
     plain = verifier.generate(PROMPT, drafter="none", **options)
@@ -89,7 +89,7 @@ def test_layers_can_be_skipped_on_the_verifiers_cache(verifier, tiny_model, buil
     assert fast.token_ids == plain.token_ids
     assert fast.stats.drafted > 0
     np.testing.assert_array_equal(session.read_rows(0, rows), expected)
-    drafts = verifier._core.draft_engines.open(Path(drafter.removeprefix("self:")), shares_cache=True)
+    drafts = verifier._resources.draft_engines.open(Path(drafter.removeprefix("self:")), shares_cache=True)
     caches = drafts.loaded.session.caches
     assert [id(pair[0]) for pair in caches] == [id(session.caches[layer][0]) for layer in (0, 2)]
 
@@ -242,7 +242,7 @@ def test_threads_that_ask_at_once_load_it_once(tiny_engine, unsmoothed, monkeypa
     honest = draft_engine.load_opened
     monkeypatch.setattr(draft_engine, "load_opened", lambda *a, **k: loads.append(k["threads"]) or honest(*a, **k))
     with runtime.load(tiny_engine, threads=1) as engine:
-        engines = engine._core.draft_engines
+        engines = engine._resources.draft_engines
         with ThreadPoolExecutor(4) as pool:
             found = list(pool.map(lambda _: engines.open(unsmoothed, shares_cache=False), range(4)))
         assert len({id(one) for one in found}) == 1

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from quasar.errors import GenerationError
-from runtime.control.plan import NO_PLAN, Outcome, tell
-from runtime.drafters import Recycling
+from runtime.control.control import tell
+from runtime.drafters import Draft, Recycling
 from runtime.drafters.base import ObservingDrafter, ask
 from runtime.drafters.recycling import _PRIORS, KEPT
+from runtime.segment import Outcome, Proposal, Segment, seen_tokens
 from runtime.testing import TableSession, run_loop
 
 DEEPEST = 3
@@ -159,18 +160,15 @@ def test_priors():
         assert all(0 < warm < seen < 1 for warm, seen in zip(others, own, strict=True))
 
 
-def outcome(fed, rows, successors):
-    fed = array(fed)
-    return Outcome(
-        plan=NO_PLAN,
-        tokens=array([0] * len(rows)),
-        rows=rows,
-        fed=fed,
-        successors=None if successors is None else array(successors),
+def outcome(fed, path, successors):
+    segment = Segment(
+        tokens=array(fed),
         cache_length=5,
-        width=len(fed),
-        seconds=1e-3,
+        num_logits=len(fed),
+        proposal=Proposal(draft=Draft(tokens=array(fed[1:]))),
     )
+    seen, told = seen_tokens(segment, None if successors is None else array(successors), path)
+    return Outcome(segment=segment, tokens=array([0] * len(path)), path=path, seen=seen, successors=told)
 
 
 def test_of_one_pass_what_was_accepted_counts():

@@ -8,19 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 Float64 = NDArray[np.float64]
-# Prices are worked out anew for every so many rows in the cache.
+# LatencyModel are worked out anew for every so many rows in the cache.
 _ROWS_STEP = 64
 # Passes that a correction remembers, and how many the measured surface itself counts for.
 _MEMORY = 200.0
 _SURFACE_WEIGHT = 8.0
-# A pass that took so many times what was expected was interrupted: it counts as this much. No price falls below so
+# A pass that took so many times what was expected was interrupted: it counts as this much. No latency falls below so
 # much of what was measured.
 _MOST_RATIO, _LEAST_RATIO = 2.0, 0.1
 # Rounds between two corrections.
 _CORRECTED_EVERY = 32
 
 
-class Prices:
+class LatencyModel:
     """Seconds of a round by rows in the cache and width.
 
     The surface is interpolated in both; it never falls with the width, as a noisy measurement may. The correction is a
@@ -41,18 +41,18 @@ class Prices:
         self._corrections = 0
         # Step of rows → seconds by width: as measured once, and corrected.
         self._measured: dict[int, list[float]] = {}
-        self._known: dict[int, Price] = {}
+        self._known: dict[int, Latencies] = {}
 
-    def of(self, rows: int) -> "Price":
+    def of(self, rows: int) -> "Latencies":
         """What rounds cost behind so many rows in the cache."""
         step = rows // _ROWS_STEP
-        price = self._known.get(step)
-        if price is None:
+        latencies = self._known.get(step)
+        if latencies is None:
             measured = self._measured.get(step)
             if measured is None:
                 measured = self._measured[step] = self._interpolated(step * _ROWS_STEP + _ROWS_STEP // 2)
-            price = self._known[step] = Price([a * b for a, b in zip(measured, self._correction, strict=True)])
-        return price
+            latencies = self._known[step] = Latencies([a * b for a, b in zip(measured, self._correction, strict=True)])
+        return latencies
 
     def correct(self, rows: int, width: int, seconds: float) -> None:
         """A round of this width behind so many rows took so long."""
@@ -83,7 +83,7 @@ class Prices:
         ]
 
 
-class Price:
+class Latencies:
     """Seconds of a round by the number of its drafts, 0 first.
 
     `least_ahead[n]`: the fewest seconds that each of any number of drafts behind the n-th adds. A token less likely
@@ -94,7 +94,7 @@ class Price:
 
     def __init__(self, seconds: list[float]) -> None:
         self.seconds = seconds
-        self._padded: dict[int, Price] = {}
+        self._padded: dict[int, Latencies] = {}
         last = len(seconds)
         self.least_ahead = [
             min((seconds[more] - seconds[here]) / (more - here) for more in range(here + 1, last))
@@ -102,13 +102,13 @@ class Price:
         ]
         self.least_ahead.append(math.inf)
 
-    def padded(self, plain_width: int) -> "Price":
+    def padded(self, plain_width: int) -> "Latencies":
         """The same where narrower passes are made as wide as this."""
         if plain_width == 1:
             return self
         if plain_width not in self._padded:
             narrow = plain_width - 1
-            self._padded[plain_width] = Price([self.seconds[narrow]] * narrow + self.seconds[narrow:])
+            self._padded[plain_width] = Latencies([self.seconds[narrow]] * narrow + self.seconds[narrow:])
         return self._padded[plain_width]
 
 

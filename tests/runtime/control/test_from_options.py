@@ -8,12 +8,13 @@ import pytest
 from engines.row_invariance import RowInvariance
 from quasar.errors import GenerationError
 from runtime.control import Controller, FixedControl
+from runtime.control.control import NoControl
 from runtime.control.controller import Knowledge
-from runtime.control.make import make_control
-from runtime.control.plan import NO_PLAN, NoControl
-from runtime.control.prices import Prices
+from runtime.control.from_options import make_control
+from runtime.control.latency import LatencyModel
 from runtime.drafters import Draft, Suffix
 from runtime.drafters.registry import Target
+from runtime.segment import NO_PROPOSAL
 
 EXACT = RowInvariance(chain=1, widest=32)
 NEVER = RowInvariance(chain=None, widest=1)
@@ -27,13 +28,13 @@ def make(asked, number=None, *, exact=EXACT, draw=None, tells_successors=True, s
         number,
         target=Target(vocab_size=100, trees=exact.tree, tells_successors=tells_successors, warm={}),
         exact=exact,
-        knowledge=Knowledge(Prices(surface, widest=32)),
+        knowledge=Knowledge(LatencyModel(surface, widest=32)),
         draw=draw,
     )
 
 
 def drafted(control, most=31):
-    return len(control.plan(LOOP, most, len(LOOP) - 1).draft.tokens)
+    return len(control.propose(LOOP, most, len(LOOP) - 1).draft.tokens)
 
 
 @pytest.mark.parametrize(
@@ -72,14 +73,14 @@ def test_trees_where_they_are_exact():
     for tree in (False, True):
         draft = (
             make("suffix", 9, exact=RowInvariance(chain=1, widest=32, tree=tree))
-            .plan(np.array([1, 5, 2, 1, 6, 3, 1]), 9, 6)
+            .propose(np.array([1, 5, 2, 1, 6, 3, 1]), 9, 6)
             .draft
         )
         assert (draft.parents is not None) == tree
 
 
 def test_the_narrowest_pass_is_that_of_plain_decoding():
-    plan = make("suffix", exact=RowInvariance(chain=3, widest=32), surface=STEEP).plan(LOOP, 9, 23)
+    plan = make("suffix", exact=RowInvariance(chain=3, widest=32), surface=STEEP).propose(LOOP, 9, 23)
     # Two drafts cost nothing, and a third one too much.
     assert len(plan.draft.tokens) == 2
     assert plan.expected_seconds == pytest.approx(0.03)
@@ -128,4 +129,4 @@ def test_drafters_that_sample_share_the_draw():
 def test_plain_decoding_plans_nothing():
     control = make("none")
     control.begin(LOOP, 1, None)
-    assert control.plan(LOOP, 9, 23) is NO_PLAN
+    assert control.propose(LOOP, 9, 23) is NO_PROPOSAL

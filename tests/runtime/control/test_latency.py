@@ -1,11 +1,11 @@
-"""Prices: between and beyond what was measured, and corrected by what passes take."""
+"""LatencyModel: between and beyond what was measured, and corrected by what passes take."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.control.prices import Price, Prices
+from runtime.control.latency import Latencies, LatencyModel
 
 quick = settings(deadline=None, max_examples=100, database=None, derandomize=True)
 SURFACE = {32: {1: 8.0, 4: 9.5, 8: 14.0}, 1056: {1: 10.0, 4: 13.0, 8: 20.0}}
@@ -16,12 +16,12 @@ def milliseconds(price):
 
 
 def prices(surface=None, widest=12):
-    return Prices(SURFACE if surface is None else surface, widest=widest)
+    return LatencyModel(SURFACE if surface is None else surface, widest=widest)
 
 
 def feed(prices, passes, ratio, rows=500):
     """Passes of random widths that take `ratio(width)` times what was measured."""
-    measured = Prices(SURFACE, widest=12).of(rows).seconds
+    measured = LatencyModel(SURFACE, widest=12).of(rows).seconds
     for width in np.random.default_rng(3).integers(1, 13, passes).tolist():
         prices.correct(rows, width, ratio(width) * measured[width - 1])
 
@@ -36,7 +36,7 @@ class TestSurface:
 
     def test_between_rows_a_line(self):
         low, high = (prices({rows: SURFACE[rows]}).of(0).seconds for rows in SURFACE)
-        # Prices are those of the middle of 64 rows: of 288, a quarter of the way.
+        # LatencyModel are those of the middle of 64 rows: of 288, a quarter of the way.
         found = prices().of(256).seconds
         assert found == pytest.approx([0.75 * a + 0.25 * b for a, b in zip(low, high, strict=True)])
         assert prices().of(319).seconds == found
@@ -68,7 +68,7 @@ class TestSurface:
         st.integers(0, 4000),
     )
     def test_never_falls_with_the_width(self, surface, rows):
-        found = milliseconds(Prices(surface, widest=32).of(rows))
+        found = milliseconds(LatencyModel(surface, widest=32).of(rows))
         assert len(found) == 32
         assert (np.diff(found) >= -1e-9).all()
         measured = [ms for row in surface.values() for ms in row.values()]
@@ -148,7 +148,7 @@ class TestPrice:
     @quick
     @given(st.lists(st.floats(0.01, 10), min_size=1, max_size=12))
     def test_least_ahead_is_the_cheapest_way_on(self, seconds):
-        price = Price(seconds)
+        price = Latencies(seconds)
         assert len(price.least_ahead) == len(seconds)
         for here, least in enumerate(price.least_ahead):
             each = [(seconds[more] - seconds[here]) / (more - here) for more in range(here + 1, len(seconds))]
@@ -159,6 +159,6 @@ class TestPrice:
         [(1, [1.0, 2.0, 4.0, 8.0]), (2, [2.0, 2.0, 4.0, 8.0]), (3, [4.0, 4.0, 4.0, 8.0]), (4, [8.0] * 4)],
     )
     def test_narrow_passes_are_padded(self, width, expected):
-        padded = Price([1.0, 2.0, 4.0, 8.0]).padded(width)
+        padded = Latencies([1.0, 2.0, 4.0, 8.0]).padded(width)
         assert padded.seconds == expected
-        assert padded.least_ahead == Price(expected).least_ahead
+        assert padded.least_ahead == Latencies(expected).least_ahead

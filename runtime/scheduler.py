@@ -1,8 +1,9 @@
-"""Who uses the session's one KV cache: texts take turns, a step at a time.
+"""Which sequence the next pass is for. The session's KV cache has one slot, so a pass holds one sequence.
 
-A text that is in the middle of a step, or that asks for its next one soon, keeps the cache. One that its consumer has
-left alone for a moment gives it up to whoever waits: its rows move to memory of their own and come back for its next
-step, bit for bit. So any number of threads and open streams share an engine without waiting for each other's consumers.
+A sequence that is in the middle of a step, or that asks for its next one soon, keeps the slot. One that its consumer
+has left alone for a moment gives it up to whoever waits: it is swapped out to memory of its own and comes back for its
+next step, bit for bit. So any number of threads and open streams share an engine without waiting for each other's
+consumers.
 """
 
 import os
@@ -18,31 +19,31 @@ from engines.session import Session
 from quasar.errors import GenerationError
 from runtime.kv_cache import KVCache
 
-# Seconds that a text keeps the cache between two of its steps while others wait.
+# Seconds that a sequence keeps the slot between two of its steps while others wait.
 PATIENCE = 0.05
 CLOSED = "this conversation is closed: make another with engine.session()"
 GENERATING = "this conversation is generating already: finish or close that stream first"
 ENGINE_CLOSED = "this engine is closed: load it again with runtime.load"
 
 
-class Tenant:
-    """A text that uses the cache in turns. `parked`: its rows while another text has the session's memory."""
+class ScheduledSequence:
+    """A sequence and its cache. `swapped_out`: its cache positions while another sequence has the slot."""
 
     def __init__(self, cache: KVCache) -> None:
         self.cache = cache
-        self.parked: Float32 | None = None
+        self.swapped_out: Float32 | None = None
         # From `begin` to `end`; and whether a step was made since then.
         self.generating = False
         self.started = False
-        # Its rows are gone for good.
+        # Its cache is gone for good.
         self.released = False
 
 
-class CacheTurns:
-    """The turns on one session. Thread-safe; a turn must be short: one prefill or one round.
+class Scheduler:
+    """Decides who has the slot of one session. Thread-safe; a step must be short: one prefill or one round.
 
-    Texts that wait have the cache in the order in which they came. One that has made a step goes on before them, until
-    it ends or is left alone.
+    Sequences that wait have the slot in the order in which they came. One that has made a step goes on before them,
+    until it ends or is left alone.
     """
 
     def __init__(self, session: Session) -> None:
@@ -52,10 +53,10 @@ class CacheTurns:
         # The thread that is in the middle of a step.
         self._owner: int | None = None
         self._closed = False
-        self._resident: Tenant | None = None
+        self._resident: ScheduledSequence | None = None
         self._left_at = 0.0
         self._waiting: deque[object] = deque()
-        self._tenants: weakref.WeakSet[Tenant] = weakref.WeakSet()
+        self._sequences: weakref.WeakSet[ScheduledSequence] = weakref.WeakSet()
 
     def check_process(self) -> None:
         """Raise `GenerationError` in a process that was forked after the load: it has none of the session's threads."""
@@ -65,61 +66,61 @@ class CacheTurns:
                 "from it and has none of its threads: load the engine in the process that uses it"
             )
 
-    def new_tenant(self, cache: KVCache) -> Tenant:
-        """A text over rows of its own."""
-        tenant = Tenant(cache)
+    def add(self, cache: KVCache) -> ScheduledSequence:
+        """A sequence with a cache of its own."""
+        sequence = ScheduledSequence(cache)
         with self._changed:
-            self._tenants.add(tenant)
-        return tenant
+            self._sequences.add(sequence)
+        return sequence
 
-    def parked_bytes(self) -> int:
-        """Memory of all parked rows."""
+    def swapped_out_bytes(self) -> int:
+        """Memory of all sequences that are swapped out."""
         with self._changed:
-            parked = [tenant.parked for tenant in self._tenants]
-        return sum(rows.nbytes for rows in parked if rows is not None)
+            swapped_out = [sequence.swapped_out for sequence in self._sequences]
+        return sum(rows.nbytes for rows in swapped_out if rows is not None)
 
     @contextmanager
-    def turn(self, tenant: Tenant, interrupted: Callable[[], bool] = lambda: False) -> Iterator[bool]:
-        """Have the cache, with the tenant's rows in it; yields False if `interrupted` says so while others have it.
+    def step(self, sequence: ScheduledSequence, interrupted: Callable[[], bool] = lambda: False) -> Iterator[bool]:
+        """Have the slot, with the sequence in it; yields False if `interrupted` says so while others have it.
 
         Raises:
-            GenerationError: the engine was closed, the tenant released, this thread is inside a step of the engine, or
-            this process is a fork of the one that loaded it.
+            GenerationError: the engine was closed, the sequence released, this thread is inside a step of the engine,
+            or this process is a fork of the one that loaded it.
         """
         self.check_process()
-        if not self._enter(tenant, interrupted):
+        if not self._enter(sequence, interrupted):
             yield False
             return
         try:
-            self._bring(tenant)
+            self._bring(sequence)
             yield True
         finally:
-            self._leave(tenant)
+            self._leave(sequence)
 
-    def begin(self, tenant: Tenant) -> None:
-        """The first step of a generation is to come; raises `GenerationError` if the text has one that goes on."""
+    def begin(self, sequence: ScheduledSequence) -> None:
+        """The first step of a generation is to come; raises `GenerationError` if the sequence has one already."""
         with self._changed:
-            if tenant.generating:
+            if sequence.generating:
                 raise GenerationError(GENERATING)
-            tenant.generating, tenant.started = True, False
+            sequence.generating, sequence.started = True, False
 
-    def end(self, tenant: Tenant) -> None:
-        """The generation is over; its rows stay until another text needs the place."""
+    def end(self, sequence: ScheduledSequence) -> None:
+        """The generation is over; the sequence stays in the slot until another one needs it."""
         with self._changed:
-            tenant.generating = tenant.started = False
+            sequence.generating = sequence.started = False
             self._changed.notify_all()
 
-    def release(self, tenant: Tenant) -> None:
-        """The tenant's rows are needed no more."""
+    def release(self, sequence: ScheduledSequence) -> None:
+        """The sequence is needed no more."""
         with self._changed:
-            tenant.generating = tenant.started = False
-            tenant.parked, tenant.released = None, True
-            if self._resident is tenant:
+            sequence.generating = sequence.started = False
+            sequence.swapped_out, sequence.released = None, True
+            if self._resident is sequence:
                 self._resident = None
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Wait for the step that is running, and free the session; every later turn is refused."""
+        """Wait for the step that is running, and free the session; every later one is refused."""
         with self._changed:
             if self._closed:
                 return
@@ -131,7 +132,7 @@ class CacheTurns:
             self._session.close()
             self._changed.notify_all()
 
-    def _enter(self, tenant: Tenant, interrupted: Callable[[], bool]) -> bool:
+    def _enter(self, sequence: ScheduledSequence, interrupted: Callable[[], bool]) -> bool:
         ticket = object()
         with self._changed:
             self._refuse_own_step()
@@ -140,9 +141,9 @@ class CacheTurns:
                 while True:
                     if self._closed:
                         raise GenerationError(ENGINE_CLOSED)
-                    if tenant.released:
+                    if sequence.released:
                         raise GenerationError(CLOSED)
-                    if self._owner is None and self._may_enter(tenant, ticket):
+                    if self._owner is None and self._may_enter(sequence, ticket):
                         self._owner = threading.get_ident()
                         return True
                     if interrupted():
@@ -154,9 +155,9 @@ class CacheTurns:
                 self._waiting.remove(ticket)
                 self._changed.notify_all()
 
-    def _may_enter(self, tenant: Tenant, ticket: object) -> bool:
-        """Whether it is this text's turn, while nobody makes a step."""
-        if self._resident is tenant and tenant.started:
+    def _may_enter(self, sequence: ScheduledSequence, ticket: object) -> bool:
+        """Whether the next step is this sequence's, while nobody makes one."""
+        if self._resident is sequence and sequence.started:
             return True
         return self._waiting[0] is ticket and self._seconds_to_wait() <= 0
 
@@ -167,31 +168,31 @@ class CacheTurns:
             )
 
     def _seconds_to_wait(self) -> float:
-        """Until the resident text may be moved."""
+        """Until the sequence in the slot may be swapped out."""
         if self._resident is None or not self._resident.started:
             return 0.0
         return self._left_at + PATIENCE - time.monotonic()
 
-    def _bring(self, tenant: Tenant) -> None:
-        """Park the resident's rows and write the tenant's. Runs while the turn is this tenant's alone."""
+    def _bring(self, sequence: ScheduledSequence) -> None:
+        """Swap the sequence in the slot out, and this one in. Runs in a step of this sequence."""
         other = self._resident
-        if other is tenant:
+        if other is sequence:
             return
         if other is not None:
             rows = self._session.read_rows(0, other.cache.length)
             with self._changed:
-                other.parked = None if other.released else rows
+                other.swapped_out = None if other.released else rows
         self._resident = None
-        if tenant.parked is not None:
-            self._session.write_rows(0, tenant.parked[..., : tenant.cache.length, :])
-            tenant.parked = None
-        self._resident = tenant
+        if sequence.swapped_out is not None:
+            self._session.write_rows(0, sequence.swapped_out[..., : sequence.cache.length, :])
+            sequence.swapped_out = None
+        self._resident = sequence
 
-    def _leave(self, tenant: Tenant) -> None:
+    def _leave(self, sequence: ScheduledSequence) -> None:
         with self._changed:
             self._owner = None
             self._left_at = time.monotonic()
-            tenant.started = tenant.generating
-            if tenant.released and self._resident is tenant:
+            sequence.started = sequence.generating
+            if sequence.released and self._resident is sequence:
                 self._resident = None
             self._changed.notify_all()

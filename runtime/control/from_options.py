@@ -2,9 +2,9 @@
 
 from engines.row_invariance import RowInvariance
 from quasar.errors import GenerationError
+from runtime.control.control import Control, NoControl
 from runtime.control.controller import Controller, Knowledge
 from runtime.control.fixed import FixedControl
-from runtime.control.plan import Control, NoControl
 from runtime.drafters.base import Draw, SamplingDrafter
 from runtime.drafters.registry import AUTO, DrafterOption, Target, make_drafters
 

@@ -1,4 +1,4 @@
-"""Texts take turns on one cache: rows move out and come back, idle texts give way, busy ones do not."""
+"""Sequences take turns in one slot: they are swapped out and come back, idle ones give way, busy ones do not."""
 
 import threading
 import time
@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from quasar.errors import GenerationError
-from runtime import cache_turns
-from runtime.cache_turns import CacheTurns
+from runtime import scheduler as scheduling
 from runtime.kv_cache import KVCache
+from runtime.scheduler import Scheduler
 from runtime.testing import TableSession
 
 
@@ -17,83 +17,83 @@ def session():
     return TableSession(lambda context: 0)
 
 
-def tenant(turns, one):
-    return turns.new_tenant(KVCache(one.contract))
+def new(scheduler, one):
+    return scheduler.add(KVCache(one.contract))
 
 
-def write(turns, one, owner, tokens):
-    with turns.turn(owner):
+def write(scheduler, one, owner, tokens):
+    with scheduler.step(owner):
         one.run(np.array(tokens), owner.cache.length, 1)
         owner.cache.commit(np.array(tokens))
 
 
 def test_rows_come_back_as_they_were():
     one = session()
-    turns = CacheTurns(one)
-    first, second = tenant(turns, one), tenant(turns, one)
-    write(turns, one, first, [1, 2, 3])
-    write(turns, one, second, [7, 8])
-    assert turns.parked_bytes() == 12
-    with turns.turn(first):
+    scheduler = Scheduler(one)
+    first, second = new(scheduler, one), new(scheduler, one)
+    write(scheduler, one, first, [1, 2, 3])
+    write(scheduler, one, second, [7, 8])
+    assert scheduler.swapped_out_bytes() == 12
+    with scheduler.step(first):
         assert one.read_rows(0, 3).reshape(-1).tolist() == [1, 2, 3]
-    assert first.parked is None
-    with turns.turn(second):
+    assert first.swapped_out is None
+    with scheduler.step(second):
         assert one.read_rows(0, 2).reshape(-1).tolist() == [7, 8]
 
 
 def test_a_released_text_is_not_kept():
     one = session()
-    turns = CacheTurns(one)
-    first, second = tenant(turns, one), tenant(turns, one)
-    write(turns, one, first, [1, 2, 3])
-    turns.release(first)
-    write(turns, one, second, [7])
-    assert first.parked is None
+    scheduler = Scheduler(one)
+    first, second = new(scheduler, one), new(scheduler, one)
+    write(scheduler, one, first, [1, 2, 3])
+    scheduler.release(first)
+    write(scheduler, one, second, [7])
+    assert first.swapped_out is None
 
 
 def test_a_generating_text_gives_way_when_it_is_left_alone():
     one = session()
-    turns = CacheTurns(one)
-    first, second = tenant(turns, one), tenant(turns, one)
-    turns.begin(first)
-    write(turns, one, first, [1])
+    scheduler = Scheduler(one)
+    first, second = new(scheduler, one), new(scheduler, one)
+    scheduler.begin(first)
+    write(scheduler, one, first, [1])
     start = time.monotonic()
-    write(turns, one, second, [2])
-    assert time.monotonic() - start >= cache_turns.PATIENCE * 0.9
-    turns.end(first)
+    write(scheduler, one, second, [2])
+    assert time.monotonic() - start >= scheduling.PATIENCE * 0.9
+    scheduler.end(first)
     # A text that is not generating gives way at once: no patience is left to wait for.
-    assert turns._seconds_to_wait() == 0
+    assert scheduler._seconds_to_wait() == 0
 
 
 def test_one_generation_of_a_text_at_a_time():
-    turns = CacheTurns(session())
-    first = tenant(turns, session())
-    turns.begin(first)
+    scheduler = Scheduler(session())
+    first = new(scheduler, session())
+    scheduler.begin(first)
     with pytest.raises(GenerationError, match="this conversation is generating already"):
-        turns.begin(first)
-    turns.end(first)
-    turns.begin(first)
+        scheduler.begin(first)
+    scheduler.end(first)
+    scheduler.begin(first)
 
 
 def test_an_interruption_ends_the_waiting():
     one = session()
-    turns = CacheTurns(one)
-    first, second = tenant(turns, one), tenant(turns, one)
+    scheduler = Scheduler(one)
+    first, second = new(scheduler, one), new(scheduler, one)
     entered, leave = threading.Event(), threading.Event()
 
     def step():
-        with turns.turn(first):
+        with scheduler.step(first):
             entered.set()
             leave.wait()
 
     thread = threading.Thread(target=step)
     thread.start()
     entered.wait()
-    with turns.turn(second, lambda: True) as granted:
+    with scheduler.step(second, lambda: True) as granted:
         assert not granted
     leave.set()
     thread.join()
-    with turns.turn(second, lambda: True) as granted:
+    with scheduler.step(second, lambda: True) as granted:
         # Nobody is in the way.
         assert granted
 
@@ -102,12 +102,12 @@ def test_close_waits_for_the_step_and_refuses_the_next():
     one = session()
     closed = []
     one.close = lambda: closed.append(True)
-    turns = CacheTurns(one)
-    first = tenant(turns, one)
+    scheduler = Scheduler(one)
+    first = new(scheduler, one)
     entered, leave = threading.Event(), threading.Event()
 
     def step():
-        with turns.turn(first):
+        with scheduler.step(first):
             entered.set()
             leave.wait()
             assert not closed
@@ -115,62 +115,62 @@ def test_close_waits_for_the_step_and_refuses_the_next():
     thread = threading.Thread(target=step)
     thread.start()
     entered.wait()
-    closing = threading.Thread(target=turns.close)
+    closing = threading.Thread(target=scheduler.close)
     closing.start()
     leave.set()
     thread.join()
     closing.join()
     assert closed == [True]
-    with pytest.raises(GenerationError, match="this engine is closed"), turns.turn(first):
+    with pytest.raises(GenerationError, match="this engine is closed"), scheduler.step(first):
         pass
-    turns.close()
+    scheduler.close()
     assert closed == [True]
 
 
 def test_a_step_that_fails_leaves_the_turn():
-    turns = CacheTurns(session())
-    first = tenant(turns, session())
-    with pytest.raises(KeyError), turns.turn(first):
+    scheduler = Scheduler(session())
+    first = new(scheduler, session())
+    with pytest.raises(KeyError), scheduler.step(first):
         raise KeyError
-    with turns.turn(first) as granted:
+    with scheduler.step(first) as granted:
         assert granted
 
 
 def test_nothing_runs_inside_a_step_of_its_own():
     one = session()
-    turns = CacheTurns(one)
-    first, second = tenant(turns, one), tenant(turns, one)
-    with turns.turn(first):
-        with pytest.raises(GenerationError, match="a hook or a drafter used the engine"), turns.turn(second):
+    scheduler = Scheduler(one)
+    first, second = new(scheduler, one), new(scheduler, one)
+    with scheduler.step(first):
+        with pytest.raises(GenerationError, match="a hook or a drafter used the engine"), scheduler.step(second):
             pass
         with pytest.raises(GenerationError, match="a hook or a drafter used the engine"):
-            turns.close()
-    write(turns, one, second, [1])
+            scheduler.close()
+    write(scheduler, one, second, [1])
 
 
 def test_a_text_that_waits_is_not_overtaken_by_new_ones():
     """One thread makes text after text without a pause; another one's first step comes as soon as it may."""
     one = session()
-    turns = CacheTurns(one)
+    scheduler = Scheduler(one)
     stop, texts = threading.Event(), []
 
     def busily():
         while not stop.is_set():
-            owner = tenant(turns, one)
-            turns.begin(owner)
+            owner = new(scheduler, one)
+            scheduler.begin(owner)
             for _ in range(3):
-                with turns.turn(owner):
+                with scheduler.step(owner):
                     time.sleep(0.001)
-            turns.end(owner)
-            turns.release(owner)
+            scheduler.end(owner)
+            scheduler.release(owner)
             texts.append(owner)
 
     thread = threading.Thread(target=busily)
     thread.start()
     for _ in range(5):
-        waits = tenant(turns, one)
+        waits = new(scheduler, one)
         before = len(texts)
-        write(turns, one, waits, [1])
+        write(scheduler, one, waits, [1])
         # The text that was under way, and at most the one that had asked before.
         assert len(texts) - before <= 2
     stop.set()
@@ -179,19 +179,19 @@ def test_a_text_that_waits_is_not_overtaken_by_new_ones():
 
 def test_rows_of_a_text_that_was_released_meanwhile_are_not_kept():
     one = session()
-    turns = CacheTurns(one)
-    first, second = tenant(turns, one), tenant(turns, one)
-    write(turns, one, first, [1, 2])
+    scheduler = Scheduler(one)
+    first, second = new(scheduler, one), new(scheduler, one)
+    write(scheduler, one, first, [1, 2])
     read = one.read_rows
 
     def read_and_release(*arguments):
         rows = read(*arguments)
-        turns.release(first)
+        scheduler.release(first)
         return rows
 
     one.read_rows = read_and_release
-    write(turns, one, second, [3])
-    assert turns.parked_bytes() == 0
+    write(scheduler, one, second, [3])
+    assert scheduler.swapped_out_bytes() == 0
 
 
 class TestReuse:

@@ -1,0 +1,51 @@
+"""What decides about drafts, every round, and what it is told."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from runtime.drafters.base import Int64, ObservingDrafter
+from runtime.segment import NO_PROPOSAL, Outcome, Proposal
+
+
+class Control(Protocol):
+    """Decides what is drafted; one per sequence."""
+
+    def begin(self, prompt: Int64, first: int, successors: Int64 | None) -> None:
+        """The prompt int64 [n] was prefilled, and the answer begins with `first`.
+
+        `successors` int64 [1, k]: the likeliest tokens after the prompt, where the engine tells them.
+        """
+
+    def propose(self, context: Int64, most: int, cache_length: int) -> Proposal:
+        """What to verify after `context` int64 [n] (a view of a buffer that grows): at most so many drafts."""
+
+    def learn(self, outcome: Outcome) -> None:
+        """What came of the last proposal."""
+
+
+class NoControl:
+    """Plain decoding."""
+
+    def begin(self, prompt: Int64, first: int, successors: Int64 | None) -> None:
+        """As `Control`."""
+
+    def propose(self, context: Int64, most: int, cache_length: int) -> Proposal:  # noqa: ARG002 - the form of `Control`
+        """No draft."""
+        return NO_PROPOSAL
+
+    def learn(self, outcome: Outcome) -> None:
+        """As `Control`."""
+
+
+def tell_prompt(drafters: Sequence[ObservingDrafter], prompt: Int64, successors: Int64 | None) -> None:
+    """Let drafters see the likeliest tokens after the prompt, int64 [1, k], where the engine tells them."""
+    if successors is not None:
+        for drafter in drafters:
+            drafter.observe(prompt[-1:], successors)
+
+
+def tell(drafters: Sequence[ObservingDrafter], outcome: Outcome) -> None:
+    """Let drafters see what the target says after every token of a pass."""
+    if outcome.seen is not None and outcome.successors is not None:
+        for drafter in drafters:
+            drafter.observe(outcome.seen, outcome.successors)

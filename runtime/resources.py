@@ -1,0 +1,76 @@
+"""What the requests of one engine share: the verifier and who runs it, the tokenizer, the sampler, what was learned."""
+
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines import LoadedEngine
+from engines.machine import user_cache
+from engines.text import open_codec
+from quasar.text import TextCodec
+from runtime.control.controller import Knowledge
+from runtime.control.latency import LatencyModel
+from runtime.drafters.draft_engine import DraftEngines
+from runtime.drafters.kept_successors import KeptSuccessors
+from runtime.drafters.recycling import KEPT
+from runtime.drafters.registry import Target
+from runtime.kv_cache import KVCache
+from runtime.sampling.compiled import make_sampler
+from runtime.scheduler import ScheduledSequence, Scheduler
+from runtime.verifier import Verifier
+
+Int64 = NDArray[np.int64]
+
+
+class EngineResources:
+    """A loaded engine with its scheduler, its text codec, its sampler, and the engines that draft for it."""
+
+    def __init__(self, loaded: LoadedEngine) -> None:
+        self.loaded = loaded
+        self.codec: TextCodec = open_codec(loaded.directory.path, loaded.directory.manifest.text)
+        self.verifier = Verifier(loaded.session)
+        self.scheduler = Scheduler(loaded.session)
+        self.sampler = make_sampler()
+        self.draft_engines = DraftEngines.of(loaded)
+        manifest = loaded.directory.manifest
+        self.kept_successors = KeptSuccessors(
+            user_cache() / "successors" / f"{manifest.engine_hash[:16]}.npy",
+            vocab_size=manifest.contract.vocab_size,
+            k=KEPT,
+        )
+
+    @cached_property
+    def target(self) -> Target:
+        """What drafters are made for."""
+        contract = self.loaded.session.contract
+        return Target(
+            vocab_size=contract.vocab_size,
+            trees=self.loaded.record.row_invariance.tree,
+            tells_successors=contract.top_k > 0,
+            warm=self.loaded.directory.successors(),
+            engines=self.draft_engines,
+            kept=self.kept_successors,
+        )
+
+    @cached_property
+    def knowledge(self) -> Knowledge:
+        """What the controllers of all sequences learn together."""
+        return Knowledge(
+            LatencyModel(self.loaded.record.cost_surface_ms, widest=self.loaded.session.contract.max_width)
+        )
+
+    @cached_property
+    def end_ids(self) -> frozenset[int]:
+        """The model's end ids."""
+        return frozenset(self.loaded.directory.manifest.text.eos_token_ids)
+
+    def close(self) -> None:
+        """Wait for the step that is running, and free the sessions."""
+        self.scheduler.close()
+        self.draft_engines.close()
+        self.kept_successors.save()
+
+    def new_sequence(self, cache: KVCache | None = None) -> ScheduledSequence:
+        """A sequence for the scheduler, with an empty cache or a copy of another's."""
+        return self.scheduler.add(KVCache(self.loaded.session.contract) if cache is None else cache)
