@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from runtime.api import Engine
 
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="An engine directory.")]
-Prompts = Annotated[Path, typer.Option("--prompts", metavar="FILE.jsonl", help="Rows with prompt, messages or turns.")]
-Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="N prompts, one from each category in turn.")]
-Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON.")]
 Threads = Annotated[int, typer.Option("--threads", help="0 takes one per physical core.")]
 Record = Annotated[
     Path | None,

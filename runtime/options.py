@@ -109,7 +109,7 @@ class GenerationOptions:
     date: what a template is told that asks for the day, as 2026-01-01; None takes the engine's own, which is fixed.
     sampling: "own" takes the defaults written here; "model" the checkpoint's (temperature, top_k, top_p, min_p,
         repetition_penalty, as far as it has them) for what is not given.
-    recorder: a `Recorder` that the generation is written to, for `python -m runtime simulate`.
+    recorder: a `Recorder` that the generation is written to, for `python -m evaluation simulate`.
     """
 
     max_new_tokens: int = 256

@@ -10,14 +10,15 @@ import pytest
 
 import runtime
 from engines.row_invariance import RowInvariance
+from evaluation.exactness import verify
+from evaluation.traces import read_trace
 from quasar.errors import GenerationError, PromptError
 from quasar.text import read_prompts
 from runtime.control import FixedControl
 from runtime.control.plan import NoControl
 from runtime.drafters import PromptLookup, Recycling, Suffix
-from runtime.parity import verify
 from runtime.testing import TableSession, run_loop
-from runtime.traces import Recorder, RecordingControl, TracedGeneration, read_trace
+from runtime.traces import Recorder, RecordingControl, TracedGeneration
 from tests.runtime.test_cli import command, refused
 from tests.runtime.test_loop import Trees, expected, hashed, looping
 

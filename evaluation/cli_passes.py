@@ -1,4 +1,4 @@
-"""`python -m engines`: compare the back ends of an engine, and time its verify passes."""
+"""The commands that measure passes: compare back ends, and time kernels."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,10 +8,10 @@ import typer
 from quasar.cli import check_output, command_of_lists, console, emit_json, new_app, progress_steps
 
 if TYPE_CHECKING:
-    from engines.compare import Comparison
-    from engines.timing import Timing
+    from evaluation.compare import Comparison
+    from evaluation.timing import Timing
 
-app = new_app("Compare the back ends of an engine directory, and time its verify passes.")
+app = new_app()
 
 _TEXT = "Speculative decoding drafts a few tokens, and the target model verifies them in one pass. Why is that faster?"
 
@@ -29,9 +29,9 @@ def compare(
     ONNX Runtime is the reference. Without a GPU, the graph that TensorRT was given runs on the CPU in its place.
     """
     check_output(json)
-    from engines.compare import compare_backends
     from engines.directory import open_directory
     from engines.text import open_codec
+    from evaluation.compare import compare_backends
 
     opened = open_directory(directory)
     ids = open_codec(opened.path, opened.manifest.text).encode_chat([{"role": "user", "content": prompt}])
@@ -65,7 +65,7 @@ def time(
     check_output(json)
     from engines.directory import open_directory
     from engines.onnxruntime.kernels import NATIVE, STOCK, choose_kernels
-    from engines.timing import time_engine
+    from evaluation.timing import time_engine
 
     opened = open_directory(directory)
     if not kernels:

@@ -13,13 +13,13 @@ import numpy as np
 
 from engines.contract import MAX_WIDTH
 from engines.row_invariance import RowInvariance
+from evaluation.replay_conditions import ReplayClock, ReplayConditions
 from runtime.acceptance import follow
 from runtime.control.controller import Knowledge
 from runtime.control.make import make_control
 from runtime.control.plan import Control, Outcome
 from runtime.control.prices import Prices
 from runtime.drafters.registry import DrafterOption
-from runtime.scenario import ReplayClock, Scenario
 from runtime.traces import TracedGeneration
 
 
@@ -141,7 +141,7 @@ def replay(
 
 def simulate(
     generations: Sequence[TracedGeneration],
-    scenario: Scenario,
+    conditions: ReplayConditions,
     drafter: DrafterOption,
     *,
     num_draft_tokens: int | None = None,
@@ -152,12 +152,12 @@ def simulate(
 
     Returns the sums, `mean_speed_up` over prompts, and both by category.
     """
-    prices = Prices(scenario.surface_ms, widest=MAX_WIDTH)
-    knowledge = Knowledge(Prices(scenario.surface_ms, widest=MAX_WIDTH), clock=scenario.clock)
+    prices = Prices(conditions.surface_ms, widest=MAX_WIDTH)
+    knowledge = Knowledge(Prices(conditions.surface_ms, widest=MAX_WIDTH), clock=conditions.clock)
     replays: list[tuple[str, Replay]] = []
     for generation in generations:
         control = make_control(
-            drafter, num_draft_tokens, target=scenario.target, exact=scenario.exact, knowledge=knowledge
+            drafter, num_draft_tokens, target=conditions.target, exact=conditions.exact, knowledge=knowledge
         )
         replays.append(
             (
@@ -166,8 +166,8 @@ def simulate(
                     generation,
                     control,
                     prices,
-                    exact=scenario.exact,
-                    clock=scenario.clock,
+                    exact=conditions.exact,
+                    clock=conditions.clock,
                     count_drafting=count_drafting,
                 ),
             )
