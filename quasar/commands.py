@@ -19,7 +19,7 @@ class Command:
     """One command: the Typer app `app` of `module` holds it under this name.
 
     `group`: the section of `quasar --help` that lists it. `programs`: the packages whose `python -m PACKAGE` has it;
-    `quasar` has all commands. `help`: the first paragraph of the command's docstring.
+    the console script `quasar` has all commands. `help`: the first paragraph of the command's docstring.
     """
 
     name: str
@@ -124,9 +124,18 @@ COMMANDS = (
         programs=("evaluation", "engines"),
         help="Time whole verify passes, kernels taking turns: medians, beside what memory bandwidth allows.",
     ),
+    Command(
+        name="env",
+        module="engines.cli",
+        group="Installation",
+        programs=(),
+        help="Show versions, the CPU and its quota, the kernels that would run and why, and the GPU: for reports of "
+        "faults.",
+    ),
 )
-# Program → what its --help begins with.
+# Program → what its --help begins with. `quasar` is the console script; the others are `python -m PACKAGE`.
 PROGRAMS = {
+    "quasar": "Speculative decoding with an INT8 verifier: make engines, run them, measure them.",
     "evaluation": "Measure engines: exactness, speed, fidelity, tasks, back ends.",
     "runtime": "Generate with a verifier engine, prove that speculation is exact, and measure it.",
     "calibration": "Measure how faithful a quantized verifier is to its float model.",
@@ -136,13 +145,19 @@ PROGRAMS = {
 
 
 def run_program(name: str) -> NoReturn:
-    """Run `python -m NAME` to its end; see `quasar.cli.run` for errors and exit codes."""
+    """Run a program to its end; see `quasar.cli.run` for errors and exit codes."""
     run(program(name))
 
 
 def program(name: str) -> TyperGroup:
     """The command group of a program."""
-    return _LazyGroup({"Commands": [one for one in COMMANDS if name in one.programs]}, PROGRAMS[name])
+    sections: dict[str, list[Command]] = {}
+    for one in COMMANDS:
+        if name == "quasar":
+            sections.setdefault(one.group, []).append(one)
+        elif name in one.programs:
+            sections.setdefault("Commands", []).append(one)
+    return _LazyGroup(sections, PROGRAMS[name])
 
 
 def load_command(command: Command) -> Any:

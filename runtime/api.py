@@ -20,7 +20,8 @@ from runtime.conversation import Conversation
 from runtime.core import Core, Hooks
 from runtime.events import Event, Generation, gather
 from runtime.loop import Round, check_prompt
-from runtime.options import GenerationOptions, OptionsDict, Signal, make_options, takes_options
+from runtime.option_keywords import OptionsDict, cancel_of, make_options, takes_options
+from runtime.options import GenerationOptions, Signal
 from runtime.stats import Stats
 
 # Prefill chunks that `warmup` feeds: 2,048 ids are as many places of the embedding.
@@ -181,7 +182,7 @@ class Engine:
         def start(cancel: Signal) -> Iterator[Event]:
             return self.stream(prompt, **cast("OptionsDict", {**options, "cancel": cancel}))
 
-        return in_thread(start, options.get("cancel"))
+        return in_thread(start, cancel_of(options))
 
     @takes_options
     async def agenerate(self, prompt: Prompt, **options: Unpack[OptionsDict]) -> Generation:

@@ -22,7 +22,8 @@ from runtime.core import Core
 from runtime.events import Event, Generation, gather
 from runtime.kv_cache import KVCache
 from runtime.loop import check_prompt
-from runtime.options import GenerationOptions, OptionsDict, Signal, make_options, takes_options
+from runtime.option_keywords import OptionsDict, cancel_of, make_options, takes_options
+from runtime.options import GenerationOptions, Signal
 
 if TYPE_CHECKING:
     from runtime.api import Prompt
@@ -101,7 +102,7 @@ class Conversation:
         def start(cancel: Signal) -> Iterator[Event]:
             return self.stream(prompt, **cast("OptionsDict", {**options, "cancel": cancel}))
 
-        return in_thread(start, options.get("cancel"))
+        return in_thread(start, cancel_of(options))
 
     @takes_options
     async def agenerate(self, prompt: "Prompt", **options: Unpack[OptionsDict]) -> Generation:

@@ -124,8 +124,9 @@ def test_tasks_are_scored_once(tiny_engine, tmp_path, monkeypatch):
     engine.symlink_to(tiny_engine)
     first = score_tasks({"w8a8": engine}, prompts, Silent().steps)
     assert first["w8a8"]["exact match"]["count"] == 1
-    monkeypatch.setattr("evaluation.sweep.accuracy", lambda *_, **__: pytest.fail("scored again"))
-    assert score_tasks({"w8a8": engine}, prompts, Silent().steps) == first
+    with monkeypatch.context() as patched:
+        patched.setattr("evaluation.sweep.accuracy", lambda *_, **__: pytest.fail("scored again"))
+        assert score_tasks({"w8a8": engine}, prompts, Silent().steps) == first
     prompts.write_text('{"prompt": "2 + 3 ="}\n')
     with pytest.raises(BuildError, match="tasks of recipe 'w8a8' could not be scored: no prompt has a reference"):
         score_tasks({"w8a8": engine}, prompts, Silent().steps)
