@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ENGINE := build/smollm2-w8a8
 NATIVE := plugins/cpu/libquasar_cpu.so
-PACKAGES := quasar plugins calibration export engines runtime
+PACKAGES := quasar plugins calibration export engines runtime evaluation
 
 .PHONY: demo test test-gpu test-native lint format clean
 

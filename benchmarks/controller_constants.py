@@ -1,6 +1,6 @@
 """The controller's constants: recorded generations replayed with other values, on either half of the prompts.
 
-    python -m runtime verify DIR --prompts FILE.jsonl --max-new-tokens 128 --record trace.jsonl
+    python -m evaluation verify DIR --prompts FILE.jsonl --max-new-tokens 128 --record trace.jsonl
     python benchmarks/controller_constants.py --trace trace.jsonl --engine DIR
 
 A line for every value: the expected speed-up (total over total) on the even half, where a value is chosen, and on the
@@ -11,11 +11,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from evaluation.replay import halves, simulate
+from evaluation.replay_conditions import ReplayConditions
+from evaluation.traces import read_trace
 from runtime.control import controller, estimates
 from runtime.drafters import recycling, registry
-from runtime.scenario import Scenario
-from runtime.simulation import halves, simulate
-from runtime.traces import read_trace
 
 # Module, name, values to try; the code's own value is tried as well.
 _CONSTANTS: tuple[tuple[Any, str, tuple[Any, ...]], ...] = (
@@ -37,13 +37,13 @@ def main() -> None:
     parser.add_argument("--costs", type=Path)
     arguments = parser.parse_args()
     vocab_size, generations = read_trace(arguments.trace)
-    scenario = Scenario.read(arguments.engine, arguments.costs, vocab_size)
+    conditions = ReplayConditions.read(arguments.engine, arguments.costs, vocab_size)
     parts = halves(generations)
 
     def show(name: str) -> None:
         # Shapes of recycled trees are kept per size.
         recycling.tree_shape.cache_clear()
-        found = [simulate(part, scenario, "auto", count_drafting=False)["speed_up"] for part in parts]
+        found = [simulate(part, conditions, "auto", count_drafting=False)["speed_up"] for part in parts]
         print(f"{name:40s} even {found[0]:.3f}  odd {found[1]:.3f}", flush=True)
 
     show("as it is")

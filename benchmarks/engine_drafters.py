@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import runtime
+from evaluation.bench import total
 from quasar.text import Prompt, read_prompts
-from runtime.bench import total
 from runtime.stats import Stats
 
 Arm = tuple[str, int | None]

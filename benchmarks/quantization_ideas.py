@@ -20,13 +20,13 @@ from calibration.fidelity import LogitsReader, compare_several, torch_logits
 from calibration.float_model import load_float_model
 from calibration.held_back import HeldBack, hold_back
 from calibration.recipe import LinearPrecision, make_recipe
-from calibration.report import float_texts
 from calibration.search import STEPS, Search
 from calibration.simulation import LinearForm, SimulatedLinear, simulated
 from calibration.statistics import collect_statistics
 from calibration.texts import CALIBRATION_CONTINUATION_TOKENS, calibration_prompts, continue_prompts, tokenize
 from engines.directory import open_directory
 from engines.text import open_codec
+from evaluation.report import float_texts
 from quasar.checkpoints import DecoderSpec, open_checkpoint
 from quasar.files import write_json
 from quasar.text import read_prompts

@@ -1,1 +1,1 @@
-"""What the numbers *are*: activation statistics, smoothing factors, quantized weights, and the fidelity report."""
+"""What the numbers *are*: activation statistics, smoothing factors, quantized weights, and fidelity."""

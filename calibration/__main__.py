@@ -1,7 +1,6 @@
 """`python -m calibration`."""
 
-from calibration.cli import app
-from quasar.cli import run
+from quasar.commands import run_program
 
 if __name__ == "__main__":
-    run(app)
+    run_program("calibration")

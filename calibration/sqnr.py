@@ -1,7 +1,9 @@
 """How much each linear loses by quantization, on a sample of its own inputs."""
 
+import json
 from dataclasses import asdict, dataclass
 from math import log10
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calibration.candidate import LinearChoice
@@ -10,6 +12,9 @@ from calibration.simulation import SimulatedLinear
 
 if TYPE_CHECKING:
     import torch
+
+# The file of an engine directory that holds the figures.
+LINEAR_FIGURES = "calibration.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,3 +57,12 @@ def linear_figures(
         amax_before=round(float(amax.max()), 4),
         amax_after=round(float(after.max()), 4),
     )
+
+
+def read_linear_figures(directory: Path) -> dict[str, dict[str, Any]]:
+    """The figures per linear that the build kept; {} for an engine without INT8 linears."""
+    path = directory / LINEAR_FIGURES
+    if not path.is_file():
+        return {}
+    figures: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    return figures

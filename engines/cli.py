@@ -1,134 +1,24 @@
-"""`python -m engines`: compare the back ends of an engine, and time its verify passes."""
+"""The command that looks at the machine: env."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from quasar.cli import check_output, command_of_lists, console, emit_json, new_app, progress_steps
+from quasar.cli import emit_json, new_app
 
-if TYPE_CHECKING:
-    from engines.compare import Comparison
-    from engines.timing import Timing
-
-app = new_app("Compare the back ends of an engine directory, and time its verify passes.")
-
-_TEXT = "Speculative decoding drafts a few tokens, and the target model verifies them in one pass. Why is that faster?"
+app = new_app()
 
 
 @app.command()
-def compare(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="An engine directory with a TensorRT back end.")],
-    prompt: Annotated[str, typer.Option(help="The text, one user message.")] = _TEXT,
-    worst: Annotated[int, typer.Option(min=1, metavar="N", help="Show the N worst tensors.")] = 10,
-    threads: Annotated[int, typer.Option(help="0 takes one per physical core.")] = 0,
-    json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write everything as JSON.")] = None,
-) -> None:
-    """Feed one text to every back end and compare keys, values and logits layer by layer, worst first.
+def env(json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False) -> None:
+    """Show versions, the CPU and its quota, the kernels that would run and why, and the GPU: for reports of faults."""
+    from engines.environment import read_environment
 
-    ONNX Runtime is the reference. Without a GPU, the graph that TensorRT was given runs on the CPU in its place.
-    """
-    check_output(json)
-    from engines.compare import compare_backends
-    from engines.directory import open_directory
-    from engines.text import open_codec
-
-    opened = open_directory(directory)
-    ids = open_codec(opened.path, opened.manifest.text).encode_chat([{"role": "user", "content": prompt}])
-    comparisons = compare_backends(
-        opened, ids[: opened.manifest.contract.max_length - 1], threads=threads, on_backend=console().print
-    )
-    for comparison in comparisons:
-        _print(comparison, worst)
-    if json is not None:
-        emit_json([comparison.to_json() for comparison in comparisons], json)
-
-
-@app.command(cls=command_of_lists(kernels="stock|native", widths=r"\d+", rows=r"\d+"))
-def time(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="An engine directory.")],
-    kernels: Annotated[
-        list[str] | None,
-        typer.Option(help="stock or native; several take turns (default: both where both run).", show_default=False),
-    ] = None,
-    widths: Annotated[
-        list[int] | None, typer.Option(metavar="T", help="Rows of a pass.", show_default="1 2 4 8 16")
-    ] = None,
-    rows: Annotated[
-        list[int] | None, typer.Option(metavar="N", help="Rows in the cache.", show_default="256 1900")
-    ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Timed passes of each kind.")] = 15,
-    threads: Annotated[int, typer.Option(help="0 takes one per physical core.")] = 0,
-    json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write everything as JSON.")] = None,
-) -> None:
-    """Time whole verify passes, kernels taking turns: medians, beside what memory bandwidth allows."""
-    check_output(json)
-    from engines.directory import open_directory
-    from engines.onnxruntime.kernels import NATIVE, STOCK, choose_kernels
-    from engines.timing import time_engine
-
-    opened = open_directory(directory)
-    if not kernels:
-        native = choose_kernels(None, opened.manifest.onnxruntime)
-        kernels = [STOCK] if native.library is None else [STOCK, NATIVE]
-        if native.reason:
-            console().print(f"stock kernels alone: {native.reason}", soft_wrap=True)
-    longest = opened.manifest.contract.max_length
-    counts = rows or [count for count in (256, 1900) if count <= longest] or [longest]
-    chosen = widths or [width for width in (1, 2, 4, 8, 16) if width <= opened.manifest.contract.max_width]
-    with progress_steps("passes", len(counts)) as step:
-        timing = time_engine(
-            opened,
-            kernels,
-            widths=chosen,
-            rows=counts,
-            threads=threads,
-            repeats=repeats,
-            on_row=lambda: step(1),
-        )
-    _print_timing(timing)
-    if json is not None:
-        emit_json(timing.to_json(), json)
-
-
-def _print_timing(timing: "Timing") -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    out = Console(highlight=False)
-    table = Table(title="milliseconds of a verify pass", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    table.add_column("rows in the cache", justify="right")
-    table.add_column("kernels")
-    surfaces = list(timing.ms.values())
-    widths = list(next(iter(surfaces[0].values())))
-    for width in widths:
-        table.add_column(f"t({width})", justify="right")
-    for rows in surfaces[0]:
-        for name, surface in timing.ms.items():
-            table.add_row(str(rows), timing.kernels[name], *(f"{surface[rows][width]:.2f}" for width in widths))
-        if len(surfaces) == 2:
-            first, second = surfaces
-            ratios = (f"{first[rows][width] / second[rows][width]:.2f}" for width in widths)
-            table.add_row("", " / ".join(timing.ms), *ratios, style="bold")
-        if timing.floor_ms is not None:
-            table.add_row("", "reading it once", f"{timing.floor_ms[rows]:.2f}", style="dim")
-    out.print(table)
-    out.print(f"memory: {timing.bandwidth_gb_s:.1f} GB/s")
-
-
-def _print(comparison: "Comparison", worst: int) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    out = Console(highlight=False)
-    out.print(
-        f"[bold]{comparison.backend}[/bold] on {comparison.ran_on}, against onnxruntime: {comparison.same_next_tokens} "
-        f"of {comparison.tokens} next tokens are the same",
-        soft_wrap=True,
-    )
-    table = Table("tensor", box=None, padding=(0, 2, 0, 0))
-    for column in ("largest difference", "mean difference", "mean / spread"):
-        table.add_column(column, justify="right")
-    for one in comparison.differences[:worst]:
-        table.add_row(one.tensor, f"{one.max_abs:.4g}", f"{one.mean_abs:.4g}", f"{100 * one.relative:.2f} %")
-    out.print(table)
+    environment = read_environment()
+    if json:
+        emit_json(environment.to_json())
+        return
+    lines = environment.lines()
+    width = max(len(title) for title, _ in lines)
+    for title, text in lines:
+        print(f"{title:<{width}}  {text}")

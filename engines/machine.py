@@ -12,7 +12,7 @@ from typing import Any
 from quasar.files import sha256_json
 
 # Instruction sets that choose ONNX Runtime's kernels.
-_FLAGS = ("avx2", "fma", "avx512f", "avx512vl", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
+INSTRUCTION_SETS = ("avx2", "fma", "avx512f", "avx512vl", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,7 @@ class Machine:
 
 def this_machine(threads: int, kernels: str = "stock") -> Machine:
     """The machine and library of this process, running these kernels."""
-    processor, flags = _processor()
+    processor, flags = read_processor()
     try:
         library = f"onnxruntime {version('onnxruntime')}"
     except PackageNotFoundError:
@@ -53,7 +53,7 @@ def this_machine(threads: int, kernels: str = "stock") -> Machine:
     return Machine(
         system=f"{platform.system()} {platform.machine()}",
         processor=processor,
-        instruction_sets=tuple(flag for flag in _FLAGS if flag in flags),
+        instruction_sets=tuple(flag for flag in INSTRUCTION_SETS if flag in flags),
         library=library,
         provider="CPUExecutionProvider",
         threads=threads,
@@ -126,7 +126,7 @@ def _group_quota(folder: Path) -> float | None:
         return None
 
 
-def _processor() -> tuple[str, frozenset[str]]:
+def read_processor() -> tuple[str, frozenset[str]]:
     """The processor's name and flags; Linux tells both."""
     name, flags = platform.processor() or platform.machine(), frozenset[str]()
     try:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from calibration.precision_search import Bound
 from calibration.quantization import Quantization
 from calibration.recipe import LinearPrecision, Recipe, make_recipe, parse_alpha
-from calibration.report import checkpoint_hash
 from calibration.texts import (
     CALIBRATION_CONTINUATION_TOKENS,
     TokenizedText,
@@ -40,6 +39,7 @@ from export.versions import tool_versions
 from export.workspace import Workspace, check_target, open_workspace
 from plugins.sample_token import SAMPLER
 from quasar.checkpoints import Checkpoint, open_checkpoint
+from quasar.checkpoints.checkpoint import checkpoint_hash
 from quasar.checkpoints.skipped_layers import remaining_layers, renumbered
 from quasar.files import sha256_json
 

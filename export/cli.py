@@ -1,4 +1,4 @@
-"""`python -m export`: build an engine directory, add back ends to it, look into one."""
+"""The commands that make engines: build an engine directory, add back ends to it, look into one."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from engines.tensorrt.library import LibraryName
 
-app = new_app("Build INT8 verifier engines for speculative decoding, and look into them.")
+app = new_app()
 
 
 class Backend(StrEnum):
@@ -171,7 +171,7 @@ def build(
         skip_layers=skip_layers,
         force=force,
     )
-    path = run_build(options, _Reporter())
+    path = run_build(options, ConsoleReporter())
     for library in chosen:
         _compile(path, library, compute_capability, compute_type)
     from engines.directory import open_directory
@@ -286,7 +286,7 @@ def _compile(
         plugins=tuple(plugins or ()),
         fused_quantization=fused_quantization,
     )
-    compile_engine(options, _Reporter())
+    compile_engine(options, ConsoleReporter())
 
 
 def _run_apart(*arguments: object) -> None:
@@ -300,14 +300,16 @@ def _run_apart(*arguments: object) -> None:
         raise typer.Exit(done.returncode)
 
 
-class _Reporter:
+class ConsoleReporter:
     """Stage lines and progress bars on stderr."""
 
     def __init__(self) -> None:
         self._console: Console = console()
 
     def stage(self, title: str, detail: str = "") -> None:
+        """A stage begins."""
         self._console.print(f"[bold]{title:<11}[/bold] {detail}")
 
     def steps(self, description: str, total: int | None) -> AbstractContextManager[Callable[[int], None]]:
+        """A progress bar."""
         return progress_steps(description, total)

@@ -9,8 +9,8 @@ import numpy as np
 from calibration.precision_search import Bound
 from calibration.quantization import Quantization, Target, quantize_model
 from calibration.recipe import Recipe
-from calibration.report import LINEAR_FIGURES
 from calibration.smoothing import SmoothingFactors
+from calibration.sqnr import LINEAR_FIGURES
 from calibration.texts import TokenizedText
 from calibration.weights import PreparedWeights
 from engines.manifest import CACHE_TREATMENTS

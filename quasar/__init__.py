@@ -1,3 +1,71 @@
-"""The common ground: checkpoints, text, errors, atomic files and the frame of the command lines."""
+"""The common ground: checkpoints, text, errors, atomic files, the frame of the command lines, and the front door.
+
+import quasar
+
+engine = quasar.load("build/smollm2-w8a8")
+print(engine.generate("What is the capital of France?", max_new_tokens=32).text)
+
+The names of `runtime` are here, too; the first use of one imports it.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from runtime import (
+        Conversation,
+        Corpus,
+        Draft,
+        Drafter,
+        Engine,
+        Event,
+        Generation,
+        GenerationOptions,
+        Memory,
+        PromptLookup,
+        Recorder,
+        Recycling,
+        Round,
+        Stats,
+        Suffix,
+        TokenLogprob,
+        load,
+        share_threads,
+    )
 
 __version__ = "0.1.0"
+__all__ = [
+    "Conversation",
+    "Corpus",
+    "Draft",
+    "Drafter",
+    "Engine",
+    "Event",
+    "Generation",
+    "GenerationOptions",
+    "Memory",
+    "PromptLookup",
+    "Recorder",
+    "Recycling",
+    "Round",
+    "Stats",
+    "Suffix",
+    "TokenLogprob",
+    "__version__",
+    "load",
+    "share_threads",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """A name of `runtime`."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # Upward and late: this package is the lowest, and a program that only builds engines needs no runtime.
+    import runtime
+
+    return getattr(runtime, name)
+
+
+def __dir__() -> list[str]:
+    """Everything that can be asked for."""
+    return sorted({*globals(), *__all__})

@@ -16,6 +16,7 @@ from quasar.files import write_json
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
     from typer.core import TyperCommand
 
 USER_ERROR = 2
@@ -25,12 +26,10 @@ _BUILD_LIBRARIES = {
 }
 
 
-def new_app(help_text: str) -> typer.Typer:
-    """A command group: no shell-completion options, help when called bare, no decorated tracebacks."""
+def new_app() -> typer.Typer:
+    """Holds the commands of a module; `quasar.commands` makes programs of them. No decorated tracebacks."""
     return typer.Typer(
-        help=help_text,
         add_completion=False,
-        no_args_is_help=True,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
@@ -66,8 +65,11 @@ def command_of_lists(**values: str) -> type["TyperCommand"]:
     return Command
 
 
-def run(app: typer.Typer) -> NoReturn:
-    """Run a command group; a `QuasarError` becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""
+def run(app: Callable[[], object]) -> NoReturn:
+    """Run a command group or a function, and end the process.
+
+    A `QuasarError` becomes one line on stderr and exit code 2, Ctrl-C exit code 130.
+    """
     for stream in (sys.stdout, sys.stderr):
         # A terminal that lacks a character (LANG=C, cp1252) shows its code; the answer goes on.
         if isinstance(stream, io.TextIOWrapper):
@@ -77,6 +79,9 @@ def run(app: typer.Typer) -> NoReturn:
     except QuasarError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(USER_ERROR)
+    except KeyboardInterrupt:
+        # Typer answers it for commands; functions have no Typer.
+        sys.exit(130)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in _BUILD_LIBRARIES:
             raise
@@ -98,6 +103,11 @@ def console() -> "Console":
     from rich.console import Console
 
     return Console(stderr=True, highlight=False)
+
+
+def add_column(table: "Table", title: str, *, names: bool) -> None:
+    """A column of names, which stay whole on a narrow screen, or of figures."""
+    table.add_column(title, justify="left" if names else "right", no_wrap=names)
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """`python -m runtime`."""
 
-from quasar.cli import run
-from runtime.cli import app
+from quasar.commands import run_program
 
 if __name__ == "__main__":
-    run(app)
+    run_program("runtime")

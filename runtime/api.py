@@ -18,7 +18,8 @@ from runtime.chat_options import completes
 from runtime.conversation import Conversation
 from runtime.events import Event, Generation, gather
 from runtime.loop import Round
-from runtime.options import GenerationOptions, OptionsDict, Signal, make_options, takes_options
+from runtime.option_keywords import OptionsDict, cancel_of, make_options, takes_options
+from runtime.options import GenerationOptions, Signal
 from runtime.prompt_ids import encode_prompt
 from runtime.request import Hooks, start_request
 from runtime.resources import EngineResources
@@ -187,7 +188,7 @@ class Engine:
         def start(cancel: Signal) -> Iterator[Event]:
             return self.stream(prompt, **cast("OptionsDict", {**options, "cancel": cancel}))
 
-        return in_thread(start, options.get("cancel"))
+        return in_thread(start, cancel_of(options))
 
     @takes_options
     async def agenerate(self, prompt: Prompt, **options: Unpack[OptionsDict]) -> Generation:

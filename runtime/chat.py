@@ -11,7 +11,7 @@ from quasar.errors import QuasarError
 from quasar.text import Message
 from runtime.api import Engine
 from runtime.conversation import Conversation
-from runtime.options import OptionsDict
+from runtime.option_keywords import OptionsDict
 from runtime.stats import Stats
 
 HELP = "/reset forgets the conversation, /stats shows the last answer's counts, /exit (or Ctrl-D) leaves"

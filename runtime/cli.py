@@ -1,21 +1,17 @@
-"""`python -m runtime`: generate, prove that speculation is exact; measuring is in `runtime.cli_measure`."""
+"""The commands that generate: generate and chat."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from quasar.cli import check_output, command_of_lists, console, emit_json, new_app, progress_steps
+from quasar.cli import command_of_lists, console, emit_json, new_app
 from quasar.errors import GenerationError
-from runtime import cli_measure
 from runtime.cli_options import (
     LISTS,
     Backend,
     Directory,
-    Json,
     Kernels,
-    Limit,
-    Prompts,
     Record,
     Threads,
     generation_options,
@@ -24,7 +20,7 @@ from runtime.cli_options import (
 )
 
 _WithLists = command_of_lists(**LISTS)
-app = new_app("Generate with a verifier engine, prove that speculation is exact, and measure it.")
+app = new_app()
 
 
 @app.command(cls=_WithLists)
@@ -131,75 +127,3 @@ def chat(
             write=lambda text: print(text, end="", flush=True),
             describe=describe,
         )
-
-
-@app.command(cls=_WithLists)
-@generation_options(max_new_tokens=64)
-def verify(
-    directory: Directory,
-    prompts: Prompts,
-    options: Any,
-    turns: Annotated[
-        str, typer.Option("--turns", metavar="first|all", help="all: later turns too, in a conversation.")
-    ] = "first",
-    limit: Limit = None,
-    backend: Backend = None,
-    kernels: Kernels = None,
-    threads: Threads = 0,
-    record: Record = None,
-    json: Json = None,
-) -> None:
-    """Decode every prompt plainly and speculatively; exit code 1 if any token or length differs.
-
-    With --temperature both draw with --seed (0 if none is given). With --turns all, plain answers start from an empty
-    cache and speculative ones go on with the conversation's. Exit code 1 as well if the drafter drafted nothing at
-    all: then nothing was verified.
-    """
-    import contextlib
-
-    import runtime
-    from quasar.text import read_prompts
-
-    check_output(json)
-    from runtime.parity import verify as run_verify
-
-    if turns not in ("first", "all"):
-        raise GenerationError(f"--turns is {turns!r}; first or all was expected")
-    if options["deadline"] is not None:
-        raise GenerationError("--deadline ends two runs at different places, so they cannot be compared: leave it out")
-    if options["seed"] is None:
-        options["seed"] = 0
-    rows = read_prompts(prompts, limit)
-    engine = load_engine(directory, options["drafter"], backend=backend, kernels=kernels, threads=threads)
-    with (
-        contextlib.nullcontext() if record is None else runtime.Recorder(record) as recorder,
-        progress_steps("plain and speculative", len(rows)) as step,
-    ):
-        parity = run_verify(
-            engine,
-            rows,
-            options,
-            turns="all" if turns == "all" else "first",
-            recorder=recorder,
-            on_prompt=lambda: step(1),
-        )
-    reused = f", {parity.reused_tokens} prompt tokens reused" if turns == "all" else ""
-    print(
-        f"identical: {parity.identical} of {parity.prompts} prompts, {parity.answers} answers, {parity.tokens} tokens, "
-        f"{parity.rounds} rounds, acceptance length {parity.acceptance_length:.2f}{reused}"
-    )
-    for divergence in parity.divergences:
-        print(
-            f"prompt {divergence.prompt}, turn {divergence.turn}, token {divergence.position}: "
-            f"plain {divergence.plain_id}, speculative {divergence.speculative_id}, logit gap {divergence.logit_gap}"
-        )
-    if json is not None:
-        emit_json(parity.to_json(), json)
-    if options["drafter"] != "none" and parity.drafted == 0:
-        console().print("nothing was drafted, so nothing was verified: give more or longer prompts")
-        raise typer.Exit(1)
-    if parity.identical != parity.prompts:
-        raise typer.Exit(1)
-
-
-cli_measure.add_commands(app)

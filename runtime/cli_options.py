@@ -1,4 +1,4 @@
-"""The options of a generation on command lines: defined once, shown by every command that generates."""
+"""The options of a generation on command lines, made from their declarations."""
 
 import functools
 import inspect
@@ -11,14 +11,13 @@ import typer
 
 from quasar.checkpoints.checkpoint_text import SAMPLING_DEFAULTS
 from quasar.errors import GenerationError
+from runtime.option_fields import metadata_of
+from runtime.options import OPTIONS
 
 if TYPE_CHECKING:
     from runtime.api import Engine
 
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="An engine directory.")]
-Prompts = Annotated[Path, typer.Option("--prompts", metavar="FILE.jsonl", help="Rows with prompt, messages or turns.")]
-Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="N prompts, one from each category in turn.")]
-Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON.")]
 Threads = Annotated[int, typer.Option("--threads", help="0 takes one per physical core.")]
 Record = Annotated[
     Path | None,
@@ -43,165 +42,53 @@ Kernels = Annotated[
         "--kernels", help="On ONNX Runtime: native or stock (default: native if possible).", show_default=False
     ),
 ]
-DrafterName = Annotated[
-    str,
-    typer.Option(
-        "--drafter",
-        metavar="NAME[,NAME]",
-        help="auto, none, prompt-lookup[:MIN-MAX], suffix, recycling[:kept], model:DIR, self:DIR, hierarchical:DIR; of "
-        "several, what pays is taken round by round.",
-    ),
-]
-DraftTokens = Annotated[
-    int | None,
-    typer.Option(
-        "--num-draft-tokens",
-        metavar="K",
-        help="Drafts per round, at most; one drafter then drafts up to K every round (default: what pays).",
-        show_default=False,
-    ),
-]
-# Name → type and help, and the default. Lists are written `--stop A B`.
-_OPTIONS: dict[str, tuple[Any, Any]] = {
-    "max_new_tokens": (Annotated[int, typer.Option("--max-new-tokens", metavar="N")], 256),
-    "min_new_tokens": (
-        Annotated[int, typer.Option("--min-new-tokens", metavar="N", help="No end of the text before so many.")],
-        0,
-    ),
-    "temperature": (
-        Annotated[float, typer.Option("--temperature", metavar="T", help="0 takes the likeliest token.")],
-        0.0,
-    ),
-    "top_k": (Annotated[int, typer.Option("--top-k", metavar="N", help="Only the N likeliest tokens; 0: all.")], 0),
-    "top_p": (
-        Annotated[float, typer.Option("--top-p", metavar="P", help="Only the likeliest tokens that make up P.")],
-        1.0,
-    ),
-    "min_p": (
-        Annotated[float, typer.Option("--min-p", metavar="P", help="Only tokens with P times the likeliest one's.")],
-        0.0,
-    ),
-    "repetition_penalty": (
-        Annotated[float, typer.Option("--repetition-penalty", metavar="X", help="Of tokens in prompt or text.")],
-        1.0,
-    ),
-    "presence_penalty": (
-        Annotated[float, typer.Option("--presence-penalty", metavar="X", help="Of tokens in the text.")],
-        0.0,
-    ),
-    "frequency_penalty": (
-        Annotated[float, typer.Option("--frequency-penalty", metavar="X", help="The same, times how often.")],
-        0.0,
-    ),
-    "logit_bias": (
-        Annotated[
-            list[str] | None,
-            typer.Option("--logit-bias", metavar="ID=X …", help="Added to these tokens' logits.", show_default=False),
-        ],
-        None,
-    ),
-    "seed": (
-        Annotated[
-            int | None,
-            typer.Option("--seed", metavar="N", help="The same seed draws the same text.", show_default=False),
-        ],
-        None,
-    ),
-    "stop": (
-        Annotated[
-            list[str] | None,
-            typer.Option("--stop", metavar="TEXT", help="Ends the text; may be given again.", show_default=False),
-        ],
-        None,
-    ),
-    "stop_token_ids": (
-        Annotated[
-            list[int] | None,
-            typer.Option("--stop-token-ids", metavar="ID …", help="End the text.", show_default=False),
-        ],
-        None,
-    ),
-    "ignore_eos": (Annotated[bool, typer.Option("--ignore-eos", help="Go on behind the model's end tokens.")], False),
-    "chat_template_kwargs": (
-        Annotated[
-            list[str] | None,
-            typer.Option(
-                "--template-arg",
-                metavar="KEY=VALUE",
-                help="An argument of the chat template, as JSON or text: enable_thinking=false.",
-                show_default=False,
-            ),
-        ],
-        None,
-    ),
-    "template": (
-        Annotated[
-            str,
-            typer.Option(
-                "--chat-template", metavar="NAME", help="One of the engine's named templates.", show_default=False
-            ),
-        ],
-        "",
-    ),
-    "continue_final_message": (
-        Annotated[bool, typer.Option("--continue-final-message", help="Go on with an assistant's message at the end.")],
-        False,
-    ),
-    "parse_special": (
-        Annotated[bool, typer.Option("--parse-special", help="Special tokens in messages are control tokens.")],
-        False,
-    ),
-    "date": (
-        Annotated[
-            str | None,
-            typer.Option("--date", metavar="YYYY-MM-DD", help="The day that templates are told.", show_default=False),
-        ],
-        None,
-    ),
-    "model_defaults": (
-        Annotated[
-            bool,
-            typer.Option("--model-defaults", help="Sample as the checkpoint suggests (default: greedy)."),
-        ],
-        False,
-    ),
-    "deadline": (
-        Annotated[
-            float | None,
-            typer.Option("--deadline", metavar="S", help="Seconds after which the text ends.", show_default=False),
-        ],
-        None,
-    ),
-    "drafter": (DrafterName, "auto"),
-    "num_draft_tokens": (DraftTokens, None),
-}
+_FLAGS = {one.name: flag for one in OPTIONS if (flag := metadata_of(one).flag) is not None}
 # For `quasar.cli.command_of_lists`: what continues a list.
-LISTS = {"logit_bias": r"\d+=.+", "stop_token_ids": r"\d+"}
+LISTS = {name: flag.continues for name, flag in _FLAGS.items() if flag.continues}
+
+
+def _typer_option(name: str) -> Any:
+    flag = _FLAGS[name]
+    return typer.Option(
+        flag.name or f"--{name.replace('_', '-')}",
+        metavar=flag.metavar,
+        help=flag.help,
+        show_default=_default_of(name) not in (None, ""),
+    )
+
+
+def _default_of(name: str) -> Any:
+    own = _FLAGS[name].default
+    return next(one.default for one in OPTIONS if one.name == name) if own is None else own
+
+
+DrafterName = Annotated[str, _typer_option("drafter")]
+DraftTokens = Annotated[int | None, _typer_option("num_draft_tokens")]
 
 
 def generation_options(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command every option above; it takes them as `options`, ready for `Engine.generate`.
+    """Give a command every option that has a `Flag`; it takes them as `options`, ready for `Engine.generate`.
 
     Args:
-        defaults: other defaults than those above.
+        defaults: other defaults than the options' own.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(command, eval_str=True)
         shown = [one for one in own.parameters.values() if one.name != "options"]
-        for name, (annotation, default) in _OPTIONS.items():
+        for name, flag in sorted(_FLAGS.items(), key=lambda item: item[1].rank):
             shown.append(
                 inspect.Parameter(
                     name,
                     inspect.Parameter.KEYWORD_ONLY,
-                    default=defaults.get(name, default),
-                    annotation=annotation,
+                    default=defaults.get(name, _default_of(name)),
+                    annotation=Annotated[flag.kind, _typer_option(name)],
                 )
             )
 
         @functools.wraps(command)
         def run(context: typer.Context, **values: Any) -> None:
-            options = {name: values.pop(name) for name in _OPTIONS}
+            options = {name: values.pop(name) for name in _FLAGS}
             command(**values, options=to_options(options, given=_given(context)))
 
         shown.append(inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context))
@@ -230,15 +117,9 @@ def to_options(values: Mapping[str, Any], *, given: Collection[str] = ()) -> dic
 
     `given`: the options that were typed; with --model-defaults the checkpoint's values stand for the others.
     """
-    options = dict(values)
-    options["chat_template_kwargs"] = dict(_argument(one) for one in options["chat_template_kwargs"] or ()) or None
-    options["chat_template"] = options.pop("template") or True
-    if options.pop("model_defaults"):
+    options = {name: _FLAGS[name].read(value) for name, value in values.items()}
+    if options["sampling"] == "model":
         options = {name: value for name, value in options.items() if name not in SAMPLING_DEFAULTS or name in given}
-        options["sampling"] = "model"
-    options["logit_bias"] = dict(_bias(one) for one in options["logit_bias"] or ()) or None
-    options["stop"] = tuple(options["stop"] or ())
-    options["stop_token_ids"] = tuple(options["stop_token_ids"] or ())
     return options
 
 
@@ -246,24 +127,6 @@ def _given(context: typer.Context) -> set[str]:
     """Names of the options that stand on the command line."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
     return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
-
-
-def _argument(text: str) -> tuple[str, Any]:
-    name, found, value = text.partition("=")
-    if not found or not name:
-        raise GenerationError(f"--template-arg {text}: KEY=VALUE was expected, as in enable_thinking=false")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
-
-
-def _bias(text: str) -> tuple[int, float]:
-    token, _, bias = text.partition("=")
-    try:
-        return int(token), float(bias)
-    except ValueError:
-        raise GenerationError(f"--logit-bias {text}: ID=NUMBER was expected, as in 17=-2.5 or 17=-inf") from None
 
 
 def read_tools(path: Path) -> list[Any]:

@@ -19,7 +19,8 @@ from runtime.asynchronous import collect, in_thread
 from runtime.chat_options import completes
 from runtime.events import Event, Generation, gather
 from runtime.kv_cache import KVCache
-from runtime.options import GenerationOptions, OptionsDict, Signal, make_options, takes_options
+from runtime.option_keywords import OptionsDict, cancel_of, make_options, takes_options
+from runtime.options import GenerationOptions, Signal
 from runtime.prompt_ids import encode_prompt
 from runtime.request import Hooks, start_request
 from runtime.resources import EngineResources
@@ -111,7 +112,7 @@ class Conversation:
         def start(cancel: Signal) -> Iterator[Event]:
             return self.stream(prompt, **cast("OptionsDict", {**options, "cancel": cancel}))
 
-        return in_thread(start, options.get("cancel"))
+        return in_thread(start, cancel_of(options))
 
     @takes_options
     async def agenerate(self, prompt: "Prompt", **options: Unpack[OptionsDict]) -> Generation:

@@ -1,6 +1,6 @@
-"""One text's rows of the KV cache: which tokens they are of, and how many of them a later prompt may start from.
+"""One sequence's positions in the KV cache: which tokens they hold, and how many of them a later prompt may reuse.
 
-The rows themselves are the session's memory, which one text at a time uses; `runtime.cache_turns` moves them.
+The positions themselves are the session's memory, which `runtime.scheduler` gives to one sequence at a time.
 """
 
 import numpy as np

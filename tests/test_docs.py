@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PACKAGES = ("quasar", "plugins", "calibration", "export", "engines", "runtime", "benchmarks", "examples")
+PACKAGES = ("quasar", "plugins", "calibration", "export", "engines", "runtime", "evaluation", "benchmarks", "examples")
 
 
 def files_in_tree():

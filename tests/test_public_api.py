@@ -8,7 +8,8 @@ import quasar.checkpoints
 import quasar.errors
 import quasar.text
 import runtime
-from runtime.options import OPTIONS, OptionsDict
+from runtime.option_keywords import OptionsDict
+from runtime.options import OPTIONS
 
 
 def test_public_names():
@@ -32,14 +33,14 @@ def test_generation_options():
         *("ignore_eos", "logprobs", "deadline", "cancel", "drafter", "num_draft_tokens", "chat_template", "tools"),
         *("chat_template_kwargs", "continue_final_message", "parse_special", "date", "sampling", "recorder"),
     ]
-    assert list(OptionsDict.__annotations__) == options
+    assert list(OptionsDict.__annotations__) == ["options", *options]
     assert [option.name for option in OPTIONS] == options
     engine, conversation = runtime.Engine, runtime.Conversation
     methods = (engine.generate, engine.stream, engine.agenerate, engine.astream)
     conversations = (conversation.generate, conversation.stream, conversation.agenerate, conversation.astream)
     for method in (*methods, *conversations):
         parameters = list(inspect.signature(method).parameters.values())[1:]
-        assert [parameter.name for parameter in parameters] == ["prompt", *options]
+        assert [parameter.name for parameter in parameters] == ["prompt", "options", *options]
         assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters[1:])
     # Every option is described.
     assert all(f"\n    {name}: " in runtime.GenerationOptions.__doc__ for name in options)

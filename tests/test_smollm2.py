@@ -8,12 +8,12 @@ import torch
 
 import runtime
 from calibration.float_model import load_float_model
+from evaluation.exactness import verify
 from plugins.cpu import toolchain
 from plugins.sample_token import Filters, distribution
 from quasar.checkpoints import open_checkpoint
 from quasar.text import Prompt
 from runtime.drafters import Draft, PromptLookup
-from runtime.parity import verify
 from tests.graphs import export_graphs, lowered_session, run_in_chunks
 
 # Answers that repeat what was said: drafts are accepted here.

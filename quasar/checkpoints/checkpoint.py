@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from quasar.checkpoints.checkpoint_text import CheckpointText
 from quasar.checkpoints.spec import DecoderSpec
 from quasar.errors import CheckpointError
+from quasar.files import sha256_file, sha256_json
 
 
 class Checkpoint(Protocol):
@@ -37,6 +38,11 @@ class Checkpoint(Protocol):
 
         Raises `CheckpointError` if there is no tokenizer, or one that the runtime could not read.
         """
+
+
+def checkpoint_hash(checkpoint: Checkpoint) -> str:
+    """Hex SHA-256 over the names and hashes of the checkpoint's files."""
+    return sha256_json({path.name: sha256_file(path) for path in checkpoint.files})
 
 
 def read_head(checkpoint: Checkpoint) -> NDArray[Any]:

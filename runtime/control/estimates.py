@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Hashable
 
-# Guesses that what was believed before counts for. Chosen with `runtime simulate` (docs/drafters.md, "Constants").
+# Guesses that what was believed before counts for. Chosen with `evaluation simulate` (docs/drafters.md, "Constants").
 _PRIOR_WEIGHT = 8.0
 # Guesses that the other texts' rate counts for beside a text's own.
 _OTHERS_WEIGHT = 10.0

@@ -185,7 +185,7 @@ def test_existing_output_is_kept_unless_forced(tiny_model, few_prompts, tmp_path
 def test_a_context_of_64_tokens_builds_and_reports(tiny_model, build_engine, few_prompts):
     from contextlib import nullcontext
 
-    from calibration.report import report
+    from evaluation.report import report
     from quasar.text import read_prompts
 
     engine = build_engine(tiny_model, max_length=64)

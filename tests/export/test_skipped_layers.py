@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import runtime
-from calibration.report import LINEAR_FIGURES
+from calibration.sqnr import LINEAR_FIGURES
 from engines.loading import load_engine
 from engines.manifest import CACHE_TREATMENTS
 from tests.graphs import run_in_chunks

@@ -11,10 +11,10 @@ from engines.directory import open_directory
 from engines.tensorrt.cuda import CudaDevice
 from engines.tensorrt.inspector import integer_kernels, plan_layers
 from engines.tree import ancestor_mask
+from evaluation.exactness import verify
 from export.inspect_backend import backend_json
 from plugins.gpu.kv_compact import KERNEL
 from plugins.kv_compact import kv_compact, launch_arguments
-from runtime.parity import verify
 
 pytestmark = pytest.mark.gpu
 PARENTS = np.array([-1, 0, 0, 1, 2, 4])

@@ -64,13 +64,13 @@ def test_build_inspect_generate_verify(tiny_model, few_prompts, prompts, tmp_pat
     assert len(answer["token_ids"]) == answer["stats"]["tokens"] <= 12
 
     report = tmp_path / "verify.json"
-    done = command("runtime", "verify", engine, "--prompts", prompts, "--max-new-tokens", 16, "--json", report)
+    done = command("evaluation", "verify", engine, "--prompts", prompts, "--max-new-tokens", 16, "--json", report)
     assert done.returncode == 0, done.stdout
     assert done.stdout.startswith("identical: 3 of 3 prompts")
     assert json.loads(report.read_text())["divergences"] == []
 
     figures = tmp_path / "report.json"
-    report_of_two = ("calibration", "report", engine, "--prompts", prompts, "--limit", 2)
+    report_of_two = ("evaluation", "report", engine, "--prompts", prompts, "--limit", 2)
     done = command(*report_of_two, "--json", figures, "--html", tmp_path / "page.html")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"page: {tmp_path / 'page.html'}"
@@ -80,45 +80,6 @@ def test_build_inspect_generate_verify(tiny_model, few_prompts, prompts, tmp_pat
     assert set(value["continuation"]) == {"mean_kl_nats", "top1_agreement", "perplexity", "perplexity_float", "tokens"}
     assert set(value["linears"]) == set(manifest["linears"])
     assert value["linears"]["lm_head"]["sqnr_db"] > 10
-
-
-def test_report_leaves_its_page_where_it_is_run(tiny_engine, prompts, tmp_path):
-    engine = shutil.copytree(tiny_engine, tmp_path / "mine")
-    done = command("calibration", "report", engine, "--prompts", prompts, "--limit", 1, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "mine-report.html").is_file()
-
-
-def test_sweep_writes_a_table_and_a_plot(tiny_model, few_prompts, prompts, tmp_path):
-    done = command(
-        *("calibration", "sweep", tiny_model, "-o", tmp_path, "--prompts", prompts, "--calibration", few_prompts),
-        *("--recipe", "fp32", "w8a8,alpha=off,head=float"),
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == (tmp_path / "sweep.md").read_text()
-    assert [line.split(" | ")[0] for line in done.stdout.splitlines()[2:]] == ["| fp32", "| w8a8,alpha=off,head=float"]
-    manifest = json.loads((tmp_path / "w8a8-alphaoff-headfloat" / "manifest.json").read_text())
-    assert manifest["linears"]["lm_head"] == "float"
-    assert manifest["calibration"]["source"] == "user"
-    assert (tmp_path / "sweep.svg").read_text().startswith("<svg")
-
-
-def test_verify_fails_when_nothing_was_drafted(tiny_engine, prompts):
-    done = command(
-        *("runtime", "verify", tiny_engine, "--prompts", prompts, "--max-new-tokens", 1),
-    )
-    assert done.returncode == 1
-    assert "nothing was drafted, so nothing was verified" in done.stderr
-    assert command("runtime", "verify", tiny_engine, "--prompts", prompts, "--drafter", "none").returncode == 0
-
-
-def test_bench_writes_its_arms(tiny_engine, prompts, tmp_path):
-    path = tmp_path / "bench.json"
-    done = command("runtime", "bench", tiny_engine, "--prompts", prompts, "--max-new-tokens", 8, "--json", path)
-    assert done.returncode == 0, done.stderr
-    assert set(json.loads(path.read_text())["arms"]) == {
-        *("quantized_plain", "quantized_speculative", "quantized_lookup")
-    }
 
 
 class TestRefusals:
@@ -175,17 +136,17 @@ class TestRefusals:
 
     def test_empty_prompt_file(self, tiny_engine, tmp_path):
         (tmp_path / "empty.jsonl").write_text("\n\n")
-        for program in (("runtime", "verify"), ("runtime", "bench"), ("calibration", "report")):
+        for program in (("evaluation", "verify"), ("runtime", "bench"), ("evaluation", "report")):
             line = refused(*program, tiny_engine, "--prompts", tmp_path / "empty.jsonl")
             assert "empty.jsonl holds no prompts" in line
 
     def test_malformed_row_is_named_by_line(self, tiny_engine, tmp_path):
         (tmp_path / "bad.jsonl").write_text('{"prompt": "fine"}\n\n{"prompt": "fine too"\n')
-        line = refused("runtime", "verify", tiny_engine, "--prompts", tmp_path / "bad.jsonl")
+        line = refused("evaluation", "verify", tiny_engine, "--prompts", tmp_path / "bad.jsonl")
         assert "bad.jsonl, line 3: not JSON" in line
 
     def test_missing_prompt_file(self, tiny_engine):
-        line = refused("runtime", "verify", tiny_engine, "--prompts", "nothing.jsonl")
+        line = refused("evaluation", "verify", tiny_engine, "--prompts", "nothing.jsonl")
         assert "nothing.jsonl does not exist" in line
 
     def test_corrupted_manifest(self, tiny_engine, tmp_path):
@@ -215,9 +176,9 @@ class TestRefusals:
         assert "is no engine directory: build one with python -m export build" in line
 
     def test_results_that_cannot_be_written(self, tiny_engine, prompts, tmp_path):
-        line = refused("runtime", "verify", tiny_engine, "--prompts", prompts, "--json", tmp_path)
+        line = refused("evaluation", "verify", tiny_engine, "--prompts", prompts, "--json", tmp_path)
         assert "is a folder; a file to write was expected" in line
-        line = refused("runtime", "verify", tiny_engine, "--prompts", prompts, "--json", tmp_path / "no" / "file")
+        line = refused("evaluation", "verify", tiny_engine, "--prompts", prompts, "--json", tmp_path / "no" / "file")
         assert "does not exist: make the folder" in line
 
     def test_names_that_no_file_can_have(self, tmp_path):
@@ -259,12 +220,12 @@ class TestRefusals:
 
     def test_float_model_of_another_vocabulary(self, tiny_engine, prompts, tmp_path):
         other = save_tiny_model(tmp_path / "other", "llama", vocab_size=400)
-        line = refused("calibration", "report", tiny_engine, "--prompts", prompts, "--float", other)
+        line = refused("evaluation", "report", tiny_engine, "--prompts", prompts, "--float", other)
         assert "has 400 tokens, the engine 320" in line
 
     def test_checkpoint_that_has_changed(self, few_prompts, prompts, tmp_path, build_engine):
         folder = save_tiny_model(tmp_path / "model", "llama")
         engine = build_engine(folder)
         save_tiny_model(folder, "llama", seed=3)
-        line = refused("calibration", "report", engine, "--prompts", prompts)
+        line = refused("evaluation", "report", engine, "--prompts", prompts)
         assert "is not the checkpoint that the engine was built from" in line

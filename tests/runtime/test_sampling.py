@@ -12,7 +12,7 @@ from runtime.sampling.processors import LogitsChanges
 from runtime.testing import TableSession, run_loop
 
 PROMPT = [1, 2, 3, 1, 2]
-# What `runtime verify` is run with, and more.
+# What `evaluation verify` is run with, and more.
 COMBINATIONS = {
     "plain": {"temperature": 1.0},
     "nucleus": {"temperature": 0.8, "top_p": 0.95},

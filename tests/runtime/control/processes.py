@@ -5,11 +5,11 @@ import dataclasses
 import numpy as np
 
 from engines.row_invariance import RowInvariance
+from evaluation.replay import replay
 from runtime.control import Controller
 from runtime.control.controller import Knowledge
 from runtime.control.latency import LatencyModel
 from runtime.drafters import Draft
-from runtime.simulation import replay
 from runtime.testing import TableSession, run_loop
 from runtime.traces import TracedGeneration
 from tests.runtime.test_loop import Oracle

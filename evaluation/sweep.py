@@ -1,25 +1,31 @@
 """The trade-off between fidelity and price over a set of recipes: each is built, measured, and put into one table."""
 
+import contextlib
 import json
-import subprocess
+import multiprocessing
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, cast, get_args
 
+import runtime
 from calibration.engine_logits import engine_logits
 from calibration.fidelity import compare_several, torch_logits
-from calibration.report import Steps, float_texts
+from calibration.recipe import Precision
 from engines import load_engine
 from engines.costs import CURVE_ROWS, measure_interleaved
 from engines.directory import open_directory
 from engines.onnxruntime.kernels import STOCK, choose_kernels
 from engines.onnxruntime.threads import share_threads
+from evaluation.accuracy import MAX_NEW_TOKENS, accuracy, num_scored
+from evaluation.report import Steps, float_texts
+from export.options import BuildOptions
 from quasar.checkpoints import DecoderSpec, open_checkpoint
-from quasar.errors import BuildError
+from quasar.cli import run
+from quasar.errors import BuildError, QuasarError
 from quasar.files import sha256_file, write_json
-from quasar.text import Prompt
+from quasar.text import Prompt, read_prompts
 
 _PRECISIONS = ("w8a8-static", "w8a8", "w8a8-block")
 _ALPHAS = ("off", "0.5", "auto")
@@ -41,6 +47,8 @@ DEFAULT_RECIPES = (
     "w8a8-block,alpha=auto",
     "auto,kl=0.01",
 )
+# Part of a recipe → the build's option.
+_BOUNDS = {"kl": "max_kl", "top1": "min_top1"}
 _WIDTHS = (1, 8)
 _INT8_SCALE_BYTES = 4
 
@@ -68,26 +76,36 @@ class SweptEngine:
         }
 
 
-def build_arguments(recipe: str) -> list[str]:
-    """What `python -m export build` is asked for: `PRECISION[,alpha=…][,head=float][,kl=…]`.
+def build_options(recipe: str, model: str, output: Path, calibration: Path | None = None) -> BuildOptions:
+    """What is built for a recipe `PRECISION[,alpha=…][,head=float][,kl=…][,top1=…]`, into its folder below `output`.
 
     Raises `BuildError` for a recipe that cannot be read.
     """
     precision, *parts = recipe.split(",")
-    options = {"alpha": "--alpha", "kl": "--max-kl", "top1": "--min-top1"}
-    arguments = ["--precision", precision]
+    if precision not in get_args(Precision):
+        raise BuildError(f"recipe {recipe!r} begins with {precision!r}; {', '.join(get_args(Precision))} were expected")
+    asked: dict[str, Any] = {}
     for part in parts:
         key, _, value = part.partition("=")
-        if part == "head=float":
-            arguments += ["--keep-float", "lm_head"]
-        elif key in options and value:
-            arguments += [options[key], value]
-        else:
+        try:
+            if part == "head=float":
+                asked["keep_float"] = ("lm_head",)
+            elif key == "alpha" and value:
+                asked["alpha"] = value
+            else:
+                asked[_BOUNDS[key]] = float(value)
+        except (KeyError, ValueError):
             raise BuildError(
                 f"recipe {recipe!r} has the part {part!r}; "
                 "PRECISION[,alpha=…][,head=float][,kl=…][,top1=…] was expected"
-            )
-    return arguments
+            ) from None
+    return BuildOptions(
+        model=model,
+        output=output / recipe.replace(",", "-").replace("=", ""),
+        precision=cast("Precision", precision),
+        calibration=None if precision == "fp32" else calibration,
+        **asked,
+    )
 
 
 def build_engines(model: str, output: Path, recipes: Sequence[str], calibration: Path | None = None) -> dict[str, Path]:
@@ -95,42 +113,56 @@ def build_engines(model: str, output: Path, recipes: Sequence[str], calibration:
 
     Each build runs in a process of its own. Raises `BuildError` naming the recipe that cannot be built.
     """
-    directories = {}
-    asked = {recipe: build_arguments(recipe) for recipe in recipes}
-    for recipe, arguments in asked.items():
-        if calibration is not None and recipe != "fp32":
-            arguments += ["--calibration", str(calibration)]
-        directory = output / recipe.replace(",", "-").replace("=", "")
-        built = (directory / "manifest.json").is_file()
-        if not built and _run("export", "build", model, "-o", str(directory), *arguments):
+    asked = {recipe: build_options(recipe, model, output, calibration) for recipe in recipes}
+    for recipe, options in asked.items():
+        if not (options.output / "manifest.json").is_file() and _build_apart(options):
             raise BuildError(f"recipe {recipe!r} could not be built (its message is above)")
-        directories[recipe] = directory
-    return directories
+    return {recipe: options.output for recipe, options in asked.items()}
 
 
-def score_tasks(directories: Mapping[str, Path], prompts: Path) -> dict[str, dict[str, Any]]:
-    """Recipe → what `python -m runtime accuracy` finds on all rows of a prompt file, kept beside each engine.
+def _build_apart(options: BuildOptions) -> int | None:
+    """Build in a new process, which gives its memory back; its exit code."""
+    process = multiprocessing.get_context("spawn").Process(target=_build, args=(options,))
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def _build(options: BuildOptions) -> NoReturn:
+    # Heavy libraries that only this process needs.
+    from export.build import build
+    from export.cli import ConsoleReporter
+
+    # stdout is the sweep's own.
+    with contextlib.redirect_stdout(sys.stderr):
+        run(lambda: build(options, ConsoleReporter()))
+
+
+def score_tasks(directories: Mapping[str, Path], prompts: Path, steps: Steps) -> dict[str, dict[str, Any]]:
+    """Recipe → what `evaluation.accuracy` finds on all rows of a prompt file, kept beside each engine.
 
     Raises `BuildError` naming the recipe that cannot be scored.
     """
+    share_threads()
     scored = {}
     for recipe, directory in directories.items():
         path = directory.with_name(f"{directory.name}-tasks.json")
         of = {"engine": open_directory(directory).manifest.engine_hash, "prompts": sha256_file(prompts)}
         kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         if kept.get("of") != of:
-            if _run("runtime", "accuracy", str(directory), "--prompts", str(prompts), "--json", str(path)):
-                raise BuildError(f"tasks of recipe {recipe!r} could not be scored (the message is above)")
-            kept = {"of": of, "tasks": json.loads(path.read_text(encoding="utf-8"))}
+            try:
+                kept = {"of": of, "tasks": _score(directory, read_prompts(prompts), steps)}
+            except QuasarError as error:
+                raise BuildError(f"tasks of recipe {recipe!r} could not be scored: {error}") from None
             write_json(path, kept)
         scored[recipe] = {metric: found["engines"]["quantized"] for metric, found in kept["tasks"].items()}
     return scored
 
 
-def _run(package: str, *arguments: str) -> int:
-    """A command of the project in a process of its own; its exit code."""
-    command = [sys.executable, "-m", package, *arguments]
-    return subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode  # noqa: S603 - our own command
+def _score(directory: Path, prompts: Sequence[Prompt], steps: Steps) -> dict[str, Any]:
+    with runtime.load(directory) as engine, steps("answers", num_scored(prompts)) as step:
+        engines = {"quantized": engine}
+        return accuracy(engines, prompts, max_new_tokens=MAX_NEW_TOKENS, on_prompt=lambda: step(1))
 
 
 def sweep(
@@ -207,7 +239,7 @@ def _has_native(directory: Path) -> bool:
 
 def write_sweep(swept: Sequence[SweptEngine], folder: Path) -> None:
     """`sweep.json`, `sweep.md` and `sweep.svg` in a folder."""
-    from calibration.plots import trade_off
+    from evaluation.plots import trade_off
 
     write_json(folder / "sweep.json", {"engines": [engine.to_json() for engine in swept]})
     (folder / "sweep.md").write_text(markdown_table(swept), encoding="utf-8")

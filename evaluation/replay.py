@@ -13,6 +13,7 @@ import numpy as np
 
 from engines.contract import MAX_WIDTH
 from engines.row_invariance import RowInvariance
+from evaluation.replay_conditions import ReplayClock, ReplayConditions
 from runtime.acceptance import accept, follow
 from runtime.control.control import Control
 from runtime.control.controller import Knowledge
@@ -20,7 +21,6 @@ from runtime.control.from_options import make_control
 from runtime.control.latency import LatencyModel
 from runtime.drafters.base import Draft
 from runtime.drafters.registry import DrafterOption
-from runtime.scenario import ReplayClock, Scenario
 from runtime.segment import Outcome, Segment
 from runtime.traces import TracedGeneration
 
@@ -68,7 +68,7 @@ class Replay:
 def replay(
     generation: TracedGeneration,
     control: Control,
-    prices: LatencyModel,
+    latency: LatencyModel,
     *,
     exact: RowInvariance = RowInvariance(chain=1, widest=MAX_WIDTH, tree=True),  # noqa: B008 - immutable
     clock: ReplayClock | None = None,
@@ -78,7 +78,7 @@ def replay(
 
     Args:
         control: fresh for this text.
-        prices: of this machine or another; they are not corrected.
+        latency: of this machine or another; they are not corrected.
         exact: which passes are exact: narrower ones are made as wide, wider ones are not made.
         clock: what `control` and the engines that draft for it go by.
         count_drafting: whether the time that drafting takes here is part of a round's. Passes of engines always are;
@@ -95,7 +95,7 @@ def replay(
     seconds = plain = drafting = 0.0
     while emitted < len(tokens):
         rows = length - 1
-        price = prices.of(rows).seconds
+        seconds_by_width = latency.of(rows).seconds
         start = clock()
         most = min(len(tokens) - emitted - 1, exact.widest - 1, exact.drafts_before_boundary(rows))
         proposal = control.propose(context[:length], most, rows)
@@ -111,7 +111,7 @@ def replay(
             accepted=count - 1,
             seen=None if successors is None else context[length - 1 : length - 1 + count],
             successors=None if successors is None else successors[emitted : emitted + count],
-            seconds=price[width - 1],
+            seconds=seconds_by_width[width - 1],
         )
         start = clock()
         control.learn(outcome)
@@ -120,8 +120,8 @@ def replay(
         drafted += len(draft.tokens)
         accepted += count - 1
         drafting += took
-        seconds += price[width - 1] + took
-        plain += sum(prices.of(rows + place).seconds[plain_width - 1] for place in range(count))
+        seconds += seconds_by_width[width - 1] + took
+        plain += sum(latency.of(rows + place).seconds[plain_width - 1] for place in range(count))
         emitted += count
         length += count
     return Replay(
@@ -144,7 +144,7 @@ def _path(draft: Draft, following: Sequence[int]) -> tuple[int, ...]:
 
 def simulate(
     generations: Sequence[TracedGeneration],
-    scenario: Scenario,
+    conditions: ReplayConditions,
     drafter: DrafterOption,
     *,
     num_draft_tokens: int | None = None,
@@ -155,12 +155,12 @@ def simulate(
 
     Returns the sums, `mean_speed_up` over prompts, and both by category.
     """
-    prices = LatencyModel(scenario.surface_ms, widest=MAX_WIDTH)
-    knowledge = Knowledge(LatencyModel(scenario.surface_ms, widest=MAX_WIDTH), clock=scenario.clock)
+    latency = LatencyModel(conditions.surface_ms, widest=MAX_WIDTH)
+    knowledge = Knowledge(LatencyModel(conditions.surface_ms, widest=MAX_WIDTH), clock=conditions.clock)
     replays: list[tuple[str, Replay]] = []
     for generation in generations:
         control = make_control(
-            drafter, num_draft_tokens, target=scenario.target, exact=scenario.exact, knowledge=knowledge
+            drafter, num_draft_tokens, target=conditions.target, exact=conditions.exact, knowledge=knowledge
         )
         replays.append(
             (
@@ -168,9 +168,9 @@ def simulate(
                 replay(
                     generation,
                     control,
-                    prices,
-                    exact=scenario.exact,
-                    clock=scenario.clock,
+                    latency,
+                    exact=conditions.exact,
+                    clock=conditions.clock,
                     count_drafting=count_drafting,
                 ),
             )

@@ -1,6 +1,5 @@
 """The fidelity report of a built engine against its float model."""
 
-import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -8,20 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 from calibration.engine_logits import engine_logits
 from calibration.fidelity import compare_several, torch_logits
+from calibration.sqnr import read_linear_figures
 from calibration.texts import TokenizedText, continue_prompts, fingerprint, fit_lengths, tokenize
 from engines import load_engine
 from engines.directory import EngineDirectory
 from engines.text import open_codec
-from quasar.checkpoints import Checkpoint, DecoderSpec, open_checkpoint
+from quasar.checkpoints import DecoderSpec, open_checkpoint
+from quasar.checkpoints.checkpoint import checkpoint_hash
 from quasar.errors import CheckpointError
-from quasar.files import sha256_file, sha256_json
 from quasar.text import Prompt
 
 if TYPE_CHECKING:
     import torch
 
 REPORT_CONTINUATION_TOKENS = 64
-LINEAR_FIGURES = "calibration.json"
 
 Steps = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
@@ -91,17 +90,3 @@ def float_texts(
         return continue_prompts(
             model, spec, token_ids, num_tokens=num_tokens, stop_ids=manifest.text.eos_token_ids, on_batch=step
         )
-
-
-def checkpoint_hash(checkpoint: Checkpoint) -> str:
-    """Hex SHA-256 over the names and hashes of the checkpoint's files."""
-    return sha256_json({path.name: sha256_file(path) for path in checkpoint.files})
-
-
-def read_linear_figures(directory: Path) -> dict[str, dict[str, Any]]:
-    """The figures per linear that the build kept (`calibration.sqnr`); {} for an engine without INT8 linears."""
-    path = directory / LINEAR_FIGURES
-    if not path.is_file():
-        return {}
-    figures: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-    return figures

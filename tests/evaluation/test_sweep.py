@@ -1,47 +1,60 @@
 """Recipes as text, the price of a pass in bytes, and the table."""
 
 import json
+from typing import get_args
 
 import pytest
 
-from calibration.sweep import (
+from calibration.recipe import Precision
+from evaluation.sweep import (
     ALL_RECIPES,
     SweptEngine,
-    build_arguments,
     build_engines,
+    build_options,
     bytes_per_pass,
     markdown_table,
     score_tasks,
     write_sweep,
 )
-from export.cli import app
+from export.options import BuildOptions, Silent
 from quasar.checkpoints import open_checkpoint
 from quasar.errors import BuildError
 
 
 @pytest.mark.parametrize(
-    ("recipe", "arguments"),
+    ("recipe", "folder", "asked"),
     [
-        ("fp32", "--precision fp32"),
-        ("w8a8,alpha=off", "--precision w8a8 --alpha off"),
-        ("w8a8-block,alpha=0.5,head=float", "--precision w8a8-block --alpha 0.5 --keep-float lm_head"),
-        ("auto,kl=0.01,top1=0.9", "--precision auto --max-kl 0.01 --min-top1 0.9"),
+        ("fp32", "fp32", {"precision": "fp32", "calibration": None}),
+        ("w8a8,alpha=off", "w8a8-alphaoff", {"precision": "w8a8", "alpha": "off"}),
+        (
+            "w8a8-block,alpha=0.5,head=float",
+            "w8a8-block-alpha0.5-headfloat",
+            {"precision": "w8a8-block", "alpha": "0.5", "keep_float": ("lm_head",)},
+        ),
+        ("auto,kl=0.01,top1=0.9", "auto-kl0.01-top10.9", {"precision": "auto", "max_kl": 0.01, "min_top1": 0.9}),
     ],
 )
-def test_recipes_are_build_options(recipe, arguments):
-    assert build_arguments(recipe) == arguments.split()
+def test_recipes_are_build_options(recipe, folder, asked, tmp_path):
+    few = tmp_path / "few.jsonl"
+    expected = BuildOptions(**{"model": "tiny", "output": tmp_path / folder, "calibration": few, **asked})
+    assert build_options(recipe, "tiny", tmp_path, few) == expected
 
 
-@pytest.mark.parametrize("recipe", ["w8a8,alpha", "w8a8,beta=2", "w8a8,head=half"])
-def test_recipes_that_cannot_be_read(recipe):
+@pytest.mark.parametrize("recipe", ["w8a8,alpha", "w8a8,beta=2", "w8a8,head=half", "auto,kl=little", "auto,top1="])
+def test_recipes_that_cannot_be_read(recipe, tmp_path):
     with pytest.raises(BuildError, match=r"PRECISION.* was expected"):
-        build_arguments(recipe)
+        build_options(recipe, "tiny", tmp_path)
 
 
-def test_all_recipes_are_every_combination_once():
+def test_precisions_that_nobody_knows(tmp_path):
+    with pytest.raises(BuildError, match=r"recipe 'int3,alpha=off' begins with 'int3'; w8a8, .* were expected"):
+        build_options("int3,alpha=off", "tiny", tmp_path)
+
+
+def test_all_recipes_are_every_combination_once(tmp_path):
     assert len(set(ALL_RECIPES)) == len(ALL_RECIPES) == 2 + 3 * 3 * 2
     for recipe in ALL_RECIPES:
-        build_arguments(recipe)
+        build_options(recipe, "tiny", tmp_path)
 
 
 def test_bytes_of_a_pass(tiny_model):
@@ -93,13 +106,13 @@ def test_engines_that_are_there_are_kept(tmp_path, monkeypatch):
     (tmp_path / "w8a8-alphaoff").mkdir()
     (tmp_path / "w8a8-alphaoff" / "manifest.json").write_text("{}")
     asked = []
-    monkeypatch.setattr("calibration.sweep._run", lambda *arguments: asked.append(arguments) or 0)
+    monkeypatch.setattr("evaluation.sweep._build_apart", lambda options: asked.append(options) or 0)
     found = build_engines("tiny", tmp_path, ["w8a8,alpha=off", "fp32", "w8a8,alpha=0.5"], tmp_path / "few.jsonl")
     assert found["w8a8,alpha=0.5"] == tmp_path / "w8a8-alpha0.5"
     float_build, w8a8_build = asked
-    assert float_build == ("export", "build", "tiny", "-o", str(tmp_path / "fp32"), "--precision", "fp32")
-    assert w8a8_build[-4:] == ("--alpha", "0.5", "--calibration", str(tmp_path / "few.jsonl"))
-    monkeypatch.setattr("calibration.sweep._run", lambda *_: 2)
+    assert float_build == BuildOptions(model="tiny", output=tmp_path / "fp32", precision="fp32")
+    assert (w8a8_build.alpha, w8a8_build.calibration) == ("0.5", tmp_path / "few.jsonl")
+    monkeypatch.setattr("evaluation.sweep._build_apart", lambda _: 2)
     with pytest.raises(BuildError, match="recipe 'fp32' could not be built"):
         build_engines("tiny", tmp_path, ["fp32"])
 
@@ -109,17 +122,21 @@ def test_tasks_are_scored_once(tiny_engine, tmp_path, monkeypatch):
     prompts.write_text('{"category": "math", "prompt": "2 + 2 =", "reference": "4"}\n')
     engine = tmp_path / "w8a8"
     engine.symlink_to(tiny_engine)
-    first = score_tasks({"w8a8": engine}, prompts)
+    first = score_tasks({"w8a8": engine}, prompts, Silent().steps)
     assert first["w8a8"]["exact match"]["count"] == 1
-    monkeypatch.setattr("calibration.sweep._run", lambda *_: pytest.fail("scored again"))
-    assert score_tasks({"w8a8": engine}, prompts) == first
-    prompts.write_text('{"category": "math", "prompt": "2 + 3 =", "reference": "5"}\n')
-    monkeypatch.setattr("calibration.sweep._run", lambda *_: 2)
-    with pytest.raises(BuildError, match="tasks of recipe 'w8a8' could not be scored"):
-        score_tasks({"w8a8": engine}, prompts)
+    with monkeypatch.context() as patched:
+        patched.setattr("evaluation.sweep.accuracy", lambda *_, **__: pytest.fail("scored again"))
+        assert score_tasks({"w8a8": engine}, prompts, Silent().steps) == first
+    prompts.write_text('{"prompt": "2 + 3 ="}\n')
+    with pytest.raises(BuildError, match="tasks of recipe 'w8a8' could not be scored: no prompt has a reference"):
+        score_tasks({"w8a8": engine}, prompts, Silent().steps)
+
+
+def test_a_build_that_fails_says_why_and_ends_the_sweep(tmp_path, capfd):
+    with pytest.raises(BuildError, match="recipe 'w8a8' could not be built"):
+        build_engines(str(tmp_path / "none"), tmp_path, ["w8a8"])
+    assert capfd.readouterr().err.splitlines()[-1].startswith(f"error: {tmp_path}/none does not exist")
 
 
 def test_recipes_name_precisions_that_the_build_knows():
-    [build] = [command for command in app.registered_commands if command.callback.__name__ == "build"]
-    known = build.callback.__annotations__["precision"].__args__[0].__args__
-    assert {recipe.split(",")[0] for recipe in ALL_RECIPES} <= set(known)
+    assert {recipe.split(",")[0] for recipe in ALL_RECIPES} == set(get_args(Precision))

@@ -1,15 +1,103 @@
-"""The commands that measure: bench, accuracy and simulate."""
+"""The commands that measure decoding: verify, bench, accuracy and simulate."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from quasar.cli import check_output, emit_json, progress_steps
+from evaluation.accuracy import MAX_NEW_TOKENS
+from quasar.cli import check_output, command_of_lists, console, emit_json, new_app, progress_steps
 from quasar.errors import GenerationError
-from runtime.cli_options import Backend, Directory, DrafterName, DraftTokens, Json, Kernels, Limit, Prompts, Threads
+from runtime.cli_options import (
+    LISTS,
+    Backend,
+    Directory,
+    DrafterName,
+    DraftTokens,
+    Kernels,
+    Record,
+    Threads,
+    generation_options,
+    load_engine,
+)
+
+app = new_app()
+
+Prompts = Annotated[Path, typer.Option("--prompts", metavar="FILE.jsonl", help="Rows with prompt, messages or turns.")]
+Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="N prompts, one from each category in turn.")]
+Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON.")]
 
 
+@app.command(cls=command_of_lists(**LISTS))
+@generation_options(max_new_tokens=64)
+def verify(
+    directory: Directory,
+    prompts: Prompts,
+    options: Any,
+    turns: Annotated[
+        str, typer.Option("--turns", metavar="first|all", help="all: later turns too, in a conversation.")
+    ] = "first",
+    limit: Limit = None,
+    backend: Backend = None,
+    kernels: Kernels = None,
+    threads: Threads = 0,
+    record: Record = None,
+    json: Json = None,
+) -> None:
+    """Decode every prompt plainly and speculatively; exit code 1 if any token or length differs.
+
+    With --temperature both draw with --seed (0 if none is given). With --turns all, plain answers start from an empty
+    cache and speculative ones go on with the conversation's. Exit code 1 as well if the drafter drafted nothing at
+    all: then nothing was verified.
+    """
+    import contextlib
+
+    import runtime
+    from quasar.text import read_prompts
+
+    check_output(json)
+    from evaluation.exactness import verify as run_verify
+
+    if turns not in ("first", "all"):
+        raise GenerationError(f"--turns is {turns!r}; first or all was expected")
+    if options["deadline"] is not None:
+        raise GenerationError("--deadline ends two runs at different places, so they cannot be compared: leave it out")
+    if options["seed"] is None:
+        options["seed"] = 0
+    rows = read_prompts(prompts, limit)
+    engine = load_engine(directory, options["drafter"], backend=backend, kernels=kernels, threads=threads)
+    with (
+        contextlib.nullcontext() if record is None else runtime.Recorder(record) as recorder,
+        progress_steps("plain and speculative", len(rows)) as step,
+    ):
+        parity = run_verify(
+            engine,
+            rows,
+            options,
+            turns="all" if turns == "all" else "first",
+            recorder=recorder,
+            on_prompt=lambda: step(1),
+        )
+    reused = f", {parity.reused_tokens} prompt tokens reused" if turns == "all" else ""
+    print(
+        f"identical: {parity.identical} of {parity.prompts} prompts, {parity.answers} answers, {parity.tokens} tokens, "
+        f"{parity.rounds} rounds, acceptance length {parity.acceptance_length:.2f}{reused}"
+    )
+    for divergence in parity.divergences:
+        print(
+            f"prompt {divergence.prompt}, turn {divergence.turn}, token {divergence.position}: "
+            f"plain {divergence.plain_id}, speculative {divergence.speculative_id}, logit gap {divergence.logit_gap}"
+        )
+    if json is not None:
+        emit_json(parity.to_json(), json)
+    if options["drafter"] != "none" and parity.drafted == 0:
+        console().print("nothing was drafted, so nothing was verified: give more or longer prompts")
+        raise typer.Exit(1)
+    if parity.identical != parity.prompts:
+        raise typer.Exit(1)
+
+
+@app.command()
 def bench(
     directory: Directory,
     prompts: Prompts,
@@ -30,9 +118,9 @@ def bench(
     from quasar.text import read_prompts
 
     check_output(json)
-    from runtime.bench import bench as run_bench
-    from runtime.bench import make_arms
-    from runtime.cli_tables import print_bench
+    from evaluation.bench import bench as run_bench
+    from evaluation.bench import make_arms
+    from evaluation.tables import print_bench
 
     rows = read_prompts(prompts, limit)
     # Two engines take turns here: one pool, so that the idle one costs the other nothing.
@@ -54,13 +142,14 @@ def bench(
         emit_json(result, json)
 
 
+@app.command()
 def accuracy(
     directory: Directory,
     prompts: Prompts,
     float_directory: Annotated[
         Path | None, typer.Option("--float", metavar="DIR2", help="An FP32 engine of the same model to compare with.")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", metavar="N")] = 256,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", metavar="N")] = MAX_NEW_TOKENS,
     limit: Limit = None,
     backend: Backend = None,
     kernels: Kernels = None,
@@ -72,9 +161,9 @@ def accuracy(
     Rows count that have a `reference` and a category that begins with math or summar.
     """
     import runtime
+    from evaluation.accuracy import accuracy as run_accuracy
+    from evaluation.accuracy import num_scored
     from quasar.text import read_prompts
-    from runtime.accuracy import accuracy as run_accuracy
-    from runtime.accuracy import num_scored
 
     check_output(json)
     rows = read_prompts(prompts, limit)
@@ -94,6 +183,7 @@ def accuracy(
         emit_json(result, json)
 
 
+@app.command()
 def simulate(
     trace: Annotated[Path, typer.Option("--trace", metavar="FILE", help="What --record wrote.")],
     directory: Annotated[
@@ -137,11 +227,11 @@ def simulate(
 
     Engines that draft do run, and their passes count as what they cost where they were measured (or --draft-costs).
     """
-    from runtime.cli_tables import print_simulation
-    from runtime.scenario import Scenario
-    from runtime.simulation import halves
-    from runtime.simulation import simulate as run_simulation
-    from runtime.traces import read_trace
+    from evaluation.replay import halves
+    from evaluation.replay import simulate as run_simulation
+    from evaluation.replay_conditions import ReplayConditions
+    from evaluation.tables import print_simulation
+    from evaluation.traces import read_trace
 
     check_output(json)
     if half not in ("even", "odd", "all"):
@@ -149,17 +239,11 @@ def simulate(
     vocab_size, generations = read_trace(trace)
     if half != "all":
         generations = halves(generations)[half == "odd"]
-    scenario = Scenario.read(directory, costs, vocab_size, draft_costs=draft_costs)
+    conditions = ReplayConditions.read(directory, costs, vocab_size, draft_costs=draft_costs)
     with progress_steps("generations", len(generations)) as step:
         result = run_simulation(
-            generations, scenario, drafter, num_draft_tokens=num_draft_tokens, on_generation=lambda: step(1)
+            generations, conditions, drafter, num_draft_tokens=num_draft_tokens, on_generation=lambda: step(1)
         )
     print_simulation(result)
     if json is not None:
         emit_json(result, json)
-
-
-def add_commands(app: typer.Typer) -> None:
-    """Give the command group these commands."""
-    for command in (bench, accuracy, simulate):
-        app.command()(command)

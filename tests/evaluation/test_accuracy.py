@@ -6,9 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from quasar.errors import PromptError
-from quasar.text import Prompt, read_prompts
-from runtime.accuracy import (
+from evaluation.accuracy import (
     accuracy,
     bootstrap_interval,
     exact_match,
@@ -17,6 +15,8 @@ from runtime.accuracy import (
     rouge_l,
     wilson_interval,
 )
+from quasar.errors import PromptError
+from quasar.text import Prompt, read_prompts
 
 
 @pytest.mark.parametrize(

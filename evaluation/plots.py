@@ -9,7 +9,7 @@ from quasar.errors import BuildError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from calibration.sweep import SweptEngine
+    from evaluation.sweep import SweptEngine
 
 INK, BLUE, ORANGE, GREEN, GRID = "#1f2933", "#2563a8", "#c2571a", "#3a7d44", "#e4e7eb"
 # The linears of a layer, top to bottom of a map.

@@ -3,8 +3,8 @@
 import pytest
 
 import runtime
+from evaluation.bench import bench, make_arms, mean_ratios, ratios, total
 from quasar.text import Prompt
-from runtime.bench import bench, make_arms, mean_ratios, ratios, total
 from runtime.stats import Stats
 
 

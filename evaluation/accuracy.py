@@ -16,6 +16,8 @@ EXACT, ROUGE = "exact match", "ROUGE-L"
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 # GSM8K's references end in this and the answer.
 _FINAL = "####"
+# Of an answer, where nothing else is asked for.
+MAX_NEW_TOKENS = 256
 # Of a normal distribution, for 95 %.
 _Z = 1.959964
 _RESAMPLES = 2000

@@ -5,9 +5,9 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from calibration.page import html_page
-from calibration.plots import linear_map, precision_map
-from calibration.report import report
+from evaluation.page import html_page
+from evaluation.plots import linear_map, precision_map
+from evaluation.report import report
 from export.options import Silent
 from quasar.text import Prompt
 

@@ -9,17 +9,18 @@ import pytest
 import runtime
 from engines.directory import open_directory
 from engines.row_invariance import RowInvariance
+from evaluation.replay import Replay, halves, replay, simulate, total
+from evaluation.replay_conditions import ReplayClock, ReplayConditions
+from evaluation.traces import read_trace
 from quasar.errors import GenerationError
 from runtime.control import FixedControl
 from runtime.control.control import NoControl
 from runtime.control.latency import LatencyModel
 from runtime.drafters import Draft, PromptLookup, Suffix
 from runtime.drafters.registry import Target
-from runtime.scenario import ReplayClock, Scenario
 from runtime.segment import Proposal
-from runtime.simulation import Replay, halves, replay, simulate, total
 from runtime.testing import TableSession, run_loop
-from runtime.traces import Recorder, RecordingControl, TracedGeneration, read_trace
+from runtime.traces import Recorder, RecordingControl, TracedGeneration
 from tests.runtime.test_loop import expected, hashed, looping
 
 LAPTOP = {16: {1: 9.0, 4: 10.3, 8: 15.5}, 1024: {1: 12.0, 4: 14.0, 8: 20.0}}
@@ -35,10 +36,10 @@ def traced(tokens, prompt=(1, 2, 3), category=""):
     return TracedGeneration(category=category, prompt=tuple(prompt), tokens=tuple(tokens), top=())
 
 
-def scenario(surface=LAPTOP, **exact):
+def conditions_of(surface=LAPTOP, **exact):
     exact = RowInvariance(**{"chain": 1, "widest": 32, **exact})
     target = Target(vocab_size=100, trees=exact.tree, tells_successors=True, warm={})
-    return Scenario(surface_ms=surface, exact=exact, target=target)
+    return ReplayConditions(surface_ms=surface, exact=exact, target=target)
 
 
 def counts(replayed):
@@ -86,13 +87,13 @@ class TestReplay:
         place = 3
         for one in kept.outcomes:
             count = len(one.tokens)
-            assert one.fed.tolist() == text[place : place + count]
+            assert one.seen.tolist() == text[place : place + count]
             assert one.tokens.tolist() == text[place + 1 : place + 1 + count]
-            assert one.rows == tuple(range(count))
+            assert len(one.path) == count
             assert one.successors[:, 1].tolist() == list(range(48 + place, 48 + place + count))
-            assert one.cache_length == place
-            assert one.width == 1 + len(one.segment.proposal.draft.tokens)
-            assert one.seconds == prices().of(place).seconds[one.width - 1]
+            assert one.segment.cache_length == place
+            assert len(one.segment.tokens) == 1 + len(one.segment.proposal.draft.tokens)
+            assert one.seconds == prices().of(place).seconds[len(one.segment.tokens) - 1]
             place += count
         assert place == len(text) - 1
 
@@ -176,7 +177,7 @@ class Scripted(Kept):
 
 class TestSimulate:
     def test_plain_decoding(self):
-        result = simulate([traced(range(50)), traced([1])], scenario(), "none", count_drafting=False)
+        result = simulate([traced(range(50)), traced([1])], conditions_of(), "none", count_drafting=False)
         assert result["speed_up"] == result["mean_speed_up"] == pytest.approx(1.0)
         assert (result["prompts"], result["tokens"], result["rounds"]) == (2, 49, 49)
         assert (result["drafted"], result["accepted"], result["acceptance_length"]) == (0, 0, 1.0)
@@ -186,7 +187,7 @@ class TestSimulate:
         generations = [traced(loop, category="a"), traced(random[:20], category="b"), traced(loop[:30], category="a")]
         done = []
         result = simulate(
-            *(generations, scenario(), "prompt-lookup"),
+            *(generations, conditions_of(), "prompt-lookup"),
             num_draft_tokens=5,
             count_drafting=False,
             on_generation=lambda: done.append(1),
@@ -214,16 +215,16 @@ class TestSimulate:
 
     def test_a_controller_gains_where_there_is_something_to_gain_and_loses_nothing_elsewhere(self):
         loop, random = (traced(expected(target, (1, 2, 3), 300)) for target in (looping, hashed))
-        assert simulate([loop], scenario(), "auto", count_drafting=False)["speed_up"] > 1.5
-        assert simulate([random], scenario(), "auto", count_drafting=False)["speed_up"] > 0.95
+        assert simulate([loop], conditions_of(), "auto", count_drafting=False)["speed_up"] > 1.5
+        assert simulate([random], conditions_of(), "auto", count_drafting=False)["speed_up"] > 0.95
         steep = {0: {1: 10.0, 2: 20.0}}
-        assert simulate([loop], scenario(steep), "auto", count_drafting=False)["speed_up"] == pytest.approx(1.0)
+        assert simulate([loop], conditions_of(steep), "auto", count_drafting=False)["speed_up"] == pytest.approx(1.0)
 
     def test_texts_learn_from_each_other(self):
         """The second text of a kind needs no trying any more."""
         random = traced(expected(hashed, (1, 2, 3), 120))
         drafted = [
-            simulate([random] * times, scenario(), "suffix", count_drafting=False)["drafted"] for times in (1, 2)
+            simulate([random] * times, conditions_of(), "suffix", count_drafting=False)["drafted"] for times in (1, 2)
         ]
         assert drafted[1] < 1.5 * drafted[0]
 
@@ -232,27 +233,27 @@ class TestSimulate:
         told = TracedGeneration(category="", prompt=(1, 2, 3), tokens=tokens, top=tuple((one, 99) for one in tokens))
         silent = TracedGeneration(category="", prompt=(1, 2, 3), tokens=tokens, top=())
         for generation, drafts in ((told, True), (silent, False)):
-            result = simulate([generation], scenario(), "recycling", num_draft_tokens=3)
+            result = simulate([generation], conditions_of(), "recycling", num_draft_tokens=3)
             assert (result["drafted"] > 0) == drafts
 
     def test_texts_without_a_round_are_not_in_the_mean(self):
         loop = traced(expected(looping, (1, 2, 3), 60))
-        result = simulate([loop, traced([1])], scenario(), "suffix", num_draft_tokens=7, count_drafting=False)
+        result = simulate([loop, traced([1])], conditions_of(), "suffix", num_draft_tokens=7, count_drafting=False)
         assert result["prompts"] == 2
         assert result["mean_speed_up"] == pytest.approx(result["speed_up"])
         assert result["speed_up"] > 1.2
 
     def test_where_nothing_is_exact_nothing_is_drafted(self):
-        result = simulate([traced(range(20))], scenario(chain=None, widest=1), "auto", count_drafting=False)
+        result = simulate([traced(range(20))], conditions_of(chain=None, widest=1), "auto", count_drafting=False)
         assert result["speed_up"] == pytest.approx(1.0)
         with pytest.raises(GenerationError, match="speculation would not be exact"):
-            simulate([traced(range(20))], scenario(chain=None, widest=1), "suffix")
+            simulate([traced(range(20))], conditions_of(chain=None, widest=1), "suffix")
 
     def test_narrow_passes_are_made_as_wide_as_plain_ones(self):
         """Plain decoding is fed four rows there: three drafts cost nothing beside it."""
         steep = {0: {1: 10.0, 2: 20.0}}
         loop = traced(expected(looping, (1, 2, 3), 200))
-        result = simulate([loop], scenario(steep, chain=4), "suffix", num_draft_tokens=3, count_drafting=False)
+        result = simulate([loop], conditions_of(steep, chain=4), "suffix", num_draft_tokens=3, count_drafting=False)
         assert result["acceptance_length"] > 2
         assert result["ms_per_round"] == pytest.approx(40.0)
         assert result["speed_up"] == pytest.approx(result["acceptance_length"])
@@ -297,65 +298,65 @@ class TestEnginesThatDraft:
     def test_their_passes_are_priced(self, tiny_engine, recorded, costs):
         """The engine drafts for itself, so all is right: three drafts a round in passes of a row, the prompt before."""
         vocab_size, generations = recorded
-        scenario = Scenario.read(
+        conditions = ReplayConditions.read(
             tiny_engine,
             costs("verifier.json", {16: {1: 10.0, 128: 10.0}}),
             vocab_size,
             draft_costs=costs("draft.json", {16: {1: 2.0, 128: 2.0}}),
         )
-        result = simulate(generations, scenario, f"model:{tiny_engine}", num_draft_tokens=3, count_drafting=False)
+        result = simulate(generations, conditions, f"model:{tiny_engine}", num_draft_tokens=3, count_drafting=False)
         # 39 tokens behind the first: nine rounds of four and one of three, whose last needs no draft.
         assert (result["rounds"], result["drafted"], result["accepted"]) == (10, 29, 29)
         assert result["ms_per_round"] * 10 == pytest.approx(10 * 10.0 + 29 * 2.0)
-        assert scenario.clock.charged == pytest.approx(29 * 2e-3)
+        assert conditions.clock.charged == pytest.approx(29 * 2e-3)
 
     def test_what_proposes_to_them_saves_passes(self, tiny_engine, recorded, costs):
         """Wider passes cost more, fewer are made; the drafts are the same."""
         vocab_size, generations = recorded
         found = {}
         for kind in ("model", "hierarchical"):
-            scenario = Scenario.read(
+            conditions = ReplayConditions.read(
                 tiny_engine,
                 costs("verifier.json", {16: {1: 10.0, 128: 10.0}}),
                 vocab_size,
                 draft_costs=costs("draft.json", {16: {1: 2.0, 128: 2.0}}),
             )
             found[kind] = simulate(
-                generations, scenario, f"{kind}:{tiny_engine}", num_draft_tokens=5, count_drafting=False
+                generations, conditions, f"{kind}:{tiny_engine}", num_draft_tokens=5, count_drafting=False
             )
         assert found["hierarchical"]["accepted"] == found["model"]["accepted"]
         assert found["hierarchical"]["ms_per_round"] < found["model"]["ms_per_round"]
 
     def test_their_own_costs_where_no_others_are_given(self, tiny_engine, recorded):
         vocab_size, generations = recorded
-        scenario = Scenario.read(tiny_engine, None, vocab_size)
-        simulate(generations, scenario, f"model:{tiny_engine}", num_draft_tokens=3)
+        conditions = ReplayConditions.read(tiny_engine, None, vocab_size)
+        simulate(generations, conditions, f"model:{tiny_engine}", num_draft_tokens=3)
         own = LatencyModel(open_directory(tiny_engine).manifest.record.cost_surface_ms, widest=32)
-        assert scenario.clock.charged == pytest.approx(29 * own.of(0).seconds[0], rel=0.5)
+        assert conditions.clock.charged == pytest.approx(29 * own.of(0).seconds[0], rel=0.5)
 
     def test_the_controller_goes_by_their_price(self, tiny_engine, recorded, costs):
         """At a price above the verifier's own pass they are not asked any more, however fast they are here."""
         vocab_size, generations = recorded
         drafted = {}
         for price in (1.0, 11.0):
-            scenario = Scenario.read(
+            conditions = ReplayConditions.read(
                 tiny_engine,
                 costs("verifier.json", {16: {1: 10.0, 128: 10.0}}),
                 vocab_size,
                 draft_costs=costs("draft.json", {16: {1: price, 128: price}}),
             )
-            drafted[price] = simulate(generations, scenario, f"model:{tiny_engine}", count_drafting=False)["drafted"]
+            drafted[price] = simulate(generations, conditions, f"model:{tiny_engine}", count_drafting=False)["drafted"]
         assert drafted[1.0] > 20 > 5 > drafted[11.0]
 
     def test_no_cache_to_share(self, tiny_engine, recorded):
-        scenario = Scenario.read(tiny_engine, None, recorded[0])
+        conditions = ReplayConditions.read(tiny_engine, None, recorded[0])
         with pytest.raises(GenerationError, match="cannot draft on the verifier's cache: a replay has none of the"):
-            simulate(recorded[1], scenario, f"self:{tiny_engine}")
+            simulate(recorded[1], conditions, f"self:{tiny_engine}")
 
     def test_costs_of_drafting_without_an_engine(self, costs):
         path = costs("draft.json", {16: {1: 2.0}})
         with pytest.raises(GenerationError, match="compared with the verifier's: give --engine DIR, too"):
-            Scenario.read(None, path, 10, draft_costs=path)
+            ReplayConditions.read(None, path, 10, draft_costs=path)
 
 
 def test_the_clock_shows_prices_in_place_of_what_work_took():

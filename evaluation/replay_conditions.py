@@ -66,7 +66,7 @@ class PricedSession:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scenario:
+class ReplayConditions:
     """The engine and machine that a replay stands for: what passes cost, which are exact, what drafters find there."""
 
     surface_ms: CostSurface
@@ -77,7 +77,7 @@ class Scenario:
     @classmethod
     def read(
         cls, engine: Path | None, costs: Path | None, vocab_size: int, *, draft_costs: Path | None = None
-    ) -> "Scenario":
+    ) -> "ReplayConditions":
         """From an engine directory, a file of costs, or both.
 
         Args:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from calibration.plots import amax_before_and_after, by_position, linear_map, precision_map
+from evaluation.plots import amax_before_and_after, by_position, linear_map, precision_map
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1f2933; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
@@ -17,7 +17,7 @@ svg { max-width: 100%; height: auto; } summary { cursor: pointer; margin-top: 2r
 
 
 def html_page(figures: Mapping[str, Any]) -> str:
-    """The page for what `calibration.report.report` returns."""
+    """The page for what `evaluation.report.report` returns."""
     title = f"{figures['model']}, {figures['precision']}"
     kernels = f", {figures['kernels']} kernels" if figures["kernels"] else ""
     about = f"Engine {figures['engine']}{kernels} against its float model, {figures['prompts']} prompts."

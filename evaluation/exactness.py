@@ -9,7 +9,7 @@ import numpy as np
 from quasar.text import Message, Prompt
 from runtime.api import Engine
 from runtime.events import Generation
-from runtime.options import OptionsDict
+from runtime.option_keywords import OptionsDict
 from runtime.traces import Recorder
 
 Turns = Literal["first", "all"]
@@ -120,9 +120,7 @@ def _both(
     engine: Engine, prompt: Prompt, options: OptionsDict, turns: Turns
 ) -> Iterator[tuple[list[Message], Generation, Generation]]:
     """Turn by turn: the messages, the plain answer to them, and the speculative one."""
-    drafting = ("drafter", "num_draft_tokens", "recorder")
-    others = {name: value for name, value in options.items() if name not in drafting}
-    plainly = cast("OptionsDict", {**others, "drafter": "none"})
+    plainly = cast("OptionsDict", {**options, "drafter": "none", "num_draft_tokens": None, "recorder": None})
     messages = list(prompt.messages)
     if turns == "first":
         yield messages, engine.generate(messages, **plainly), engine.generate(messages, **options)

@@ -1,4 +1,4 @@
-"""`python -m engines compare`: worst layers first, and what a broken layer looks like."""
+"""`python -m evaluation compare`: worst layers first, and what a broken layer looks like."""
 
 import json
 import subprocess
@@ -8,8 +8,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from engines.compare import compare_backends, differences
 from engines.directory import open_directory
+from evaluation.compare import compare_backends, differences
 from export.compile import CompileOptions, compile_engine
 from quasar.errors import EngineError
 

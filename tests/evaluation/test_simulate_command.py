@@ -8,13 +8,13 @@ import pytest
 
 from engines.directory import open_directory
 from engines.row_invariance import RowInvariance
+from evaluation.replay import replay
+from evaluation.replay_conditions import ReplayConditions
 from quasar.errors import EngineError, GenerationError, PromptError
 from runtime.control import FixedControl
 from runtime.control.latency import LatencyModel
 from runtime.drafters import PromptLookup
 from runtime.drafters.registry import Target
-from runtime.scenario import Scenario
-from runtime.simulation import replay
 from runtime.traces import Recorder, TracedGeneration
 from tests.runtime.test_cli import command, refused
 from tests.runtime.test_loop import expected, looping
@@ -36,7 +36,7 @@ class TestScenario:
         return write
 
     def test_of_costs_alone(self, costs):
-        found = Scenario.read(None, costs({"256": {"1": 9.0, "4": 10}, "16": {"1": 8}}), 77)
+        found = ReplayConditions.read(None, costs({"256": {"1": 9.0, "4": 10}, "16": {"1": 8}}), 77)
         assert found.surface_ms == {256: {1: 9.0, 4: 10.0}, 16: {1: 8.0}}
         assert found.exact == RowInvariance(chain=1, widest=32, tree=True)
         assert found.target == Target(vocab_size=77, trees=True, tells_successors=True, warm={})
@@ -44,28 +44,28 @@ class TestScenario:
     def test_of_an_engine(self, tiny_engine):
         directory = open_directory(tiny_engine)
         record, contract = directory.manifest.record, directory.manifest.contract
-        found = Scenario.read(tiny_engine, None, contract.vocab_size)
+        found = ReplayConditions.read(tiny_engine, None, contract.vocab_size)
         assert (found.surface_ms, found.exact) == (record.cost_surface_ms, record.row_invariance)
         assert found.target.warm == directory.successors() != {}
         assert found.target.trees == record.row_invariance.tree
 
     def test_of_an_engine_at_other_costs(self, tiny_engine, costs):
-        found = Scenario.read(tiny_engine, costs({"256": {"1": 9.0}}), 320)
+        found = ReplayConditions.read(tiny_engine, costs({"256": {"1": 9.0}}), 320)
         assert found.surface_ms == {256: {1: 9.0}}
         assert found.target.warm
 
     def test_of_neither(self):
         with pytest.raises(GenerationError, match="what passes cost was not said: give --engine DIR or --costs FILE"):
-            Scenario.read(None, None, 10)
+            ReplayConditions.read(None, None, 10)
 
     def test_of_another_vocabulary(self, tiny_engine):
         message = f"{re.escape(str(tiny_engine))} has 320 tokens, the trace's engine had 100"
         with pytest.raises(GenerationError, match=message):
-            Scenario.read(tiny_engine, None, 100)
+            ReplayConditions.read(tiny_engine, None, 100)
 
     def test_of_no_engine(self, tmp_path):
         with pytest.raises(EngineError, match="is no engine directory"):
-            Scenario.read(tmp_path / "none", None, 100)
+            ReplayConditions.read(tmp_path / "none", None, 100)
 
     @pytest.mark.parametrize(
         "value",
@@ -78,7 +78,7 @@ class TestScenario:
     def test_costs_that_cannot_be_read(self, costs, value):
         path = costs(value)
         with pytest.raises(PromptError) as error:
-            Scenario.read(None, path, 10)
+            ReplayConditions.read(None, path, 10)
         assert str(error.value).startswith(f"{path} cannot be read as costs (")
         assert str(error.value).endswith(
             'rows → width → milliseconds was expected, as in {"256": {"1": 9.0, "4": 10.3, "8": 15.5}}'
@@ -95,12 +95,12 @@ class TestScenario:
     def test_costs_that_make_no_sense(self, costs, value):
         path = costs(value)
         with pytest.raises(PromptError) as error:
-            Scenario.read(None, path, 10)
+            ReplayConditions.read(None, path, 10)
         assert str(error.value).startswith(f"{path}: rows, widths and milliseconds above 0 were expected; rows → width")
 
     def test_costs_that_are_missing(self, tmp_path):
         with pytest.raises(PromptError, match=r"costs.json cannot be read as costs \(.*No such file"):
-            Scenario.read(None, tmp_path / "costs.json", 10)
+            ReplayConditions.read(None, tmp_path / "costs.json", 10)
 
 
 class TestCommand:

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 
 import runtime
+from evaluation.exactness import first_difference, verify
 from quasar.text import Prompt
-from runtime.parity import first_difference, verify
 
 PROMPTS = [Prompt(messages=({"role": "user", "content": text},)) for text in ("one two one two", "abc abc abc")]
 

@@ -1,4 +1,4 @@
-"""`python -m calibration`: how faithful an engine is to its float model."""
+"""The commands that measure fidelity: report and sweep."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,7 +7,7 @@ import typer
 
 from quasar.cli import check_output, command_of_lists, console, emit_json, new_app, progress_steps
 
-app = new_app("Measure how faithful a quantized verifier is to its float model.")
+app = new_app()
 
 
 @app.command()
@@ -38,9 +38,9 @@ def report(
     Teacher-forced on the prompts' own tokens (chat template applied, at most 512 each) and on the float model's own
     64-token continuations: the positions that a verifier decides.
     """
-    from calibration.page import html_page
-    from calibration.plots import new_figure
-    from calibration.report import report as make_report
+    from evaluation.page import html_page
+    from evaluation.plots import new_figure
+    from evaluation.report import report as make_report
     from quasar.files import atomic_path
     from quasar.text import read_prompts
 
@@ -81,7 +81,7 @@ def sweep(
     everything: Annotated[bool, typer.Option("--all", help="Every combination of precision, smoothing, head.")] = False,
     tasks: Annotated[
         bool,
-        typer.Option("--tasks", help="Score tasks as well (runtime accuracy), on all of FILE's rows with references."),
+        typer.Option("--tasks", help="Score tasks as well (accuracy), on all of FILE's rows with references."),
     ] = False,
     calibration: Annotated[
         Path | None,
@@ -94,7 +94,7 @@ def sweep(
     Builds an engine for each recipe below DIR (those that are there are kept), then measures all of them on the same
     texts and in one interleaved run.
     """
-    from calibration.sweep import (
+    from evaluation.sweep import (
         ALL_RECIPES,
         DEFAULT_RECIPES,
         build_engines,
@@ -102,14 +102,14 @@ def sweep(
         score_tasks,
         write_sweep,
     )
-    from calibration.sweep import sweep as run_sweep
+    from evaluation.sweep import sweep as run_sweep
     from quasar.text import read_prompts
 
     check_output(json)
     rows = read_prompts(prompts, limit)
     recipes = recipe or (ALL_RECIPES if everything else DEFAULT_RECIPES)
     directories = build_engines(model, output, recipes, calibration)
-    scored = score_tasks(directories, prompts) if tasks else None
+    scored = score_tasks(directories, prompts, progress_steps) if tasks else None
     swept = run_sweep(model, directories, rows, progress_steps, scored)
     write_sweep(swept, output)
     typer.echo(markdown_table(swept), nl=False)

@@ -1,4 +1,4 @@
-"""`python -m engines time`: the JSON's form, what is refused, and caches that were written."""
+"""`python -m evaluation time`: the JSON's form, what is refused, and caches that were written."""
 
 import json
 import subprocess

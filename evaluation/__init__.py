@@ -1,0 +1,1 @@
+"""What *measures*: exactness, speed, accuracy, replay, fidelity, sweeps, and back ends against each other."""
