@@ -10,6 +10,7 @@ from quasar.text import Message, Prompt
 from runtime.api import Engine
 from runtime.events import Generation
 from runtime.option_keywords import OptionsDict
+from runtime.options import OPTIONS
 from runtime.traces import Recorder
 
 Turns = Literal["first", "all"]
@@ -79,6 +80,7 @@ def verify(
             conversation that keeps it.
         recorder: the speculative answers are written there, with their prompts' categories.
     """
+    options = _one_by_one(options)
     divergences: list[Divergence] = []
     speculative_runs: list[Generation] = []
     for index, prompt in enumerate(prompts):
@@ -120,7 +122,9 @@ def _both(
     engine: Engine, prompt: Prompt, options: OptionsDict, turns: Turns
 ) -> Iterator[tuple[list[Message], Generation, Generation]]:
     """Turn by turn: the messages, the plain answer to them, and the speculative one."""
-    plainly = cast("OptionsDict", {**options, "drafter": "none", "num_draft_tokens": None, "recorder": None})
+    drafting = ("drafter", "num_draft_tokens", "recorder")
+    others = {name: value for name, value in options.items() if name not in drafting}
+    plainly = cast("OptionsDict", {**others, "drafter": "none"})
     messages = list(prompt.messages)
     if turns == "first":
         yield messages, engine.generate(messages, **plainly), engine.generate(messages, **options)
@@ -132,6 +136,15 @@ def _both(
             if later is not None:
                 answer = Message(role="assistant", content=plain.text)
                 messages = [*messages, answer, Message(role="user", content=later)]
+
+
+def _one_by_one(options: OptionsDict) -> OptionsDict:
+    """The keywords, with those of `options=` among them: a plain run leaves some of them out."""
+    base = options.get("options")
+    if base is None:
+        return options
+    given = {one.name: getattr(base, one.name) for one in OPTIONS if getattr(base, one.name) != one.default}
+    return cast("OptionsDict", {**given, **{name: value for name, value in options.items() if name != "options"}})
 
 
 def _is_greedy(options: OptionsDict) -> bool:

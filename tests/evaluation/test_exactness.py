@@ -63,6 +63,24 @@ def test_divergences_are_reported_with_their_logit_gap():
     assert shorter.logit_gap is None
 
 
+def test_options_may_come_as_one_object():
+    asked = []
+
+    class Asked:
+        plain_width = 1
+
+        def generate(self, messages, **options):
+            asked.append(options)
+            return Liar().generate(messages, drafter="none", max_new_tokens=4)
+
+    options = runtime.GenerationOptions(max_new_tokens=4, drafter="x", num_draft_tokens=2)
+    verify(Asked(), [Prompt(messages=({"role": "user", "content": "a"},))], {"options": options, "seed": 1})
+    assert asked == [
+        {"max_new_tokens": 4, "seed": 1, "drafter": "none"},
+        {"max_new_tokens": 4, "seed": 1, "drafter": "x", "num_draft_tokens": 2},
+    ]
+
+
 def test_first_difference():
     assert first_difference([1, 2], [1, 3]) == 1
     assert first_difference([1, 2], [1, 2, 3]) == 2
