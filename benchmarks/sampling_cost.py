@@ -26,7 +26,6 @@ from engines import load_engine
 from engines.onnxruntime.session import OnnxRuntimeSession
 from plugins.cpu.library import find_library
 from plugins.cpu.sampler import NativeSampler
-from quasar.checkpoints import DecoderSpec
 from runtime.acceptance import follow
 from runtime.options import GenerationOptions
 from runtime.sampling.chooser import (
@@ -143,7 +142,7 @@ def main() -> None:
             loaded = load_engine(options.engine, kernels=options.kernels)
             session: VerifierSession = loaded.session
         else:
-            spec, folder = DecoderSpec(**SHAPES[options.shape]), Path(name)
+            spec, folder = SHAPES[options.shape], Path(name)
             contract = contract_of(spec, options.rows + 64)
             write_graphs(spec, contract, folder)
             library = find_library().path
