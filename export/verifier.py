@@ -4,7 +4,7 @@ One graph serves prefill and verification; `engines.contract` says what its inpu
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, assert_never
 
 import onnx_ir as ir
 
@@ -186,6 +186,8 @@ class _VerifierGraph:
         match mlp.kind:
             case "gated_silu":
                 h = self._gated_silu(prefix, self._linear(gate_up, h, f"{prefix}.gate_up"))
+            case _:
+                assert_never(mlp.kind)
         return self._linear(down, h, f"{prefix}.output")
 
     def _gated_silu(self, name: str, gate_up: ir.Value) -> ir.Value:
