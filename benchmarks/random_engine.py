@@ -30,40 +30,42 @@ from export.weight_file import WeightFile
 from plugins.cpu.library import find_library
 from quasar.checkpoints import DecoderSpec
 from quasar.checkpoints.checkpoint_text import CheckpointText
-from quasar.checkpoints.spec import Rope
+from quasar.checkpoints.spec import AttentionSpec, LayerSpec, MlpSpec, Rope
 
-SHAPES: dict[str, dict[str, Any]] = {
-    "qwen3-1.7b": {
-        "architecture": "qwen3",
-        "num_layers": 28,
-        "hidden_size": 2048,
-        "intermediate_size": 6144,
-        "num_heads": 16,
-        "num_kv_heads": 8,
-        "head_size": 128,
-        "vocab_size": 151936,
-        "context_length": 40960,
-        "rms_norm_eps": 1e-6,
-        "rope": Rope(theta=1e6),
-        "qk_norm": True,
-        "tied_head": True,
-    },
+SHAPES = {
+    "qwen3-1.7b": DecoderSpec(
+        architecture="qwen3",
+        layers=(
+            LayerSpec(
+                attention=AttentionSpec(
+                    num_heads=16, num_kv_heads=8, head_size=128, rope=Rope(theta=1e6), qk_norm="head"
+                ),
+                mlp=MlpSpec(intermediate_size=6144),
+            ),
+        )
+        * 28,
+        hidden_size=2048,
+        vocab_size=151936,
+        context_length=40960,
+        rms_norm_eps=1e-6,
+        tied_head=True,
+    ),
     # SmolLM2-135M's body with the vocabulary of the Qwen models.
-    "smollm2-151936": {
-        "architecture": "llama",
-        "num_layers": 30,
-        "hidden_size": 576,
-        "intermediate_size": 1536,
-        "num_heads": 9,
-        "num_kv_heads": 3,
-        "head_size": 64,
-        "vocab_size": 151936,
-        "context_length": 8192,
-        "rms_norm_eps": 1e-5,
-        "rope": Rope(theta=1e5),
-        "qk_norm": False,
-        "tied_head": True,
-    },
+    "smollm2-151936": DecoderSpec(
+        architecture="llama",
+        layers=(
+            LayerSpec(
+                attention=AttentionSpec(num_heads=9, num_kv_heads=3, head_size=64, rope=Rope(theta=1e5)),
+                mlp=MlpSpec(intermediate_size=1536),
+            ),
+        )
+        * 30,
+        hidden_size=576,
+        vocab_size=151936,
+        context_length=8192,
+        rms_norm_eps=1e-5,
+        tied_head=True,
+    ),
 }
 FILES = OnnxRuntimeFiles(
     graph="onnxruntime/verifier.onnx",
@@ -113,7 +115,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the graphs go for a while; about 5 bytes per parameter")
     options = parser.parse_args()
 
-    spec = DecoderSpec(**SHAPES[options.shape])
+    spec = SHAPES[options.shape]
     contract = contract_of(spec, max(options.rows) + 64)
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)

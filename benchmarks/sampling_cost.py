@@ -27,7 +27,6 @@ from engines.onnxruntime.session import OnnxRuntimeSession
 from engines.session import Session
 from plugins.cpu.library import find_library
 from plugins.cpu.sampler import NativeSampler
-from quasar.checkpoints import DecoderSpec
 from runtime.acceptance import accept, follow
 from runtime.options import GenerationOptions
 from runtime.sampling.chooser import GreedyChooser, LogitsChooser, TokenChooser, TokenSampler, reference_sampler
@@ -140,7 +139,7 @@ def main() -> None:
             loaded = load_engine(options.engine, kernels=options.kernels)
             session: Session = loaded.session
         else:
-            spec, folder = DecoderSpec(**SHAPES[options.shape]), Path(name)
+            spec, folder = SHAPES[options.shape], Path(name)
             contract = contract_of(spec, options.rows + 64)
             write_graphs(spec, contract, folder)
             library = find_library().path

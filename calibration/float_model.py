@@ -4,6 +4,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from calibration.simulation import module_of
 from quasar.checkpoints import Checkpoint, DecoderSpec
 from quasar.checkpoints.checkpoint import check_finite
 from quasar.checkpoints.rope import inverse_frequencies
@@ -34,8 +35,7 @@ def load_float_model(checkpoint: Checkpoint) -> "torch.nn.Module":
     for name in checkpoint.spec.tensors():
         value = _to_torch(check_finite(checkpoint, name, checkpoint.read(name)), dtype)
         module, _, parameter = name.rpartition(".")
-        owner = model.lm_head if module == "lm_head" else model.model.get_submodule(module)
-        setattr(owner, parameter, torch.nn.Parameter(value, requires_grad=False))
+        setattr(module_of(model, module), parameter, torch.nn.Parameter(value, requires_grad=False))
     # Tables made at construction were made on "meta"; they follow from the config alone.
     rotary = type(model.model.rotary_emb)(model.config)
     if checkpoint.spec.rope.kind == "divided":

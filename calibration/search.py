@@ -25,7 +25,7 @@ from calibration.recipe import LinearPrecision, Recipe
 from calibration.reconstruction import reconstruct
 from calibration.refinement import refine_factor
 from calibration.simulation import module_of, round_weight, scale_of, simulated
-from calibration.smoothing import group_factor, tie_query_groups
+from calibration.smoothing import group_factor, tie_of
 from calibration.statistics import ActivationStatistics
 from quasar.checkpoints import DecoderSpec
 from quasar.checkpoints.spec import Linear
@@ -203,7 +203,7 @@ class Search:
         if choice.precision == "w8a8-token":
             import torch
 
-            tie = partial(tie_query_groups, self._spec) if linear.name.endswith(".o_proj") else None
+            tie = tie_of(self._spec, linear.name)
             start = torch.ones(linear.inputs) if factor is None else factor
             refined = refine_factor(start, sample.x, sample.weight, sample.token_weights, tie)
             thin = sample.thinned()

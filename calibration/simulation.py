@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from calibration.affine import AMAX_FLOOR, BLOCK, QMAX, weight_scale
 from calibration.recipe import LinearPrecision
 from quasar.checkpoints import DecoderSpec
+from quasar.checkpoints.architectures.registry import ARCHITECTURES
 
 if TYPE_CHECKING:
     import torch
@@ -141,5 +142,6 @@ class _SharedProduct:
 
 
 def module_of(model: Any, member: str) -> Any:
-    """The torch module of a linear's member."""
-    return model.lm_head if member == "lm_head" else model.model.get_submodule(member)
+    """The torch module of a linear's member, or of a norm, by canonical name."""
+    own = ARCHITECTURES[model.config.model_type].checkpoint_name(member)
+    return model.lm_head if own == "lm_head" else model.model.get_submodule(own)

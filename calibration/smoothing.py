@@ -2,7 +2,8 @@
 
     y = W x = (W · s) (x / s)
 
-and `/ s` is folded into the operation that produces x, so the float model computes the same function. Five groups:
+and `/ s` is folded into the operation that produces x, so the float model computes the same function. Which operation
+that is, the architecture says (`SmoothingGroup`). In pre-norm decoders:
 
     input_layernorm           → q/k/v        the norm's weight / s
     post_attention_layernorm  → gate/up      the norm's weight / s
@@ -11,14 +12,19 @@ and `/ s` is folded into the operation that produces x, so the float model compu
     up_proj                   → down_proj    up_proj's rows and bias / s
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quasar.checkpoints import DecoderSpec
+from quasar.checkpoints.architectures.base import SmoothingGroup
+from quasar.checkpoints.architectures.registry import ARCHITECTURES
+from quasar.checkpoints.spec import split_name
+from quasar.errors import CheckpointError
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +55,7 @@ def smoothing_factor(input_amax: Float, weight_amax: Float, alpha: float) -> Flo
 
 def shared_over_query_group(per_channel: Float, spec: DecoderSpec) -> Float:
     """The maximum over the query heads that read one kv head: [query_size] → [query_size], equal within a group."""
-    heads = per_channel.reshape(spec.num_kv_heads, spec.num_heads // spec.num_kv_heads, spec.head_size)
+    heads = per_channel.reshape(spec.num_kv_heads, -1, spec.head_size)
     return np.broadcast_to(heads.max(axis=1, keepdims=True), heads.shape).reshape(-1)
 
 
@@ -58,13 +64,18 @@ def group_factor(spec: DecoderSpec, linear: str, input_amax: Float, weight_amax:
 
     `input_amax`: of its input channels over the calibration text; `weight_amax`: of its weight per input channel.
     """
-    if linear.endswith(".o_proj"):
+    if _group_of_consumer(spec, linear).shared_by_query_heads:
         input_amax, weight_amax = (shared_over_query_group(amax, spec) for amax in (input_amax, weight_amax))
     return smoothing_factor(input_amax, weight_amax, alpha)
 
 
-def tie_query_groups(spec: DecoderSpec, log_factor: "torch.Tensor") -> "torch.Tensor":
-    """The mean of log s (or its gradient) over the query heads that read one kv head, [query_size] → [query_size]."""
+def tie_of(spec: DecoderSpec, linear: str) -> "Callable[[torch.Tensor], torch.Tensor] | None":
+    """What makes a linear's log s (or its gradient) such that its producer can take it; None if it can take any."""
+    return partial(_tie_query_groups, spec) if _group_of_consumer(spec, linear).shared_by_query_heads else None
+
+
+def _tie_query_groups(spec: DecoderSpec, log_factor: "torch.Tensor") -> "torch.Tensor":
+    """The mean over the query heads that read one kv head, [query_size] → [query_size]."""
     heads = log_factor.reshape(spec.num_kv_heads, -1, spec.head_size)
     return heads.mean(1, keepdim=True).expand_as(heads).reshape(-1)
 
@@ -74,47 +85,31 @@ def fold(name: str, tensor: Float, spec: DecoderSpec, factors: SmoothingFactors)
     module, parameter = name.rsplit(".", 1)
     if (rows := producer_factor(module, spec, factors)) is not None:
         tensor = tensor / (rows if tensor.ndim == 1 else rows[:, None])
-    linear = _linear_of(module)
-    if linear is not None and parameter == "weight" and (s := factors.of(linear)) is not None:
+    linear = spec.linear_of(module)
+    if linear is not None and parameter == "weight" and (s := factors.of(linear.name)) is not None:
         tensor = tensor * s[None, :]
     return tensor
 
 
 def producer_factor(module: str, spec: DecoderSpec, factors: SmoothingFactors) -> Float | None:
     """What a norm's weight, or the rows of a projection, are divided by: its consumer's factor, or None."""
-    consumer = _consumer(module)
-    s = None if consumer is None else factors.of(consumer)
-    return None if s is None else _of_producer(module, s, spec)
-
-
-def _consumer(module: str) -> str | None:
-    """The linear whose input this module produces."""
-    if module == "norm":
-        return "lm_head"
-    for producer, consumer in (
-        (".input_layernorm", ".self_attn.qkv_proj"),
-        (".post_attention_layernorm", ".mlp.gate_up_proj"),
-        (".self_attn.v_proj", ".self_attn.o_proj"),
-        (".mlp.up_proj", ".mlp.down_proj"),
-    ):
-        if module.endswith(producer):
-            return module.removesuffix(producer) + consumer
-    return None
-
-
-def _linear_of(module: str) -> str | None:
-    """The (fused) linear that a projection is part of."""
-    stem, _, projection = module.rpartition(".")
-    if projection in ("q_proj", "k_proj", "v_proj"):
-        return f"{stem}.qkv_proj"
-    if projection in ("gate_proj", "up_proj"):
-        return f"{stem}.gate_up_proj"
-    return module if projection in ("o_proj", "down_proj", "lm_head") else None
-
-
-def _of_producer(module: str, s: Float, spec: DecoderSpec) -> Float:
-    """A consumer's factor as its producer's channels see it: v_proj has one row per kv head, not per query head."""
-    if not module.endswith(".v_proj"):
+    _, part = split_name(module)
+    group = next((group for group in _groups(spec) if group.producer == part), None)
+    s = None if group is None else factors.of(module.removesuffix(part) + group.consumer)
+    if s is None or group is None or not group.shared_by_query_heads:
         return s
-    heads = s.reshape(spec.num_kv_heads, spec.num_heads // spec.num_kv_heads, spec.head_size)
+    # The producer has one row per kv head, not per query head.
+    heads = s.reshape(spec.num_kv_heads, -1, spec.head_size)
     return heads[:, 0, :].reshape(-1)
+
+
+def _groups(spec: DecoderSpec) -> tuple[SmoothingGroup, ...]:
+    return ARCHITECTURES[spec.architecture].smoothing
+
+
+def _group_of_consumer(spec: DecoderSpec, linear: str) -> SmoothingGroup:
+    _, part = split_name(linear)
+    for group in _groups(spec):
+        if group.consumer == part:
+            return group
+    raise CheckpointError(f"the architecture {spec.architecture!r} has no smoothing group for {part}")

@@ -60,7 +60,7 @@ def collect_statistics(
     ]
     for index, layer in enumerate(cast("Any", model).model.layers):
         _, output, _, down = spec.layer_linears(index)
-        residual = layer.post_attention_layernorm
+        residual = module_of(model, f"layers.{index}.post_attention_layernorm")
         handles.append(residual.register_forward_pre_hook(watch.residual_before(output.name)))
         handles.append(layer.register_forward_hook(watch.residual_behind(down.name)))
     try:

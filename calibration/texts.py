@@ -123,7 +123,7 @@ def continue_prompts(
 
 def _batches(spec: DecoderSpec, lengths: Sequence[int]) -> list[list[int]]:
     """Indices of sequences of similar length, as many at once as the bound on their KV cache allows."""
-    row_bytes = 2 * spec.num_layers * spec.kv_size * 4
+    row_bytes = sum(2 * layer.attention.kv_size * 4 for layer in spec.layers)
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
         fits = _MAX_CACHE_BYTES // (row_bytes * lengths[index])

@@ -53,9 +53,9 @@ class PreparedWeights:
         self._factors = factors
         self._integers = integers
         self._static_scales = static_scales or {}
-        whole = checkpoint.spec
+        self._whole = whole = checkpoint.spec
         self._remaining = range(whole.num_layers) if remaining is None else remaining
-        self.spec = replace(whole, num_layers=len(self._remaining))
+        self.spec = whole.keep_layers(self._remaining)
 
     def is_quantized(self, linear: str) -> bool:
         """Whether the recipe gives a linear INT8 weights."""
@@ -103,12 +103,12 @@ class PreparedWeights:
         rows = np.ones(len(scale), np.float64)
         start = 0
         for member, count in zip(linear.members, linear.rows, strict=True):
-            if (factor := producer_factor(member, self.spec, self._factors)) is not None:
+            if (factor := producer_factor(member, self._whole, self._factors)) is not None:
                 rows[start : start + count] = factor
             start += count
         smoothed: Float32 = (scale / rows.reshape(-1, *[1] * (scale.ndim - 1))).astype(np.float32)
         return np.maximum(smoothed, np.finfo(np.float32).smallest_normal)
 
     def _folded(self, name: str) -> Float32:
-        tensor = fold(name, read_float32(self._checkpoint, name), self.spec, self._factors)
+        tensor = fold(name, read_float32(self._checkpoint, name), self._whole, self._factors)
         return tensor.astype(np.float32, copy=False)

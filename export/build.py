@@ -78,7 +78,7 @@ class _Build:
         # Layers are left out of the graph alone: what stays is quantized as in the engine that has all of them, so
         # that the two may share a cache.
         self._remaining = remaining_layers(options.skip_layers, spec.num_layers)
-        self._spec = replace(spec, num_layers=len(self._remaining))
+        self._spec = spec.keep_layers(self._remaining)
         alpha = parse_alpha(options.alpha)
         self._asked: Recipe = make_recipe(spec, precision=options.precision, alpha=alpha, keep_float=options.keep_float)
         self._recipe = self._asked

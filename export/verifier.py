@@ -4,7 +4,7 @@ One graph serves prefill and verification; `engines.contract` says what its inpu
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, assert_never
 
 import onnx_ir as ir
 
@@ -16,7 +16,7 @@ from export.linears import add_linear
 from export.weight_file import WeightFile
 from quasar.checkpoints import DecoderSpec
 from quasar.checkpoints.rope import cos_sin_tables
-from quasar.checkpoints.spec import Linear
+from quasar.checkpoints.spec import AttentionSpec, LayerSpec, Linear, MlpSpec
 
 FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
 BATCH, TOKENS, CAPACITY, ROWS = "batch", "tokens", "capacity", "rows"
@@ -74,8 +74,8 @@ class _VerifierGraph:
 
         x = self._embed(ids)
         presents: list[ir.Value] = []
-        for layer in range(spec.num_layers):
-            x, present = self._layer(layer, x)
+        for number, layer in enumerate(spec.layers):
+            x, present = self._layer(number, layer, x)
             presents += present
         logits = self._head(x, rows)
         tokens, top = self._top_tokens(logits, top_k)
@@ -133,36 +133,38 @@ class _VerifierGraph:
         count = graph.op("Squeeze", [shape], "mask.capacity.scalar")
         return graph.op("Range", [graph.constant("zero", 0), count, graph.constant("one", 1)], "mask.slots")
 
-    def _layer(self, layer: int, x: ir.Value) -> tuple[ir.Value, list[ir.Value]]:
-        qkv, output, gate_up, down = self.spec.layer_linears(layer)
-        prefix = f"layers.{layer}"
+    def _layer(self, number: int, layer: LayerSpec, x: ir.Value) -> tuple[ir.Value, list[ir.Value]]:
+        """The residual stream [B, T, hidden] → the same after a layer, and the layer's caches."""
+        prefix = f"layers.{number}"
         h = self._norm(f"{prefix}.input_layernorm", x)
-        packed = self._linear(qkv, h, inner.packed_qkv(layer))
-        context, presents = self._attention(layer, packed)
-        attended = self._linear(output, context, f"{prefix}.self_attn.output")
+        attended, presents = self._attention(number, layer.attention, h)
         x = self._graph.op("Add", [x, attended], f"{prefix}.attended")
         h = self._norm(f"{prefix}.post_attention_layernorm", x)
-        h = self._swiglu(f"{prefix}.mlp", self._linear(gate_up, h, f"{prefix}.mlp.gate_up"))
-        h = self._linear(down, h, f"{prefix}.mlp.output")
-        return self._graph.op("Add", [x, h], inner.layer_output(layer)), presents
+        h = self._mlp(number, layer.mlp, h)
+        return self._graph.op("Add", [x, h], inner.layer_output(number)), presents
 
-    def _attention(self, layer: int, packed: ir.Value) -> tuple[ir.Value, list[ir.Value]]:
-        graph, spec = self._graph, self.spec
-        prefix = f"layers.{layer}.self_attn"
-        sizes = graph.constant("qkv_sizes", [spec.query_size, spec.kv_size, spec.kv_size])
+    def _attention(self, number: int, attention: AttentionSpec, h: ir.Value) -> tuple[ir.Value, list[ir.Value]]:
+        """Projections around attention over the cache: [B, T, hidden] → the same, and the layer's caches."""
+        graph, prefix = self._graph, f"layers.{number}.self_attn"
+        qkv, output, _, _ = self.spec.layer_linears(number)
+        packed = self._linear(qkv, h, inner.packed_qkv(number))
+        # Constants are shared by all layers: their heads are the same (`DecoderSpec.check`).
+        sizes = graph.constant("qkv_sizes", [attention.query_size, attention.kv_size, attention.kv_size])
         parts = [f"{prefix}.{part}" for part in "qkv"]
         q, k, v = graph.ops("Split", [packed, sizes], f"{prefix}.split", parts, {"axis": -1})
-        q = self._rotate(f"{prefix}.q", self._heads(f"{prefix}.q", q, norm=spec.qk_norm))
-        k = self._rotate(f"{prefix}.k", self._heads(f"{prefix}.k", k, norm=spec.qk_norm))
+        norm = attention.qk_norm == "head"
+        q = self._rotate(f"{prefix}.q", self._heads(f"{prefix}.q", q, norm=norm))
+        k = self._rotate(f"{prefix}.k", self._heads(f"{prefix}.k", k, norm=norm))
         v = self._heads(f"{prefix}.v", v, norm=False)
         presents = [
             graph.op("TensorScatter", [past, new, self._lengths], name, {"axis": 2, "mode": "linear"})
-            for past, new, name in zip(self._past[layer], (k, v), names.present_names(layer), strict=True)
+            for past, new, name in zip(self._past[number], (k, v), names.present_names(number), strict=True)
         ]
-        heads = graph.op("Attention", [q, *presents, self._mask], inner.attention(layer), {"is_causal": 0})
+        heads = graph.op("Attention", [q, *presents, self._mask], inner.attention(number), {"is_causal": 0})
         rows_first = graph.op("Transpose", [heads], f"{prefix}.rows_first", {"perm": [0, 2, 1, 3]})
-        merged = graph.constant("merge_heads", [0, 0, spec.query_size])
-        return graph.op("Reshape", [rows_first, merged], inner.context(layer)), presents
+        merged = graph.constant("merge_heads", [0, 0, attention.query_size])
+        context = graph.op("Reshape", [rows_first, merged], inner.context(number))
+        return self._linear(output, context, f"{prefix}.output"), presents
 
     def _heads(self, name: str, x: ir.Value, *, norm: bool) -> ir.Value:
         """[B, T, heads·D] → [B, heads, T, D], each head's vector normalized where the architecture does so."""
@@ -177,7 +179,18 @@ class _VerifierGraph:
             "RotaryEmbedding", [x, self._cos, self._sin, self._positions], f"{name}.rotated", {"interleaved": 0}
         )
 
-    def _swiglu(self, name: str, gate_up: ir.Value) -> ir.Value:
+    def _mlp(self, number: int, mlp: MlpSpec, h: ir.Value) -> ir.Value:
+        """[B, T, hidden] → the same."""
+        _, _, gate_up, down = self.spec.layer_linears(number)
+        prefix = f"layers.{number}.mlp"
+        match mlp.kind:
+            case "gated_silu":
+                h = self._gated_silu(prefix, self._linear(gate_up, h, f"{prefix}.gate_up"))
+            case _:
+                assert_never(mlp.kind)
+        return self._linear(down, h, f"{prefix}.output")
+
+    def _gated_silu(self, name: str, gate_up: ir.Value) -> ir.Value:
         graph = self._graph
         gate, up = graph.ops(
             "Split", [gate_up], f"{name}.split", [f"{name}.gate", f"{name}.up"], {"axis": -1, "num_outputs": 2}

@@ -52,7 +52,8 @@ class KeepLayers(InPlacePass):
         ]
         hidden = new.op("Concat", [produced[inner.HEAD_INPUT], *seen], names.HIDDEN, {"axis": -1})
         hidden.type = ir.TensorType(ir.DataType.FLOAT)
-        columns = self._spec.hidden_size + self._count * self._spec.query_size
+        kept_layers = self._spec.layers[: self._count]
+        columns = self._spec.hidden_size + sum(layer.attention.query_size for layer in kept_layers)
         hidden.shape = ir.Shape(["batch", "rows", columns])
         last = produced[inner.HEAD_INPUT].producer()
         assert last is not None

@@ -66,7 +66,7 @@ class LowerToNative(InPlacePass):
         return PassResult(model, modified=True)
 
     def _lower_attention(self, graph: ir.Graph, layer: int, values: dict[str, ir.Value], tree: ir.Value) -> None:
-        spec, prefix = self._spec, f"layers.{layer}.self_attn"
+        spec, prefix = self._spec.layers[layer].attention, f"layers.{layer}.self_attn"
         norms = [values[f"{prefix}.{part}_norm.weight"] if spec.qk_norm else None for part in "qk"]
         old = values[inner.context(layer)]
         new = GraphBuilder()
@@ -87,10 +87,10 @@ class LowerToNative(InPlacePass):
             {
                 "num_heads": spec.num_heads,
                 "kv_num_heads": spec.num_kv_heads,
-                "local_window_size": 0,
-                "scale": float(spec.head_size**-0.5),
-                "softcap": 0.0,
-                "epsilon": spec.rms_norm_eps,
+                "local_window_size": spec.window or 0,
+                "scale": spec.scale,
+                "softcap": spec.softcap,
+                "epsilon": self._spec.rms_norm_eps,
             },
             domain=DOMAIN,
         )

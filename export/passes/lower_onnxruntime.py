@@ -60,7 +60,7 @@ class LowerToOnnxRuntime(InPlacePass):
         return PassResult(model, modified=True)
 
     def _lower_layer(self, graph: ir.Graph, layer: int, values: _Values, rows: "_SpareRows") -> None:
-        spec, prefix = self._spec, f"layers.{layer}.self_attn"
+        spec, prefix = self._spec.layers[layer].attention, f"layers.{layer}.self_attn"
         new = GraphBuilder()
         packed = self._packed_with_norms(new, prefix, values, rows) if spec.qk_norm else values[inner.packed_qkv(layer)]
         padded = new.op("Concat", [packed, rows.zeros], f"{prefix}.padded", {"axis": 1})
@@ -116,7 +116,8 @@ class _SpareRows:
         used = builder.op("Add", [longest, self.num_rows], "spare.used")
         spare = self._count(spec, used)
         batch = builder.op("Shape", [lengths], "spare.batch", {"start": 0, "end": 1})
-        packed = builder.constant("spare.packed_size", [spec.query_size + 2 * spec.kv_size])
+        attention = spec.layers[0].attention
+        packed = builder.constant("spare.packed_size", [attention.query_size + 2 * attention.kv_size])
         shape = builder.op("Concat", [batch, spare, packed], "spare.shape", {"axis": 0})
         # float zeros [B, spare rows, (H + 2G)·D], made once per pass.
         self.zeros = builder.op("ConstantOfShape", [shape], "spare.zeros")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quasar.checkpoints.architectures.registry import ARCHITECTURES
 from quasar.checkpoints.checkpoint_text import CheckpointText
 from quasar.checkpoints.config import spec_from_config
 from quasar.checkpoints.folder_text import folder_text
@@ -37,6 +38,7 @@ class SafetensorsFolder:
         self.spec: DecoderSpec = spec_from_config(
             self.config, _read_json(folder / "generation_config.json", required=False)
         )
+        self._architecture = ARCHITECTURES[self.spec.architecture]
         self._shard_of = self._index()
         self.spec = self._with_own_head(self.spec)
         leftover = self._leftover_quantization()
@@ -102,7 +104,7 @@ class SafetensorsFolder:
         for path in shards:
             with _open_shard(path) as shard:
                 for stored in shard.keys():  # noqa: SIM118 - a safetensors handle is not a dict
-                    name = stored.removeprefix("model.")
+                    name = self._architecture.canonical_name(stored.removeprefix("model."))
                     if name in found and named.get(stored) != path.name:
                         if stored not in named:
                             raise CheckpointError(
@@ -179,7 +181,8 @@ class SafetensorsFolder:
         expected = self.spec.tensors()
         for name, shape in expected.items():
             if name not in self._shard_of:
-                raise CheckpointError(f"{self._folder}: the tensor {name!r} is missing from the safetensors weights")
+                own = self._architecture.checkpoint_name(name)
+                raise CheckpointError(f"{self._folder}: the tensor {own!r} is missing from the safetensors weights")
             path, stored = self._shard_of[name]
             with _open_shard(path) as shard:
                 view = shard.get_slice(stored)
@@ -190,7 +193,8 @@ class SafetensorsFolder:
                 raise CheckpointError(f"{path}: {stored} is stored as {dtype}; float weights were expected")
         extra = [name for name in self._shard_of if name.endswith(".bias") and name not in expected and "_proj" in name]
         if extra:
-            raise CheckpointError(f"{self._folder}: unexpected tensor {extra[0]!r}: the config has no such bias")
+            own = self._architecture.checkpoint_name(extra[0])
+            raise CheckpointError(f"{self._folder}: unexpected tensor {own!r}: the config has no such bias")
 
 
 def _weight_map(index: Path) -> dict[str, Any]:

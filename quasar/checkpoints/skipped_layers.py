@@ -4,9 +4,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
+from quasar.checkpoints.spec import split_name
 from quasar.errors import CheckpointError
 
-_LAYER = re.compile(r"layers\.(\d+)\.")
 _RANGE = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?")
 
 Value = TypeVar("Value")
@@ -39,7 +39,8 @@ def remaining_layers(text: str, num_layers: int) -> tuple[int, ...]:
 
 def own_name(name: str, remaining: Sequence[int]) -> str:
     """What a tensor or linear is called in the whole model, by its name among the layers that stay."""
-    return _LAYER.sub(lambda found: f"layers.{remaining[int(found[1])]}.", name)
+    layer, part = split_name(name)
+    return name if layer is None else f"layers.{remaining[layer]}.{part}"
 
 
 def renumbered(by_name: Mapping[str, Value], remaining: Sequence[int]) -> dict[str, Value]:
@@ -47,9 +48,9 @@ def renumbered(by_name: Mapping[str, Value], remaining: Sequence[int]) -> dict[s
     numbers = {own: new for new, own in enumerate(remaining)}
     found: dict[str, Value] = {}
     for name, value in by_name.items():
-        layer = _LAYER.search(name)
+        layer, part = split_name(name)
         if layer is None:
             found[name] = value
-        elif int(layer[1]) in numbers:
-            found[_LAYER.sub(f"layers.{numbers[int(layer[1])]}.", name)] = value
+        elif layer in numbers:
+            found[f"layers.{numbers[layer]}.{part}"] = value
     return found

@@ -1,15 +1,31 @@
-"""`DecoderSpec`: everything about a decoder that shapes its graph, and the names of its tensors and linears.
+"""`DecoderSpec`: everything about a decoder that shapes its graph, layer by layer, and the names of its tensors.
 
-Canonical tensor names are those of Hugging Face checkpoints without the leading `model.`.
+Canonical names are those of Llama's Hugging Face checkpoints without the leading `model.`; `architectures` knows what
+other families call the same tensors.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from quasar.errors import CheckpointError
 
 RopeKind = Literal["default", "linear", "llama3", "yarn", "divided"]
+# Norms of queries and keys: "head", an RMS norm over each head's vector, before rotation.
+QkNorm = Literal["head"]
+# MLPs: "gated_silu", down(silu(gate(x)) * up(x)).
+MlpKind = Literal["gated_silu"]
+# Where RMS norms stand: on what attention and MLP read, on what they add to the residual stream, or on both.
+NormPlacement = Literal["before", "after", "around"]
+
+_IN_LAYER = re.compile(r"layers\.(\d+)\.(.+)")
+
+
+def split_name(name: str) -> tuple[int | None, str]:
+    """The layer of a tensor, module or linear, and its name there: (3, "mlp.up_proj"); (None, name) outside layers."""
+    found = _IN_LAYER.fullmatch(name)
+    return (None, name) if found is None else (int(found[1]), found[2])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,27 +66,23 @@ class Linear:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DecoderSpec:
-    """A pre-norm decoder with grouped-query attention and a SwiGLU MLP (the Llama family, Qwen2, Qwen3)."""
+class AttentionSpec:
+    """Causal grouped-query attention of one layer, with rotary positions.
 
-    architecture: Literal["llama", "qwen2", "qwen3"]
-    num_layers: int
-    hidden_size: int
-    intermediate_size: int
+    `window`: how many positions a position sees, itself included; None is all of them. `softmax_scale`: the factor on
+    query times key; None is `head_size ** -0.5`. `softcap`: scores become `softcap * tanh(score / softcap)`; 0 is none.
+    """
+
     num_heads: int
     num_kv_heads: int
     head_size: int
-    vocab_size: int
-    context_length: int
-    rms_norm_eps: float
     rope: Rope
     qkv_bias: bool = False
     output_bias: bool = False
-    mlp_bias: bool = False
-    qk_norm: bool = False
-    tied_head: bool = False
-    bos_token_id: int | None = None
-    eos_token_ids: tuple[int, ...] = ()
+    qk_norm: QkNorm | None = None
+    window: int | None = None
+    softmax_scale: float | None = None
+    softcap: float = 0.0
 
     @property
     def query_size(self) -> int:
@@ -82,38 +94,105 @@ class DecoderSpec:
         """Width of all key (or value) heads together."""
         return self.num_kv_heads * self.head_size
 
+    @property
+    def scale(self) -> float:
+        """The factor on query times key."""
+        return float(self.head_size**-0.5) if self.softmax_scale is None else self.softmax_scale
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MlpSpec:
+    """The MLP of one layer."""
+
+    intermediate_size: int
+    kind: MlpKind = "gated_silu"
+    bias: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerSpec:
+    """One decoder layer: attention, then the MLP, each added to the residual stream."""
+
+    attention: AttentionSpec
+    mlp: MlpSpec
+    norms: NormPlacement = "before"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderSpec:
+    """A decoder: an embedding, layers, a final RMS norm and the LM head.
+
+    `architecture`: the family's name in `architectures.registry`. `layers`: those of the graph, in order.
+    """
+
+    architecture: str
+    layers: tuple[LayerSpec, ...]
+    hidden_size: int
+    vocab_size: int
+    context_length: int
+    rms_norm_eps: float
+    tied_head: bool = False
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the graph."""
+        return len(self.layers)
+
+    # `check` makes sure that layers share what follows: caches have one shape, and there is one pair of rotary tables.
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Key (and value) heads of every layer's cache."""
+        return self.layers[0].attention.num_kv_heads
+
+    @property
+    def head_size(self) -> int:
+        """Values per head, in every layer."""
+        return self.layers[0].attention.head_size
+
+    @property
+    def rope(self) -> Rope:
+        """The rotary embedding of every layer."""
+        return self.layers[0].attention.rope
+
+    def keep_layers(self, remaining: Sequence[int]) -> "DecoderSpec":
+        """The decoder that has only these layers, in this order, numbered anew."""
+        return replace(self, layers=tuple(self.layers[layer] for layer in remaining))
+
     def layer_linears(self, layer: int) -> tuple[Linear, Linear, Linear, Linear]:
         """The four matmuls of a layer: q/k/v fused, o, gate/up fused, down."""
-        attention, mlp = f"layers.{layer}.self_attn", f"layers.{layer}.mlp"
-        qkv = (self.query_size, self.kv_size, self.kv_size)
+        attention, mlp = self.layers[layer].attention, self.layers[layer].mlp
+        at, of = f"layers.{layer}.self_attn", f"layers.{layer}.mlp"
         return (
             Linear(
-                name=f"{attention}.qkv_proj",
-                members=(f"{attention}.q_proj", f"{attention}.k_proj", f"{attention}.v_proj"),
-                rows=qkv,
+                name=f"{at}.qkv_proj",
+                members=(f"{at}.q_proj", f"{at}.k_proj", f"{at}.v_proj"),
+                rows=(attention.query_size, attention.kv_size, attention.kv_size),
                 inputs=self.hidden_size,
-                bias=(self.qkv_bias,) * 3,
+                bias=(attention.qkv_bias,) * 3,
             ),
             Linear(
-                name=f"{attention}.o_proj",
-                members=(f"{attention}.o_proj",),
+                name=f"{at}.o_proj",
+                members=(f"{at}.o_proj",),
                 rows=(self.hidden_size,),
-                inputs=self.query_size,
-                bias=(self.output_bias,),
+                inputs=attention.query_size,
+                bias=(attention.output_bias,),
             ),
             Linear(
-                name=f"{mlp}.gate_up_proj",
-                members=(f"{mlp}.gate_proj", f"{mlp}.up_proj"),
-                rows=(self.intermediate_size,) * 2,
+                name=f"{of}.gate_up_proj",
+                members=(f"{of}.gate_proj", f"{of}.up_proj"),
+                rows=(mlp.intermediate_size,) * 2,
                 inputs=self.hidden_size,
-                bias=(self.mlp_bias,) * 2,
+                bias=(mlp.bias,) * 2,
             ),
             Linear(
-                name=f"{mlp}.down_proj",
-                members=(f"{mlp}.down_proj",),
+                name=f"{of}.down_proj",
+                members=(f"{of}.down_proj",),
                 rows=(self.hidden_size,),
-                inputs=self.intermediate_size,
-                bias=(self.mlp_bias,),
+                inputs=mlp.intermediate_size,
+                bias=(mlp.bias,),
             ),
         )
 
@@ -130,15 +209,21 @@ class DecoderSpec:
             yield from self.layer_linears(layer)
         yield self.head
 
+    def linear_of(self, member: str) -> Linear | None:
+        """The linear that a projection is part of; None for an embedding or a norm."""
+        layer, _ = split_name(member)
+        linears = (self.head,) if layer is None else self.layer_linears(layer)
+        return next((linear for linear in linears if member in linear.members), None)
+
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Canonical name → shape of every tensor that a checkpoint of this spec holds."""
         shapes: dict[str, tuple[int, ...]] = {"embed_tokens.weight": (self.vocab_size, self.hidden_size)}
-        for layer in range(self.num_layers):
-            shapes[f"layers.{layer}.input_layernorm.weight"] = (self.hidden_size,)
-            shapes[f"layers.{layer}.post_attention_layernorm.weight"] = (self.hidden_size,)
-            if self.qk_norm:
-                shapes[f"layers.{layer}.self_attn.q_norm.weight"] = (self.head_size,)
-                shapes[f"layers.{layer}.self_attn.k_norm.weight"] = (self.head_size,)
+        for number, layer in enumerate(self.layers):
+            shapes[f"layers.{number}.input_layernorm.weight"] = (self.hidden_size,)
+            shapes[f"layers.{number}.post_attention_layernorm.weight"] = (self.hidden_size,)
+            if layer.attention.qk_norm:
+                shapes[f"layers.{number}.self_attn.q_norm.weight"] = (layer.attention.head_size,)
+                shapes[f"layers.{number}.self_attn.k_norm.weight"] = (layer.attention.head_size,)
         shapes["norm.weight"] = (self.hidden_size,)
         for linear in self.linears():
             if linear.name == "lm_head" and self.tied_head:
@@ -150,15 +235,19 @@ class DecoderSpec:
         return shapes
 
     def check(self) -> None:
-        """Raise `CheckpointError` naming a size that no graph can be built for."""
-        if self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:
-            raise CheckpointError(f"{self.num_heads} query heads cannot share {self.num_kv_heads} kv heads evenly")
-        if self.head_size < 16 or self.head_size % 16:
-            raise CheckpointError(
-                f"unsupported head size {self.head_size}: rotary attention in ONNX Runtime takes multiples of 16"
-            )
-        if self.rope.factor <= 0 or (self.rope.divisors and len(self.rope.divisors) != self.head_size // 2):
-            raise CheckpointError(f"the rope scaling does not fit: {self.rope}")
+        """Raise `CheckpointError` naming an option that the graph cannot express, or a size that it cannot have."""
+        if not self.layers:
+            raise CheckpointError("the model has no layers; at least one was expected")
+        for layer in self.layers:
+            _refuse_unsupported(layer)
+        for layer in self.layers:
+            _check_sizes(layer.attention)
+        shared = {
+            (layer.attention.num_heads, layer.attention.num_kv_heads, layer.attention.head_size, layer.attention.rope)
+            for layer in self.layers
+        }
+        if len(shared) > 1:
+            raise CheckpointError("unsupported option: layers that differ in their heads or in their rope")
 
     def num_parameters(self) -> int:
         """Weights and biases that the checkpoint holds."""
@@ -169,3 +258,30 @@ class DecoderSpec:
                 size *= extent
             total += size
         return total
+
+
+def _refuse_unsupported(layer: LayerSpec) -> None:
+    """The one place that refuses what a spec can say and `export` cannot emit yet."""
+    attention = layer.attention
+    if attention.window is not None:
+        raise CheckpointError("unsupported option: sliding-window attention (use_sliding_window)")
+    if attention.softmax_scale is not None:
+        raise CheckpointError(f"unsupported option: a softmax scale of its own ({attention.softmax_scale})")
+    if attention.softcap:
+        raise CheckpointError(f"unsupported option: a soft cap on attention scores ({attention.softcap})")
+    if layer.norms != "before":
+        raise CheckpointError(f"unsupported option: norms {layer.norms} attention and MLP; the graph has them before")
+
+
+def _check_sizes(attention: AttentionSpec) -> None:
+    if attention.num_kv_heads < 1 or attention.num_heads % attention.num_kv_heads:
+        raise CheckpointError(
+            f"{attention.num_heads} query heads cannot share {attention.num_kv_heads} kv heads evenly"
+        )
+    if attention.head_size < 16 or attention.head_size % 16:
+        raise CheckpointError(
+            f"unsupported head size {attention.head_size}: rotary attention in ONNX Runtime takes multiples of 16"
+        )
+    rope = attention.rope
+    if rope.factor <= 0 or (rope.divisors and len(rope.divisors) != attention.head_size // 2):
+        raise CheckpointError(f"the rope scaling does not fit: {rope}")

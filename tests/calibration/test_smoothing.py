@@ -70,7 +70,7 @@ def test_query_heads_of_a_group_share_their_factor(tmp_path):
     spec = checkpoint.spec
     s = factors_of(checkpoint).of("layers.0.self_attn.o_proj").reshape(spec.num_kv_heads, -1, spec.head_size)
     np.testing.assert_array_equal(s[:, 0], s[:, 1])
-    per_channel = np.arange(spec.query_size, dtype=np.float64)
+    per_channel = np.arange(spec.layers[0].attention.query_size, dtype=np.float64)
     shared = shared_over_query_group(per_channel, spec).reshape(s.shape)
     np.testing.assert_array_equal(shared[:, 0], per_channel.reshape(s.shape)[:, 1])
 

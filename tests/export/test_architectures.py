@@ -1,13 +1,16 @@
 """Every architecture against transformers' own logits, whole and in chunks; lowered against canonical graphs."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from quasar.checkpoints import open_checkpoint
+from quasar.checkpoints.config import spec_from_config
 from tests.graphs import export_graphs, lowered_session, run_canonical, run_in_chunks
-from tests.tiny import VOCABULARY, save_tiny_model
+from tests.tiny import VOCABULARY, save_tiny_model, tiny_torch_model
 
 # float32 sums in another order: a few units in the last place of logits of about 10, through 3 layers.
 TOLERANCE = 1e-4
@@ -89,3 +92,32 @@ def test_lowering_keeps_the_quantized_graph(architecture, tmp_path):
     canonical = run_canonical(tmp_path, contract, tokens)
     lowered = run_in_chunks(lowered_session(tmp_path, contract), tokens, len(tokens))
     assert np.abs(lowered - canonical).mean() < 5e-3 * np.abs(canonical).std()
+
+
+class InMemory:
+    """A checkpoint that is a torch model, whose layers may differ."""
+
+    def __init__(self, spec, model):
+        self.spec, self.location, self._model = spec, "memory", model
+
+    def read(self, name):
+        module, _, parameter = name.rpartition(".")
+        owner = self._model.lm_head if module == "lm_head" else self._model.model.get_submodule(module)
+        return getattr(owner, parameter).detach().numpy()
+
+
+def test_layers_of_one_model_may_differ(tmp_path):
+    model = tiny_torch_model("llama")
+    other = tiny_torch_model("llama", 1, intermediate_size=160, mlp_bias=True, attention_bias=True)
+    model.model.layers[1] = other.model.layers[1]
+    specs = [
+        spec_from_config({**one.config.to_dict(), "architectures": ["LlamaForCausalLM"]}, {}) for one in (model, other)
+    ]
+    spec = dataclasses.replace(specs[0], layers=(specs[0].layers[0], specs[1].layers[1], specs[0].layers[2]))
+    contract = export_graphs(InMemory(spec, model), tmp_path)
+    tokens = np.random.default_rng(4).integers(0, VOCABULARY, 40)
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(tokens)[None], use_cache=False).logits[0].numpy()
+    session = lowered_session(tmp_path, contract)
+    np.testing.assert_allclose(run_in_chunks(session, tokens, 7), expected, rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(run_canonical(tmp_path, contract, tokens), expected, rtol=0, atol=TOLERANCE)
