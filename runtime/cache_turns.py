@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from engines.cache_rows import Float32
+from engines.cache_rows import CacheRows
 from engines.session import Session
 from quasar.errors import GenerationError
 from runtime.kv_cache import KVCache
@@ -30,7 +30,7 @@ class Tenant:
 
     def __init__(self, cache: KVCache) -> None:
         self.cache = cache
-        self.parked: Float32 | None = None
+        self.parked: CacheRows | None = None
         # From `begin` to `end`; and whether a step was made since then.
         self.generating = False
         self.started = False

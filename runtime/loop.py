@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.contract import MAX_WIDTH, Contract
-from engines.row_invariance import RowInvariance
+from engines.probes.row_invariance import RowInvariance
 from quasar.errors import ContextLimitError, GenerationError
 from runtime.acceptance import follow, follow_nothing
 from runtime.control.plan import NO_PLAN, Control, Outcome

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from engines.contract import MAX_WIDTH
-from engines.row_invariance import RowInvariance
+from engines.probes.row_invariance import RowInvariance
 from runtime.acceptance import follow
 from runtime.control.controller import Knowledge
 from runtime.control.make import make_control

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.contract import MAX_WIDTH, Contract
-from engines.row_invariance import RowInvariance
+from engines.probes.row_invariance import RowInvariance
 from runtime.control.fixed import FixedControl
 from runtime.control.plan import Control, NoControl
 from runtime.drafters import Drafter

@@ -2,12 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
+from engines.contract import Contract
 from engines.fields import check_fields
+from engines.manifest import Manifest
+from engines.tensorrt.library import LIBRARIES, LibraryName
 from quasar.errors import DamagedEngineError
 
 FOLDER = "tensorrt"
+# Of values around the matmuls and in the KV cache.
+ComputeType = Literal["float16", "bfloat16", "float32"]
 _COMPUTE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 
 
@@ -61,10 +66,13 @@ class TensorRtFiles:
         return _COMPUTE_BYTES[self.compute_type]
 
     @property
-    def files(self) -> list[str]:
-        """Every file that is named here."""
+    def names(self) -> list[str]:
+        """Every file."""
         kernels, plans = [kernel.file for kernel in self.kernels], [plan.file for plan in self.plans]
         return [self.graph, *kernels, *plans]
+
+    def check(self, contract: Contract) -> None:
+        """The plans are compared with the contract when they are loaded (`engines.tensorrt.bindings`)."""
 
     def to_json(self) -> dict[str, Any]:
         """The manifest's `backends.tensorrt` or `backends.tensorrt-rtx`."""
@@ -101,3 +109,9 @@ class TensorRtFiles:
             kernels=tuple(KernelFile(**check_fields(f"{what}.kernels", one, kernel)) for one in value["kernels"]),
             plans=tuple(Plan(**check_fields(f"{what}.plans", one, plan)) for one in value["plans"]),
         )
+
+
+def tensorrt_files(manifest: Manifest) -> dict[LibraryName, TensorRtFiles]:
+    """The parts of a manifest on TensorRT, by library."""
+    parts = {library: manifest.backends.get(library) for library in LIBRARIES}
+    return {library: part for library, part in parts.items() if isinstance(part, TensorRtFiles)}

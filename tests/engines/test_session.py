@@ -4,14 +4,14 @@ import shutil
 
 import numpy as np
 import pytest
+from engines.measuring import MeasuredFiles, needs_exact_integers
 
 from engines import integer_check
-from engines.integer_check import runs_stock_integers
 from engines.loading import load_engine
 from engines.machine import this_machine
-from engines.measuring import MeasuredFiles, needs_exact_integers
 from engines.onnxruntime.executed import check_integer_matmuls, executed_kernels
 from engines.onnxruntime.kernels import Kernels
+from engines.onnxruntime.probing import runs_stock_integers
 from engines.onnxruntime.session import OnnxRuntimeSession
 from plugins.cpu import toolchain
 from quasar.errors import EngineError

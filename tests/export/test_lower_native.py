@@ -7,7 +7,7 @@ from onnx_ir.passes import PreconditionError
 
 from engines.contract import TREE_MASK
 from engines.onnxruntime.session import OnnxRuntimeSession
-from engines.tree_invariance import trees_are_exact
+from engines.probes.tree_invariance import trees_are_exact
 from export.passes import KeepLayers, LowerToNative, LowerToOnnxRuntime, StoredWeights
 from export.weight_file import WeightFile
 from plugins.cpu import toolchain

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from engines.directory import open_directory
-from engines.row_invariance import RowInvariance
+from engines.probes.row_invariance import RowInvariance
 from quasar.errors import EngineError, GenerationError, PromptError
 from runtime.control import FixedControl
 from runtime.control.prices import Prices

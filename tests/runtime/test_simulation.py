@@ -8,7 +8,7 @@ import pytest
 
 import runtime
 from engines.directory import open_directory
-from engines.row_invariance import RowInvariance
+from engines.probes.row_invariance import RowInvariance
 from quasar.errors import GenerationError
 from runtime.control import FixedControl
 from runtime.control.plan import NoControl, Plan

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import runtime
-from engines.row_invariance import RowInvariance
+from engines.probes.row_invariance import RowInvariance
 from quasar.errors import GenerationError, PromptError
 from quasar.text import read_prompts
 from runtime.control import FixedControl

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from engines import contract as names
-from engines.row_invariance import RowInvariance
+from engines.probes.row_invariance import RowInvariance
 from engines.tensorrt.bindings import check_bindings, rows_from, rows_to
 from engines.tensorrt.host_memory import HostContext, HostDevice, HostEngine, host_plan
 from engines.tensorrt.session import TensorRtSession

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from engines.row_invariance import RowInvariance
+from engines.probes.row_invariance import RowInvariance
 from runtime.control import Controller
 from runtime.control.controller import Knowledge
 from runtime.control.prices import Prices

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from engines.row_invariance import RowInvariance, Sweep, brief_sweeps, full_sweeps, probe
+from engines.probes.row_invariance import RowInvariance, Sweep, brief_sweeps, full_sweeps, probe
 from tests.engines.fakes import FaultySession
 
 SWEEP = Sweep(first=1, last=160)
