@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from engines.contract import MAX_WIDTH, Contract
 from engines.probes.row_invariance import RowInvariance
+from engines.session import SessionMemory
 from runtime.control.fixed import FixedControl
 from runtime.control.plan import Control, NoControl
 from runtime.drafters import Drafter
@@ -58,6 +59,8 @@ class TableSession:
         self._cached = np.full(self.contract.capacity, -1, np.int64)
         self._top: Int64 | None = np.empty((0, top_k), np.int64) if top_k else None
         self.calls: list[tuple[int, tuple[int, ...]]] = []
+        self.num_layers, self.takes_trees = 1, True
+        self.max_logits_rows = max(self.contract.max_width, prefill_chunk)
 
     @property
     def top_tokens(self) -> Int64 | None:
@@ -102,6 +105,10 @@ class TableSession:
         """Move the new rows of an accepted tree path to the front."""
         rows = np.asarray(path, np.int64)
         self._cached[cache_length : cache_length + len(rows)] = self._cached[cache_length + rows]
+
+    def memory(self) -> SessionMemory:
+        """The tokens of its cache."""
+        return SessionMemory(weights=0, cache=self._cached.nbytes, buffers=0)
 
     def close(self) -> None:
         """Nothing is held."""
