@@ -1,7 +1,6 @@
 """From a path to a session that runs: check the directory, choose a back end, let it load."""
 
 from pathlib import Path
-from typing import Any
 
 from engines.backends import CPU, Backend, all_backends, find_backend
 from engines.directory import EngineDirectory, open_directory
@@ -9,7 +8,7 @@ from engines.loaded import LoadedEngine
 from quasar.errors import EngineError
 
 
-def load_engine(path: str | Path, *, backend: str | None = None, options: Any = None) -> LoadedEngine:
+def load_engine(path: str | Path, *, backend: str | None = None, options: object | None = None) -> LoadedEngine:
     """Load an engine directory for this machine.
 
     Args:
@@ -28,7 +27,9 @@ def load_engine(path: str | Path, *, backend: str | None = None, options: Any = 
     return load_opened(open_directory(Path(path)), backend=backend, options=options)
 
 
-def load_opened(directory: EngineDirectory, *, backend: str | None = None, options: Any = None) -> LoadedEngine:
+def load_opened(
+    directory: EngineDirectory, *, backend: str | None = None, options: object | None = None
+) -> LoadedEngine:
     """As `load_engine`, from a directory that is open already."""
     chosen = choose_backend(directory, options) if backend is None else find_backend(backend)
     if options is None:
@@ -40,7 +41,7 @@ def load_opened(directory: EngineDirectory, *, backend: str | None = None, optio
     return chosen.load(directory, options)
 
 
-def choose_backend(directory: EngineDirectory, options: Any = None) -> Backend:
+def choose_backend(directory: EngineDirectory, options: object | None = None) -> Backend:
     """The back end for an engine where nobody chose one: on a GPU if one can run it, else on the CPU.
 
     Where none can run it, the one for the CPU, whose `load` says why.

@@ -9,7 +9,7 @@ from typing import Any, Self, Unpack, cast, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from engines import LoadedEngine, Manifest, OnnxRuntimeOptions, TensorRtOptions
+from engines import LoadedEngine, Manifest
 from engines.backends import find_backend
 from engines.directory import open_directory
 from engines.loading import choose_backend, load_opened
@@ -60,7 +60,7 @@ def load(
     threads: int = 0,
     kernels: str | None = None,
     rebuild: bool = False,
-    options: OnnxRuntimeOptions | TensorRtOptions | Any = None,
+    options: object | None = None,
     on_round: Callable[[Round], None] | None = None,
     on_generation: Callable[[Stats], None] | None = None,
 ) -> "Engine":
@@ -75,8 +75,8 @@ def load(
         kernels: ONNX Runtime's: "native" (compiled with this package, or an error), "stock" (ONNX Runtime's own), or
             None for native ones where they can run. They differ in speed and in the last bits of logits.
         rebuild: where no TensorRT plan fits this GPU and library, compile one into the user's cache.
-        options: the back end's load options as one object, in place of the four above; without a `backend`, one that
-            takes such options is chosen.
+        options: the back end's load options as one object (`engines.OnnxRuntimeOptions`, `engines.TensorRtOptions`), in
+            place of the four above; without a `backend`, one that takes such options is chosen.
         on_round: called with every step of every generation, in the thread that generates.
         on_generation: called with the statistics of every generation. What these two raise is logged.
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from engines.contract import Contract
+from engines.contract import KV_DTYPES, Contract
 from engines.fields import check_fields
 from engines.manifest import Manifest
 from engines.tensorrt.library import LIBRARIES, LibraryName
@@ -13,7 +13,6 @@ from quasar.errors import DamagedEngineError
 FOLDER = "tensorrt"
 # Of values around the matmuls and in the KV cache.
 ComputeType = Literal["float16", "bfloat16", "float32"]
-_COMPUTE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,11 +60,6 @@ class TensorRtFiles:
     plans: tuple[Plan, ...]
 
     @property
-    def element_bytes(self) -> int:
-        """Bytes of one element of the KV cache."""
-        return _COMPUTE_BYTES[self.compute_type]
-
-    @property
     def names(self) -> list[str]:
         """Every file."""
         kernels, plans = [kernel.file for kernel in self.kernels], [plan.file for plan in self.plans]
@@ -99,7 +93,7 @@ class TensorRtFiles:
         if not isinstance(value, Mapping) or not all(isinstance(value.get(name), list) for name in lists):
             raise DamagedEngineError(f"manifest.json: {what} lacks a list of bindings, kernels or plans")
         checked = check_fields(what, {key: item for key, item in value.items() if key not in lists}, scalars)
-        if checked["compute_type"] not in _COMPUTE_BYTES:
+        if checked["compute_type"] not in KV_DTYPES:
             raise DamagedEngineError(f"manifest.json: {what}.compute_type is {checked['compute_type']!r}")
         plan = {"file": str, "version": str, "compute_capability": str}
         kernel = {"file": str, "compute_capability": str, "entry": str, "threads": int, "shared_bytes": int}
