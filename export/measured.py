@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 from calibration.recipe import LinearPrecision
 from calibration.texts import TokenizedText
 from engines.contract import Contract
-from engines.machine import this_machine
 from engines.onnxruntime.graphs import Graphs
 from engines.onnxruntime.kernels import Kernels
-from engines.onnxruntime.probing import probe_graphs, runs_stock_integers
+from engines.onnxruntime.probing import probe_graphs, runs_stock_integers, this_machine
 from engines.probes.driver import full_plan
 from engines.record import MachineRecord
 from engines.successors import count_successors

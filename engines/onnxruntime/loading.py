@@ -4,12 +4,12 @@ import logging
 
 from engines.directory import EngineDirectory
 from engines.loaded import LoadedEngine
-from engines.machine import Machine, this_machine, user_cache
+from engines.machine import Machine, user_cache
 from engines.onnxruntime.files import NAME, onnxruntime_files
 from engines.onnxruntime.graphs import Graphs
 from engines.onnxruntime.kernels import choose_kernels
 from engines.onnxruntime.load_options import OnnxRuntimeOptions
-from engines.onnxruntime.probing import mend, probe_graphs, runs_stock_integers
+from engines.onnxruntime.probing import mend, probe_graphs, runs_stock_integers, this_machine
 from engines.onnxruntime.threads import shared_threads
 from engines.probes.driver import brief_plan
 from engines.record import MachineRecord, keep_record, read_record

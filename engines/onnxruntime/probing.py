@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,9 @@ from numpy.typing import NDArray
 
 from engines.contract import Contract
 from engines.latency import Latency, better, measure_latency
-from engines.machine import Machine
+from engines.machine import Machine, cpu_machine
 from engines.onnxruntime.graphs import Graphs
+from engines.onnxruntime.kernels import STOCK
 from engines.onnxruntime.options import session_options
 from engines.probes.driver import ProbePlan, run_probes
 from engines.probes.integer_check import INPUT, OUTPUT, integers_are_exact
@@ -19,6 +21,17 @@ from quasar.errors import EngineError
 
 # Of a second measurement of latencies at load, where somebody waits.
 _MEND_ROUNDS, _MEND_SECONDS = 4, 1.5
+
+
+def this_machine(threads: int, kernels: str = STOCK) -> Machine:
+    """The machine and ONNX Runtime of this process, running these kernels."""
+    try:
+        library = f"onnxruntime {version('onnxruntime')}"
+    except PackageNotFoundError:
+        import onnxruntime
+
+        library = f"onnxruntime {onnxruntime.__version__}"
+    return cpu_machine(library=library, provider="CPUExecutionProvider", threads=threads, kernels=kernels)
 
 
 def runs_stock_integers(linears: Mapping[str, str], *, native: bool) -> bool:

@@ -8,11 +8,11 @@ import pytest
 
 from engines import latency, loading
 from engines.directory import open_directory
-from engines.machine import this_machine
 from engines.noise import Noise, waited_share
 from engines.onnxruntime import probing
 from engines.onnxruntime.files import onnxruntime_files
 from engines.onnxruntime.kernels import choose_kernels
+from engines.onnxruntime.probing import this_machine
 from quasar.errors import DamagedEngineError
 from tests.engines.fakes import FaultySession
 

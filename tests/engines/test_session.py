@@ -6,13 +6,17 @@ import numpy as np
 import pytest
 
 from engines.loading import load_engine
-from engines.machine import this_machine
 from engines.onnxruntime.executed import check_integer_matmuls, executed_kernels
 from engines.onnxruntime.files import onnxruntime_files
 from engines.onnxruntime.graphs import Graphs
 from engines.onnxruntime.kernels import Kernels
 from engines.onnxruntime.load_options import OnnxRuntimeOptions
-from engines.onnxruntime.probing import needs_exact_integers, runs_stock_integers, stock_integers_are_exact
+from engines.onnxruntime.probing import (
+    needs_exact_integers,
+    runs_stock_integers,
+    stock_integers_are_exact,
+    this_machine,
+)
 from engines.onnxruntime.session import OnnxRuntimeSession
 from engines.probes import integer_check
 from plugins.cpu import toolchain

@@ -13,7 +13,7 @@ from engines.backends import BACKENDS, Backend
 from engines.directory import open_directory
 from engines.fields import check_fields
 from engines.loaded import LoadedEngine
-from engines.machine import this_machine
+from engines.machine import cpu_machine
 from engines.probes.driver import brief_plan, run_probes
 from export.inspect_backend import print_backend
 from runtime.testing import TableSession
@@ -51,7 +51,8 @@ class StandIn(Backend):
         session = TableSession(
             lambda context: (context[-1] + step) % contract.vocab_size, vocab_size=contract.vocab_size, max_length=80
         )
-        record = run_probes(session, this_machine(0, "table"), brief_plan(session.contract))
+        machine = cpu_machine(library="table 1", provider="cpu", threads=1, kernels="table")
+        record = run_probes(session, machine, brief_plan(session.contract))
         return LoadedEngine(directory=directory, record=record, backend=self.name, session=session)
 
 
