@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from engines import load_engine
-from engines.costs import CURVE_WIDTHS, measure_interleaved
+from engines.latency import CURVE_WIDTHS, measure_interleaved
 from engines.onnxruntime.threads import share_threads
 
 

@@ -18,9 +18,9 @@ from calibration.recipe import make_recipe
 from calibration.smoothing import SmoothingFactors
 from calibration.weights import PreparedWeights
 from engines.contract import Contract, capacity_for, top_k_for
-from engines.costs import measure_interleaved
+from engines.latency import measure_interleaved
 from engines.machine import usable_cores
-from engines.manifest import OnnxRuntimeFiles
+from engines.onnxruntime.files import OnnxRuntimeFiles
 from engines.onnxruntime.session import OnnxRuntimeSession
 from engines.onnxruntime.threads import share_threads
 from evaluation.timing import memory_bandwidth

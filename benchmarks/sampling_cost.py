@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from random_engine import FILES, SHAPES, contract_of, write_graphs
 
-from engines import load_engine
+from engines import OnnxRuntimeOptions, load_engine
 from engines.onnxruntime.session import OnnxRuntimeSession
 from engines.session import Session
 from plugins.cpu.library import find_library
@@ -136,7 +136,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as name:
         if options.engine is not None:
-            loaded = load_engine(options.engine, kernels=options.kernels)
+            loaded = load_engine(options.engine, options=OnnxRuntimeOptions(kernels=options.kernels))
             session: Session = loaded.session
         else:
             spec, folder = SHAPES[options.shape], Path(name)

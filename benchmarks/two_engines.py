@@ -15,7 +15,7 @@ from statistics import median
 import numpy as np
 
 import runtime
-from engines.costs import fill_cache
+from engines.latency import fill_cache
 from engines.loading import load_engine
 from engines.session import Session
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 LADDER: tuple[LinearPrecision, ...] = ("w8a8-token", "w8a8-block", "float")
 # Milliseconds of a linear in a pass, by linear name and precision.
-LatencyModel = Mapping[str, Mapping[LinearPrecision, float]]
+Prices = Mapping[str, Mapping[LinearPrecision, float]]
 # A step that costs less is as good as free.
 _FREE_MS = 1e-3
 
@@ -65,7 +65,7 @@ def raise_precisions(
     search: Search,
     base: Candidate,
     held_back: HeldBack,
-    prices: LatencyModel,
+    prices: Prices,
     target: Bound,
     spec: DecoderSpec,
     model: "torch.nn.Module",
@@ -113,7 +113,7 @@ def raise_precisions(
 class _Ladder:
     """Where each linear stands, and which step is next."""
 
-    def __init__(self, costs: Sensitivities, prices: LatencyModel) -> None:
+    def __init__(self, costs: Sensitivities, prices: Prices) -> None:
         self._costs = {name: {**by_precision, LADDER[2]: 0.0} for name, by_precision in costs.items()}
         self._prices = prices
         self.precisions: dict[str, LinearPrecision] = dict.fromkeys(costs, LADDER[0])

@@ -1,51 +1,68 @@
-"""Rows of a KV cache as one block, whatever memory they lie in: float32 [layers, 2 (keys, values), G, rows, D]."""
+"""Positions of a KV cache as one block, whatever memory they lie in: [layers, 2 (keys, values), G, rows, D].
+
+A block has the cache's own type, so that what is written back has the bits that were read: float32, float16, or uint16
+with the bits of bfloat16, which numpy does not have. Who compares caches of different types converts to float32 first.
+"""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from plugins.kv_compact import kv_compact
 
 Float32 = NDArray[np.float32]
-
-
+# Cache positions in the cache's own type.
+CacheRows = NDArray[Any]
 # Per layer keys and values, [1, G, S, D] each.
 HostCacheArrays = list[tuple[NDArray[Any], NDArray[Any]]]
+# The name of a cache's type in a contract or a plan → numpy's.
+CACHE_DTYPES: dict[str, np.dtype[Any]] = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(np.uint16),
+}
 
 
 class HostCaches:
-    """The caches of a session in host memory: per layer keys and values, float32 or 16 bits [1, G, S, D].
-
-    bfloat16, which numpy does not have, is kept as uint16.
-    """
+    """The caches of a session in host memory: per layer keys and values [1, G, S, D]."""
 
     caches: HostCacheArrays
 
-    def read_rows(self, first: int, end: int, layers: Sequence[int] | None = None) -> Float32:
+    def read_rows(self, first: int, end: int, layers: Sequence[int] | None = None) -> CacheRows:
         """A copy of rows `first` to `end` of some layers, or of all."""
         chosen = self.caches if layers is None else [self.caches[layer] for layer in layers]
-        return np.stack([np.stack([_widened(cache[0, :, first:end]) for cache in pair]) for pair in chosen])
+        return np.stack([np.stack([cache[0, :, first:end] for cache in pair]) for pair in chosen])
 
     def compact(self, cache_length: int, path: Sequence[int] | NDArray[np.int64]) -> None:
         """Move the new rows of an accepted tree path, ascending indices of the last call, to the front."""
         kv_compact((cache for pair in self.caches for cache in pair), cache_length, path)
 
-    def write_rows(self, first: int, rows: Float32) -> None:
-        """Overwrite the rows from `first` on, of all layers."""
+    def write_rows(self, first: int, rows: CacheRows) -> None:
+        """Overwrite the rows from `first` on, of all layers; raises `ValueError` for rows of another type."""
+        check_dtype(rows, self.caches[0][0].dtype)
         for pair, block in zip(self.caches, rows, strict=True):
             for cache, part in zip(pair, block, strict=True):
-                cache[0, :, first : first + part.shape[1]] = _narrowed(part) if cache.dtype == np.uint16 else part
+                cache[0, :, first : first + part.shape[1]] = part
 
 
-def _widened(rows: NDArray[Any]) -> Float32:
+def check_dtype(rows: CacheRows, dtype: DTypeLike) -> None:
+    """Raise `ValueError` unless the rows have the cache's own type."""
+    if rows.dtype != dtype:
+        raise ValueError(f"cache rows are {rows.dtype}; {np.dtype(dtype)}, the cache's own type, was expected")
+
+
+def to_float32(rows: CacheRows) -> Float32:
+    """Cache rows as numbers, exactly."""
     if rows.dtype == np.uint16:
         return (rows.astype(np.uint32) << 16).view(np.float32)
     return rows.astype(np.float32)
 
 
-def _narrowed(rows: Float32) -> NDArray[np.uint16]:
-    """As bfloat16, rounded half to even; the cache holds numbers alone."""
+def from_float32(rows: Float32, dtype: DTypeLike) -> CacheRows:
+    """Numbers as cache rows of that type, rounded half to even; a cache holds no NaN, so none is looked for."""
+    if np.dtype(dtype) != np.uint16:
+        return rows.astype(dtype)
     bits = np.ascontiguousarray(rows, np.float32).view(np.uint32)
     return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)

@@ -54,14 +54,16 @@ def open_directory(path: Path) -> EngineDirectory:
     manifest, raw = read_manifest(manifest_path)
     for name, entry in manifest.files.items():
         _check_file(path, name, entry)
-    graphs, text = manifest.onnxruntime, manifest.text
-    compiled = [name for files in manifest.tensorrt.values() for name in files.files]
-    for name in (*graphs.names, *text.names, *compiled):
+    named = [name for section in manifest.backends.values() for name in section.names]
+    for name in (*named, *manifest.text.names):
         # A checkpoint without a chat template has an empty name there.
         if name not in manifest.files and name != "":
             raise DamagedEngineError(f"{path}: manifest.json names {name!r}, which is not one of its files")
-    if not 1 <= graphs.probe_layers <= manifest.contract.num_layers:
-        raise DamagedEngineError(f"{path}: manifest.json gives its probe {graphs.probe_layers} layers")
+    try:
+        for section in manifest.backends.values():
+            section.check(manifest.contract)
+    except DamagedEngineError as error:
+        raise DamagedEngineError(f"{path}: {error}") from None
     if manifest.hashes.get("engine") != manifest.engine_hash:
         raise DamagedEngineError(f"{path}: manifest.json was changed by hand (its engine hash differs): build it again")
     return EngineDirectory(path=path, manifest=manifest, raw_manifest=raw)

@@ -9,7 +9,7 @@ from typing import Any
 
 import quasar
 from engines.machine import INSTRUCTION_SETS, cpu_quota, read_processor, usable_cores
-from engines.manifest import OnnxRuntimeFiles
+from engines.onnxruntime.files import OnnxRuntimeFiles
 from engines.onnxruntime.kernels import choose_kernels
 from engines.tensorrt.cuda import find_gpu
 

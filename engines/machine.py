@@ -5,13 +5,12 @@ import platform
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from quasar.files import sha256_json
 
-# Instruction sets that choose ONNX Runtime's kernels.
+# Instruction sets that choose a library's kernels.
 INSTRUCTION_SETS = ("avx2", "fma", "avx512f", "avx512vl", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
 
 
@@ -19,7 +18,7 @@ INSTRUCTION_SETS = ("avx2", "fma", "avx512f", "avx512vl", "avx512_vnni", "avx_vn
 class Machine:
     """What row invariance, integer exactness and costs may change with.
 
-    `kernels`: "stock", or "native" and its instruction level. `threads` 0: ONNX Runtime's own choice.
+    `kernels`: the back end's name for those that run. `threads` 0: the library's own choice.
     """
 
     system: str
@@ -41,21 +40,15 @@ class Machine:
         return {**asdict(self), "instruction_sets": list(self.instruction_sets)}
 
 
-def this_machine(threads: int, kernels: str = "stock") -> Machine:
-    """The machine and library of this process, running these kernels."""
+def cpu_machine(*, library: str, provider: str, threads: int, kernels: str) -> Machine:
+    """This machine's CPU, for a back end that runs on it; `library`: the back end's, with its version."""
     processor, flags = read_processor()
-    try:
-        library = f"onnxruntime {version('onnxruntime')}"
-    except PackageNotFoundError:
-        import onnxruntime
-
-        library = f"onnxruntime {onnxruntime.__version__}"
     return Machine(
         system=f"{platform.system()} {platform.machine()}",
         processor=processor,
         instruction_sets=tuple(flag for flag in INSTRUCTION_SETS if flag in flags),
         library=library,
-        provider="CPUExecutionProvider",
+        provider=provider,
         threads=threads,
         cores=usable_cores(),
         kernels=kernels,

@@ -2,18 +2,14 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engines.contract import MAX_WIDTH, Contract
-from engines.costs import CURVE_ROWS, CostSurface
+from engines.backends import Section, UnknownSection, all_backends
+from engines.contract import Contract
 from engines.fields import check_fields
-from engines.noise import Noise
-from engines.row_invariance import RowInvariance
-from engines.tensorrt.library import LIBRARIES, LibraryName
-from engines.tensorrt.plans import FOLDER as TENSORRT_FOLDER
-from engines.tensorrt.plans import TensorRtFiles
+from engines.record import MachineRecord
 from engines.text_files import TextFiles
 from plugins.sample_token import SAMPLER
 from quasar.errors import DamagedEngineError, NewerEngineError
@@ -57,118 +53,16 @@ CACHE_TREATMENTS = {
     "cache_query_key": "the treatment of queries and keys",
     "cache_rotation": "the rotation",
 }
-_OPTIONAL_FILES = ("weights", "native_graph", "native_probe", "native_weights")
 _FIGURES = {"mean_kl_nats", "top1_agreement", "perplexity", "perplexity_float", "tokens"}
 _FIDELITY = _FIGURES | {"continuation", "prompts", "prompts_sha256"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OnnxRuntimeFiles:
-    """The lowered graph, its cut-down copy for probes and the integer check, as paths in the engine directory.
-
-    `weights`: of linears in blocks, as MatMulNBits reads them; "" without such.
-    `native_graph` and `native_probe`: the same for the native operators; "" in engines of earlier versions.
-    `native_weights`: what those read, packed.
-    """
-
-    graph: str
-    probe: str
-    probe_layers: int
-    integer_check: str
-    weights: str = ""
-    native_graph: str = ""
-    native_probe: str = ""
-    native_weights: str = ""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Every file."""
-        return tuple(name for name in self.to_json().values() if isinstance(name, str))
-
-    def to_json(self) -> dict[str, Any]:
-        """The manifest's `backends.onnxruntime`; what is not there is left out."""
-        return {name: value for name, value in asdict(self).items() if value != ""}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "OnnxRuntimeFiles":
-        """Read it; raises `DamagedEngineError` naming what does not fit."""
-        optional = dict.fromkeys((name for name in _OPTIONAL_FILES if name in value), str)
-        required = {"graph": str, "probe": str, "probe_layers": int, "integer_check": str}
-        return cls(**check_fields("backends.onnxruntime", value, required | optional))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MachineRecord:
-    """What was measured on one machine: probes, whether exact integer kernels must be asked for, and costs.
-
-    `cost_noise` None: engines of earlier versions do not tell.
-    """
-
-    machine: dict[str, Any]
-    row_invariance: RowInvariance
-    exact_integers: bool
-    cost_surface_ms: CostSurface
-    cost_noise: Noise | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """The keys of the manifest that belong to a machine; the user cache keeps the same ones."""
-        surface = {
-            str(rows): {str(width): ms for width, ms in by_width.items()}
-            for rows, by_width in self.cost_surface_ms.items()
-        }
-        rows = CURVE_ROWS if CURVE_ROWS in self.cost_surface_ms else max(self.cost_surface_ms)
-        return {
-            "row_invariance": {**asdict(self.row_invariance), "boundaries": list(self.row_invariance.boundaries)},
-            "cost_curve_ms": surface[str(rows)],
-            "cost_surface_ms": surface,
-            **({} if self.cost_noise is None else {"cost_noise": self.cost_noise.to_json()}),
-            "machine": {**self.machine, "exact_integers": self.exact_integers},
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "MachineRecord":
-        """Read those keys; raises `DamagedEngineError` naming what does not fit."""
-        invariance = value["row_invariance"]
-        chain, widest = invariance.get("chain", 0), invariance.get("widest")
-        if not (isinstance(widest, int) and (chain is None or (isinstance(chain, int) and 1 <= chain <= widest))):
-            raise DamagedEngineError(f"manifest.json: row_invariance is {invariance!r}; 1 <= chain <= widest expected")
-        if widest > MAX_WIDTH or not isinstance(invariance.get("tree"), bool):
-            raise DamagedEngineError(f"manifest.json: row_invariance is {invariance!r}; widest or tree does not fit")
-        # Absent in engines that earlier versions built: not probed.
-        if not isinstance(prefill := invariance.get("prefill", False), bool):
-            raise DamagedEngineError(f"manifest.json: row_invariance is {invariance!r}; prefill does not fit")
-        boundaries = invariance.get("boundaries")
-        if not isinstance(boundaries, list) or not all(isinstance(total, int) for total in boundaries):
-            raise DamagedEngineError(f"manifest.json: row_invariance is {invariance!r}; boundaries must be totals")
-        machine = dict(value["machine"])
-        exact = machine.pop("exact_integers", None)
-        try:
-            surface = {
-                int(rows): {int(width): float(ms) for width, ms in by_width.items()}
-                for rows, by_width in value["cost_surface_ms"].items()
-            }
-        except (ValueError, TypeError, AttributeError):
-            raise DamagedEngineError("manifest.json: cost_surface_ms must map rows to widths to milliseconds") from None
-        if not isinstance(exact, bool) or not surface or not all(surface.values()):
-            raise DamagedEngineError("manifest.json: machine.exact_integers or cost_surface_ms is missing")
-        return cls(
-            machine=machine,
-            row_invariance=RowInvariance(
-                chain=chain,
-                widest=widest,
-                boundaries=tuple(sorted(boundaries)),
-                tree=invariance["tree"],
-                prefill=prefill,
-            ),
-            exact_integers=exact,
-            cost_surface_ms=surface,
-            cost_noise=Noise.from_json(value.get("cost_noise")),
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """The manifest of an engine directory."""
+    """The manifest of an engine directory.
+
+    `backends`: what each back end has in it, by name, read by the back end itself (`engines.backends`).
+    """
 
     producer: dict[str, str]
     model: dict[str, Any]
@@ -180,16 +74,15 @@ class Manifest:
     calibration: dict[str, Any]
     fidelity: dict[str, Any]
     record: MachineRecord
-    onnxruntime: OnnxRuntimeFiles
-    tensorrt: dict[LibraryName, TensorRtFiles]
+    backends: dict[str, Section]
     files: dict[str, dict[str, Any]]
     hashes: dict[str, str]
     sampling_defaults: dict[str, float | int] = field(default_factory=dict)
 
     @property
     def engine_hash(self) -> str:
-        """Names the engine: the hash over its contract and its files' hashes, but not over what TensorRT compiled."""
-        return engine_hash(self.files, self.contract, self.text, self.onnxruntime)
+        """Names the engine: the hash over its contract and its files' hashes, without what was compiled from them."""
+        return engine_hash(self.files, self.contract, self.text, self.backends)
 
     @property
     def skipped_layers(self) -> str:
@@ -209,10 +102,7 @@ class Manifest:
             **({"sampling_defaults": self.sampling_defaults} if self.sampling_defaults else {}),
             "fidelity": self.fidelity,
             **self.record.to_json(),
-            "backends": {
-                "onnxruntime": self.onnxruntime.to_json(),
-                **{library: files.to_json() for library, files in self.tensorrt.items()},
-            },
+            "backends": {name: section.to_json() for name, section in self.backends.items()},
             "calibration": self.calibration,
             "linears": self.linears,
             "hashes": self.hashes,
@@ -241,8 +131,6 @@ class Manifest:
                 "draw other texts: take the version of quasar-verifier that built the engine, or build it again with "
                 "this one"
             )
-        present = [library for library in LIBRARIES if library in value["backends"]]
-        backends = check_fields("backends", value["backends"], dict.fromkeys(["onnxruntime", *present], dict))
         check_fields("model", value["model"], _MODEL | dict.fromkeys({"skipped_layers"} & value["model"].keys(), str))
         if value["fidelity"].keys() != _FIDELITY or value["fidelity"]["continuation"].keys() != _FIGURES:
             raise DamagedEngineError(f"manifest.json: fidelity has the keys {sorted(value['fidelity'])}")
@@ -261,8 +149,7 @@ class Manifest:
             calibration=value["calibration"],
             fidelity=value["fidelity"],
             record=MachineRecord.from_json(value),
-            onnxruntime=OnnxRuntimeFiles.from_json(backends["onnxruntime"]),
-            tensorrt={library: TensorRtFiles.from_json(library, backends[library]) for library in present},
+            backends=_read_sections(value["backends"]),
             files=files,
             hashes=value["hashes"],
             sampling_defaults=_sampling(value["sampling_defaults"]),
@@ -276,19 +163,33 @@ def _sampling(value: Mapping[str, Any]) -> dict[str, float | int]:
     return dict(value)
 
 
+def _read_sections(value: Mapping[str, Any]) -> dict[str, Section]:
+    """Each part by its own back end; those of back ends that this installation does not know stay as they are."""
+    known = all_backends()
+    own = {name: value[name] for name in known if name in value}
+    required = [name for name, backend in known.items() if backend.in_every_build]
+    check_fields("backends", own, dict.fromkeys([*required, *own], dict))
+    sections: dict[str, Section] = {name: known[name].read_section(part) for name, part in own.items()}
+    return sections | {name: UnknownSection(part) for name, part in value.items() if name not in known}
+
+
 def engine_hash(
-    files: Mapping[str, Mapping[str, Any]], contract: Contract, text: TextFiles, backend: OnnxRuntimeFiles
+    files: Mapping[str, Mapping[str, Any]], contract: Contract, text: TextFiles, backends: Mapping[str, Section]
 ) -> str:
     """Hex SHA-256 over every file's hash, the contract, and which file serves what.
 
-    What lies under tensorrt/ is a cache that can be compiled again from the rest, so adding to it keeps the name.
+    Back ends that a build does not always have can be compiled again from the rest: adding one keeps the name.
     """
+    known = all_backends()
+    built = {name: part.to_json() for name, part in backends.items() if name in known and known[name].in_every_build}
+    added = {backend.folder for backend in known.values() if not backend.in_every_build} | (backends.keys() - known)
+    folders = tuple(f"{folder}/" for folder in added)
     return sha256_json(
         {
-            "files": {name: files[name]["sha256"] for name in files if not name.startswith(f"{TENSORRT_FOLDER}/")},
+            "files": {name: files[name]["sha256"] for name in files if not name.startswith(folders)},
             "contract": contract.to_json(),
             "text": text.to_json(),
-            "onnxruntime": backend.to_json(),
+            **built,
         }
     )
 

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.cache_rows import Float32
+from engines.cache_rows import CacheRows, Float32, from_float32
 from engines.contract import Contract
 
 Int64 = NDArray[np.int64]
@@ -79,11 +79,11 @@ class Session(Protocol):
         rows before the first call; None where the engine has no such output (`contract.top_k` 0).
         """
 
-    def read_rows(self, first: int, end: int, layers: Sequence[int] | None = None) -> Float32:
-        """A copy of cache rows, of some layers or of all: float32 [layers, 2, G, rows, D]."""
+    def read_rows(self, first: int, end: int, layers: Sequence[int] | None = None) -> CacheRows:
+        """A copy of cache rows, of some layers or of all, in the cache's own type: [layers, 2, G, rows, D]."""
 
-    def write_rows(self, first: int, rows: Float32) -> None:
-        """Overwrite the cache rows from `first` on, of all layers."""
+    def write_rows(self, first: int, rows: CacheRows) -> None:
+        """Overwrite the cache rows from `first` on, of all layers; raises `ValueError` for rows of another type."""
 
     def compact(self, cache_length: int, path: Sequence[int] | Int64) -> None:
         """Move the new rows of an accepted tree path, ascending indices of the last call, to the front."""
@@ -93,3 +93,10 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Free the session's memory."""
+
+
+def write_random_rows(session: Session, random: np.random.Generator, first: int, count: int) -> None:
+    """Overwrite `count` cache rows from `first` on with normally distributed values."""
+    like = session.read_rows(first, first + 1)
+    values = random.standard_normal((*like.shape[:-2], count, like.shape[-1]), np.float32)
+    session.write_rows(first, from_float32(values, like.dtype))

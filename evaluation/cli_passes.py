@@ -64,12 +64,13 @@ def time(
     """Time whole verify passes, kernels taking turns: medians, beside what memory bandwidth allows."""
     check_output(json)
     from engines.directory import open_directory
+    from engines.onnxruntime.files import onnxruntime_files
     from engines.onnxruntime.kernels import NATIVE, STOCK, choose_kernels
     from evaluation.timing import time_engine
 
     opened = open_directory(directory)
     if not kernels:
-        native = choose_kernels(None, opened.manifest.onnxruntime)
+        native = choose_kernels(None, onnxruntime_files(opened.manifest))
         kernels = [STOCK] if native.library is None else [STOCK, NATIVE]
         if native.reason:
             console().print(f"stock kernels alone: {native.reason}", soft_wrap=True)

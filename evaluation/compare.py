@@ -11,17 +11,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.cache_rows import Float32
+from engines.cache_rows import Float32, to_float32
 from engines.directory import EngineDirectory
 from engines.loading import load_opened
+from engines.onnxruntime.files import NAME as ONNXRUNTIME
+from engines.onnxruntime.load_options import OnnxRuntimeOptions
 from engines.session import Session
 from engines.tensorrt.cuda import find_gpu
 from engines.tensorrt.host_memory import HostDevice, host_kernel, host_plan
 from engines.tensorrt.library import LibraryName, import_polygraphy
+from engines.tensorrt.plans import tensorrt_files
 from engines.tensorrt.session import TensorRtSession
 from quasar.errors import EngineError
 
-REFERENCE = "onnxruntime"
+REFERENCE = ONNXRUNTIME
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,14 +69,14 @@ def compare_backends(
     Raises:
         EngineError: the directory has no back end to compare, or one that should run here does not.
     """
-    if not directory.manifest.tensorrt:
+    libraries = sorted(tensorrt_files(directory.manifest), reverse=True)
+    if not libraries:
         raise EngineError(
             f"{directory.path} has one back end, so there is nothing to compare: add one with python -m export compile "
             f"{directory.path} --backend tensorrt-rtx"
         )
-    libraries = sorted(directory.manifest.tensorrt, reverse=True)
     on_backend(REFERENCE)
-    reference = load_opened(directory, backend=REFERENCE, threads=threads).session
+    reference = load_opened(directory, backend=REFERENCE, options=OnnxRuntimeOptions(threads=threads)).session
     expected = read_tensors(reference, token_ids)
     reference.close()
     comparisons = []
@@ -103,7 +106,7 @@ def read_tensors(session: Session, token_ids: Sequence[int] | NDArray[np.int64])
     ]
     tensors: dict[str, Float32] = {}
     for layer in range(session.num_layers):
-        keys, values = session.read_rows(0, len(token_ids), [layer])[0]
+        keys, values = to_float32(session.read_rows(0, len(token_ids), [layer])[0])
         tensors |= {f"layers.{layer}.key": keys, f"layers.{layer}.value": values}
     return {**tensors, "logits": np.concatenate(logits)}
 
@@ -136,7 +139,7 @@ def _open(directory: EngineDirectory, name: LibraryName, threads: int) -> tuple[
     gpu = find_gpu().found
     if gpu is not None:
         return load_opened(directory, backend=name).session, gpu.name
-    files, contract = directory.manifest.tensorrt[name], directory.manifest.contract
+    files, contract = tensorrt_files(directory.manifest)[name], directory.manifest.contract
     if files.compute_type == "bfloat16":
         raise EngineError(f"ONNX Runtime's CPU kernels do not run bfloat16 graphs: compare {name} on a GPU")
     device = HostDevice()

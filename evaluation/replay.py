@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from engines.contract import MAX_WIDTH
-from engines.row_invariance import RowInvariance
+from engines.probes.row_invariance import RowInvariance
 from evaluation.replay_conditions import ReplayClock, ReplayConditions
 from runtime.acceptance import accept, follow
 from runtime.control.control import Control

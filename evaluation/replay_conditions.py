@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from engines.contract import MAX_WIDTH
-from engines.costs import CostSurface
 from engines.directory import open_directory
-from engines.loading import LoadedEngine
-from engines.row_invariance import RowInvariance
+from engines.latency import LatencySurface
+from engines.loaded import LoadedEngine
+from engines.probes.row_invariance import RowInvariance
 from quasar.errors import GenerationError, PromptError
 from runtime.control.latency import LatencyModel
 from runtime.drafters.draft_engine import DraftEngines
@@ -50,7 +50,7 @@ class ReplayClock:
 class PricedSession:
     """Another session whose passes take, by a clock, what a surface says."""
 
-    def __init__(self, session: Any, surface_ms: CostSurface, clock: ReplayClock) -> None:
+    def __init__(self, session: Any, surface_ms: LatencySurface, clock: ReplayClock) -> None:
         self._session, self._clock = session, clock
         # Pieces of a prompt are wider than any verify pass: there the surface goes on as a line.
         self._prices = LatencyModel(surface_ms, widest=max(MAX_WIDTH, session.contract.prefill_chunk))
@@ -69,7 +69,7 @@ class PricedSession:
 class ReplayConditions:
     """The engine and machine that a replay stands for: what passes cost, which are exact, what drafters find there."""
 
-    surface_ms: CostSurface
+    surface_ms: LatencySurface
     exact: RowInvariance
     target: Target
     clock: ReplayClock = field(default_factory=ReplayClock)
@@ -95,7 +95,7 @@ class ReplayConditions:
             raise GenerationError("what passes cost was not said: give --engine DIR or --costs FILE")
         exact = RowInvariance(chain=1, widest=MAX_WIDTH, tree=True)
         warm: Mapping[int, Sequence[int]] = {}
-        surface: CostSurface = {}
+        surface: LatencySurface = {}
         if engine is not None:
             directory = open_directory(engine)
             manifest = directory.manifest
@@ -123,7 +123,7 @@ class ReplayConditions:
         )
 
 
-def _at_costs(clock: ReplayClock, surface_ms: CostSurface | None) -> Callable[[LoadedEngine], LoadedEngine]:
+def _at_costs(clock: ReplayClock, surface_ms: LatencySurface | None) -> Callable[[LoadedEngine], LoadedEngine]:
     """Makes an engine's passes take what a surface says by the clock; None: what its own says."""
 
     def adapt(loaded: LoadedEngine) -> LoadedEngine:
@@ -134,7 +134,7 @@ def _at_costs(clock: ReplayClock, surface_ms: CostSurface | None) -> Callable[[L
     return adapt
 
 
-def _read_costs(path: Path) -> CostSurface:
+def _read_costs(path: Path) -> LatencySurface:
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
         surface = {int(rows): {int(width): float(ms) for width, ms in row.items()} for rows, row in value.items()}

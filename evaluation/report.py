@@ -9,7 +9,7 @@ from calibration.engine_logits import engine_logits
 from calibration.fidelity import compare_several, torch_logits
 from calibration.sqnr import read_linear_figures
 from calibration.texts import TokenizedText, continue_prompts, fingerprint, fit_lengths, tokenize
-from engines import load_engine
+from engines import OnnxRuntimeOptions, load_engine
 from engines.directory import EngineDirectory
 from engines.text import open_codec
 from quasar.checkpoints import DecoderSpec, open_checkpoint
@@ -41,7 +41,7 @@ def report(
     """
     from calibration.float_model import load_float_model
 
-    loaded = load_engine(directory, kernels=kernels)
+    loaded = load_engine(directory, options=OnnxRuntimeOptions(kernels=kernels))
     manifest = loaded.directory.manifest
     checkpoint = open_checkpoint(float_model or str(manifest.model["source"]))
     if checkpoint.spec.vocab_size != manifest.contract.vocab_size:
@@ -68,7 +68,7 @@ def report(
         "details": compared.details(),
         "engine": loaded.directory.path.name,
         "model": manifest.model["name"],
-        "kernels": loaded.kernels.name if loaded.kernels is not None else "",
+        "kernels": loaded.kernels,
         "precision": manifest.precision,
         "search": manifest.calibration.get("search", {}),
         "linears": read_linear_figures(loaded.directory.path),

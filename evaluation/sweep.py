@@ -13,9 +13,10 @@ import runtime
 from calibration.engine_logits import engine_logits
 from calibration.fidelity import compare_several, torch_logits
 from calibration.recipe import Precision
-from engines import load_engine
-from engines.costs import CURVE_ROWS, measure_interleaved
+from engines import OnnxRuntimeOptions, load_engine
 from engines.directory import open_directory
+from engines.latency import CURVE_ROWS, measure_interleaved
+from engines.onnxruntime.files import onnxruntime_files
 from engines.onnxruntime.kernels import STOCK, choose_kernels
 from engines.onnxruntime.threads import share_threads
 from evaluation.accuracy import MAX_NEW_TOKENS, accuracy, num_scored
@@ -198,7 +199,8 @@ def _measure_passes(directories: Mapping[str, Path], steps: Steps) -> dict[str, 
     ms: dict[str, dict[str, dict[int, float]]] = {recipe: {} for recipe in directories}
     for kernels in ("native", "stock"):
         timed = [recipe for recipe, path in directories.items() if kernels == "stock" or _has_native(path)]
-        sessions = [load_engine(directories[recipe], kernels=kernels).session for recipe in timed]
+        options = OnnxRuntimeOptions(kernels=kernels)
+        sessions = [load_engine(directories[recipe], options=options).session for recipe in timed]
         with steps(f"passes, {kernels} kernels", 1) as step:
             surfaces = measure_interleaved(sessions, rows=[CURVE_ROWS], widths=_WIDTHS, repeats=25)
             step(1)
@@ -234,7 +236,7 @@ def bytes_per_pass(spec: DecoderSpec, linears: dict[str, str]) -> int:
 
 
 def _has_native(directory: Path) -> bool:
-    return choose_kernels(None, open_directory(directory).manifest.onnxruntime).name != STOCK
+    return choose_kernels(None, onnxruntime_files(open_directory(directory).manifest)).name != STOCK
 
 
 def write_sweep(swept: Sequence[SweptEngine], folder: Path) -> None:

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from engines.costs import CostSurface, measure_interleaved
 from engines.directory import EngineDirectory
+from engines.latency import LatencySurface, measure_interleaved
 from engines.loading import load_opened
 from engines.machine import usable_cores
+from engines.onnxruntime.files import onnxruntime_files
+from engines.onnxruntime.load_options import OnnxRuntimeOptions
 from engines.onnxruntime.threads import share_threads
 from plugins.cpu.library import find_library, read_memory
 from quasar.errors import EngineError, QuasarError
@@ -31,7 +33,7 @@ class Timing:
     """
 
     kernels: dict[str, str]
-    ms: dict[str, CostSurface]
+    ms: dict[str, LatencySurface]
     bandwidth_gb_s: float
     floor_ms: dict[int, float] | None
 
@@ -72,14 +74,14 @@ def time_engine(
     if not all(1 <= count <= contract.max_length for count in rows):
         raise EngineError(f"rows are {list(rows)}; 1 to {contract.max_length}, the engine's max length, were expected")
     share_threads(threads)
-    loaded = {name: load_opened(directory, backend="onnxruntime", kernels=name) for name in kernels}
+    loaded = {name: load_opened(directory, options=OnnxRuntimeOptions(kernels=name)) for name in kernels}
     sessions = [one.session for one in loaded.values()]
     bandwidth = memory_bandwidth(threads or usable_cores())
     surfaces = measure_interleaved(sessions, rows=rows, widths=widths, repeats=repeats, on_row=on_row)
-    names = {name: one.kernels.name for name, one in loaded.items() if one.kernels is not None}
+    names = {name: one.kernels for name, one in loaded.items()}
     for session in sessions:
         session.close()
-    packed = directory.manifest.onnxruntime.native_weights
+    packed = onnxruntime_files(directory.manifest).native_weights
     floor = None
     if packed:
         weights = directory.manifest.files[packed]["bytes"]

@@ -24,9 +24,12 @@ from calibration.texts import (
     write_texts,
 )
 from engines.contract import Contract, capacity_for, top_k_for
-from engines.manifest import MachineRecord, Manifest, OnnxRuntimeFiles
-from engines.measuring import MeasuredFiles
+from engines.manifest import Manifest
+from engines.onnxruntime.files import NAME as ONNXRUNTIME
+from engines.onnxruntime.files import OnnxRuntimeFiles
+from engines.onnxruntime.graphs import Graphs
 from engines.onnxruntime.kernels import Kernels, choose_kernels
+from engines.record import MachineRecord
 from engines.successors import SUCCESSORS, write_successors
 from engines.text_files import TextFiles
 from export.layout import CANONICAL, onnxruntime_files
@@ -138,8 +141,7 @@ class _Build:
             calibration=calibration,
             fidelity=fidelity,
             record=record,
-            onnxruntime=self._graphs,
-            tensorrt={},
+            backends={ONNXRUNTIME: self._files},
             files=files,
             hashes={},
             sampling_defaults=text["sampling"],
@@ -182,16 +184,16 @@ class _Build:
         return bound_of(self._options) if self._options.precision == "auto" else None
 
     @property
-    def _graphs(self) -> OnnxRuntimeFiles:
+    def _files(self) -> OnnxRuntimeFiles:
         return onnxruntime_files(self._spec, self._linears)
 
     @cached_property
     def _kernels(self) -> Kernels:
         """What is measured is what runs here by default."""
-        return choose_kernels(None, self._graphs)
+        return choose_kernels(None, self._files)
 
-    def _measured_files(self, kernels: Kernels) -> MeasuredFiles:
-        return MeasuredFiles.of(self._workspace.path, self._graphs, kernels)
+    def _graphs(self, kernels: Kernels) -> Graphs:
+        return Graphs.of(self._workspace.path, self._files, kernels)
 
     @property
     def _linears(self) -> dict[str, LinearPrecision]:
@@ -287,24 +289,22 @@ class _Build:
     def _lower(self) -> dict[str, Any]:
         from export.lowering import lower_for_onnxruntime
 
-        lower_for_onnxruntime(self._workspace.path, CANONICAL, self._graphs, self._spec, self._contract.kv_dtype)
+        lower_for_onnxruntime(self._workspace.path, CANONICAL, self._files, self._spec, self._contract.kv_dtype)
         return {}
 
     def _probe(self) -> dict[str, Any]:
         from export.measured import probe
 
-        files = self._measured_files(self._kernels)
-        record = probe(
-            files, self._measured_files(Kernels()), self._contract, self._linears, self._kernels, self._reporter
-        )
+        graphs = self._graphs(self._kernels)
+        record = probe(graphs, self._graphs(Kernels()), self._contract, self._linears, self._kernels, self._reporter)
         return record.to_json()
 
     def _fidelity(self, record: MachineRecord) -> dict[str, Any]:
         from export.measured import fidelity
 
         texts = self._texts(self._evaluation, _EVALUATION_CONTINUATION_TOKENS, "evaluation")
-        files = self._measured_files(self._kernels)
-        figures = fidelity(self._float_model, files, self._contract, record, texts, self._reporter)
+        graphs = self._graphs(self._kernels)
+        figures = fidelity(self._float_model, graphs, self._contract, record, texts, self._reporter)
         return {**figures, "prompts": len(texts), "prompts_sha256": prompts_hash(self._evaluation)}
 
     def _successors(self, record: MachineRecord) -> dict[str, Any]:
@@ -314,7 +314,7 @@ class _Build:
             # Nothing was calibrated: the text is made for this alone.
             texts = self._texts(self._calibration, CALIBRATION_CONTINUATION_TOKENS, "calibration")
             write_texts(self._texts_path, texts)
-        files, texts = self._measured_files(self._kernels), read_texts(self._texts_path)
-        found = successors(files, self._contract, record, texts, self._reporter)
+        graphs, texts = self._graphs(self._kernels), read_texts(self._texts_path)
+        found = successors(graphs, self._contract, record, texts, self._reporter)
         write_successors(self._workspace.path / SUCCESSORS, found, self._contract.top_k)
         return {}

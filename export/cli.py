@@ -8,23 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from engines.backends import BACKENDS
 from quasar.cli import command_of_lists, console, emit_json, new_app, progress_steps
 from quasar.errors import BuildError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from engines.tensorrt.library import LibraryName
+    Backend = str
+else:
+    # The choices are those of the registry.
+    Backend = StrEnum("Backend", {name.upper(): name for name in BACKENDS})
 
 app = new_app()
-
-
-class Backend(StrEnum):
-    """What runs an engine."""
-
-    ONNXRUNTIME = "onnxruntime"
-    TENSORRT = "tensorrt"
-    TENSORRT_RTX = "tensorrt-rtx"
 
 
 _CAPABILITY = "--compute-capability"
@@ -149,7 +145,7 @@ def build(
     from export.build import build as run_build
     from export.options import BuildOptions
 
-    chosen = _tensorrt_backends(backend, compute_capability)
+    chosen = _compiled_backends(backend, compute_capability)
     if chosen and precision in ("auto", "w8a8-block"):
         raise BuildError(
             f"--precision {precision} makes linears in blocks of 32, and TensorRT has no INT8 matmul with a scale per "
@@ -172,8 +168,8 @@ def build(
         force=force,
     )
     path = run_build(options, ConsoleReporter())
-    for library in chosen:
-        _compile(path, library, compute_capability, compute_type)
+    for name in chosen:
+        _compile(path, name, compute_capability, compute_type)
     from engines.directory import open_directory
     from export.inspect import print_summary
 
@@ -187,7 +183,10 @@ def build(
 @app.command("compile", cls=_WithCapabilities)
 def compile_backend(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="An engine directory.")],
-    backend: Annotated[list[Backend], typer.Option(help="tensorrt or tensorrt-rtx; may be given several times.")],
+    backend: Annotated[
+        list[Backend],
+        typer.Option(help="tensorrt or tensorrt-rtx; may be given several times."),
+    ],
     compute_capability: _Capabilities = None,
     compute_type: _ComputeType = "float16",
     plugin: _Plugins = None,
@@ -206,21 +205,22 @@ def compile_backend(
     from engines.directory import open_directory
     from export.inspect_backend import backend_json, print_backend
 
-    libraries = _tensorrt_backends(backend, compute_capability)
-    for library in libraries:
-        _compile(directory, library, compute_capability, compute_type, plugin, fused_quantization)
+    names = _compiled_backends(backend, compute_capability)
+    for name in names:
+        _compile(directory, name, compute_capability, compute_type, plugin, fused_quantization)
     opened = open_directory(directory)
     if json:
-        emit_json({library: backend_json(opened, library) for library in libraries})
-    for library in libraries if not json else ():
-        print_backend(opened, library)
+        emit_json({name: backend_json(opened, name) for name in names})
+    for name in names if not json else ():
+        print_backend(opened, name)
 
 
 @app.command()
 def inspect(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="An engine directory.")],
     backend: Annotated[
-        Backend | None, typer.Option(help="Show this back end: layers, matmuls, bindings, profiles, plans.")
+        Backend | None,
+        typer.Option(help="Show this back end: layers, matmuls, bindings, profiles, plans."),
     ] = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print it as JSON: the whole manifest, or the back end.")
@@ -242,37 +242,34 @@ def inspect(
         print_manifest(opened)
 
 
-def _tensorrt_backends(backends: list[Backend] | None, capabilities: list[str] | None) -> list["LibraryName"]:
-    """The TensorRT libraries among the chosen back ends, checked: a build takes minutes, a missing library none."""
-    from export.compile import choose_targets
+def _compiled_backends(backends: list[str] | None, capabilities: list[str] | None) -> list[str]:
+    """Those of the chosen back ends that are compiled, checked: a build takes minutes, a missing library none."""
+    from export.compilers import ahead_of_time_backends, compiled_backends, compiler_of
 
-    chosen: list[LibraryName] = []
-    if Backend.TENSORRT in (backends or []):
-        chosen.append("tensorrt")
-    if Backend.TENSORRT_RTX in (backends or []):
-        chosen.append("tensorrt-rtx")
-    if capabilities and "tensorrt-rtx" not in chosen:
-        raise BuildError("--compute-capability has a meaning with --backend tensorrt-rtx alone: leave it out")
-    for library in chosen:
-        choose_targets(library, tuple(capabilities or ()) if library == "tensorrt-rtx" else ())
+    chosen = [name for name in compiled_backends() if name in (backends or [])]
+    ahead = ahead_of_time_backends()
+    if capabilities and not set(ahead) & set(chosen):
+        raise BuildError(f"{_CAPABILITY} has a meaning with --backend {' or '.join(ahead)} alone: leave it out")
+    for name in chosen:
+        compiler_of(name).check_target(name, tuple(capabilities or ()) if name in ahead else ())
     return chosen
 
 
 def _compile(
     directory: Path,
-    library: "LibraryName",
+    backend: str,
     capabilities: list[str] | None,
     compute_type: Literal["float16", "bfloat16"],
     plugins: list[Path] | None = None,
     fused_quantization: bool = False,
 ) -> None:
-    from engines.tensorrt.library import polygraphy_drives_other
-    from export.compile import CompileOptions, compile_engine
+    from export.compilers import ahead_of_time_backends, compiler_of
+    from export.options import CompileOptions
 
-    if polygraphy_drives_other(library):
-        # Polygraphy drives one library in a process; the other one's turn is in a process of its own.
+    compiler = compiler_of(backend)
+    if compiler.needs_own_process(backend):
         _run_apart(
-            *("compile", directory, "--backend", library, "--compute-type", compute_type),
+            *("compile", directory, "--backend", backend, "--compute-type", compute_type),
             *(part for capability in capabilities or () for part in (_CAPABILITY, capability)),
             *(part for path in plugins or () for part in ("--plugin", path)),
             *(("--fused-quantization",) if fused_quantization else ()),
@@ -280,13 +277,13 @@ def _compile(
         return
     options = CompileOptions(
         directory=directory,
-        backend=library,
-        compute_capabilities=tuple(capabilities or ()) if library == "tensorrt-rtx" else (),
+        backend=backend,
+        compute_capabilities=tuple(capabilities or ()) if backend in ahead_of_time_backends() else (),
         compute_type=compute_type,
         plugins=tuple(plugins or ()),
         fused_quantization=fused_quantization,
     )
-    compile_engine(options, ConsoleReporter())
+    compiler.compile_engine(options, ConsoleReporter())
 
 
 def _run_apart(*arguments: object) -> None:

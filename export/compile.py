@@ -16,32 +16,24 @@ from engines.machine import user_cache
 from engines.manifest import MANIFEST_NAME, Manifest
 from engines.tensorrt.builder import compile_plan
 from engines.tensorrt.cuda import find_gpu
-from engines.tensorrt.library import Library, LibraryName, check_capabilities, open_library
+from engines.tensorrt.library import (
+    LIBRARIES,
+    Library,
+    LibraryName,
+    check_capabilities,
+    compiles_ahead,
+    open_library,
+    polygraphy_drives_other,
+)
 from engines.tensorrt.network import profiles_for
-from engines.tensorrt.plans import FOLDER, KernelFile, Plan, TensorRtFiles
+from engines.tensorrt.plans import FOLDER, KernelFile, Plan, TensorRtFiles, tensorrt_files
 from export.layout import CANONICAL
-from export.options import Reporter, Silent
-from export.passes.lower_tensorrt import ComputeType
+from export.options import CompileOptions, Reporter, Silent
 from quasar.errors import BuildError
 from quasar.files import atomic_path, sha256_file, sha256_json, write_json
 
 # What RTX plans are compiled for where no GPU and no option says otherwise: GeForce 30, 40 and 50.
 DEFAULT_CAPABILITIES = ("8.6", "8.9", "12.0")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompileOptions:
-    """What the user chose. No `compute_capabilities`: this machine's GPU, else (TensorRT-RTX) 8.6, 8.9 and 12.0.
-
-    `fused_quantization`: row amax and INT8 quantization as one kernel of ours inside the plan (TensorRT only).
-    """
-
-    directory: Path
-    backend: LibraryName
-    compute_capabilities: tuple[str, ...] = ()
-    compute_type: ComputeType = "float16"
-    plugins: tuple[Path, ...] = ()
-    fused_quantization: bool = False
 
 
 def compile_engine(options: CompileOptions, reporter: Reporter | None = None) -> EngineDirectory:
@@ -50,14 +42,29 @@ def compile_engine(options: CompileOptions, reporter: Reporter | None = None) ->
     Raises `EngineError` if the library is missing, too old or refuses the graph, `BuildError` if another run is at it.
     """
     reporter = Silent() if reporter is None else reporter
-    if options.fused_quantization and options.backend != "tensorrt":
+    library = _library_of(options.backend)
+    if options.fused_quantization and compiles_ahead(library):
         raise BuildError("TensorRT-RTX has no plugin layer: --fused-quantization needs --backend tensorrt")
-    targets = choose_targets(options.backend, options.compute_capabilities)
+    targets = choose_targets(library, options.compute_capabilities)
     directory = open_directory(options.directory)
     _refuse_blocks(directory.manifest)
     with _locked(directory.path):
         _Compilation(directory, options, targets, reporter).run()
     return open_directory(options.directory)
+
+
+def check_target(backend: str, compute_capabilities: tuple[str, ...]) -> None:
+    """Raise `EngineError` naming a library, a GPU or a capability that is missing; takes no time."""
+    choose_targets(_library_of(backend), compute_capabilities)
+
+
+def needs_own_process(backend: str) -> bool:
+    """Whether Polygraphy drives the other library in this process already: it can drive one alone."""
+    return polygraphy_drives_other(_library_of(backend))
+
+
+def _library_of(backend: str) -> LibraryName:
+    return next(library for library in LIBRARIES if library == backend)
 
 
 def _refuse_blocks(manifest: Manifest) -> None:
@@ -127,7 +134,7 @@ class _Compilation:
             kernels=self._kernels_with_earlier(kernels),
             plans=self._with_earlier(compiled),
         )
-        self._publish(replace(manifest, tensorrt={**manifest.tensorrt, library.name: files}))
+        self._publish(replace(manifest, backends={**manifest.backends, library.name: files}))
 
     def _lower(self, contract: Contract) -> tuple[str, int]:
         import onnx_ir as ir
@@ -203,21 +210,21 @@ class _Compilation:
 
     def _with_earlier(self, compiled: list[Plan]) -> tuple[Plan, ...]:
         """The new plans, and those that the directory has already from the same graph."""
-        earlier = self._directory.manifest.tensorrt.get(self._targets.library.name)
+        earlier = tensorrt_files(self._directory.manifest).get(self._targets.library.name)
         kept = earlier.plans if earlier and earlier.compute_type == self._options.compute_type else ()
         names = {plan.file for plan in compiled}
         return (*(plan for plan in kept if plan.file not in names), *compiled)
 
     def _kernels_with_earlier(self, compiled: tuple[KernelFile, ...]) -> tuple[KernelFile, ...]:
-        earlier = self._directory.manifest.tensorrt.get(self._targets.library.name)
+        earlier = tensorrt_files(self._directory.manifest).get(self._targets.library.name)
         names = {kernel.file for kernel in compiled}
         kept = earlier.kernels if earlier else ()
         return (*(kernel for kernel in kept if kernel.file not in names), *compiled)
 
     def _publish(self, manifest: Manifest) -> None:
         directory = self._directory.path
-        before = {name for files in self._directory.manifest.tensorrt.values() for name in files.files}
-        now = {name for files in manifest.tensorrt.values() for name in files.files}
+        before = {name for files in tensorrt_files(self._directory.manifest).values() for name in files.names}
+        now = {name for files in tensorrt_files(manifest).values() for name in files.names}
         entries = {name: entry for name, entry in manifest.files.items() if name not in before}
         for name in sorted(now):
             path = directory / name

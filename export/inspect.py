@@ -5,11 +5,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from engines.costs import CURVE_ROWS
 from engines.directory import EngineDirectory
+from engines.latency import CURVE_ROWS
 from engines.manifest import Manifest
+from engines.onnxruntime.files import onnxruntime_files
 from engines.onnxruntime.kernels import STOCK, choose_kernels
-from engines.row_invariance import RowInvariance
+from engines.probes.row_invariance import RowInvariance
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -121,7 +122,7 @@ def _kernels(directory: EngineDirectory) -> str:
     """Those that were measured, and those that would run here if they differ."""
     measured = str(directory.manifest.record.machine.get("kernels", STOCK))
     try:
-        here = choose_kernels(None, directory.manifest.onnxruntime)
+        here = choose_kernels(None, onnxruntime_files(directory.manifest))
     except ImportError:
         return f"measured: {measured}; here: ONNX Runtime is not installed"
     why = f" ({here.reason})" if here.reason else ""

@@ -1,9 +1,9 @@
-"""The small graph that `engines.integer_check` runs: one linear in the Q/DQ form of the verifier's own."""
+"""The small graph that `engines.probes.integer_check` runs: one linear in the Q/DQ form of the verifier's own."""
 
 import numpy as np
 import onnx_ir as ir
 
-from engines.integer_check import INPUT, OUTPUT, check_weights
+from engines.probes.integer_check import INPUT, OUTPUT, check_weights
 from export.builder import GraphBuilder
 from export.names import TOKEN_ZERO_POINT
 

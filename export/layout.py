@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from calibration.recipe import LinearPrecision
-from engines.manifest import OnnxRuntimeFiles
+from engines.onnxruntime.files import OnnxRuntimeFiles
 from quasar.checkpoints import DecoderSpec
 
 CANONICAL = "verifier.onnx"

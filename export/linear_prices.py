@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from calibration.affine import BLOCK, quantize_weight
-from calibration.precision_search import LADDER, LatencyModel
+from calibration.precision_search import LADDER, Prices
 from calibration.recipe import LinearPrecision
 from calibration.weights import PreparedLinear
 from engines.onnxruntime.options import session_options
@@ -35,7 +35,7 @@ _MOST_COPIES = 64
 
 def measure_linear_prices(
     spec: DecoderSpec, kernels: "Kernels", on_shape: Callable[[int], None] = lambda count: None
-) -> LatencyModel:
+) -> Prices:
     """Linear → precision → milliseconds in a pass of width 8. Linears of one shape are timed once."""
     shapes = {(linear.inputs, linear.outputs) for linear in spec.linears()}
     prices = {}

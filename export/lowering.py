@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from engines.manifest import OnnxRuntimeFiles
+from engines.onnxruntime.files import OnnxRuntimeFiles
 from export.integer_check_graph import build_integer_check
 from export.passes import (
     BlocksToMatMulNBits,

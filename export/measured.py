@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from calibration.recipe import LinearPrecision
 from calibration.texts import TokenizedText
 from engines.contract import Contract
-from engines.integer_check import runs_stock_integers
-from engines.machine import this_machine
-from engines.manifest import MachineRecord
-from engines.measuring import MeasuredFiles, count_steps, measure_machine
+from engines.onnxruntime.graphs import Graphs
 from engines.onnxruntime.kernels import Kernels
+from engines.onnxruntime.probing import probe_graphs, runs_stock_integers, this_machine
+from engines.probes.driver import full_plan
+from engines.record import MachineRecord
 from engines.successors import count_successors
 from export.options import Reporter
 
@@ -32,8 +32,8 @@ class MeasuredEngine:
 
 
 def probe(
-    files: MeasuredFiles,
-    stock: MeasuredFiles,
+    graphs: Graphs,
+    stock: Graphs,
     contract: Contract,
     linears: Mapping[str, LinearPrecision],
     kernels: Kernels,
@@ -42,10 +42,16 @@ def probe(
     """Integer matmuls, row invariance and costs with `kernels`; `stock`: the portable graph, which is checked too."""
     from engines.onnxruntime.executed import check_integer_matmuls, executed_kernels
 
-    stock_integers = runs_stock_integers(linears, native=files.library is not None)
-    with reporter.steps("probes and costs", count_steps(contract)) as step:
-        record = measure_machine(
-            files, contract, this_machine(0, kernels.name), has_integers=stock_integers, on_step=lambda what: step(1)
+    stock_integers = runs_stock_integers(linears, native=graphs.library is not None)
+    plan = full_plan(contract)
+    with reporter.steps("probes and costs", plan.count_steps(contract)) as step:
+        record = probe_graphs(
+            graphs,
+            contract,
+            this_machine(0, kernels.name),
+            plan,
+            has_integers=stock_integers,
+            on_step=lambda: step(1),
         )
     if any(precision != "float" for precision in linears.values()):
         # The portable path must not silently run in float, whatever runs here.
@@ -56,7 +62,7 @@ def probe(
 
 def fidelity(
     model: "torch.nn.Module",
-    files: MeasuredFiles,
+    graphs: Graphs,
     contract: Contract,
     record: MachineRecord,
     texts: Sequence[TokenizedText],
@@ -65,28 +71,21 @@ def fidelity(
     """KL, top-1 and perplexity of the engine on fixed texts."""
     from calibration.engine_logits import engine_logits
     from calibration.fidelity import compare, torch_logits
-    from engines.onnxruntime.session import OnnxRuntimeSession
 
-    session = OnnxRuntimeSession(
-        files.directory, files.graph, contract, exact_integers=record.exact_integers, library=files.library
-    )
+    session = graphs.open(contract, exact_integers=record.exact_integers)
     with reporter.steps("fidelity", len(texts)) as step:
         return compare(texts, torch_logits(model), engine_logits(session), on_text=lambda: step(1))
 
 
 def successors(
-    files: MeasuredFiles,
+    graphs: Graphs,
     contract: Contract,
     record: MachineRecord,
     texts: Sequence[TokenizedText],
     reporter: Reporter,
 ) -> dict[int, list[int]]:
     """Token → what the engine holds likeliest behind it, over some texts (engines.successors)."""
-    from engines.onnxruntime.session import OnnxRuntimeSession
-
-    session = OnnxRuntimeSession(
-        files.directory, files.graph, contract, exact_integers=record.exact_integers, library=files.library
-    )
+    session = graphs.open(contract, exact_integers=record.exact_integers)
 
     def rows() -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
         for text in texts:

@@ -9,6 +9,7 @@ from typing import Protocol
 from calibration.precision_search import Bound
 from calibration.recipe import Precision
 from engines.contract import KV_DTYPES, MAX_WIDTH
+from engines.tensorrt.plans import ComputeType
 from quasar.errors import BuildError
 
 DEFAULT_MAX_LENGTH = 4096
@@ -34,6 +35,22 @@ class BuildOptions:
     kv_dtype: str = "float32"
     skip_layers: str = ""
     force: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompileOptions:
+    """What the user chose for a back end that is added to an engine directory.
+
+    No `compute_capabilities`: this machine's GPU, else (TensorRT-RTX) 8.6, 8.9 and 12.0. `fused_quantization`: row amax
+    and INT8 quantization as one kernel of ours inside the plan (TensorRT only).
+    """
+
+    directory: Path
+    backend: str
+    compute_capabilities: tuple[str, ...] = ()
+    compute_type: ComputeType = "float16"
+    plugins: tuple[Path, ...] = ()
+    fused_quantization: bool = False
 
 
 class Reporter(Protocol):

@@ -9,9 +9,12 @@ from typing import Any, Self, Unpack, cast, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from engines import LoadedEngine, Manifest, load_engine
-from engines.manifest import MachineRecord
-from quasar.errors import GenerationError
+from engines import LoadedEngine, Manifest
+from engines.backends import find_backend
+from engines.directory import open_directory
+from engines.loading import choose_backend, load_opened
+from engines.record import MachineRecord
+from quasar.errors import EngineError, GenerationError
 from quasar.text import Message, TextCodec
 from runtime.asynchronous import collect, in_thread
 from runtime.chat_options import completes
@@ -28,6 +31,8 @@ from runtime.segment import Segment
 from runtime.sequence import check_prompt
 from runtime.stats import Stats
 
+# The keywords of `load` that are a back end's options, where the caller left them alone.
+_KEYWORD_DEFAULTS = {"provider": "cpu", "threads": 0, "kernels": None, "rebuild": False}
 # Prefill chunks that `warmup` feeds: 2,048 ids are as many places of the embedding.
 _WARM_CHUNKS = 8
 
@@ -60,6 +65,7 @@ def load(
     threads: int = 0,
     kernels: str | None = None,
     rebuild: bool = False,
+    options: object | None = None,
     on_round: Callable[[Round], None] | None = None,
     on_generation: Callable[[Stats], None] | None = None,
 ) -> "Engine":
@@ -74,13 +80,24 @@ def load(
         kernels: ONNX Runtime's: "native" (compiled with this package, or an error), "stock" (ONNX Runtime's own), or
             None for native ones where they can run. They differ in speed and in the last bits of logits.
         rebuild: where no TensorRT plan fits this GPU and library, compile one into the user's cache.
+        options: the back end's load options as one object (`engines.OnnxRuntimeOptions`, `engines.TensorRtOptions`), in
+            place of the four above; without a `backend`, one that takes such options is chosen.
         on_round: called with every step of every generation, in the thread that generates.
         on_generation: called with the statistics of every generation. What these two raise is logged.
 
     Raises:
-        EngineError: no engine directory, damaged, written by a newer version, or not runnable here.
+        EngineError: no engine directory, damaged, written by a newer version, or not runnable here; `options` of
+            another back end, or beside one of the four.
     """
-    loaded = load_engine(path, backend=backend, provider=provider, threads=threads, kernels=kernels, rebuild=rebuild)
+    if backend is not None:
+        find_backend(backend)
+    keywords = {"provider": provider, "threads": threads, "kernels": kernels, "rebuild": rebuild}
+    if options is not None and keywords != _KEYWORD_DEFAULTS:
+        raise EngineError("options came beside provider, threads, kernels or rebuild: pass one or the other")
+    directory = open_directory(Path(path))
+    chosen = choose_backend(directory, options) if backend is None else find_backend(backend)
+    options = chosen.make_options(keywords) if options is None else options
+    loaded = load_opened(directory, backend=chosen.name, options=options)
     return Engine(loaded, Hooks(on_round=on_round, on_generation=on_generation))
 
 
@@ -122,10 +139,8 @@ class Engine:
     @property
     def kernels(self) -> str:
         """Which kernels run on ONNX Runtime: "native" with an instruction level, or "stock" with why; else ""."""
-        kernels = self._loaded.kernels
-        if kernels is None:
-            return ""
-        return f"{kernels.name} ({kernels.reason})" if kernels.reason else kernels.name
+        loaded = self._loaded
+        return f"{loaded.kernels} ({loaded.kernels_reason})" if loaded.kernels_reason else loaded.kernels
 
     @property
     def record(self) -> MachineRecord:

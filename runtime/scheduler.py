@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from engines.cache_rows import Float32
+from engines.cache_rows import CacheRows
 from engines.session import Session
 from quasar.errors import GenerationError
 from runtime.kv_cache import KVCache
@@ -31,7 +31,7 @@ class ScheduledSequence:
 
     def __init__(self, cache: KVCache) -> None:
         self.cache = cache
-        self.swapped_out: Float32 | None = None
+        self.swapped_out: CacheRows | None = None
         # From `begin` to `end`; and whether a step was made since then.
         self.generating = False
         self.started = False

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.contract import MAX_WIDTH, Contract
-from engines.row_invariance import RowInvariance
+from engines.probes.row_invariance import RowInvariance
 from quasar.errors import ContextLimitError, GenerationError
 from runtime.acceptance import accept, follow
 from runtime.kv_cache import KVCache

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.contract import Contract
-from engines.row_invariance import RowInvariance
+from engines.probes.row_invariance import RowInvariance
 from engines.session import Session, SessionMemory
 from runtime.control.control import Control, NoControl
 from runtime.control.fixed import FixedControl
@@ -64,6 +64,8 @@ class TableSession:
         self._cached = np.full(self.contract.capacity, -1, np.int64)
         self._top: Int64 | None = np.empty((0, top_k), np.int64) if top_k else None
         self.calls: list[tuple[int, tuple[int, ...]]] = []
+        self.num_layers, self.takes_trees = 1, True
+        self.max_logits_rows = max(self.contract.max_width, prefill_chunk)
 
     @property
     def top_tokens(self) -> Int64 | None:

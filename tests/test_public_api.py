@@ -18,7 +18,9 @@ def test_public_names():
         *("Memory", "PromptLookup", "Recorder", "Recycling", "Round", "Stats", "Suffix", "TokenLogprob", "load"),
         "share_threads",
     ]
-    assert engines.__all__ == ["Contract", "LoadedEngine", "Manifest", "load_engine"]
+    assert engines.__all__ == [
+        *("Contract", "LoadedEngine", "Manifest", "OnnxRuntimeOptions", "TensorRtOptions", "load_engine"),
+    ]
     assert quasar.checkpoints.__all__ == ["Checkpoint", "DecoderSpec", "Rope", "open_checkpoint"]
     assert quasar.text.__all__ == [
         *("ChatOptions", "ChatTemplate", "Detokenizer", "Message", "Prompt", "TextCodec", "TextStream", "read_prompts"),
@@ -44,7 +46,7 @@ def test_generation_options():
         assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters[1:])
     # Every option is described.
     assert all(f"\n    {name}: " in runtime.GenerationOptions.__doc__ for name in options)
-    options = ["path", "backend", "provider", "threads", "kernels", "rebuild", "on_round", "on_generation"]
+    options = ["path", "backend", "provider", "threads", "kernels", "rebuild", "options", "on_round", "on_generation"]
     assert list(inspect.signature(runtime.load).parameters) == options
 
 

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from engines.manifest import OnnxRuntimeFiles
+from engines.onnxruntime.files import OnnxRuntimeFiles
 from plugins.cpu.library import find_library, is_slow
 from quasar.errors import EngineError, QuasarError
 

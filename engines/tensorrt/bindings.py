@@ -3,16 +3,14 @@
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from engines import contract as names
+from engines.cache_rows import CACHE_DTYPES
 from engines.contract import Contract
 from engines.tensorrt.network import ProfileShapes, past_of, profiles_for
 from quasar.errors import EngineError
 
 # TensorRT's names of the types that a KV cache may have, and ours.
 CACHE_TYPES = {"HALF": "float16", "BF16": "bfloat16", "FLOAT": "float32"}
-_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +23,7 @@ class Bindings:
     @property
     def cache_element_bytes(self) -> int:
         """Bytes of one element of the KV cache."""
-        return _BYTES[self.cache_type]
+        return CACHE_DTYPES[self.cache_type].itemsize
 
 
 def check_bindings(engine: Any, contract: Contract) -> Bindings:
@@ -64,23 +62,6 @@ def check_bindings(engine: Any, contract: Contract) -> Bindings:
                     f"{wanted[2]} was expected: compile the plan again"
                 )
     return Bindings(cache_type=CACHE_TYPES[cache_types.pop()], profiles=profiles)
-
-
-def rows_from(cache_type: str, raw: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Bytes of cache rows as float32, exactly."""
-    if cache_type == "bfloat16":
-        return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-    return raw.view(cache_type).astype(np.float32)
-
-
-def rows_to(cache_type: str, rows: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """float32 rows as bytes of the cache's type; bfloat16 cuts, so it is exact for what came from a bfloat16 cache."""
-    contiguous = np.ascontiguousarray(rows)
-    if cache_type == "bfloat16":
-        contiguous = (contiguous.view(np.uint32) >> 16).astype(np.uint16)
-    else:
-        contiguous = contiguous.astype(cache_type)
-    return contiguous.view(np.uint8).reshape(-1)
 
 
 def _types(contract: Contract) -> dict[str, str | None]:

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines import contract as names
-from engines.cache_rows import Float32
+from engines.cache_rows import CACHE_DTYPES, CacheRows, check_dtype
 from engines.contract import Contract
-from engines.tensorrt.bindings import Bindings, rows_from, rows_to
+from engines.tensorrt.bindings import Bindings
 from engines.tensorrt.device import Device
 from plugins.compiled import SCRATCH_POINTERS
 from plugins.kv_compact import check_path, launch_arguments
@@ -32,8 +32,9 @@ class DeviceCache:
     """Buffers [G, S, D] in the plan's own type; `allocate` makes them. `kernel`: kv_compact, where there are trees."""
 
     def __init__(self, device: Device, contract: Contract, bindings: Bindings, kernel: LoadedKernel | None) -> None:
-        self._device, self._contract, self._bindings, self._kernel = device, contract, bindings, kernel
+        self._device, self._contract, self._kernel = device, contract, kernel
         self._buffers: list[tuple[int, int]] = []
+        self._dtype = CACHE_DTYPES[bindings.cache_type]
         self._row_bytes = contract.head_size * bindings.cache_element_bytes
 
     @property
@@ -64,8 +65,8 @@ class DeviceCache:
                 found |= {past: address, present: address}
         return found
 
-    def read_rows(self, first: int, end: int, layers: Sequence[int] | None) -> Float32:
-        """A copy of rows, of some layers or of all: float32 [layers, 2, G, rows, D]."""
+    def read_rows(self, first: int, end: int, layers: Sequence[int] | None) -> CacheRows:
+        """A copy of rows, of some layers or of all, in the plan's own type: [layers, 2, G, rows, D]."""
         chosen, heads = range(len(self._buffers)) if layers is None else layers, self._contract.num_kv_heads
         block = np.empty((len(chosen), 2, heads, (end - first) * self._row_bytes), np.uint8)
         for index, layer in enumerate(chosen):
@@ -73,13 +74,14 @@ class DeviceCache:
                 for head in range(heads):
                     self._device.download(block[index, part, head], self._address(layer, part, head, first))
         self._device.synchronize()
-        rows = rows_from(self._bindings.cache_type, block.reshape(-1))
-        return rows.reshape(len(chosen), 2, heads, end - first, self._contract.head_size)
+        shape = (len(chosen), 2, heads, end - first, self._contract.head_size)
+        return block.reshape(-1).view(self._dtype).reshape(shape)
 
-    def write_rows(self, first: int, rows: Float32) -> None:
-        """Overwrite the rows from `first` on, of all layers."""
+    def write_rows(self, first: int, rows: CacheRows) -> None:
+        """Overwrite the rows from `first` on, of all layers; raises `ValueError` for rows of another type."""
+        check_dtype(rows, self._dtype)
         layers, heads = len(self._buffers), self._contract.num_kv_heads
-        data = rows_to(self._bindings.cache_type, rows).reshape(layers, 2, heads, -1)
+        data = np.ascontiguousarray(rows).reshape(-1).view(np.uint8).reshape(layers, 2, heads, -1)
         for layer in range(layers):
             for part in range(2):
                 for head in range(heads):

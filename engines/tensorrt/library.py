@@ -36,7 +36,7 @@ class Library:
     @property
     def ahead_of_time(self) -> bool:
         """Whether it compiles for GPUs that are not in this machine."""
-        return self.name == "tensorrt-rtx"
+        return compiles_ahead(self.name)
 
     @property
     def compute_capabilities(self) -> list[str]:
@@ -45,6 +45,11 @@ class Library:
             re.findall(r"\bSM(\d+)(\d)\b", " ".join(dir(self.module.ComputeCapability))) if self.ahead_of_time else []
         )
         return sorted((f"{major}.{minor}" for major, minor in found), key=lambda text: tuple(map(int, text.split("."))))
+
+
+def compiles_ahead(name: LibraryName) -> bool:
+    """Whether a library compiles for GPUs that are not in this machine."""
+    return name == "tensorrt-rtx"
 
 
 def open_library(name: LibraryName) -> Library:

@@ -1,26 +1,24 @@
 """From an engine directory to a TensorRT session on this machine's GPU: the plan that fits, its record, its kernel."""
 
 import contextlib
-import json
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from engines import costs
+from engines.contract import Contract
 from engines.directory import EngineDirectory
 from engines.machine import Machine, user_cache
-from engines.manifest import MachineRecord
-from engines.row_invariance import brief_sweeps, probe
+from engines.probes.driver import ProbePlan, brief_plan, run_probes
+from engines.record import MachineRecord, keep_record, read_record
 from engines.tensorrt.builder import compile_plan, open_log
 from engines.tensorrt.cache import LoadedKernel
 from engines.tensorrt.cuda import CudaDevice, find_gpu
 from engines.tensorrt.device import Gpu
 from engines.tensorrt.library import Library, LibraryName, check_driver, open_library
-from engines.tensorrt.plans import TensorRtFiles
+from engines.tensorrt.plans import TensorRtFiles, tensorrt_files
 from engines.tensorrt.session import LoadedPlan, TensorRtSession
-from engines.tree_invariance import trees_are_exact
 from quasar.errors import EngineError
-from quasar.files import atomic_path, write_json
+from quasar.files import atomic_path
 
 _log = logging.getLogger("quasar.engines")
 # Totals around which attention kernels change their path, if they do: every 64 rows, and one more.
@@ -44,7 +42,7 @@ def find_placement(directory: EngineDirectory, name: LibraryName) -> Placement:
         raise EngineError(f"backend {name!r} needs an NVIDIA GPU: {gpu.reason}; backend='onnxruntime' runs on the CPU")
     library = open_library(name)
     check_driver(library, gpu.found.driver)
-    files = directory.manifest.tensorrt.get(name)
+    files = tensorrt_files(directory.manifest).get(name)
     if files is None:
         raise EngineError(f"{directory.path} has no {name} back end: run {_command(directory, name)}")
     wanted = {"version": library.version, "compute_capability": gpu.found.compute_capability}
@@ -56,7 +54,7 @@ def find_placement(directory: EngineDirectory, name: LibraryName) -> Placement:
 def load_tensorrt(
     directory: EngineDirectory, name: LibraryName, *, rebuild: bool = False
 ) -> tuple[TensorRtSession, MachineRecord]:
-    """A session on this machine's GPU, and what is known of its rows and costs.
+    """A session on this machine's GPU, and what is known of its rows and latencies.
 
     Args:
         rebuild: where no plan fits this GPU and library, compile one into the user's cache.
@@ -178,7 +176,7 @@ def _kernel(directory: EngineDirectory, placement: Placement, device: CudaDevice
 
 
 def gpu_machine(library: Library, gpu: Gpu) -> Machine:
-    """The GPU and library as what row invariance and costs depend on."""
+    """The GPU and library as what row invariance and latencies depend on."""
     return Machine(
         system=f"CUDA {gpu.driver}",
         processor=gpu.name,
@@ -196,35 +194,19 @@ def _record(directory: EngineDirectory, placement: Placement, session: TensorRtS
     machine = gpu_machine(placement.library, placement.gpu)
     name = f"{directory.manifest.engine_hash[:16]}-{placement.files.compute_type}-{machine.key}.json"
     path = user_cache() / "machines" / name
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, EngineError):
-        return MachineRecord.from_json(json.loads(path.read_text(encoding="utf-8")))
-    _log.info("%s was never measured on this GPU: probing it", directory.path)
-    record = measure_session(session, machine)
-    try:
-        write_json(path, record.to_json())
-    except OSError as error:
-        _log.warning("the probe's result cannot be kept in %s (%s): the next load probes again", path, error)
+    record = read_record(path)
+    if record is None:
+        _log.info("%s was never measured on this GPU: probing it", directory.path)
+        record = run_probes(session, machine, probe_plan(session.contract))
+        keep_record(path, record)
     return record
 
 
-def measure_session(session: TensorRtSession, machine: Machine) -> MachineRecord:
-    """Probe row invariance and time passes; TensorRT has no cut-down plan, so the whole one is probed."""
-    contract = session.contract
-    sweeps = brief_sweeps(contract)
-    lengths = [
+def probe_plan(contract: Contract) -> ProbePlan:
+    """A brief one; TensorRT has no cut-down plan, so boundaries are looked for where kernels may have them."""
+    around = [
         length
         for total in range(_BOUNDARY_STEP, contract.max_length - 2, _BOUNDARY_STEP)
         for length in (total - 2, total - 1, total)
     ]
-    invariance = probe((session, sweeps[0]), (session, sweeps[1]), boundary_at=lengths)
-    trees = trees_are_exact(session, chain=invariance.chain or 1)
-    measured = costs.measure(
-        session, rows=costs.surface_rows(contract), widths=costs.surface_widths(contract), least=6, seconds=1.5
-    )
-    return MachineRecord(
-        machine=machine.to_json(),
-        row_invariance=replace(invariance, tree=trees),
-        exact_integers=False,
-        cost_surface_ms=measured.surface_ms,
-        cost_noise=measured.noise,
-    )
+    return replace(brief_plan(contract), boundaries=around, least_rounds=6)

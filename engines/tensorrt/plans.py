@@ -2,13 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
+from engines.contract import KV_DTYPES, Contract
 from engines.fields import check_fields
+from engines.manifest import Manifest
+from engines.tensorrt.library import LIBRARIES, LibraryName
 from quasar.errors import DamagedEngineError
 
 FOLDER = "tensorrt"
-_COMPUTE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
+# Of values around the matmuls and in the KV cache.
+ComputeType = Literal["float16", "bfloat16", "float32"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,15 +60,13 @@ class TensorRtFiles:
     plans: tuple[Plan, ...]
 
     @property
-    def element_bytes(self) -> int:
-        """Bytes of one element of the KV cache."""
-        return _COMPUTE_BYTES[self.compute_type]
-
-    @property
-    def files(self) -> list[str]:
-        """Every file that is named here."""
+    def names(self) -> list[str]:
+        """Every file."""
         kernels, plans = [kernel.file for kernel in self.kernels], [plan.file for plan in self.plans]
         return [self.graph, *kernels, *plans]
+
+    def check(self, contract: Contract) -> None:
+        """The plans are compared with the contract when they are loaded (`engines.tensorrt.bindings`)."""
 
     def to_json(self) -> dict[str, Any]:
         """The manifest's `backends.tensorrt` or `backends.tensorrt-rtx`."""
@@ -91,7 +93,7 @@ class TensorRtFiles:
         if not isinstance(value, Mapping) or not all(isinstance(value.get(name), list) for name in lists):
             raise DamagedEngineError(f"manifest.json: {what} lacks a list of bindings, kernels or plans")
         checked = check_fields(what, {key: item for key, item in value.items() if key not in lists}, scalars)
-        if checked["compute_type"] not in _COMPUTE_BYTES:
+        if checked["compute_type"] not in KV_DTYPES:
             raise DamagedEngineError(f"manifest.json: {what}.compute_type is {checked['compute_type']!r}")
         plan = {"file": str, "version": str, "compute_capability": str}
         kernel = {"file": str, "compute_capability": str, "entry": str, "threads": int, "shared_bytes": int}
@@ -101,3 +103,9 @@ class TensorRtFiles:
             kernels=tuple(KernelFile(**check_fields(f"{what}.kernels", one, kernel)) for one in value["kernels"]),
             plans=tuple(Plan(**check_fields(f"{what}.plans", one, plan)) for one in value["plans"]),
         )
+
+
+def tensorrt_files(manifest: Manifest) -> dict[LibraryName, TensorRtFiles]:
+    """The parts of a manifest on TensorRT, by library."""
+    parts = {library: manifest.backends.get(library) for library in LIBRARIES}
+    return {library: part for library, part in parts.items() if isinstance(part, TensorRtFiles)}

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines import contract as names
-from engines.cache_rows import Float32
+from engines.cache_rows import CacheRows, Float32
 from engines.contract import Contract
 from engines.session import SessionMemory, rows_of
 from engines.tensorrt.bindings import check_bindings
@@ -155,12 +155,12 @@ class TensorRtSession:
         """The target's likeliest tokens after each row that the latest call was asked for: int64 [rows, k], or None."""
         return self._tokens.top_tokens(self._num_rows)
 
-    def read_rows(self, first: int, end: int, layers: Sequence[int] | None = None) -> Float32:
-        """A copy of cache rows, of some layers or of all: float32 [layers, 2, G, rows, D]."""
+    def read_rows(self, first: int, end: int, layers: Sequence[int] | None = None) -> CacheRows:
+        """A copy of cache rows, of some layers or of all, in the plan's own type: [layers, 2, G, rows, D]."""
         return self._cache.read_rows(first, end, layers)
 
-    def write_rows(self, first: int, rows: Float32) -> None:
-        """Overwrite the cache rows from `first` on, of all layers."""
+    def write_rows(self, first: int, rows: CacheRows) -> None:
+        """Overwrite the cache rows from `first` on, of all layers; raises `ValueError` for rows of another type."""
         self._cache.write_rows(first, rows)
 
     def compact(self, cache_length: int, path: Sequence[int] | Int64) -> None:

@@ -1,6 +1,6 @@
 """Lowering to TensorRT: 16-bit values around the matmuls and in the cache, float32 between them, one additive mask."""
 
-from typing import Any, Literal
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -11,11 +11,11 @@ from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, Precondi
 from calibration.affine import QMAX
 from engines import contract as names
 from engines.contract import Contract
+from engines.tensorrt.plans import ComputeType
 from export import names as inner
 from export.builder import GraphBuilder, initializer
 from export.passes.prune import prune
 
-ComputeType = Literal["float16", "bfloat16", "float32"]
 _TYPES = {
     "float16": (ir.DataType.FLOAT16, np.dtype(np.float16)),
     "bfloat16": (ir.DataType.BFLOAT16, np.dtype(ml_dtypes.bfloat16)),

@@ -1,6 +1,6 @@
 """From the options of a generation to what decides about its drafts."""
 
-from engines.row_invariance import RowInvariance
+from engines.probes.row_invariance import RowInvariance
 from quasar.errors import GenerationError
 from runtime.control.control import Control, NoControl
 from runtime.control.controller import Controller, Knowledge

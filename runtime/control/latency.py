@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Float64 = NDArray[np.float64]
-# LatencyModel are worked out anew for every so many rows in the cache.
+# Latencies are worked out anew for every so many rows in the cache.
 _ROWS_STEP = 64
 # Passes that a correction remembers, and how many the measured surface itself counts for.
 _MEMORY = 200.0

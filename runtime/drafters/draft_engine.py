@@ -19,9 +19,12 @@ from typing import Self
 
 import numpy as np
 
+from engines.backends import CPU, find_backend
 from engines.cache_rows import HostCacheArrays
 from engines.directory import EngineDirectory, open_directory
-from engines.loading import LoadedEngine, load_opened
+from engines.loaded import LoadedEngine
+from engines.loading import load_opened
+from engines.onnxruntime.load_options import OnnxRuntimeOptions
 from engines.onnxruntime.threads import shared_threads
 from quasar.checkpoints.skipped_layers import parse_layers
 from quasar.errors import GenerationError
@@ -228,11 +231,11 @@ class DraftEngines:
         """Those of a loaded verifier: on its kernels and, where they may, on its cache."""
         return cls(
             target.directory,
-            kernels=None if target.kernels is None else target.kernels.name.split()[0],
+            kernels=target.kernels.split()[0] if target.kernels else None,
             threads=int(target.record.machine.get("threads", 0)),
             caches=getattr(target.session, "caches", None),
             no_cache=f"the back end {target.backend} keeps the verifier's where no other engine reaches it",
-            takes_turns=target.backend == "onnxruntime",
+            takes_turns=find_backend(target.backend).device == CPU,
         )
 
     def open(self, path: Path, *, shares_cache: bool) -> DraftEngine:
@@ -293,7 +296,9 @@ class DraftEngines:
             skipped = parse_layers(directory.manifest.skipped_layers, len(caches))
             caches = [pair for layer, pair in enumerate(caches) if layer not in skipped]
         loaded = self._adapt(
-            load_opened(directory, backend="onnxruntime", threads=self._threads, kernels=self._kernels, caches=caches)
+            load_opened(
+                directory, options=OnnxRuntimeOptions(threads=self._threads, kernels=self._kernels, caches=caches)
+            )
         )
         _log.info(
             "%s drafts: %.1f MB of weights, %s",

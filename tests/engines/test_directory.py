@@ -9,6 +9,8 @@ from engines import loading
 from engines.directory import open_directory
 from engines.machine import user_cache
 from engines.manifest import Manifest
+from engines.onnxruntime import loading as onnxruntime_loading
+from engines.onnxruntime.load_options import OnnxRuntimeOptions
 from plugins.cpu import toolchain
 from plugins.sample_token import SAMPLER
 from quasar.errors import DamagedEngineError, EngineError, NewerEngineError
@@ -213,7 +215,7 @@ def test_a_cache_that_holds_nonsense_is_measured_again(engine):
 
 def test_cuda_provider_names_the_tensorrt_back_end(engine):
     with pytest.raises(EngineError, match="NVIDIA GPUs are served by the TensorRT back end"):
-        loading.load_engine(engine, provider="cuda")
+        loading.load_engine(engine, options=OnnxRuntimeOptions(provider="cuda"))
 
 
 def test_another_machine_is_probed_once_and_kept_in_the_user_cache(engine, monkeypatch):
@@ -227,7 +229,7 @@ def test_another_machine_is_probed_once_and_kept_in_the_user_cache(engine, monke
     assert loading.load_engine(engine).record.row_invariance.chain == 1
     kept = list((user_cache() / "machines").iterdir())
     assert len(kept) == 1
-    monkeypatch.setattr(loading, "measure_machine", None)
+    monkeypatch.setattr(onnxruntime_loading, "probe_graphs", None)
     assert loading.load_engine(engine).record.row_invariance.chain == 1
     unchanged = {path: path.stat().st_mtime_ns for path in engine.rglob("*") if path.name != "manifest.json"}
     assert unchanged == {path: time for path, time in before.items() if path.name != "manifest.json"}

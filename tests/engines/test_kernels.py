@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import runtime
-from engines.manifest import OnnxRuntimeFiles
+from engines.onnxruntime.files import OnnxRuntimeFiles
 from engines.onnxruntime.kernels import choose_kernels
 from plugins.cpu import library, toolchain
 from quasar.errors import BuildError, EngineError

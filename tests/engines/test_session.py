@@ -5,14 +5,20 @@ import shutil
 import numpy as np
 import pytest
 
-from engines import integer_check
-from engines.integer_check import runs_stock_integers
 from engines.loading import load_engine
-from engines.machine import this_machine
-from engines.measuring import MeasuredFiles, needs_exact_integers
 from engines.onnxruntime.executed import check_integer_matmuls, executed_kernels
+from engines.onnxruntime.files import onnxruntime_files
+from engines.onnxruntime.graphs import Graphs
 from engines.onnxruntime.kernels import Kernels
+from engines.onnxruntime.load_options import OnnxRuntimeOptions
+from engines.onnxruntime.probing import (
+    needs_exact_integers,
+    runs_stock_integers,
+    stock_integers_are_exact,
+    this_machine,
+)
 from engines.onnxruntime.session import OnnxRuntimeSession
+from engines.probes import integer_check
 from plugins.cpu import toolchain
 from quasar.errors import EngineError
 from tests.graphs import as_built_earlier, likeliest
@@ -49,10 +55,10 @@ def test_top_tokens_are_those_of_the_latest_call_and_lie_in_one_buffer(loaded):
 def test_an_earlier_engine_runs_without_top_tokens(tiny_engine, tmp_path, kernels):
     if kernels == "native" and not toolchain.LIBRARY.is_file():
         pytest.skip("the native operators are not compiled")
-    now = load_engine(tiny_engine, kernels=kernels).session
+    now = load_engine(tiny_engine, options=OnnxRuntimeOptions(kernels=kernels)).session
     engine = shutil.copytree(tiny_engine, tmp_path / "engine")
     as_built_earlier(engine)
-    session = load_engine(engine, kernels=kernels).session
+    session = load_engine(engine, options=OnnxRuntimeOptions(kernels=kernels)).session
     assert session.contract.top_k == 0
     np.testing.assert_array_equal(session.run(np.arange(9), 0, 9), now.run(np.arange(9), 0, 9))
     np.testing.assert_array_equal(session.run_logits(np.arange(9), 0, 9), now.run_logits(np.arange(9), 0, 9))
@@ -95,7 +101,7 @@ def test_rejected_rows_are_overwritten(loaded):
 
 
 def stock_files(directory):
-    return MeasuredFiles.of(directory.path, directory.manifest.onnxruntime, Kernels())
+    return Graphs.of(directory.path, onnxruntime_files(directory.manifest), Kernels())
 
 
 def test_every_int8_linear_runs_as_an_integer_matmul(loaded, tiny_engine):
@@ -112,8 +118,8 @@ def test_integers_are_exact_on_this_machine(loaded):
     files = stock_files(loaded.directory)
     # x86 without VNNI may add pairs of products in 16 bits, unless it is asked not to; with VNNI it adds in 32.
     if {"avx512_vnni", "avx_vnni"} & {*this_machine(0).instruction_sets}:
-        assert integer_check.integers_are_exact(files.integer_check)
-    assert integer_check.integers_are_exact(files.integer_check, exact_integers=True)
+        assert stock_integers_are_exact(files.integer_check)
+    assert stock_integers_are_exact(files.integer_check, exact_integers=True)
 
 
 def test_which_linears_run_on_stock_integer_kernels():
@@ -135,7 +141,8 @@ def test_integer_check_notices_saturation(loaded, monkeypatch):
 
     answers = {}
     monkeypatch.setattr(
-        "engines.measuring.integers_are_exact", lambda graph, threads=0, exact_integers=False: answers[exact_integers]
+        "engines.onnxruntime.probing.stock_integers_are_exact",
+        lambda graph, threads=0, exact_integers=False: answers[exact_integers],
     )
     answers |= {False: True, True: True}
     assert not needs_exact_integers(files, threads=0)

@@ -9,8 +9,10 @@ import onnx_ir as ir
 import pytest
 
 from engines.directory import open_directory
+from engines.tensorrt.plans import tensorrt_files
 from evaluation.compare import compare_backends, differences
-from export.compile import CompileOptions, compile_engine
+from export.compile import compile_engine
+from export.options import CompileOptions
 from quasar.errors import EngineError
 
 
@@ -50,7 +52,7 @@ def test_a_float16_graph_stays_near_its_float32_engine(engine, tmp_path):
 
 def test_a_layer_that_computes_something_else_shows(engine, monkeypatch):
     directory = open_directory(engine)
-    graph = engine / directory.manifest.tensorrt["tensorrt-rtx"].graph
+    graph = engine / tensorrt_files(directory.manifest)["tensorrt-rtx"].graph
     before = graph.read_bytes()
     model = ir.load(graph)
     for node in model.graph:

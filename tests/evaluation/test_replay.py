@@ -8,7 +8,7 @@ import pytest
 
 import runtime
 from engines.directory import open_directory
-from engines.row_invariance import RowInvariance
+from engines.probes.row_invariance import RowInvariance
 from evaluation.replay import Replay, halves, replay, simulate, total
 from evaluation.replay_conditions import ReplayClock, ReplayConditions
 from evaluation.traces import read_trace

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from engines.directory import open_directory
-from engines.row_invariance import RowInvariance
+from engines.probes.row_invariance import RowInvariance
 from evaluation.replay import replay
 from evaluation.replay_conditions import ReplayConditions
 from quasar.errors import EngineError, GenerationError, PromptError

@@ -14,8 +14,10 @@ import runtime
 from engines.directory import open_directory
 from engines.tensorrt.builder import compile_plan
 from engines.tensorrt.library import check_capabilities, open_library
-from export.compile import CompileOptions, choose_targets, compile_engine
+from engines.tensorrt.plans import tensorrt_files
+from export.compile import choose_targets, compile_engine
 from export.inspect_backend import backend_json
+from export.options import CompileOptions
 from export.passes import LowerToTensorRt
 from quasar.checkpoints import open_checkpoint
 from quasar.errors import BuildError, EngineError
@@ -125,13 +127,13 @@ def compile_float16_with_its_own_head(folder: Path) -> int:
 
 
 def test_compiling_again_adds_plans_and_another_type_replaces_them(engine):
-    first = compiled(engine, "8.6").manifest.tensorrt["tensorrt-rtx"]
-    second = compiled(engine, "8.9").manifest.tensorrt["tensorrt-rtx"]
+    first = tensorrt_files(compiled(engine, "8.6").manifest)["tensorrt-rtx"]
+    second = tensorrt_files(compiled(engine, "8.9").manifest)["tensorrt-rtx"]
     assert [plan.compute_capability for plan in second.plans] == ["8.6", "8.9"]
     assert second.plans[0] == first.plans[0]
     assert runtime.load(engine).generate("hi", max_new_tokens=4).token_ids
     third = compiled(engine, "8.9", compute_type="bfloat16")
-    files = third.manifest.tensorrt["tensorrt-rtx"]
+    files = tensorrt_files(third.manifest)["tensorrt-rtx"]
     assert [plan.compute_capability for plan in files.plans] == ["8.9"]
     assert {item["dtype"] for item in files.bindings if item["updates"]} == {"bf16"}
     left = {path.relative_to(engine).as_posix() for path in (engine / "tensorrt").iterdir()}
@@ -144,7 +146,7 @@ def test_an_engine_of_an_earlier_version_compiles_without_top_tokens(engine):
     manifest = compiled(engine, "8.9").manifest
     assert manifest.engine_hash == before.engine_hash
     assert manifest.contract.top_k == 0
-    names = {item["name"] for item in manifest.tensorrt["tensorrt-rtx"].bindings}
+    names = {item["name"] for item in tensorrt_files(manifest)["tensorrt-rtx"].bindings}
     assert "next_tokens" in names
     assert "top_tokens" not in names
 
@@ -157,7 +159,7 @@ def test_a_killed_run_leaves_the_directory_as_it_was(engine, monkeypatch):
     assert (engine / "manifest.json").read_bytes() == before
     monkeypatch.undo()
     assert runtime.load(engine).backend == "onnxruntime"
-    assert len(compiled(engine).manifest.tensorrt["tensorrt-rtx"].plans) == 1
+    assert len(tensorrt_files(compiled(engine).manifest)["tensorrt-rtx"].plans) == 1
 
 
 def test_a_graph_that_tensorrt_refuses_is_one_line(engine, tmp_path):
@@ -256,5 +258,5 @@ def test_the_other_library_is_compiled_in_a_process_of_its_own(engine):
         "run(app)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-    files = open_directory(engine).manifest.tensorrt["tensorrt-rtx"]
+    files = tensorrt_files(open_directory(engine).manifest)["tensorrt-rtx"]
     assert [plan.compute_capability for plan in files.plans] == ["8.6"]

@@ -7,8 +7,8 @@ from onnx_ir.passes import PreconditionError
 
 from calibration.affine import dequantize_tokens, quantize_tokens
 from engines import contract as names
-from engines.integer_check import INPUT, OUTPUT, check_inputs
 from engines.onnxruntime.session import OnnxRuntimeSession
+from engines.probes.integer_check import INPUT, OUTPUT, check_inputs
 from export.integer_check_graph import build_integer_check
 from export.passes import KeepLayers, LowerToOnnxRuntime, UnsignedActivations
 from quasar.checkpoints import open_checkpoint

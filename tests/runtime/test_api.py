@@ -227,7 +227,7 @@ def test_closed_engine(tiny_engine):
 def test_speculation_is_refused_where_rows_are_not_exact(tiny_engine, monkeypatch):
     from dataclasses import replace
 
-    from engines.row_invariance import RowInvariance
+    from engines.probes.row_invariance import RowInvariance
 
     engine = runtime.load(tiny_engine)
     inexact = replace(engine.record, row_invariance=RowInvariance(chain=None, widest=1))
@@ -242,7 +242,7 @@ def test_speculation_is_refused_where_rows_are_not_exact(tiny_engine, monkeypatc
 def test_a_wider_plain_pass_gives_the_same_text(tiny_engine, monkeypatch):
     from dataclasses import replace
 
-    from engines.row_invariance import RowInvariance
+    from engines.probes.row_invariance import RowInvariance
 
     engine = runtime.load(tiny_engine)
     expected = engine.generate(PROMPT, max_new_tokens=30).token_ids

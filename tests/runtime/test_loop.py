@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from engines.row_invariance import RowInvariance
+from engines.probes.row_invariance import RowInvariance
 from quasar.errors import ContextLimitError, GenerationError
 from runtime.acceptance import follow
 from runtime.drafters import Draft, PromptLookup, Recycling, Suffix

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import runtime
-from engines.row_invariance import RowInvariance
+from engines.probes.row_invariance import RowInvariance
 from evaluation.exactness import verify
 from evaluation.traces import read_trace
 from quasar.errors import GenerationError

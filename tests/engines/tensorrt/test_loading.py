@@ -12,14 +12,15 @@ import pytest
 import runtime
 from engines import loading as engines_loading
 from engines.directory import open_directory
-from engines.tensorrt import loading
+from engines.tensorrt import backend, loading
 from engines.tensorrt.cuda import CudaDevice, GpuSearch, find_gpu
 from engines.tensorrt.device import Gpu
 from engines.tensorrt.host_memory import HostDevice, host_plan
 from engines.tensorrt.inspector import integer_kernels
 from engines.tensorrt.library import Library
 from engines.tensorrt.session import TensorRtSession
-from export.compile import CompileOptions, compile_engine
+from export.compile import compile_engine
+from export.options import CompileOptions
 from quasar.errors import EngineError, GenerationError
 
 ADA = Gpu(name="NVIDIA Ada", compute_capability="8.9", driver="13.1")
@@ -114,7 +115,7 @@ def test_without_a_choice_the_machine_decides(engine, with_gpu, monkeypatch):
     with_gpu(ADA)
     asked = []
     monkeypatch.setattr(
-        engines_loading,
+        backend,
         "load_tensorrt",
         lambda directory, name, *, rebuild: asked.append((name, rebuild)) or (SimpleNamespace(), None),
     )
@@ -152,7 +153,7 @@ def on_host_memory(engine, with_gpu, monkeypatch, tmp_path):
 
 def test_loading_measures_once_and_generates(engine, on_host_memory, monkeypatch):
     measured = []
-    monkeypatch.setattr(loading, "measure_session", measuring(measured, loading.measure_session))
+    monkeypatch.setattr(loading, "run_probes", measuring(measured, loading.run_probes))
     with runtime.load(engine, backend="tensorrt-rtx") as loaded:
         assert loaded.backend == "tensorrt-rtx"
         assert isinstance(loaded._loaded.session, TensorRtSession)
@@ -178,9 +179,9 @@ def test_loading_measures_once_and_generates(engine, on_host_memory, monkeypatch
 
 
 def measuring(calls, original):
-    def measure(session, machine):
+    def measure(session, machine, plan):
         calls.append(machine)
-        return original(session, machine)
+        return original(session, machine, plan)
 
     return measure
 
@@ -202,10 +203,10 @@ def test_a_missing_plan_is_compiled_into_the_users_cache(engine, on_host_memory,
 
 
 def test_a_failing_load_frees_the_device(engine, on_host_memory, monkeypatch):
-    def fail(session, machine):
+    def fail(session, machine, plan):
         raise EngineError("no room")
 
-    monkeypatch.setattr(loading, "measure_session", fail)
+    monkeypatch.setattr(loading, "run_probes", fail)
     with pytest.raises(EngineError, match="no room"):
         runtime.load(engine, backend="tensorrt-rtx")
     assert on_host_memory[-1].closed

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from engines import contract as names
-from engines.row_invariance import RowInvariance
-from engines.tensorrt.bindings import check_bindings, rows_from, rows_to
+from engines.probes.row_invariance import RowInvariance
+from engines.tensorrt.bindings import check_bindings
 from engines.tensorrt.host_memory import HostContext, HostDevice, HostEngine, host_plan
 from engines.tensorrt.session import TensorRtSession
 from engines.tree import ancestor_mask
@@ -352,9 +352,3 @@ def test_drafts_in_a_tree_are_refused_by_the_loop(trees):
 
     with host_session(folder, contract) as session, pytest.raises(GenerationError, match="trees are not exact"):
         run_loop(session, np.arange(5), drafter=Tree(), num_draft_tokens=4, max_new_tokens=4, exact=EXACT)
-
-
-@pytest.mark.parametrize("cache_type", ["float16", "bfloat16", "float32"])
-def test_rows_survive_the_caches_type(cache_type):
-    rows = np.array([0.0, 1.0, -2.5, 96.0, 0.0078125], np.float32)
-    np.testing.assert_array_equal(rows_from(cache_type, rows_to(cache_type, rows)), rows)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engines.probes.tree_invariance import random_tree
 from engines.tree import ancestor_mask, depths
-from engines.tree_invariance import random_tree
 from plugins.verify_attention import verify_attention
 from tests.plugins.cpu.operators import LEVELS, needs_library, run_operator
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from engines.row_invariance import RowInvariance
+from engines.probes.row_invariance import RowInvariance
 from evaluation.replay import replay
 from runtime.control import Controller
 from runtime.control.controller import Knowledge

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from engines.row_invariance import RowInvariance
+from engines.probes.row_invariance import RowInvariance
 from quasar.errors import GenerationError
 from runtime.control import Controller, FixedControl
 from runtime.control.control import NoControl

@@ -1,4 +1,4 @@
-"""LatencyModel: between and beyond what was measured, and corrected by what passes take."""
+"""Latencies: between and beyond what was measured, and corrected by what passes take."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ class TestSurface:
 
     def test_between_rows_a_line(self):
         low, high = (prices({rows: SURFACE[rows]}).of(0).seconds for rows in SURFACE)
-        # LatencyModel are those of the middle of 64 rows: of 288, a quarter of the way.
+        # Latencies are those of the middle of 64 rows: of 288, a quarter of the way.
         found = prices().of(256).seconds
         assert found == pytest.approx([0.75 * a + 0.25 * b for a, b in zip(low, high, strict=True)])
         assert prices().of(319).seconds == found

@@ -240,7 +240,9 @@ def test_ids_that_one_of_the_two_lacks(tiny_engine):
 def test_threads_that_ask_at_once_load_it_once(tiny_engine, unsmoothed, monkeypatch):
     loads = []
     honest = draft_engine.load_opened
-    monkeypatch.setattr(draft_engine, "load_opened", lambda *a, **k: loads.append(k["threads"]) or honest(*a, **k))
+    monkeypatch.setattr(
+        draft_engine, "load_opened", lambda *a, **k: loads.append(k["options"].threads) or honest(*a, **k)
+    )
     with runtime.load(tiny_engine, threads=1) as engine:
         engines = engine._resources.draft_engines
         with ThreadPoolExecutor(4) as pool:

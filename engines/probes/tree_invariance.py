@@ -1,13 +1,10 @@
 """The probe for trees: a path has the bits of the same tokens as a chain, whatever branches lie between its rows."""
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from engines.cache_rows import Float32
-from engines.contract import Contract
+from engines.session import Session, write_random_rows
 
 _SEED = 20261
 _TREES = 3
@@ -15,25 +12,7 @@ _TREES = 3
 LENGTHS = (1, 2, 17, 63, 64, 65, 100, 127, 128, 256, 1000)
 
 
-class TreeSession(Protocol):
-    """What the probe needs of a session."""
-
-    contract: Contract
-    takes_trees: bool
-
-    def run_logits(
-        self, token_ids: NDArray[np.int64], cache_length: int, num_logits_rows: int, parents: Sequence[int] | None, /
-    ) -> Float32:
-        """Logits, or hidden states where the graph has no head, of the last rows: float32 [rows, columns]."""
-
-    def read_rows(self, first: int, end: int, layers: Sequence[int] | None = None) -> Float32:
-        """A copy of cache rows: float32 [layers, 2, G, rows, D]."""
-
-    def write_rows(self, first: int, rows: Float32) -> None:
-        """Overwrite cache rows of all layers."""
-
-
-def trees_are_exact(session: TreeSession, lengths: Sequence[int] = LENGTHS, *, chain: int = 1) -> bool:
+def trees_are_exact(session: Session, lengths: Sequence[int] = LENGTHS, *, chain: int = 1) -> bool:
     """Feed random trees behind random caches, and compare every row of one path with a chain, bit for bit.
 
     Args:
@@ -47,7 +26,7 @@ def trees_are_exact(session: TreeSession, lengths: Sequence[int] = LENGTHS, *, c
     random = np.random.default_rng(_SEED)
     contract, width = session.contract, session.contract.max_width
     for length in (one for one in lengths if one + width <= contract.max_length):
-        session.write_rows(0, random.standard_normal(session.read_rows(0, length).shape, np.float32))
+        write_random_rows(session, random, 0, length)
         tokens = random.integers(0, contract.vocab_size, width + chain)
         expected = [
             session.run_logits(tokens[row : row + chain], length + row, chain, None)[0].copy() for row in range(width)

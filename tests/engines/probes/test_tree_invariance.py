@@ -5,8 +5,8 @@ import pytest
 
 from engines.cache_rows import HostCaches
 from engines.contract import Contract
+from engines.probes.tree_invariance import random_tree, trees_are_exact
 from engines.tree import depths
-from engines.tree_invariance import random_tree, trees_are_exact
 
 
 class TreeSession(HostCaches):

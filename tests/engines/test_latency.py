@@ -1,4 +1,4 @@
-"""LatencyModel on a machine that others use: when rounds end, what counts, what is marked, and what a load mends."""
+"""Latencies on a machine that others use: when rounds end, what counts, what is marked, and what a load mends."""
 
 import json
 from dataclasses import replace
@@ -6,9 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from engines import costs, loading, measuring
+from engines import latency, loading
 from engines.directory import open_directory
 from engines.noise import Noise, waited_share
+from engines.onnxruntime import probing
+from engines.onnxruntime.files import onnxruntime_files
+from engines.onnxruntime.kernels import choose_kernels
+from engines.onnxruntime.probing import this_machine
 from quasar.errors import DamagedEngineError
 from tests.engines.fakes import FaultySession
 
@@ -33,7 +37,9 @@ class TimedFake(FaultySession):
             # Half of the time is a thread's own; what it waited goes by the clock, too.
             return {"1": (self.now * (1 - waited), self.now * waited)}
 
-        return costs.measure(self, rows=[16], widths=(1, 4), clock=lambda: self.now, threads=threads, **options)
+        return latency.measure_latency(
+            self, rows=[16], widths=(1, 4), clock=lambda: self.now, threads=threads, **options
+        )
 
 
 def test_a_quiet_machine_takes_the_fewest_rounds():
@@ -83,11 +89,11 @@ def test_threads_that_came_or_went_do_not_count():
 
 def test_the_quiet_measurement_is_better_and_of_two_noisy_ones_the_lower_prices():
     def of(one, eight, noise):
-        return costs.Costs(surface_ms={16: {1: one, 8: eight}}, noise=noise)
+        return latency.Latency(surface_ms={16: {1: one, 8: eight}}, noise=noise)
 
-    assert costs.better(of(9.0, 9.0, QUIET), of(1.0, 1.0, NOISY)).surface_ms == {16: {1: 9.0, 8: 9.0}}
-    assert costs.better(of(1.0, 1.0, NOISY), of(9.0, 9.0, QUIET)).noise == QUIET
-    both = costs.better(of(1.0, 9.0, NOISY), of(2.0, 3.0, NOISY))
+    assert latency.better(of(9.0, 9.0, QUIET), of(1.0, 1.0, NOISY)).surface_ms == {16: {1: 9.0, 8: 9.0}}
+    assert latency.better(of(1.0, 1.0, NOISY), of(9.0, 9.0, QUIET)).noise == QUIET
+    both = latency.better(of(1.0, 9.0, NOISY), of(2.0, 3.0, NOISY))
     assert both == of(1.0, 3.0, NOISY)
 
 
@@ -110,14 +116,14 @@ def built_noisily(tiny_engine, monkeypatch, tmp_path):
     """An engine whose manifest has four times its prices and says noisy; counts the looks at load."""
     monkeypatch.setenv("QUASAR_CACHE", str(tmp_path / "cache"))
     directory = open_directory(tiny_engine)
-    kernels = loading.choose_kernels(None, directory.manifest.onnxruntime)
+    kernels = choose_kernels(None, onnxruntime_files(directory.manifest))
     dear = {
         rows: {width: 4 * ms for width, ms in by.items()}
         for rows, by in directory.manifest.record.cost_surface_ms.items()
     }
     record = replace(
         directory.manifest.record,
-        machine=loading.this_machine(0, kernels.name).to_json(),
+        machine=this_machine(0, kernels.name).to_json(),
         cost_surface_ms=dear,
         cost_noise=NOISY,
     )
@@ -128,12 +134,12 @@ def found_at_load(monkeypatch, answers):
     """What looks at load find, one after the other: factor on prices, noise."""
     left = list(answers)
 
-    def measure_costs(session, *, brief):
-        assert brief
+    def measure_latency(session, *, least, seconds):
+        assert (least, seconds) == (4, 1.5)
         factor, noise = left.pop(0)
-        return costs.Costs(surface_ms={16: {1: factor, 8: factor}}, noise=noise)
+        return latency.Latency(surface_ms={16: {1: factor, 8: factor}}, noise=noise)
 
-    monkeypatch.setattr(measuring, "measure_costs", measure_costs)
+    monkeypatch.setattr(probing, "measure_latency", measure_latency)
     return left
 
 

@@ -4,13 +4,10 @@ A small Q/DQ graph, fused as the verifier's linears are, multiplies rows and col
 below 2^24, so float32 holds the exact answer.
 """
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
-
-from engines.onnxruntime.options import session_options
 
 INPUT, OUTPUT = "values", "sums"
 _ROWS, _INPUTS, _COLUMNS = 16, 512, 64
@@ -35,19 +32,17 @@ def check_inputs() -> NDArray[np.int8]:
     return inputs
 
 
-def integers_are_exact(graph: Path, *, threads: int = 0, exact_integers: bool = False) -> bool:
-    """Run the check graph at widths 1, 2, 3, 8 and 16 and compare every sum with numpy's int64."""
-    import onnxruntime as ort
+def integers_are_exact(multiply: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> bool:
+    """Run the check graph at widths 1, 2, 3, 8 and 16 and compare every sum with numpy's int64.
 
-    options = session_options(threads=threads, exact_integers=exact_integers)
-    session = ort.InferenceSession(graph.read_bytes(), options, providers=["CPUExecutionProvider"])
+    `multiply`: runs the graph, rows float32 [T, 512] → sums float32 [T, 64].
+    """
     inputs = check_inputs()
     expected = inputs.astype(np.int64) @ check_weights().astype(np.int64)
     for width in (1, 2, 3, 8, _ROWS):
         for start in range(0, _ROWS, width):
-            rows = inputs[start : start + width]
-            sums = session.run([OUTPUT], {INPUT: rows.astype(np.float32)})[0]
-            if not np.array_equal(np.asarray(sums).astype(np.int64), expected[start : start + width]):
+            sums = multiply(inputs[start : start + width].astype(np.float32))
+            if not np.array_equal(sums.astype(np.int64), expected[start : start + width]):
                 return False
     return True
 
@@ -67,11 +62,3 @@ def _patterns(index: NDArray[np.int_]) -> list[NDArray[np.int8]]:
             np.where(index == 0, 127, 0),
         )
     ]
-
-
-def runs_stock_integers(linears: Mapping[str, str], *, native: bool) -> bool:
-    """Whether ONNX Runtime's own integer kernels run any of these linears (name → precision).
-
-    Native graphs leave it those with static scales; stock ones all that are not float.
-    """
-    return any(precision == "w8a8-static" if native else precision != "float" for precision in linears.values())

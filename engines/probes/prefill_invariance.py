@@ -3,37 +3,17 @@
 Where it holds, what decoding left in the cache may stand in for a prefill of the same tokens.
 """
 
-from typing import Protocol
-
 import numpy as np
 
-from engines.cache_rows import Float32
-from engines.contract import Contract
-from engines.row_invariance import Int64, RowInvariance
+from engines.probes.row_invariance import RowInvariance
+from engines.session import Session, write_random_rows
 
 _SEED = 20262
 # Between the widest verify call and a whole chunk, on both sides of what kernels may change at.
 _WIDTHS = (33, 50, 64, 100, 129, 200)
 
 
-class PrefillSession(Protocol):
-    """What the probe needs of a session."""
-
-    contract: Contract
-    num_layers: int
-    max_logits_rows: int
-
-    def run_logits(self, token_ids: Int64, cache_length: int, num_logits_rows: int, /) -> Float32:
-        """Logits, or hidden states where the graph has no head, of the last rows: float32 [rows, columns]."""
-
-    def read_rows(self, first: int, end: int, layers: list[int] | None = None) -> Float32:
-        """A copy of cache rows: float32 [layers, 2, G, rows, D]."""
-
-    def write_rows(self, first: int, rows: Float32) -> None:
-        """Overwrite cache rows of all layers."""
-
-
-def prefill_is_exact(session: PrefillSession, found: RowInvariance, *, rows: int | None = None) -> bool:
+def prefill_is_exact(session: Session, found: RowInvariance, *, rows: int | None = None) -> bool:
     """Compare chunks, at the beginning of the cache and behind others, with their rows decoded one by one, bit for bit.
 
     A prompt's last chunk may be of any width, so narrower ones are compared, too.
@@ -51,7 +31,7 @@ def prefill_is_exact(session: PrefillSession, found: RowInvariance, *, rows: int
         tokens = random.integers(0, contract.vocab_size, chunk)
         junk = random.integers(0, contract.vocab_size, chunk + base)
         if length:
-            session.write_rows(0, random.standard_normal(session.read_rows(0, length).shape, np.float32))
+            write_random_rows(session, random, 0, length)
         widths = [width for width in _WIDTHS if width < chunk] if length == 0 else []
         outputs, written = [], []
         for width in (*widths, chunk - 1, chunk):

@@ -4,19 +4,19 @@ import dataclasses
 
 import pytest
 
-from engines.row_invariance import RowInvariance, Sweep, brief_sweeps, full_sweeps, probe
+from engines.probes.row_invariance import RowInvariance, Sweep, brief_sweeps, find_row_invariance, full_sweeps
 from tests.engines.fakes import FaultySession
 
 SWEEP = Sweep(first=1, last=160)
 
 
 def chain_of(session, sweep=SWEEP):
-    return probe((session, [sweep]), (session, [])).chain
+    return find_row_invariance((session, [sweep]), (session, [])).chain
 
 
 def range_of(fault, sweep=SWEEP):
     session = FaultySession(fault)
-    found = probe((session, [sweep]), (session, []))
+    found = find_row_invariance((session, [sweep]), (session, []))
     assert found.boundaries == ()
     return found.chain, found.widest
 
@@ -47,7 +47,7 @@ def test_a_wide_kernel_limits_the_drafts():
 def test_totals_at_which_the_path_changes_are_found(totals):
     """As with head sizes above 128: a row's bits depend on how many boundaries lie below the pass's total."""
     session = FaultySession(path=lambda length, width: sum(length + width >= total for total in totals))
-    found = probe((session, [SWEEP]), (session, []))
+    found = find_row_invariance((session, [SWEEP]), (session, []))
     assert (found.chain, found.widest, found.boundaries) == (1, 32, totals)
 
 
@@ -59,7 +59,7 @@ def test_a_boundary_that_one_more_row_does_not_show():
 
     session = FaultySession(path=path)
     session.contract = dataclasses.replace(session.contract, head_size=256)
-    found = probe((session, [SWEEP]), (session, []))
+    found = find_row_invariance((session, [SWEEP]), (session, []))
     assert (found.chain, found.widest, min(found.boundaries)) == (1, 32, 100)
     # Nothing is claimed far from it.
     assert max(found.boundaries) < 108
@@ -68,7 +68,7 @@ def test_a_boundary_that_one_more_row_does_not_show():
 def test_boundaries_seen_from_a_padded_pass():
     """Where width 1 differs, plain decoding is fed two rows, and so reaches a total one row earlier."""
     session = FaultySession(lambda length, width, row: width == 1, path=lambda length, width: length + width >= 100)
-    found = probe((session, [SWEEP]), (session, []))
+    found = find_row_invariance((session, [SWEEP]), (session, []))
     assert (found.chain, found.widest, found.boundaries) == (2, 32, (100,))
 
 
@@ -98,7 +98,7 @@ def test_a_fault_in_the_cache_alone_is_found():
         return logits
 
     session.run_logits = run_logits
-    found = probe((session, [SWEEP]), (session, []))
+    found = find_row_invariance((session, [SWEEP]), (session, []))
     assert (found.chain, found.widest) == (10, 32)
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from engines.contract import Contract, capacity_for
-from engines.prefill_invariance import prefill_is_exact
-from engines.row_invariance import RowInvariance
+from engines.probes.prefill_invariance import prefill_is_exact
+from engines.probes.row_invariance import RowInvariance
 
 CHAIN = RowInvariance(chain=1, widest=32)
 

@@ -7,15 +7,14 @@ bit for bit, output and cached keys and values, with junk drafts behind the row 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engines.contract import Contract, has_boundaries, spare_rows
+from engines.session import Session, write_random_rows
 
-Float32 = NDArray[np.float32]
-Int64 = NDArray[np.int64]
 # Every width up to 17, and some up to the widest verify call.
 WIDTHS = (*range(1, 18), 20, 24, 28, 32)
 # Plain decoding is padded to at most this width; wider, it would cost more than it saves.
@@ -27,22 +26,6 @@ _CUT_DOWN_LENGTHS = 160
 _REACH, _MORE_TOKEN_SETS = 8, 2
 # Boundaries are looked for in steps of so many lengths, as far as progress is concerned.
 BOUNDARY_STEP = 64
-
-
-class ProbedSession(Protocol):
-    """What the probe needs of a session."""
-
-    contract: Contract
-    num_layers: int
-
-    def run_logits(self, token_ids: NDArray[np.int64], cache_length: int, num_logits_rows: int, /) -> Float32:
-        """Logits, or hidden states where the graph has no head, of the last rows: float32 [rows, columns]."""
-
-    def read_rows(self, first: int, end: int, layers: Sequence[int] | None = None) -> Float32:
-        """A copy of cache rows, of some layers or of all: float32 [layers, 2, G, rows, D]."""
-
-    def write_rows(self, first: int, rows: Float32) -> None:
-        """Overwrite cache rows of all layers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,9 +97,9 @@ def brief_sweeps(contract: Contract) -> tuple[list[Sweep], list[Sweep]]:
     return cut_down, whole
 
 
-def probe(
-    cut_down: tuple[ProbedSession, list[Sweep]],
-    whole: tuple[ProbedSession, list[Sweep]],
+def find_row_invariance(
+    cut_down: tuple[Session, Sequence[Sweep]],
+    whole: tuple[Session, Sequence[Sweep]],
     on_length: Callable[[], None] = lambda: None,
     *,
     boundary_at: Sequence[int] | None = None,
@@ -151,7 +134,7 @@ def boundary_lengths(contract: Contract) -> range:
 
 
 def _find_boundaries(
-    session: ProbedSession, base: int, lengths: Sequence[int], on_length: Callable[[], None]
+    session: Session, base: int, lengths: Sequence[int], on_length: Callable[[], None]
 ) -> tuple[int, ...] | None:
     """Totals at which one more row changes a row's bits; None if that is the rule and not the exception."""
     random = np.random.default_rng(_SEED)
@@ -172,7 +155,7 @@ def _find_boundaries(
     return tuple(sorted(set(boundaries)))
 
 
-def _seen_from_afar(session: ProbedSession, base: int, lengths: Sequence[int]) -> list[int]:
+def _seen_from_afar(session: Session, base: int, lengths: Sequence[int]) -> list[int]:
     """Totals at which a row's bits change, from passes that reach over them from several lengths.
 
     One more row shows a boundary from one length alone, and rounding of activations may hide it there: passes that
@@ -199,7 +182,7 @@ def _seen_from_afar(session: ProbedSession, base: int, lengths: Sequence[int]) -
     return found
 
 
-def _widest_exact(session: ProbedSession, sweep: Sweep, found: RowInvariance, on_length: Callable[[], None]) -> int:
+def _widest_exact(session: Session, sweep: Sweep, found: RowInvariance, on_length: Callable[[], None]) -> int:
     """The largest probed width up to which every row has the bits of the chain decoded at `found.chain`."""
     base, widest = found.chain or 1, found.widest
     random = np.random.default_rng(_SEED)
@@ -207,7 +190,7 @@ def _widest_exact(session: ProbedSession, sweep: Sweep, found: RowInvariance, on
     end = sweep.last + margin
     tokens = random.integers(0, vocabulary, end + base)
     junk = random.integers(0, vocabulary, end + base)
-    session.write_rows(0, random.standard_normal(session.read_rows(0, sweep.first).shape, np.float32))
+    write_random_rows(session, random, 0, sweep.first)
     reference = {}
     for position in range(sweep.first, end):
         fed = np.concatenate([tokens[position : position + 1], junk[position + 1 : position + base]])
@@ -238,5 +221,5 @@ def _widest_exact(session: ProbedSession, sweep: Sweep, found: RowInvariance, on
     return widest
 
 
-def _same_bits(a: Float32, b: Float32) -> bool:
-    return bool(np.array_equal(np.ascontiguousarray(a).view(np.uint32), np.ascontiguousarray(b).view(np.uint32)))
+def _same_bits(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    return a.tobytes() == b.tobytes()

@@ -1,0 +1,172 @@
+"""The latency of a pass: milliseconds by rows in the cache and width, and how sessions compare."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.contract import Contract
+from engines.noise import AGREEMENT, Noise, thread_times, waited_share
+from engines.session import Session, write_random_rows
+
+CURVE_WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16)
+CURVE_ROWS = 256
+
+_FILLED_AT_ONCE = 64
+_WARM_UP = 2
+
+# Rows in the cache → width → milliseconds.
+LatencySurface = dict[int, dict[int, float]]
+# Width → seconds of every pass.
+PassTimes = dict[int, list[float]]
+
+
+def surface_widths(contract: Contract) -> list[int]:
+    """The widths of the curve, as far as a verify call goes."""
+    return [width for width in CURVE_WIDTHS if width <= contract.max_width]
+
+
+def surface_rows(contract: Contract) -> list[int]:
+    """16, 256, 1024 and the longest context, as far as the cache goes."""
+    longest = contract.max_length
+    return sorted({rows for rows in (16, CURVE_ROWS, 1024) if rows <= longest} | {longest})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latency:
+    """Latencies, rows → width → milliseconds, and how noisy the machine was while they were measured."""
+
+    surface_ms: LatencySurface
+    noise: Noise
+
+
+def measure_latency(
+    session: Session,
+    *,
+    rows: Sequence[int] | None = None,
+    widths: Sequence[int] | None = None,
+    least: int = 10,
+    most: int = 200,
+    seconds: float = 15.0,
+    on_row: Callable[[], None] = lambda: None,
+    clock: Callable[[], float] = time.perf_counter,
+    threads: Callable[[], Mapping[str, tuple[float, float]]] = thread_times,
+) -> Latency:
+    """Time verify passes with every row's token asked for, until the smallest times of two halves of the rounds agree.
+
+    Other work makes passes slower and never faster, so the latency is what both halves reached: the larger of their
+    smallest times. Overwrites the cache.
+
+    Args:
+        rows, widths: of the surface; None for those that the engine's controller needs.
+        least, most: rounds for each number of rows; a round is a pass of every width.
+        seconds: no further round for a number of rows after so long, be it agreed or not; `least` are always made.
+        clock, threads: this machine's time, and its threads' (`noise.thread_times`).
+    """
+    rows = surface_rows(session.contract) if rows is None else rows
+    widths = surface_widths(session.contract) if widths is None else widths
+    tokens = _tokens([session], widths)
+    fill_cache(session, max(rows))
+    surface: LatencySurface = {}
+    spreads, agreed = [], True
+    before = threads()
+    for cached in rows:
+        start = clock()
+
+        def goes_on(made: int, times: list[PassTimes], start: float = start) -> bool:
+            may_end = made >= least and made % 2 == 0
+            return made < most and not (may_end and (_agree(times[0]) or clock() - start > seconds))
+
+        (runs,) = _time_passes([session], tokens, cached, widths, goes_on, clock)
+        surface[cached] = {width: round(1e3 * max(_halves(times)), 3) for width, times in runs.items()}
+        spreads += [median(times) / min(times) for times in runs.values()]
+        agreed = agreed and _agree(runs)
+        on_row()
+    noise = Noise(agreed=agreed, spread=round(median(spreads), 3), waited=waited_share(before, threads()))
+    return Latency(surface_ms=surface, noise=noise)
+
+
+def measure_interleaved(
+    sessions: Sequence[Session],
+    *,
+    rows: Sequence[int],
+    widths: Sequence[int] = CURVE_WIDTHS,
+    repeats: int = 9,
+    on_row: Callable[[], None] = lambda: None,
+) -> list[LatencySurface]:
+    """Median milliseconds of several sessions whose passes take turns: the way to compare them."""
+    tokens = _tokens(sessions, widths)
+    for session in sessions:
+        fill_cache(session, max(rows))
+    surfaces: list[LatencySurface] = [{} for _ in sessions]
+    for cached in rows:
+        taken = _time_passes(sessions, tokens, cached, widths, lambda made, _: made < repeats)
+        for surface, times in zip(surfaces, taken, strict=True):
+            surface[cached] = {width: round(1e3 * median(runs), 3) for width, runs in times.items()}
+        on_row()
+    return surfaces
+
+
+def _time_passes(
+    sessions: Sequence[Session],
+    tokens: NDArray[np.int64],
+    cached: int,
+    widths: Sequence[int],
+    goes_on: Callable[[int, list[PassTimes]], bool],
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[PassTimes]:
+    """Each session's times, in rounds of a pass of every width, while `goes_on` says so of the rounds made until now.
+
+    Widths and sessions take turns, so that a slow moment of the machine does not fall on one of them. Rounds that warm
+    up count from below zero.
+    """
+    times: list[PassTimes] = [{width: [] for width in widths} for _ in sessions]
+    made = -_WARM_UP
+    while goes_on(made, times):
+        for width in widths:
+            for session, taken in zip(sessions, times, strict=True):
+                began = clock()
+                session.run(tokens[:width], cached, width)
+                elapsed = clock() - began
+                if made >= 0:
+                    taken[width].append(elapsed)
+        made += 1
+    return times
+
+
+def better(one: Latency, other: Latency) -> Latency:
+    """Of two measurements of one engine on one machine, the quiet one; of two noisy ones, the lower time of each."""
+    if one.noise.noisy != other.noise.noisy:
+        return other if one.noise.noisy else one
+    if not one.noise.noisy or {rows: by.keys() for rows, by in one.surface_ms.items()} != {
+        rows: by.keys() for rows, by in other.surface_ms.items()
+    }:
+        return other
+    lower = {
+        rows: {width: min(ms, other.surface_ms[rows][width]) for width, ms in by_width.items()}
+        for rows, by_width in one.surface_ms.items()
+    }
+    return Latency(surface_ms=lower, noise=other.noise)
+
+
+def _halves(times: Sequence[float]) -> tuple[float, float]:
+    """The smallest times of the even and of the odd rounds."""
+    return min(times[::2]), min(times[1::2])
+
+
+def _agree(runs: Mapping[int, Sequence[float]]) -> bool:
+    return all(max(_halves(times)) <= AGREEMENT * min(_halves(times)) for times in runs.values())
+
+
+def _tokens(sessions: Sequence[Session], widths: Sequence[int]) -> NDArray[np.int64]:
+    return np.random.default_rng(3).integers(0, min(session.contract.vocab_size for session in sessions), max(widths))
+
+
+def fill_cache(session: Session, rows: int) -> None:
+    """Put random rows into the cache: memory that was never written is one page of zeros, and read far too fast."""
+    random = np.random.default_rng(4)
+    for first in range(0, rows, _FILLED_AT_ONCE):
+        write_random_rows(session, random, first, min(_FILLED_AT_ONCE, rows - first))

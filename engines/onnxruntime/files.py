@@ -1,0 +1,61 @@
+"""The manifest's part on ONNX Runtime: its graphs, and what they read."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from engines.contract import Contract
+from engines.fields import check_fields
+from engines.manifest import Manifest
+from quasar.errors import DamagedEngineError, EngineError
+
+NAME = "onnxruntime"
+_OPTIONAL_FILES = ("weights", "native_graph", "native_probe", "native_weights")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnnxRuntimeFiles:
+    """The lowered graph, its cut-down copy for probes and the integer check, as paths in the engine directory.
+
+    `weights`: of linears in blocks, as MatMulNBits reads them; "" without such.
+    `native_graph` and `native_probe`: the same for the native operators; "" in engines of earlier versions.
+    `native_weights`: what those read, packed.
+    """
+
+    graph: str
+    probe: str
+    probe_layers: int
+    integer_check: str
+    weights: str = ""
+    native_graph: str = ""
+    native_probe: str = ""
+    native_weights: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every file."""
+        return tuple(name for name in self.to_json().values() if isinstance(name, str))
+
+    def check(self, contract: Contract) -> None:
+        """Raise `DamagedEngineError` if the cut-down copy has layers that the engine has not."""
+        if not 1 <= self.probe_layers <= contract.num_layers:
+            raise DamagedEngineError(f"manifest.json gives its probe {self.probe_layers} layers")
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest's `backends.onnxruntime`; what is not there is left out."""
+        return {name: value for name, value in asdict(self).items() if value != ""}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "OnnxRuntimeFiles":
+        """Read it; raises `DamagedEngineError` naming what does not fit."""
+        optional = dict.fromkeys((name for name in _OPTIONAL_FILES if name in value), str)
+        required = {"graph": str, "probe": str, "probe_layers": int, "integer_check": str}
+        return cls(**check_fields("backends.onnxruntime", value, required | optional))
+
+
+def onnxruntime_files(manifest: Manifest) -> OnnxRuntimeFiles:
+    """The part of a manifest on ONNX Runtime."""
+    section = manifest.backends.get(NAME)
+    if not isinstance(section, OnnxRuntimeFiles):
+        raise EngineError(f"the engine has no {NAME} back end: build it again")
+    return section

@@ -1,0 +1,23 @@
+"""What a caller may choose when an engine is loaded on ONNX Runtime."""
+
+from dataclasses import dataclass
+
+from engines.cache_rows import HostCacheArrays
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnnxRuntimeOptions:
+    """Load options.
+
+    Attributes:
+        provider: "cpu". GPUs are TensorRT's.
+        threads: 0 takes one per physical core.
+        kernels: "native" (the operators of plugins/cpu, or an error), "stock" (ONNX Runtime's own), or None for native
+            ones where they can run.
+        caches: another session's, to work on in place of its own.
+    """
+
+    provider: str = "cpu"
+    threads: int = 0
+    kernels: str | None = None
+    caches: HostCacheArrays | None = None

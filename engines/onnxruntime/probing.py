@@ -1,0 +1,103 @@
+"""Measuring an engine on ONNX Runtime: which integer kernels are exact, and what the probes find of its sessions."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.contract import Contract
+from engines.latency import Latency, better, measure_latency
+from engines.machine import Machine, cpu_machine
+from engines.onnxruntime.graphs import Graphs
+from engines.onnxruntime.kernels import STOCK
+from engines.onnxruntime.options import session_options
+from engines.probes.driver import ProbePlan, run_probes
+from engines.probes.integer_check import INPUT, OUTPUT, integers_are_exact
+from engines.record import MachineRecord
+from quasar.errors import EngineError
+
+# Of a second measurement of latencies at load, where somebody waits.
+_MEND_ROUNDS, _MEND_SECONDS = 4, 1.5
+
+
+def this_machine(threads: int, kernels: str = STOCK) -> Machine:
+    """The machine and ONNX Runtime of this process, running these kernels."""
+    try:
+        library = f"onnxruntime {version('onnxruntime')}"
+    except PackageNotFoundError:
+        import onnxruntime
+
+        library = f"onnxruntime {onnxruntime.__version__}"
+    return cpu_machine(library=library, provider="CPUExecutionProvider", threads=threads, kernels=kernels)
+
+
+def runs_stock_integers(linears: Mapping[str, str], *, native: bool) -> bool:
+    """Whether ONNX Runtime's own integer kernels run any of these linears (name → precision).
+
+    Native graphs leave it those with static scales; stock ones all that are not float.
+    """
+    return any(precision == "w8a8-static" if native else precision != "float" for precision in linears.values())
+
+
+def stock_integers_are_exact(graph: Path, *, threads: int = 0, exact_integers: bool = False) -> bool:
+    """Whether the check graph's sums are exact here; `exact_integers`: with kernels that cannot saturate."""
+    import onnxruntime as ort
+
+    options = session_options(threads=threads, exact_integers=exact_integers)
+    session = ort.InferenceSession(graph.read_bytes(), options, providers=["CPUExecutionProvider"])
+
+    def multiply(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.asarray(session.run([OUTPUT], {INPUT: rows})[0])
+
+    return integers_are_exact(multiply)
+
+
+def needs_exact_integers(graphs: Graphs, *, threads: int) -> bool:
+    """Whether integer kernels saturate here unless exact ones are asked for.
+
+    Raises `EngineError` if even those are not exact: then no INT8 engine can be trusted on this CPU.
+    """
+    if stock_integers_are_exact(graphs.integer_check, threads=threads):
+        return False
+    if stock_integers_are_exact(graphs.integer_check, threads=threads, exact_integers=True):
+        return True
+    raise EngineError(
+        "integer matmuls of extreme values are not exact on this CPU with this ONNX Runtime, with or without "
+        "session.x64quantprecision: build with --precision fp32, or use another version of onnxruntime"
+    )
+
+
+def probe_graphs(
+    graphs: Graphs,
+    contract: Contract,
+    machine: Machine,
+    plan: ProbePlan,
+    *,
+    has_integers: bool,
+    threads: int = 0,
+    on_step: Callable[[], None] = lambda: None,
+) -> MachineRecord:
+    """Probe an engine on this machine; `on_step` is called for every cache length and row count.
+
+    Args:
+        has_integers: whether ONNX Runtime's own integer kernels run any linear (`runs_stock_integers`).
+    """
+    exact = has_integers and needs_exact_integers(graphs, threads=threads)
+    cut_down = graphs.open_probe(contract, threads=threads, exact_integers=exact)
+    whole = graphs.open(contract, threads=threads, exact_integers=exact)
+    return run_probes(whole, machine, plan, cut_down=cut_down, exact_integers=exact, on_step=on_step)
+
+
+def mend(record: MachineRecord, graphs: Graphs, contract: Contract, *, threads: int = 0) -> MachineRecord:
+    """A record with the better of its own latencies and those that a brief look finds, in a session of its own."""
+    session = graphs.open(contract, threads=threads, exact_integers=record.exact_integers)
+    try:
+        found = measure_latency(session, least=_MEND_ROUNDS, seconds=_MEND_SECONDS)
+    finally:
+        session.close()
+    if record.cost_noise is not None:
+        found = better(Latency(surface_ms=record.cost_surface_ms, noise=record.cost_noise), found)
+    return replace(record, cost_surface_ms=found.surface_ms, cost_noise=found.noise)

@@ -1,0 +1,107 @@
+"""All probes of a session, one after the other, and the record that they make: the same for every back end."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from engines.contract import Contract
+from engines.latency import measure_latency, surface_rows
+from engines.machine import Machine
+from engines.probes.prefill_invariance import prefill_is_exact
+from engines.probes.row_invariance import (
+    BOUNDARY_STEP,
+    Sweep,
+    boundary_lengths,
+    brief_sweeps,
+    find_row_invariance,
+    full_sweeps,
+)
+from engines.probes.tree_invariance import trees_are_exact
+from engines.record import MachineRecord
+from engines.session import Session
+
+# Positions of a prefill chunk that a brief plan decodes on the whole graph.
+_BRIEF_PREFILL_ROWS = 32
+# Cache lengths at which trees are compared on the whole graph, where a cut-down one has seen the others.
+_WHOLE_TREE_LENGTHS = (64, 256)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbePlan:
+    """How thoroughly a session is probed.
+
+    Attributes:
+        cut_down, whole: the sweeps of the row invariance probe on the cut-down graph and on the whole one.
+        boundaries: cache lengths at which a change of the order of summation is looked for.
+        prefill_rows: positions of a prefill chunk that are decoded on the whole graph; None for all.
+        least_rounds, seconds: of the latency measurement, for each number of rows in the cache.
+    """
+
+    cut_down: tuple[Sweep, ...]
+    whole: tuple[Sweep, ...]
+    boundaries: Sequence[int]
+    prefill_rows: int | None = None
+    least_rounds: int = 10
+    seconds: float = 15.0
+
+    def count_steps(self, contract: Contract) -> int:
+        """How often `run_probes` calls `on_step` when the first width holds."""
+        lengths = sum(len(sweep.lengths) for sweep in (*self.cut_down, *self.whole))
+        boundaries = sum(length % BOUNDARY_STEP == 0 for length in self.boundaries)
+        return lengths + boundaries + len(surface_rows(contract))
+
+
+def full_plan(contract: Contract) -> ProbePlan:
+    """A build's: a few minutes."""
+    cut_down, whole = full_sweeps(contract)
+    return ProbePlan(cut_down=tuple(cut_down), whole=tuple(whole), boundaries=boundary_lengths(contract))
+
+
+def brief_plan(contract: Contract) -> ProbePlan:
+    """A first load's on another machine, where somebody waits: a few seconds."""
+    cut_down, whole = brief_sweeps(contract)
+    return ProbePlan(
+        cut_down=tuple(cut_down),
+        whole=tuple(whole),
+        boundaries=boundary_lengths(contract),
+        prefill_rows=_BRIEF_PREFILL_ROWS,
+        least_rounds=4,
+        seconds=1.5,
+    )
+
+
+def run_probes(
+    session: Session,
+    machine: Machine,
+    plan: ProbePlan,
+    *,
+    cut_down: Session | None = None,
+    exact_integers: bool = False,
+    on_step: Callable[[], None] = lambda: None,
+) -> MachineRecord:
+    """Probe a session and time its passes; overwrites its cache.
+
+    Args:
+        cut_down: a session over the graph's first layers, on which most is compared; None where there is none.
+        exact_integers: whether the session was made with integer kernels that cannot saturate.
+        on_step: called for every cache length and every row count of the latency measurement.
+    """
+    small = session if cut_down is None else cut_down
+    invariance = find_row_invariance(
+        (small, plan.cut_down), (session, plan.whole), on_length=on_step, boundary_at=plan.boundaries
+    )
+    chain = invariance.chain or 1
+    trees = trees_are_exact(small, chain=chain)
+    if cut_down is not None:
+        trees = trees and trees_are_exact(session, _WHOLE_TREE_LENGTHS, chain=chain)
+        prefill = prefill_is_exact(cut_down, invariance)
+        prefill = prefill and prefill_is_exact(session, invariance, rows=plan.prefill_rows)
+    else:
+        prefill = prefill_is_exact(session, invariance, rows=plan.prefill_rows)
+    latency = measure_latency(session, least=plan.least_rounds, seconds=plan.seconds, on_row=on_step)
+    return MachineRecord(
+        machine=machine.to_json(),
+        row_invariance=replace(invariance, tree=trees, prefill=prefill),
+        exact_integers=exact_integers,
+        cost_surface_ms=latency.surface_ms,
+        cost_noise=latency.noise,
+    )

@@ -1,0 +1,40 @@
+"""Which module adds a back end to an engine directory: `engines.backends.Backend.compiler` names it."""
+
+from importlib import import_module
+from typing import Protocol, cast
+
+from engines.backends import all_backends, find_backend
+from engines.directory import EngineDirectory
+from export.options import CompileOptions, Reporter
+from quasar.errors import BuildError
+
+
+class Compiler(Protocol):
+    """The functions of such a module (`export.compile` is TensorRT's)."""
+
+    def check_target(self, backend: str, compute_capabilities: tuple[str, ...]) -> None:
+        """Raise `EngineError` naming what is missing on this machine: a build takes minutes, and this no time."""
+
+    def needs_own_process(self, backend: str) -> bool:
+        """Whether what this process has imported already stands in the way."""
+
+    def compile_engine(self, options: CompileOptions, reporter: Reporter | None = None) -> EngineDirectory:
+        """Write the back end's files into the directory, and its manifest last; returns it, opened again."""
+
+
+def compiler_of(backend: str) -> Compiler:
+    """The module; raises `BuildError` for a back end that has none."""
+    path = find_backend(backend).compiler
+    if not path:
+        raise BuildError(f"{backend} has nothing to compile: every build makes it")
+    return cast("Compiler", import_module(path))
+
+
+def compiled_backends() -> list[str]:
+    """The back ends that are added to a directory after its build."""
+    return [name for name, backend in all_backends().items() if backend.compiler]
+
+
+def ahead_of_time_backends() -> list[str]:
+    """Those that compile for devices that are not in this machine."""
+    return [name for name, backend in all_backends().items() if backend.ahead_of_time]

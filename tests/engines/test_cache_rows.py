@@ -1,0 +1,60 @@
+"""Cache rows go out and in as the cache's own type, and become float32 where somebody compares."""
+
+import numpy as np
+import pytest
+
+from engines.cache_rows import CACHE_DTYPES, HostCaches, from_float32, to_float32
+from engines.tensorrt.bindings import Bindings
+from engines.tensorrt.cache import DeviceCache
+from engines.tensorrt.host_memory import HostDevice
+from tests.engines.fakes import FaultySession
+
+TYPES = ["float16", "bfloat16", "float32"]
+
+
+@pytest.mark.parametrize("cache_type", TYPES)
+def test_numbers_that_the_type_holds_survive(cache_type):
+    rows = np.array([0.0, 1.0, -2.5, 96.0, 0.0078125], np.float32)
+    raw = from_float32(rows, CACHE_DTYPES[cache_type])
+    assert raw.dtype == CACHE_DTYPES[cache_type]
+    np.testing.assert_array_equal(to_float32(raw), rows)
+
+
+def test_bfloat16_is_rounded_half_to_even():
+    """Exactly between two: 1 + 2^-8 goes down to 1, 1 + 3 * 2^-8 up to 1 + 2^-6."""
+    rows = np.array([1 + 2.0**-8, 1 + 3 * 2.0**-8, 1 + 2.0**-8 + 2.0**-20], np.float32)
+    np.testing.assert_array_equal(to_float32(from_float32(rows, np.uint16)), [1, 1 + 2.0**-6, 1 + 2.0**-7])
+
+
+def caches_of(cache_type, place):
+    """Two caches of a session whose memory is the host's, or a device's."""
+    contract = FaultySession().contract
+    if place == "host":
+        caches = HostCaches()
+        shape = (1, contract.num_kv_heads, contract.capacity, contract.head_size)
+        caches.caches = [(np.zeros(shape, CACHE_DTYPES[cache_type]), np.zeros(shape, CACHE_DTYPES[cache_type]))]
+        return caches
+    cache = DeviceCache(HostDevice(), contract, Bindings(cache_type=cache_type, profiles={}), None)
+    cache.allocate()
+    return cache
+
+
+@pytest.mark.parametrize("place", ["host", "device"])
+@pytest.mark.parametrize("cache_type", TYPES)
+def test_every_bit_pattern_comes_back_from_every_cache(cache_type, place):
+    """Swapped out and in: NaNs with a payload, infinities and subnormals, too, which no conversion would keep."""
+    cache, dtype = caches_of(cache_type, place), CACHE_DTYPES[cache_type]
+    raw = np.random.default_rng(0).integers(0, 256, 2 * 40 * 2 * dtype.itemsize, np.uint8).view(dtype)
+    rows = raw.reshape(1, 2, 1, 40, 2)
+    cache.write_rows(7, rows)
+    read = cache.read_rows(7, 47, None)
+    assert read.dtype == dtype
+    assert read.tobytes() == rows.tobytes()
+    assert not cache.read_rows(0, 7, [0]).any()
+
+
+@pytest.mark.parametrize("place", ["host", "device"])
+def test_rows_of_another_type_are_refused(place):
+    cache = caches_of("float16", place)
+    with pytest.raises(ValueError, match="cache rows are float32; float16, the cache's own type, was expected"):
+        cache.write_rows(0, np.zeros((1, 2, 1, 3, 2), np.float32))
