@@ -230,8 +230,7 @@ inline void weigh(const float* s, const Cache* values, int from, int to, int siz
 }
 
 template <int R, typename Cache>
-inline void weigh_all(const float* s, const Cache* values, int from, int to, int size, AheadRows ahead,
-                      State* states) {
+inline void weigh_all(const float* s, const Cache* values, int from, int to, int size, AheadRows ahead, State* states) {
   int at = 0;
   for (; at + 64 <= size; at += 64) weigh<R, 4>(s, values, from, to, size, at, &ahead, states);
   for (; at + 16 <= size; at += 16) weigh<R, 1>(s, values, from, to, size, at, &ahead, states);
@@ -248,7 +247,8 @@ inline void weigh_all(const float* s, const Cache* values, int from, int to, int
 
 // The same over slots that a path names.
 template <typename Cache>
-inline void weigh_path(const float* s, const Cache* values, const int* slots, int from, int to, int size, State* state) {
+inline void weigh_path(const float* s, const Cache* values, const int* slots, int from, int to, int size,
+                       State* state) {
   for (int at = 0; at < size; at += 16) {
     const int count = size - at;
     Lanes o = splat(0.0f);
@@ -362,9 +362,9 @@ inline void attend_block(const Attention& op, int kv_head, int block, int first,
         ++same;
       }
       attend_queries<kQueryRows, Cache>(op, queries + static_cast<size_t>(query) * size, t, values, span, same,
-                                 ahead_rows(keys + kPositions * size, size, query - first, end - first),
-                                 ahead_rows(values + kPositions * size, size, query - first, end - first), s,
-                                 states + (query - first));
+                                        ahead_rows(keys + kPositions * size, size, query - first, end - first),
+                                        ahead_rows(values + kPositions * size, size, query - first, end - first), s,
+                                        states + (query - first));
       query += same;
     }
     return;
@@ -385,8 +385,8 @@ inline void attend_block(const Attention& op, int kv_head, int block, int first,
       scatter_key(all_keys + static_cast<size_t>(slot[j]) * size, size, t + j);
     }
     for (int query = low; query < high; ++query) {
-      scores_up_to<1>(queries + static_cast<size_t>(query) * size, t, size, span.to, {reinterpret_cast<const char*>(t), 0},
-                      s);
+      scores_up_to<1>(queries + static_cast<size_t>(query) * size, t, size, span.to,
+                      {reinterpret_cast<const char*>(t), 0}, s);
       soften(op, s, span.from, span.to, states + (query - first));
       weigh_path(s, all_values, slot, span.from, span.to, size, states + (query - first));
     }

@@ -36,8 +36,8 @@ inline Lanes keep_at_least(Lanes x, Lanes floor, Lanes value) {
   return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, floor.v, _CMP_GE_OQ), value.v)};
 }
 inline float sum(Lanes a) {
-  const __m256 h = _mm256_add_ps(_mm512_castps512_ps256(a.v),
-                                 _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(a.v), 1)));
+  const __m256 h =
+      _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(a.v), 1)));
   const __m128 q = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
   const __m128 d = _mm_add_ps(q, _mm_movehl_ps(q, q));
   return _mm_cvtss_f32(_mm_add_ss(d, _mm_shuffle_ps(d, d, 1)));
@@ -64,7 +64,8 @@ inline void transpose_tile(const float* from, size_t from_stride, float* to, siz
     r[i + 3] = high(t[i + 1], t[i + 3]);
   }
   for (int i = 0; i < 4; ++i) {
-    const __m512 even_a = _mm512_shuffle_f32x4(r[i], r[4 + i], 0x88), odd_a = _mm512_shuffle_f32x4(r[i], r[4 + i], 0xdd);
+    const __m512 even_a = _mm512_shuffle_f32x4(r[i], r[4 + i], 0x88),
+                 odd_a = _mm512_shuffle_f32x4(r[i], r[4 + i], 0xdd);
     const __m512 even_b = _mm512_shuffle_f32x4(r[8 + i], r[12 + i], 0x88);
     const __m512 odd_b = _mm512_shuffle_f32x4(r[8 + i], r[12 + i], 0xdd);
     _mm512_storeu_ps(to + i * to_stride, _mm512_shuffle_f32x4(even_a, even_b, 0x88));
@@ -78,9 +79,7 @@ inline void store_bytes(int8_t* p, Lanes a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a.v)));
 }
 
-inline Lanes load(const Half* p) {
-  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
-}
+inline Lanes load(const Half* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))}; }
 inline void store(Half* p, Lanes a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
 }
@@ -119,9 +118,7 @@ inline Lanes add(Lanes x, Lanes y) { return {_mm256_add_ps(x.a, y.a), _mm256_add
 inline Lanes sub(Lanes x, Lanes y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
 inline Lanes mul(Lanes x, Lanes y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
 inline Lanes div(Lanes x, Lanes y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
-inline Lanes fma(Lanes x, Lanes y, Lanes z) {
-  return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
-}
+inline Lanes fma(Lanes x, Lanes y, Lanes z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
 inline Lanes larger(Lanes x, Lanes y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
 inline Lanes smaller(Lanes x, Lanes y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
 inline Lanes nearest(Lanes x) {
@@ -137,7 +134,9 @@ inline __m256 keep_first(__m256 a, int count, float x) {
   const __m256 kept = _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(count), index));
   return _mm256_blendv_ps(_mm256_set1_ps(x), a, kept);
 }
-inline Lanes keep_first(Lanes a, int count, float x) { return {keep_first(a.a, count, x), keep_first(a.b, count - 8, x)}; }
+inline Lanes keep_first(Lanes a, int count, float x) {
+  return {keep_first(a.a, count, x), keep_first(a.b, count - 8, x)};
+}
 inline Lanes keep_at_least(Lanes x, Lanes floor, Lanes value) {
   return {_mm256_and_ps(_mm256_cmp_ps(x.a, floor.a, _CMP_GE_OQ), value.a),
           _mm256_and_ps(_mm256_cmp_ps(x.b, floor.b, _CMP_GE_OQ), value.b)};
@@ -177,7 +176,8 @@ inline void transpose_tile(const float* from, size_t from_stride, float* to, siz
   }
 }
 inline void store_bytes(int8_t* p, Lanes x) {
-  const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)), 0xd8);
+  const __m256i words =
+      _mm256_permute4x64_epi64(_mm256_packs_epi32(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)), 0xd8);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                    _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
 }
@@ -285,8 +285,8 @@ inline Lanes nearest(Lanes x) {
 }
 inline Lanes scale_by_power_of_two(Lanes x, Lanes n) {
   return mul(x, each([&](int i) {
-    return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n.v[i]), vdupq_n_s32(127)), 23));
-  }));
+               return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n.v[i]), vdupq_n_s32(127)), 23));
+             }));
 }
 inline Lanes keep_first(Lanes x, int count, float other) {
   static const int32_t kIndex[4] = {0, 1, 2, 3};
@@ -303,9 +303,7 @@ inline float sum(Lanes x) {
   const float32x2_t d = vadd_f32(vget_low_f32(q), vget_high_f32(q));
   return vget_lane_f32(d, 0) + vget_lane_f32(d, 1);
 }
-inline float largest(Lanes x) {
-  return vmaxvq_f32(vmaxq_f32(vmaxq_f32(x.v[0], x.v[1]), vmaxq_f32(x.v[2], x.v[3])));
-}
+inline float largest(Lanes x) { return vmaxvq_f32(vmaxq_f32(vmaxq_f32(x.v[0], x.v[1]), vmaxq_f32(x.v[2], x.v[3]))); }
 inline void transpose_tile(const float* from, size_t from_stride, float* to, size_t to_stride) {
   for (int i = 0; i < 16; ++i) {
     for (int j = 0; j < 16; ++j) to[j * to_stride + i] = from[i * from_stride + j];
