@@ -13,7 +13,7 @@ from engines import contract as names
 from engines.contract import Contract
 from export import names as inner
 from export.builder import GraphBuilder, initializer
-from export.passes.prune import prune
+from export.passes.walk import prune
 
 ComputeType = Literal["float16", "bfloat16", "float32"]
 _TYPES = {
