@@ -34,8 +34,8 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
     """Two processes share the tests of `make test` by file.
 
-    The file that needs the real engine most comes first, and builds it; what else needs it comes last, test by test, and
-    finds it built.
+    The file that needs the real engine most comes first, and builds it; what else needs it comes last, test by test,
+    and finds it built.
     """
 
     def place(item):
@@ -56,7 +56,7 @@ def _own_cache(tmp_path_factory, monkeypatch):
 
 @pytest.fixture(scope="session")
 def make_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
-    """A folder of that name, filled by the first process of a run that asks for it; the others wait. Never write there."""
+    """A folder of that name, filled by the first process of a run that asks; the others wait. Never write there."""
     own = tmp_path_factory.getbasetemp()
     shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
     shared.mkdir(exist_ok=True)
