@@ -4,6 +4,7 @@ BIN := .venv/bin
 ENGINE := build/smollm2-w8a8
 NATIVE := plugins/cpu/libquasar_cpu.so
 PACKAGES := quasar plugins calibration export engines runtime evaluation
+CPP := $(wildcard plugins/cpu/native/*.?pp tests/plugins/cpu/*.cpp)
 
 .PHONY: demo test test-gpu test-native lint format clean
 
@@ -34,10 +35,15 @@ lint: .venv/installed
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy $(PACKAGES) examples benchmarks
 	@$(BIN)/mypy --config-file tests/mypy.ini tests
+	@$(BIN)/clang-format --dry-run --Werror $(CPP)
+	@# One concept per file: a long one is looked at again, and may stay.
+	@find $(PACKAGES) tests -name '*.[ch]pp' -o -name '*.py' | sort | \
+	  xargs awk 'FNR == 401 { print "warning: " FILENAME " is longer than 400 lines" }'
 
 format: .venv/installed
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+	@$(BIN)/clang-format -i $(CPP)
 
 # Without a C++ compiler this says so, and everything runs on stock kernels.
 $(NATIVE): $(wildcard plugins/cpu/native/*) plugins/cpu/toolchain.py | .venv/installed

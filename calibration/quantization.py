@@ -11,7 +11,7 @@ import numpy as np
 from calibration.affine import QuantizedWeight
 from calibration.candidate import Candidate, LinearChoice
 from calibration.held_back import HeldBack, hold_back
-from calibration.precision_search import Bound, LatencyModel, raise_precisions
+from calibration.precision_search import Bound, Prices, raise_precisions
 from calibration.quantized_folder import QuantizedFolder
 from calibration.recipe import Recipe
 from calibration.search import Progress, Search
@@ -86,7 +86,7 @@ class Target:
     """What precision "auto" aims at, and what linears cost on this machine."""
 
     bound: Bound
-    prices: LatencyModel
+    prices: Prices
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,8 +18,7 @@ _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 _FINAL = "####"
 # Of an answer, where nothing else is asked for.
 MAX_NEW_TOKENS = 256
-# Of a normal distribution, for 95 %.
-_Z = 1.959964
+_CONFIDENCE = 0.95
 _RESAMPLES = 2000
 
 Scores = NDArray[np.float64]
@@ -79,6 +78,8 @@ def accuracy(
             'no prompt has a reference for a task; a row like {"category": "math", "prompt": "…", "reference": "42"} '
             "or of a category that begins with summar was expected"
         )
+    # What is missing is said before the first answer.
+    _stats()
     if by_metric[ROUGE]:
         rouge_l("", "")
     results: dict[str, Any] = {}
@@ -115,14 +116,33 @@ def _summary(scores: Mapping[str, Scores], metric: str) -> dict[str, Any]:
 
 def wilson_interval(hits: Scores) -> dict[str, float]:
     """`mean`, `low`, `high` and `count`: the share of ones among zeros and ones, with Wilson's 95 % interval (1927)."""
-    n, p = len(hits), float(hits.mean())
-    middle = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2)) / (1 + _Z**2 / n)
-    return {"mean": p, "low": max(0.0, middle - half), "high": min(1.0, middle + half), "count": n}
+    ends = _stats().binomtest(int(hits.sum()), len(hits)).proportion_ci(_CONFIDENCE, method="wilson")
+    return {"mean": float(hits.mean()), "low": float(ends.low), "high": float(ends.high), "count": len(hits)}
 
 
 def bootstrap_interval(scores: Scores) -> dict[str, float]:
     """As above: the mean with a 95 % percentile bootstrap over prompts; the same scores give the same interval."""
-    drawn = np.random.default_rng(0).integers(0, len(scores), (_RESAMPLES, len(scores)))
-    low, high = np.percentile(scores[drawn].mean(axis=1), [2.5, 97.5])
-    return {"mean": float(scores.mean()), "low": float(low), "high": float(high), "count": len(scores)}
+    mean = float(scores.mean())
+    if len(scores) == 1:
+        # Every resample of one score is that score; scipy takes two or more.
+        return {"mean": mean, "low": mean, "high": mean, "count": 1}
+    found = _stats().bootstrap(
+        (scores,),
+        np.mean,
+        n_resamples=_RESAMPLES,
+        confidence_level=_CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    ends = found.confidence_interval
+    return {"mean": mean, "low": float(ends.low), "high": float(ends.high), "count": len(scores)}
+
+
+def _stats() -> Any:
+    try:
+        from scipy import stats
+    except ImportError:
+        raise QuasarError(
+            "scipy is not installed; intervals need it: run pip install 'quasar-verifier[evaluation]'"
+        ) from None
+    return stats

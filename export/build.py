@@ -34,11 +34,10 @@ from engines.successors import SUCCESSORS, write_successors
 from engines.text_files import TextFiles
 from export.layout import CANONICAL, onnxruntime_files
 from export.measured import MeasuredEngine
-from export.model_section import model_section
 from export.options import BuildOptions, Reporter, Silent, bound_of, check_options, choose_max_length
+from export.provenance import model_section, tool_versions
 from export.quantize import ROOMS, cache_treatments, check_bound, meets, prepared_weights, quantize, target_of
 from export.text_files import text_warnings, write_text_files
-from export.versions import tool_versions
 from export.workspace import Workspace, check_target, open_workspace
 from plugins.sample_token import SAMPLER
 from quasar.checkpoints import Checkpoint, open_checkpoint
@@ -262,7 +261,7 @@ class _Build:
     def _export(self) -> dict[str, Any]:
         import onnx_ir as ir
 
-        from export.check import check_model
+        from export.builder import check_model
         from export.verifier import build_verifier
         from export.weight_file import WeightFile
 

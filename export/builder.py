@@ -1,11 +1,14 @@
 """A thin hand over onnx_ir: nodes in order, values named after what they hold, initializers kept outside the graph."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+
+from quasar.errors import BuildError
 
 OPSET = 24
 IR_VERSION = 11
@@ -103,3 +106,13 @@ def initializer(tensor: ir.TensorProtocol) -> ir.Value:
         shape=ir.Shape([int(extent) for extent in tensor.shape.numpy()]),
         const_value=tensor,
     )
+
+
+def check_model(path: Path) -> None:
+    """Run `onnx.checker` with full shape inference on a saved model; raises `BuildError` with its first complaint."""
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise BuildError(f"{path} is not a valid ONNX graph: {str(error).splitlines()[0]}") from None

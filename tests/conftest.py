@@ -1,14 +1,17 @@
-"""Shared fixtures: tiny random models, engines built from them, and the real SmolLM2 engine, built once."""
+"""Shared fixtures: tiny random models, engines built from them, and the real SmolLM2 engine, each built once a run."""
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from export.build import build
 from export.options import BuildOptions
+from quasar.files import sha256_file, sha256_json
 from tests.tiny import save_tiny_model
 
 
@@ -29,14 +32,20 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Two processes share the tests of `make test` by file; what needs the real engine goes first, to one of them."""
+    """Two processes share the tests of `make test` by file.
 
-    def group(item):
-        return "smollm2" if "smollm2_engine" in item.fixturenames else item.path.name
+    The file that needs the real engine most comes first, and builds it; what else needs it comes last, test by test,
+    and finds it built.
+    """
+
+    def place(item):
+        if item.path.name == "test_smollm2.py":
+            return 0, item.path.name
+        return (2, item.nodeid) if "smollm2_engine" in item.fixturenames else (1, str(item.path))
 
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
-    items.sort(key=lambda item: group(item) != "smollm2")
+        item.add_marker(pytest.mark.xdist_group(place(item)[1]))
+    items.sort(key=lambda item: place(item)[0])
 
 
 @pytest.fixture(autouse=True)
@@ -46,9 +55,29 @@ def _own_cache(tmp_path_factory, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory) -> Path:
+def make_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """A folder of that name, filled by the first process of a run that asks; the others wait. Never write there."""
+    own = tmp_path_factory.getbasetemp()
+    shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
+    shared.mkdir(exist_ok=True)
+
+    def make(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, unfinished = shared / name, shared / f"{name}.unfinished"
+        with FileLock(shared / f"{name}.lock"):
+            if not folder.exists():
+                shutil.rmtree(unfinished, ignore_errors=True)
+                unfinished.mkdir()
+                fill(unfinished)
+                unfinished.rename(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_model(make_once) -> Path:
     """A random Llama folder with a tokenizer and a chat template."""
-    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny-llama", "llama")
+    return make_once("models", lambda folder: save_tiny_model(folder / "tiny-llama", "llama")) / "tiny-llama"
 
 
 @pytest.fixture(scope="session")
@@ -61,25 +90,48 @@ def few_prompts(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def build_engine(tmp_path_factory, few_prompts) -> Callable[..., Path]:
-    """Build an engine, from few calibration prompts if it is a tiny model's; options are those of `BuildOptions`."""
+def shared_engine(make_once, few_prompts) -> Callable[..., Path]:
+    """An engine that is built once in a run: read it, and never write there. Options are those of `BuildOptions`.
 
-    def make(model: Path | str, **options) -> Path:
-        output = tmp_path_factory.mktemp("engines") / "engine"
+    Tiny models are calibrated on few prompts.
+    """
+
+    def build_shared(model: Path | str, **options) -> Path:
         if model != "smollm2" and options.get("precision") != "fp32":
-            options.setdefault("calibration", few_prompts)
-        return build(BuildOptions(model=str(model), output=output, **options))
+            options["calibration"] = few_prompts
+        named = {**options, "calibration": "", "model": str(model), "files": _hashes(Path(model))}
+        folder = make_once(
+            f"engine-{sha256_json(named)[:16]}",
+            lambda folder: build(BuildOptions(model=str(model), output=folder / "engine", **options)),
+        )
+        return folder / "engine"
 
-    return make
+    return build_shared
+
+
+def _hashes(model: Path) -> dict[str, str]:
+    """The files of a model that lies in a folder, or is one: the same path may hold another model later."""
+    files = [model] if model.is_file() else sorted(path for path in model.glob("*") if path.is_file())
+    return {path.name: sha256_file(path) for path in files}
 
 
 @pytest.fixture(scope="session")
-def tiny_engine(tiny_model, build_engine) -> Path:
+def build_engine(tmp_path_factory, shared_engine) -> Callable[..., Path]:
+    """A copy of a `shared_engine`, to do with as a test likes."""
+
+    def copy(model: Path | str, **options) -> Path:
+        return shutil.copytree(shared_engine(model, **options), tmp_path_factory.mktemp("engines") / "engine")
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def tiny_engine(tiny_model, shared_engine) -> Path:
     """The W8A8 engine of the tiny Llama."""
-    return build_engine(tiny_model)
+    return shared_engine(tiny_model)
 
 
 @pytest.fixture(scope="session")
-def smollm2_engine(build_engine) -> Path:
+def smollm2_engine(shared_engine) -> Path:
     """The W8A8 engine of the real model."""
-    return build_engine("smollm2")
+    return shared_engine("smollm2")

@@ -17,7 +17,7 @@ from engines.onnxruntime.options import session_options
 from engines.onnxruntime.session import OnnxRuntimeSession
 from engines.tensorrt.host_memory import HostDevice, host_kernel, host_plan
 from engines.tensorrt.session import TensorRtSession
-from export.check import check_model
+from export.builder import check_model
 from export.passes import (
     BlocksToMatMulNBits,
     LowerToNative,

@@ -9,10 +9,9 @@ from onnx_ir.passes import InPlacePass, PassResult, PostconditionError
 
 from calibration.affine import BLOCK
 from export.builder import MICROSOFT, GraphBuilder
-from export.passes.prune import prune
 from export.passes.quantized_linear import quantized_linears
 from export.passes.stored_weights import StoredWeights
-from export.passes.walk import insert_behind
+from export.passes.walk import insert_behind, prune
 
 # Activations in INT8, an amax for each block of a row: with blocks of 32 a row's bits do not depend on the width.
 _INT8 = 4

@@ -4,7 +4,7 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError
 
 from export.builder import GraphBuilder
-from export.passes.prune import prune
+from export.passes.walk import prune
 
 DOMAIN = "quasar"
 OPERATOR = "quantize_per_token"

@@ -6,7 +6,7 @@ from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, Precondi
 from engines import contract as names
 from export import names as inner
 from export.builder import GraphBuilder
-from export.passes.prune import prune
+from export.passes.walk import prune
 from quasar.checkpoints import DecoderSpec
 
 

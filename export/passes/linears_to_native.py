@@ -7,10 +7,9 @@ from onnx_ir.passes import InPlacePass, PassResult, PostconditionError
 
 from calibration.recipe import LinearPrecision
 from export.builder import GraphBuilder
-from export.passes.prune import prune
 from export.passes.quantized_linear import QuantizedLinear, quantized_linears
 from export.passes.stored_weights import StoredWeights
-from export.passes.walk import consumer, input_of, insert_behind, only_user, other_input
+from export.passes.walk import consumer, input_of, insert_behind, only_user, other_input, prune
 from plugins.cpu.packing import pack_block_scales, pack_weight
 
 DOMAIN = "quasar.cpu"

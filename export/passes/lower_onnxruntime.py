@@ -7,7 +7,7 @@ from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, Precondi
 from engines import contract as names
 from export import names as inner
 from export.builder import MICROSOFT, GraphBuilder
-from export.passes.prune import prune
+from export.passes.walk import prune
 from quasar.checkpoints import DecoderSpec
 
 _Values = dict[str | None, ir.Value]

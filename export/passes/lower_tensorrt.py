@@ -14,7 +14,7 @@ from engines.contract import Contract
 from engines.tensorrt.plans import ComputeType
 from export import names as inner
 from export.builder import GraphBuilder, initializer
-from export.passes.prune import prune
+from export.passes.walk import prune
 
 _TYPES = {
     "float16": (ir.DataType.FLOAT16, np.dtype(np.float16)),

@@ -1,7 +1,8 @@
-"""Walking a canonical graph from node to node, each of an expected kind."""
+"""What passes do to a graph by hand: walk from node to node, each of an expected kind, insert, and drop."""
 
 import onnx_ir as ir
 from onnx_ir.passes import PreconditionError
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from export.builder import GraphBuilder
 
@@ -47,3 +48,8 @@ def insert_behind(graph: ir.Graph, value: ir.Value, new: GraphBuilder) -> None:
     node = value.producer()
     assert node is not None
     graph.insert_after(node, new.nodes)
+
+
+def prune(model: ir.Model) -> bool:
+    """Remove nodes and initializers that no output needs; says whether anything went."""
+    return bool(RemoveUnusedNodesPass()(model).modified)

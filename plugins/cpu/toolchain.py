@@ -76,7 +76,7 @@ def compile_objects(folder: Path, *, compiler: str, machine: str | None = None, 
     machine = machine or platform.machine().lower()
     levels = _LEVELS.get(_MACHINES.get(machine, machine), {})
     sources = {name: (*_FLAGS, *flags, *extra) for name, extra in levels.items()}
-    sources |= dict.fromkeys(("level_portable", "dispatch", "operators"), (*_FLAGS, *flags))
+    sources |= dict.fromkeys(("level_portable", "dispatch", "operators", "c_abi"), (*_FLAGS, *flags))
 
     def compile_one(name: str) -> str:
         target = str(folder / f"{name}.o")

@@ -62,8 +62,9 @@ def test_directory_holds_what_the_manifest_lists(tiny_engine):
     assert not tiny_engine.with_name("engine.partial").exists()
 
 
-def test_same_inputs_give_the_same_files(tiny_model, tiny_engine, build_engine):
-    again = open_directory(build_engine(tiny_model)).manifest
+def test_same_inputs_give_the_same_files(tiny_model, tiny_engine, few_prompts, tmp_path):
+    options = BuildOptions(model=str(tiny_model), output=tmp_path / "engine", calibration=few_prompts)
+    again = open_directory(build(options)).manifest
     assert again.files == open_directory(tiny_engine).manifest.files
     assert again.engine_hash == open_directory(tiny_engine).manifest.engine_hash
 
@@ -74,8 +75,8 @@ def test_keep_float_leaves_the_named_linears(tiny_model, build_engine):
     assert kept == {"lm_head", *(f"layers.{layer}.self_attn.qkv_proj" for layer in range(3))}
 
 
-def test_precision_auto_raises_linears_until_the_engine_meets_its_bound(tiny_model, build_engine):
-    plain = open_directory(build_engine(tiny_model)).manifest
+def test_precision_auto_raises_linears_until_the_engine_meets_its_bound(tiny_model, tiny_engine, build_engine):
+    plain = open_directory(tiny_engine).manifest
     bound = plain.fidelity["mean_kl_nats"] / 3
     manifest = open_directory(build_engine(tiny_model, precision="auto", max_kl=bound)).manifest
     assert manifest.fidelity["mean_kl_nats"] <= bound

@@ -7,7 +7,7 @@ from onnx_ir.passes import PostconditionError, PreconditionError
 
 from engines import contract as names
 from engines.manifest import read_manifest
-from export.check import check_model
+from export.builder import check_model
 from export.passes import FuseTokenQuantization, LowerToTensorRt
 from quasar.checkpoints import open_checkpoint
 from tests.export.real_float16 import run_every_operator

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from calibration.float_model import load_float_model
-from export.model_section import model_section
 from export.options import BuildOptions
+from export.provenance import model_section
 from quasar.checkpoints import open_checkpoint
 from quasar.checkpoints.config import spec_from_config
 from quasar.checkpoints.rope import attention_scaling, inverse_frequencies

@@ -17,17 +17,21 @@ def test_random_tokens_stream_to_the_whole_text(kind):
     tokenizer = KINDS[kind]()
     codec = TextCodec(tokenizer, None)
     random = np.random.default_rng(0)
-    for _ in range(SEQUENCES):
-        ids = random.integers(0, tokenizer.get_vocab_size() + 3, random.integers(1, 12)).tolist()
-        cut = int(random.integers(0, len(ids) + 1))
+    lengths = random.integers(1, 12, SEQUENCES)
+    cuts = random.integers(0, lengths + 1).tolist()
+    tokens = random.integers(0, tokenizer.get_vocab_size() + 3, lengths.sum()).tolist()
+    end = 0
+    for length, cut in zip(lengths.tolist(), cuts, strict=True):
+        begin, end = end, end + length
+        ids = tokens[begin:end]
+        whole = codec.decode(ids)
         stream = codec.stream()
         first = stream.push(ids[:cut])
         # A piece ends with a whole character: what is shown is never taken back.
-        assert codec.decode(ids).startswith(first)
-        assert first + stream.push(ids[cut:]) + stream.finish() == codec.decode(ids)
-        whole = codec.stream(continues=True)
-        text = whole.push(ids) + whole.finish()
-        assert text.endswith(codec.decode(ids).lstrip(" "))
+        assert whole.startswith(first)
+        assert first + stream.push(ids[cut:]) + stream.finish() == whole
+        going_on = codec.stream(continues=True)
+        assert (going_on.push(ids) + going_on.finish()).endswith(whole.lstrip(" "))
 
 
 @pytest.mark.parametrize("kind", KINDS)

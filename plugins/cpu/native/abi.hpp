@@ -25,9 +25,7 @@ class Api {
  public:
   explicit Api(const void* table) : table_(static_cast<void* const*>(table)) {}
 
-  Status* status(Code code, const char* message) const {
-    return entry<Status*(int, const char*)>(0)(code, message);
-  }
+  Status* status(Code code, const char* message) const { return entry<Status*(int, const char*)>(0)(code, message); }
   void release(Status* status) const { entry<void(Status*)>(93)(status); }
 
   Status* create_domain(const char* name, Domain** domain) const {
@@ -52,11 +50,9 @@ class Api {
   }
   Status* output(KernelContext* context, size_t index, const int64_t* extents, size_t rank, Value** value) const {
     return entry<Status*(KernelContext*, size_t, const int64_t*, size_t, Value**)>(91)(context, index, extents, rank,
-                                                                                      value);
+                                                                                       value);
   }
-  Status* data(const Value* value, void** data) const {
-    return entry<Status*(const Value*, void**)>(51)(value, data);
-  }
+  Status* data(const Value* value, void** data) const { return entry<Status*(const Value*, void**)>(51)(value, data); }
   Status* shape(const Value* value, Shape** shape) const {
     return entry<Status*(const Value*, Shape**)>(65)(value, shape);
   }
@@ -70,8 +66,8 @@ class Api {
   void release(Shape* shape) const { entry<void(Shape*)>(99)(shape); }
 
   Status* parallel_for(const KernelContext* context, void (*work)(void*, size_t), size_t total, void* state) const {
-    return entry<Status*(const KernelContext*, void (*)(void*, size_t), size_t, size_t, void*)>(274)(
-        context, work, total, 0, state);
+    return entry<Status*(const KernelContext*, void (*)(void*, size_t), size_t, size_t, void*)>(274)(context, work,
+                                                                                                     total, 0, state);
   }
 
  private:

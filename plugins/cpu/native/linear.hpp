@@ -194,9 +194,7 @@ inline void product(const Linear& op, int tile, int column, int columns, int row
 }
 
 // x / (1 + e^-x)
-inline Lanes silu(Lanes x) {
-  return div(x, add(splat(1.0f), exponential(sub(splat(0.0f), x))));
-}
+inline Lanes silu(Lanes x) { return div(x, add(splat(1.0f), exponential(sub(splat(0.0f), x)))); }
 
 // Columns of one output tile for R rows.
 template <int R>

@@ -194,7 +194,8 @@ inline void masses(const Sampling& s, float top, float within, Place place, doub
     }
     if (i < count) {
       const Lanes here = keep_first(load_first(x + i, count - i), count - i, -__builtin_inff());
-      const Lanes mass = keep_first(keep_at_least(here, least, power_of_two_up_to_one(mul(sub(here, most), inverse))), count - i, 0);
+      const Lanes mass =
+          keep_first(keep_at_least(here, least, power_of_two_up_to_one(mul(sub(here, most), inverse))), count - i, 0);
       sums = add(sums, mass);
       sums_before = add(sums_before, keep_at_least(here, above, mass));
     }
@@ -254,7 +255,8 @@ inline int sample_from(const Sampling& s, float* blocks, float* heap, int64_t* t
     double total, ahead;
     masses(s, top, within, place, &total, &ahead);
     // Too near for float sums to tell: every implementation decides such cases in double.
-    if (std::fabs(ahead - s.top_p * total) < 1e-4 * s.top_p * total) exact_masses(s, top, within, place, &total, &ahead);
+    if (std::fabs(ahead - s.top_p * total) < 1e-4 * s.top_p * total)
+      exact_masses(s, top, within, place, &total, &ahead);
     if (ahead < s.top_p * total) return kSampled;
     floor = place.logit;
   }

@@ -147,14 +147,14 @@ class SuffixAutomaton {
   };
 
   struct State {
-    uint32_t token;                // of the first transition, or kNone: at the text's end
+    uint32_t token;  // of the first transition, or kNone: at the text's end
     uint32_t link;
     uint32_t count;
-    uint32_t block;                // the other ones: an index among the blocks of their size
+    uint32_t block;  // the other ones: an index among the blocks of their size
     uint32_t end : 26, size : 6;
   };
   struct Split : State {
-    uint32_t target;               // of the first transition
+    uint32_t target;  // of the first transition
     uint32_t length;
   };
   static_assert(sizeof(State) == 20 && sizeof(Split) == 28 && sizeof(Edge) == 8, "memory is counted");
@@ -180,9 +180,7 @@ class SuffixAutomaton {
     return id >= 0 && (id % 2 == 0 ? id / 2 <= tokens_ : id / 2 < static_cast<int64_t>(num_splits_));
   }
 
-  State& state(uint32_t id) const {
-    return *reinterpret_cast<State*>((id % 2 == 0 ? prefixes_ : splits_).at(id / 2));
-  }
+  State& state(uint32_t id) const { return *reinterpret_cast<State*>((id % 2 == 0 ? prefixes_ : splits_).at(id / 2)); }
   Split& split(uint32_t id) const { return *reinterpret_cast<Split*>(splits_.at(id / 2)); }
   int64_t length(uint32_t id) const { return id % 2 == 0 ? id / 2 : split(id).length; }
   uint32_t first_target(uint32_t id) const { return id % 2 == 0 ? id + 2 : split(id).target; }
@@ -197,7 +195,8 @@ class SuffixAutomaton {
       return nullptr;
     }
     uint32_t i = 1 + static_cast<uint32_t>(uint64_t{token * 0x9E3779B1u} * (room - 1) >> 32);
-    for (; edges[i].token != token && edges[i].token != kNone; i = i + 1 == room ? 1 : i + 1) {}
+    for (; edges[i].token != token && edges[i].token != kNone; i = i + 1 == room ? 1 : i + 1) {
+    }
     return edges + i;
   }
 

@@ -1,10 +1,15 @@
 // Runs every kernel of the level that QUASAR_CPU_LEVEL names on fixed inputs, and prints a hash of each result's bits.
+// The kernels are those of the library that is named, or, with QUASAR_LINKED, those linked in.
 #include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <vector>
 
 #include "../../../plugins/cpu/native/kernels.hpp"
+
+#if !defined(QUASAR_LINKED)
+#include <dlfcn.h>
+#endif
 
 using namespace quasar;
 
@@ -133,8 +138,18 @@ static void run_attention(const Level& level, int rows, int cached, int size, bo
   }
 }
 
-int main() {
-  const Level* level = choose_level();
+#if defined(QUASAR_LINKED)
+static const Level* find_level(int, char**) { return choose_level(); }
+#else
+static const Level* find_level(int count, char** arguments) {
+  void* library = count > 1 ? dlopen(arguments[1], RTLD_NOW) : nullptr;
+  void* choose = library == nullptr ? nullptr : dlsym(library, "quasar_choose_level");
+  return choose == nullptr ? nullptr : static_cast<const Level*>(reinterpret_cast<const void* (*)()>(choose)());
+}
+#endif
+
+int main(int count, char** arguments) {
+  const Level* level = find_level(count, arguments);
   if (level == nullptr) return 2;
   std::fprintf(stderr, "%s\n", level->name);
   for (int rows : {1, 2, 7, 17}) {

@@ -1,10 +1,31 @@
-"""The manifest's `model`: which checkpoint an engine was built from."""
+"""The manifest's `model` and `producer`: which checkpoint an engine was built from, and with what."""
 
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from export.options import BuildOptions
 from quasar.checkpoints import Checkpoint, DecoderSpec
+from quasar.errors import BuildError
+
+_TOOLS = ("quasar-verifier", "torch", "transformers", "onnx", "onnx-ir", "onnxruntime", "numpy")
+
+
+def tool_versions() -> dict[str, str]:
+    """Distribution → version; raises `BuildError` naming one that is not installed."""
+    return {name: _version(name) for name in _TOOLS}
+
+
+def _version(name: str) -> str:
+    """A distribution's version; ONNX Runtime comes as one of several."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        try:
+            return str(import_module(name.replace("-", "_")).__version__)
+        except ImportError:
+            raise BuildError(f"{name} is not installed: run pip install 'quasar-verifier[cpu,build]'") from None
 
 
 def model_section(options: BuildOptions, checkpoint: Checkpoint, spec: DecoderSpec) -> dict[str, Any]:

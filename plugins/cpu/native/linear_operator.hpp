@@ -1,0 +1,125 @@
+// W8A8Linear and W8A8BlockLinear: checks of everything that comes in, and the phases of a call.
+#pragma once
+
+#include "operator.hpp"
+#include "team.hpp"
+
+namespace quasar {
+
+// |q * (w + 128)| sums to at most 127 * 255 * inputs in 32 bits.
+constexpr int64_t kMostInputs = 65536;
+
+// x [..., K] float → [..., N] float. `Blocks`: scales per 32 inputs.
+template <bool Blocks>
+struct W8A8 {
+  static constexpr const char* kName = Blocks ? "W8A8BlockLinear" : "W8A8Linear";
+  // x, packed weights, scales, bias, residual, RMS norm weight
+  static constexpr Input kInputs[] = {{ort::kFloat, ort::kRequired}, {ort::kUint8, ort::kRequired},
+                                      {ort::kFloat, ort::kRequired}, {ort::kFloat, ort::kOptional},
+                                      {ort::kFloat, ort::kOptional}, {ort::kFloat, ort::kOptional}};
+  static constexpr int kOutputs[] = {ort::kFloat};
+
+  Api api;
+  const Level* level;
+  int64_t outputs = 0, swiglu = 0;
+  float epsilon = 0.0f;
+
+  void read_attributes(Checks& checks, const KernelInfo* info) {
+    checks.add(api.attribute(info, "outputs", &outputs));
+    checks.add(api.attribute(info, "swiglu", &swiglu));
+    checks.add(api.attribute(info, "epsilon", &epsilon));
+    checks.expect(outputs > 0 && outputs < (1 << 30), "%s: %lld outputs came; a positive number was expected", kName,
+                  static_cast<long long>(outputs));
+  }
+
+  void compute(Checks& checks, KernelContext* context) const {
+    Tensor x, packed, scale, bias, residual, norm;
+    if (!read(api, checks, context, 0, "x", &x) || !read(api, checks, context, 1, "packed", &packed) ||
+        !read(api, checks, context, 2, "scale", &scale) || !read(api, checks, context, 3, "bias", &bias) ||
+        !read(api, checks, context, 4, "residual", &residual) || !read(api, checks, context, 5, "norm", &norm)) {
+      return;
+    }
+    const int64_t inputs = x.last(), rows = x.rows();
+    const int64_t step = Blocks ? kBlock : 4;
+    const int64_t padded = (inputs + step - 1) / step * step;
+    const int64_t columns = swiglu != 0 ? 2 * outputs : outputs;
+    const int64_t tiles = (outputs + kTile - 1) / kTile * (swiglu != 0 ? 2 : 1);
+    checks.expect(x.rank >= 1 && inputs >= 1 && inputs <= kMostInputs,
+                  "%s: rows of %lld values came; 1 to %lld expected", kName, static_cast<long long>(inputs),
+                  static_cast<long long>(kMostInputs));
+    checks.expect(packed.rank == 4 && packed.extents[0] == tiles && packed.extents[1] == padded / 4 &&
+                      packed.extents[2] == kTile && packed.extents[3] == 4,
+                  "%s: packed weights are [%lld, %lld, %lld, %lld]; [%lld, %lld, 32, 4] was expected", kName,
+                  static_cast<long long>(packed.extents[0]), static_cast<long long>(packed.extents[1]),
+                  static_cast<long long>(packed.extents[2]), static_cast<long long>(packed.extents[3]),
+                  static_cast<long long>(tiles), static_cast<long long>(padded / 4));
+    const int64_t scales = Blocks ? tiles * padded : columns;
+    checks.expect(scale.elements() == scales, "%s: %lld scales came; %lld were expected", kName,
+                  static_cast<long long>(scale.elements()), static_cast<long long>(scales));
+    checks.expect(bias.data == nullptr || bias.elements() == columns,
+                  "%s: a bias of %lld values came; %lld were expected", kName, static_cast<long long>(bias.elements()),
+                  static_cast<long long>(columns));
+    checks.expect(residual.data == nullptr || (residual.elements() == rows * outputs),
+                  "%s: a residual of %lld values came; %lld were expected", kName,
+                  static_cast<long long>(residual.elements()), static_cast<long long>(rows * outputs));
+    checks.expect(norm.data == nullptr || norm.elements() == inputs,
+                  "%s: a norm of %lld values came; %lld were expected", kName, static_cast<long long>(norm.elements()),
+                  static_cast<long long>(inputs));
+    checks.expect(rows < (1 << 24), "%s: %lld rows came; fewer than 2^24 were expected", kName,
+                  static_cast<long long>(rows));
+    if (!checks.ok()) return;
+
+    Linear op{};
+    op.level = level;
+    int64_t extents[kMostRank];
+    for (size_t i = 0; i < x.rank; ++i) extents[i] = x.extents[i];
+    extents[x.rank - 1] = outputs;
+    if (!write(api, checks, context, 0, extents, x.rank, &op.y) || rows == 0) return;
+    op.rows = static_cast<int>(rows);
+    op.inputs = static_cast<int>(inputs);
+    op.outputs = static_cast<int>(outputs);
+    op.padded = static_cast<int>(padded);
+    op.tiles = static_cast<int>(tiles);
+    op.swiglu = swiglu != 0;
+    op.blocks = Blocks;
+    op.x = x.as<float>();
+    op.norm = norm.as<float>();
+    op.epsilon = epsilon;
+    op.packed = packed.as<uint8_t>();
+    op.scale = scale.as<float>();
+    op.bias = bias.as<float>();
+    op.residual = residual.as<float>();
+
+    const size_t groups = static_cast<size_t>(rows) * (Blocks ? padded / kBlock : 1);
+    const size_t bytes = static_cast<size_t>(rows * padded), values = op.norm != nullptr ? rows * inputs : 0;
+    Scratch scratch;
+    if (!checks.expect(scratch.reserve(Scratch::size<int8_t>(bytes) + Scratch::size<float>(groups) +
+                                       Scratch::size<int32_t>(groups) + Scratch::size<float>(values)),
+                       "%s: no memory for %lld rows", kName, static_cast<long long>(rows))) {
+      return;
+    }
+    op.q = scratch.take<int8_t>(bytes);
+    op.amax = scratch.take<float>(groups);
+    op.offset = scratch.take<int32_t>(groups);
+    op.normed = scratch.take<float>(values);
+
+    struct Work {
+      Linear op;
+      Pieces pieces;
+    } work{op, Pieces(static_cast<int>((outputs + kTile - 1) / kTile))};
+    Phase phases[2] = {{[](void* state, int piece) {
+                          const Work& work = *static_cast<Work*>(state);
+                          work.op.level->quantize_row(work.op, piece);
+                        },
+                        &work, op.rows},
+                       {[](void* state, int piece) {
+                          const Work& work = *static_cast<Work*>(state);
+                          work.op.level->multiply_tiles(work.op, work.pieces.first(piece),
+                                                        work.pieces.first(piece + 1));
+                        },
+                        &work, work.pieces.count()}};
+    checks.add(quasar::run(api, context, phases, 2));
+  }
+};
+
+}  // namespace quasar
