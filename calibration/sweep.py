@@ -10,6 +10,7 @@ from typing import Any
 
 from calibration.engine_logits import engine_logits
 from calibration.fidelity import compare_several, torch_logits
+from calibration.precisions.registry import AUTO, DEFAULT_CHOICE, FLOAT, PRECISIONS, ladder, precision_of
 from calibration.report import Steps, float_texts
 from engines import load_engine
 from engines.costs import CURVE_ROWS, measure_interleaved
@@ -21,28 +22,28 @@ from quasar.errors import BuildError
 from quasar.files import sha256_file, write_json
 from quasar.text import Prompt
 
-_PRECISIONS = ("w8a8-static", "w8a8", "w8a8-block")
+# Coarsest first.
+_PRECISIONS = tuple(precision.choice for precision in PRECISIONS.values() if precision.is_quantized)
 _ALPHAS = ("off", "0.5", "auto")
 # Every combination: none / static / per token / blocks × smoothing × LM head.
 ALL_RECIPES = (
-    "fp32",
+    FLOAT.choice,
     *(
         f"{precision},alpha={alpha}{head}"
         for precision in _PRECISIONS
         for alpha in _ALPHAS
         for head in ("", ",head=float")
     ),
-    "auto,kl=0.01",
+    f"{AUTO},kl=0.01",
 )
 DEFAULT_RECIPES = (
-    "fp32",
-    *(f"w8a8,alpha={alpha}" for alpha in _ALPHAS),
-    "w8a8,alpha=auto,head=float",
-    "w8a8-block,alpha=auto",
-    "auto,kl=0.01",
+    FLOAT.choice,
+    *(f"{DEFAULT_CHOICE},alpha={alpha}" for alpha in _ALPHAS),
+    f"{DEFAULT_CHOICE},alpha=auto,head=float",
+    *(f"{precision.choice},alpha=auto" for precision in ladder()[1:-1]),
+    f"{AUTO},kl=0.01",
 )
 _WIDTHS = (1, 8)
-_INT8_SCALE_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +99,7 @@ def build_engines(model: str, output: Path, recipes: Sequence[str], calibration:
     directories = {}
     asked = {recipe: build_arguments(recipe) for recipe in recipes}
     for recipe, arguments in asked.items():
-        if calibration is not None and recipe != "fp32":
+        if calibration is not None and recipe != FLOAT.choice:
             arguments += ["--calibration", str(calibration)]
         directory = output / recipe.replace(",", "-").replace("=", "")
         built = (directory / "manifest.json").is_file()
@@ -193,12 +194,7 @@ def _measure_fidelity(
 
 def bytes_per_pass(spec: DecoderSpec, linears: dict[str, str]) -> int:
     """Bytes of weights and scales that a pass reads: every linear once. The KV cache and norms come on top."""
-    total = 0
-    for linear in spec.linears():
-        values = linear.inputs * linear.outputs
-        scales = {"float": 0, "w8a8-block": values // 32}.get(linears[linear.name], linear.outputs)
-        total += (4 if linears[linear.name] == "float" else 1) * values + _INT8_SCALE_BYTES * scales
-    return total
+    return sum(precision_of(linears[linear.name]).num_bytes(linear.outputs, linear.inputs) for linear in spec.linears())
 
 
 def _has_native(directory: Path) -> bool:

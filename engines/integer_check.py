@@ -4,13 +4,13 @@ A small Q/DQ graph, fused as the verifier's linears are, multiplies rows and col
 below 2^24, so float32 holds the exact answer.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engines.onnxruntime.options import session_options
+from quasar.numerics import QMAX
 
 INPUT, OUTPUT = "values", "sums"
 _ROWS, _INPUTS, _COLUMNS = 16, 512, 64
@@ -19,7 +19,7 @@ _ROWS, _INPUTS, _COLUMNS = 16, 512, 64
 def check_weights() -> NDArray[np.int8]:
     """int8 [512, 64]: columns of ±127, alternating signs, runs, and random values."""
     random = np.random.default_rng(7)
-    weights = random.integers(-127, 128, (_INPUTS, _COLUMNS)).astype(np.int8)
+    weights = random.integers(-QMAX, QMAX + 1, (_INPUTS, _COLUMNS)).astype(np.int8)
     index = np.arange(_INPUTS)
     for column, pattern in enumerate(_patterns(index)):
         weights[:, column] = pattern
@@ -29,7 +29,7 @@ def check_weights() -> NDArray[np.int8]:
 def check_inputs() -> NDArray[np.int8]:
     """int8 [16, 512]: the same patterns as rows."""
     random = np.random.default_rng(8)
-    inputs = random.integers(-127, 128, (_ROWS, _INPUTS)).astype(np.int8)
+    inputs = random.integers(-QMAX, QMAX + 1, (_ROWS, _INPUTS)).astype(np.int8)
     for row, pattern in enumerate(_patterns(np.arange(_INPUTS))):
         inputs[row] = pattern
     return inputs
@@ -58,20 +58,22 @@ def _patterns(index: NDArray[np.int_]) -> list[NDArray[np.int8]]:
     return [
         pattern.astype(np.int8)
         for pattern in (
-            np.full(_INPUTS, 127),
-            np.full(_INPUTS, -127),
-            127 * sign,
-            -127 * sign,
-            127 * runs,
-            np.where(index % 3 == 0, 127, 1),
-            np.where(index == 0, 127, 0),
+            np.full(_INPUTS, QMAX),
+            np.full(_INPUTS, -QMAX),
+            QMAX * sign,
+            -QMAX * sign,
+            QMAX * runs,
+            np.where(index % 3 == 0, QMAX, 1),
+            np.where(index == 0, QMAX, 0),
         )
     ]
 
 
-def runs_stock_integers(linears: Mapping[str, str], *, native: bool) -> bool:
-    """Whether ONNX Runtime's own integer kernels run any of these linears (name → precision).
+def runs_stock_integers(graph: Path) -> bool:
+    """Whether ONNX Runtime's own integer kernels run any linear of a lowered graph.
 
-    Native graphs leave it those with static scales; stock ones all that are not float.
+    They take quantized activations from QuantizeLinear, or quantize them themselves in MatMulNBits. The names of a
+    graph's operators stand in its file as they are.
     """
-    return any(precision == "w8a8-static" if native else precision != "float" for precision in linears.values())
+    content = graph.read_bytes()
+    return any(operator in content for operator in (b"QuantizeLinear", b"MatMulNBits"))

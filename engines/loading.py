@@ -172,7 +172,7 @@ def _record(directory: EngineDirectory, machine: Machine, threads: int, files: M
             files,
             contract,
             machine,
-            has_integers=runs_stock_integers(directory.manifest.linears, native=files.library is not None),
+            has_integers=runs_stock_integers(files.graph),
             threads=threads,
             brief=True,
         )

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calibration.precision_search import Bound
+from calibration.precisions.registry import AUTO
 from calibration.quantization import Quantization
-from calibration.recipe import LinearPrecision, Recipe, make_recipe, parse_alpha
+from calibration.recipe import Recipe, make_recipe, parse_alpha
 from calibration.report import checkpoint_hash
 from calibration.texts import (
     CALIBRATION_CONTINUATION_TOKENS,
@@ -179,7 +180,7 @@ class _Build:
 
     @property
     def _bound(self) -> Bound | None:
-        return bound_of(self._options) if self._options.precision == "auto" else None
+        return bound_of(self._options) if self._options.precision == AUTO else None
 
     @property
     def _graphs(self) -> OnnxRuntimeFiles:
@@ -194,13 +195,13 @@ class _Build:
         return MeasuredFiles.of(self._workspace.path, self._graphs, kernels)
 
     @property
-    def _linears(self) -> dict[str, LinearPrecision]:
+    def _linears(self) -> dict[str, str]:
         """Precision by linear, of the layers that the engine has."""
         return renumbered(self._recipe.linears, self._remaining)
 
     @property
     def _quantizes(self) -> bool:
-        return any(precision != "float" for precision in self._recipe.linears.values())
+        return self._recipe.quantizes
 
     @cached_property
     def _float_model(self) -> "torch.nn.Module":

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from calibration.recipe import LinearPrecision
+from calibration.precisions.base import NATIVE, ONNXRUNTIME, Operator, Refused
+from calibration.precisions.registry import precision_of
 from engines.manifest import OnnxRuntimeFiles
 from quasar.checkpoints import DecoderSpec
 
@@ -21,13 +22,14 @@ _ONNXRUNTIME = OnnxRuntimeFiles(
 )
 
 
-def onnxruntime_files(spec: DecoderSpec, linears: Mapping[str, LinearPrecision]) -> OnnxRuntimeFiles:
+def onnxruntime_files(spec: DecoderSpec, linears: Mapping[str, str]) -> OnnxRuntimeFiles:
     """ONNX Runtime's graphs of an engine with these layers and precisions; "" for those that it does not need."""
     from export.lowering import native_takes
 
     files = replace(_ONNXRUNTIME, probe_layers=min(_PROBE_LAYERS, spec.num_layers))
-    if "w8a8-block" not in linears.values():
+    precisions = [precision_of(name) for name in set(linears.values())]
+    if not any(isinstance(precision.lowering(ONNXRUNTIME), Operator) for precision in precisions):
         files = replace(files, weights="")
-    if native_takes(spec):
+    if native_takes(spec) and not any(isinstance(precision.lowering(NATIVE), Refused) for precision in precisions):
         return files
     return replace(files, native_graph="", native_probe="", native_weights="")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.recipe import LinearPrecision
+from calibration.precisions.registry import precision_of
 from calibration.texts import TokenizedText
 from engines.contract import Contract
 from engines.integer_check import runs_stock_integers
@@ -35,22 +35,23 @@ def probe(
     files: MeasuredFiles,
     stock: MeasuredFiles,
     contract: Contract,
-    linears: Mapping[str, LinearPrecision],
+    linears: Mapping[str, str],
     kernels: Kernels,
     reporter: Reporter,
 ) -> MachineRecord:
     """Integer matmuls, row invariance and costs with `kernels`; `stock`: the portable graph, which is checked too."""
     from engines.onnxruntime.executed import check_integer_matmuls, executed_kernels
 
-    stock_integers = runs_stock_integers(linears, native=files.library is not None)
+    stock_integers = runs_stock_integers(files.graph)
     with reporter.steps("probes and costs", count_steps(contract)) as step:
         record = measure_machine(
             files, contract, this_machine(0, kernels.name), has_integers=stock_integers, on_step=lambda what: step(1)
         )
-    if any(precision != "float" for precision in linears.values()):
+    integers = [name for name, precision in linears.items() if precision_of(precision).has_integer_activations]
+    if integers:
         # The portable path must not silently run in float, whatever runs here.
         ran = executed_kernels(stock.directory, stock.graph, contract, exact_integers=record.exact_integers)
-        check_integer_matmuls(ran, dict(linears))
+        check_integer_matmuls(ran, integers)
     return record
 
 

@@ -8,12 +8,12 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, PreconditionError
 
-from calibration.affine import QMAX
 from engines import contract as names
 from engines.contract import Contract
 from export import names as inner
 from export.builder import GraphBuilder, initializer
 from export.passes.prune import prune
+from quasar.numerics import QMAX
 
 ComputeType = Literal["float16", "bfloat16", "float32"]
 _TYPES = {

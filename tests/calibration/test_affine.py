@@ -3,11 +3,6 @@
 import numpy as np
 import onnx
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
-from onnx.reference import ReferenceEvaluator
-
 from calibration.affine import (
     AMAX_FLOOR,
     QuantizedWeight,
@@ -16,6 +11,10 @@ from calibration.affine import (
     quantize_tokens,
     quantize_weight,
 )
+from hypothesis import example, given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from onnx.reference import ReferenceEvaluator
 
 finite = st.floats(-1000, 1000, width=32)
 matrices = arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 9)), elements=finite)

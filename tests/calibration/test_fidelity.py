@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-
 from calibration.affine import quantize_tokens, quantize_weight
+
 from calibration.fidelity import Tally, compare, kl_nats, log_softmax
 from calibration.output_error import LinearSample
 from calibration.simulation import SimulatedLinear, apply_scale, round_weight, scale_of

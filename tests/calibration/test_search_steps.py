@@ -3,9 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-
 from calibration.affine import (
     BLOCK,
     dequantize_tokens,
@@ -13,6 +10,9 @@ from calibration.affine import (
     quantize_tokens,
     quantize_weight,
 )
+from hypothesis import given
+from hypothesis import strategies as st
+
 from calibration.output_error import LinearSample
 from calibration.ranges import clip_rows, static_range
 from calibration.reconstruction import reconstruct

@@ -3,9 +3,9 @@
 import numpy as np
 import onnx_ir as ir
 import pytest
+from calibration.affine import dequantize_tokens, quantize_tokens
 from onnx_ir.passes import PreconditionError
 
-from calibration.affine import dequantize_tokens, quantize_tokens
 from engines import contract as names
 from engines.integer_check import INPUT, OUTPUT, check_inputs
 from engines.onnxruntime.session import OnnxRuntimeSession

@@ -4,8 +4,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-
 from calibration.affine import dequantize_weight, quantize_weight
+
 from calibration.float_model import load_float_model
 from calibration.simulation import SimulatedLinear, module_of, simulated
 from engines.onnxruntime.executed import check_integer_matmuls, executed_kernels

@@ -5,12 +5,12 @@ import importlib
 import numpy as np
 import onnx
 import pytest
+from calibration.affine import quantize_tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from calibration.affine import quantize_tokens
 from engines.tree import ancestor_mask, depths
 from plugins import OPERATORS, operator
 from plugins.kv_compact import kv_compact, launch_arguments
