@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calibration.precision_search import Bound
-from calibration.precisions.registry import AUTO
+from calibration.precisions.base import NATIVE
+from calibration.precisions.registry import AUTO, refusal
 from calibration.quantization import Quantization
 from calibration.recipe import Recipe, make_recipe, parse_alpha
 from calibration.report import checkpoint_hash
@@ -152,7 +153,7 @@ class _Build:
             "weights": str(files[f"{CANONICAL}.data"]["sha256"]),
             "inputs": workspace.inputs_hash,
             "engine": manifest.engine_hash,
-            **cache_treatments(self._quantization_path if self._quantizes else None),
+            **cache_treatments(self._quantization_path if self._recipe.quantizes else None),
         }
         workspace.publish(replace(manifest, hashes=hashes).to_json())
 
@@ -160,7 +161,7 @@ class _Build:
         """Everything that follows from a quantization; `room`: the share of the bound that it aims at."""
         workspace = self._workspace
         calibration: dict[str, Any] = {}
-        if self._quantizes:
+        if self._recipe.quantizes:
             self._reporter.stage("calibrate", "activation statistics, smoothing, ranges and rounding")
             calibration = workspace.stage("calibrate", lambda: self._calibrate(room))
             self._recipe = Quantization.load(self._quantization_path).recipe(self._recipe)
@@ -170,8 +171,8 @@ class _Build:
         workspace.stage("lower", self._lower)
         self._reporter.stage("probe", "integer matmuls, row invariance, costs on this machine")
         record = MachineRecord.from_json(workspace.stage("probe", self._probe))
-        if self._kernels.reason:
-            self._reporter.stage("", f"measured on stock kernels: {self._kernels.reason}")
+        if reason := refusal(self._linears.values(), NATIVE) or self._kernels.reason:
+            self._reporter.stage("", f"measured on stock kernels: {reason}")
         if record.exact_integers:
             self._reporter.stage("", "this CPU's fast integer kernels saturate: exact, slower ones are used instead")
         self._reporter.stage("fidelity", "against the float model, on held-out prompts")
@@ -199,10 +200,6 @@ class _Build:
         """Precision by linear, of the layers that the engine has."""
         return renumbered(self._recipe.linears, self._remaining)
 
-    @property
-    def _quantizes(self) -> bool:
-        return self._recipe.quantizes
-
     @cached_property
     def _float_model(self) -> "torch.nn.Module":
         from calibration.float_model import load_float_model
@@ -218,7 +215,7 @@ class _Build:
             "alpha": self._recipe.alpha,
             "bound": str(self._bound or ""),
             "linears": sha256_json(self._recipe.linears),
-            "calibration": prompts_hash(self._calibration) if self._quantizes else "",
+            "calibration": prompts_hash(self._calibration) if self._recipe.quantizes else "",
             "contract": self._contract.to_json(),
             "tools": tool_versions(),
         }
@@ -266,7 +263,7 @@ class _Build:
         from export.weight_file import WeightFile
 
         directory = self._workspace.path
-        folder = self._quantization_path if self._quantizes else None
+        folder = self._quantization_path if self._recipe.quantizes else None
         prepared = prepared_weights(self._checkpoint, self._recipe, folder, self._remaining)
         with (
             WeightFile(directory / f"{CANONICAL}.data") as weights,

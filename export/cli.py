@@ -6,7 +6,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import click
 import typer
 
 from calibration.precisions.base import TENSORRT, Refused
@@ -18,6 +17,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from engines.tensorrt.library import LibraryName
+
+    _Precision = str
+else:
+    # The type of an option with choices, which typer reads when it runs.
+    _Precision = Literal[choices()]
 
 app = new_app("Build INT8 verifier engines for speculative decoding, and look into them.")
 
@@ -65,8 +69,8 @@ def build(
     ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="The engine directory to write.")],
     precision: Annotated[
-        str,
-        typer.Option(click_type=click.Choice(choices()), help=choices_help()),
+        _Precision,
+        typer.Option(help=choices_help()),
     ] = DEFAULT_CHOICE,
     max_kl: Annotated[
         float | None,

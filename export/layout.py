@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from calibration.precisions.base import NATIVE, ONNXRUNTIME, Operator, Refused
-from calibration.precisions.registry import precision_of
+from calibration.precisions.base import NATIVE, ONNXRUNTIME, Operator
+from calibration.precisions.registry import precision_of, refusal
 from engines.manifest import OnnxRuntimeFiles
 from quasar.checkpoints import DecoderSpec
 
@@ -27,9 +27,8 @@ def onnxruntime_files(spec: DecoderSpec, linears: Mapping[str, str]) -> OnnxRunt
     from export.lowering import native_takes
 
     files = replace(_ONNXRUNTIME, probe_layers=min(_PROBE_LAYERS, spec.num_layers))
-    precisions = [precision_of(name) for name in set(linears.values())]
-    if not any(isinstance(precision.lowering(ONNXRUNTIME), Operator) for precision in precisions):
+    if not any(isinstance(precision_of(name).lowering(ONNXRUNTIME), Operator) for name in set(linears.values())):
         files = replace(files, weights="")
-    if native_takes(spec) and not any(isinstance(precision.lowering(NATIVE), Refused) for precision in precisions):
+    if native_takes(spec) and not refusal(linears.values(), NATIVE):
         return files
     return replace(files, native_graph="", native_probe="", native_weights="")

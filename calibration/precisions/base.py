@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from numpy.typing import NDArray
 
-from quasar.numerics import Float32, Int8, QuantizedWeight, apply_scale, split
+from quasar.numerics import Float32, QuantizedWeight, apply_scale, split
 
 if TYPE_CHECKING:
     import torch
@@ -57,17 +57,17 @@ class Refused:
 class Operator:
     """A lowering: one operator in place of the canonical form.
 
-    `pack_weight` takes int8 [outputs, inputs], `pack_scale` the scales float32 [outputs, …]; None: the canonical tensor
-    is read as it is. Their flag says that the rows are gates and then ups of a SwiGLU that the operator takes in, as
-    native operators do. `attributes`: from (outputs, inputs).
+    Inputs are x, weight and scale; native operators also get bias, residual and norm (plugins/registry.py).
 
-    Inputs are x, weight, scale; native operators also get bias, residual and norm (plugins/registry.py).
+    Attributes:
+        pack: the quantized weight → the two tensors in the operator's order; None: the scale is read as it is. The flag
+            says that rows are gates and then ups of a SwiGLU that the operator takes in, as native operators do.
+        attributes: (outputs, inputs) → attributes of the node.
     """
 
     op_type: str
     domain: str
-    pack_weight: Callable[[Int8, bool], NDArray[Any]]
-    pack_scale: Callable[[Float32, bool], NDArray[Any]] | None = None
+    pack: Callable[[QuantizedWeight, bool], tuple[NDArray[Any], NDArray[Any] | None]]
     attributes: Callable[[int, int], dict[str, Any]] = field(default=lambda outputs, inputs: {})
 
 

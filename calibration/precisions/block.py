@@ -36,8 +36,7 @@ class InBlocks(Int8Weights):
         ONNXRUNTIME: Operator(
             op_type="MatMulNBits",
             domain="com.microsoft",
-            pack_weight=lambda values, swiglu: _columns(values),
-            pack_scale=lambda scale, swiglu: scale,
+            pack=lambda weight, swiglu: (_columns(weight.values), weight.scale),
             attributes=lambda outputs, inputs: {
                 "K": inputs,
                 "N": outputs,
@@ -49,8 +48,10 @@ class InBlocks(Int8Weights):
         NATIVE: Operator(
             op_type="W8A8BlockLinear",
             domain=DOMAIN,
-            pack_weight=lambda values, swiglu: pack_weight(values, swiglu=swiglu, blocks=True),
-            pack_scale=lambda scale, swiglu: pack_block_scales(scale, swiglu=swiglu),
+            pack=lambda weight, swiglu: (
+                pack_weight(weight.values, swiglu=swiglu, blocks=True),
+                pack_block_scales(weight.scale, swiglu=swiglu),
+            ),
         ),
         TENSORRT: Refused(reason="TensorRT has no INT8 matmul with a scale per block"),
     }

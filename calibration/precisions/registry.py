@@ -1,5 +1,7 @@
 """Every precision, and what `--precision` may ask for."""
 
+from collections.abc import Iterable
+
 from calibration.precisions.base import Precision, Refused
 from calibration.precisions.block import InBlocks
 from calibration.precisions.float import Float
@@ -50,6 +52,12 @@ def precisions_for(choice: str) -> tuple[Precision, ...]:
         if precision.choice == choice:
             return (precision,)
     raise BuildError(f"--precision is {choice!r}; {', '.join(choices())} were expected")
+
+
+def refusal(names: Iterable[str], backend: str) -> str:
+    """Why a back end cannot run linears of these precisions: the first sentence found, or "" if it can."""
+    lowerings = (precision_of(name).lowering(backend) for name in names)
+    return next((lowering.reason for lowering in lowerings if isinstance(lowering, Refused)), "")
 
 
 def choices_on(backend: str) -> str:

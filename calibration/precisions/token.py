@@ -39,7 +39,7 @@ class PerToken(Int8Weights):
         NATIVE: Operator(
             op_type="W8A8Linear",
             domain=DOMAIN,
-            pack_weight=lambda values, swiglu: pack_weight(values, swiglu=swiglu),
+            pack=lambda weight, swiglu: (pack_weight(weight.values, swiglu=swiglu), None),
         ),
         TENSORRT: AsItIs(),
     }

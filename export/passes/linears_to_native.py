@@ -56,10 +56,7 @@ class LinearsToNative(InPlacePass):
 
     def _lower(self, graph: ir.Graph, linear: _Linear) -> None:
         core, operator, swiglu = linear.core, linear.operator, linear.swiglu
-        packed, scale = self._weights.packed(core, operator, "packed", "packed_scales", swiglu=swiglu)
-        graph.register_initializer(packed)
-        if scale is not core.scale:
-            graph.register_initializer(scale)
+        packed, scale = self._weights.packed(graph, core, operator, "packed", "packed_scales", swiglu=swiglu)
         x, norm_weight, epsilon = core.x, None, 0.0
         if linear.norm is not None:
             x, norm_weight = input_of(linear.norm, 0), input_of(linear.norm, 1)

@@ -33,9 +33,7 @@ class LinearsToOnnxRuntime(InPlacePass):
         for linear, operator in linears_with_operator(graph, ONNXRUNTIME):
             assert linear.weight.shape is not None
             inputs, outputs = (int(extent) for extent in linear.weight.shape.numpy())
-            tensors = self._weights.packed(linear, operator, "columns", "column_scales")
-            for value in tensors:
-                graph.register_initializer(value)
+            tensors = self._weights.packed(graph, linear, operator, "columns", "column_scales")
             new = GraphBuilder()
             [product] = new.ops(
                 operator.op_type,

@@ -3,7 +3,6 @@
 import numpy as np
 import onnx_ir as ir
 import pytest
-from calibration.affine import dequantize_tokens, quantize_tokens
 from onnx_ir.passes import PreconditionError
 
 from engines import contract as names
@@ -12,6 +11,7 @@ from engines.onnxruntime.session import OnnxRuntimeSession
 from export.integer_check_graph import build_integer_check
 from export.passes import KeepLayers, LowerToOnnxRuntime, UnsignedActivations
 from quasar.checkpoints import open_checkpoint
+from quasar.numerics import dequantize_tokens, quantize_tokens
 from tests.graphs import contract_of, exact_session, export_graphs, lowered_session
 
 

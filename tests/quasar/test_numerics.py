@@ -3,7 +3,12 @@
 import numpy as np
 import onnx
 import pytest
-from calibration.affine import (
+from hypothesis import example, given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from onnx.reference import ReferenceEvaluator
+
+from quasar.numerics import (
     AMAX_FLOOR,
     QuantizedWeight,
     dequantize_tokens,
@@ -11,10 +16,6 @@ from calibration.affine import (
     quantize_tokens,
     quantize_weight,
 )
-from hypothesis import example, given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
-from onnx.reference import ReferenceEvaluator
 
 finite = st.floats(-1000, 1000, width=32)
 matrices = arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 9)), elements=finite)
