@@ -72,7 +72,7 @@ def _patterns(index: NDArray[np.int_]) -> list[NDArray[np.int8]]:
 def runs_stock_integers(graph: Path) -> bool:
     """Whether ONNX Runtime's own integer kernels run any linear of a lowered graph.
 
-    They take quantized activations from QuantizeLinear, or quantize them themselves in MatMulNBits. The names of a
+    They take quantized activations from QuantizeLinear, or MatMulNBits quantizes them itself. The names of a
     graph's operators stand in its file as they are.
     """
     content = graph.read_bytes()

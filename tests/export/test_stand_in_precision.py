@@ -12,9 +12,14 @@ from calibration.float_model import load_float_model
 from calibration.precisions.base import NATIVE, ONNXRUNTIME, TENSORRT, Operator, Refused
 from calibration.precisions.int8 import Int8Weights, dequantized
 from calibration.precisions.registry import PRECISIONS
+from calibration.quantization import quantize_model
+from calibration.recipe import make_recipe
+from calibration.search import STEPS
 from calibration.simulation import SimulatedLinear, module_of, simulated
+from calibration.texts import TokenizedText
 from engines import load_engine
 from export.compile import CompileOptions, compile_engine
+from export.options import Silent
 from quasar.checkpoints import open_checkpoint
 from quasar.errors import BuildError
 from quasar.numerics import BLOCK
@@ -93,6 +98,12 @@ def test_it_generates_on_stock_kernels_and_is_refused_elsewhere(engine):
         compile_engine(CompileOptions(directory=engine, backend="tensorrt-rtx", compute_capabilities=("8.9",)))
 
 
-def test_the_search_takes_it(tiny_model, build_engine, engine):
-    searched = build_engine(tiny_model, precision=WeightsAlone.choice)
-    assert load_engine(searched).directory.manifest.calibration["search"]["steps"]
+def test_the_search_takes_it(engine, tiny_model, tmp_path):
+    checkpoint = open_checkpoint(str(tiny_model))
+    random, spec = np.random.default_rng(0), checkpoint.spec
+    tokens = random.integers(0, spec.vocab_size, (8, 32)).tolist()
+    texts = [TokenizedText(prompt=tuple(row[:20]), continuation=tuple(row[20:])) for row in tokens]
+    recipe = make_recipe(spec, precision=WeightsAlone.choice, alpha="auto")
+    found = quantize_model(load_float_model(checkpoint), spec, recipe, texts, tmp_path, Silent().steps)
+    assert [step["step"] for step in found.record["search"]["steps"]] == ["alpha 0.5", *STEPS]
+    assert all(figure.sqnr_db > 30 for figure in found.figures.values())
