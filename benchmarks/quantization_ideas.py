@@ -19,7 +19,7 @@ from calibration.candidate import Candidate
 from calibration.fidelity import LogitsReader, compare_several, torch_logits
 from calibration.float_model import load_float_model
 from calibration.held_back import HeldBack, hold_back
-from calibration.recipe import LinearPrecision, make_recipe
+from calibration.recipe import make_recipe
 from calibration.search import STEPS, Search
 from calibration.simulation import LinearForm, SimulatedLinear, simulated
 from calibration.statistics import collect_statistics
@@ -41,8 +41,6 @@ _MOST_PROMPT_TOKENS = 512
 class Clipped:
     """Activations that saturate at 95 % of their row's amax."""
 
-    precision: LinearPrecision = "w8a8-token"
-
     def __init__(self, form: SimulatedLinear) -> None:
         self._form = form
 
@@ -57,8 +55,6 @@ class Clipped:
 
 class Corrected:
     """A bias that takes back the mean error of every output over the calibration sample."""
-
-    precision: LinearPrecision = "w8a8-token"
 
     def __init__(self, form: SimulatedLinear, x: "torch.Tensor", weight: "torch.Tensor") -> None:
         self._form = form

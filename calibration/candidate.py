@@ -5,10 +5,11 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+from calibration.precisions.registry import FLOAT, precision_of
 from calibration.quantized_folder import QuantizedFolder
-from calibration.recipe import LinearPrecision
-from calibration.simulation import SimulatedLinear, apply_scale
+from calibration.simulation import SimulatedLinear
 from calibration.smoothing import SmoothingFactors
+from quasar.numerics import apply_scale
 
 if TYPE_CHECKING:
     import torch
@@ -19,11 +20,11 @@ class LinearChoice:
     """How one linear is quantized.
 
     `alpha`: SmoothQuant's, None without smoothing; `smoothing` "refined": from there, channel by channel.
-    `range`: "max", "clipped" (weights, row by row), or of w8a8-static's activations a percentile.
+    `precision`: its name. `range`: "max", "clipped" (weights, row by row), or of static activations a percentile.
     `static_scale`: theirs, else 0.
     """
 
-    precision: LinearPrecision
+    precision: str
     alpha: float | None = None
     smoothing: Literal["off", "alpha", "refined"] = "off"
     range: str = "max"
@@ -45,30 +46,31 @@ class Candidate:
     folders: Mapping[str, QuantizedFolder]
 
     def simulated(self) -> dict[str, SimulatedLinear]:
-        """What `simulation.simulated` takes."""
+        """What `simulation.simulated` takes: the quantized linears."""
         return {
             name: SimulatedLinear(
-                precision=choice.precision,
+                precision=precision_of(choice.precision),
                 weight=partial(self._weight, name),
                 factor=self.factors[name],
                 static_scale=choice.static_scale,
             )
             for name, choice in self.choices.items()
+            if name in self.folders
         }
 
-    def with_precisions(self, precisions: Mapping[str, LinearPrecision], blocks: "Candidate") -> "Candidate":
-        """This one, with linears of `blocks` where those are asked for, and others float."""
-        named = {name: blocks if precision == "w8a8-block" else self for name, precision in precisions.items()}
+    def with_precisions(self, precisions: Mapping[str, str], raised: Mapping[str, "Candidate"]) -> "Candidate":
+        """This one, with linears of the candidates `raised`, by precision, where those are asked for; others float."""
+        sources = {
+            name: raised.get(precision, self) for name, precision in precisions.items() if precision != FLOAT.name
+        }
         return Candidate(
             name="mixed",
             choices={
-                name: LinearChoice(precision="float") if precisions[name] == "float" else source.choices[name]
-                for name, source in named.items()
+                name: sources[name].choices[name] if name in sources else LinearChoice(precision=FLOAT.name)
+                for name in precisions
             },
-            factors={
-                name: None if precisions[name] == "float" else source.factors[name] for name, source in named.items()
-            },
-            folders={name: source.folders[name] for name, source in named.items() if precisions[name] != "float"},
+            factors={name: sources[name].factors[name] if name in sources else None for name in precisions},
+            folders={name: source.folders[name] for name, source in sources.items()},
         )
 
     def smoothing_factors(self) -> SmoothingFactors:
@@ -78,4 +80,5 @@ class Candidate:
         )
 
     def _weight(self, name: str) -> "torch.Tensor":
-        return apply_scale(*self.folders[name].load(name))
+        values, scale = self.folders[name].load(name)
+        return apply_scale(values.float(), scale)

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from calibration.recipe import LinearPrecision
-from calibration.simulation import apply_scale, round_activations, round_weight, scale_of
+from calibration.precisions.base import Precision
+from quasar.numerics import static_scale_of
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +39,7 @@ class LinearSample:
 
     def error(
         self,
-        precision: LinearPrecision,
+        precision: Precision,
         factor: "torch.Tensor | None",
         *,
         clip: "torch.Tensor | None" = None,
@@ -50,17 +50,16 @@ class LinearSample:
         Args:
             factor: smoothing factor float32 [inputs].
             clip: share of each row's amax that its integers span, float32 [outputs]; None: all of it.
-            static_scale: of w8a8-static; None: by the largest activation of the sample.
+            static_scale: of activations, where the precision has one; None: by the largest of the sample.
         """
         x = self.x if factor is None else self.x / factor
         weight = self.weight if factor is None else self.weight * factor
-        scale = scale_of(weight, precision)
+        scale = precision.scales_of(weight)
         if clip is not None:
             scale = scale * clip[:, None]
-        if precision == "w8a8-static" and static_scale is None:
-            static_scale = float(x.abs().max()) / 127
-        rounded = apply_scale(round_weight(weight, scale), scale)
-        y = round_activations(x, precision, static_scale or 0.0) @ rounded.t()
+        if precision.has_static_scale and static_scale is None:
+            static_scale = static_scale_of(float(x.abs().max()))
+        y = precision.simulate(x, precision.rounded(weight, scale), static_scale or 0.0)
         exact = self.x @ self.weight.t()
         u = self.token_weights[:, None]
         return float((u * (y - exact).square_()).sum() / (u * exact.square_()).sum().clamp_min(1e-30))

@@ -1,18 +1,17 @@
 """Mixed precision: the linears that cost most KL are raised until the verifier is as faithful as asked.
 
-The ladder of a linear is W8A8 per token → W8A8 in blocks of 32 → float. The next step is always the one that gains most
-KL for a millisecond of a pass on this machine; gains are estimated for each linear alone (`calibration.sensitivity`),
-and what was raised is then measured as a whole on held-back text.
+A linear climbs the ladder of `calibration.precisions`: W8A8 per token → W8A8 in blocks of 32 → float. The next step is
+always the one that gains most KL for a millisecond of a pass on this machine; gains are estimated for each linear alone
+(`calibration.sensitivity`), and what was raised is then measured as a whole on held-back text.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from calibration.affine import BLOCK
 from calibration.candidate import Candidate
 from calibration.held_back import Divergence, HeldBack
-from calibration.recipe import LinearPrecision
+from calibration.precisions.registry import FLOAT, ladder
 from calibration.search import Progress, Search, StepFigures
 from calibration.sensitivity import Sensitivities, measure_sensitivities
 from calibration.simulation import SimulatedLinear
@@ -22,9 +21,8 @@ from quasar.errors import BuildError
 if TYPE_CHECKING:
     import torch
 
-LADDER: tuple[LinearPrecision, ...] = ("w8a8-token", "w8a8-block", "float")
 # Milliseconds of a linear in a pass, by linear name and precision.
-Prices = Mapping[str, Mapping[LinearPrecision, float]]
+Prices = Mapping[str, Mapping[str, float]]
 # A step that costs less is as good as free.
 _FREE_MS = 1e-3
 
@@ -78,53 +76,57 @@ def raise_precisions(
     reached = search.measure(base, held_back)
     if target.met(reached.kl, reached.top1):
         return base, []
-    in_blocks = {
-        linear.name: LADDER[1]
-        for linear in spec.linears()
-        if linear.name in base.choices and linear.inputs % BLOCK == 0
-    }
-    blocks = search.raised(base, "blocks", in_blocks)
-    forms: dict[str, dict[LinearPrecision, SimulatedLinear]] = {
-        name: {LADDER[0]: form} for name, form in base.simulated().items()
-    }
-    for name in in_blocks:
-        forms[name][LADDER[1]] = blocks.simulated()[name]
+    first, *higher = [rung for rung in ladder() if rung is not FLOAT]
+    forms: dict[str, dict[str, SimulatedLinear]] = {name: {first.name: form} for name, form in base.simulated().items()}
+    raised: dict[str, Candidate] = {}
+    for rung in higher:
+        fitting = [
+            linear.name
+            for linear in spec.linears()
+            if linear.name in base.choices and linear.inputs % rung.input_multiple == 0
+        ]
+        raised[rung.name] = search.raised(base, rung, fitting)
+        simulated = raised[rung.name].simulated()
+        for name in fitting:
+            forms[name][rung.name] = simulated[name]
     with progress("sensitivities", len(held_back.texts)) as step:
         costs = measure_sensitivities(model, spec, held_back.texts, forms, on_text=step)
-    ladder = _Ladder(costs, prices)
+    climb = _Climb(costs, prices)
     candidate, trace = base, []
     at_least = 1
     while not target.met(reached.kl, reached.top1):
-        ladder.raise_until(target, reached, at_least)
-        if ladder.is_at_top:
+        climb.raise_until(target, reached, at_least)
+        if climb.is_at_top:
             raise BuildError(
                 f"the bound ({target} on held-back calibration text) is met by no engine with an INT8 linear: the "
-                f"best reached KL {reached.kl:.2g}, top-1 {reached.top1:.4f}; ask for less, or take --precision fp32"
+                f"best reached KL {reached.kl:.2g}, top-1 {reached.top1:.4f}; ask for less, or take "
+                f"--precision {FLOAT.choice}"
             )
         # Where the estimate is too hopeful, steps get longer.
         at_least *= 2
-        candidate = base.with_precisions(ladder.precisions, blocks)
+        candidate = base.with_precisions(climb.precisions, raised)
         reached = search.measure(candidate, held_back)
-        name = f"{ladder.num_raised} linears raised"
+        name = f"{climb.num_raised} linears raised"
         trace.append(StepFigures(step=name, kl=reached.kl, top1=reached.top1, kept=True))
     return candidate, trace
 
 
-class _Ladder:
+class _Climb:
     """Where each linear stands, and which step is next."""
 
     def __init__(self, costs: Sensitivities, prices: Prices) -> None:
-        self._costs = {name: {**by_precision, LADDER[2]: 0.0} for name, by_precision in costs.items()}
+        self._rungs = [precision.name for precision in ladder()]
+        self._costs = {name: {**by_precision, FLOAT.name: 0.0} for name, by_precision in costs.items()}
         self._prices = prices
-        self.precisions: dict[str, LinearPrecision] = dict.fromkeys(costs, LADDER[0])
+        self.precisions = dict.fromkeys(costs, self._rungs[0])
 
     @property
     def num_raised(self) -> int:
-        return sum(precision != LADDER[0] for precision in self.precisions.values())
+        return sum(precision != self._rungs[0] for precision in self.precisions.values())
 
     @property
     def is_at_top(self) -> bool:
-        return all(precision == LADDER[2] for precision in self.precisions.values())
+        return all(precision == FLOAT.name for precision in self.precisions.values())
 
     @property
     def _estimate(self) -> float:
@@ -139,13 +141,13 @@ class _Ladder:
             _, name, precision = max(
                 (self._gain(name, now, then), name, then)
                 for name, now in self.precisions.items()
-                for then in LADDER[LADDER.index(now) + 1 :]
+                for then in self._rungs[self._rungs.index(now) + 1 :]
                 if then in self._costs[name]
             )
             self.precisions[name] = precision
             steps += 1
 
-    def _gain(self, name: str, now: LinearPrecision, then: LinearPrecision) -> float:
+    def _gain(self, name: str, now: str, then: str) -> float:
         """Nats for a millisecond."""
         costs, prices = self._costs[name], self._prices[name]
         return (costs[now] - costs[then]) / max(prices[then] - prices[now], _FREE_MS)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from calibration.affine import QuantizedWeight
 from calibration.candidate import Candidate, LinearChoice
 from calibration.held_back import HeldBack, hold_back
 from calibration.precision_search import Bound, Prices, raise_precisions
+from calibration.precisions.registry import FLOAT
 from calibration.quantized_folder import QuantizedFolder
 from calibration.recipe import Recipe
 from calibration.search import Progress, Search
@@ -21,6 +21,7 @@ from calibration.statistics import ActivationStatistics, collect_statistics
 from calibration.texts import TokenizedText
 from quasar.checkpoints import DecoderSpec
 from quasar.files import atomic_path, write_json
+from quasar.numerics import QuantizedWeight
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +48,7 @@ class Quantization:
 
     @property
     def static_scales(self) -> dict[str, float]:
-        """Of the activations of w8a8-static linears."""
+        """Of the activations of linears that have one scale for all of them; 0 of others."""
         return {name: choice.static_scale for name, choice in self.choices.items()}
 
     def save(self, folder: Path) -> None:
@@ -153,7 +154,7 @@ def _figures(
     with progress("figures", len(recipe.linears)) as step:
         for linear in spec.linears():
             sample, amax = search.sample(linear).fewer_tokens(), torch.from_numpy(statistics.amax[linear.name])
-            choice = best.choices.get(linear.name, LinearChoice(precision="float"))
+            choice = best.choices.get(linear.name, LinearChoice(precision=FLOAT.name))
             figures[linear.name] = linear_figures(sample, choice, simulated.get(linear.name), amax)
             step(1)
     return figures

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from calibration.affine import Float32, QuantizedWeight
+from quasar.numerics import Float32, QuantizedWeight
 
 if TYPE_CHECKING:
     import torch

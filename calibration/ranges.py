@@ -3,19 +3,18 @@
 from typing import TYPE_CHECKING
 
 from calibration.output_error import LinearSample
-from calibration.simulation import apply_scale, round_weight, scale_of
+from calibration.precisions.base import Precision
+from quasar.numerics import static_scale_of
 
 if TYPE_CHECKING:
     import torch
-
-    from calibration.recipe import LinearPrecision
 
 _SHARES = (1.0, 0.95, 0.9, 0.85, 0.8)
 # Of the activations' magnitudes, in percent; 100 is the largest.
 _PERCENTILES = (100.0, 99.999, 99.99, 99.9, 99.5)
 
 
-def clip_rows(sample: LinearSample, factor: "torch.Tensor | None", precision: "LinearPrecision") -> "torch.Tensor":
+def clip_rows(sample: LinearSample, factor: "torch.Tensor | None", precision: Precision) -> "torch.Tensor":
     """The share of each row's amax with the smallest squared error of the row's output, float32 [outputs].
 
     An input's rounding error counts by its mean square, as if errors were independent.
@@ -25,19 +24,21 @@ def clip_rows(sample: LinearSample, factor: "torch.Tensor | None", precision: "L
     x = sample.x if factor is None else sample.x / factor
     weight = sample.weight if factor is None else sample.weight * factor
     inputs = (sample.token_weights[:, None] * x.square()).mean(0)
-    scale = scale_of(weight, precision)
+    scale = precision.scales_of(weight)
     best = torch.ones(len(weight))
     least = torch.full((len(weight),), torch.inf)
     for share in _SHARES:
         clipped = scale * share
-        error = (apply_scale(round_weight(weight, clipped), clipped) - weight).square_() @ inputs
+        error = (precision.rounded(weight, clipped) - weight).square_() @ inputs
         better = error < least
         best[better], least[better] = share, error[better]
     return best
 
 
-def static_range(sample: LinearSample, factor: "torch.Tensor | None", amax: float) -> tuple[float, str]:
-    """The scale of w8a8-static with the smallest output error, and its name: "max", or a percentile of the sample.
+def static_range(
+    sample: LinearSample, factor: "torch.Tensor | None", precision: Precision, amax: float
+) -> tuple[float, str]:
+    """The static scale with the smallest output error, and its name: "max", or a percentile of the sample.
 
     `amax`: the largest smoothed activation of all that calibration saw.
     """
@@ -47,6 +48,6 @@ def static_range(sample: LinearSample, factor: "torch.Tensor | None", amax: floa
     candidates = [
         (amax if percent == 100 else float(np.percentile(magnitudes, percent)), percent) for percent in _PERCENTILES
     ]
-    errors = [sample.error("w8a8-static", factor, static_scale=max(largest, 2**-14) / 127) for largest, _ in candidates]
+    errors = [sample.error(precision, factor, static_scale=static_scale_of(largest)) for largest, _ in candidates]
     largest, percent = candidates[errors.index(min(errors))]
-    return max(largest, 2**-14) / 127, "max" if percent == 100 else f"percentile {percent:g}"
+    return static_scale_of(largest), "max" if percent == 100 else f"percentile {percent:g}"

@@ -5,39 +5,37 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from calibration.affine import BLOCK
+from calibration.precisions.registry import DEFAULT_CHOICE, FLOAT, precision_of, precisions_for
 from quasar.checkpoints import DecoderSpec
 from quasar.errors import BuildError
 
-Precision = Literal["w8a8", "w8a8-static", "w8a8-block", "auto", "fp32"]
-LinearPrecision = Literal["w8a8-static", "w8a8-token", "w8a8-block", "float"]
-
 Alpha = float | Literal["auto", "off"]
-# What a precision begins with in every linear; "auto" raises some of them from there.
-_EVERYWHERE: dict[Precision, LinearPrecision] = {
-    "w8a8": "w8a8-token",
-    "w8a8-static": "w8a8-static",
-    "w8a8-block": "w8a8-block",
-    "auto": "w8a8-token",
-    "fp32": "float",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """How a model is quantized: precision per linear (by name, in graph order) and SmoothQuant's alpha.
+    """How a model is quantized: what `--precision` asked for, a precision per linear (names, in graph order), alpha.
 
-    `alpha`: "auto" is searched (`calibration.search`), "off" does not smooth.
+    `alpha` is SmoothQuant's: "auto" is searched (`calibration.search`), "off" does not smooth.
     """
 
-    precision: Precision
+    precision: str
     alpha: Alpha
-    linears: dict[str, LinearPrecision]
+    linears: dict[str, str]
+
+    def is_quantized(self, linear: str) -> bool:
+        """Whether a linear gets integer weights."""
+        return precision_of(self.linears[linear]).is_quantized
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether any linear gets integer weights."""
+        return any(map(self.is_quantized, self.linears))
 
     @property
     def float_linears(self) -> frozenset[str]:
         """Linears that keep their float weights."""
-        return frozenset(name for name, precision in self.linears.items() if precision == "float")
+        return frozenset(name for name in self.linears if not self.is_quantized(name))
 
 
 def parse_alpha(text: str | float | None) -> Alpha:
@@ -57,10 +55,10 @@ def parse_alpha(text: str | float | None) -> Alpha:
     return alpha
 
 
-def make_recipe(spec: DecoderSpec, *, precision: Precision, alpha: Alpha, keep_float: Sequence[str] = ()) -> Recipe:
+def make_recipe(spec: DecoderSpec, *, precision: str, alpha: Alpha, keep_float: Sequence[str] = ()) -> Recipe:
     """The recipe for a spec. A `keep_float` pattern (shell style) names linears, fused or as in the checkpoint.
 
-    Raises `BuildError` for a pattern that matches nothing, and for blocks where inputs are no multiple of 32.
+    Raises `BuildError` for a pattern that matches nothing, and for inputs that a precision cannot split into blocks.
     """
     kept: set[str] = set()
     for pattern in keep_float:
@@ -75,13 +73,13 @@ def make_recipe(spec: DecoderSpec, *, precision: Precision, alpha: Alpha, keep_f
                 "layers.0.self_attn.qkv_proj, layers.0.mlp.down_proj and lm_head"
             )
         kept |= matches
-    linears: dict[str, LinearPrecision] = {
-        linear.name: "float" if linear.name in kept else _EVERYWHERE[precision] for linear in spec.linears()
-    }
+    everywhere = precisions_for(precision)[0]
+    linears = {linear.name: FLOAT if linear.name in kept else everywhere for linear in spec.linears()}
     for linear in spec.linears():
-        if linears[linear.name] == "w8a8-block" and linear.inputs % BLOCK:
+        multiple = linears[linear.name].input_multiple
+        if linear.inputs % multiple:
             raise BuildError(
-                f"{linear.name} has {linear.inputs} inputs; --precision w8a8-block needs a multiple of {BLOCK}: "
-                f"keep it float (--keep-float {linear.name}), or take --precision w8a8"
+                f"{linear.name} has {linear.inputs} inputs; --precision {precision} needs a multiple of {multiple}: "
+                f"keep it float (--keep-float {linear.name}), or take --precision {DEFAULT_CHOICE}"
             )
-    return Recipe(precision=precision, alpha=alpha, linears=linears)
+    return Recipe(precision=precision, alpha=alpha, linears={name: chosen.name for name, chosen in linears.items()})

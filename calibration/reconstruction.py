@@ -6,7 +6,7 @@ by one and what is lost is added, weighed by H⁻¹, to the columns that follow.
 
 from typing import TYPE_CHECKING
 
-from calibration.affine import QMAX
+from calibration.precisions.base import Precision
 
 if TYPE_CHECKING:
     import torch
@@ -17,13 +17,16 @@ _DAMPING = 0.01
 _COLUMNS_AT_ONCE = 64
 
 
-def reconstruct(weight: "torch.Tensor", scale: "torch.Tensor", x: "torch.Tensor") -> "torch.Tensor":
+def reconstruct(
+    weight: "torch.Tensor", scale: "torch.Tensor", x: "torch.Tensor", precision: Precision
+) -> "torch.Tensor":
     """Integers int8 [outputs, inputs] that stand for `weight` under `scale` with a small error of x Wᵀ.
 
     Args:
         weight: float32 [outputs, inputs], smoothed.
         scale: float32 [outputs, scales], each of inputs / scales inputs side by side.
         x: the linear's inputs, smoothed, float32 [tokens, inputs].
+        precision: whose integers these are.
     """
     import torch
 
@@ -45,7 +48,7 @@ def reconstruct(weight: "torch.Tensor", scale: "torch.Tensor", x: "torch.Tensor"
         errors = torch.empty_like(block)
         for column in range(stop - start):
             row, step = u[start + column], scales[of_input[start + column]]
-            rounded = (block[column] / step).round_().clamp_(-QMAX, QMAX)
+            rounded = precision.nearest(block[column], step)
             values[start + column] = rounded.to(torch.int8)
             errors[column] = (block[column] - rounded.mul_(step)) / row[start + column]
             block[column + 1 :].addr_(row[start + column + 1 : stop], errors[column], alpha=-1)

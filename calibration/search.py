@@ -9,7 +9,7 @@ divergence from the float model on held-back calibration text agrees:
     reconstructed rounding   `calibration.reconstruction`
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,16 +19,19 @@ from typing import TYPE_CHECKING, Any
 from calibration.candidate import Candidate, LinearChoice
 from calibration.held_back import Divergence, HeldBack
 from calibration.output_error import LinearSample
+from calibration.precisions.base import Precision
+from calibration.precisions.registry import precision_of
 from calibration.quantized_folder import QuantizedFolder
 from calibration.ranges import clip_rows, static_range
-from calibration.recipe import LinearPrecision, Recipe
+from calibration.recipe import Recipe
 from calibration.reconstruction import reconstruct
 from calibration.refinement import refine_factor
-from calibration.simulation import module_of, round_weight, scale_of, simulated
+from calibration.simulation import module_of, simulated
 from calibration.smoothing import group_factor, tie_of
 from calibration.statistics import ActivationStatistics
 from quasar.checkpoints import DecoderSpec
 from quasar.checkpoints.spec import Linear
+from quasar.numerics import static_scale_of
 
 if TYPE_CHECKING:
     import torch
@@ -121,17 +124,17 @@ class Search:
         with simulated(self._model, self._spec, candidate.simulated()):
             return held_back.measure()
 
-    def raised(self, base: Candidate, name: str, precisions: Mapping[str, LinearPrecision]) -> Candidate:
-        """`base` with some linears at other precisions, with or without its factors, whichever loses less."""
+    def raised(self, base: Candidate, precision: Precision, linears: Collection[str]) -> Candidate:
+        """`base` with some linears at another precision, with or without its factors, whichever loses less."""
 
         def choose(linear: Linear, sample: LinearSample) -> _Plan:
-            precision, factor, thin = precisions[linear.name], base.factors[linear.name], sample.thinned()
-            choice = replace(base.choices[linear.name], precision=precision, range="max", static_scale=0.0)
+            factor, thin = base.factors[linear.name], sample.thinned()
+            choice = replace(base.choices[linear.name], precision=precision.name, range="max", static_scale=0.0)
             if factor is not None and thin.error(precision, None) < thin.error(precision, factor):
                 choice, factor = replace(choice, alpha=None, smoothing="off"), None
             return _Plan(choice, factor)
 
-        return self._candidate(name, choose, only=set(precisions), base=base)
+        return self._candidate(precision.label, choose, only=set(linears), base=base)
 
     def sample(self, linear: Linear) -> LinearSample:
         """The linear's weight, and inputs that calibration saw."""
@@ -154,32 +157,31 @@ class Search:
         linears = [
             linear
             for linear in self._spec.linears()
-            if (linear.name in only if only is not None else self._recipe.linears[linear.name] != "float")
+            if (linear.name in only if only is not None else self._recipe.is_quantized(linear.name))
         ]
         with self._progress(name, len(linears)) as step:
             for linear in linears:
                 sample = self.sample(linear)
                 plan = choose(linear, sample)
                 choices[linear.name], factors[linear.name] = plan.choice, plan.factor
-                if plan.choice.precision == "float":
-                    factors[linear.name] = None
-                else:
-                    self._quantize(linear.name, sample, plan, folder)
-                    folders[linear.name] = folder
+                self._quantize(linear.name, sample, plan, folder)
+                folders[linear.name] = folder
                 step(1)
         return Candidate(name=name, choices=choices, factors=factors, folders=folders)
 
     def _quantize(self, name: str, sample: LinearSample, plan: _Plan, folder: QuantizedFolder) -> None:
         weight = sample.weight if plan.factor is None else sample.weight * plan.factor
-        scale = scale_of(weight, plan.choice.precision)
+        precision = precision_of(plan.choice.precision)
+        scale = precision.scales_of(weight)
         if plan.clip is not None:
             scale = scale * plan.clip[:, None]
         if plan.choice.rounding == "reconstructed":
-            values = reconstruct(weight, scale, sample.x if plan.factor is None else sample.x / plan.factor)
+            x = sample.x if plan.factor is None else sample.x / plan.factor
+            values = reconstruct(weight, scale, x, precision)
         else:
             import torch
 
-            values = round_weight(weight, scale).to(torch.int8)
+            values = precision.round_weight(weight, scale).to(torch.int8)
         folder.save(name, values, scale)
 
     def _fixed(self, alpha: float | None, linear: Linear, sample: LinearSample) -> _Plan:
@@ -187,12 +189,12 @@ class Search:
         choice = LinearChoice(
             precision=self._recipe.linears[linear.name], alpha=alpha, smoothing="off" if alpha is None else "alpha"
         )
-        if choice.precision == "w8a8-static":
-            choice = replace(choice, static_scale=max(self._largest(linear, factor), 2**-14) / 127)
+        if precision_of(choice.precision).has_static_scale:
+            choice = replace(choice, static_scale=static_scale_of(self._largest(linear, factor)))
         return _Plan(choice, factor)
 
     def _best_alpha(self, _: Candidate, linear: Linear, sample: LinearSample) -> _Plan:
-        precision, thin = self._recipe.linears[linear.name], sample.thinned()
+        precision, thin = precision_of(self._recipe.linears[linear.name]), sample.thinned()
         factors = {alpha: self._factor(linear, sample, alpha) for alpha in (None, *_ALPHAS)}
         errors = {alpha: thin.error(precision, factor) for alpha, factor in factors.items()}
         alpha = min(errors, key=lambda one: errors[one])
@@ -200,34 +202,37 @@ class Search:
 
     def _refined(self, base: Candidate, linear: Linear, sample: LinearSample) -> _Plan:
         choice, factor = base.choices[linear.name], base.factors[linear.name]
-        if choice.precision == "w8a8-token":
+        precision = precision_of(choice.precision)
+        if precision.refines_factors:
             import torch
 
             tie = tie_of(self._spec, linear.name)
             start = torch.ones(linear.inputs) if factor is None else factor
             refined = refine_factor(start, sample.x, sample.weight, sample.token_weights, tie)
             thin = sample.thinned()
-            if thin.error(choice.precision, refined) < thin.error(choice.precision, factor):
+            if thin.error(precision, refined) < thin.error(precision, factor):
                 choice, factor = replace(choice, smoothing="refined"), refined
         return self._with_ranges(linear, sample, choice, factor)
 
     def _reconstructed(self, base: Candidate, linear: Linear, sample: LinearSample) -> _Plan:
         choice, factor = base.choices[linear.name], base.factors[linear.name]
-        clip = clip_rows(sample, factor, choice.precision) if choice.range == "clipped" else None
+        precision = precision_of(choice.precision)
+        clip = clip_rows(sample, factor, precision) if choice.range == "clipped" else None
         return _Plan(replace(choice, rounding="reconstructed"), factor, clip)
 
     def _with_ranges(
         self, linear: Linear, sample: LinearSample, choice: LinearChoice, factor: "torch.Tensor | None"
     ) -> _Plan:
-        if choice.precision == "w8a8-static":
-            scale, name = static_range(sample.thinned(), factor, self._largest(linear, factor))
+        precision = precision_of(choice.precision)
+        if precision.has_static_scale:
+            scale, name = static_range(sample.thinned(), factor, precision, self._largest(linear, factor))
             return _Plan(replace(choice, range=name, static_scale=scale), factor)
-        if choice.precision == "w8a8-block" or not self._clip_weights:
+        if not (precision.clips_weights and self._clip_weights):
             return _Plan(choice, factor)
         thin = sample.thinned()
-        clip = clip_rows(thin, factor, choice.precision)
-        if thin.error(choice.precision, factor, clip=clip) < thin.error(choice.precision, factor):
-            return _Plan(replace(choice, range="clipped"), factor, clip_rows(sample, factor, choice.precision))
+        clip = clip_rows(thin, factor, precision)
+        if thin.error(precision, factor, clip=clip) < thin.error(precision, factor):
+            return _Plan(replace(choice, range="clipped"), factor, clip_rows(sample, factor, precision))
         return _Plan(replace(choice, range="max"), factor)
 
     def _factor(self, linear: Linear, sample: LinearSample, alpha: float | None) -> "torch.Tensor | None":

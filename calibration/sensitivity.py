@@ -8,7 +8,6 @@ for the second derivative. One backward pass gives g for every linear; errors of
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from calibration.recipe import LinearPrecision
 from calibration.simulation import SimulatedLinear, module_of
 from quasar.checkpoints import DecoderSpec
 
@@ -17,14 +16,14 @@ if TYPE_CHECKING:
 
 _DRAWS = 2
 
-Sensitivities = dict[str, dict[LinearPrecision, float]]
+Sensitivities = dict[str, dict[str, float]]
 
 
 def measure_sensitivities(
     model: "torch.nn.Module",
     spec: DecoderSpec,
     texts: Sequence[Sequence[int]],
-    forms: Mapping[str, Mapping[LinearPrecision, SimulatedLinear]],
+    forms: Mapping[str, Mapping[str, SimulatedLinear]],
     on_text: Callable[[int], None] = lambda count: None,
 ) -> Sensitivities:
     """Linear → precision → estimated KL in nats per row that quantizing this linear alone costs.

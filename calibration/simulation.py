@@ -1,6 +1,6 @@
 """The quantized verifier's arithmetic in torch: what the searches measure before anything is built.
 
-Integers are those of `calibration.affine`; products run in float32, as a back end's scales do.
+How a linear is computed is its precision's (`calibration.precisions`), in float32, as a back end's scales are.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from calibration.affine import AMAX_FLOOR, BLOCK, QMAX, weight_scale
-from calibration.recipe import LinearPrecision
+from calibration.precisions.base import Precision
 from quasar.checkpoints import DecoderSpec
 from quasar.checkpoints.architectures.registry import ARCHITECTURES
 
@@ -19,10 +18,6 @@ if TYPE_CHECKING:
 
 class LinearForm(Protocol):
     """What stands in for a linear of the float model."""
-
-    @property
-    def precision(self) -> LinearPrecision:
-        """Linears of "float" are left as they are."""
 
     def product(self, x: "torch.Tensor", /) -> "torch.Tensor":
         """The output without its bias, float32 [..., outputs], for x float32 [..., inputs]."""
@@ -34,10 +29,10 @@ class SimulatedLinear:
 
     `weight` gives the smoothed weight that its integers stand for, float32 [outputs, inputs]; it is called on every
     use, so that a search need not hold a second model. `factor`: float32 [inputs], or None. `static_scale`: of
-    w8a8-static.
+    activations, 0 where the precision has none.
     """
 
-    precision: LinearPrecision
+    precision: Precision
     weight: "Callable[[], torch.Tensor]"
     factor: "torch.Tensor | None" = None
     static_scale: float = 0.0
@@ -45,51 +40,7 @@ class SimulatedLinear:
     def product(self, x: "torch.Tensor") -> "torch.Tensor":
         """The linear's output without its bias, float32 [..., outputs], for x float32 [..., inputs]."""
         smoothed = x if self.factor is None else x / self.factor
-        return round_activations(smoothed, self.precision, self.static_scale) @ self.weight().t()
-
-
-def round_activations(x: "torch.Tensor", precision: LinearPrecision, static_scale: float = 0.0) -> "torch.Tensor":
-    """Activations float32 [..., inputs] as the integers of a precision stand for them."""
-    if precision == "w8a8-token":
-        return _round_tokens(x)
-    if precision == "w8a8-block":
-        return _round_tokens(_split(x, x.shape[-1] // BLOCK)).flatten(-2)
-    if precision == "w8a8-static":
-        return (x / static_scale).round_().clamp_(-128, QMAX).mul_(static_scale)
-    return x
-
-
-def _round_tokens(x: "torch.Tensor") -> "torch.Tensor":
-    """`dequantize_tokens(*quantize_tokens(x))`, in torch."""
-    import torch
-
-    step = torch.tensor(1.0) / QMAX
-    amax = x.abs().amax(-1, keepdim=True).clamp_min_(AMAX_FLOOR)
-    return (x / amax).div_(step).round_().clamp_(-128, QMAX).mul_(step).mul_(amax)
-
-
-def round_weight(weight: "torch.Tensor", scale: "torch.Tensor") -> "torch.Tensor":
-    """Nearest integers, as float32 [outputs, inputs], under scales float32 [outputs, scales]."""
-    rows = _split(weight, scale.shape[1])
-    return (rows / scale[..., None]).round_().clamp_(-QMAX, QMAX).reshape(weight.shape)
-
-
-def apply_scale(values: "torch.Tensor", scale: "torch.Tensor") -> "torch.Tensor":
-    """The weight float32 [outputs, inputs] that integers stand for under scales float32 [outputs, scales]."""
-    rows = _split(values, scale.shape[1]).float()
-    return (rows * scale[..., None]).reshape(values.shape)
-
-
-def scale_of(weight: "torch.Tensor", precision: LinearPrecision) -> "torch.Tensor":
-    """Scales float32 [outputs, scales] by the largest magnitude: one per row, or per row and 32 inputs."""
-    import torch
-
-    rows = _split(weight, weight.shape[1] // BLOCK if precision == "w8a8-block" else 1)
-    return torch.from_numpy(weight_scale(rows.abs().amax(-1).numpy()))
-
-
-def _split(x: "torch.Tensor", parts: int) -> "torch.Tensor":
-    return x.reshape(*x.shape[:-1], parts, -1)
+        return self.precision.simulate(smoothed, self.weight(), self.static_scale)
 
 
 @contextmanager
@@ -101,7 +52,7 @@ def simulated(
     try:
         for linear in spec.linears():
             form = linears.get(linear.name)
-            if form is None or form.precision == "float":
+            if form is None:
                 continue
             shared = _SharedProduct(form)
             for member in linear.members:

@@ -53,7 +53,7 @@ def linear_figures(
     after = amax if quantized is None or quantized.factor is None else amax / quantized.factor
     return LinearFigures(
         choice=choice,
-        sqnr_db=None if quantized is None or choice.precision == "float" else output_sqnr_db(sample, quantized),
+        sqnr_db=None if quantized is None else output_sqnr_db(sample, quantized),
         amax_before=round(float(amax.max()), 4),
         amax_after=round(float(after.max()), 4),
     )

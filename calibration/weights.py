@@ -7,25 +7,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.affine import QuantizedWeight, quantize_weight
-from calibration.recipe import LinearPrecision, Recipe
+from calibration.precisions.base import Precision
+from calibration.precisions.registry import precision_of
+from calibration.recipe import Recipe
 from calibration.smoothing import SmoothingFactors, fold, producer_factor
 from quasar.checkpoints import Checkpoint
 from quasar.checkpoints.checkpoint import check_finite, read_float32
 from quasar.checkpoints.skipped_layers import own_name
 from quasar.checkpoints.spec import Linear
-
-Float32 = NDArray[np.float32]
+from quasar.numerics import SMALLEST_SCALE, Float32, QuantizedWeight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedLinear:
     """A linear's precision, weight and bias.
 
-    `weight` float32 [outputs, inputs] or INT8; `bias` float32 [outputs] or None; `static_scale`: of w8a8-static.
+    `weight` float32 [outputs, inputs] or INT8; `bias` float32 [outputs] or None; `static_scale`: of activations, or 0.
     """
 
-    precision: LinearPrecision
+    precision: Precision
     weight: Float32 | QuantizedWeight
     bias: Float32 | None
     static_scale: float = 0.0
@@ -59,7 +59,7 @@ class PreparedWeights:
 
     def is_quantized(self, linear: str) -> bool:
         """Whether the recipe gives a linear INT8 weights."""
-        return self._recipe.linears[self._own(linear)] != "float"
+        return self._recipe.is_quantized(self._own(linear))
 
     def embedding(self) -> NDArray[Any]:
         """The embedding [vocabulary, hidden], in the checkpoint's precision."""
@@ -78,7 +78,7 @@ class PreparedWeights:
         bias = None
         if any(linear.bias):
             bias = np.concatenate([self._folded(f"{member}.bias") for member in linear.members])
-        precision = self._recipe.linears[linear.name]
+        precision = precision_of(self._recipe.linears[linear.name])
         return PreparedLinear(
             precision=precision,
             weight=self._weight(linear, precision),
@@ -89,14 +89,12 @@ class PreparedWeights:
     def _own(self, name: str) -> str:
         return own_name(name, self._remaining)
 
-    def _weight(self, linear: Linear, precision: LinearPrecision) -> Float32 | QuantizedWeight:
-        found = self._integers(linear.name) if precision != "float" else None
+    def _weight(self, linear: Linear, precision: Precision) -> Float32 | QuantizedWeight:
+        found = self._integers(linear.name) if precision.is_quantized else None
         if found is not None:
             return QuantizedWeight(values=found.values, scale=self._smoothed_rows(linear, found.scale))
         weight = np.concatenate([self._folded(f"{member}.weight") for member in linear.members])
-        if precision == "float":
-            return weight
-        return quantize_weight(weight, blocks=precision == "w8a8-block")
+        return precision.quantize(weight)
 
     def _smoothed_rows(self, linear: Linear, scale: Float32) -> Float32:
         """A row divided by its consumer's factor keeps its integers: its scale is divided."""
@@ -107,7 +105,7 @@ class PreparedWeights:
                 rows[start : start + count] = factor
             start += count
         smoothed: Float32 = (scale / rows.reshape(-1, *[1] * (scale.ndim - 1))).astype(np.float32)
-        return np.maximum(smoothed, np.finfo(np.float32).smallest_normal)
+        return smoothed.clip(SMALLEST_SCALE)
 
     def _folded(self, name: str) -> Float32:
         tensor = fold(name, read_float32(self._checkpoint, name), self._whole, self._factors)

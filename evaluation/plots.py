@@ -4,6 +4,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from calibration.precisions.registry import PRECISIONS
 from quasar.errors import BuildError
 
 if TYPE_CHECKING:
@@ -14,12 +15,6 @@ if TYPE_CHECKING:
 INK, BLUE, ORANGE, GREEN, GRID = "#1f2933", "#2563a8", "#c2571a", "#3a7d44", "#e4e7eb"
 # The linears of a layer, top to bottom of a map.
 KINDS = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
-PRECISION_COLOURS = {
-    "w8a8-static": "#d9822b",
-    "w8a8-token": "#9fc5e8",
-    "w8a8-block": "#3d85c6",
-    "float": "#073763",
-}
 Linears = Mapping[str, Mapping[str, Any]]
 
 
@@ -89,7 +84,8 @@ def precision_map(linears: Linears) -> str:
     from matplotlib.colors import BoundaryNorm, ListedColormap
     from matplotlib.patches import Patch
 
-    names = list(PRECISION_COLOURS)
+    colours = {name: precision.colour for name, precision in PRECISIONS.items()}
+    names = list(colours)
     values = [
         [float("nan") if entry is None else names.index(entry["precision"]) for entry in row] for row in _grid(linears)
     ]
@@ -97,12 +93,12 @@ def precision_map(linears: Linears) -> str:
     ax.imshow(
         values,
         aspect="auto",
-        cmap=ListedColormap(list(PRECISION_COLOURS.values())),
+        cmap=ListedColormap(list(colours.values())),
         norm=BoundaryNorm(range(len(names) + 1), len(names)),
     )
     _label_map(ax, len(values[0]))
     used = [name for name in names if any(entry["precision"] == name for entry in linears.values())]
-    patches = [Patch(color=PRECISION_COLOURS[name], label=name) for name in used]
+    patches = [Patch(color=colours[name], label=name) for name in used]
     figure.legend(handles=patches, loc="outside right upper", fontsize=8, frameon=False)
     return to_svg(figure)
 

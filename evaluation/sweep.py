@@ -7,12 +7,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, cast, get_args
+from typing import Any, NoReturn
 
 import runtime
 from calibration.engine_logits import engine_logits
 from calibration.fidelity import compare_several, torch_logits
-from calibration.recipe import Precision
+from calibration.precisions.registry import AUTO, DEFAULT_CHOICE, FLOAT, PRECISIONS, choices, ladder, precision_of
 from engines import OnnxRuntimeOptions, load_engine
 from engines.directory import open_directory
 from engines.latency import CURVE_ROWS, measure_interleaved
@@ -28,30 +28,30 @@ from quasar.errors import BuildError, QuasarError
 from quasar.files import sha256_file, write_json
 from quasar.text import Prompt, read_prompts
 
-_PRECISIONS = ("w8a8-static", "w8a8", "w8a8-block")
+# Coarsest first.
+_PRECISIONS = tuple(precision.choice for precision in PRECISIONS.values() if precision.is_quantized)
 _ALPHAS = ("off", "0.5", "auto")
 # Every combination: none / static / per token / blocks × smoothing × LM head.
 ALL_RECIPES = (
-    "fp32",
+    FLOAT.choice,
     *(
         f"{precision},alpha={alpha}{head}"
         for precision in _PRECISIONS
         for alpha in _ALPHAS
         for head in ("", ",head=float")
     ),
-    "auto,kl=0.01",
+    f"{AUTO},kl=0.01",
 )
 DEFAULT_RECIPES = (
-    "fp32",
-    *(f"w8a8,alpha={alpha}" for alpha in _ALPHAS),
-    "w8a8,alpha=auto,head=float",
-    "w8a8-block,alpha=auto",
-    "auto,kl=0.01",
+    FLOAT.choice,
+    *(f"{DEFAULT_CHOICE},alpha={alpha}" for alpha in _ALPHAS),
+    f"{DEFAULT_CHOICE},alpha=auto,head=float",
+    *(f"{precision.choice},alpha=auto" for precision in ladder()[1:-1]),
+    f"{AUTO},kl=0.01",
 )
 # Part of a recipe → the build's option.
 _BOUNDS = {"kl": "max_kl", "top1": "min_top1"}
 _WIDTHS = (1, 8)
-_INT8_SCALE_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,8 +83,8 @@ def build_options(recipe: str, model: str, output: Path, calibration: Path | Non
     Raises `BuildError` for a recipe that cannot be read.
     """
     precision, *parts = recipe.split(",")
-    if precision not in get_args(Precision):
-        raise BuildError(f"recipe {recipe!r} begins with {precision!r}; {', '.join(get_args(Precision))} were expected")
+    if precision not in choices():
+        raise BuildError(f"recipe {', '.join(choices())} were expected")
     asked: dict[str, Any] = {}
     for part in parts:
         key, _, value = part.partition("=")
@@ -103,8 +103,8 @@ def build_options(recipe: str, model: str, output: Path, calibration: Path | Non
     return BuildOptions(
         model=model,
         output=output / recipe.replace(",", "-").replace("=", ""),
-        precision=cast("Precision", precision),
-        calibration=None if precision == "fp32" else calibration,
+        precision=precision,
+        calibration=None if precision == FLOAT.choice else calibration,
         **asked,
     )
 
@@ -227,12 +227,7 @@ def _measure_fidelity(
 
 def bytes_per_pass(spec: DecoderSpec, linears: dict[str, str]) -> int:
     """Bytes of weights and scales that a pass reads: every linear once. The KV cache and norms come on top."""
-    total = 0
-    for linear in spec.linears():
-        values = linear.inputs * linear.outputs
-        scales = {"float": 0, "w8a8-block": values // 32}.get(linears[linear.name], linear.outputs)
-        total += (4 if linears[linear.name] == "float" else 1) * values + _INT8_SCALE_BYTES * scales
-    return total
+    return sum(precision_of(linears[linear.name]).num_bytes(linear.outputs, linear.inputs) for linear in spec.linears())
 
 
 def _has_native(directory: Path) -> bool:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calibration.precision_search import Bound
+from calibration.precisions.base import NATIVE
+from calibration.precisions.registry import AUTO, refusal
 from calibration.quantization import Quantization
-from calibration.recipe import LinearPrecision, Recipe, make_recipe, parse_alpha
+from calibration.recipe import Recipe, make_recipe, parse_alpha
 from calibration.texts import (
     CALIBRATION_CONTINUATION_TOKENS,
     TokenizedText,
@@ -152,7 +154,7 @@ class _Build:
             "weights": str(files[f"{CANONICAL}.data"]["sha256"]),
             "inputs": workspace.inputs_hash,
             "engine": manifest.engine_hash,
-            **cache_treatments(self._quantization_path if self._quantizes else None),
+            **cache_treatments(self._quantization_path if self._recipe.quantizes else None),
         }
         workspace.publish(replace(manifest, hashes=hashes).to_json())
 
@@ -160,7 +162,7 @@ class _Build:
         """Everything that follows from a quantization; `room`: the share of the bound that it aims at."""
         workspace = self._workspace
         calibration: dict[str, Any] = {}
-        if self._quantizes:
+        if self._recipe.quantizes:
             self._reporter.stage("calibrate", "activation statistics, smoothing, ranges and rounding")
             calibration = workspace.stage("calibrate", lambda: self._calibrate(room))
             self._recipe = Quantization.load(self._quantization_path).recipe(self._recipe)
@@ -170,8 +172,8 @@ class _Build:
         workspace.stage("lower", self._lower)
         self._reporter.stage("probe", "integer matmuls, row invariance, costs on this machine")
         record = MachineRecord.from_json(workspace.stage("probe", self._probe))
-        if self._kernels.reason:
-            self._reporter.stage("", f"measured on stock kernels: {self._kernels.reason}")
+        if reason := refusal(self._linears.values(), NATIVE) or self._kernels.reason:
+            self._reporter.stage("", f"measured on stock kernels: {reason}")
         if record.exact_integers:
             self._reporter.stage("", "this CPU's fast integer kernels saturate: exact, slower ones are used instead")
         self._reporter.stage("fidelity", "against the float model, on held-out prompts")
@@ -180,7 +182,7 @@ class _Build:
 
     @property
     def _bound(self) -> Bound | None:
-        return bound_of(self._options) if self._options.precision == "auto" else None
+        return bound_of(self._options) if self._options.precision == AUTO else None
 
     @property
     def _files(self) -> OnnxRuntimeFiles:
@@ -195,13 +197,9 @@ class _Build:
         return Graphs.of(self._workspace.path, self._files, kernels)
 
     @property
-    def _linears(self) -> dict[str, LinearPrecision]:
+    def _linears(self) -> dict[str, str]:
         """Precision by linear, of the layers that the engine has."""
         return renumbered(self._recipe.linears, self._remaining)
-
-    @property
-    def _quantizes(self) -> bool:
-        return any(precision != "float" for precision in self._recipe.linears.values())
 
     @cached_property
     def _float_model(self) -> "torch.nn.Module":
@@ -218,7 +216,7 @@ class _Build:
             "alpha": self._recipe.alpha,
             "bound": str(self._bound or ""),
             "linears": sha256_json(self._recipe.linears),
-            "calibration": prompts_hash(self._calibration) if self._quantizes else "",
+            "calibration": prompts_hash(self._calibration) if self._recipe.quantizes else "",
             "contract": self._contract.to_json(),
             "tools": tool_versions(),
         }
@@ -266,7 +264,7 @@ class _Build:
         from export.weight_file import WeightFile
 
         directory = self._workspace.path
-        folder = self._quantization_path if self._quantizes else None
+        folder = self._quantization_path if self._recipe.quantizes else None
         prepared = prepared_weights(self._checkpoint, self._recipe, folder, self._remaining)
         with (
             WeightFile(directory / f"{CANONICAL}.data") as weights,

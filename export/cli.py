@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from calibration.precisions.base import TENSORRT, Refused
+from calibration.precisions.registry import DEFAULT_CHOICE, choices, choices_help, choices_on, precisions_for
 from engines.backends import BACKENDS
 from quasar.cli import command_of_lists, console, emit_json, new_app, progress_steps
 from quasar.errors import BuildError
@@ -16,9 +18,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     Backend = str
+    _Precision = str
 else:
-    # The choices are those of the registry.
+    # Types of options with choices, which typer reads when it runs: the choices are those of the registries.
     Backend = StrEnum("Backend", {name.upper(): name for name in BACKENDS})
+    _Precision = Literal[choices()]
 
 app = new_app()
 
@@ -58,12 +62,9 @@ def build(
     ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="The engine directory to write.")],
     precision: Annotated[
-        Literal["w8a8", "w8a8-block", "w8a8-static", "auto", "fp32"],
-        typer.Option(
-            help="w8a8: INT8 weights and activations, a scale per token; w8a8-block: per 32 values; w8a8-static: one "
-            "for all tokens. auto: w8a8, with linears raised to blocks or float until --max-kl or --min-top1 is met.",
-        ),
-    ] = "w8a8",
+        _Precision,
+        typer.Option(help=choices_help()),
+    ] = DEFAULT_CHOICE,
     max_kl: Annotated[
         float | None,
         typer.Option(
@@ -146,11 +147,12 @@ def build(
     from export.options import BuildOptions
 
     chosen = _compiled_backends(backend, compute_capability)
-    if chosen and precision in ("auto", "w8a8-block"):
-        raise BuildError(
-            f"--precision {precision} makes linears in blocks of 32, and TensorRT has no INT8 matmul with a scale per "
-            f"block: take --precision w8a8 or w8a8-static with --backend {chosen[0]}"
-        )
+    for made in precisions_for(precision) if chosen else ():
+        if isinstance(lowering := made.lowering(TENSORRT), Refused):
+            raise BuildError(
+                f"--precision {precision} makes linears {made.form}, and {lowering.reason}: "
+                f"take --precision {choices_on(TENSORRT)} with --backend {chosen[0]}"
+            )
     options = BuildOptions(
         model=model,
         output=output,

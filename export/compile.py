@@ -4,12 +4,15 @@ Needs neither the checkpoint nor torch. New files come first and the manifest la
 directory as it was, and files that the next run replaces.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from calibration.precisions.base import TENSORRT, Refused
+from calibration.precisions.registry import choices_on, precision_of
 from engines.contract import Contract
 from engines.directory import EngineDirectory, open_directory
 from engines.machine import user_cache
@@ -47,7 +50,7 @@ def compile_engine(options: CompileOptions, reporter: Reporter | None = None) ->
         raise BuildError("TensorRT-RTX has no plugin layer: --fused-quantization needs --backend tensorrt")
     targets = choose_targets(library, options.compute_capabilities)
     directory = open_directory(options.directory)
-    _refuse_blocks(directory.manifest)
+    _check_precisions(directory.manifest)
     with _locked(directory.path):
         _Compilation(directory, options, targets, reporter).run()
     return open_directory(options.directory)
@@ -67,13 +70,14 @@ def _library_of(backend: str) -> LibraryName:
     return next(library for library in LIBRARIES if library == backend)
 
 
-def _refuse_blocks(manifest: Manifest) -> None:
-    blocks = sum(precision == "w8a8-block" for precision in manifest.linears.values())
-    if blocks:
-        raise BuildError(
-            f"{blocks} of the engine's {len(manifest.linears)} linears are W8A8 in blocks of 32, and TensorRT has no "
-            "INT8 matmul with a scale per block: compile an engine built with --precision w8a8 or w8a8-static"
-        )
+def _check_precisions(manifest: Manifest) -> None:
+    for name, count in Counter(manifest.linears.values()).items():
+        precision = precision_of(name)
+        if isinstance(lowering := precision.lowering(TENSORRT), Refused):
+            raise BuildError(
+                f"{count} of the engine's {len(manifest.linears)} linears are {precision.title}, and "
+                f"{lowering.reason}: compile an engine built with --precision {choices_on(TENSORRT)}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

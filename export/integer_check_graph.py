@@ -3,9 +3,9 @@
 import numpy as np
 import onnx_ir as ir
 
+from calibration.precisions.int8 import ZERO_POINT
 from engines.probes.integer_check import INPUT, OUTPUT, check_weights
 from export.builder import GraphBuilder
-from export.names import TOKEN_ZERO_POINT
 
 
 def build_integer_check(producer_version: str) -> ir.Model:
@@ -14,7 +14,7 @@ def build_integer_check(producer_version: str) -> ir.Model:
     weights = check_weights()
     x = graph.input(INPUT, ir.DataType.FLOAT, ["rows", weights.shape[0]])
     one = graph.constant("one", np.asarray(1, np.float32))
-    zero = graph.constant(TOKEN_ZERO_POINT, np.asarray(0, np.int8))
+    zero = graph.constant(ZERO_POINT, np.asarray(0, np.int8))
     quantized = graph.op("QuantizeLinear", [x, one, zero], "quantized")
     activations = graph.op("DequantizeLinear", [quantized, one, zero], "activations")
     ones = graph.constant("ones", np.ones(weights.shape[1], np.float32))

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from calibration.recipe import LinearPrecision
+from calibration.precisions.base import NATIVE, ONNXRUNTIME, Operator
+from calibration.precisions.registry import precision_of, refusal
 from engines.onnxruntime.files import OnnxRuntimeFiles
 from quasar.checkpoints import DecoderSpec
 
@@ -21,13 +22,13 @@ _ONNXRUNTIME = OnnxRuntimeFiles(
 )
 
 
-def onnxruntime_files(spec: DecoderSpec, linears: Mapping[str, LinearPrecision]) -> OnnxRuntimeFiles:
+def onnxruntime_files(spec: DecoderSpec, linears: Mapping[str, str]) -> OnnxRuntimeFiles:
     """ONNX Runtime's graphs of an engine with these layers and precisions; "" for those that it does not need."""
     from export.lowering import native_takes
 
     files = replace(_ONNXRUNTIME, probe_layers=min(_PROBE_LAYERS, spec.num_layers))
-    if "w8a8-block" not in linears.values():
+    if not any(isinstance(precision_of(name).lowering(ONNXRUNTIME), Operator) for name in set(linears.values())):
         files = replace(files, weights="")
-    if native_takes(spec):
+    if native_takes(spec) and not refusal(linears.values(), NATIVE):
         return files
     return replace(files, native_graph="", native_probe="", native_weights="")

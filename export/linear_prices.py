@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from calibration.affine import BLOCK, quantize_weight
-from calibration.precision_search import LADDER, Prices
-from calibration.recipe import LinearPrecision
+from calibration.precision_search import Prices
+from calibration.precisions.base import Precision
+from calibration.precisions.registry import ladder
 from calibration.weights import PreparedLinear
 from engines.onnxruntime.options import session_options
 from export.builder import GraphBuilder
 from export.linears import add_linear
-from export.passes import BlocksToMatMulNBits, LinearsToNative, StoredWeights, UnsignedActivations
+from export.passes import LinearsToNative, LinearsToOnnxRuntime, StoredWeights, UnsignedActivations
 from export.weight_file import WeightFile
 from quasar.checkpoints import DecoderSpec
 
@@ -45,14 +45,15 @@ def measure_linear_prices(
     return {linear.name: prices[linear.inputs, linear.outputs] for linear in spec.linears()}
 
 
-def _price(inputs: int, outputs: int, kernels: "Kernels") -> dict[LinearPrecision, float]:
-    precisions = [one for one in LADDER if one != "w8a8-block" or inputs % BLOCK == 0]
+def _price(inputs: int, outputs: int, kernels: "Kernels") -> dict[str, float]:
+    precisions = [one for one in ladder() if inputs % one.input_multiple == 0]
     copies = max(1, min(_MOST_COPIES, _STREAMED_BYTES // (inputs * outputs)))
     x = np.random.default_rng(0).standard_normal((1, WIDTH, inputs)).astype(np.float32)
-    taken: dict[LinearPrecision, list[float]] = {precision: [] for precision in precisions}
+    taken: dict[str, list[float]] = {precision.name: [] for precision in precisions}
     with tempfile.TemporaryDirectory() as folder:
         sessions = {
-            precision: _session(Path(folder), precision, inputs, outputs, copies, kernels) for precision in precisions
+            precision.name: _session(Path(folder), precision, inputs, outputs, copies, kernels)
+            for precision in precisions
         }
         # The first round warms up; precisions take turns, so that a slow moment does not fall on one of them.
         for _ in range(1 + _REPEATS):
@@ -64,9 +65,7 @@ def _price(inputs: int, outputs: int, kernels: "Kernels") -> dict[LinearPrecisio
     return {precision: 1e3 * median(seconds[1:]) / copies for precision, seconds in taken.items()}
 
 
-def _session(
-    folder: Path, precision: LinearPrecision, inputs: int, outputs: int, copies: int, kernels: "Kernels"
-) -> Any:
+def _session(folder: Path, precision: Precision, inputs: int, outputs: int, copies: int, kernels: "Kernels") -> Any:
     """A session over copies of one linear, all of which read the same rows."""
     import onnxruntime as ort
 
@@ -74,18 +73,17 @@ def _session(
     weight = random.standard_normal((outputs, inputs)).astype(np.float32)
     graph = GraphBuilder()
     x = graph.input("x", ir.DataType.FLOAT, [1, "tokens", inputs])
-    path = folder / f"{precision}.onnx"
-    with WeightFile(folder / f"{precision}.data") as weights:
-        stored = weight if precision == "float" else quantize_weight(weight, blocks=precision == "w8a8-block")
-        linear = PreparedLinear(precision=precision, weight=stored, bias=None)
+    path = folder / f"{precision.name}.onnx"
+    with WeightFile(folder / f"{precision.name}.data") as weights:
+        linear = PreparedLinear(precision=precision, weight=precision.quantize(weight), bias=None)
         for copy in range(copies):
             y = add_linear(graph, weights, f"linear.{copy}", x, linear, f"y.{copy}")
             graph.output(y, ir.DataType.FLOAT, [1, "tokens", outputs])
         model = graph.model("price", version("quasar-verifier"))
     passes: Sequence[Callable[[StoredWeights], Any]] = (
-        [LinearsToNative] if kernels.library is not None else [BlocksToMatMulNBits]
+        [LinearsToNative] if kernels.library is not None else [LinearsToOnnxRuntime]
     )
-    with WeightFile(folder / f"{precision}.lowered.data") as weights:
+    with WeightFile(folder / f"{precision.name}.lowered.data") as weights:
         for make in passes:
             make(StoredWeights(weights))(model)
     UnsignedActivations()(model)

@@ -9,8 +9,8 @@ import onnx_ir as ir
 from engines.onnxruntime.files import OnnxRuntimeFiles
 from export.integer_check_graph import build_integer_check
 from export.passes import (
-    BlocksToMatMulNBits,
     KeepLayers,
+    LinearsToOnnxRuntime,
     LowerToNative,
     LowerToOnnxRuntime,
     StoredWeights,
@@ -44,7 +44,7 @@ def lower_for_onnxruntime(
     stock: list[Callable[[ir.Model], object]] = [LowerToOnnxRuntime(spec), UnsignedActivations()]
     if files.weights:
         with WeightFile(directory / files.weights, directory) as weights:
-            stock = [BlocksToMatMulNBits(StoredWeights(weights)), *stock]
+            stock = [LinearsToOnnxRuntime(StoredWeights(weights)), *stock]
             write(files.graph, *stock)
             write(files.probe, *stock, KeepLayers(files.probe_layers, spec))
     else:

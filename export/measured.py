@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.recipe import LinearPrecision
+from calibration.precisions.registry import precision_of
 from calibration.texts import TokenizedText
 from engines.contract import Contract
 from engines.onnxruntime.graphs import Graphs
@@ -35,14 +35,14 @@ def probe(
     graphs: Graphs,
     stock: Graphs,
     contract: Contract,
-    linears: Mapping[str, LinearPrecision],
+    linears: Mapping[str, str],
     kernels: Kernels,
     reporter: Reporter,
 ) -> MachineRecord:
     """Integer matmuls, row invariance and costs with `kernels`; `stock`: the portable graph, which is checked too."""
     from engines.onnxruntime.executed import check_integer_matmuls, executed_kernels
 
-    stock_integers = runs_stock_integers(linears, native=graphs.library is not None)
+    stock_integers = runs_stock_integers(graphs.graph)
     plan = full_plan(contract)
     with reporter.steps("probes and costs", plan.count_steps(contract)) as step:
         record = probe_graphs(
@@ -53,10 +53,11 @@ def probe(
             has_integers=stock_integers,
             on_step=lambda: step(1),
         )
-    if any(precision != "float" for precision in linears.values()):
+    integers = [name for name, precision in linears.items() if precision_of(precision).has_integer_activations]
+    if integers:
         # The portable path must not silently run in float, whatever runs here.
         ran = executed_kernels(stock.directory, stock.graph, contract, exact_integers=record.exact_integers)
-        check_integer_matmuls(ran, dict(linears))
+        check_integer_matmuls(ran, integers)
     return record
 
 

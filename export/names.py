@@ -27,9 +27,6 @@ HEAD_ROWS = "head_rows"
 HEAD_INPUT = "norm.normed"
 COS_TABLE = "rotary.cos"
 SIN_TABLE = "rotary.sin"
-# Zero points of quantized activations: int8 0, and uint8 128 after lowering to ONNX Runtime.
-TOKEN_ZERO_POINT = "token_zero_point"  # noqa: S105 - a token of text
-UNSIGNED_ZERO_POINT = "token_zero_point.unsigned"
 # Value bool [B, 1, T, S]: which cache slots, the new rows in place, a new row sees.
 MASK = "mask"
 # Value [1]: rows fed in this call.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from calibration.precision_search import Bound
-from calibration.recipe import Precision
+from calibration.precisions.registry import AUTO, DEFAULT_CHOICE, FLOAT
 from engines.contract import KV_DTYPES, MAX_WIDTH
 from engines.tensorrt.plans import ComputeType
 from quasar.errors import BuildError
@@ -23,7 +23,7 @@ class BuildOptions:
 
     model: str
     output: Path
-    precision: Precision = "w8a8"
+    precision: str = DEFAULT_CHOICE
     alpha: str | float | None = None
     calibration: Path | None = None
     max_length: int | None = None
@@ -84,23 +84,23 @@ def check_options(options: BuildOptions) -> None:
         raise BuildError(f"--max-width is {options.max_width}; 2 to {MAX_WIDTH} rows were expected")
     if options.kv_dtype not in KV_DTYPES:
         raise BuildError(f"--kv-dtype is {options.kv_dtype!r}; {', '.join(KV_DTYPES)} were expected")
-    if options.precision == "auto" and options.skip_layers:
+    if options.precision == AUTO and options.skip_layers:
         raise BuildError(
             "--precision auto aims at a fidelity that an engine without some layers cannot have: "
             "leave out --skip-layers, or take another precision"
         )
-    if options.precision == "auto":
+    if options.precision == AUTO:
         bound_of(options).check()
     elif options.max_kl is not None or options.min_top1 is not None:
         raise BuildError("--max-kl and --min-top1 have a meaning with --precision auto alone: leave them out")
-    if options.precision == "fp32":
+    if options.precision == FLOAT.choice:
         for name, value in (
             ("--alpha", options.alpha),
             ("--calibration", options.calibration),
             ("--keep-float", options.keep_float or None),
         ):
             if value is not None:
-                raise BuildError(f"{name} has no meaning with --precision fp32: leave it out")
+                raise BuildError(f"{name} has no meaning with --precision {FLOAT.choice}: leave it out")
 
 
 def bound_of(options: BuildOptions) -> Bound:

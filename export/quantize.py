@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from calibration.precision_search import Bound
+from calibration.precisions.registry import ladder
 from calibration.quantization import Quantization, Target, quantize_model
 from calibration.recipe import Recipe
 from calibration.smoothing import SmoothingFactors
@@ -80,10 +81,11 @@ def check_bound(bound: Bound | None, fidelity: dict[str, Any], linears: dict[str
     """Raise `BuildError` with what was reached if an engine does not meet its bound."""
     kl, top1 = fidelity["mean_kl_nats"], fidelity["top1_agreement"]
     if not meets(bound, fidelity):
-        raised = sum(precision != "w8a8-token" for precision in linears.values())
+        first = ladder()[0]
+        raised = sum(precision != first.name for precision in linears.values())
         raise BuildError(
             f"the bound ({bound}) was not met: the best engine reached KL {kl:g}, top-1 {top1:g} on the evaluation "
-            f"prompts, with {raised} of {len(linears)} linears above W8A8 per token; ask for less"
+            f"prompts, with {raised} of {len(linears)} linears above {first.title}; ask for less"
         )
 
 

@@ -5,9 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# The smallest normal float16, the same floor in every type: a row of zeros is no division by zero.
-AMAX_FLOOR = 2.0**-14
-QMAX = 127
+from quasar.numerics import quantize_tokens
 
 
 def quantize_per_token(x: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
@@ -15,7 +13,5 @@ def quantize_per_token(x: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.fl
 
     `a` is the row's amax, at least 2^-14; q = round_half_even((x / a) / (1/127)) in float32, saturated.
     """
-    values = np.asarray(x).astype(np.float32)
-    a = np.maximum(np.abs(values).max(axis=-1), np.float32(AMAX_FLOOR))
-    steps = (values / a[..., None]) / np.float32(1 / QMAX)
-    return np.clip(np.rint(steps), -128, 127).astype(np.int8), a
+    q, a = quantize_tokens(np.asarray(x).astype(np.float32))
+    return q, a[..., 0]

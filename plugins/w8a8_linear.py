@@ -3,12 +3,11 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from plugins.quantize_per_token import AMAX_FLOOR, QMAX
+from plugins.quantize_per_token import quantize_per_token
+from quasar.numerics import BLOCK, UNIT_STEP
 
 Float32 = NDArray[np.float32]
 Int8 = NDArray[np.int8]
-# Inputs that share a scale in W8A8BlockLinear.
-BLOCK = 32
 
 
 def quantize_rows(x: Float32) -> tuple[Int8, Float32]:
@@ -16,11 +15,8 @@ def quantize_rows(x: Float32) -> tuple[Int8, Float32]:
 
     A row that holds a value that is not finite has a = NaN and zeros.
     """
-    with np.errstate(invalid="ignore"):
-        a = np.maximum(np.abs(x).max(axis=-1), np.float32(AMAX_FLOOR))
-        finite = np.asarray(np.isfinite(x).all(axis=-1))
-        steps = (x / a[..., None]) / np.float32(1 / QMAX)
-    q = np.where(finite[..., None], np.rint(steps), 0).astype(np.int8)
+    finite = np.asarray(np.isfinite(x).all(axis=-1))
+    q, a = quantize_per_token(np.where(finite[..., None], x, 0))
     return q, np.where(finite, a, np.float32(np.nan))
 
 
@@ -45,7 +41,7 @@ def w8a8_linear(
     """
     q, a = quantize_rows(x if norm is None else rms_norm(x, norm, epsilon))
     sums = (q.astype(np.int64) @ values.T.astype(np.int64)).astype(np.float32)
-    return _finish(sums * (np.float32(1 / QMAX) * scale) * a[:, None], bias, residual, swiglu=swiglu)
+    return _finish(sums * (UNIT_STEP * scale) * a[:, None], bias, residual, swiglu=swiglu)
 
 
 def w8a8_block_linear(
@@ -73,7 +69,7 @@ def w8a8_block_linear(
     sums = np.einsum("tbk,nbk->tnb", q.astype(np.int64), weights.reshape(len(values), -1, BLOCK).astype(np.int64))
     y = np.zeros((len(h), len(values)), np.float32)
     for block in range(inputs // BLOCK):
-        factor = (np.float32(1 / QMAX) * scale[:, block])[None, :] * a[:, block, None]
+        factor = (UNIT_STEP * scale[:, block])[None, :] * a[:, block, None]
         y = (sums[:, :, block].astype(np.float64) * factor + y).astype(np.float32)
     return _finish(y, bias, residual, swiglu=swiglu)
 

@@ -19,7 +19,7 @@ from engines.tensorrt.host_memory import HostDevice, host_kernel, host_plan
 from engines.tensorrt.session import TensorRtSession
 from export.builder import check_model
 from export.passes import (
-    BlocksToMatMulNBits,
+    LinearsToOnnxRuntime,
     LowerToNative,
     LowerToOnnxRuntime,
     LowerToTensorRt,
@@ -72,7 +72,7 @@ def export_graphs(
     ir.save(model, folder / "canonical.onnx")
     check_model(folder / "canonical.onnx")
     with WeightFile(folder / "lowered.data") as weights:
-        BlocksToMatMulNBits(StoredWeights(weights))(model)
+        LinearsToOnnxRuntime(StoredWeights(weights))(model)
     assert LowerToOnnxRuntime(checkpoint.spec)(model).modified
     UnsignedActivations()(model)
     ir.save(model, folder / "lowered.onnx")

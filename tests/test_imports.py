@@ -14,7 +14,7 @@ ALLOWED = {
     "quasar": set(),
     "plugins": {"quasar"},
     "engines": {"quasar", "plugins"},
-    "calibration": {"quasar", "engines"},
+    "calibration": {"quasar", "plugins", "engines"},
     "export": {"quasar", "plugins", "engines", "calibration"},
     "runtime": {"quasar", "plugins", "engines"},
     "evaluation": {"quasar", "plugins", "engines", "calibration", "export", "runtime"},

@@ -94,7 +94,7 @@ def _record(directory: EngineDirectory, machine: Machine, threads: int, graphs: 
             contract,
             machine,
             brief_plan(contract),
-            has_integers=runs_stock_integers(directory.manifest.linears, native=graphs.library is not None),
+            has_integers=runs_stock_integers(graphs.graph),
             threads=threads,
         )
     keep_record(path, record)

@@ -1,6 +1,6 @@
 """Measuring an engine on ONNX Runtime: which integer kernels are exact, and what the probes find of its sessions."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -34,12 +34,14 @@ def this_machine(threads: int, kernels: str = STOCK) -> Machine:
     return cpu_machine(library=library, provider="CPUExecutionProvider", threads=threads, kernels=kernels)
 
 
-def runs_stock_integers(linears: Mapping[str, str], *, native: bool) -> bool:
-    """Whether ONNX Runtime's own integer kernels run any of these linears (name → precision).
+def runs_stock_integers(graph: Path) -> bool:
+    """Whether ONNX Runtime's own integer kernels run any linear of a lowered graph.
 
-    Native graphs leave it those with static scales; stock ones all that are not float.
+    They take quantized activations from QuantizeLinear, or MatMulNBits quantizes them itself. The names of a
+    graph's operators stand in its file as they are.
     """
-    return any(precision == "w8a8-static" if native else precision != "float" for precision in linears.values())
+    content = graph.read_bytes()
+    return any(operator in content for operator in (b"QuantizeLinear", b"MatMulNBits"))
 
 
 def stock_integers_are_exact(graph: Path, *, threads: int = 0, exact_integers: bool = False) -> bool:

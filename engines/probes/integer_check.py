@@ -9,6 +9,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from quasar.numerics import QMAX
+
 INPUT, OUTPUT = "values", "sums"
 _ROWS, _INPUTS, _COLUMNS = 16, 512, 64
 
@@ -16,7 +18,7 @@ _ROWS, _INPUTS, _COLUMNS = 16, 512, 64
 def check_weights() -> NDArray[np.int8]:
     """int8 [512, 64]: columns of ±127, alternating signs, runs, and random values."""
     random = np.random.default_rng(7)
-    weights = random.integers(-127, 128, (_INPUTS, _COLUMNS)).astype(np.int8)
+    weights = random.integers(-QMAX, QMAX + 1, (_INPUTS, _COLUMNS)).astype(np.int8)
     index = np.arange(_INPUTS)
     for column, pattern in enumerate(_patterns(index)):
         weights[:, column] = pattern
@@ -26,7 +28,7 @@ def check_weights() -> NDArray[np.int8]:
 def check_inputs() -> NDArray[np.int8]:
     """int8 [16, 512]: the same patterns as rows."""
     random = np.random.default_rng(8)
-    inputs = random.integers(-127, 128, (_ROWS, _INPUTS)).astype(np.int8)
+    inputs = random.integers(-QMAX, QMAX + 1, (_ROWS, _INPUTS)).astype(np.int8)
     for row, pattern in enumerate(_patterns(np.arange(_INPUTS))):
         inputs[row] = pattern
     return inputs
@@ -53,12 +55,12 @@ def _patterns(index: NDArray[np.int_]) -> list[NDArray[np.int8]]:
     return [
         pattern.astype(np.int8)
         for pattern in (
-            np.full(_INPUTS, 127),
-            np.full(_INPUTS, -127),
-            127 * sign,
-            -127 * sign,
-            127 * runs,
-            np.where(index % 3 == 0, 127, 1),
-            np.where(index == 0, 127, 0),
+            np.full(_INPUTS, QMAX),
+            np.full(_INPUTS, -QMAX),
+            QMAX * sign,
+            -QMAX * sign,
+            QMAX * runs,
+            np.where(index % 3 == 0, QMAX, 1),
+            np.where(index == 0, QMAX, 0),
         )
     ]

@@ -1,9 +1,9 @@
 """Graph changes: each is a pass with a precondition, a postcondition and a truthful `modified`."""
 
-from export.passes.blocks_to_matmul_nbits import BlocksToMatMulNBits
 from export.passes.fuse_token_quantization import FuseTokenQuantization
 from export.passes.keep_layers import KeepLayers
 from export.passes.linears_to_native import LinearsToNative
+from export.passes.linears_to_onnxruntime import LinearsToOnnxRuntime
 from export.passes.lower_native import LowerToNative
 from export.passes.lower_onnxruntime import LowerToOnnxRuntime
 from export.passes.lower_tensorrt import LowerToTensorRt
@@ -11,10 +11,10 @@ from export.passes.stored_weights import StoredWeights
 from export.passes.unsigned_activations import UnsignedActivations
 
 __all__ = [
-    "BlocksToMatMulNBits",
     "FuseTokenQuantization",
     "KeepLayers",
     "LinearsToNative",
+    "LinearsToOnnxRuntime",
     "LowerToNative",
     "LowerToOnnxRuntime",
     "LowerToTensorRt",

@@ -5,15 +5,11 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError
 
-from calibration.recipe import LinearPrecision
+from calibration.precisions.base import NATIVE, Operator
 from export.builder import GraphBuilder
-from export.passes.quantized_linear import QuantizedLinear, quantized_linears
+from export.passes.quantized_linear import QuantizedLinear, linears_with_operator
 from export.passes.stored_weights import StoredWeights
 from export.passes.walk import consumer, input_of, insert_behind, only_user, other_input, prune
-from plugins.cpu.packing import pack_block_scales, pack_weight
-
-DOMAIN = "quasar.cpu"
-_PRECISIONS: tuple[LinearPrecision, ...] = ("w8a8-token", "w8a8-block")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +17,7 @@ class _Linear:
     """A quantized linear with the neighbours that the operator takes in."""
 
     core: QuantizedLinear
+    operator: Operator
     bias: ir.Value | None
     residual: ir.Value | None
     norm: ir.Node | None
@@ -29,7 +26,7 @@ class _Linear:
 
 
 class LinearsToNative(InPlacePass):
-    """Linears in W8A8, per token or in blocks → W8A8Linear, W8A8BlockLinear; with static scales they stay as they are.
+    """Linears for which a precision names a native operator → that operator; others stay as they are.
 
     A linear becomes one node with its bias, the RMS norm before it where nothing else reads that, and the residual sum
     or SwiGLU behind it.
@@ -41,51 +38,49 @@ class LinearsToNative(InPlacePass):
 
     def ensures(self, model: ir.Model) -> None:
         """None of those linears is left."""
-        if any(quantized_linears(model.graph, *_PRECISIONS)):
+        if any(linears_with_operator(model.graph, NATIVE)):
             raise PostconditionError("a quantized linear is left")
 
     def call(self, model: ir.Model) -> PassResult:
         """Replace every such linear."""
         modified = False
-        for linear in quantized_linears(model.graph, *_PRECISIONS):
-            self._lower(model.graph, _with_neighbours(linear))
+        for linear, operator in linears_with_operator(model.graph, NATIVE):
+            self._lower(model.graph, _with_neighbours(linear, operator))
+            model.graph.opset_imports[operator.domain] = 1
             modified = True
         if modified:
-            model.graph.opset_imports[DOMAIN] = 1
             model.graph.sort()
             prune(model)
         return PassResult(model, modified=modified)
 
     def _lower(self, graph: ir.Graph, linear: _Linear) -> None:
-        core, swiglu = linear.core, linear.swiglu
-        blocks = core.precision == "w8a8-block"
-        stored = self._weights.stored
-        packed = stored(f"{core.name}.packed", core.weight, lambda w: pack_weight(w.T, swiglu=swiglu, blocks=blocks))
-        graph.register_initializer(packed)
-        scale = core.scale
-        if blocks:
-            scale = stored(f"{core.name}.packed_scales", scale, lambda s: pack_block_scales(s.T, swiglu=swiglu))
-            graph.register_initializer(scale)
+        core, operator, swiglu = linear.core, linear.operator, linear.swiglu
+        packed, scale = self._weights.packed(graph, core, operator, "packed", "packed_scales", swiglu=swiglu)
         x, norm_weight, epsilon = core.x, None, 0.0
         if linear.norm is not None:
             x, norm_weight = input_of(linear.norm, 0), input_of(linear.norm, 1)
             epsilon = linear.norm.attributes["epsilon"].as_float()
         assert core.weight.shape is not None
-        columns = core.weight.shape.numpy()[1]
+        inputs, columns = (int(extent) for extent in core.weight.shape.numpy())
         new = GraphBuilder()
         y = new.op(
-            "W8A8BlockLinear" if blocks else "W8A8Linear",
+            operator.op_type,
             [x, packed, scale, linear.bias, linear.residual, norm_weight],
             str(linear.output.name),
-            {"outputs": columns // 2 if swiglu else columns, "swiglu": int(swiglu), "epsilon": epsilon},
-            domain=DOMAIN,
+            {
+                "outputs": columns // 2 if swiglu else columns,
+                "swiglu": int(swiglu),
+                "epsilon": epsilon,
+                **operator.attributes(columns, inputs),
+            },
+            domain=operator.domain,
         )
         y.type, y.shape = linear.output.type, linear.output.shape
         ir.convenience.replace_all_uses_with(linear.output, y, replace_graph_outputs=True)
         insert_behind(graph, linear.output, new)
 
 
-def _with_neighbours(core: QuantizedLinear) -> _Linear:
+def _with_neighbours(core: QuantizedLinear, operator: Operator) -> _Linear:
     output = core.product
     bias = residual = None
     add = only_user(output, "Add")
@@ -101,4 +96,4 @@ def _with_neighbours(core: QuantizedLinear) -> _Linear:
     norm = core.x.producer()
     if norm is None or norm.op_type != "RMSNormalization" or len(core.x.uses()) != core.x_readers:
         norm = None
-    return _Linear(core=core, bias=bias, residual=residual, norm=norm, swiglu=swiglu, output=output)
+    return _Linear(core=core, operator=operator, bias=bias, residual=residual, norm=norm, swiglu=swiglu, output=output)

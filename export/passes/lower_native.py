@@ -6,9 +6,10 @@ from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, Precondi
 from engines import contract as names
 from export import names as inner
 from export.builder import GraphBuilder
-from export.passes.linears_to_native import DOMAIN, LinearsToNative
+from export.passes.linears_to_native import LinearsToNative
 from export.passes.stored_weights import StoredWeights
 from export.passes.walk import insert_behind, prune
+from plugins.cpu.library import DOMAIN
 from quasar.checkpoints import DecoderSpec
 
 # Type of the cache → operator.

@@ -8,13 +8,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, PreconditionError
 
-from calibration.affine import QMAX
 from engines import contract as names
 from engines.contract import Contract
 from engines.tensorrt.plans import ComputeType
 from export import names as inner
 from export.builder import GraphBuilder, initializer
 from export.passes.walk import prune
+from quasar.numerics import QMAX
 
 _TYPES = {
     "float16": (ir.DataType.FLOAT16, np.dtype(np.float16)),

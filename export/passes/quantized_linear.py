@@ -1,23 +1,32 @@
-"""Finding a quantized linear in a canonical graph (`export.linears`), for the passes that replace it."""
+"""Finding quantized linears in a canonical graph: where the form that a precision writes stands."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes import PreconditionError
 
-from calibration.recipe import LinearPrecision
-from export.passes.walk import consumer, input_of, producer
+from calibration.precisions.base import Lowering, Operator, Precision
+from calibration.precisions.registry import PRECISIONS
+from export.passes.walk import only_user
+from quasar.numerics import QuantizedWeight
+
+_WEIGHT, _SCALE = ".weight", ".scale"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizedLinear:
     """A linear without its bias.
 
-    `weight` int8 [K, N]; `scale` float32 [N], or [K / 32, N] in blocks; `x_readers`: nodes of the linear that read `x`.
+    `precision`: its name; `weight` int8 [K, N]; `scale` float32 [N], or [K / 32, N] in blocks; `x_readers`: nodes of
+    the linear that read `x`.
     """
 
     name: str
-    precision: LinearPrecision
+    precision: str
     x: ir.Value
     weight: ir.Value
     scale: ir.Value
@@ -25,45 +34,116 @@ class QuantizedLinear:
     x_readers: int
 
 
-def quantized_linears(graph: ir.Graph, *precisions: LinearPrecision) -> Iterator[QuantizedLinear]:
-    """Every linear of those precisions; raises `PreconditionError` for a form that is not canonical.
+def linears_with_operator(graph: ir.Graph, backend: str) -> Iterator[tuple[QuantizedLinear, Operator]]:
+    """Every linear in whose place a back end has an operator, with that; as `quantized_linears`."""
+    lowerings = {name: precision.lowering(backend) for name, precision in PRECISIONS.items()}
+    names = [name for name, lowering in lowerings.items() if isinstance(lowering, Operator)]
+    for linear in quantized_linears(graph, *names):
+        yield linear, _operator(lowerings[linear.precision])
+
+
+def quantized_linears(graph: ir.Graph, *precisions: str) -> Iterator[QuantizedLinear]:
+    """Every linear of those precisions, in graph order; raises `PreconditionError` for a form that is not canonical.
 
     Each is looked at when its turn comes: those before it may have been replaced by then.
     """
-    for node in [node for node in graph if node.op_type == "QuantizeLinear"]:
-        linear = _match(node)
-        if linear.precision in precisions:
-            yield linear
+    values = {str(value.name): value for node in graph for value in node.outputs}
+    tensors = dict(graph.initializers)
+    for tensor in tensors:
+        name = tensor.removesuffix(_WEIGHT)
+        if name != tensor and f"{name}{_SCALE}" in tensors:
+            linear = _find(name, tensors, values)
+            if linear.precision in precisions:
+                yield linear
 
 
-def _match(quantize: ir.Node) -> QuantizedLinear:
-    rounded = consumer(quantize.outputs[0], "DequantizeLinear").outputs[0]
-    source = input_of(quantize, 0)
-    unit = source.producer()
-    if unit is None or unit.op_type != "Div" or not str(unit.name).endswith(".unit"):
-        matmul = consumer(rounded, "MatMul")
-        return _linear(quantize, "w8a8-static", source, matmul, matmul.outputs[0], x_readers=1)
-    x = input_of(unit, 0)
-    blocks = x.producer()
-    if blocks is not None and str(blocks.name).endswith(".blocks"):
-        merged = consumer(consumer(rounded, "Mul").outputs[0], "Reshape").outputs[0]
-        matmul = consumer(merged, "MatMul")
-        return _linear(quantize, "w8a8-block", input_of(blocks, 0), matmul, matmul.outputs[0], x_readers=1)
-    matmul = consumer(rounded, "MatMul")
-    product = consumer(matmul.outputs[0], "Mul").outputs[0]
-    return _linear(quantize, "w8a8-token", x, matmul, product, x_readers=2)
+def _operator(lowering: Lowering) -> Operator:
+    assert isinstance(lowering, Operator)
+    return lowering
 
 
-def _linear(
-    quantize: ir.Node, precision: LinearPrecision, x: ir.Value, matmul: ir.Node, product: ir.Value, *, x_readers: int
-) -> QuantizedLinear:
-    weight = producer(input_of(matmul, 1), "DequantizeLinear")
-    return QuantizedLinear(
-        name=str(quantize.name).removesuffix(".quantized"),
-        precision=precision,
-        x=x,
-        weight=input_of(weight, 0),
-        scale=input_of(weight, 1),
-        product=product,
-        x_readers=x_readers,
-    )
+def _find(name: str, tensors: Mapping[str, ir.Value], values: Mapping[str, ir.Value]) -> QuantizedLinear:
+    weight, scale = tensors[f"{name}{_WEIGHT}"], tensors[f"{name}{_SCALE}"]
+    for precision in PRECISIONS.values():
+        if precision.is_quantized and (found := _Form(name, precision, weight, scale).match(values)) is not None:
+            x, product, x_readers = found
+            return QuantizedLinear(
+                name=name,
+                precision=precision.name,
+                x=x,
+                weight=weight,
+                scale=scale,
+                product=product,
+                x_readers=x_readers,
+            )
+    raise PreconditionError(f"{name} stands in the form of no known precision: this is no canonical linear")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Node:
+    op_type: str
+    inputs: tuple[str, ...]
+
+
+class _Form:
+    """A `LinearGraph` that notes what a precision would write: nodes by output, tensors and values by name."""
+
+    _X = "x of the linear"
+
+    def __init__(self, name: str, precision: Precision, weight: ir.Value, scale: ir.Value) -> None:
+        self.name = name
+        self._nodes: dict[str, _Node] = {}
+        self._product: _Node
+        # The form follows from shapes: arrays of one element, seen as large ones.
+        zeros = QuantizedWeight(
+            values=np.broadcast_to(np.int8(0), _shape(weight)[::-1]),
+            scale=np.broadcast_to(np.float32(0), _shape(scale)[::-1]),
+        )
+        precision.canonical(self, self._X, zeros, 0.0)
+
+    def op(
+        self, op_type: str, inputs: Sequence[str], part: str, _attributes: Mapping[str, Any] | None = None, /
+    ) -> str:
+        output = f"{self.name}.{part}"
+        self._nodes[output] = _Node(op_type=op_type, inputs=tuple(inputs))
+        return output
+
+    def product(self, op_type: str, inputs: Sequence[str], _part: str = "", /) -> str:
+        self._product = _Node(op_type=op_type, inputs=tuple(inputs))
+        return ""
+
+    def constant(self, name: str, _array: NDArray[Any] | Sequence[int], /) -> str:
+        return name
+
+    def weight(self, part: str, _array: NDArray[Any], /) -> str:
+        return f"{self.name}.{part}"
+
+    def match(self, values: Mapping[str, ir.Value]) -> tuple[ir.Value, ir.Value, int] | None:
+        """X, the product, and how many nodes read x, if the form stands in the graph with these values."""
+        pairs = [
+            (values[output].producer() if output in values else None, node) for output, node in self._nodes.items()
+        ]
+        # The product's name is not the linear's own: it is found by an input that nothing else reads.
+        read = [name for node in self._nodes.values() for name in node.inputs]
+        inner = next(name for name in self._product.inputs if name in self._nodes and name not in read)
+        if inner in values:
+            pairs.append((only_user(values[inner], self._product.op_type), self._product))
+        xs: list[ir.Value] = []
+        for made, node in pairs:
+            if made is None or made.op_type != node.op_type or len(made.inputs) != len(node.inputs):
+                return None
+            for value, name in zip(made.inputs, node.inputs, strict=True):
+                if value is None or (name != self._X and value.name != name):
+                    return None
+                if name == self._X:
+                    xs.append(value)
+        if not xs or any(value is not xs[0] for value in xs):
+            return None
+        last = pairs[-1][0]
+        assert last is not None
+        return xs[0], last.outputs[0], sum(self._X in node.inputs for _, node in pairs)
+
+
+def _shape(tensor: ir.Value) -> tuple[int, ...]:
+    assert tensor.shape is not None
+    return tuple(int(extent) for extent in tensor.shape.numpy())

@@ -1,15 +1,12 @@
 """Weights that a lowering stores in another order: written once, however many graphs read them."""
 
-from collections.abc import Callable
-from typing import Any
-
 import onnx_ir as ir
-from numpy.typing import NDArray
 
+from calibration.precisions.base import Operator
 from export.builder import initializer
+from export.passes.quantized_linear import QuantizedLinear
 from export.weight_file import WeightFile
-
-Array = NDArray[Any]
+from quasar.numerics import QuantizedWeight
 
 
 class StoredWeights:
@@ -19,9 +16,30 @@ class StoredWeights:
         self._file = file
         self._tensors: dict[str, ir.ExternalTensor] = {}
 
-    def stored(self, name: str, weight: ir.Value, reorder: Callable[[Array], Array]) -> ir.Value:
-        """An initializer of that name with a canonical weight in another order."""
-        assert weight.const_value is not None
-        if name not in self._tensors:
-            self._tensors[name] = self._file.append(name, reorder(weight.const_value.numpy()))
-        return initializer(self._tensors[name])
+    def packed(
+        self,
+        graph: ir.Graph,
+        linear: QuantizedLinear,
+        operator: Operator,
+        weight: str,
+        scale: str,
+        *,
+        swiglu: bool = False,
+    ) -> tuple[ir.Value, ir.Value]:
+        """A linear's weight and scale as an operator reads them, as initializers `<linear>.<weight>` and `.<scale>`.
+
+        They are registered in the graph. A scale that the operator takes as it is remains the canonical one.
+        """
+        names = f"{linear.name}.{weight}", f"{linear.name}.{scale}"
+        if names[0] not in self._tensors:
+            assert linear.weight.const_value is not None
+            assert linear.scale.const_value is not None
+            values, scales = linear.weight.const_value.numpy(), linear.scale.const_value.numpy()
+            packed = operator.pack(QuantizedWeight(values=values.T, scale=scales.T), swiglu)
+            for name, array in zip(names, packed, strict=True):
+                if array is not None:
+                    self._tensors[name] = self._file.append(name, array)
+        made = [initializer(self._tensors[name]) for name in names if name in self._tensors]
+        for value in made:
+            graph.register_initializer(value)
+        return made[0], made[1] if len(made) == 2 else linear.scale

@@ -4,8 +4,10 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError
 
-from export import names as inner
+from calibration.precisions.int8 import ZERO_POINT
 from export.builder import initializer
+
+_UNSIGNED_ZERO_POINT = f"{ZERO_POINT}.unsigned"
 
 
 class UnsignedActivations(InPlacePass):
@@ -16,20 +18,20 @@ class UnsignedActivations(InPlacePass):
 
     def ensures(self, model: ir.Model) -> None:
         """No activation is quantized around the old zero point."""
-        if any(_zero_point(node) == inner.TOKEN_ZERO_POINT for node in model.graph):
-            raise PostconditionError(f"{inner.TOKEN_ZERO_POINT} is still in use")
+        if any(_zero_point(node) == ZERO_POINT for node in model.graph):
+            raise PostconditionError(f"{ZERO_POINT} is still in use")
 
     def call(self, model: ir.Model) -> PassResult:
         """Replace the zero point of every Q/DQ node that has it."""
         graph = model.graph
-        nodes = [node for node in graph if _zero_point(node) == inner.TOKEN_ZERO_POINT]
+        nodes = [node for node in graph if _zero_point(node) == ZERO_POINT]
         if not nodes:
             return PassResult(model, modified=False)
-        shifted = initializer(ir.tensor(np.asarray(128, np.uint8), name=inner.UNSIGNED_ZERO_POINT))
+        shifted = initializer(ir.tensor(np.asarray(128, np.uint8), name=_UNSIGNED_ZERO_POINT))
         graph.register_initializer(shifted)
         for node in nodes:
             node.replace_input_with(2, shifted)
-        del graph.initializers[inner.TOKEN_ZERO_POINT]
+        del graph.initializers[ZERO_POINT]
         for node in nodes:
             if node.op_type == "QuantizeLinear":
                 node.outputs[0].type = ir.TensorType(ir.DataType.UINT8)

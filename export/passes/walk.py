@@ -19,14 +19,6 @@ def other_input(node: ir.Node, value: ir.Value) -> ir.Value:
     return input_of(node, 1) if node.inputs[0] is value else input_of(node, 0)
 
 
-def producer(value: ir.Value, kind: str) -> ir.Node:
-    """The node that makes a value; raises `PreconditionError` if it is of another kind."""
-    node = value.producer()
-    if node is None or node.op_type != kind:
-        raise PreconditionError(f"{value.name} is not made by {kind}: this is no canonical linear")
-    return node
-
-
 def consumer(value: ir.Value, kind: str) -> ir.Node:
     """The one node that reads a value; raises `PreconditionError` if there are others or it is of another kind."""
     node = only_user(value, kind)

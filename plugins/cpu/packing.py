@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from plugins.w8a8_linear import BLOCK
 from quasar.errors import QuasarError
+from quasar.numerics import BLOCK
 
 Int8 = NDArray[np.int8]
 UInt8 = NDArray[np.uint8]

@@ -3,7 +3,10 @@
 import triton.language as tl
 
 from plugins.gpu.kernel import Kernel
+from quasar import numerics
 
+_AMAX_FLOOR = tl.constexpr(numerics.AMAX_FLOOR)
+_UNIT_STEP = tl.constexpr(numerics.UNIT_STEP)
 # Elements that one sweep step reads.
 BLOCK = 1024
 
@@ -20,14 +23,14 @@ def quantize_per_token(x, columns, row_stride, q, a, BLOCK: tl.constexpr):  # ty
         inside = start + offsets < columns
         values = tl.load(x + row * row_stride + start + offsets, mask=inside, other=0.0).to(tl.float32)
         largest = tl.maximum(largest, tl.abs(values))
-    amax = tl.maximum(tl.max(largest, axis=0), 0.00006103515625)
+    amax = tl.maximum(tl.max(largest, axis=0), _AMAX_FLOOR)
     tl.store(a + row, amax)
     for start in range(0, columns, BLOCK):
         inside = start + offsets < columns
         values = tl.load(x + row * row_stride + start + offsets, mask=inside, other=0.0).to(tl.float32)
         # Divisions as IEEE has them; the graph divides by the float32 next to 1/127.
         unit = tl.div_rn(values, tl.zeros_like(values) + amax)
-        steps = tl.div_rn(unit, tl.zeros_like(values) + 0.007874015718698502)
+        steps = tl.div_rn(unit, tl.zeros_like(values) + _UNIT_STEP)
         # Adding 1.5 * 2^23 leaves no bits below the unit: the sum is rounded to even, as QuantizeLinear rounds.
         rounded = (steps + 12582912.0) - 12582912.0
         tl.store(q + row * columns + start + offsets, rounded.to(tl.int8), mask=inside)

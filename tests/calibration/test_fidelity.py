@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from calibration.affine import quantize_tokens, quantize_weight
 from calibration.fidelity import Tally, compare, kl_nats, log_softmax
 from calibration.output_error import LinearSample
-from calibration.simulation import SimulatedLinear, apply_scale, round_weight, scale_of
+from calibration.precisions.registry import precision_of
+from calibration.simulation import SimulatedLinear
 from calibration.sqnr import output_sqnr_db
 from calibration.texts import TokenizedText
+from quasar.numerics import quantize_tokens, quantize_weight
 
 RANDOM = np.random.default_rng(2)
 
@@ -82,9 +83,9 @@ def test_sqnr_rises_when_outliers_are_smoothed():
 
     def sqnr(factor):
         smoothed = sample.weight if factor is None else sample.weight * factor
-        scale = scale_of(smoothed, "w8a8-token")
-        rounded = apply_scale(round_weight(smoothed, scale), scale)
-        return output_sqnr_db(sample, SimulatedLinear(precision="w8a8-token", weight=lambda: rounded, factor=factor))
+        precision = precision_of("w8a8-token")
+        rounded = precision.rounded(smoothed, precision.scales_of(smoothed))
+        return output_sqnr_db(sample, SimulatedLinear(precision=precision, weight=lambda: rounded, factor=factor))
 
     plain = sqnr(None)
     assert sqnr((sample.x.abs().amax(0) / sample.weight.abs().amax(0)).sqrt()) > plain + 5

@@ -10,6 +10,7 @@ from calibration.candidate import Candidate
 from calibration.float_model import load_float_model
 from calibration.held_back import HeldBack, hold_back
 from calibration.precision_search import Bound, raise_precisions
+from calibration.precisions.registry import precision_of
 from calibration.quantization import Quantization, Target, quantize_model
 from calibration.recipe import make_recipe
 from calibration.search import STEPS, Search
@@ -86,7 +87,7 @@ def test_simulated_linears_are_the_model_s_own_where_nothing_is_rounded(architec
         factor = torch.rand(linear.inputs, generator=random) + 0.5
         weight = sample.weight * factor
         linears[linear.name] = SimulatedLinear(
-            precision="w8a8-static", weight=lambda weight=weight: weight, factor=factor, static_scale=1e-6
+            precision=precision_of("w8a8-static"), weight=lambda weight=weight: weight, factor=factor, static_scale=1e-6
         )
 
     def product(self, x):
@@ -204,7 +205,7 @@ def test_the_artifact_holds_what_the_search_decided(case, tmp_path):
     weights = PreparedWeights(case.checkpoint, again.recipe(recipe), again.factors, again.integers, again.static_scales)
     for linear in case.spec.linears():
         precision = again.choices[linear.name].precision
-        assert weights.linear(linear).precision == precision
+        assert weights.linear(linear).precision.name == precision
         if precision == "w8a8-block":
             assert weights.linear(linear).weight.scale.shape == (linear.outputs, linear.inputs // 32)
 

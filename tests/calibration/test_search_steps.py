@@ -6,18 +6,22 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibration.affine import (
+from calibration.output_error import LinearSample
+from calibration.precisions.registry import precision_of
+from calibration.ranges import clip_rows, static_range
+from calibration.reconstruction import reconstruct
+from calibration.refinement import refine_factor
+from quasar.numerics import (
     BLOCK,
+    apply_scale,
     dequantize_tokens,
     dequantize_weight,
     quantize_tokens,
     quantize_weight,
+    round_weight,
 )
-from calibration.output_error import LinearSample
-from calibration.ranges import clip_rows, static_range
-from calibration.reconstruction import reconstruct
-from calibration.refinement import refine_factor
-from calibration.simulation import apply_scale, round_activations, round_weight, scale_of
+
+TOKEN, BLOCKS, STATIC = (precision_of(name) for name in ("w8a8-token", "w8a8-block", "w8a8-static"))
 
 
 def sample_with_outliers(tokens=200, inputs=64, outputs=48, seed=0) -> LinearSample:
@@ -38,12 +42,12 @@ def test_rounding_in_torch_is_the_export_s(seed):
     x = (random.standard_normal((5, 64)) * 10.0 ** random.integers(-6, 4)).astype(np.float32)
     x[0] = 0
     tokens = dequantize_tokens(*quantize_tokens(x))
-    np.testing.assert_array_equal(round_activations(torch.from_numpy(x), "w8a8-token").numpy(), tokens)
+    np.testing.assert_array_equal(TOKEN.round_activations(torch.from_numpy(x), 0.0).numpy(), tokens)
     blocks = dequantize_tokens(*quantize_tokens(x.reshape(5, -1, BLOCK))).reshape(x.shape)
-    np.testing.assert_array_equal(round_activations(torch.from_numpy(x), "w8a8-block").numpy(), blocks)
-    for precision, in_blocks in (("w8a8-token", False), ("w8a8-block", True)):
+    np.testing.assert_array_equal(BLOCKS.round_activations(torch.from_numpy(x), 0.0).numpy(), blocks)
+    for precision, in_blocks in ((TOKEN, False), (BLOCKS, True)):
         weight = torch.from_numpy(x)
-        scale = scale_of(weight, precision)
+        scale = precision.scales_of(weight)
         quantized = quantize_weight(x, blocks=in_blocks)
         np.testing.assert_array_equal(round_weight(weight, scale).numpy(), quantized.values)
         np.testing.assert_array_equal(
@@ -53,7 +57,7 @@ def test_rounding_in_torch_is_the_export_s(seed):
 
 def test_static_activations_saturate():
     x = torch.tensor([[-10.0, -1.0, 0.004, 1.0, 10.0]])
-    rounded = round_activations(x, "w8a8-static", 1 / 127)
+    rounded = STATIC.round_activations(x, 1 / 127)
     np.testing.assert_allclose(rounded.numpy(), [[-128 / 127, -1, 1 / 127, 1, 1]], rtol=1e-6)
 
 
@@ -62,9 +66,9 @@ def test_refined_factor_loses_less_than_the_best_alpha(seed):
     sample = sample_with_outliers(seed=seed)
     amax_x, amax_w = sample.x.abs().amax(0), sample.weight.abs().amax(0)
     factors = [amax_x**alpha / amax_w ** (1 - alpha) for alpha in np.arange(0.1, 1, 0.1)]
-    start = min(factors, key=lambda factor: sample.error("w8a8-token", factor))
+    start = min(factors, key=lambda factor: sample.error(TOKEN, factor))
     refined = refine_factor(start, sample.x, sample.weight, sample.token_weights)
-    assert sample.error("w8a8-token", refined) < 0.95 * sample.error("w8a8-token", start)
+    assert sample.error(TOKEN, refined) < 0.95 * sample.error(TOKEN, start)
 
 
 def test_refined_factor_keeps_what_must_be_equal_equal():
@@ -79,12 +83,12 @@ def test_refined_factor_keeps_what_must_be_equal_equal():
     assert refined.std() > 0.1
 
 
-@pytest.mark.parametrize("precision", ["w8a8-token", "w8a8-block"])
+@pytest.mark.parametrize("precision", [TOKEN, BLOCKS], ids=lambda precision: precision.name)
 def test_reconstruction_loses_less_than_the_nearest_integers(precision):
     sample = sample_with_outliers(tokens=400)
-    scale = scale_of(sample.weight, precision)
+    scale = precision.scales_of(sample.weight)
     nearest = apply_scale(round_weight(sample.weight, scale), scale)
-    values = reconstruct(sample.weight, scale, sample.x)
+    values = reconstruct(sample.weight, scale, sample.x, precision)
     assert values.dtype == torch.int8
     assert int(values.min()) >= -127
 
@@ -97,7 +101,7 @@ def test_reconstruction_loses_less_than_the_nearest_integers(precision):
 def test_reconstruction_of_inputs_that_never_fire_is_finite():
     sample = sample_with_outliers()
     sample.x[:, 3:7] = 0
-    values = reconstruct(sample.weight, scale_of(sample.weight, "w8a8-token"), sample.x)
+    values = reconstruct(sample.weight, TOKEN.scales_of(sample.weight), sample.x, TOKEN)
     assert values.abs().float().mean() > 1
 
 
@@ -106,9 +110,9 @@ def test_rows_are_clipped_where_one_weight_is_loud_and_its_input_silent():
     sample.x[:, ::9] /= 40
     sample.weight[5, 11] = 6 * sample.weight[5].abs().max()
     sample.x[:, 11] *= 1e-4
-    clip = clip_rows(sample, None, "w8a8-token")
+    clip = clip_rows(sample, None, TOKEN)
     assert clip[5] == pytest.approx(0.8)
-    assert sample.error("w8a8-token", None, clip=clip) < sample.error("w8a8-token", None)
+    assert sample.error(TOKEN, None, clip=clip) < sample.error(TOKEN, None)
 
 
 def test_static_range_leaves_out_what_hardly_ever_comes():
@@ -118,7 +122,7 @@ def test_static_range_leaves_out_what_hardly_ever_comes():
     amax = float(sample.x.abs().max())
     # The loud value counts for nothing: its input has no weight.
     sample.weight[:, 3] = 0
-    scale, name = static_range(sample, None, amax)
+    scale, name = static_range(sample, None, STATIC, amax)
     assert name.startswith("percentile 99.")
     assert scale < amax / 127 / 10
-    assert sample.error("w8a8-static", None, static_scale=scale) < sample.error("w8a8-static", None)
+    assert sample.error(STATIC, None, static_scale=scale) < sample.error(STATIC, None)

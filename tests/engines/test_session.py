@@ -13,7 +13,6 @@ from engines.onnxruntime.kernels import Kernels
 from engines.onnxruntime.load_options import OnnxRuntimeOptions
 from engines.onnxruntime.probing import (
     needs_exact_integers,
-    runs_stock_integers,
     stock_integers_are_exact,
     this_machine,
 )
@@ -120,14 +119,6 @@ def test_integers_are_exact_on_this_machine(loaded):
     if {"avx512_vnni", "avx_vnni"} & {*this_machine(0).instruction_sets}:
         assert stock_integers_are_exact(files.integer_check)
     assert stock_integers_are_exact(files.integer_check, exact_integers=True)
-
-
-def test_which_linears_run_on_stock_integer_kernels():
-    assert not runs_stock_integers({"a": "float"}, native=False)
-    assert runs_stock_integers({"a": "float", "b": "w8a8-token"}, native=False)
-    assert not runs_stock_integers({"a": "w8a8-token", "b": "w8a8-block"}, native=True)
-    # Native graphs leave these to ONNX Runtime, whose kernels may saturate.
-    assert runs_stock_integers({"a": "w8a8-token", "b": "w8a8-static"}, native=True)
 
 
 def test_integer_check_notices_saturation(loaded, monkeypatch):

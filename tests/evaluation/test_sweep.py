@@ -1,11 +1,10 @@
 """Recipes as text, the price of a pass in bytes, and the table."""
 
 import json
-from typing import get_args
 
 import pytest
 
-from calibration.recipe import Precision
+from calibration.precisions.registry import choices
 from evaluation.sweep import (
     ALL_RECIPES,
     SweptEngine,
@@ -139,4 +138,4 @@ def test_a_build_that_fails_says_why_and_ends_the_sweep(tmp_path, capfd):
 
 
 def test_recipes_name_precisions_that_the_build_knows():
-    assert {recipe.split(",")[0] for recipe in ALL_RECIPES} == set(get_args(Precision))
+    assert {recipe.split(",")[0] for recipe in ALL_RECIPES} == set(choices())

@@ -5,13 +5,13 @@ import onnx_ir as ir
 import pytest
 from onnx_ir.passes import PreconditionError
 
-from calibration.affine import dequantize_tokens, quantize_tokens
 from engines import contract as names
 from engines.onnxruntime.session import OnnxRuntimeSession
 from engines.probes.integer_check import INPUT, OUTPUT, check_inputs
 from export.integer_check_graph import build_integer_check
 from export.passes import KeepLayers, LowerToOnnxRuntime, UnsignedActivations
 from quasar.checkpoints import open_checkpoint
+from quasar.numerics import dequantize_tokens, quantize_tokens
 from tests.graphs import contract_of, exact_session, export_graphs, lowered_session
 
 

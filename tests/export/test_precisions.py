@@ -5,14 +5,16 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from calibration.affine import dequantize_weight, quantize_weight
 from calibration.float_model import load_float_model
+from calibration.precisions.registry import precision_of
 from calibration.simulation import SimulatedLinear, module_of, simulated
 from engines.onnxruntime.executed import check_integer_matmuls, executed_kernels
+from engines.onnxruntime.probing import runs_stock_integers
 from export.passes.quantized_linear import quantized_linears
 from plugins.cpu import toolchain
 from quasar.checkpoints import open_checkpoint
 from quasar.errors import EngineError
+from quasar.numerics import dequantize_weight
 from tests.graphs import export_graphs, lowered_session, native_session, run_canonical, run_in_chunks
 from tests.tiny import VOCABULARY, save_tiny_model
 
@@ -41,9 +43,9 @@ def simulated_logits(checkpoint, precision, tokens):
     linears = {}
     for linear in checkpoint.spec.linears():
         weight = torch.cat([module_of(model, member).weight for member in linear.members]).numpy()
-        rounded = torch.from_numpy(dequantize_weight(quantize_weight(weight, blocks=precision == "w8a8-block")))
+        rounded = torch.from_numpy(dequantize_weight(precision_of(precision).quantize(weight)))
         linears[linear.name] = SimulatedLinear(
-            precision=precision, weight=lambda rounded=rounded: rounded, static_scale=STATIC_SCALE
+            precision=precision_of(precision), weight=lambda rounded=rounded: rounded, static_scale=STATIC_SCALE
         )
     with torch.inference_mode(), simulated(model, checkpoint.spec, linears):
         return model(torch.from_numpy(tokens)[None]).logits[0].numpy()
@@ -95,6 +97,21 @@ def test_linears_run_as_integer_matmuls(exported):
     kernels["lm_head.matmul"] = "MatMul"
     with pytest.raises(EngineError, match="the INT8 linear lm_head ran as MatMul"):
         check_integer_matmuls(kernels, linears)
+
+
+def test_which_linears_run_on_stock_integer_kernels(exported):
+    checkpoint, precision, folder, contract = exported
+    assert runs_stock_integers(folder / "lowered.onnx")
+    if toolchain.LIBRARY.is_file():
+        native_session(folder, contract, checkpoint.spec)
+        # Native graphs leave static scales to ONNX Runtime, whose kernels may saturate.
+        assert runs_stock_integers(folder / "native.onnx") == (precision == "w8a8-static")
+
+
+def test_float_linears_run_on_no_integer_kernels(tmp_path):
+    checkpoint = open_checkpoint(str(save_tiny_model(tmp_path / "model", "llama")))
+    export_graphs(checkpoint, tmp_path, precision="fp32")
+    assert not runs_stock_integers(tmp_path / "lowered.onnx")
 
 
 def test_linears_are_found_by_their_form(exported):

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from calibration.affine import quantize_tokens
 from engines.tree import ancestor_mask, depths
 from plugins import OPERATORS, operator
 from plugins.kv_compact import kv_compact, launch_arguments
-from plugins.quantize_per_token import AMAX_FLOOR, quantize_per_token
+from plugins.quantize_per_token import quantize_per_token
 from plugins.verify_attention import verify_attention
 from plugins.w8a8_linear import quantize_rows, w8a8_block_linear, w8a8_linear
 from quasar.errors import QuasarError
+from quasar.numerics import AMAX_FLOOR, quantize_tokens
 
 
 def test_the_registry_names_what_there_is():

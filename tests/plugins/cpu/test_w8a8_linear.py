@@ -6,8 +6,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from plugins.cpu.packing import TILE, pack_block_scales, pack_weight
-from plugins.w8a8_linear import BLOCK, quantize_rows, w8a8_block_linear, w8a8_linear
+from plugins.w8a8_linear import quantize_rows, w8a8_block_linear, w8a8_linear
 from quasar.errors import QuasarError
+from quasar.numerics import BLOCK
 from tests.plugins.cpu.operators import LEVELS, needs_library, run_operator
 
 pytestmark = needs_library

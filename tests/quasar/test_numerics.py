@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from onnx.reference import ReferenceEvaluator
 
-from calibration.affine import (
+from quasar.numerics import (
     AMAX_FLOOR,
     QuantizedWeight,
     dequantize_tokens,

@@ -1,0 +1,80 @@
+"""W8A8 in blocks of 32: a scale for every 32 inputs of a row of activations and of an output channel."""
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.precisions.base import NATIVE, ONNXRUNTIME, TENSORRT, LinearGraph, Operator, Refused, Value
+from calibration.precisions.int8 import Int8Weights, amax_of_rows, dequantized, rounded, unit_step
+from plugins.cpu.library import DOMAIN
+from plugins.cpu.packing import pack_block_scales, pack_weight
+from quasar.numerics import BLOCK, Float32, Int8, QuantizedWeight, round_blocks
+
+if TYPE_CHECKING:
+    import torch
+
+# Activations in INT8, an amax for each block of a row: with blocks of 32 a row's bits do not depend on the width.
+_INT8_ACTIVATIONS = 4
+
+
+class InBlocks(Int8Weights):
+    """Blocks of a row / their amax → Q/DQ with scale 1/127 → MatMul."""
+
+    name = "w8a8-block"
+    choice = "w8a8-block"
+    help = "per 32 values"
+    label = "blocks"
+    form = f"in blocks of {BLOCK}"
+    title = f"W8A8 {form}"
+    colour = "#3d85c6"
+    in_blocks = True
+    is_on_ladder = True
+    input_multiple = BLOCK
+    lowerings: ClassVar = {
+        # The operator rounds each block of a row itself, in an order of its own: now and then an integer differs by 1.
+        ONNXRUNTIME: Operator(
+            op_type="MatMulNBits",
+            domain="com.microsoft",
+            pack=lambda weight, swiglu: (_columns(weight.values), weight.scale),
+            attributes=lambda outputs, inputs: {
+                "K": inputs,
+                "N": outputs,
+                "bits": 8,
+                "block_size": BLOCK,
+                "accuracy_level": _INT8_ACTIVATIONS,
+            },
+        ),
+        NATIVE: Operator(
+            op_type="W8A8BlockLinear",
+            domain=DOMAIN,
+            pack=lambda weight, swiglu: (
+                pack_weight(weight.values, swiglu=swiglu, blocks=True),
+                pack_block_scales(weight.scale, swiglu=swiglu),
+            ),
+        ),
+        TENSORRT: Refused(reason="TensorRT has no INT8 matmul with a scale per block"),
+    }
+
+    def round_activations(self, x: "torch.Tensor", _static_scale: float, /) -> "torch.Tensor":
+        """Each 32 inputs of a row by their own amax."""
+        return round_blocks(x)
+
+    def canonical(
+        self, graph: LinearGraph, x: Value, weight: Float32 | QuantizedWeight, _static_scale: float, /
+    ) -> Value:
+        """As per token, with an amax of its own for every 32 inputs of a row, and a scale for every 32 of a channel."""
+        blocks = graph.op("Reshape", [x, graph.constant("split_blocks", [0, 0, -1, BLOCK])], "blocks")
+        a = amax_of_rows(graph, blocks)
+        unit = graph.op("Div", [blocks, a], "unit")
+        scaled = graph.op("Mul", [rounded(graph, unit, unit_step(graph)), a], "rounded_blocks")
+        assert isinstance(weight, QuantizedWeight)
+        inputs = weight.values.shape[1]
+        activations = graph.op("Reshape", [scaled, graph.constant(f"merge_blocks.{inputs}", [0, 0, inputs])], "rounded")
+        return graph.product("MatMul", [activations, dequantized(graph, weight)], "matmul")
+
+
+def _columns(values: Int8) -> NDArray[Any]:
+    """Int8 [N, K] → uint8 [N, K / 32, 32], each value plus 128, as MatMulNBits reads it."""
+    columns = np.ascontiguousarray(values).view(np.uint8) ^ np.uint8(0x80)
+    return columns.reshape(len(columns), -1, BLOCK)

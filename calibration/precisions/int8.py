@@ -1,0 +1,68 @@
+"""What the precisions with INT8 weights share: rounding of weights, and parts of their canonical forms."""
+
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from calibration.precisions.base import LinearGraph, Precision, Value
+from quasar.numerics import AMAX_FLOOR, BLOCK, UNIT_STEP, Float32, QuantizedWeight, nearest, quantize_weight, scales_of
+
+if TYPE_CHECKING:
+    import torch
+
+# The zero point of every quantized activation in a canonical graph, int8 0; lowerings look for it.
+ZERO_POINT = "token_zero_point"
+_SCALE_BYTES = 4
+
+
+class Int8Weights(Precision):
+    """Symmetric INT8 weights with a scale per output channel, or with `in_blocks` per channel and 32 inputs."""
+
+    in_blocks: ClassVar[bool] = False
+
+    def scales_of(self, weight: "torch.Tensor") -> "torch.Tensor":
+        """One scale per row, or per row and 32 inputs."""
+        return scales_of(weight, blocks=self.in_blocks)
+
+    def nearest(self, weight: "torch.Tensor", step: "torch.Tensor", /) -> "torch.Tensor":
+        """Integers from -127 to 127."""
+        return nearest(weight, step)
+
+    def quantize(self, weight: Float32) -> Float32 | QuantizedWeight:
+        """Values int8 [outputs, inputs] with their scales."""
+        return quantize_weight(weight, blocks=self.in_blocks)
+
+    def num_bytes(self, outputs: int, inputs: int) -> int:
+        """One byte a weight, and float32 scales."""
+        return outputs * (inputs + _SCALE_BYTES * (inputs // BLOCK if self.in_blocks else 1))
+
+
+def dequantized(graph: LinearGraph, weight: Float32 | QuantizedWeight) -> Value:
+    """The weight [inputs, outputs] as floats, from INT8 tensors "weight" and "scale"."""
+    assert isinstance(weight, QuantizedWeight)
+    values = graph.weight("weight", weight.values.T)
+    # A scale initializer of its own for every linear: TensorRT has crashed on shared ones.
+    scale = graph.weight("scale", weight.scale.T)
+    attributes = {"axis": 1} if weight.scale.ndim == 1 else {"axis": 0, "block_size": BLOCK}
+    return graph.op("DequantizeLinear", [values, scale], "dequantized", attributes)
+
+
+def amax_of_rows(graph: LinearGraph, x: Value) -> Value:
+    """max(max|x|, 2^-14) over the last axis, kept as an axis of 1."""
+    floor = graph.constant("amax_floor", np.asarray(AMAX_FLOOR, np.float32))
+    last = graph.constant("last_axis", [-1])
+    magnitude = graph.op("Abs", [x], "magnitude")
+    largest = graph.op("ReduceMax", [magnitude, last], "largest", {"keepdims": 1})
+    return graph.op("Clip", [largest, floor], "amax")
+
+
+def unit_step(graph: LinearGraph) -> Value:
+    """1/127: the scale of rows that were divided by their own amax."""
+    return graph.constant("token_scale", np.asarray(UNIT_STEP, np.float32))
+
+
+def rounded(graph: LinearGraph, x: Value, step: Value) -> Value:
+    """A Q/DQ pair: x as its integers under one scale stand for it."""
+    zero = graph.constant(ZERO_POINT, np.asarray(0, np.int8))
+    quantized = graph.op("QuantizeLinear", [x, step, zero], "quantized")
+    return graph.op("DequantizeLinear", [quantized, step, zero], "activations")

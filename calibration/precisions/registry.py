@@ -1,0 +1,79 @@
+"""Every precision, and what `--precision` may ask for."""
+
+from collections.abc import Iterable
+
+from calibration.precisions.base import Precision, Refused
+from calibration.precisions.block import InBlocks
+from calibration.precisions.float import Float
+from calibration.precisions.static import Static
+from calibration.precisions.token import PerToken
+from quasar.errors import BuildError
+
+# By name, coarsest first.
+PRECISIONS: dict[str, Precision] = {
+    precision.name: precision
+    for precision in (
+        Static(),
+        PerToken(),
+        InBlocks(),
+        Float(),
+    )
+}
+FLOAT = PRECISIONS[Float.name]
+# Linear by linear: the cheapest precision of the ladder with which a bound on fidelity is met.
+AUTO = "auto"
+DEFAULT_CHOICE = PerToken.choice
+
+
+def precision_of(name: str) -> Precision:
+    """The precision of that name in a manifest; raises `BuildError` naming those that there are."""
+    if name not in PRECISIONS:
+        raise BuildError(f"a linear's precision is {name!r}; {', '.join(PRECISIONS)} were expected")
+    return PRECISIONS[name]
+
+
+def ladder() -> tuple[Precision, ...]:
+    """What "auto" may give a linear, coarsest first: it begins with the first, and the last is float."""
+    return tuple(precision for precision in PRECISIONS.values() if precision.is_on_ladder)
+
+
+def choices() -> tuple[str, ...]:
+    """What `--precision` may ask for: the quantized ones, those of the ladder first, auto, and float."""
+    quantized = [precision for precision in PRECISIONS.values() if precision.is_quantized]
+    quantized.sort(key=lambda precision: not precision.is_on_ladder)
+    return (*(precision.choice for precision in quantized), AUTO, FLOAT.choice)
+
+
+def precisions_for(choice: str) -> tuple[Precision, ...]:
+    """What linears may have in an engine of that `--precision`, the one to begin with first; else `BuildError`."""
+    if choice == AUTO:
+        return ladder()
+    for precision in PRECISIONS.values():
+        if precision.choice == choice:
+            return (precision,)
+    raise BuildError(f"--precision is {choice!r}; {', '.join(choices())} were expected")
+
+
+def refusal(names: Iterable[str], backend: str) -> str:
+    """Why a back end cannot run linears of these precisions: the first sentence found, or "" if it can."""
+    lowerings = (precision_of(name).lowering(backend) for name in names)
+    return next((lowering.reason for lowering in lowerings if isinstance(lowering, Refused)), "")
+
+
+def choices_on(backend: str) -> str:
+    """The quantized choices that a back end does not refuse, as messages name them: "… or …"."""
+    taken = [
+        precision.choice
+        for precision in PRECISIONS.values()
+        if precision.is_quantized and not isinstance(precision.lowering(backend), Refused)
+    ]
+    return " or ".join(sorted(taken, key=choices().index))
+
+
+def choices_help() -> str:
+    """What `--help` says of `--precision`."""
+    first, *higher = ladder()
+    raised = " or ".join(precision.label for precision in higher)
+    ladder_help = f"{AUTO}: {first.choice}, with linears raised to {raised} until --max-kl or --min-top1 is met."
+    said = [f"{choice}: {precisions_for(choice)[0].help}" for choice in choices() if choice not in (AUTO, FLOAT.choice)]
+    return f"{'; '.join(said)}. {ladder_help}"

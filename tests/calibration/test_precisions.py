@@ -1,0 +1,122 @@
+"""The registry of precisions: what is asked of each, what it gives, and that nothing else names one."""
+
+import ast
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from calibration.precisions import registry
+from calibration.precisions.base import NATIVE, ONNXRUNTIME, TENSORRT, AsItIs, Operator, Refused
+from calibration.precisions.registry import PRECISIONS, choices, choices_on, ladder, precision_of, precisions_for
+from calibration.recipe import make_recipe
+from export.lowering import native_takes
+from quasar.checkpoints import open_checkpoint
+from quasar.errors import BuildError
+from quasar.numerics import QuantizedWeight, dequantize_weight
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "calibration" / "precisions"
+ABOVE = [ROOT / name for name in ("calibration", "export", "evaluation")]
+EVERYWHERE = [*ABOVE, *(ROOT / name for name in ("plugins", "engines", "runtime", "serving"))]
+
+
+def test_what_can_be_asked_for():
+    assert choices() == ("w8a8", "w8a8-block", "w8a8-static", "auto", "fp32")
+    assert [precision.name for precision in ladder()] == ["w8a8-token", "w8a8-block", "float"]
+    assert precisions_for("auto") == ladder()
+    assert [precision.name for precision in precisions_for("w8a8")] == ["w8a8-token"]
+    assert choices_on(TENSORRT) == "w8a8 or w8a8-static"
+    with pytest.raises(BuildError, match="--precision is 'w9a9'; w8a8, w8a8-block, w8a8-static, auto, fp32 were exp"):
+        precisions_for("w9a9")
+    with pytest.raises(BuildError, match="precision is 'w9a9'; w8a8-static, w8a8-token, w8a8-block, float were expec"):
+        precision_of("w9a9")
+
+
+def test_an_unknown_choice_is_refused_before_any_work(tiny_model):
+    spec = open_checkpoint(str(tiny_model)).spec
+    assert native_takes(spec)
+    with pytest.raises(BuildError, match="--precision is 'int8'"):
+        make_recipe(spec, precision="int8", alpha="auto")
+
+
+def test_a_back_end_that_a_precision_does_not_name_refuses():
+    assert registry.refusal(PRECISIONS, NATIVE) == ""
+    assert registry.refusal(["w8a8-token", "w8a8-block"], TENSORRT).startswith("TensorRT has no INT8 matmul")
+    assert registry.refusal(["float"], "abacus") == "abacus has no form of float"
+
+
+@pytest.mark.parametrize("precision", PRECISIONS.values(), ids=lambda precision: precision.name)
+def test_what_is_stored_is_what_is_simulated(precision):
+    """Weights in numpy, as the export stores them, are those of the search in torch, bit for bit."""
+    random = np.random.default_rng(0)
+    weight = (random.standard_normal((48, 64)) * 10.0 ** random.integers(-3, 3, (48, 1))).astype(np.float32)
+    weight[3], weight[4, :32] = 0, 0
+    tensor = torch.from_numpy(weight)
+    scale = precision.scales_of(tensor)
+    stored = precision.quantize(weight)
+    found = stored
+    if precision.is_quantized:
+        assert isinstance(stored, QuantizedWeight)
+        np.testing.assert_array_equal(precision.round_weight(tensor, scale).numpy(), stored.values)
+        found = dequantize_weight(stored)
+        assert precision.num_bytes(48, 64) == stored.values.nbytes + stored.scale.nbytes
+    np.testing.assert_array_equal(precision.rounded(tensor, scale).numpy(), found)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS.values(), ids=lambda precision: precision.name)
+def test_every_back_end_is_answered(precision):
+    values = np.ones((64, 96), np.int8)
+    scale = np.ones((64, 3), np.float32)
+    for backend in (ONNXRUNTIME, NATIVE, TENSORRT):
+        match precision.lowering(backend):
+            case Operator() as operator:
+                packed, scales = operator.pack(QuantizedWeight(values=values, scale=scale), False)
+                assert packed.size == values.size
+                assert scales is None or scales.size == scale.size
+            case Refused(reason=reason):
+                assert reason
+                assert not reason.endswith(".")
+            case lowering:
+                assert lowering == AsItIs()
+
+
+def constants(path):
+    """String constants of a module, docstrings apart."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    texts = {
+        node.body[0].value
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in texts:
+            yield node
+
+
+def test_no_other_module_names_a_precision():
+    """Not as a value anywhere, not within a text of calibration or above. Triton calls a float32 "fp32" as well."""
+    named = {*PRECISIONS, *choices()} - {"float", "auto"}
+    within = re.compile("|".join(sorted(map(re.escape, named), key=len, reverse=True)))
+    found = []
+    for package in EVERYWHERE:
+        for path in package.rglob("*.py"):
+            if FOLDER in path.parents or (ROOT / "plugins" / "gpu") in path.parents:
+                continue
+            found += [
+                f"{path}:{node.lineno}: {node.value!r}"
+                for node in constants(path)
+                if node.value in named or (package in ABOVE and within.search(node.value))
+            ]
+    assert not found, "\n".join(found)
+
+
+def test_no_other_module_compares_precisions_by_name():
+    """ "float" and "auto" mean other things too: only what compares them with a precision is wrong."""
+    compared = re.compile(r"precision\S* (==|!=|in|not in) .*[\"'](float|auto)[\"']")
+    for package in EVERYWHERE:
+        for path in package.rglob("*.py"):
+            if FOLDER not in path.parents:
+                assert not compared.search(path.read_text(encoding="utf-8")), path
