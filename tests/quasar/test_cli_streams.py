@@ -9,7 +9,7 @@ import pytest
 
 CODE = """
 from quasar import cli
-app = cli.new_app("x")
+app = cli.new_app()
 @app.command()
 def text():
     print("a \\U0001f600 b")
