@@ -15,7 +15,7 @@ from evaluation.replay import halves, simulate
 from evaluation.replay_conditions import ReplayConditions
 from evaluation.traces import read_trace
 from runtime.control import controller, estimates
-from runtime.drafters import recycling, registry
+from runtime.drafters import named, recycling
 
 # Module, name, values to try; the code's own value is tried as well.
 _CONSTANTS: tuple[tuple[Any, str, tuple[Any, ...]], ...] = (
@@ -23,8 +23,8 @@ _CONSTANTS: tuple[tuple[Any, str, tuple[Any, ...]], ...] = (
     (estimates, "_OTHERS_WEIGHT", (3.0, 30.0, 1000.0)),
     (estimates, "_MOST_WEIGHT", (100.0, 2000.0)),
     (controller, "_LEAST_REACH", (4, 16, 31)),
-    (registry, "_SUFFIX_BRANCHES", (1, 3)),
-    (registry, "_RECYCLING_BRANCHES", (1, 2)),
+    (named, "_SUFFIX_BRANCHES", (1, 3)),
+    (named, "_RECYCLING_BRANCHES", (1, 2)),
     (recycling, "_DEEPEST", (1, 2, 5)),
 )
 

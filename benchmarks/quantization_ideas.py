@@ -15,15 +15,15 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from calibration.candidate import Candidate
+from calibration.fake_quantization import FakeQuantizedLinear, LinearForm, simulated
 from calibration.fidelity import LogitsReader, compare_several, torch_logits
 from calibration.float_model import load_float_model
-from calibration.held_back import HeldBack, hold_back
+from calibration.quantized_model import QuantizedModel
 from calibration.recipe import make_recipe
 from calibration.search import STEPS, Search
-from calibration.simulation import LinearForm, SimulatedLinear, simulated
 from calibration.statistics import collect_statistics
 from calibration.texts import CALIBRATION_CONTINUATION_TOKENS, calibration_prompts, continue_prompts, tokenize
+from calibration.validation_split import ValidationSplit, split_validation
 from engines.directory import open_directory
 from engines.text import open_codec
 from evaluation.report import float_texts
@@ -41,7 +41,7 @@ _MOST_PROMPT_TOKENS = 512
 class Clipped:
     """Activations that saturate at 95 % of their row's amax."""
 
-    def __init__(self, form: SimulatedLinear) -> None:
+    def __init__(self, form: FakeQuantizedLinear) -> None:
         self._form = form
 
     def product(self, x: "torch.Tensor", /) -> "torch.Tensor":
@@ -56,7 +56,7 @@ class Clipped:
 class Corrected:
     """A bias that takes back the mean error of every output over the calibration sample."""
 
-    def __init__(self, form: SimulatedLinear, x: "torch.Tensor", weight: "torch.Tensor") -> None:
+    def __init__(self, form: FakeQuantizedLinear, x: "torch.Tensor", weight: "torch.Tensor") -> None:
         self._form = form
         self._error = (form.product(x) - x @ weight.t()).mean(0)
 
@@ -87,16 +87,16 @@ def main() -> None:
     recipe = make_recipe(spec, precision="w8a8", alpha="auto")
     found: dict[str, list[dict[str, Any]]] = {}
     for seed in range(options.seeds):
-        fitted, kept = hold_back(calibration, seed)
+        fitted, kept = split_validation(calibration, seed)
         statistics = collect_statistics(model, spec, [text.tokens for text in fitted])
-        held_back = HeldBack(model, kept, spec.vocab_size)
+        validation = ValidationSplit(model, kept, spec.vocab_size)
         with tempfile.TemporaryDirectory() as scratch:
 
             def search(name: str, *, clip_weights: bool = True) -> Search:
                 folder = Path(scratch) / name
                 return Search(model, spec, recipe, statistics, folder, quiet, clip_weights=clip_weights)  # noqa: B023
 
-            ideas = forms_of(search, held_back, spec)
+            ideas = forms_of(search, validation, spec)
             readers = [simulated_logits(model, spec, linears) for linears in ideas.values()]
             for name, compared in zip(ideas, compare_several(texts, torch_logits(model), readers), strict=True):
                 found.setdefault(name, []).append(compared.figures())
@@ -107,12 +107,12 @@ def main() -> None:
 
 
 def forms_of(
-    search: Callable[..., Search], held_back: HeldBack, spec: DecoderSpec
+    search: Callable[..., Search], validation: ValidationSplit, spec: DecoderSpec
 ) -> dict[str, Mapping[str, LinearForm]]:
     """Idea → every linear under it."""
 
-    def best(name: str, steps: int, *, clip_weights: bool = True) -> Candidate:
-        return search(name, clip_weights=clip_weights).run(held_back, STEPS[:steps])[0]
+    def best(name: str, steps: int, *, clip_weights: bool = True) -> QuantizedModel:
+        return search(name, clip_weights=clip_weights).run(validation, STEPS[:steps])[0]
 
     ideas: dict[str, Mapping[str, LinearForm]] = {
         "alpha 0.5": best("0", 0).simulated(),

@@ -23,7 +23,7 @@ from engines.machine import usable_cores
 from engines.onnxruntime.files import OnnxRuntimeFiles
 from engines.onnxruntime.session import OnnxRuntimeSession
 from engines.onnxruntime.threads import share_threads
-from evaluation.timing import memory_bandwidth
+from evaluation.pass_latency import memory_bandwidth
 from export.lowering import lower_for_onnxruntime
 from export.verifier import build_verifier
 from export.weight_file import WeightFile

@@ -28,7 +28,7 @@ from engines.session import Session
 from plugins.cpu.library import find_library
 from plugins.cpu.sampler import NativeSampler
 from runtime.acceptance import accept, follow
-from runtime.options import GenerationOptions
+from runtime.generation_options import GenerationOptions
 from runtime.sampling.chooser import GreedyChooser, LogitsChooser, TokenChooser, TokenSampler, reference_sampler
 from runtime.sampling.processors import LogitsChanges
 from runtime.segment import Segment

@@ -42,7 +42,7 @@ MARGINS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 
 
 @dataclass(slots=True)
-class Tally:
+class FidelitySums:
     """What rows showed: divergence, agreement and gap of every row, and sums over those whose next token is known."""
 
     kl: list[NDArray[np.float64]] = field(default_factory=list)
@@ -130,8 +130,8 @@ class Tally:
 class Comparison:
     """An engine against the reference: on the prompts' own tokens, and on the continuations."""
 
-    prompts: Tally = field(default_factory=Tally)
-    continuation: Tally = field(default_factory=Tally)
+    prompts: FidelitySums = field(default_factory=FidelitySums)
+    continuation: FidelitySums = field(default_factory=FidelitySums)
 
     def figures(self) -> dict[str, Any]:
         """What the manifest keeps."""

@@ -4,7 +4,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, Any
 
-from calibration.simulation import module_of
+from calibration.fake_quantization import module_of
 from quasar.checkpoints import Checkpoint, DecoderSpec
 from quasar.checkpoints.checkpoint import check_finite
 from quasar.checkpoints.rope import inverse_frequencies

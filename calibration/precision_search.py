@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from calibration.candidate import Candidate
-from calibration.held_back import Divergence, HeldBack
-from calibration.precisions.registry import FLOAT, ladder
+from calibration.fake_quantization import FakeQuantizedLinear
+from calibration.precisions.catalog import FLOAT, ladder
+from calibration.quantized_model import QuantizedModel
 from calibration.search import Progress, Search, StepFigures
 from calibration.sensitivity import Sensitivities, measure_sensitivities
-from calibration.simulation import SimulatedLinear
+from calibration.validation_split import Divergence, ValidationSplit
 from quasar.checkpoints import DecoderSpec
 from quasar.errors import BuildError
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 # Milliseconds of a linear in a pass, by linear name and precision.
-Prices = Mapping[str, Mapping[str, float]]
+LinearLatency = Mapping[str, Mapping[str, float]]
 # A step that costs less is as good as free.
 _FREE_MS = 1e-3
 
@@ -61,24 +61,26 @@ class Bound:
 
 def raise_precisions(
     search: Search,
-    base: Candidate,
-    held_back: HeldBack,
-    prices: Prices,
+    base: QuantizedModel,
+    validation: ValidationSplit,
+    latency: LinearLatency,
     target: Bound,
     spec: DecoderSpec,
     model: "torch.nn.Module",
     progress: Progress,
-) -> tuple[Candidate, list[StepFigures]]:
+) -> tuple[QuantizedModel, list[StepFigures]]:
     """The cheapest candidate found that meets the bound on held-back text, and the steps to it.
 
     Raises `BuildError` with what was reached if only float linears would meet it.
     """
-    reached = search.measure(base, held_back)
+    reached = search.measure(base, validation)
     if target.met(reached.kl, reached.top1):
         return base, []
     first, *higher = [rung for rung in ladder() if rung is not FLOAT]
-    forms: dict[str, dict[str, SimulatedLinear]] = {name: {first.name: form} for name, form in base.simulated().items()}
-    raised: dict[str, Candidate] = {}
+    forms: dict[str, dict[str, FakeQuantizedLinear]] = {
+        name: {first.name: form} for name, form in base.simulated().items()
+    }
+    raised: dict[str, QuantizedModel] = {}
     for rung in higher:
         fitting = [
             linear.name
@@ -89,9 +91,9 @@ def raise_precisions(
         simulated = raised[rung.name].simulated()
         for name in fitting:
             forms[name][rung.name] = simulated[name]
-    with progress("sensitivities", len(held_back.texts)) as step:
-        costs = measure_sensitivities(model, spec, held_back.texts, forms, on_text=step)
-    climb = _Climb(costs, prices)
+    with progress("sensitivities", len(validation.texts)) as step:
+        costs = measure_sensitivities(model, spec, validation.texts, forms, on_text=step)
+    climb = _Climb(costs, latency)
     candidate, trace = base, []
     at_least = 1
     while not target.met(reached.kl, reached.top1):
@@ -105,7 +107,7 @@ def raise_precisions(
         # Where the estimate is too hopeful, steps get longer.
         at_least *= 2
         candidate = base.with_precisions(climb.precisions, raised)
-        reached = search.measure(candidate, held_back)
+        reached = search.measure(candidate, validation)
         name = f"{climb.num_raised} linears raised"
         trace.append(StepFigures(step=name, kl=reached.kl, top1=reached.top1, kept=True))
     return candidate, trace
@@ -114,10 +116,10 @@ def raise_precisions(
 class _Climb:
     """Where each linear stands, and which step is next."""
 
-    def __init__(self, costs: Sensitivities, prices: Prices) -> None:
+    def __init__(self, costs: Sensitivities, latency: LinearLatency) -> None:
         self._rungs = [precision.name for precision in ladder()]
         self._costs = {name: {**by_precision, FLOAT.name: 0.0} for name, by_precision in costs.items()}
-        self._prices = prices
+        self._latency = latency
         self.precisions = dict.fromkeys(costs, self._rungs[0])
 
     @property
@@ -149,5 +151,5 @@ class _Climb:
 
     def _gain(self, name: str, now: str, then: str) -> float:
         """Nats for a millisecond."""
-        costs, prices = self._costs[name], self._prices[name]
-        return (costs[now] - costs[then]) / max(prices[then] - prices[now], _FREE_MS)
+        costs, latency = self._costs[name], self._latency[name]
+        return (costs[now] - costs[then]) / max(latency[then] - latency[now], _FREE_MS)

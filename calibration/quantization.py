@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from calibration.candidate import Candidate, LinearChoice
-from calibration.held_back import HeldBack, hold_back
-from calibration.precision_search import Bound, Prices, raise_precisions
-from calibration.precisions.registry import FLOAT
+from calibration.precision_search import Bound, LinearLatency, raise_precisions
+from calibration.precisions.catalog import FLOAT
 from calibration.quantized_folder import QuantizedFolder
+from calibration.quantized_model import LinearChoice, QuantizedModel
 from calibration.recipe import Recipe
 from calibration.search import Progress, Search
 from calibration.smoothing import SmoothingFactors
 from calibration.sqnr import LinearFigures, linear_figures
 from calibration.statistics import ActivationStatistics, collect_statistics
 from calibration.texts import TokenizedText
+from calibration.validation_split import ValidationSplit, split_validation
 from quasar.checkpoints import DecoderSpec
 from quasar.files import atomic_path, write_json
 from quasar.numerics import QuantizedWeight
@@ -83,11 +83,11 @@ class Quantization:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
+class FidelityGoal:
     """What precision "auto" aims at, and what linears cost on this machine."""
 
     bound: Bound
-    prices: Prices
+    latency: LinearLatency
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,27 +106,27 @@ def quantize_model(
     texts: Sequence[TokenizedText],
     folder: Path,
     progress: Progress,
-    target: Target | None = None,
+    goal: FidelityGoal | None = None,
 ) -> Quantized:
     """Quantize a float model by a recipe; integers go below `folder`.
 
-    With alpha "auto", or a target of precision "auto", a quarter of the texts is held back from everything that is
+    With alpha "auto", or a goal of precision "auto", a quarter of the texts is held back from everything that is
     fitted, to judge by.
     """
-    searches = recipe.alpha == "auto" or target is not None
-    fitted, kept = hold_back(texts) if searches else (list(texts), [])
+    searches = recipe.alpha == "auto" or goal is not None
+    fitted, kept = split_validation(texts) if searches else (list(texts), [])
     with progress("statistics", len(fitted)) as step:
         statistics = collect_statistics(model, spec, [text.tokens for text in fitted], on_batch=step)
     search = Search(model, spec, recipe, statistics, folder, progress)
     record: dict[str, Any] = {"alpha": recipe.alpha, "tokens": statistics.num_tokens}
     if searches:
-        held_back = HeldBack(model, kept, spec.vocab_size)
-        best, trace = search.run(held_back)
-        if target is not None:
-            best, steps = raise_precisions(search, best, held_back, target.prices, target.bound, spec, model, progress)
+        validation = ValidationSplit(model, kept, spec.vocab_size)
+        best, trace = search.run(validation)
+        if goal is not None:
+            best, steps = raise_precisions(search, best, validation, goal.latency, goal.bound, spec, model, progress)
             trace += steps
         record["search"] = {
-            "held_back_tokens": held_back.num_tokens,
+            "held_back_tokens": validation.num_tokens,
             "steps": [step.to_json() for step in trace],
         }
     else:
@@ -142,7 +142,7 @@ def quantize_model(
 
 def _figures(
     search: Search,
-    best: Candidate,
+    best: QuantizedModel,
     recipe: Recipe,
     spec: DecoderSpec,
     statistics: ActivationStatistics,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from calibration.precisions.registry import DEFAULT_CHOICE, FLOAT, precision_of, precisions_for
+from calibration.precisions.catalog import DEFAULT_CHOICE, FLOAT, precision_of, precisions_for
 from quasar.checkpoints import DecoderSpec
 from quasar.errors import BuildError
 

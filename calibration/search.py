@@ -5,8 +5,8 @@ divergence from the float model on held-back calibration text agrees:
 
     alpha 0.5                SmoothQuant as published, rounded to nearest: where the search begins
     alpha per group          the alpha (or no smoothing) with the smallest error; ranges clipped where that helps
-    refined factors          `calibration.refinement`
-    reconstructed rounding   `calibration.reconstruction`
+    refined factors          `calibration.learned_smoothing`
+    reconstructed rounding   `calibration.gptq`
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -16,19 +16,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from calibration.candidate import Candidate, LinearChoice
-from calibration.held_back import Divergence, HeldBack
+from calibration.clipping import clip_rows, static_range
+from calibration.fake_quantization import module_of, simulated
+from calibration.gptq import gptq_round
+from calibration.learned_smoothing import learn_factor
 from calibration.output_error import LinearSample
 from calibration.precisions.base import Precision
-from calibration.precisions.registry import precision_of
+from calibration.precisions.catalog import precision_of
 from calibration.quantized_folder import QuantizedFolder
-from calibration.ranges import clip_rows, static_range
+from calibration.quantized_model import LinearChoice, QuantizedModel
 from calibration.recipe import Recipe
-from calibration.reconstruction import reconstruct
-from calibration.refinement import refine_factor
-from calibration.simulation import module_of, simulated
 from calibration.smoothing import group_factor, tie_of
 from calibration.statistics import ActivationStatistics
+from calibration.validation_split import Divergence, ValidationSplit
 from quasar.checkpoints import DecoderSpec
 from quasar.checkpoints.spec import Linear
 from quasar.numerics import static_scale_of
@@ -58,7 +58,7 @@ class StepFigures:
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
+class _Trial:
     """A linear to quantize: its choice and its factor."""
 
     choice: LinearChoice
@@ -66,7 +66,7 @@ class _Plan:
     clip: "torch.Tensor | None" = None
 
 
-_Choose = Callable[[Linear, LinearSample], _Plan]
+_Choose = Callable[[Linear, LinearSample], _Trial]
 
 
 class Search:
@@ -91,20 +91,22 @@ class Search:
         self._progress = progress
         self._clip_weights = clip_weights
 
-    def _begin(self, alpha: float | None) -> Candidate:
+    def _begin(self, alpha: float | None) -> QuantizedModel:
         """One alpha for every linear (None: no smoothing), ranges by the largest value, rounded to nearest."""
         return self._candidate("no smoothing" if alpha is None else f"alpha {alpha:g}", partial(self._fixed, alpha))
 
-    def run(self, held_back: HeldBack | None, steps: Sequence[str] = STEPS) -> tuple[Candidate, list[StepFigures]]:
+    def run(
+        self, validation: ValidationSplit | None, steps: Sequence[str] = STEPS
+    ) -> tuple[QuantizedModel, list[StepFigures]]:
         """The best candidate, and what each step reached. A fixed alpha is taken as it is.
 
-        `held_back`: where steps are judged; with a fixed alpha it may be None.
+        `validation`: where steps are judged; with a fixed alpha it may be None.
         """
         alpha = self._recipe.alpha
         best = self._begin(FIRST_ALPHA if alpha == "auto" else None if isinstance(alpha, str) else alpha)
-        if held_back is None:
+        if validation is None:
             return best, []
-        least = self.measure(best, held_back)
+        least = self.measure(best, validation)
         trace = [StepFigures(step=best.name, kl=least.kl, top1=least.top1, kept=True)]
         chosen = {
             "alpha per group": self._best_alpha,
@@ -113,26 +115,26 @@ class Search:
         }
         for step in steps if alpha == "auto" else ():
             candidate = self._candidate(step, partial(chosen[step], best))
-            reached = self.measure(candidate, held_back)
+            reached = self.measure(candidate, validation)
             trace.append(StepFigures(step=step, kl=reached.kl, top1=reached.top1, kept=(kept := reached.kl < least.kl)))
             if kept:
                 best, least = candidate, reached
         return best, trace
 
-    def measure(self, candidate: Candidate, held_back: HeldBack) -> Divergence:
+    def measure(self, candidate: QuantizedModel, validation: ValidationSplit) -> Divergence:
         """The candidate's divergence from the float model."""
         with simulated(self._model, self._spec, candidate.simulated()):
-            return held_back.measure()
+            return validation.measure()
 
-    def raised(self, base: Candidate, precision: Precision, linears: Collection[str]) -> Candidate:
+    def raised(self, base: QuantizedModel, precision: Precision, linears: Collection[str]) -> QuantizedModel:
         """`base` with some linears at another precision, with or without its factors, whichever loses less."""
 
-        def choose(linear: Linear, sample: LinearSample) -> _Plan:
+        def choose(linear: Linear, sample: LinearSample) -> _Trial:
             factor, thin = base.factors[linear.name], sample.thinned()
             choice = replace(base.choices[linear.name], precision=precision.name, range="max", static_scale=0.0)
             if factor is not None and thin.error(precision, None) < thin.error(precision, factor):
                 choice, factor = replace(choice, alpha=None, smoothing="off"), None
-            return _Plan(choice, factor)
+            return _Trial(choice, factor)
 
         return self._candidate(precision.label, choose, only=set(linears), base=base)
 
@@ -148,8 +150,8 @@ class Search:
         )
 
     def _candidate(
-        self, name: str, choose: _Choose, only: set[str] | None = None, base: Candidate | None = None
-    ) -> Candidate:
+        self, name: str, choose: _Choose, only: set[str] | None = None, base: QuantizedModel | None = None
+    ) -> QuantizedModel:
         folder = QuantizedFolder(self._scratch / name.replace(" ", "-"))
         choices = dict(base.choices) if base else {}
         factors = dict(base.factors) if base else {}
@@ -167,9 +169,9 @@ class Search:
                 self._quantize(linear.name, sample, plan, folder)
                 folders[linear.name] = folder
                 step(1)
-        return Candidate(name=name, choices=choices, factors=factors, folders=folders)
+        return QuantizedModel(name=name, choices=choices, factors=factors, folders=folders)
 
-    def _quantize(self, name: str, sample: LinearSample, plan: _Plan, folder: QuantizedFolder) -> None:
+    def _quantize(self, name: str, sample: LinearSample, plan: _Trial, folder: QuantizedFolder) -> None:
         weight = sample.weight if plan.factor is None else sample.weight * plan.factor
         precision = precision_of(plan.choice.precision)
         scale = precision.scales_of(weight)
@@ -177,63 +179,63 @@ class Search:
             scale = scale * plan.clip[:, None]
         if plan.choice.rounding == "reconstructed":
             x = sample.x if plan.factor is None else sample.x / plan.factor
-            values = reconstruct(weight, scale, x, precision)
+            values = gptq_round(weight, scale, x, precision)
         else:
             import torch
 
             values = precision.round_weight(weight, scale).to(torch.int8)
         folder.save(name, values, scale)
 
-    def _fixed(self, alpha: float | None, linear: Linear, sample: LinearSample) -> _Plan:
+    def _fixed(self, alpha: float | None, linear: Linear, sample: LinearSample) -> _Trial:
         factor = self._factor(linear, sample, alpha)
         choice = LinearChoice(
             precision=self._recipe.linears[linear.name], alpha=alpha, smoothing="off" if alpha is None else "alpha"
         )
         if precision_of(choice.precision).has_static_scale:
             choice = replace(choice, static_scale=static_scale_of(self._largest(linear, factor)))
-        return _Plan(choice, factor)
+        return _Trial(choice, factor)
 
-    def _best_alpha(self, _: Candidate, linear: Linear, sample: LinearSample) -> _Plan:
+    def _best_alpha(self, _: QuantizedModel, linear: Linear, sample: LinearSample) -> _Trial:
         precision, thin = precision_of(self._recipe.linears[linear.name]), sample.thinned()
         factors = {alpha: self._factor(linear, sample, alpha) for alpha in (None, *_ALPHAS)}
         errors = {alpha: thin.error(precision, factor) for alpha, factor in factors.items()}
         alpha = min(errors, key=lambda one: errors[one])
         return self._with_ranges(linear, sample, replace(self._fixed(alpha, linear, sample).choice), factors[alpha])
 
-    def _refined(self, base: Candidate, linear: Linear, sample: LinearSample) -> _Plan:
+    def _refined(self, base: QuantizedModel, linear: Linear, sample: LinearSample) -> _Trial:
         choice, factor = base.choices[linear.name], base.factors[linear.name]
         precision = precision_of(choice.precision)
-        if precision.refines_factors:
+        if precision.learns_factors:
             import torch
 
             tie = tie_of(self._spec, linear.name)
             start = torch.ones(linear.inputs) if factor is None else factor
-            refined = refine_factor(start, sample.x, sample.weight, sample.token_weights, tie)
+            refined = learn_factor(start, sample.x, sample.weight, sample.token_weights, tie)
             thin = sample.thinned()
             if thin.error(precision, refined) < thin.error(precision, factor):
                 choice, factor = replace(choice, smoothing="refined"), refined
         return self._with_ranges(linear, sample, choice, factor)
 
-    def _reconstructed(self, base: Candidate, linear: Linear, sample: LinearSample) -> _Plan:
+    def _reconstructed(self, base: QuantizedModel, linear: Linear, sample: LinearSample) -> _Trial:
         choice, factor = base.choices[linear.name], base.factors[linear.name]
         precision = precision_of(choice.precision)
         clip = clip_rows(sample, factor, precision) if choice.range == "clipped" else None
-        return _Plan(replace(choice, rounding="reconstructed"), factor, clip)
+        return _Trial(replace(choice, rounding="reconstructed"), factor, clip)
 
     def _with_ranges(
         self, linear: Linear, sample: LinearSample, choice: LinearChoice, factor: "torch.Tensor | None"
-    ) -> _Plan:
+    ) -> _Trial:
         precision = precision_of(choice.precision)
         if precision.has_static_scale:
             scale, name = static_range(sample.thinned(), factor, precision, self._largest(linear, factor))
-            return _Plan(replace(choice, range=name, static_scale=scale), factor)
+            return _Trial(replace(choice, range=name, static_scale=scale), factor)
         if not (precision.clips_weights and self._clip_weights):
-            return _Plan(choice, factor)
+            return _Trial(choice, factor)
         thin = sample.thinned()
         clip = clip_rows(thin, factor, precision)
         if thin.error(precision, factor, clip=clip) < thin.error(precision, factor):
-            return _Plan(replace(choice, range="clipped"), factor, clip_rows(sample, factor, precision))
-        return _Plan(replace(choice, range="max"), factor)
+            return _Trial(replace(choice, range="clipped"), factor, clip_rows(sample, factor, precision))
+        return _Trial(replace(choice, range="max"), factor)
 
     def _factor(self, linear: Linear, sample: LinearSample, alpha: float | None) -> "torch.Tensor | None":
         import torch

@@ -8,7 +8,7 @@ for the second derivative. One backward pass gives g for every linear; errors of
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from calibration.simulation import SimulatedLinear, module_of
+from calibration.fake_quantization import FakeQuantizedLinear, module_of
 from quasar.checkpoints import DecoderSpec
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def measure_sensitivities(
     model: "torch.nn.Module",
     spec: DecoderSpec,
     texts: Sequence[Sequence[int]],
-    forms: Mapping[str, Mapping[str, SimulatedLinear]],
+    forms: Mapping[str, Mapping[str, FakeQuantizedLinear]],
     on_text: Callable[[int], None] = lambda count: None,
 ) -> Sensitivities:
     """Linear → precision → estimated KL in nats per row that quantizing this linear alone costs.

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from quasar.checkpoints import DecoderSpec
 from quasar.checkpoints.architectures.base import SmoothingGroup
-from quasar.checkpoints.architectures.registry import ARCHITECTURES
+from quasar.checkpoints.architectures.families import ARCHITECTURES
 from quasar.checkpoints.spec import split_name
 from quasar.errors import CheckpointError
 

@@ -6,9 +6,9 @@ from math import log10
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from calibration.candidate import LinearChoice
+from calibration.fake_quantization import FakeQuantizedLinear
 from calibration.output_error import LinearSample
-from calibration.simulation import SimulatedLinear
+from calibration.quantized_model import LinearChoice
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +35,7 @@ class LinearFigures:
         return {**figures.pop("choice"), **figures}
 
 
-def output_sqnr_db(sample: LinearSample, quantized: SimulatedLinear) -> float:
+def output_sqnr_db(sample: LinearSample, quantized: FakeQuantizedLinear) -> float:
     """10 log10(Σ y² / Σ (y - ŷ)²) of y = x Wᵀ against its quantized form ŷ, over a sample of inputs."""
     exact = sample.x @ sample.weight.t()
     noise = float((exact - quantized.product(sample.x)).double().square().sum())
@@ -44,7 +44,7 @@ def output_sqnr_db(sample: LinearSample, quantized: SimulatedLinear) -> float:
 
 
 def linear_figures(
-    sample: LinearSample, choice: LinearChoice, quantized: SimulatedLinear | None, amax: "torch.Tensor"
+    sample: LinearSample, choice: LinearChoice, quantized: FakeQuantizedLinear | None, amax: "torch.Tensor"
 ) -> LinearFigures:
     """The figures of one linear; `quantized` is None if it stays float.
 

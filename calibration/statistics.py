@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.simulation import module_of
+from calibration.fake_quantization import module_of
 from quasar.checkpoints import DecoderSpec
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.precisions.base import Precision
-from calibration.precisions.registry import precision_of
+from calibration.precisions.catalog import precision_of
 from calibration.recipe import Recipe
 from calibration.smoothing import SmoothingFactors, fold, producer_factor
 from quasar.checkpoints import Checkpoint

@@ -6,7 +6,7 @@ from typing import Any
 
 from quasar.text import Prompt
 from runtime.api import Engine
-from runtime.drafters.registry import DrafterOption
+from runtime.drafters.named import DrafterOption
 from runtime.stats import Stats
 
 _RATIOS = {

@@ -9,7 +9,7 @@ from quasar.cli import check_output, command_of_lists, console, emit_json, new_a
 
 if TYPE_CHECKING:
     from evaluation.compare import Comparison
-    from evaluation.timing import Timing
+    from evaluation.pass_latency import PassLatency
 
 app = new_app()
 
@@ -66,7 +66,7 @@ def time(
     from engines.directory import open_directory
     from engines.onnxruntime.files import onnxruntime_files
     from engines.onnxruntime.kernels import NATIVE, STOCK, choose_kernels
-    from evaluation.timing import time_engine
+    from evaluation.pass_latency import measure_pass_latency
 
     opened = open_directory(directory)
     if not kernels:
@@ -78,7 +78,7 @@ def time(
     counts = rows or [count for count in (256, 1900) if count <= longest] or [longest]
     chosen = widths or [width for width in (1, 2, 4, 8, 16) if width <= opened.manifest.contract.max_width]
     with progress_steps("passes", len(counts)) as step:
-        timing = time_engine(
+        timing = measure_pass_latency(
             opened,
             kernels,
             widths=chosen,
@@ -92,7 +92,7 @@ def time(
         emit_json(timing.to_json(), json)
 
 
-def _print_timing(timing: "Timing") -> None:
+def _print_timing(timing: "PassLatency") -> None:
     from rich.console import Console
     from rich.table import Table
 

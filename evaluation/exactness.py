@@ -9,8 +9,8 @@ import numpy as np
 from quasar.text import Message, Prompt
 from runtime.api import Engine
 from runtime.events import Generation
+from runtime.generation_options import OPTIONS
 from runtime.option_keywords import OptionsDict
-from runtime.options import OPTIONS
 from runtime.traces import Recorder
 
 Turns = Literal["first", "all"]

@@ -4,7 +4,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from calibration.precisions.registry import PRECISIONS
+from calibration.precisions.catalog import PRECISIONS
 from quasar.errors import BuildError
 
 if TYPE_CHECKING:

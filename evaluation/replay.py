@@ -20,7 +20,7 @@ from runtime.control.controller import Knowledge
 from runtime.control.from_options import make_control
 from runtime.control.latency import LatencyModel
 from runtime.drafters.base import Draft
-from runtime.drafters.registry import DrafterOption
+from runtime.drafters.named import DrafterOption
 from runtime.segment import Outcome, Segment
 from runtime.traces import TracedGeneration
 

@@ -17,7 +17,7 @@ from engines.probes.row_invariance import RowInvariance
 from quasar.errors import GenerationError, PromptError
 from runtime.control.latency import LatencyModel
 from runtime.drafters.draft_engine import DraftEngines
-from runtime.drafters.registry import Target
+from runtime.drafters.named import VerifierProfile
 
 _COSTS = 'rows → width → milliseconds was expected, as in {"256": {"1": 9.0, "4": 10.3, "8": 15.5}}'
 
@@ -71,7 +71,7 @@ class ReplayConditions:
 
     surface_ms: LatencySurface
     exact: RowInvariance
-    target: Target
+    target: VerifierProfile
     clock: ReplayClock = field(default_factory=ReplayClock)
 
     @classmethod
@@ -118,7 +118,9 @@ class ReplayConditions:
         return cls(
             surface_ms=surface,
             exact=exact,
-            target=Target(vocab_size=vocab_size, trees=exact.tree, tells_successors=True, warm=warm, engines=engines),
+            target=VerifierProfile(
+                vocab_size=vocab_size, trees=exact.tree, tells_successors=True, warm=warm, engines=engines
+            ),
             clock=clock,
         )
 

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import runtime
 from calibration.engine_logits import engine_logits
 from calibration.fidelity import compare_several, torch_logits
-from calibration.precisions.registry import AUTO, DEFAULT_CHOICE, FLOAT, PRECISIONS, choices, ladder, precision_of
+from calibration.precisions.catalog import AUTO, DEFAULT_CHOICE, FLOAT, PRECISIONS, choices, ladder, precision_of
 from engines import OnnxRuntimeOptions, load_engine
 from engines.directory import open_directory
 from engines.latency import CURVE_ROWS, measure_interleaved
@@ -21,7 +21,7 @@ from engines.onnxruntime.kernels import STOCK, choose_kernels
 from engines.onnxruntime.threads import share_threads
 from evaluation.accuracy import MAX_NEW_TOKENS, accuracy, num_scored
 from evaluation.report import Steps, float_texts
-from export.options import BuildOptions
+from export.build_options import BuildOptions
 from quasar.checkpoints import DecoderSpec, open_checkpoint
 from quasar.cli import run
 from quasar.errors import BuildError, QuasarError

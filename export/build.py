@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from calibration.precision_search import Bound
 from calibration.precisions.base import NATIVE
-from calibration.precisions.registry import AUTO, refusal
+from calibration.precisions.catalog import AUTO, refusal
 from calibration.quantization import Quantization
 from calibration.recipe import Recipe, make_recipe, parse_alpha
 from calibration.texts import (
@@ -34,11 +34,11 @@ from engines.onnxruntime.kernels import Kernels, choose_kernels
 from engines.record import MachineRecord
 from engines.successors import SUCCESSORS, write_successors
 from engines.text_files import TextFiles
+from export.build_options import BuildOptions, Reporter, Silent, bound_of, check_options, choose_max_length
+from export.engine_figures import MeasuredEngine
 from export.layout import CANONICAL, onnxruntime_files
-from export.measured import MeasuredEngine
-from export.options import BuildOptions, Reporter, Silent, bound_of, check_options, choose_max_length
 from export.provenance import model_section, tool_versions
-from export.quantize import ROOMS, cache_treatments, check_bound, meets, prepared_weights, quantize, target_of
+from export.quantize import ROOMS, cache_treatments, check_bound, goal_of, meets, prepared_weights, quantize
 from export.text_files import text_warnings, write_text_files
 from export.workspace import Workspace, check_target, open_workspace
 from plugins.sample_token import SAMPLER
@@ -236,12 +236,12 @@ class _Build:
 
     def _calibrate(self, room: float) -> dict[str, Any]:
         spec, reporter = self._checkpoint.spec, self._reporter
-        target = None if self._bound is None else target_of(self._bound, room, spec, self._kernels, reporter)
+        goal = None if self._bound is None else goal_of(self._bound, room, spec, self._kernels, reporter)
         texts = self._texts(self._calibration, CALIBRATION_CONTINUATION_TOKENS, "calibration")
         write_texts(self._texts_path, texts)
         folder, directory = self._quantization_path, self._workspace.path
         record = quantize(
-            self._float_model, spec, self._recipe, texts, folder, directory, self._remaining, target, reporter
+            self._float_model, spec, self._recipe, texts, folder, directory, self._remaining, goal, reporter
         )
         # Export holds one tensor at a time; the float model comes back for the fidelity figures.
         del self._float_model
@@ -290,14 +290,14 @@ class _Build:
         return {}
 
     def _probe(self) -> dict[str, Any]:
-        from export.measured import probe
+        from export.engine_figures import probe
 
         graphs = self._graphs(self._kernels)
         record = probe(graphs, self._graphs(Kernels()), self._contract, self._linears, self._kernels, self._reporter)
         return record.to_json()
 
     def _fidelity(self, record: MachineRecord) -> dict[str, Any]:
-        from export.measured import fidelity
+        from export.engine_figures import fidelity
 
         texts = self._texts(self._evaluation, _EVALUATION_CONTINUATION_TOKENS, "evaluation")
         graphs = self._graphs(self._kernels)
@@ -305,7 +305,7 @@ class _Build:
         return {**figures, "prompts": len(texts), "prompts_sha256": prompts_hash(self._evaluation)}
 
     def _successors(self, record: MachineRecord) -> dict[str, Any]:
-        from export.measured import successors
+        from export.engine_figures import successors
 
         if not self._texts_path.is_file():
             # Nothing was calibrated: the text is made for this alone.

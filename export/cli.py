@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from calibration.precisions.base import TENSORRT, Refused
-from calibration.precisions.registry import DEFAULT_CHOICE, choices, choices_help, choices_on, precisions_for
+from calibration.precisions.catalog import DEFAULT_CHOICE, choices, choices_help, choices_on, precisions_for
 from engines.backends import BACKENDS
 from quasar.cli import command_of_lists, console, emit_json, new_app, progress_steps
 from quasar.errors import BuildError
@@ -144,7 +144,7 @@ def build(
     An interrupted build goes on where it was when the same command is run again.
     """
     from export.build import build as run_build
-    from export.options import BuildOptions
+    from export.build_options import BuildOptions
 
     chosen = _compiled_backends(backend, compute_capability)
     for made in precisions_for(precision) if chosen else ():
@@ -265,8 +265,8 @@ def _compile(
     plugins: list[Path] | None = None,
     fused_quantization: bool = False,
 ) -> None:
+    from export.build_options import CompileOptions
     from export.compilers import ahead_of_time_backends, compiler_of
-    from export.options import CompileOptions
 
     compiler = compiler_of(backend)
     if compiler.needs_own_process(backend):

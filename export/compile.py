@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from calibration.precisions.base import TENSORRT, Refused
-from calibration.precisions.registry import choices_on, precision_of
+from calibration.precisions.catalog import choices_on, precision_of
 from engines.contract import Contract
 from engines.directory import EngineDirectory, open_directory
 from engines.machine import user_cache
@@ -30,8 +30,8 @@ from engines.tensorrt.library import (
 )
 from engines.tensorrt.network import profiles_for
 from engines.tensorrt.plans import FOLDER, KernelFile, Plan, TensorRtFiles, tensorrt_files
+from export.build_options import CompileOptions, Reporter, Silent
 from export.layout import CANONICAL
-from export.options import CompileOptions, Reporter, Silent
 from quasar.errors import BuildError
 from quasar.files import atomic_path, sha256_file, sha256_json, write_json
 

@@ -5,7 +5,7 @@ from typing import Protocol, cast
 
 from engines.backends import all_backends, find_backend
 from engines.directory import EngineDirectory
-from export.options import CompileOptions, Reporter
+from export.build_options import CompileOptions, Reporter
 from quasar.errors import BuildError
 
 

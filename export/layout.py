@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from calibration.precisions.base import NATIVE, ONNXRUNTIME, Operator
-from calibration.precisions.registry import precision_of, refusal
+from calibration.precisions.catalog import precision_of, refusal
 from engines.onnxruntime.files import OnnxRuntimeFiles
 from quasar.checkpoints import DecoderSpec
 

@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from export.options import BuildOptions
+from export.build_options import BuildOptions
 from quasar.checkpoints import Checkpoint, DecoderSpec
 from quasar.errors import BuildError
 

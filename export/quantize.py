@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from calibration.precision_search import Bound
-from calibration.precisions.registry import ladder
-from calibration.quantization import Quantization, Target, quantize_model
+from calibration.precisions.catalog import ladder
+from calibration.quantization import FidelityGoal, Quantization, quantize_model
 from calibration.recipe import Recipe
 from calibration.smoothing import SmoothingFactors
 from calibration.sqnr import LINEAR_FIGURES
 from calibration.texts import TokenizedText
 from calibration.weights import PreparedWeights
 from engines.manifest import CACHE_TREATMENTS
-from export.options import Reporter
+from export.build_options import Reporter
 from quasar.checkpoints import Checkpoint, DecoderSpec
 from quasar.checkpoints.skipped_layers import renumbered
 from quasar.errors import BuildError
@@ -38,28 +38,28 @@ def quantize(
     folder: Path,
     directory: Path,
     remaining: Sequence[int],
-    target: Target | None,
+    goal: FidelityGoal | None,
     reporter: Reporter,
 ) -> dict[str, Any]:
     """Leave the quantization in `folder` and its figures in the engine directory; returns what the manifest records.
 
     The whole model is quantized; the figures are of the `remaining` layers, which the engine has.
     """
-    quantized = quantize_model(model, spec, recipe, texts, folder, reporter.steps, target)
+    quantized = quantize_model(model, spec, recipe, texts, folder, reporter.steps, goal)
     quantized.quantization.save(folder)
     figures = {name: figure.to_json() for name, figure in quantized.figures.items()}
     write_json(directory / LINEAR_FIGURES, renumbered(figures, remaining))
     return quantized.record
 
 
-def target_of(bound: Bound, room: float, spec: DecoderSpec, kernels: "Kernels", reporter: Reporter) -> Target:
-    """A bound with the prices of linears on this machine."""
-    from export.linear_prices import measure_linear_prices
+def goal_of(bound: Bound, room: float, spec: DecoderSpec, kernels: "Kernels", reporter: Reporter) -> FidelityGoal:
+    """A bound with the latency of linears on this machine."""
+    from export.linear_latency import measure_linear_latency
 
     shapes = {(linear.inputs, linear.outputs) for linear in spec.linears()}
-    with reporter.steps("prices of linears", len(shapes)) as step:
-        prices = measure_linear_prices(spec, kernels, on_shape=step)
-    return Target(bound=bound.with_room(room), prices=prices)
+    with reporter.steps("latency of linears", len(shapes)) as step:
+        latency = measure_linear_latency(spec, kernels, on_shape=step)
+    return FidelityGoal(bound=bound.with_room(room), latency=latency)
 
 
 def prepared_weights(

@@ -1,5 +1,5 @@
 """Operators that no stock back end has, or has fast enough: schema, numpy reference, implementations per back end."""
 
-from plugins.registry import OPERATORS, Operator, operator
+from plugins.operator_table import OPERATORS, Operator, operator
 
 __all__ = ["OPERATORS", "Operator", "operator"]

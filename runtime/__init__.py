@@ -11,8 +11,8 @@ from runtime.api import Engine, Memory, load
 from runtime.conversation import Conversation
 from runtime.drafters import Corpus, Draft, Drafter, PromptLookup, Recycling, Suffix
 from runtime.events import Event, Generation
+from runtime.generation_options import GenerationOptions
 from runtime.loop import Round
-from runtime.options import GenerationOptions
 from runtime.sampling.logprobs import TokenLogprob
 from runtime.stats import Stats
 from runtime.traces import Recorder

@@ -5,7 +5,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 
 from runtime.events import Event
-from runtime.options import Signal
+from runtime.generation_options import Signal
 
 # Events that may be unread, and how often a thread that waits for its reader looks whether there still is one.
 _UNREAD = 8

@@ -11,8 +11,8 @@ import typer
 
 from quasar.checkpoints.checkpoint_text import SAMPLING_DEFAULTS
 from quasar.errors import GenerationError
+from runtime.generation_options import OPTIONS
 from runtime.option_fields import metadata_of
-from runtime.options import OPTIONS
 
 if TYPE_CHECKING:
     from runtime.api import Engine

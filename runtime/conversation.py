@@ -18,9 +18,9 @@ from quasar.text.messages import check_messages
 from runtime.asynchronous import collect, in_thread
 from runtime.chat_options import completes
 from runtime.events import Event, Generation, gather
+from runtime.generation_options import GenerationOptions, Signal
 from runtime.kv_cache import KVCache
 from runtime.option_keywords import OptionsDict, cancel_of, make_options, takes_options
-from runtime.options import GenerationOptions, Signal
 from runtime.prompt_ids import encode_prompt
 from runtime.request import Hooks, start_request
 from runtime.resources import EngineResources

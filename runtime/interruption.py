@@ -2,7 +2,7 @@
 
 import time
 
-from runtime.options import GenerationOptions
+from runtime.generation_options import GenerationOptions
 from runtime.stopping import CANCELLED, DEADLINE
 
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any, TypedDict, TypeVar
 
 from quasar.errors import GenerationError
-from runtime.drafters.registry import DrafterOption
-from runtime.options import OPTIONS, GenerationOptions, LogitsProcessor, Signal
+from runtime.drafters.named import DrafterOption
+from runtime.generation_options import OPTIONS, GenerationOptions, LogitsProcessor, Signal
 from runtime.traces import Recorder
 
 

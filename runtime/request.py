@@ -15,9 +15,9 @@ from quasar.text import TextCodec
 from runtime.control.control import Control
 from runtime.control.from_options import make_control
 from runtime.events import Event
+from runtime.generation_options import GenerationOptions
 from runtime.interruption import Interruption
 from runtime.loop import Round, decode
-from runtime.options import GenerationOptions
 from runtime.resources import EngineResources
 from runtime.sampling.chooser import GreedyChooser, LogitsChooser, TokenChooser
 from runtime.sampling.processors import LogitsChanges

@@ -12,9 +12,9 @@ from quasar.text import TextCodec
 from runtime.control.controller import Knowledge
 from runtime.control.latency import LatencyModel
 from runtime.drafters.draft_engine import DraftEngines
-from runtime.drafters.kept_successors import KeptSuccessors
+from runtime.drafters.named import VerifierProfile
+from runtime.drafters.persistent_successors import PersistentSuccessors
 from runtime.drafters.recycling import KEPT
-from runtime.drafters.registry import Target
 from runtime.kv_cache import KVCache
 from runtime.sampling.compiled import make_sampler
 from runtime.scheduler import ScheduledSequence, Scheduler
@@ -34,23 +34,23 @@ class EngineResources:
         self.sampler = make_sampler()
         self.draft_engines = DraftEngines.of(loaded)
         manifest = loaded.directory.manifest
-        self.kept_successors = KeptSuccessors(
+        self.persistent_successors = PersistentSuccessors(
             user_cache() / "successors" / f"{manifest.engine_hash[:16]}.npy",
             vocab_size=manifest.contract.vocab_size,
             k=KEPT,
         )
 
     @cached_property
-    def target(self) -> Target:
+    def target(self) -> VerifierProfile:
         """What drafters are made for."""
         contract = self.loaded.session.contract
-        return Target(
+        return VerifierProfile(
             vocab_size=contract.vocab_size,
             trees=self.loaded.record.row_invariance.tree,
             tells_successors=contract.top_k > 0,
             warm=self.loaded.directory.successors(),
             engines=self.draft_engines,
-            kept=self.kept_successors,
+            kept=self.persistent_successors,
         )
 
     @cached_property
@@ -69,7 +69,7 @@ class EngineResources:
         """Wait for the step that is running, and free the sessions."""
         self.scheduler.close()
         self.draft_engines.close()
-        self.kept_successors.save()
+        self.persistent_successors.save()
 
     def new_sequence(self, cache: KVCache | None = None) -> ScheduledSequence:
         """A sequence for the scheduler, with an empty cache or a copy of another's."""

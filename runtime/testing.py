@@ -12,9 +12,9 @@ from engines.session import Session, SessionMemory
 from runtime.control.control import Control, NoControl
 from runtime.control.fixed import FixedControl
 from runtime.drafters import Drafter
+from runtime.generation_options import GenerationOptions
 from runtime.kv_cache import KVCache
 from runtime.loop import Round, decode
-from runtime.options import GenerationOptions
 from runtime.sampling.chooser import GreedyChooser, LogitsChooser, reference_sampler
 from runtime.sampling.processors import LogitsChanges
 from runtime.sequence import ALWAYS_EXACT, Sequence

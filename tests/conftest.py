@@ -10,7 +10,7 @@ import pytest
 from filelock import FileLock
 
 from export.build import build
-from export.options import BuildOptions
+from export.build_options import BuildOptions
 from quasar.files import sha256_file, sha256_json
 from tests.tiny import save_tiny_model
 

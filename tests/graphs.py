@@ -13,8 +13,8 @@ from calibration.weights import PreparedWeights
 from engines import contract as names
 from engines.contract import MAX_WIDTH, Contract, capacity_for, top_k_for
 from engines.manifest import Manifest
-from engines.onnxruntime.options import session_options
 from engines.onnxruntime.session import OnnxRuntimeSession
+from engines.onnxruntime.session_options import session_options
 from engines.tensorrt.host_memory import HostDevice, host_kernel, host_plan
 from engines.tensorrt.session import TensorRtSession
 from export.builder import check_model

@@ -8,8 +8,8 @@ import quasar.checkpoints
 import quasar.errors
 import quasar.text
 import runtime
+from runtime.generation_options import OPTIONS
 from runtime.option_keywords import OptionsDict
-from runtime.options import OPTIONS
 
 
 def test_public_names():

@@ -57,7 +57,7 @@ class Refused:
 class Operator:
     """A lowering: one operator in place of the canonical form.
 
-    Inputs are x, weight and scale; native operators also get bias, residual and norm (plugins/registry.py).
+    Inputs are x, weight and scale; native operators also get bias, residual and norm (plugins/operator_table.py).
 
     Attributes:
         pack: the quantized weight → the two tensors in the operator's order; None: the scale is read as it is. The flag
@@ -89,7 +89,7 @@ class Precision(ABC):
         is_quantized: whether weights are stored as integers; else they stay float and the linear is not calibrated.
         has_integer_activations: whether a back end must run an integer matmul.
         has_static_scale: whether one scale of all activations is searched and stored.
-        refines_factors: whether the search refines smoothing factors, whose formula is that of scales per row.
+        learns_factors: whether the search refines smoothing factors, whose formula is that of scales per row.
         clips_weights: whether the search may cut off a channel's largest weights.
         is_on_ladder: whether "auto" may give a linear this precision.
         input_multiple: a linear's inputs must be a multiple of it.
@@ -106,7 +106,7 @@ class Precision(ABC):
     is_quantized: ClassVar[bool] = True
     has_integer_activations: ClassVar[bool] = True
     has_static_scale: ClassVar[bool] = False
-    refines_factors: ClassVar[bool] = False
+    learns_factors: ClassVar[bool] = False
     clips_weights: ClassVar[bool] = False
     is_on_ladder: ClassVar[bool] = False
     input_multiple: ClassVar[int] = 1

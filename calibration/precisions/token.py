@@ -30,7 +30,7 @@ class PerToken(Int8Weights):
     form = "per token"
     title = f"W8A8 {form}"
     colour = "#9fc5e8"
-    refines_factors = True
+    learns_factors = True
     clips_weights = True
     is_on_ladder = True
     lowerings: ClassVar = {

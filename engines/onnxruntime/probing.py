@@ -13,7 +13,7 @@ from engines.latency import Latency, better, measure_latency
 from engines.machine import Machine, cpu_machine
 from engines.onnxruntime.graphs import Graphs
 from engines.onnxruntime.kernels import STOCK
-from engines.onnxruntime.options import session_options
+from engines.onnxruntime.session_options import session_options
 from engines.probes.driver import ProbePlan, run_probes
 from engines.probes.integer_check import INPUT, OUTPUT, integers_are_exact
 from engines.record import MachineRecord

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from engines import contract as names
 from engines.cache_rows import Float32, HostCacheArrays, HostCaches
 from engines.contract import Contract
-from engines.onnxruntime.options import session_options
+from engines.onnxruntime.session_options import session_options
 from engines.session import SessionMemory, rows_of
 from engines.tree import ancestor_mask, check_parents, depths
 from quasar.errors import EngineError, GenerationError

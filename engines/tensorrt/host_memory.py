@@ -17,7 +17,7 @@ import numpy as np
 
 from engines import contract as names
 from engines.contract import Contract
-from engines.onnxruntime.options import session_options
+from engines.onnxruntime.session_options import session_options
 from engines.tensorrt.cache import LoadedKernel
 from engines.tensorrt.device import Bytes, OutOfMemoryError, array_at
 from engines.tensorrt.network import past_of, profiles_for

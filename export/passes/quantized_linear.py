@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes import PreconditionError
 
 from calibration.precisions.base import Lowering, Operator, Precision
-from calibration.precisions.registry import PRECISIONS
+from calibration.precisions.catalog import PRECISIONS
 from export.passes.walk import only_user
 from quasar.numerics import QuantizedWeight
 

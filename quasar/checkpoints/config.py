@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from quasar.checkpoints.architectures.base import Architecture
-from quasar.checkpoints.architectures.registry import ARCHITECTURES
+from quasar.checkpoints.architectures.families import ARCHITECTURES
 from quasar.checkpoints.huggingface_config import HuggingFaceConfig
 from quasar.checkpoints.spec import DecoderSpec
 from quasar.errors import CheckpointError

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quasar.checkpoints.architectures.base import GgufFormat
-from quasar.checkpoints.architectures.registry import ARCHITECTURES
+from quasar.checkpoints.architectures.families import ARCHITECTURES
 from quasar.checkpoints.checkpoint_text import CheckpointText, chat_templates, sampling_defaults
 from quasar.checkpoints.gguf_header import GgufHeader
 from quasar.checkpoints.gguf_parts import check_parts, gguf_parts, open_gguf

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quasar.checkpoints.architectures.registry import ARCHITECTURES
+from quasar.checkpoints.architectures.families import ARCHITECTURES
 from quasar.checkpoints.checkpoint_text import CheckpointText
 from quasar.checkpoints.config import spec_from_config
 from quasar.checkpoints.folder_text import folder_text

@@ -6,14 +6,14 @@ from runtime.control.control import Control, NoControl
 from runtime.control.controller import Controller, Knowledge
 from runtime.control.fixed import FixedControl
 from runtime.drafters.base import Draw, SamplingDrafter
-from runtime.drafters.registry import AUTO, DrafterOption, Target, make_drafters
+from runtime.drafters.named import AUTO, DrafterOption, VerifierProfile, make_drafters
 
 
 def make_control(
     asked: DrafterOption,
     num_draft_tokens: int | None,
     *,
-    target: Target,
+    target: VerifierProfile,
     exact: RowInvariance,
     knowledge: Knowledge,
     draw: Draw | None = None,

@@ -12,7 +12,7 @@ import numpy as np
 
 from quasar.errors import GenerationError
 from runtime.drafters.base import NO_DRAFT, Draft, Int64
-from runtime.drafters.kept_successors import KeptSuccessors
+from runtime.drafters.persistent_successors import PersistentSuccessors
 
 # Successors that are kept of each token, and how deep drafts go: more brought nothing (docs/drafters.md, "Constants").
 KEPT, _DEEPEST = 4, 3
@@ -35,7 +35,7 @@ class Recycling:
         *,
         branches: int = 1,
         warm: Mapping[int, Sequence[int]] | None = None,
-        kept: KeptSuccessors | None = None,
+        kept: PersistentSuccessors | None = None,
     ) -> None:
         """Make one.
 

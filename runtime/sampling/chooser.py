@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from plugins.sample_token import NO_NUMBERS, NOTHING_LEFT, Filters, sample_token
 from quasar.errors import GenerationError
-from runtime.options import GenerationOptions
+from runtime.generation_options import GenerationOptions
 from runtime.sampling.logprobs import RowLogprobs, TokenLogprob
 from runtime.sampling.processors import LogitsChanges
 from runtime.segment import Targets

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quasar.errors import GenerationError
-from runtime.options import GenerationOptions
+from runtime.generation_options import GenerationOptions
 
 Int64 = NDArray[np.int64]
 Float32 = NDArray[np.float32]

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from calibration.fidelity import Tally, compare, kl_nats, log_softmax
+from calibration.fake_quantization import FakeQuantizedLinear
+from calibration.fidelity import FidelitySums, compare, kl_nats, log_softmax
 from calibration.output_error import LinearSample
-from calibration.precisions.registry import precision_of
-from calibration.simulation import SimulatedLinear
+from calibration.precisions.catalog import precision_of
 from calibration.sqnr import output_sqnr_db
 from calibration.texts import TokenizedText
 from quasar.numerics import quantize_tokens, quantize_weight
@@ -31,17 +31,17 @@ def test_kl_is_torchs():
 
 def test_equal_logits_have_no_divergence():
     logits = RANDOM.standard_normal((100, 30)).astype(np.float32)
-    tally = Tally()
-    tally.add(logits, logits, RANDOM.integers(0, 30, 100))
-    figures = tally.figures()
+    sums = FidelitySums()
+    sums.add(logits, logits, RANDOM.integers(0, 30, 100))
+    figures = sums.figures()
     assert (figures["mean_kl_nats"], figures["top1_agreement"], figures["tokens"]) == (0, 1, 100)
     assert figures["perplexity"] == figures["perplexity_float"]
 
 
 def test_uniform_logits_have_the_perplexity_of_the_vocabulary():
-    tally = Tally()
-    tally.add(np.zeros((10, 64), np.float32), np.zeros((10, 64), np.float32), np.arange(10))
-    assert tally.figures()["perplexity"] == pytest.approx(64)
+    sums = FidelitySums()
+    sums.add(np.zeros((10, 64), np.float32), np.zeros((10, 64), np.float32), np.arange(10))
+    assert sums.figures()["perplexity"] == pytest.approx(64)
 
 
 def test_prompts_and_continuations_are_told_apart():
@@ -85,7 +85,7 @@ def test_sqnr_rises_when_outliers_are_smoothed():
         smoothed = sample.weight if factor is None else sample.weight * factor
         precision = precision_of("w8a8-token")
         rounded = precision.rounded(smoothed, precision.scales_of(smoothed))
-        return output_sqnr_db(sample, SimulatedLinear(precision=precision, weight=lambda: rounded, factor=factor))
+        return output_sqnr_db(sample, FakeQuantizedLinear(precision=precision, weight=lambda: rounded, factor=factor))
 
     plain = sqnr(None)
     assert sqnr((sample.x.abs().amax(0) / sample.weight.abs().amax(0)).sqrt()) > plain + 5
@@ -104,9 +104,9 @@ def test_margins_and_positions_are_counted():
     engine[1, 1] = 4.05  # leads token 0 by 0.05: disagrees
     engine[2, 1] = 3.7  # trails by 0.3: agrees
     engine[3, 2] = 9  # leads by 5: disagrees
-    tally = Tally()
-    tally.add(reference, engine, np.full(4, -1), np.array([0, 1, 40, 600]))
-    details = tally.details()
+    sums = FidelitySums()
+    sums.add(reference, engine, np.full(4, -1), np.array([0, 1, 40, 600]))
+    details = sums.details()
     below = {row["below"]: row for row in details["margins"]}
     assert (below[0.1]["rows"], below[0.1]["disagreeing"], below[0.1]["caught"]) == (0.25, 1, 0.5)
     assert (below[0.5]["rows"], below[0.5]["disagreeing"], below[0.5]["caught"]) == (0.5, 0.5, 0.5)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from calibration.precisions import registry
+from calibration.precisions import catalog
 from calibration.precisions.base import NATIVE, ONNXRUNTIME, TENSORRT, AsItIs, Operator, Refused
-from calibration.precisions.registry import PRECISIONS, choices, choices_on, ladder, precision_of, precisions_for
+from calibration.precisions.catalog import PRECISIONS, choices, choices_on, ladder, precision_of, precisions_for
 from calibration.recipe import make_recipe
 from export.lowering import native_takes
 from quasar.checkpoints import open_checkpoint
@@ -43,9 +43,9 @@ def test_an_unknown_choice_is_refused_before_any_work(tiny_model):
 
 
 def test_a_back_end_that_a_precision_does_not_name_refuses():
-    assert registry.refusal(PRECISIONS, NATIVE) == ""
-    assert registry.refusal(["w8a8-token", "w8a8-block"], TENSORRT).startswith("TensorRT has no INT8 matmul")
-    assert registry.refusal(["float"], "abacus") == "abacus has no form of float"
+    assert catalog.refusal(PRECISIONS, NATIVE) == ""
+    assert catalog.refusal(["w8a8-token", "w8a8-block"], TENSORRT).startswith("TensorRT has no INT8 matmul")
+    assert catalog.refusal(["float"], "abacus") == "abacus has no form of float"
 
 
 @pytest.mark.parametrize("precision", PRECISIONS.values(), ids=lambda precision: precision.name)

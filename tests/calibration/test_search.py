@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from calibration.candidate import Candidate
+from calibration.fake_quantization import FakeQuantizedLinear, simulated
 from calibration.float_model import load_float_model
-from calibration.held_back import HeldBack, hold_back
 from calibration.precision_search import Bound, raise_precisions
-from calibration.precisions.registry import precision_of
-from calibration.quantization import Quantization, Target, quantize_model
+from calibration.precisions.catalog import precision_of
+from calibration.quantization import Quantization, FidelityGoal, quantize_model
+from calibration.quantized_model import QuantizedModel
 from calibration.recipe import make_recipe
 from calibration.search import STEPS, Search
 from calibration.sensitivity import measure_sensitivities
-from calibration.simulation import SimulatedLinear, simulated
 from calibration.smoothing import SmoothingFactors
 from calibration.statistics import collect_statistics
 from calibration.texts import TokenizedText
+from calibration.validation_split import ValidationSplit, split_validation
 from calibration.weights import PreparedWeights
 from quasar.checkpoints import open_checkpoint
 from quasar.errors import BuildError, CheckpointError
@@ -55,9 +55,9 @@ class Case:
                 layer.input_layernorm.weight[::7] *= loudness
         self.texts = texts_of(16)
         self.recipe = make_recipe(self.spec, precision=precision, alpha=alpha)
-        self.fitted, self.kept = hold_back(self.texts)
+        self.fitted, self.kept = split_validation(self.texts)
         statistics = collect_statistics(self.model, self.spec, [text.tokens for text in self.fitted])
-        self.held_back = HeldBack(self.model, self.kept, self.spec.vocab_size)
+        self.validation = ValidationSplit(self.model, self.kept, self.spec.vocab_size)
         self.search = Search(self.model, self.spec, self.recipe, statistics, folder / "scratch", silent)
 
 
@@ -68,12 +68,12 @@ def case(tmp_path_factory):
 
 def test_texts_held_back_are_not_fitted_to():
     texts = texts_of(16)
-    fitted, kept = hold_back(texts)
+    fitted, kept = split_validation(texts)
     assert len(kept) == 4
     assert sorted(map(id, fitted + kept)) == sorted(map(id, texts))
-    assert [id(text) for text in hold_back(texts, seed=1)[1]] != [id(text) for text in kept]
+    assert [id(text) for text in split_validation(texts, seed=1)[1]] != [id(text) for text in kept]
     few = texts[:7]
-    assert hold_back(few) == (few, few)
+    assert split_validation(few) == (few, few)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
@@ -86,40 +86,40 @@ def test_simulated_linears_are_the_model_s_own_where_nothing_is_rounded(architec
         sample = case.search.sample(linear)
         factor = torch.rand(linear.inputs, generator=random) + 0.5
         weight = sample.weight * factor
-        linears[linear.name] = SimulatedLinear(
+        linears[linear.name] = FakeQuantizedLinear(
             precision=precision_of("w8a8-static"), weight=lambda weight=weight: weight, factor=factor, static_scale=1e-6
         )
 
     def product(self, x):
         return (x / self.factor) @ self.weight().t()
 
-    before = case.held_back.measure()
+    before = case.validation.measure()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SimulatedLinear, "product", product)
+        patch.setattr(FakeQuantizedLinear, "product", product)
         with simulated(case.model, case.spec, linears):
-            inside = case.held_back.measure()
-    assert before.kl == case.held_back.measure().kl == 0
+            inside = case.validation.measure()
+    assert before.kl == case.validation.measure().kl == 0
     # Sums in another order: float32's rounding over three layers.
     assert 0 < inside.kl + (1 - inside.top1) + 1e-12 < 1e-6
     with simulated(case.model, case.spec, linears):
-        assert case.held_back.measure().kl > 0.1
+        assert case.validation.measure().kl > 0.1
 
 
 def test_steps_are_kept_only_where_held_back_text_agrees(case):
-    best, trace = case.search.run(case.held_back)
+    best, trace = case.search.run(case.validation)
     assert [step.step for step in trace] == ["alpha 0.5", *STEPS]
     least = trace[0].kl
     for step in trace[1:]:
         assert step.kept == (step.kl < least)
         least = min(least, step.kl)
-    assert case.search.measure(best, case.held_back).kl == pytest.approx(least)
+    assert case.search.measure(best, case.validation).kl == pytest.approx(least)
     assert least < 0.8 * trace[0].kl
     assert {choice.precision for choice in best.choices.values()} == {"w8a8-token"}
 
 
 def test_a_fixed_alpha_is_taken_as_it_is(tmp_path):
     case = Case(tmp_path, alpha=0.7)
-    best, trace = case.search.run(case.held_back)
+    best, trace = case.search.run(case.validation)
     assert [step.step for step in trace] == ["alpha 0.7"]
     assert {(choice.alpha, choice.smoothing, choice.rounding) for choice in best.choices.values()} == {
         (0.7, "alpha", "nearest")
@@ -132,42 +132,42 @@ def test_a_fixed_alpha_is_taken_as_it_is(tmp_path):
 def test_sensitivities_are_the_kl_that_one_linear_costs(tmp_path):
     """Against the KL of the model with that linear alone quantized, to a factor of 2: 128 rows and two draws each."""
     case = Case(tmp_path, loudness=1)
-    best, _ = case.search.run(case.held_back, steps=())
+    best, _ = case.search.run(case.validation, steps=())
     linears = best.simulated()
     found = measure_sensitivities(
         case.model,
         case.spec,
-        case.held_back.texts,
+        case.validation.texts,
         {name: {"w8a8-token": form} for name, form in linears.items()},
     )
     ratios = []
     for name, form in linears.items():
         with simulated(case.model, case.spec, {name: form}):
-            ratios.append(found[name]["w8a8-token"] / case.held_back.measure().kl)
+            ratios.append(found[name]["w8a8-token"] / case.validation.measure().kl)
     assert min(ratios) > 0.5
     assert max(ratios) < 2
     assert 0.8 < np.mean(ratios) < 1.25
 
 
-def prices_of(spec):
+def latency_of(spec):
     return {linear.name: {"w8a8-token": 1.0, "w8a8-block": 1.5, "float": 4.0} for linear in spec.linears()}
 
 
 def raised(case, bound):
-    best, _ = case.search.run(case.held_back, steps=())
+    best, _ = case.search.run(case.validation, steps=())
     found = raise_precisions(
-        case.search, best, case.held_back, prices_of(case.spec), bound, case.spec, case.model, silent
+        case.search, best, case.validation, latency_of(case.spec), bound, case.spec, case.model, silent
     )
     return best, *found
 
 
 def test_linears_are_raised_until_the_bound_is_met(case):
-    base = case.search.measure(case.search.run(case.held_back, steps=())[0], case.held_back)
+    base = case.search.measure(case.search.run(case.validation, steps=())[0], case.validation)
     counts = []
     for share in (0.7, 0.1, 0.001):
         _, candidate, trace = raised(case, Bound(max_kl=share * base.kl))
         assert trace[-1].kl <= share * base.kl
-        assert case.search.measure(candidate, case.held_back).kl == pytest.approx(trace[-1].kl)
+        assert case.search.measure(candidate, case.validation).kl == pytest.approx(trace[-1].kl)
         precisions = [choice.precision for choice in candidate.choices.values()]
         counts.append(sum({"w8a8-token": 0, "w8a8-block": 1, "float": 2}[precision] for precision in precisions))
     assert 0 < counts[0] <= counts[1] <= counts[2]
@@ -181,11 +181,11 @@ def test_a_bound_that_is_met_already_raises_nothing(case):
 
 
 def test_top1_alone_can_be_the_bound(case):
-    base = case.search.measure(case.search.run(case.held_back, steps=())[0], case.held_back)
+    base = case.search.measure(case.search.run(case.validation, steps=())[0], case.validation)
     goal = (1 + base.top1) / 2
     _, candidate, trace = raised(case, Bound(min_top1=goal))
     assert trace[-1].top1 >= goal > base.top1
-    assert isinstance(candidate, Candidate)
+    assert isinstance(candidate, QuantizedModel)
 
 
 def test_a_bound_that_only_float_meets_is_refused(case):
@@ -194,7 +194,7 @@ def test_a_bound_that_only_float_meets_is_refused(case):
 
 
 def test_the_artifact_holds_what_the_search_decided(case, tmp_path):
-    target = Target(bound=Bound(max_kl=0.02), prices=prices_of(case.spec))
+    target = FidelityGoal(bound=Bound(max_kl=0.02), latency=latency_of(case.spec))
     recipe = make_recipe(case.spec, precision="auto", alpha="auto")
     found = quantize_model(case.model, case.spec, recipe, case.texts, tmp_path, silent, target)
     found.quantization.save(tmp_path)

@@ -6,11 +6,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from calibration.clipping import clip_rows, static_range
+from calibration.gptq import gptq_round
+from calibration.learned_smoothing import learn_factor
 from calibration.output_error import LinearSample
-from calibration.precisions.registry import precision_of
-from calibration.ranges import clip_rows, static_range
-from calibration.reconstruction import reconstruct
-from calibration.refinement import refine_factor
+from calibration.precisions.catalog import precision_of
 from quasar.numerics import (
     BLOCK,
     apply_scale,
@@ -67,7 +67,7 @@ def test_refined_factor_loses_less_than_the_best_alpha(seed):
     amax_x, amax_w = sample.x.abs().amax(0), sample.weight.abs().amax(0)
     factors = [amax_x**alpha / amax_w ** (1 - alpha) for alpha in np.arange(0.1, 1, 0.1)]
     start = min(factors, key=lambda factor: sample.error(TOKEN, factor))
-    refined = refine_factor(start, sample.x, sample.weight, sample.token_weights)
+    refined = learn_factor(start, sample.x, sample.weight, sample.token_weights)
     assert sample.error(TOKEN, refined) < 0.95 * sample.error(TOKEN, start)
 
 
@@ -78,7 +78,7 @@ def test_refined_factor_keeps_what_must_be_equal_equal():
         pairs = log_factor.reshape(-1, 2)
         return pairs.mean(1, keepdim=True).expand_as(pairs).reshape(-1)
 
-    refined = refine_factor(torch.ones(64), sample.x, sample.weight, sample.token_weights, tie)
+    refined = learn_factor(torch.ones(64), sample.x, sample.weight, sample.token_weights, tie)
     np.testing.assert_allclose(refined[::2], refined[1::2], rtol=1e-5)
     assert refined.std() > 0.1
 
@@ -88,7 +88,7 @@ def test_reconstruction_loses_less_than_the_nearest_integers(precision):
     sample = sample_with_outliers(tokens=400)
     scale = precision.scales_of(sample.weight)
     nearest = apply_scale(round_weight(sample.weight, scale), scale)
-    values = reconstruct(sample.weight, scale, sample.x, precision)
+    values = gptq_round(sample.weight, scale, sample.x, precision)
     assert values.dtype == torch.int8
     assert int(values.min()) >= -127
 
@@ -101,7 +101,7 @@ def test_reconstruction_loses_less_than_the_nearest_integers(precision):
 def test_reconstruction_of_inputs_that_never_fire_is_finite():
     sample = sample_with_outliers()
     sample.x[:, 3:7] = 0
-    values = reconstruct(sample.weight, TOKEN.scales_of(sample.weight), sample.x, TOKEN)
+    values = gptq_round(sample.weight, TOKEN.scales_of(sample.weight), sample.x, TOKEN)
     assert values.abs().float().mean() > 1
 
 

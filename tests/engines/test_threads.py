@@ -4,7 +4,7 @@ import onnxruntime as ort
 import pytest
 
 from engines.onnxruntime import threads
-from engines.onnxruntime.options import session_options
+from engines.onnxruntime.session_options import session_options
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import pytest
 from engines.directory import open_directory
 from engines.tensorrt.plans import tensorrt_files
 from evaluation.compare import compare_backends, differences
+from export.build_options import CompileOptions
 from export.compile import compile_engine
-from export.options import CompileOptions
 from quasar.errors import EngineError
 
 

@@ -8,7 +8,7 @@ import pytest
 from evaluation.page import html_page
 from evaluation.plots import linear_map, precision_map
 from evaluation.report import report
-from export.options import Silent
+from export.build_options import Silent
 from quasar.text import Prompt
 
 PROMPTS = [

@@ -17,7 +17,7 @@ from runtime.control import FixedControl
 from runtime.control.control import NoControl
 from runtime.control.latency import LatencyModel
 from runtime.drafters import Draft, PromptLookup, Suffix
-from runtime.drafters.registry import Target
+from runtime.drafters.named import VerifierProfile
 from runtime.segment import Proposal
 from runtime.testing import TableSession, run_loop
 from runtime.traces import Recorder, RecordingControl, TracedGeneration
@@ -38,7 +38,7 @@ def traced(tokens, prompt=(1, 2, 3), category=""):
 
 def conditions_of(surface=LAPTOP, **exact):
     exact = RowInvariance(**{"chain": 1, "widest": 32, **exact})
-    target = Target(vocab_size=100, trees=exact.tree, tells_successors=True, warm={})
+    target = VerifierProfile(vocab_size=100, trees=exact.tree, tells_successors=True, warm={})
     return ReplayConditions(surface_ms=surface, exact=exact, target=target)
 
 

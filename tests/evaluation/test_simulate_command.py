@@ -14,7 +14,7 @@ from quasar.errors import EngineError, GenerationError, PromptError
 from runtime.control import FixedControl
 from runtime.control.latency import LatencyModel
 from runtime.drafters import PromptLookup
-from runtime.drafters.registry import Target
+from runtime.drafters.named import VerifierProfile
 from runtime.traces import Recorder, TracedGeneration
 from tests.runtime.test_cli import command, refused
 from tests.runtime.test_loop import expected, looping
@@ -39,7 +39,7 @@ class TestScenario:
         found = ReplayConditions.read(None, costs({"256": {"1": 9.0, "4": 10}, "16": {"1": 8}}), 77)
         assert found.surface_ms == {256: {1: 9.0, 4: 10.0}, 16: {1: 8.0}}
         assert found.exact == RowInvariance(chain=1, widest=32, tree=True)
-        assert found.target == Target(vocab_size=77, trees=True, tells_successors=True, warm={})
+        assert found.target == VerifierProfile(vocab_size=77, trees=True, tells_successors=True, warm={})
 
     def test_of_an_engine(self, tiny_engine):
         directory = open_directory(tiny_engine)

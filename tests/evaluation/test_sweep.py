@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from calibration.precisions.registry import choices
+from calibration.precisions.catalog import choices
 from evaluation.sweep import (
     ALL_RECIPES,
     SweptEngine,
@@ -15,7 +15,7 @@ from evaluation.sweep import (
     score_tasks,
     write_sweep,
 )
-from export.options import BuildOptions, Silent
+from export.build_options import BuildOptions, Silent
 from quasar.checkpoints import open_checkpoint
 from quasar.errors import BuildError
 

@@ -19,7 +19,7 @@ def start_build(model: Path, output: Path, calibration: Path, stop_after: str = 
 
 def _build(model: str, output: Path, calibration: Path, stop_after: str) -> None:
     from export.build import build
-    from export.options import BuildOptions
+    from export.build_options import BuildOptions
     from export.workspace import Workspace
 
     stage = Workspace.stage

@@ -11,7 +11,7 @@ import pytest
 from calibration.precision_search import Bound
 from engines.directory import open_directory
 from export.build import build
-from export.options import BuildOptions
+from export.build_options import BuildOptions
 from export.quantize import check_bound
 from plugins.cpu import toolchain
 from quasar.errors import BuildError

@@ -15,9 +15,9 @@ from engines.directory import open_directory
 from engines.tensorrt.builder import compile_plan
 from engines.tensorrt.library import check_capabilities, open_library
 from engines.tensorrt.plans import tensorrt_files
+from export.build_options import CompileOptions
 from export.compile import choose_targets, compile_engine
 from export.inspect_backend import backend_json
-from export.options import CompileOptions
 from export.passes import LowerToTensorRt
 from quasar.checkpoints import open_checkpoint
 from quasar.errors import BuildError, EngineError

@@ -5,9 +5,9 @@ import onnx_ir as ir
 import pytest
 import torch
 
+from calibration.fake_quantization import FakeQuantizedLinear, module_of, simulated
 from calibration.float_model import load_float_model
-from calibration.precisions.registry import precision_of
-from calibration.simulation import SimulatedLinear, module_of, simulated
+from calibration.precisions.catalog import precision_of
 from engines.onnxruntime.executed import check_integer_matmuls, executed_kernels
 from engines.onnxruntime.probing import runs_stock_integers
 from export.passes.quantized_linear import quantized_linears
@@ -44,7 +44,7 @@ def simulated_logits(checkpoint, precision, tokens):
     for linear in checkpoint.spec.linears():
         weight = torch.cat([module_of(model, member).weight for member in linear.members]).numpy()
         rounded = torch.from_numpy(dequantize_weight(precision_of(precision).quantize(weight)))
-        linears[linear.name] = SimulatedLinear(
+        linears[linear.name] = FakeQuantizedLinear(
             precision=precision_of(precision), weight=lambda rounded=rounded: rounded, static_scale=STATIC_SCALE
         )
     with torch.inference_mode(), simulated(model, checkpoint.spec, linears):

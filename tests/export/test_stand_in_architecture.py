@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 import runtime
 from quasar.checkpoints import open_checkpoint
 from quasar.checkpoints.architectures.base import Architecture
-from quasar.checkpoints.architectures.registry import ARCHITECTURES
+from quasar.checkpoints.architectures.families import ARCHITECTURES
 from quasar.checkpoints.spec import LayerSpec
 from tests.graphs import export_graphs, lowered_session, run_canonical, run_in_chunks
 from tests.tiny import VOCABULARY, save_tiny_model

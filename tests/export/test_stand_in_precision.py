@@ -8,18 +8,18 @@ import pytest
 import torch
 
 import runtime
+from calibration.fake_quantization import FakeQuantizedLinear, module_of, simulated
 from calibration.float_model import load_float_model
 from calibration.precisions.base import NATIVE, ONNXRUNTIME, TENSORRT, Operator, Refused
+from calibration.precisions.catalog import PRECISIONS
 from calibration.precisions.int8 import Int8Weights, dequantized
-from calibration.precisions.registry import PRECISIONS
 from calibration.quantization import quantize_model
 from calibration.recipe import make_recipe
 from calibration.search import STEPS
-from calibration.simulation import SimulatedLinear, module_of, simulated
 from calibration.texts import TokenizedText
 from engines import load_engine
+from export.build_options import Silent
 from export.compile import CompileOptions, compile_engine
-from export.options import Silent
 from quasar.checkpoints import open_checkpoint
 from quasar.errors import BuildError
 from quasar.numerics import BLOCK
@@ -72,7 +72,7 @@ def test_the_engine_computes_what_is_simulated(engine, tiny_model):
     for linear in checkpoint.spec.linears():
         weight = torch.cat([module_of(model, member).weight for member in linear.members]).detach()
         rounded = precision.rounded(weight, precision.scales_of(weight))
-        linears[linear.name] = SimulatedLinear(precision=precision, weight=lambda rounded=rounded: rounded)
+        linears[linear.name] = FakeQuantizedLinear(precision=precision, weight=lambda rounded=rounded: rounded)
     tokens = np.random.default_rng(3).integers(0, checkpoint.spec.vocab_size, 24)
     with torch.inference_mode():
         exact = model(torch.from_numpy(tokens)[None]).logits[0].numpy()

@@ -9,8 +9,8 @@ import runtime
 from engines.tensorrt.cuda import find_gpu
 from engines.tensorrt.library import LIBRARIES, open_library
 from export.build import build
+from export.build_options import BuildOptions, CompileOptions
 from export.compile import compile_engine
-from export.options import BuildOptions, CompileOptions
 from quasar.errors import EngineError
 from quasar.text import read_prompts
 

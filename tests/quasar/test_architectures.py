@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from quasar.checkpoints.architectures.registry import ARCHITECTURES
+from quasar.checkpoints.architectures.families import ARCHITECTURES
 from quasar.checkpoints.config import spec_from_config
 from quasar.checkpoints.huggingface_config import HuggingFaceConfig
 from quasar.checkpoints.spec import split_name

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from calibration.float_model import load_float_model
-from export.options import BuildOptions
+from export.build_options import BuildOptions
 from export.provenance import model_section
 from quasar.checkpoints import open_checkpoint
 from quasar.checkpoints.config import spec_from_config

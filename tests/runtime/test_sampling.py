@@ -7,7 +7,7 @@ import pytest
 
 from quasar.errors import GenerationError
 from runtime.drafters import Draft, PromptLookup
-from runtime.options import GenerationOptions
+from runtime.generation_options import GenerationOptions
 from runtime.sampling.processors import LogitsChanges
 from runtime.testing import TableSession, run_loop
 

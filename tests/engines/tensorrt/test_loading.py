@@ -19,8 +19,8 @@ from engines.tensorrt.host_memory import HostDevice, host_plan
 from engines.tensorrt.inspector import integer_kernels
 from engines.tensorrt.library import Library
 from engines.tensorrt.session import TensorRtSession
+from export.build_options import CompileOptions
 from export.compile import compile_engine
-from export.options import CompileOptions
 from quasar.errors import EngineError, GenerationError
 
 ADA = Gpu(name="NVIDIA Ada", compute_capability="8.9", driver="13.1")

@@ -13,7 +13,7 @@ from runtime.control.controller import Knowledge
 from runtime.control.from_options import make_control
 from runtime.control.latency import LatencyModel
 from runtime.drafters import Draft, Suffix
-from runtime.drafters.registry import Target
+from runtime.drafters.named import VerifierProfile
 from runtime.segment import NO_PROPOSAL
 
 EXACT = RowInvariance(chain=1, widest=32)
@@ -26,7 +26,7 @@ def make(asked, number=None, *, exact=EXACT, draw=None, tells_successors=True, s
     return make_control(
         asked,
         number,
-        target=Target(vocab_size=100, trees=exact.tree, tells_successors=tells_successors, warm={}),
+        target=VerifierProfile(vocab_size=100, trees=exact.tree, tells_successors=tells_successors, warm={}),
         exact=exact,
         knowledge=Knowledge(LatencyModel(surface, widest=32)),
         draw=draw,

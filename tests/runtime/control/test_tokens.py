@@ -6,7 +6,7 @@ import pytest
 from quasar.errors import GenerationError
 from runtime.control import FixedControl
 from runtime.drafters import PromptLookup, Recycling, Suffix
-from runtime.options import GenerationOptions
+from runtime.generation_options import GenerationOptions
 from runtime.segment import NO_PROPOSAL
 from tests.runtime.control.processes import FLAT, SURFACES, Costly, Measured, Script, on_session, text_of
 from tests.runtime.test_loop import Oracle, Random, Trees, expected, hashed, looping

@@ -15,7 +15,7 @@ from runtime.drafters.base import Int64
 _log = logging.getLogger("quasar.runtime")
 
 
-class KeptSuccessors:
+class PersistentSuccessors:
     """Token → successors, likeliest first, as the latest pass of any text saw them. Thread-safe.
 
     The file is read when the first token is looked up, and written when the engine is closed or the process ends; what

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.precisions.registry import precision_of
+from calibration.precisions.catalog import precision_of
 from calibration.texts import TokenizedText
 from engines.contract import Contract
 from engines.onnxruntime.graphs import Graphs
@@ -16,7 +16,7 @@ from engines.onnxruntime.probing import probe_graphs, runs_stock_integers, this_
 from engines.probes.driver import full_plan
 from engines.record import MachineRecord
 from engines.successors import count_successors
-from export.options import Reporter
+from export.build_options import Reporter
 
 if TYPE_CHECKING:
     import torch

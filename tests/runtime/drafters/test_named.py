@@ -10,14 +10,14 @@ from quasar.errors import GenerationError
 from runtime.drafters import Draft, PromptLookup, Recycling, Suffix
 from runtime.drafters import registry as names
 from runtime.drafters.base import ask, name_of
-from runtime.drafters.registry import ENTRY_POINTS, Target, known_names, make_drafters
+from runtime.drafters.named import ENTRY_POINTS, VerifierProfile, known_names, make_drafters
 
 OWN = ["auto", "none", "prompt-lookup", "suffix", "recycling", "model", "self", "hierarchical"]
 
 
 def target(**changes):
     values = {"vocab_size": 100, "trees": False, "tells_successors": True, "warm": {1: [2]}}
-    return Target(**{**values, **changes})
+    return VerifierProfile(**{**values, **changes})
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ _MOST_ROWS = 2048
 _MOST_BYTES = 1 << 30
 
 
-def hold_back(texts: Sequence[TokenizedText], seed: int = 0) -> tuple[list[TokenizedText], list[TokenizedText]]:
+def split_validation(texts: Sequence[TokenizedText], seed: int = 0) -> tuple[list[TokenizedText], list[TokenizedText]]:
     """Texts to fit to, and a quarter of them held back; of fewer than 8 texts, all of them twice."""
     if len(texts) < _FEWEST:
         return list(texts), list(texts)
@@ -36,7 +36,7 @@ class Divergence:
     top1: float
 
 
-class HeldBack:
+class ValidationSplit:
     """The float model's log-probabilities on texts (at most 2048 rows), to hold others against."""
 
     def __init__(self, model: "torch.nn.Module", texts: Sequence[TokenizedText], vocab_size: int) -> None:

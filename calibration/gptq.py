@@ -17,7 +17,7 @@ _DAMPING = 0.01
 _COLUMNS_AT_ONCE = 64
 
 
-def reconstruct(
+def gptq_round(
     weight: "torch.Tensor", scale: "torch.Tensor", x: "torch.Tensor", precision: Precision
 ) -> "torch.Tensor":
     """Integers int8 [outputs, inputs] that stand for `weight` under `scale` with a small error of x Wᵀ.

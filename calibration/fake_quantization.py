@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from calibration.precisions.base import Precision
 from quasar.checkpoints import DecoderSpec
-from quasar.checkpoints.architectures.registry import ARCHITECTURES
+from quasar.checkpoints.architectures.families import ARCHITECTURES
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,7 @@ class LinearForm(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SimulatedLinear:
+class FakeQuantizedLinear:
     """A linear as the verifier would compute it.
 
     `weight` gives the smoothed weight that its integers stand for, float32 [outputs, inputs]; it is called on every

@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from calibration.precisions.registry import FLOAT, precision_of
+from calibration.fake_quantization import FakeQuantizedLinear
+from calibration.precisions.catalog import FLOAT, precision_of
 from calibration.quantized_folder import QuantizedFolder
-from calibration.simulation import SimulatedLinear
 from calibration.smoothing import SmoothingFactors
 from quasar.numerics import apply_scale
 
@@ -37,7 +37,7 @@ class LinearChoice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
+class QuantizedModel:
     """Choices and factors by linear name; integers in a folder. Float linears have no integers and no factor."""
 
     name: str
@@ -45,10 +45,10 @@ class Candidate:
     factors: "Mapping[str, torch.Tensor | None]"
     folders: Mapping[str, QuantizedFolder]
 
-    def simulated(self) -> dict[str, SimulatedLinear]:
+    def simulated(self) -> dict[str, FakeQuantizedLinear]:
         """What `simulation.simulated` takes: the quantized linears."""
         return {
-            name: SimulatedLinear(
+            name: FakeQuantizedLinear(
                 precision=precision_of(choice.precision),
                 weight=partial(self._weight, name),
                 factor=self.factors[name],
@@ -58,12 +58,14 @@ class Candidate:
             if name in self.folders
         }
 
-    def with_precisions(self, precisions: Mapping[str, str], raised: Mapping[str, "Candidate"]) -> "Candidate":
+    def with_precisions(
+        self, precisions: Mapping[str, str], raised: Mapping[str, "QuantizedModel"]
+    ) -> "QuantizedModel":
         """This one, with linears of the candidates `raised`, by precision, where those are asked for; others float."""
         sources = {
             name: raised.get(precision, self) for name, precision in precisions.items() if precision != FLOAT.name
         }
-        return Candidate(
+        return QuantizedModel(
             name="mixed",
             choices={
                 name: sources[name].choices[name] if name in sources else LinearChoice(precision=FLOAT.name)

@@ -11,7 +11,7 @@ from engines.machine import user_cache
 from engines.successors import read_successors, write_successors
 from quasar.errors import GenerationError
 from runtime.drafters import Recycling
-from runtime.drafters.kept_successors import KeptSuccessors
+from runtime.drafters.persistent_successors import PersistentSuccessors
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def path(tmp_path):
 
 
 def kept(path):
-    return KeptSuccessors(path, vocab_size=100, k=3)
+    return PersistentSuccessors(path, vocab_size=100, k=3)
 
 
 def rows(**by_token):

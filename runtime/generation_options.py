@@ -14,7 +14,7 @@ from plugins.sample_token import LEAST_TEMPERATURE, MOST_TEMPERATURE, Filters
 from quasar.errors import GenerationError
 from quasar.text import ChatOptions
 from runtime.chat_options import chat_options
-from runtime.drafters.registry import DrafterOption, as_list
+from runtime.drafters.named import DrafterOption, as_list
 from runtime.option_fields import (
     Flag,
     anything,

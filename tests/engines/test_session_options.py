@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from engines.onnxruntime.options import session_options
+from engines.onnxruntime.session_options import session_options
 
 
 @pytest.mark.parametrize(("allowed", "asked", "threads"), [(1, 0, 1), (3, 0, 3), (4, 0, 0), (1, 2, 2)])

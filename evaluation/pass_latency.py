@@ -25,7 +25,7 @@ _READS = 7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Timing:
+class PassLatency:
     """Milliseconds of a pass: kernels → rows in the cache → width → median.
 
     `bandwidth_gb_s`: what all threads together read of memory, in 10^9 bytes a second. `floor_ms`: rows in the cache →
@@ -52,7 +52,7 @@ class Timing:
         }
 
 
-def time_engine(
+def measure_pass_latency(
     directory: EngineDirectory,
     kernels: Sequence[str],
     *,
@@ -61,7 +61,7 @@ def time_engine(
     threads: int = 0,
     repeats: int = 15,
     on_row: Callable[[], None] = lambda: None,
-) -> Timing:
+) -> PassLatency:
     """Time passes of every kind of kernels in one process, taking turns on one thread pool.
 
     Raises:
@@ -87,7 +87,7 @@ def time_engine(
         weights = directory.manifest.files[packed]["bytes"]
         row_bytes = contract.cache_bytes // contract.capacity
         floor = {count: round((weights + count * row_bytes) / bandwidth / 1e6, 3) for count in rows}
-    return Timing(
+    return PassLatency(
         kernels=names,
         ms=dict(zip(loaded, surfaces, strict=True)),
         bandwidth_gb_s=round(bandwidth, 1),

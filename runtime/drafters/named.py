@@ -11,7 +11,7 @@ from pathlib import Path
 from quasar.errors import GenerationError, QuasarError
 from runtime.drafters.base import Drafter
 from runtime.drafters.draft_engine import DraftEngine, DraftEngines, EngineDrafter
-from runtime.drafters.kept_successors import KeptSuccessors
+from runtime.drafters.persistent_successors import PersistentSuccessors
 from runtime.drafters.prompt_lookup import PromptLookup
 from runtime.drafters.recycling import Recycling
 from runtime.drafters.suffix import Suffix
@@ -27,7 +27,7 @@ _SUFFIX_BRANCHES, _RECYCLING_BRANCHES = 2, 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
+class VerifierProfile:
     """The verifier that drafts are made for.
 
     `trees`: whether they are exact on it. `tells_successors`: whether its passes tell the likeliest tokens. `warm`:
@@ -40,15 +40,15 @@ class Target:
     tells_successors: bool
     warm: Mapping[int, Sequence[int]]
     engines: DraftEngines | None = None
-    kept: KeptSuccessors | None = None
+    kept: PersistentSuccessors | None = None
 
 
 # What stands behind the name and a colon ("" for nothing) and the verifier → a drafter for one text.
-Factory = Callable[[str, Target], Drafter]
+Factory = Callable[[str, VerifierProfile], Drafter]
 DrafterOption = Drafter | str | Sequence[Drafter | str]
 
 
-def _prompt_lookup(argument: str, target: Target) -> Drafter:  # noqa: ARG001 - the form of `Factory`
+def _prompt_lookup(argument: str, target: VerifierProfile) -> Drafter:  # noqa: ARG001 - the form of `Factory`
     if not argument:
         return PromptLookup()
     sizes = _SIZES.fullmatch(argument)
@@ -60,12 +60,12 @@ def _prompt_lookup(argument: str, target: Target) -> Drafter:  # noqa: ARG001 - 
     return PromptLookup(min_ngram=int(sizes[1]), max_ngram=int(sizes[2]))
 
 
-def _suffix(argument: str, target: Target) -> Drafter:
+def _suffix(argument: str, target: VerifierProfile) -> Drafter:
     _refuse_argument("suffix", argument)
     return Suffix(branches=_SUFFIX_BRANCHES if target.trees else 1)
 
 
-def _recycling(argument: str, target: Target) -> Drafter:
+def _recycling(argument: str, target: VerifierProfile) -> Drafter:
     if argument not in ("", _KEEPS):
         raise GenerationError(f"drafter 'recycling:{argument}' came; 'recycling' or 'recycling:{_KEEPS}' was expected")
     if not target.tells_successors:
@@ -84,22 +84,22 @@ def _recycling(argument: str, target: Target) -> Drafter:
     )
 
 
-def _model(argument: str, target: Target) -> Drafter:
+def _model(argument: str, target: VerifierProfile) -> Drafter:
     return EngineDrafter(_open_engine("model", argument, target), f"model:{argument}", target.vocab_size)
 
 
-def _self(argument: str, target: Target) -> Drafter:
+def _self(argument: str, target: VerifierProfile) -> Drafter:
     engine = _open_engine("self", argument, target, shares_cache=True)
     return EngineDrafter(engine, f"self:{argument}", target.vocab_size)
 
 
-def _hierarchical(argument: str, target: Target) -> Drafter:
+def _hierarchical(argument: str, target: VerifierProfile) -> Drafter:
     engine = _open_engine("hierarchical", argument, target)
     # Prompt lookup keeps nothing of a text: what the engine drafts may not become part of it.
     return EngineDrafter(engine, f"hierarchical:{argument}", target.vocab_size, inner=PromptLookup())
 
 
-def _open_engine(name: str, argument: str, target: Target, *, shares_cache: bool = False) -> DraftEngine:
+def _open_engine(name: str, argument: str, target: VerifierProfile, *, shares_cache: bool = False) -> DraftEngine:
     if not argument:
         raise GenerationError(f"drafter {name!r} needs an engine directory behind a colon, as in {name}:DIR")
     if target.engines is None:
@@ -125,7 +125,7 @@ def _installed() -> dict[str, EntryPoint]:
     return {one.name: one for one in entry_points(group=ENTRY_POINTS) if one.name not in (*_OWN, NONE, AUTO)}
 
 
-def _made_by(entry: EntryPoint, argument: str, target: Target) -> Drafter:
+def _made_by(entry: EntryPoint, argument: str, target: VerifierProfile) -> Drafter:
     """Another package's drafter; its mistakes are named as its own."""
     try:
         made: object = entry.load()(argument, target)
@@ -146,7 +146,7 @@ def known_names() -> list[str]:
     return [AUTO, NONE, *_OWN, *_installed()]
 
 
-def make_drafters(asked: DrafterOption, target: Target) -> list[Drafter]:
+def make_drafters(asked: DrafterOption, target: VerifierProfile) -> list[Drafter]:
     """The drafters of one text: an empty list for "none".
 
     Args:
@@ -184,7 +184,7 @@ def as_list(asked: DrafterOption) -> list[Drafter | str]:
     return list(asked) if isinstance(asked, Sequence) and not isinstance(asked, str) else [asked]
 
 
-def _make(text: str, target: Target) -> Drafter:
+def _make(text: str, target: VerifierProfile) -> Drafter:
     name, _, argument = text.partition(":")
     if name in _OWN:
         return _OWN[name](argument, target)

@@ -24,7 +24,7 @@ _MOST_OUTPUTS = 768
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8
 
 
-def refine_factor(
+def learn_factor(
     factor: "torch.Tensor",
     x: "torch.Tensor",
     weight: "torch.Tensor",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from calibration.precision_search import Bound
-from calibration.precisions.registry import AUTO, DEFAULT_CHOICE, FLOAT
+from calibration.precisions.catalog import AUTO, DEFAULT_CHOICE, FLOAT
 from engines.contract import KV_DTYPES, MAX_WIDTH
 from engines.tensorrt.plans import ComputeType
 from quasar.errors import BuildError

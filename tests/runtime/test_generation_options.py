@@ -10,8 +10,8 @@ import pytest
 
 import runtime
 from quasar.errors import GenerationError
+from runtime.generation_options import OPTIONS, GenerationOptions
 from runtime.option_keywords import OptionsDict, cancel_of, make_options
-from runtime.options import OPTIONS, GenerationOptions
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from calibration.precision_search import Prices
+from calibration.precision_search import LinearLatency
 from calibration.precisions.base import Precision
-from calibration.precisions.registry import ladder
+from calibration.precisions.catalog import ladder
 from calibration.weights import PreparedLinear
-from engines.onnxruntime.options import session_options
+from engines.onnxruntime.session_options import session_options
 from export.builder import GraphBuilder
 from export.linears import add_linear
 from export.passes import LinearsToNative, LinearsToOnnxRuntime, StoredWeights, UnsignedActivations
@@ -33,19 +33,19 @@ _STREAMED_BYTES = 48 << 20
 _MOST_COPIES = 64
 
 
-def measure_linear_prices(
+def measure_linear_latency(
     spec: DecoderSpec, kernels: "Kernels", on_shape: Callable[[int], None] = lambda count: None
-) -> Prices:
+) -> LinearLatency:
     """Linear → precision → milliseconds in a pass of width 8. Linears of one shape are timed once."""
     shapes = {(linear.inputs, linear.outputs) for linear in spec.linears()}
-    prices = {}
+    latency = {}
     for shape in sorted(shapes):
-        prices[shape] = _price(*shape, kernels)
+        latency[shape] = _latency(*shape, kernels)
         on_shape(1)
-    return {linear.name: prices[linear.inputs, linear.outputs] for linear in spec.linears()}
+    return {linear.name: latency[linear.inputs, linear.outputs] for linear in spec.linears()}
 
 
-def _price(inputs: int, outputs: int, kernels: "Kernels") -> dict[str, float]:
+def _latency(inputs: int, outputs: int, kernels: "Kernels") -> dict[str, float]:
     precisions = [one for one in ladder() if inputs % one.input_multiple == 0]
     copies = max(1, min(_MOST_COPIES, _STREAMED_BYTES // (inputs * outputs)))
     x = np.random.default_rng(0).standard_normal((1, WIDTH, inputs)).astype(np.float32)
@@ -79,7 +79,7 @@ def _session(folder: Path, precision: Precision, inputs: int, outputs: int, copi
         for copy in range(copies):
             y = add_linear(graph, weights, f"linear.{copy}", x, linear, f"y.{copy}")
             graph.output(y, ir.DataType.FLOAT, [1, "tokens", outputs])
-        model = graph.model("price", version("quasar-verifier"))
+        model = graph.model("latency", version("quasar-verifier"))
     passes: Sequence[Callable[[StoredWeights], Any]] = (
         [LinearsToNative] if kernels.library is not None else [LinearsToOnnxRuntime]
     )
