@@ -10,7 +10,7 @@ from calibration.fake_quantization import FakeQuantizedLinear, simulated
 from calibration.float_model import load_float_model
 from calibration.precision_search import Bound, raise_precisions
 from calibration.precisions.catalog import precision_of
-from calibration.quantization import Quantization, FidelityGoal, quantize_model
+from calibration.quantization import FidelityGoal, Quantization, quantize_model
 from calibration.quantized_model import QuantizedModel
 from calibration.recipe import make_recipe
 from calibration.search import STEPS, Search

@@ -8,7 +8,7 @@ import pytest
 
 from quasar.errors import GenerationError
 from runtime.drafters import Draft, PromptLookup, Recycling, Suffix
-from runtime.drafters import registry as names
+from runtime.drafters import named as names
 from runtime.drafters.base import ask, name_of
 from runtime.drafters.named import ENTRY_POINTS, VerifierProfile, known_names, make_drafters
 
