@@ -41,7 +41,7 @@ def main() -> None:
     parts = halves(generations)
 
     def show(name: str) -> None:
-        # Shapes of recycled trees are kept per size.
+        # Shapes of recycled trees are cached by size.
         recycling.tree_shape.cache_clear()
         found = [simulate(part, conditions, "auto", count_drafting=False)["speed_up"] for part in parts]
         print(f"{name:40s} even {found[0]:.3f}  odd {found[1]:.3f}", flush=True)

@@ -24,15 +24,15 @@ def measure(engine: runtime.Engine, arms: Sequence[Arm], prompts: Sequence[Promp
     runs: dict[Arm, list[Stats]] = {arm: [] for arm in arms}
     differing = 0
     for index, prompt in enumerate(prompts):
-        texts = {}
-        turn = index % len(arms)
-        for arm in [*arms[turn:], *arms[:turn]]:
+        answers = {}
+        first = index % len(arms)
+        for arm in [*arms[first:], *arms[:first]]:
             generation = engine.generate(
                 prompt.messages, max_new_tokens=tokens, drafter=arm[0], num_draft_tokens=arm[1]
             )
             runs[arm].append(generation.stats)
-            texts[arm] = generation.token_ids
-        differing += sum(text != texts[_PLAIN] for text in texts.values())
+            answers[arm] = generation.token_ids
+        differing += sum(answer != answers[_PLAIN] for answer in answers.values())
     plain = total(runs[_PLAIN])["tokens_per_second"]
     print(f"{'drafter':40s} K  accepted/drafted  L     ms/round  tokens/s  over plain")
     for (name, count), stats in runs.items():
@@ -43,7 +43,7 @@ def measure(engine: runtime.Engine, arms: Sequence[Arm], prompts: Sequence[Promp
             f"{sums['ms_per_round']:8.1f}  {sums['tokens_per_second']:8.1f}  {sums['tokens_per_second'] / plain:.2f}"
         )
     memory = engine.memory()
-    print(f"texts that differ from plain decoding's: {differing}")
+    print(f"answers that differ from plain decoding's: {differing}")
     print(
         f"MB: verifier's weights {memory.weights / 1e6:.0f}, its cache {memory.cache / 1e6:.0f}, "
         f"engines that draft {memory.drafters / 1e6:.0f}; kernels: {engine.kernels}"
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--draft-tokens", type=int, nargs="+", default=[1, 2, 3, 4, 5, 6])
     arguments = parser.parse_args()
-    # Verifier and drafter take turns.
+    # Verifier and drafter run one after the other: with a pool each, the idle one would slow the other down.
     runtime.share_threads()
     engine = runtime.load(arguments.directory)
     arms = [

@@ -109,7 +109,7 @@ def main() -> None:
     """Build the graphs in a temporary folder, time them, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shape", choices=SHAPES)
-    parser.add_argument("--rows", nargs="+", type=int, default=[256], help="rows in the cache")
+    parser.add_argument("--rows", nargs="+", type=int, default=[256], help="cached positions")
     parser.add_argument("--widths", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--folder", type=Path, help="where the graphs go for a while; about 5 bytes per parameter")
@@ -129,12 +129,12 @@ def main() -> None:
         weights = (folder / FILES.native_weights).stat().st_size
         bandwidth = memory_bandwidth(usable_cores())
     print(f"{options.shape}: {weights / 1e6:.0f} MB of packed weights; memory reads {bandwidth:.1f} GB/s")
-    for rows in options.rows:
-        size = weights + rows * (contract.cache_bytes // contract.capacity)
+    for length in options.rows:
+        size = weights + length * (contract.cache_bytes // contract.capacity)
         for width in options.widths:
-            ours, theirs = native[rows][width], stock[rows][width]
+            ours, theirs = native[length][width], stock[length][width]
             print(
-                f"{rows} rows, t({width}): stock {theirs:.1f} ms, native {ours:.1f} ms, ratio {theirs / ours:.2f}; "
+                f"{length} cached, t({width}): stock {theirs:.1f} ms, native {ours:.1f} ms, ratio {theirs / ours:.2f}; "
                 f"native reads {size / ours / 1e6:.1f} GB/s"
             )
 

@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=24, help="of each answer")
     options = parser.parse_args()
 
-    rows: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
+    pairs: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
     runtime.share_threads()
     with runtime.load(options.drafter) as drafter, runtime.load(options.target) as target:
         for prompt in read_prompts(options.prompts, options.limit):
@@ -63,11 +63,11 @@ def main() -> None:
             answer = target.generate(list(prompt.messages), max_new_tokens=options.tokens).token_ids
             for count in range(len(answer)):
                 context = [*ids, *answer[:count]]
-                rows.append((drafter.logits(context), target.logits(context)))
+                pairs.append((drafter.logits(context), target.logits(context)))
     found = {}
     for filters in SETTINGS:
         figures = []
-        for logits, other in rows:
+        for logits, other in pairs:
             p, q = distribution(logits, filters), distribution(other, filters)
             by_id = np.arange(len(p))
             by_rank = np.argsort(-p, kind="stable"), np.argsort(-q, kind="stable")

@@ -3,10 +3,10 @@
     python benchmarks/sampling_cost.py build/smollm2-w8a8
     python benchmarks/sampling_cost.py --shape smollm2-151936
 
-A round samples rows until one is not the draft, so three kinds are compared with the greedy one, which is the same for
-each: `all` accepts every draft and samples six rows, `typical` keeps one draft and samples two (prompt lookup keeps 0.6
-on average), `first` samples one. Medians of milliseconds. With --shape the engine has random weights, whose logits are
-as flat as logits get: nothing can be left out early. The last line is JSON.
+A round samples positions until one is not the draft, so three kinds are compared with the greedy one, which is the
+same for each: `all` accepts every draft and samples six positions, `typical` accepts one draft and samples two (prompt
+lookup has 0.6 accepted on average), `first` samples one. Medians of milliseconds. With --shape the engine has random
+weights, whose logits are as flat as logits get: nothing can be left out early. The last line is JSON.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from runtime.verifier import Verifier
 Int64 = NDArray[np.int64]
 
 WIDTH = 6
-_KEPT = {"all": WIDTH - 1, "typical": 1, "first": 0}
+_ACCEPTED = {"all": WIDTH - 1, "typical": 1, "first": 0}
 _WARM_UP = 5
 SETTINGS: dict[str, dict[str, Any]] = {
     "temperature": {"temperature": 0.8},
@@ -57,20 +57,20 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 class Rounds:
-    """Rounds of width 6 behind a prompt of random tokens."""
+    """Rounds of width 6 after a prompt of random tokens."""
 
-    def __init__(self, session: Session, sampler: TokenSampler, rows: int) -> None:
-        self._verifier, self._sampler, self._rows = Verifier(session), sampler, rows
-        self._prompt = np.random.default_rng(0).integers(0, session.contract.vocab_size, rows + 1)
-        self._verifier.prefill(self._prompt[:rows])
+    def __init__(self, session: Session, sampler: TokenSampler, cache_length: int) -> None:
+        self._verifier, self._sampler, self._cache_length = Verifier(session), sampler, cache_length
+        self._prompt = np.random.default_rng(0).integers(0, session.contract.vocab_size, cache_length + 1)
+        self._verifier.prefill(self._prompt[:cache_length])
 
     def run(self, setting: str | None, draft: Int64) -> tuple[Int64, float]:
         """The tokens of a round, and its milliseconds; None is greedy."""
         chooser = self._chooser(setting)
         context = np.concatenate([self._prompt, draft, [0]])
         segment = Segment(
-            tokens=context[self._rows : self._rows + WIDTH].copy(),
-            cache_length=self._rows,
+            tokens=context[self._cache_length : self._cache_length + WIDTH].copy(),
+            cache_length=self._cache_length,
             num_logits=WIDTH,
             wants_logits=chooser.wants_logits,
         )
@@ -88,13 +88,13 @@ class Rounds:
         return np.array(tokens, np.int64), 1000 * (time.perf_counter() - start)
 
     def drafts(self, setting: str | None) -> dict[str, Int64]:
-        """Drafts of which all, one or none are kept."""
+        """Drafts of which all, one or none are accepted."""
         right = np.zeros(WIDTH - 1, np.int64)
         for _ in range(WIDTH - 1):
             tokens, _ms = self.run(setting, right)
             right[: len(tokens)] = tokens[: WIDTH - 1]
         wrong = (right + 1) % self._verifier.contract.vocab_size
-        return {name: np.concatenate([right[:kept], wrong[kept:]]) for name, kept in _KEPT.items()}
+        return {name: np.concatenate([right[:count], wrong[count:]]) for name, count in _ACCEPTED.items()}
 
     def _chooser(self, setting: str | None) -> TokenChooser:
         if setting is None:
@@ -107,17 +107,17 @@ class Rounds:
 def measure(rounds: Rounds, repeats: int) -> Mapping[str, float]:
     """Name of a round → its median milliseconds, all interleaved."""
     arms = {
-        f"{setting or 'greedy'}, {kind}": (setting, draft, _KEPT[kind] + 1)
+        f"{setting or 'greedy'}, {kind}": (setting, draft, _ACCEPTED[kind] + 1)
         for setting in (None, *SETTINGS)
         for kind, draft in rounds.drafts(setting).items()
     }
     samples: dict[str, list[float]] = {name: [] for name in arms}
-    for turn in range(repeats + _WARM_UP):
+    for repeat in range(repeats + _WARM_UP):
         for name, (setting, draft, expected) in arms.items():
             tokens, ms = rounds.run(setting, draft)
             if len(tokens) != expected:
                 raise SystemExit(f"{name}: {len(tokens)} tokens came, {expected} were expected")
-            if turn >= _WARM_UP:
+            if repeat >= _WARM_UP:
                 samples[name].append(ms)
     return {name: statistics.median(values) for name, values in samples.items()}
 
@@ -128,7 +128,7 @@ def main() -> None:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("engine", nargs="?", type=Path, metavar="DIR")
     which.add_argument("--shape", choices=SHAPES, help="an engine of random weights, on native kernels")
-    parser.add_argument("--rows", type=int, default=256, help="rows in the cache")
+    parser.add_argument("--rows", type=int, default=256, help="cached positions")
     parser.add_argument("--kernels", choices=["native", "stock"])
     parser.add_argument("--numpy", action="store_true", help="draw as without a compiled library")
     parser.add_argument("--repeats", type=int, default=60)
@@ -147,7 +147,7 @@ def main() -> None:
         sampler = reference_sampler if options.numpy else NativeSampler(find_library().path).prepare
         ms = measure(Rounds(session, sampler, options.rows), options.repeats)
     words = session.contract.vocab_size
-    print(f"{words} words, {options.rows} rows in the cache, rounds of width {WIDTH}")
+    print(f"{words} words, {options.rows} cached positions, rounds of width {WIDTH}")
     for name, value in ms.items():
         greedy = ms[f"greedy, {name.rpartition(', ')[2]}"]
         print(f"  {name:24} {value:6.2f} ms  {100 * (value / greedy - 1):+5.1f} %")

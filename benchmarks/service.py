@@ -41,7 +41,8 @@ def timed(events: Iterator[runtime.Event]) -> tuple[runtime.Generation, float]:
 def conversation(engine: runtime.Engine, turns: int, max_new_tokens: int) -> dict[str, Any]:
     """A conversation that keeps its cache against fresh prefills of the whole history, turn by turn.
 
-    Between its turns the other text has the cache, so the time to the first token includes bringing its rows back.
+    Between its turns the other sequence has the cache, so the time to the first token
+    includes swapping it back in.
     """
     messages: list[Message] = []
     identical = 0
@@ -50,16 +51,16 @@ def conversation(engine: runtime.Engine, turns: int, max_new_tokens: int) -> dic
             question = f"{QUESTIONS[turn % len(QUESTIONS)]} (question {turn + 1})"
             messages.append(Message(role="user", content=question))
             fresh, fresh_ms = timed(engine.stream(messages, max_new_tokens=max_new_tokens))
-            kept, kept_ms = timed(session.stream(question, max_new_tokens=max_new_tokens))
-            identical += kept.token_ids == fresh.token_ids
-            messages.append(Message(role="assistant", content=kept.text))
-    length, reused = kept.stats.prompt_tokens, kept.stats.reused_tokens
+            answer, reused_ms = timed(session.stream(question, max_new_tokens=max_new_tokens))
+            identical += answer.token_ids == fresh.token_ids
+            messages.append(Message(role="assistant", content=answer.text))
+    length, reused = answer.stats.prompt_tokens, answer.stats.reused_tokens
     print(f"{turns} turns: {identical} answers identical to fresh prefills")
     print(
-        f"turn {turns}, {length} tokens, {reused} of them kept: first token after {kept_ms:.0f} ms, "
-        f"fresh {fresh_ms:.0f} ms, ratio {kept_ms / fresh_ms:.3f}"
+        f"turn {turns}, {length} tokens, {reused} of them reused: first token after {reused_ms:.0f} ms, "
+        f"fresh {fresh_ms:.0f} ms, ratio {reused_ms / fresh_ms:.3f}"
     )
-    return {"turns": turns, "identical": identical, "ratio": kept_ms / fresh_ms, "tokens": length}
+    return {"turns": turns, "identical": identical, "ratio": reused_ms / fresh_ms, "tokens": length}
 
 
 def threads(engine: runtime.Engine, max_new_tokens: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ often` over as many ids as give each 40 successors at the end; `run` and `period
 Fibonacci word; `a b…b c` has the most states and transitions that there can be; `distinct` repeats nothing.
 
 Bytes are those allocated, per token: at the end, and the most at any of 100 places after the first tenth. Microseconds
-are CPU time of one thread: per token in pieces of 10,000, and per round of 4 tokens behind the whole text, each with
+are CPU time of one thread: per token in pieces of 10,000, and per round of 4 tokens after the whole text, each with
 one match and its first 8 successors. The last line is JSON.
 """
 

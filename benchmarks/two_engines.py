@@ -1,10 +1,10 @@
-"""What a second engine costs the first one that is idle meanwhile: with one shared thread pool, and with one pool each.
+"""How much a second engine slows the first one down: with one shared thread pool, and with one pool each.
 
     python benchmarks/two_engines.py DIR OTHER
     python benchmarks/two_engines.py DIR OTHER --own-pools
 
-Passes of the first engine, width 4 behind 256 rows: with the second engine not loaded, loaded and idle, and taking
-turns with it. Medians, milliseconds; arms repeat, so that a drift of the machine shows.
+Passes of the first engine, width 4 after 256 cached positions: with the second engine not loaded, loaded and idle, and
+making a pass before each. Medians, milliseconds; arms repeat, so that a drift of the machine shows.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from engines.latency import fill_cache
 from engines.loading import load_engine
 from engines.session import Session
 
-_ROWS, _WIDTH = 256, 4
+_CACHED, _WIDTH = 256, 4
 
 
 def passes(session: Session, repeats: int, other: Session | None = None) -> float:
@@ -28,9 +28,9 @@ def passes(session: Session, repeats: int, other: Session | None = None) -> floa
     taken = []
     for repeat in range(repeats + 5):
         if other is not None:
-            other.run(tokens, _ROWS, _WIDTH)
+            other.run(tokens, _CACHED, _WIDTH)
         start = time.perf_counter()
-        session.run(tokens, _ROWS, _WIDTH)
+        session.run(tokens, _CACHED, _WIDTH)
         if repeat >= 5:
             taken.append(time.perf_counter() - start)
     return 1e3 * median(taken)
@@ -47,14 +47,14 @@ def main() -> None:
     if not arguments.own_pools:
         runtime.share_threads()
     session = load_engine(arguments.directory).session
-    fill_cache(session, _ROWS)
+    fill_cache(session, _CACHED)
     alone = passes(session, arguments.repeats)
     other = load_engine(arguments.other).session
-    fill_cache(other, _ROWS)
+    fill_cache(other, _CACHED)
     print(f"alone {alone:.2f}")
     for _ in range(3):
-        idle, turns = passes(session, arguments.repeats), passes(session, arguments.repeats, other)
-        print(f"the other idle {idle:.2f}, taking turns {turns:.2f}")
+        idle, alternating = passes(session, arguments.repeats), passes(session, arguments.repeats, other)
+        print(f"the other idle {idle:.2f}, alternating {alternating:.2f}")
     other.close()
     print(f"alone again {passes(session, arguments.repeats):.2f}")
 

@@ -32,7 +32,7 @@ def metric_of(category: str) -> str | None:
 
 
 def final_number(text: str) -> float | None:
-    """The number behind the last "####", or else the last number of a text; commas group digits."""
+    """The number after the last "####", or else the last number; commas group digits."""
     found = _NUMBER.findall(text.rpartition(_FINAL)[2]) or _NUMBER.findall(text)
     return float(found[-1].replace(",", "")) if found else None
 
@@ -83,15 +83,15 @@ def accuracy(
     if by_metric[ROUGE]:
         rouge_l("", "")
     results: dict[str, Any] = {}
-    for metric, rows in by_metric.items():
+    for metric, chosen in by_metric.items():
         score = exact_match if metric == EXACT else rouge_l
         scores: dict[str, list[float]] = {name: [] for name in engines}
-        for prompt in rows:
+        for prompt in chosen:
             for name, engine in engines.items():
                 answer = engine.generate(prompt.messages, max_new_tokens=max_new_tokens)
                 scores[name].append(score(answer.text, prompt.reference))
             on_prompt()
-        if rows:
+        if chosen:
             results[metric] = _summary({name: np.array(found) for name, found in scores.items()}, metric)
     return results
 

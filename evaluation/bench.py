@@ -61,8 +61,8 @@ def bench(
         arm.engine.generate(prompts[0].messages, max_new_tokens=8, drafter=arm.drafter)
     runs: dict[str, list[tuple[str, Stats]]] = {arm.name: [] for arm in arms}
     for index, prompt in enumerate(prompts):
-        turn = index % len(arms)
-        for arm in [*arms[turn:], *arms[:turn]]:
+        first = index % len(arms)
+        for arm in [*arms[first:], *arms[:first]]:
             generation = arm.engine.generate(
                 prompt.messages,
                 max_new_tokens=max_new_tokens,

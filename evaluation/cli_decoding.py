@@ -70,7 +70,7 @@ def verify(
         contextlib.nullcontext() if record is None else runtime.Recorder(record) as recorder,
         progress_steps("plain and speculative", len(rows)) as step,
     ):
-        parity = run_verify(
+        found = run_verify(
             engine,
             rows,
             options,
@@ -78,22 +78,22 @@ def verify(
             recorder=recorder,
             on_prompt=lambda: step(1),
         )
-    reused = f", {parity.reused_tokens} prompt tokens reused" if turns == "all" else ""
+    reused = f", {found.reused_tokens} prompt tokens reused" if turns == "all" else ""
     print(
-        f"identical: {parity.identical} of {parity.prompts} prompts, {parity.answers} answers, {parity.tokens} tokens, "
-        f"{parity.rounds} rounds, acceptance length {parity.acceptance_length:.2f}{reused}"
+        f"identical: {found.identical} of {found.prompts} prompts, {found.answers} answers, {found.tokens} tokens, "
+        f"{found.rounds} rounds, acceptance length {found.acceptance_length:.2f}{reused}"
     )
-    for divergence in parity.divergences:
+    for divergence in found.divergences:
         print(
             f"prompt {divergence.prompt}, turn {divergence.turn}, token {divergence.position}: "
             f"plain {divergence.plain_id}, speculative {divergence.speculative_id}, logit gap {divergence.logit_gap}"
         )
     if json is not None:
-        emit_json(parity.to_json(), json)
-    if options["drafter"] != "none" and parity.drafted == 0:
+        emit_json(found.to_json(), json)
+    if options["drafter"] != "none" and found.drafted == 0:
         console().print("nothing was drafted, so nothing was verified: give more or longer prompts")
         raise typer.Exit(1)
-    if parity.identical != parity.prompts:
+    if found.identical != found.prompts:
         raise typer.Exit(1)
 
 
@@ -123,7 +123,7 @@ def bench(
     from evaluation.tables import print_bench
 
     rows = read_prompts(prompts, limit)
-    # Two engines take turns here: one pool, so that the idle one costs the other nothing.
+    # One thread pool for both engines: with a pool each, the idle one's threads would slow the other down.
     runtime.share_threads(threads)
     quantized = runtime.load(directory, backend=backend, kernels=kernels, threads=threads)
     other = None
@@ -191,7 +191,7 @@ def simulate(
         typer.Option(
             "--engine",
             metavar="DIR",
-            help="Its costs, whether trees are exact on it, and its likeliest successors.",
+            help="Its latencies, whether trees are exact on it, and its likeliest successors.",
             show_default=False,
         ),
     ] = None,
@@ -200,7 +200,7 @@ def simulate(
         typer.Option(
             "--costs",
             metavar="FILE",
-            help="Costs in place of the engine's, as JSON: rows in the cache → width → milliseconds.",
+            help="Latencies in place of the engine's, as JSON: cached length → width → milliseconds.",
             show_default=False,
         ),
     ] = None,
@@ -225,7 +225,7 @@ def simulate(
 ) -> None:
     """Replay recorded generations against a drafter: acceptance length and expected speed-up, without the verifier.
 
-    Engines that draft do run, and their passes count as what they cost where they were measured (or --draft-costs).
+    Engines that draft do run, and their passes count with the latencies that were recorded for them (or --draft-costs).
     """
     from evaluation.replay import halves
     from evaluation.replay import simulate as run_simulation

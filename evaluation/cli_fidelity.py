@@ -33,7 +33,7 @@ def report(
     ] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the figures as JSON.")] = None,
 ) -> None:
-    """KL, top-1 agreement and perplexity of an engine against its float model, and a page with everything behind them.
+    """KL, top-1 agreement and perplexity of an engine against its float model, and a page with the details.
 
     Teacher-forced on the prompts' own tokens (chat template applied, at most 512 each) and on the float model's own
     64-token continuations: the positions that a verifier decides.
@@ -89,10 +89,10 @@ def sweep(
     ] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the figures as JSON.")] = None,
 ) -> None:
-    """Fidelity against price over a set of recipes, as a table and a plot.
+    """Fidelity against latency over a set of recipes, as a table and a plot.
 
-    Builds an engine for each recipe below DIR (those that are there are kept), then measures all of them on the same
-    texts and in one interleaved run.
+    Builds an engine for each recipe below DIR (those that are there are used), then measures all of them on the same
+    prompts and in one interleaved run.
     """
     from evaluation.sweep import (
         ALL_RECIPES,

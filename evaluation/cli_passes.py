@@ -19,12 +19,12 @@ _TEXT = "Speculative decoding drafts a few tokens, and the target model verifies
 @app.command()
 def compare(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="An engine directory with a TensorRT back end.")],
-    prompt: Annotated[str, typer.Option(help="The text, one user message.")] = _TEXT,
+    prompt: Annotated[str, typer.Option(help="One user message.")] = _TEXT,
     worst: Annotated[int, typer.Option(min=1, metavar="N", help="Show the N worst tensors.")] = 10,
     threads: Annotated[int, typer.Option(help="0 takes one per physical core.")] = 0,
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write everything as JSON.")] = None,
 ) -> None:
-    """Feed one text to every back end and compare keys, values and logits layer by layer, worst first.
+    """Feed one request to every back end and compare keys, values and logits layer by layer, worst first.
 
     ONNX Runtime is the reference. Without a GPU, the graph that TensorRT was given runs on the CPU in its place.
     """
@@ -49,19 +49,21 @@ def time(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="An engine directory.")],
     kernels: Annotated[
         list[str] | None,
-        typer.Option(help="stock or native; several take turns (default: both where both run).", show_default=False),
+        typer.Option(
+            help="stock or native; several are interleaved (default: both where both run).", show_default=False
+        ),
     ] = None,
     widths: Annotated[
-        list[int] | None, typer.Option(metavar="T", help="Rows of a pass.", show_default="1 2 4 8 16")
+        list[int] | None, typer.Option(metavar="T", help="Positions of a pass.", show_default="1 2 4 8 16")
     ] = None,
     rows: Annotated[
-        list[int] | None, typer.Option(metavar="N", help="Rows in the cache.", show_default="256 1900")
+        list[int] | None, typer.Option(metavar="N", help="Cached positions.", show_default="256 1900")
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Timed passes of each kind.")] = 15,
     threads: Annotated[int, typer.Option(help="0 takes one per physical core.")] = 0,
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write everything as JSON.")] = None,
 ) -> None:
-    """Time whole verify passes, kernels taking turns: medians, beside what memory bandwidth allows."""
+    """Time whole verify passes, kernels interleaved: medians, beside what memory bandwidth allows."""
     check_output(json)
     from engines.directory import open_directory
     from engines.onnxruntime.files import onnxruntime_files
@@ -78,43 +80,43 @@ def time(
     counts = rows or [count for count in (256, 1900) if count <= longest] or [longest]
     chosen = widths or [width for width in (1, 2, 4, 8, 16) if width <= opened.manifest.contract.max_width]
     with progress_steps("passes", len(counts)) as step:
-        timing = measure_pass_latency(
+        latency = measure_pass_latency(
             opened,
             kernels,
             widths=chosen,
-            rows=counts,
+            cached_lengths=counts,
             threads=threads,
             repeats=repeats,
             on_row=lambda: step(1),
         )
-    _print_timing(timing)
+    _print_latency(latency)
     if json is not None:
-        emit_json(timing.to_json(), json)
+        emit_json(latency.to_json(), json)
 
 
-def _print_timing(timing: "PassLatency") -> None:
+def _print_latency(latency: "PassLatency") -> None:
     from rich.console import Console
     from rich.table import Table
 
     out = Console(highlight=False)
     table = Table(title="milliseconds of a verify pass", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    table.add_column("rows in the cache", justify="right")
+    table.add_column("cached positions", justify="right")
     table.add_column("kernels")
-    surfaces = list(timing.ms.values())
+    surfaces = list(latency.ms.values())
     widths = list(next(iter(surfaces[0].values())))
     for width in widths:
         table.add_column(f"t({width})", justify="right")
-    for rows in surfaces[0]:
-        for name, surface in timing.ms.items():
-            table.add_row(str(rows), timing.kernels[name], *(f"{surface[rows][width]:.2f}" for width in widths))
+    for length in surfaces[0]:
+        for name, surface in latency.ms.items():
+            table.add_row(str(length), latency.kernels[name], *(f"{surface[length][width]:.2f}" for width in widths))
         if len(surfaces) == 2:
             first, second = surfaces
-            ratios = (f"{first[rows][width] / second[rows][width]:.2f}" for width in widths)
-            table.add_row("", " / ".join(timing.ms), *ratios, style="bold")
-        if timing.floor_ms is not None:
-            table.add_row("", "reading it once", f"{timing.floor_ms[rows]:.2f}", style="dim")
+            ratios = (f"{first[length][width] / second[length][width]:.2f}" for width in widths)
+            table.add_row("", " / ".join(latency.ms), *ratios, style="bold")
+        if latency.floor_ms is not None:
+            table.add_row("", "reading it once", f"{latency.floor_ms[length]:.2f}", style="dim")
     out.print(table)
-    out.print(f"memory: {timing.bandwidth_gb_s:.1f} GB/s")
+    out.print(f"memory: {latency.bandwidth_gb_s:.1f} GB/s")
 
 
 def _print(comparison: "Comparison", worst: int) -> None:

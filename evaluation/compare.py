@@ -1,7 +1,7 @@
-"""One text through every back end of an engine, layer by layer: whose keys, values and logits differ, and by how much.
+"""One request through every back end of an engine, layer by layer: which keys, values and logits differ, how much.
 
 A layer's keys and values show what its attention saw, so an error that a lowering or a kernel makes appears in the
-layer behind it. Polygraphy's comparator makes the figures.
+layer after it. Polygraphy's comparator makes the figures.
 """
 
 from collections.abc import Callable, Sequence
@@ -98,7 +98,7 @@ def compare_backends(
 
 
 def read_tensors(session: Session, token_ids: Sequence[int] | NDArray[np.int64]) -> dict[str, Float32]:
-    """Feed a text, and read every layer's keys and values float32 [G, tokens, D] and the logits float32 [tokens, V]."""
+    """Feed a sequence; read every layer's keys and values float32 [G, tokens, D] and the logits float32 [tokens, V]."""
     step = min(session.max_logits_rows, session.contract.max_width)
     logits = [
         session.run_logits(part := token_ids[start : start + step], start, len(part))

@@ -18,10 +18,10 @@ Turns = Literal["first", "all"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Divergence:
-    """The first place where two decodings of a prompt differ; an id is None where one text had ended.
+    """The first place where two decodings of a prompt differ; an id is None where one answer had ended.
 
     `turn` counts from 1. `logit_gap`: how far the plain token's logit lies above the speculative one's, after the
-    common text.
+    common tokens.
     """
 
     prompt: int
@@ -33,7 +33,7 @@ class Divergence:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Parity:
+class Exactness:
     """What `verify` counted over all prompts; rounds, drafted, accepted and reused are the speculative runs'.
 
     `answers`: of all turns. `reused_tokens` of the prompts were in the cache from earlier turns.
@@ -71,7 +71,7 @@ def verify(
     turns: Turns = "first",
     recorder: Recorder | None = None,
     on_prompt: Callable[[], None] = lambda: None,
-) -> Parity:
+) -> Exactness:
     """Decode every prompt plainly, token by token, and speculatively, and compare ids and lengths.
 
     Args:
@@ -95,7 +95,7 @@ def verify(
                 break
         on_prompt()
     stats = [run.stats for run in speculative_runs]
-    return Parity(
+    return Exactness(
         prompts=len(prompts),
         identical=len(prompts) - len(divergences),
         answers=len(speculative_runs),

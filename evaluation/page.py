@@ -43,12 +43,12 @@ svg { max-width: 100%; height: auto; } summary { cursor: pointer; margin-top: 2r
 {% endcall %}
 {% call section(
     "Margins",
-    "Rows by the gap between the verifier's two most likely tokens, in nats: how many there are, how often their first "
-    "token is not the float model's, and what share of all disagreements is among them, which a check of those rows in "
-    "float would catch."
+    "Positions by the gap between the verifier's two most likely tokens, in nats: how many there are, how often "
+    "their first token is not the float model's, and what share of all disagreements is among them, which a check of "
+    "those positions in float would catch."
 ) %}
 {{ table(
-    ["gap", "prompts: rows", "prompts: disagree", "prompts: caught", "answers: rows", "answers: disagree",
+    ["gap", "prompts: positions", "prompts: disagree", "prompts: caught", "answers: positions", "answers: disagree",
      "answers: caught"],
     margins
 ) }}
@@ -56,7 +56,7 @@ svg { max-width: 100%; height: auto; } summary { cursor: pointer; margin-top: 2r
 {% if linears %}
 {% if steps %}
 {% call section(
-    "Search", "What each step reached on %s tokens of held-back calibration text." | format(held_back_tokens)
+    "Search", "What each step reached on %s tokens of the validation split." | format(held_back_tokens)
 ) %}
 {{ table(["step", "KL, nats", "top-1", "kept"], steps) }}
 {% endcall %}

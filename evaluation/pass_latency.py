@@ -26,10 +26,10 @@ _READS = 7
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassLatency:
-    """Milliseconds of a pass: kernels → rows in the cache → width → median.
+    """Milliseconds of a pass: kernels → cached length → width → median.
 
-    `bandwidth_gb_s`: what all threads together read of memory, in 10^9 bytes a second. `floor_ms`: rows in the cache →
-    reading packed weights and those rows once at that rate; None where the engine has no packed weights.
+    `bandwidth_gb_s`: what all threads together read of memory, in 10^9 bytes a second. `floor_ms`: cached
+    length → reading packed weights and those positions once at that rate; None where the engine has no packed weights.
     """
 
     kernels: dict[str, str]
@@ -40,10 +40,12 @@ class PassLatency:
     def to_json(self) -> dict[str, Any]:
         """The command's JSON."""
         surfaces = {
-            name: {str(rows): {str(width): ms for width, ms in by_width.items()} for rows, by_width in surface.items()}
+            name: {
+                str(length): {str(width): ms for width, ms in by_width.items()} for length, by_width in surface.items()
+            }
             for name, surface in self.ms.items()
         }
-        floor = None if self.floor_ms is None else {str(rows): ms for rows, ms in self.floor_ms.items()}
+        floor = None if self.floor_ms is None else {str(length): ms for length, ms in self.floor_ms.items()}
         return {
             "kernels": self.kernels,
             "ms": surfaces,
@@ -57,27 +59,32 @@ def measure_pass_latency(
     kernels: Sequence[str],
     *,
     widths: Sequence[int],
-    rows: Sequence[int],
+    cached_lengths: Sequence[int],
     threads: int = 0,
     repeats: int = 15,
-    on_row: Callable[[], None] = lambda: None,
+    on_cached_length: Callable[[], None] = lambda: None,
 ) -> PassLatency:
-    """Time passes of every kind of kernels in one process, taking turns on one thread pool.
+    """Time passes of every kind of kernels in one process, interleaved on one thread pool.
 
     Raises:
-        EngineError: a width or a number of rows that the engine does not take, kernels that cannot run, or a shared
+        EngineError: a width or a cached length that the engine does not take, kernels that cannot run, or a shared
             thread pool of another size.
     """
     contract = directory.manifest.contract
     if not all(1 <= width <= contract.max_width for width in widths):
         raise EngineError(f"widths are {list(widths)}; 1 to {contract.max_width} were expected")
-    if not all(1 <= count <= contract.max_length for count in rows):
-        raise EngineError(f"rows are {list(rows)}; 1 to {contract.max_length}, the engine's max length, were expected")
+    if not all(1 <= count <= contract.max_length for count in cached_lengths):
+        raise EngineError(
+            f"cached lengths are {list(cached_lengths)}; "
+            f"1 to {contract.max_length}, the engine's max length, were expected"
+        )
     share_threads(threads)
     loaded = {name: load_opened(directory, options=OnnxRuntimeOptions(kernels=name)) for name in kernels}
     sessions = [one.session for one in loaded.values()]
     bandwidth = memory_bandwidth(threads or usable_cores())
-    surfaces = measure_interleaved(sessions, rows=rows, widths=widths, repeats=repeats, on_row=on_row)
+    surfaces = measure_interleaved(
+        sessions, rows=cached_lengths, widths=widths, repeats=repeats, on_row=on_cached_length
+    )
     names = {name: one.kernels for name, one in loaded.items()}
     for session in sessions:
         session.close()
@@ -85,8 +92,8 @@ def measure_pass_latency(
     floor = None
     if packed:
         weights = directory.manifest.files[packed]["bytes"]
-        row_bytes = contract.cache_bytes // contract.capacity
-        floor = {count: round((weights + count * row_bytes) / bandwidth / 1e6, 3) for count in rows}
+        position_bytes = contract.cache_bytes // contract.capacity
+        floor = {count: round((weights + count * position_bytes) / bandwidth / 1e6, 3) for count in cached_lengths}
     return PassLatency(
         kernels=names,
         ms=dict(zip(loaded, surfaces, strict=True)),

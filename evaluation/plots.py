@@ -35,7 +35,7 @@ def new_figure(width: float, height: float, columns: int = 1) -> "tuple[Figure, 
 
 
 def to_svg(figure: "Figure") -> str:
-    """The figure as an SVG element; the same figure gives the same text."""
+    """The figure as an SVG element; the same figure gives the same characters."""
     import matplotlib as mpl
 
     buffer = io.StringIO()
@@ -46,7 +46,7 @@ def to_svg(figure: "Figure") -> str:
 
 
 def by_position(details: Mapping[str, Any]) -> str:
-    """KL and top-1 agreement against the position in the text, prompts and answers."""
+    """KL and top-1 agreement against the position, prompts and answers."""
     figure, (kl, top1) = new_figure(10, 3.2, columns=2)
     for part, label, colour in (("prompts", "prompts", BLUE), ("continuation", "answers", ORANGE)):
         bins = details[part]["by_position"]
@@ -54,7 +54,7 @@ def by_position(details: Mapping[str, Any]) -> str:
         kl.plot(places, [one["mean_kl_nats"] for one in bins], "o-", color=colour, label=label)
         top1.plot(places, [100 * one["top1_agreement"] for one in bins], "o-", color=colour, label=label)
     for ax, label in ((kl, "mean KL, nats"), (top1, "top-1 agreement, %")):
-        ax.set_xlabel("position in the text, tokens", fontsize=9)
+        ax.set_xlabel("position, tokens", fontsize=9)
         ax.set_ylabel(label, fontsize=9)
         ax.grid(visible=True, color=GRID, linewidth=0.6)
         ax.legend(fontsize=8, frameon=False)
@@ -143,7 +143,7 @@ def trade_off(swept: "Sequence[SweptEngine]") -> str:
 
 
 def _grid(linears: Linears) -> list[list[Mapping[str, Any] | None]]:
-    """Entries by kind and layer; the LM head stands behind the last layer, in the last row."""
+    """Entries by kind and layer; the LM head follows the last layer, in the last row."""
     layers = 1 + max(int(name.split(".")[1]) for name in linears if name.startswith("layers."))
     rows: list[list[Mapping[str, Any] | None]] = [
         [linears[f"layers.{layer}.{kind}"] for layer in range(layers)] + [None] for kind in KINDS

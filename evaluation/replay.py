@@ -1,8 +1,9 @@
-"""`simulate`: recorded generations replayed against drafters and controllers, without a model.
+"""Replay (the command `simulate`): recorded generations replayed against drafters and controllers, without a model.
 
-The target's tokens are known, so what a round accepts is, too; what it costs comes from a cost surface. Two things
-differ from a run: rows of rejected drafts tell no successors (a trace has those of the text alone), and passes take
-exactly what the surface says. Engines that draft are loaded and do run; what their passes take is their surface's, too.
+The target's tokens are known, so what a round accepts is known, too; the latency of its pass comes from a surface. Two
+things differ from a run: positions of rejected drafts tell no successors (a trace has those of emitted tokens alone),
+and passes take exactly what the surface says. Engines that draft are loaded and do run, with the latencies of their
+own surface.
 """
 
 from collections.abc import Callable, Sequence
@@ -77,7 +78,7 @@ def replay(
     """One generation, round by round.
 
     Args:
-        control: fresh for this text.
+        control: fresh for this sequence.
         latency: of this machine or another; they are not corrected.
         exact: which passes are exact: narrower ones are made as wide, wider ones are not made.
         clock: what `control` and the engines that draft for it go by.
@@ -94,18 +95,20 @@ def replay(
     rounds = drafted = accepted = 0
     seconds = plain = drafting = 0.0
     while emitted < len(tokens):
-        rows = length - 1
-        seconds_by_width = latency.of(rows).seconds
+        cache_length = length - 1
+        seconds_by_width = latency.of(cache_length).seconds
         start = clock()
-        most = min(len(tokens) - emitted - 1, exact.widest - 1, exact.drafts_before_boundary(rows))
-        proposal = control.propose(context[:length], most, rows)
+        most = min(len(tokens) - emitted - 1, exact.widest - 1, exact.drafts_before_boundary(cache_length))
+        proposal = control.propose(context[:length], most, cache_length)
         took = clock() - start
         draft = proposal.draft
         path = _path(draft, tokens[emitted:])
         count = len(path)
         width = max(1 + len(draft.tokens), plain_width)
         outcome = Outcome(
-            segment=Segment(tokens=np.zeros(width, np.int64), cache_length=rows, num_logits=width, proposal=proposal),
+            segment=Segment(
+                tokens=np.zeros(width, np.int64), cache_length=cache_length, num_logits=width, proposal=proposal
+            ),
             tokens=context[length : length + count],
             path=path,
             accepted=count - 1,
@@ -121,7 +124,7 @@ def replay(
         accepted += count - 1
         drafting += took
         seconds += seconds_by_width[width - 1] + took
-        plain += sum(latency.of(rows + place).seconds[plain_width - 1] for place in range(count))
+        plain += sum(latency.of(cache_length + place).seconds[plain_width - 1] for place in range(count))
         emitted += count
         length += count
     return Replay(

@@ -1,4 +1,4 @@
-"""The engine and machine that a replay stands for, and the clock that goes by their prices."""
+"""The engine and machine that a replay stands for, and the clock that goes by their latencies."""
 
 import json
 import math
@@ -19,17 +19,17 @@ from runtime.control.latency import LatencyModel
 from runtime.drafters.draft_engine import DraftEngines
 from runtime.drafters.named import VerifierProfile
 
-_COSTS = 'rows → width → milliseconds was expected, as in {"256": {"1": 9.0, "4": 10.3, "8": 15.5}}'
+_COSTS = 'cached length → width → milliseconds was expected, as in {"256": {"1": 9.0, "4": 10.3, "8": 15.5}}'
 
 
 class ReplayClock:
-    """Seconds as a replay counts them: those that pass here while it `ticks`, and work at another machine's price."""
+    """Seconds as a replay counts them: those that pass here while it `ticks`, and those that it is charged."""
 
     def __init__(self) -> None:
         self.ticks = True
-        # Seconds of work that had a price.
+        # Seconds that `charging` was given.
         self.charged = 0.0
-        # Seconds that it really took.
+        # Seconds that this work took here.
         self._hidden = 0.0
 
     def __call__(self) -> float:
@@ -47,13 +47,13 @@ class ReplayClock:
             self.charged += seconds
 
 
-class PricedSession:
-    """Another session whose passes take, by a clock, what a surface says."""
+class ClockedSession:
+    """A session whose passes take, by a clock, the latencies of a surface."""
 
     def __init__(self, session: Any, surface_ms: LatencySurface, clock: ReplayClock) -> None:
         self._session, self._clock = session, clock
-        # Pieces of a prompt are wider than any verify pass: there the surface goes on as a line.
-        self._prices = LatencyModel(surface_ms, widest=max(MAX_WIDTH, session.contract.prefill_chunk))
+        # Chunks of a prompt are wider than any verify pass: there the surface is extended as a straight line.
+        self._latency = LatencyModel(surface_ms, widest=max(MAX_WIDTH, session.contract.prefill_chunk))
 
     def __getattr__(self, name: str) -> Any:
         """Everything else is the session's own."""
@@ -61,13 +61,13 @@ class PricedSession:
 
     def run(self, token_ids: Sequence[int], cache_length: int, num_logits_rows: int) -> Any:
         """As the session's own."""
-        with self._clock.charging(self._prices.of(cache_length).seconds[len(token_ids) - 1]):
+        with self._clock.charging(self._latency.of(cache_length).seconds[len(token_ids) - 1]):
             return self._session.run(token_ids, cache_length, num_logits_rows)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayConditions:
-    """The engine and machine that a replay stands for: what passes cost, which are exact, what drafters find there."""
+    """The engine and machine that a replay stands for: how long passes take, which are exact, what drafters find."""
 
     surface_ms: LatencySurface
     exact: RowInvariance
@@ -81,18 +81,18 @@ class ReplayConditions:
         """From an engine directory, a file of costs, or both.
 
         Args:
-            engine: costs, exact passes, warm start and vocabulary of this one.
-            costs: of the verifier's passes, in place of the engine's.
+            engine: latencies, exact passes, successors and vocabulary of this one.
+            costs: file with latencies of the verifier's passes, in place of the engine's.
             vocab_size: of the trace.
-            draft_costs: of passes of engines that draft, in place of their own.
+            draft_costs: the same for passes of engines that draft, in place of their own.
 
         Raises:
-            QuasarError: neither engine nor costs, or what cannot be read.
+            QuasarError: neither engine nor costs, or a file that cannot be read.
         """
         clock = ReplayClock()
         engines: DraftEngines | None = None
         if engine is None and costs is None:
-            raise GenerationError("what passes cost was not said: give --engine DIR or --costs FILE")
+            raise GenerationError("how long passes take is not known: give --engine DIR or --costs FILE")
         exact = RowInvariance(chain=1, widest=MAX_WIDTH, tree=True)
         warm: Mapping[int, Sequence[int]] = {}
         surface: LatencySurface = {}
@@ -130,7 +130,7 @@ def _at_costs(clock: ReplayClock, surface_ms: LatencySurface | None) -> Callable
 
     def adapt(loaded: LoadedEngine) -> LoadedEngine:
         record = loaded.record if surface_ms is None else replace(loaded.record, cost_surface_ms=surface_ms)
-        session: Any = PricedSession(loaded.session, record.cost_surface_ms, clock)
+        session: Any = ClockedSession(loaded.session, record.cost_surface_ms, clock)
         return replace(loaded, record=record, session=session)
 
     return adapt
@@ -139,10 +139,10 @@ def _at_costs(clock: ReplayClock, surface_ms: LatencySurface | None) -> Callable
 def _read_costs(path: Path) -> LatencySurface:
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
-        surface = {int(rows): {int(width): float(ms) for width, ms in row.items()} for rows, row in value.items()}
+        surface = {int(length): {int(width): float(ms) for width, ms in row.items()} for length, row in value.items()}
     except (OSError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise PromptError(f"{path} cannot be read as costs ({error}); {_COSTS}") from None
-    filled = bool(surface) and all(rows >= 0 and row for rows, row in surface.items())
+    filled = bool(surface) and all(length >= 0 and row for length, row in surface.items())
     if not filled or any(width < 1 or not 0 < ms < math.inf for row in surface.values() for width, ms in row.items()):
-        raise PromptError(f"{path}: rows, widths and milliseconds above 0 were expected; {_COSTS}")
+        raise PromptError(f"{path}: cached lengths, widths and milliseconds above 0 were expected; {_COSTS}")
     return surface

@@ -55,15 +55,15 @@ def report(
             "name the float model with --float MODEL"
         )
     model = load_float_model(checkpoint)
-    texts = float_texts(model, checkpoint.spec, loaded.directory, prompts, steps)
-    with steps("fidelity", len(texts)) as step:
+    sequences = float_texts(model, checkpoint.spec, loaded.directory, prompts, steps)
+    with steps("fidelity", len(sequences)) as step:
         [compared] = compare_several(
-            texts, torch_logits(model), [engine_logits(loaded.session)], on_text=lambda: step(1)
+            sequences, torch_logits(model), [engine_logits(loaded.session)], on_text=lambda: step(1)
         )
     calibrated = set(manifest.calibration.get("prompt_fingerprints", []))
     return {
         **compared.figures(),
-        "prompts": len(texts),
+        "prompts": len(sequences),
         "calibration_overlap": sum(fingerprint(prompt) in calibrated for prompt in prompts),
         "details": compared.details(),
         "engine": loaded.directory.path.name,

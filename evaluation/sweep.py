@@ -1,4 +1,4 @@
-"""The trade-off between fidelity and price over a set of recipes: each is built, measured, and put into one table."""
+"""The trade-off between fidelity and latency over a set of recipes: each is built, measured, and put into one table."""
 
 import contextlib
 import json
@@ -140,7 +140,7 @@ def _build(options: BuildOptions) -> NoReturn:
 
 
 def score_tasks(directories: Mapping[str, Path], prompts: Path, steps: Steps) -> dict[str, dict[str, Any]]:
-    """Recipe → what `evaluation.accuracy` finds on all rows of a prompt file, kept beside each engine.
+    """Recipe → what `evaluation.accuracy` finds on all rows of a prompt file, saved beside each engine.
 
     Raises `BuildError` naming the recipe that cannot be scored.
     """
@@ -149,14 +149,14 @@ def score_tasks(directories: Mapping[str, Path], prompts: Path, steps: Steps) ->
     for recipe, directory in directories.items():
         path = directory.with_name(f"{directory.name}-tasks.json")
         of = {"engine": open_directory(directory).manifest.engine_hash, "prompts": sha256_file(prompts)}
-        kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        if kept.get("of") != of:
+        saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if saved.get("of") != of:
             try:
-                kept = {"of": of, "tasks": _score(directory, read_prompts(prompts), steps)}
+                saved = {"of": of, "tasks": _score(directory, read_prompts(prompts), steps)}
             except QuasarError as error:
                 raise BuildError(f"tasks of recipe {recipe!r} could not be scored: {error}") from None
-            write_json(path, kept)
-        scored[recipe] = {metric: found["engines"]["quantized"] for metric, found in kept["tasks"].items()}
+            write_json(path, saved)
+        scored[recipe] = {metric: found["engines"]["quantized"] for metric, found in saved["tasks"].items()}
     return scored
 
 
@@ -173,7 +173,7 @@ def sweep(
     steps: Steps,
     tasks: Mapping[str, dict[str, Any]] | None = None,
 ) -> list[SweptEngine]:
-    """Measure engines of one model: fidelity on the same texts, passes interleaved on one thread pool.
+    """Measure engines of one model: fidelity on the same prompts, passes interleaved on one thread pool.
 
     `tasks`: what `score_tasks` found, for the table.
     """
@@ -218,10 +218,10 @@ def _measure_fidelity(
 
     float_model = load_float_model(checkpoint)
     some = open_directory(next(iter(directories.values())))
-    texts = float_texts(float_model, checkpoint.spec, some, prompts, steps)
+    sequences = float_texts(float_model, checkpoint.spec, some, prompts, steps)
     readers = [engine_logits(load_engine(path).session) for path in directories.values()]
-    with steps("fidelity", len(texts)) as step:
-        compared = compare_several(texts, torch_logits(float_model), readers, on_text=lambda: step(1))
+    with steps("fidelity", len(sequences)) as step:
+        compared = compare_several(sequences, torch_logits(float_model), readers, on_text=lambda: step(1))
     return {recipe: comparison.figures() for recipe, comparison in zip(directories, compared, strict=True)}
 
 

@@ -13,12 +13,12 @@ PROMPTS = [Prompt(messages=({"role": "user", "content": text},)) for text in ("o
 
 def test_identical_on_a_real_engine(tiny_engine):
     with runtime.load(tiny_engine) as engine:
-        parity = verify(engine, PROMPTS, {"max_new_tokens": 40})
-    assert (parity.prompts, parity.identical, parity.divergences) == (2, 2, ())
-    assert parity.plain_width == 1
-    assert parity.drafted > 0
-    assert parity.accepted <= parity.drafted
-    value = parity.to_json()
+        found = verify(engine, PROMPTS, {"max_new_tokens": 40})
+    assert (found.prompts, found.identical, found.divergences) == (2, 2, ())
+    assert found.plain_width == 1
+    assert found.drafted > 0
+    assert found.accepted <= found.drafted
+    value = found.to_json()
     assert list(value) == [
         *("prompts", "identical", "answers", "tokens", "plain_width", "rounds", "drafted", "accepted"),
         *("reused_tokens", "divergences", "acceptance_length"),
@@ -26,7 +26,7 @@ def test_identical_on_a_real_engine(tiny_engine):
 
 
 class Liar:
-    """An engine whose speculative text differs in one place of the second prompt, and is shorter in the third."""
+    """An engine whose speculative answer differs in one place of the second prompt, and is shorter in the third."""
 
     plain_width = 1
 
@@ -38,7 +38,7 @@ class Liar:
         return SimpleNamespace(token_ids=tuple(ids), stats=stats)
 
     def encode(self, messages, **options):
-        assert options == {"drafter": "x", "max_new_tokens": 4}, "what the texts were made with, template options too"
+        assert options == {"drafter": "x", "max_new_tokens": 4}, "what the answers were made with, template options too"
         return np.array([1])
 
     def logits(self, token_ids):
@@ -48,9 +48,9 @@ class Liar:
 
 def test_divergences_are_reported_with_their_logit_gap():
     prompts = [Prompt(messages=({"role": "user", "content": text},)) for text in "abc"]
-    parity = verify(Liar(), prompts, {"drafter": "x", "max_new_tokens": 4})
-    assert parity.identical == 1
-    different, shorter = parity.divergences
+    found = verify(Liar(), prompts, {"drafter": "x", "max_new_tokens": 4})
+    assert found.identical == 1
+    different, shorter = found.divergences
     assert (different.prompt, different.turn, different.position, different.plain_id, different.speculative_id) == (
         1,
         1,

@@ -50,7 +50,7 @@ def test_every_panel_has_labels_and_something_drawn(figures):
     for svg in (precisions, loss, smoothing):
         assert {"layer", "self_attn.qkv_proj", "mlp.down_proj", "lm_head"} <= set(texts(svg))
         assert any(True for _ in svg.iter(f"{SVG}image"))
-    assert {"position in the text, tokens", "mean KL, nats", "top-1 agreement, %", "answers"} <= set(texts(by_position))
+    assert {"position, tokens", "mean KL, nats", "top-1 agreement, %", "answers"} <= set(texts(by_position))
     assert {"largest input", "layer", "before", "after"} <= set(texts(outliers))
     for svg in (by_position, outliers):
         lines = [group for group in svg.iter(f"{SVG}g") if group.get("id", "").startswith("line2d")]

@@ -27,7 +27,7 @@ def test_the_json_has_what_was_asked_for(tiny_engine, tmp_path):
     value = json.loads(output.read_text())
     assert list(value) == ["kernels", "ms", "bandwidth_gb_s", "floor_ms"]
     assert value["kernels"] == {"stock": "stock", "native": f"native {LEVELS[0]}"}
-    assert {name: {rows: list(by) for rows, by in part.items()} for name, part in value["ms"].items()} == {
+    assert {name: {length: list(by) for length, by in part.items()} for name, part in value["ms"].items()} == {
         name: {"16": ["1", "2", "8"], "256": ["1", "2", "8"]} for name in ("stock", "native")
     }
     assert all(ms > 0 for part in value["ms"].values() for by in part.values() for ms in by.values())
@@ -41,7 +41,7 @@ def test_the_json_has_what_was_asked_for(tiny_engine, tmp_path):
     ("arguments", "message"),
     [
         (("--widths", "0"), "widths are [0]; 1 to 32 were expected"),
-        (("--rows", "9999"), "rows are [9999]; 1 to 512, the engine's max length, were expected"),
+        (("--rows", "9999"), "cached lengths are [9999]; 1 to 512, the engine's max length, were expected"),
         (("--kernels", "fast"), "kernels is 'fast'; 'stock' or 'native' was expected"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Replays of recorded generations: exactly the rounds of a run, at the prices of a surface."""
+"""Replays of recorded generations: exactly the rounds of a run, with the latencies of a surface."""
 
 import json
 import time
@@ -28,7 +28,7 @@ FREE = {256: {1: 10.0}}
 TREES = RowInvariance(chain=1, widest=32, tree=True)
 
 
-def prices(surface=LAPTOP):
+def latencies(surface=LAPTOP):
     return LatencyModel(surface, widest=32)
 
 
@@ -62,69 +62,69 @@ class TestReplay:
             rounds = run_loop(session, (1, 2, 3), control=recording, exact=TREES, max_new_tokens=count)[1:]
             recording.finish()
         _, (generation,) = read_trace(tmp_path / "trace")
-        kept = Kept(FixedControl(make(), k, trees=True))
-        replayed = replay(generation, kept, prices())
+        recorder = RecordedControl(FixedControl(make(), k, trees=True))
+        replayed = replay(generation, recorder, latencies())
         assert counts(replayed) == (
             count - 1,
             len(rounds),
             sum(step.drafted for step in rounds),
             sum(step.accepted for step in rounds),
         )
-        assert [(len(one.segment.proposal.draft.tokens), tuple(one.tokens.tolist())) for one in kept.outcomes] == [
+        assert [(len(one.segment.proposal.draft.tokens), tuple(one.tokens.tolist())) for one in recorder.outcomes] == [
             (step.drafted, step.tokens) for step in rounds
         ]
 
     def test_what_drafters_and_controllers_are_told(self):
-        """The tokens and successors of the text, as rows of a chain."""
+        """The tokens and successors of the sequence, as positions of a chain."""
         tokens = (4, 1, 2, 9, 4, 1, 2, 3, 4)
         top = tuple((token, 50 + place) for place, token in enumerate(tokens))
-        kept = Kept(FixedControl(PromptLookup(), 3))
+        recorder = RecordedControl(FixedControl(PromptLookup(), 3))
         generation = TracedGeneration(category="", prompt=(1, 2, 3), tokens=tokens, top=top)
-        # Nothing; 2 right and 3, 4 wrong; nothing behind the 9; 1, 2 right and 9 wrong; no room for a draft.
-        assert counts(replay(generation, kept, prices())) == (8, 5, 6, 3)
-        assert kept.began == ([1, 2, 3], 4, [[4, 50]])
-        text = [1, 2, 3, *tokens]
+        # Nothing; 2 right and 3, 4 wrong; nothing after the 9; 1, 2 right and 9 wrong; no room for a draft.
+        assert counts(replay(generation, recorder, latencies())) == (8, 5, 6, 3)
+        assert recorder.began == ([1, 2, 3], 4, [[4, 50]])
+        sequence = [1, 2, 3, *tokens]
         place = 3
-        for one in kept.outcomes:
+        for one in recorder.outcomes:
             count = len(one.tokens)
-            assert one.seen.tolist() == text[place : place + count]
-            assert one.tokens.tolist() == text[place + 1 : place + 1 + count]
+            assert one.seen.tolist() == sequence[place : place + count]
+            assert one.tokens.tolist() == sequence[place + 1 : place + 1 + count]
             assert len(one.path) == count
             assert one.successors[:, 1].tolist() == list(range(48 + place, 48 + place + count))
             assert one.segment.cache_length == place
             assert len(one.segment.tokens) == 1 + len(one.segment.proposal.draft.tokens)
-            assert one.seconds == prices().of(place).seconds[len(one.segment.tokens) - 1]
+            assert one.seconds == latencies().of(place).seconds[len(one.segment.tokens) - 1]
             place += count
-        assert place == len(text) - 1
+        assert place == len(sequence) - 1
 
     def test_what_rounds_cost(self):
         """Drafts of nothing, of two that are right, and of one, on a surface of whole numbers."""
         control = Scripted([[], [5, 6], [8]])
-        replayed = replay(traced((4, 4, 5, 6, 7, 7), prompt=(1,)), control, prices({0: {1: 10.0, 2: 20.0, 3: 40.0}}))
+        replayed = replay(traced((4, 4, 5, 6, 7, 7), prompt=(1,)), control, latencies({0: {1: 10.0, 2: 20.0, 3: 40.0}}))
         assert counts(replayed) == (5, 3, 3, 2)
         assert replayed.seconds - replayed.draft_seconds == pytest.approx(0.010 + 0.040 + 0.020)
         assert replayed.plain_seconds == pytest.approx(0.050)
         assert replayed.draft_seconds > 0
 
     def test_plain_passes_are_priced_where_they_are(self):
-        """Further down the text they cost more; a round costs what its first row does."""
+        """Passes further on take longer; a round takes what its first position does."""
         surface = {32: {1: 10.0}, 1056: {1: 20.0}}
         generation = traced(range(100), prompt=[5] * 1000)
-        plain = replay(generation, NoControl(), prices(surface), count_drafting=False)
+        plain = replay(generation, NoControl(), latencies(surface), count_drafting=False)
         assert plain.plain_seconds == pytest.approx(plain.seconds)
         assert 99 * 0.019 < plain.seconds < 99 * 0.0202
 
     def test_a_round_is_compared_with_plain_passes_of_its_own_rows(self):
-        """A millisecond per row of the cache, by steps of 64: four passes lie before the next step, five behind."""
+        """A millisecond per cached position, by steps of 64: four passes lie before the next step, five after it."""
         surface = {0: {1: 10.0}, 1024: {1: 1034.0}}
         generation = traced([7] * 10, prompt=[5] * 60)
-        replayed = replay(generation, Scripted([[7] * 8]), prices(surface))
+        replayed = replay(generation, Scripted([[7] * 8]), latencies(surface))
         assert counts(replayed) == (9, 1, 8, 8)
         assert replayed.plain_seconds == pytest.approx(4 * 0.042 + 5 * 0.106)
 
     @pytest.mark.parametrize("surface", [LAPTOP, FREE])
     def test_plain_decoding_is_as_fast_as_plain_decoding(self, surface):
-        plain = replay(traced(range(90)), NoControl(), prices(surface), count_drafting=False)
+        plain = replay(traced(range(90)), NoControl(), latencies(surface), count_drafting=False)
         assert counts(plain) == (89, 89, 0, 0)
         assert plain.speed_up == pytest.approx(1.0, rel=1e-12)
         assert plain.acceptance_length == 1.0
@@ -132,7 +132,7 @@ class TestReplay:
     def test_time_for_drafting_counts_where_it_is_asked_for(self):
         generation = traced(expected(looping, (1, 2, 3), 60))
         with_it, without = (
-            replay(generation, FixedControl(PromptLookup(), 5), prices(), count_drafting=count)
+            replay(generation, FixedControl(PromptLookup(), 5), latencies(), count_drafting=count)
             for count in (True, False)
         )
         assert with_it.seconds == pytest.approx(without.seconds + with_it.draft_seconds)
@@ -140,13 +140,13 @@ class TestReplay:
         assert without.speed_up > with_it.speed_up > 0
 
     def test_a_text_of_one_token(self):
-        replayed = replay(traced([7]), FixedControl(PromptLookup(), 5), prices())
+        replayed = replay(traced([7]), FixedControl(PromptLookup(), 5), latencies())
         assert counts(replayed) == (0, 0, 0, 0)
         assert (replayed.acceptance_length, replayed.speed_up) == (1.0, 1.0)
         assert replayed.to_json()["ms_per_round"] == replayed.to_json()["draft_ms_per_round"] == 0.0
 
 
-class Kept:
+class RecordedControl:
     """Another control, and what it was told."""
 
     def __init__(self, control):
@@ -164,7 +164,7 @@ class Kept:
         self.control.learn(outcome)
 
 
-class Scripted(Kept):
+class Scripted(RecordedControl):
     """Drafts these, round by round."""
 
     def __init__(self, drafts):
@@ -195,7 +195,7 @@ class TestSimulate:
         assert len(done) == 3
         assert list(result["categories"]) == ["a", "b"]
         one_by_one = [
-            replay(one, FixedControl(PromptLookup(), 5), prices(), count_drafting=False) for one in generations
+            replay(one, FixedControl(PromptLookup(), 5), latencies(), count_drafting=False) for one in generations
         ]
         for part, replays in (
             (result, one_by_one),
@@ -221,7 +221,7 @@ class TestSimulate:
         assert simulate([loop], conditions_of(steep), "auto", count_drafting=False)["speed_up"] == pytest.approx(1.0)
 
     def test_texts_learn_from_each_other(self):
-        """The second text of a kind needs no trying any more."""
+        """The second sequence of a kind needs no trying any more."""
         random = traced(expected(hashed, (1, 2, 3), 120))
         drafted = [
             simulate([random] * times, conditions_of(), "suffix", count_drafting=False)["drafted"] for times in (1, 2)
@@ -250,7 +250,7 @@ class TestSimulate:
             simulate([traced(range(20))], conditions_of(chain=None, widest=1), "suffix")
 
     def test_narrow_passes_are_made_as_wide_as_plain_ones(self):
-        """Plain decoding is fed four rows there: three drafts cost nothing beside it."""
+        """Plain decoding is fed four positions there: three drafts add nothing."""
         steep = {0: {1: 10.0, 2: 20.0}}
         loop = traced(expected(looping, (1, 2, 3), 200))
         result = simulate([loop], conditions_of(steep, chain=4), "suffix", num_draft_tokens=3, count_drafting=False)
@@ -267,8 +267,8 @@ class TestSimulate:
 
 
 def test_halves():
-    rows = [traced([place], category=category) for place, category in enumerate("aabaabbbc")]
-    even, odd = halves(rows)
+    traces = [traced([place], category=category) for place, category in enumerate("aabaabbbc")]
+    even, odd = halves(traces)
     assert [(one.category, one.tokens[0]) for one in even] == [("a", 0), ("b", 2), ("a", 3), ("b", 6), ("c", 8)]
     assert [(one.category, one.tokens[0]) for one in odd] == [("a", 1), ("a", 4), ("b", 5), ("b", 7)]
     assert halves([]) == ([], [])
@@ -276,7 +276,7 @@ def test_halves():
 
 @pytest.fixture(scope="module")
 def recorded(tiny_engine, tmp_path_factory):
-    """A text of the tiny engine, plain."""
+    """A plain generation of the tiny engine."""
     path = tmp_path_factory.mktemp("trace") / "trace.jsonl"
     with runtime.load(tiny_engine) as engine, Recorder(path) as recorder:
         engine.generate("one two three", max_new_tokens=40, ignore_eos=True, drafter="none", recorder=recorder)
@@ -295,8 +295,8 @@ class TestEnginesThatDraft:
 
         return write
 
-    def test_their_passes_are_priced(self, tiny_engine, recorded, costs):
-        """The engine drafts for itself, so all is right: three drafts a round in passes of a row, the prompt before."""
+    def test_their_passes_take_what_the_file_says(self, tiny_engine, recorded, costs):
+        """The engine drafts for itself, so all is right: three passes of one position a round, after the prompt's."""
         vocab_size, generations = recorded
         conditions = ReplayConditions.read(
             tiny_engine,
@@ -305,13 +305,13 @@ class TestEnginesThatDraft:
             draft_costs=costs("draft.json", {16: {1: 2.0, 128: 2.0}}),
         )
         result = simulate(generations, conditions, f"model:{tiny_engine}", num_draft_tokens=3, count_drafting=False)
-        # 39 tokens behind the first: nine rounds of four and one of three, whose last needs no draft.
+        # 39 tokens after the first: nine rounds of four and one of three, whose last needs no draft.
         assert (result["rounds"], result["drafted"], result["accepted"]) == (10, 29, 29)
         assert result["ms_per_round"] * 10 == pytest.approx(10 * 10.0 + 29 * 2.0)
         assert conditions.clock.charged == pytest.approx(29 * 2e-3)
 
     def test_what_proposes_to_them_saves_passes(self, tiny_engine, recorded, costs):
-        """Wider passes cost more, fewer are made; the drafts are the same."""
+        """Wider passes take longer, fewer are made; the drafts are the same."""
         vocab_size, generations = recorded
         found = {}
         for kind in ("model", "hierarchical"):
@@ -334,18 +334,18 @@ class TestEnginesThatDraft:
         own = LatencyModel(open_directory(tiny_engine).manifest.record.cost_surface_ms, widest=32)
         assert conditions.clock.charged == pytest.approx(29 * own.of(0).seconds[0], rel=0.5)
 
-    def test_the_controller_goes_by_their_price(self, tiny_engine, recorded, costs):
-        """At a price above the verifier's own pass they are not asked any more, however fast they are here."""
+    def test_the_controller_goes_by_their_latency(self, tiny_engine, recorded, costs):
+        """At a latency above the verifier's own they are not asked any more, however fast they are here."""
         vocab_size, generations = recorded
         drafted = {}
-        for price in (1.0, 11.0):
+        for ms in (1.0, 11.0):
             conditions = ReplayConditions.read(
                 tiny_engine,
                 costs("verifier.json", {16: {1: 10.0, 128: 10.0}}),
                 vocab_size,
-                draft_costs=costs("draft.json", {16: {1: price, 128: price}}),
+                draft_costs=costs("draft.json", {16: {1: ms, 128: ms}}),
             )
-            drafted[price] = simulate(generations, conditions, f"model:{tiny_engine}", count_drafting=False)["drafted"]
+            drafted[ms] = simulate(generations, conditions, f"model:{tiny_engine}", count_drafting=False)["drafted"]
         assert drafted[1.0] > 20 > 5 > drafted[11.0]
 
     def test_no_cache_to_share(self, tiny_engine, recorded):
@@ -370,11 +370,11 @@ def test_the_clock_shows_prices_in_place_of_what_work_took():
 
 
 def test_no_pass_reaches_over_a_boundary():
-    """At 40 rows attention sums otherwise: a round before it drafts up to there, as the loop's does."""
+    """At 40 positions attention sums otherwise: a round before it drafts up to there, as the loop's does."""
     generation = traced([7] * 60, prompt=[7] * 10)
-    kept = Kept(FixedControl(PromptLookup(), 8))
-    replay(generation, kept, prices(), exact=RowInvariance(chain=1, widest=32, boundaries=(40,)))
-    spans = [(one.cache_length + 1, one.cache_length + one.width) for one in kept.outcomes]
+    recorder = RecordedControl(FixedControl(PromptLookup(), 8))
+    replay(generation, recorder, latencies(), exact=RowInvariance(chain=1, widest=32, boundaries=(40,)))
+    spans = [(one.cache_length + 1, one.cache_length + one.width) for one in recorder.outcomes]
     assert any(last == 39 for _, last in spans)
     assert all(first >= 40 or last < 40 for first, last in spans)
     assert max(last - first for first, last in spans) == 8

@@ -1,4 +1,4 @@
-"""`simulate` as a process sees it, and the engines, costs and traces that it takes or refuses."""
+"""`simulate` as a process sees it, and the engines, latencies and traces that it takes or refuses."""
 
 import json
 import os
@@ -55,7 +55,9 @@ class TestScenario:
         assert found.target.warm
 
     def test_of_neither(self):
-        with pytest.raises(GenerationError, match="what passes cost was not said: give --engine DIR or --costs FILE"):
+        with pytest.raises(
+            GenerationError, match="how long passes take is not known: give --engine DIR or --costs FILE"
+        ):
             ReplayConditions.read(None, None, 10)
 
     def test_of_another_vocabulary(self, tiny_engine):
@@ -81,7 +83,7 @@ class TestScenario:
             ReplayConditions.read(None, path, 10)
         assert str(error.value).startswith(f"{path} cannot be read as costs (")
         assert str(error.value).endswith(
-            'rows → width → milliseconds was expected, as in {"256": {"1": 9.0, "4": 10.3, "8": 15.5}}'
+            'cached length → width → milliseconds was expected, as in {"256": {"1": 9.0, "4": 10.3, "8": 15.5}}'
         )
 
     @pytest.mark.parametrize(
@@ -96,7 +98,9 @@ class TestScenario:
         path = costs(value)
         with pytest.raises(PromptError) as error:
             ReplayConditions.read(None, path, 10)
-        assert str(error.value).startswith(f"{path}: rows, widths and milliseconds above 0 were expected; rows → width")
+        assert str(error.value).startswith(
+            f"{path}: cached lengths, widths and milliseconds above 0 were expected; cached length → width"
+        )
 
     def test_costs_that_are_missing(self, tmp_path):
         with pytest.raises(PromptError, match=r"costs.json cannot be read as costs \(.*No such file"):
@@ -142,17 +146,17 @@ class TestCommand:
         assert result["acceptance_length"] >= 1
 
     def test_refusals(self, trace, costs, tmp_path):
-        simulated = ("runtime", "simulate", "--trace", trace)
-        assert "what passes cost was not said: give --engine DIR or --costs FILE" in refused(*simulated)
-        line = refused(*simulated, "--costs", costs, "--half", "third")
+        replayed = ("runtime", "simulate", "--trace", trace)
+        assert "how long passes take is not known: give --engine DIR or --costs FILE" in refused(*replayed)
+        line = refused(*replayed, "--costs", costs, "--half", "third")
         assert line == "error: --half is 'third'; even, odd or all was expected"
-        line = refused(*simulated, "--costs", costs, "--drafter", "magic")
+        line = refused(*replayed, "--costs", costs, "--drafter", "magic")
         assert "unknown drafter 'magic'" in line
-        line = refused(*simulated, "--costs", costs, "--drafter", "suffix", "--num-draft-tokens", 32)
+        line = refused(*replayed, "--costs", costs, "--drafter", "suffix", "--num-draft-tokens", 32)
         assert "num_draft_tokens is 32; on this machine 0 to 31 drafts are verified exactly" in line
-        line = refused(*simulated, "--costs", costs, "--drafter", "model:DIR")
+        line = refused(*replayed, "--costs", costs, "--drafter", "model:DIR")
         assert "drafter 'model:DIR' is compared with the verifier, and there is no engine directory of it here" in line
         costs.write_text("{}")
-        assert "milliseconds above 0 were expected" in refused(*simulated, "--costs", costs)
+        assert "milliseconds above 0 were expected" in refused(*replayed, "--costs", costs)
         trace.write_text("hello\n")
-        assert "trace.jsonl, line 1: not JSON" in refused(*simulated, "--costs", costs)
+        assert "trace.jsonl, line 1: not JSON" in refused(*replayed, "--costs", costs)

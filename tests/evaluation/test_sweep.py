@@ -1,4 +1,4 @@
-"""Recipes as text, the price of a pass in bytes, and the table."""
+"""Recipes as text, the bytes that a pass reads, and the table."""
 
 import json
 
