@@ -10,12 +10,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+ARCHITECTURE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
 PACKAGES = ("quasar", "plugins", "calibration", "export", "engines", "runtime", "evaluation", "benchmarks", "examples")
 
 
 def files_in_tree():
-    """Paths of the tree under "What is where"; indentation says which folder."""
-    section = README.split("## What is where")[1].split("\n[docs/")[0]
+    """Paths of the tree under "What is where" in docs/architecture.md; indentation says which folder."""
+    section = ARCHITECTURE.split("## What is where")[1]
     folders: list[tuple[int, str]] = []
     for line in section.splitlines():
         found = re.match(r"    ( *)(\S+)", line)
@@ -70,9 +71,13 @@ def test_commands_exist_with_the_options_shown(line):
         assert re.search(rf"(^|[\s,]){re.escape(option)}[\s,]", shown), f"{option} is not in the help of {program}"
 
 
-def test_documents_that_are_linked_exist():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert (ROOT / target).is_file(), target
+@pytest.mark.parametrize(
+    "page", ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))], ids=str
+)
+def test_documents_that_are_linked_exist(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+        assert (ROOT / page).parent.joinpath(target).is_file(), target
 
 
 def test_nothing_is_left_to_fill_in():
