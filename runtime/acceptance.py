@@ -1,4 +1,4 @@
-"""Which drafts are kept: the longest path from the pending token that the target chooses itself."""
+"""Which drafts are accepted: the longest path from the pending token that the target chooses itself."""
 
 from collections.abc import Callable
 

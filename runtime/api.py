@@ -104,8 +104,8 @@ def load(
 class Engine:
     """A loaded verifier with its buffers; a context manager that frees memory.
 
-    Threads may share it. Texts take turns on its KV cache, a round at a time; a text keeps the cache until it ends or
-    its consumer leaves it alone for a moment (docs/runtime.md).
+    Threads may share it. Its scheduler runs one sequence at a time, a step each; a sequence keeps the slot of the KV
+    cache until it ends or its consumer leaves it alone for a moment (docs/runtime.md).
     """
 
     def __init__(self, loaded: LoadedEngine, hooks: Hooks | None = None) -> None:
@@ -144,7 +144,7 @@ class Engine:
 
     @property
     def record(self) -> MachineRecord:
-        """Row invariance and costs on this machine."""
+        """Row invariance and latencies on this machine."""
         return self._loaded.record
 
     @property
@@ -154,7 +154,7 @@ class Engine:
 
     @property
     def plain_width(self) -> int:
-        """The width that plain decoding is fed with: the smallest whose rows are exact here."""
+        """The width that plain decoding is fed with: the smallest that is exact here."""
         return self.record.row_invariance.chain or 1
 
     @takes_options
@@ -190,7 +190,7 @@ class Engine:
     def generate(self, prompt: Prompt, **options: Unpack[OptionsDict]) -> Generation: ...
     @takes_options
     def generate(self, prompt: Prompt | Prompts, **options: Unpack[OptionsDict]) -> Generation | list[Generation]:
-        """Generate to the end, as `stream` does; a list of prompts gives a list of generations, in turn."""
+        """Generate to the end, as `stream` does; a list of prompts gives a list of generations, in order."""
         if _is_many(prompt):
             return [gather(self.stream(one, **options)) for one in cast("list[Prompt]", prompt)]
         return gather(self.stream(cast("Prompt", prompt), **options))
@@ -211,7 +211,7 @@ class Engine:
         return gather(await collect(self.astream(prompt, **options)))
 
     def session(self, messages: Sequence[Message] = ()) -> Conversation:
-        """A conversation that keeps its rows of the KV cache between turns; `messages`: what it begins with."""
+        """A conversation that keeps its positions in the KV cache between turns; `messages`: what it begins with."""
         return Conversation(self._open(), self._hooks, tuple(messages))
 
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:

@@ -1,6 +1,6 @@
-"""A conversation that keeps its rows of the KV cache: a later turn prefills only what is new.
+"""A conversation that keeps its positions in the KV cache: a later turn prefills only what is new.
 
-Rows are reused up to a multiple of the prefill chunk, and only where they have the bits of a fresh prefill, so every
+Whole prefill chunks are reused, and only where they have the bits of a fresh prefill, so every
 answer is the one that the whole conversation would get from an empty cache.
 """
 
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 
 class Conversation:
-    """One text that goes on; made by `Engine.session`. A context manager that frees its rows.
+    """One sequence that goes on; made by `Engine.session`. A context manager that frees its memory.
 
-    Generations of one conversation come one after the other; conversations of one engine take turns on its cache.
+    Generations of one conversation come one after the other; the scheduler runs an engine's conversations step by step.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Conversation:
         self._resources, self._hooks = resources, hooks
         self._messages = check_messages(messages, "messages") if messages else ()
         self._scheduled: ScheduledSequence | None = resources.new_sequence(cache)
-        # How many messages there were when the text had so many tokens: where `truncate` may cut.
+        # How many messages there were when the sequence had so many tokens: where `truncate` may cut.
         self._marks = [(len(self._messages), 0)]
 
     def __enter__(self) -> Self:
@@ -59,7 +59,7 @@ class Conversation:
         self.close()
 
     def close(self) -> None:
-        """Free the rows; a second call does nothing."""
+        """Free its positions; a second call does nothing."""
         scheduled, self._scheduled = self._scheduled, None
         if scheduled is not None:
             self._resources.scheduler.release(scheduled)
@@ -71,7 +71,7 @@ class Conversation:
 
     @property
     def token_ids(self) -> NDArray[np.int64]:
-        """Tokens whose rows are kept: a copy, int64 [n]."""
+        """Tokens whose positions are cached: a copy, int64 [n]."""
         return self._open().cache.tokens.copy()
 
     @takes_options
@@ -80,7 +80,7 @@ class Conversation:
 
         Args:
             prompt: a string is the user's next message; a list of messages, or token ids, is the whole conversation,
-                of which the rows that are kept already are not computed again.
+                of which the positions that are cached already are not computed again.
             options: see `GenerationOptions`.
 
         The answer becomes part of the conversation, even of a stream that is cancelled or closed half-way; one that
@@ -121,7 +121,7 @@ class Conversation:
 
     @takes_options
     def prefill(self, prompt: "Prompt | None" = None, **options: Unpack[OptionsDict]) -> int:
-        """Compute the rows of a prompt without an answer, for forks to share; returns how many tokens it has.
+        """Compute the positions of a prompt without an answer, for forks to share; returns how many tokens it has.
 
         Args:
             prompt: None: the conversation's messages; a string would be the user's next one.
@@ -137,22 +137,22 @@ class Conversation:
         check_prompt(ids, verifier.contract)
         with self._alone() as scheduled, self._resources.scheduler.step(scheduled):
             cache = scheduled.cache
-            cache.truncate(cache.reusable(ids, decoded_rows=self._resources.loaded.record.row_invariance.prefill))
+            cache.truncate(cache.reusable(ids, decoded_exact=self._resources.loaded.record.row_invariance.prefill))
             verifier.prefill(ids, first=cache.length, on_chunk=lambda chunk: cache.commit(chunk, prefill=True))
         return len(ids)
 
     def fork(self) -> "Conversation":
-        """A second conversation that goes on from here, with a copy of the rows."""
+        """A second conversation that goes on from here, with a copy of the cached positions."""
         with self._alone() as scheduled:
             other = Conversation(self._resources, self._hooks, self._messages, scheduled.cache.copy())
             other._marks = list(self._marks)
             with self._resources.scheduler.step(scheduled):
-                rows = self._resources.loaded.session.read_rows(0, scheduled.cache.length)
-                other._open().swapped_out = rows
+                positions = self._resources.loaded.session.read_rows(0, scheduled.cache.length)
+                other._open().swapped_out = positions
         return other
 
     def truncate(self, length: int) -> None:
-        """Forget everything from token `length` on: rows, and the turns that are not whole before it.
+        """Forget everything from token `length` on: positions, and the turns that are not whole before it.
 
         The messages that the conversation began with stay.
 
@@ -184,7 +184,7 @@ class Conversation:
             for event in events:
                 if event.token_ids and not started:
                     started = True
-                    # Marks of a text that this prompt does not go on from are void.
+                    # Marks of a sequence that this prompt does not go on from are void.
                     self._marks = [mark for mark in self._marks if asked[: mark[0]] == self._messages[: mark[0]]]
                 texts.append(event.text)
                 yield event
@@ -203,7 +203,7 @@ class Conversation:
 
     @contextmanager
     def _alone(self) -> Iterator[ScheduledSequence]:
-        """The text, with no generation of it under way or begun meanwhile."""
+        """The sequence, with no generation of it under way or begun meanwhile."""
         scheduled = self._open()
         self._resources.scheduler.begin(scheduled)
         try:

@@ -30,8 +30,8 @@ class Event:
 class Generation:
     """A finished generation.
 
-    `finish_reason`: "stop" (`stopped_by`: an end or stop id, which is the last of `token_ids`, or a stop string, in
-    front of which `text` is cut), "length", "cancelled" or "deadline". `stats.seed` repeats a drawn text.
+    `finish_reason`: "stop" (`stopped_by`: an end or stop id, which is the last of `token_ids`, or a stop string,
+    before which `text` is cut), "length", "cancelled" or "deadline". `stats.seed` repeats a drawn answer.
     """
 
     text: str

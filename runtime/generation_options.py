@@ -52,7 +52,7 @@ class GenerationOptions:
     Methods that generate take it as `options=`, and each option as a keyword; keywords given beside `options=` take the
     place of its fields.
 
-    The tokens do not depend on `drafter`, `num_draft_tokens` or `recorder`; `deadline` and `cancel` only cut the text.
+    The answer does not depend on `drafter`, `num_draft_tokens` or `recorder`; `deadline` and `cancel` only cut it.
 
     Logits pass, in this order: `logit_bias`, the penalties, `min_new_tokens`, `logits_processor`, `temperature`,
     `top_k`, `top_p`, `min_p`; each as transformers has it, presence and frequency as vLLM and OpenAI do.
@@ -60,7 +60,7 @@ class GenerationOptions:
 
     max_new_tokens: int = option(
         256,
-        'the text ends with finish_reason "length" there, or where the KV cache is full.',
+        'the answer ends with finish_reason "length" there, or where the KV cache is full.',
         integer(1),
         Flag(int, "N"),
     )
@@ -68,7 +68,7 @@ class GenerationOptions:
         0,
         "no end id, stop id or stop string before so many.",
         integer(0),
-        Flag(int, "N", "No end of the text before so many."),
+        Flag(int, "N", "No end of the answer before so many."),
     )
     temperature: float = option(
         0.0,
@@ -99,15 +99,15 @@ class GenerationOptions:
     )
     repetition_penalty: float = option(
         1.0,
-        "logits of tokens in prompt or text are divided by it (multiplied where negative).",
+        "logits of tokens in prompt or answer are divided by it (multiplied where negative).",
         number(lambda value: value > 0, "more than 0 (1 does nothing)"),
-        Flag(float, "X", "Of tokens in prompt or text."),
+        Flag(float, "X", "Of tokens in prompt or answer."),
     )
     presence_penalty: float = option(
         0.0,
-        "subtracted from the logits of tokens in the text so far.",
+        "subtracted from the logits of tokens in the answer so far.",
         number(lambda value: True, "a number"),
-        Flag(float, "X", "Of tokens in the text."),
+        Flag(float, "X", "Of tokens in the answer."),
     )
     frequency_penalty: float = option(
         0.0,
@@ -123,30 +123,30 @@ class GenerationOptions:
     )
     logits_processor: LogitsProcessor | None = option(
         None,
-        "called with the context (int64 [n]: prompt, text, and the accepted drafts on the row's path; read only) and "
-        "the row's logits (float32 [V]), returns logits [V]. It must depend on these two alone.",
+        "called with the context (int64 [n]: prompt, answer, and the accepted drafts on the position's path; read "
+        "only) and the position's logits (float32 [V]), returns logits [V]. It must depend on these two alone.",
         or_none(must(callable, "a function was expected")),
     )
     seed: int | None = option(
         None,
-        "of the draws, 0 to 2^64 - 1; None draws one. The same seed gives the same text.",
+        "of the draws, 0 to 2^64 - 1; None draws one. The same seed gives the same answer.",
         or_none(integer(0, 2**64 - 1, "0 to 2^64 - 1")),
-        Flag(int | None, "N", "The same seed draws the same text."),
+        Flag(int | None, "N", "The same seed draws the same answer."),
     )
     stop: str | Sequence[str] | None = option(
         None,
-        "strings that end the text in front of them.",
+        "strings that end the answer before them.",
         anything,
-        Flag(list[str] | None, "TEXT", "Ends the text; may be given again.", read=read_list),
+        Flag(list[str] | None, "TEXT", "Ends the answer; may be given again.", read=read_list),
     )
     stop_token_ids: Sequence[int] | None = option(
         None,
-        "ids that end the text, besides the model's end ids.",
+        "ids that end the answer, besides the model's end ids.",
         anything,
-        Flag(list[int] | None, "ID …", "End the text.", read=read_list, continues=r"\d+"),
+        Flag(list[int] | None, "ID …", "End the answer.", read=read_list, continues=r"\d+"),
     )
     ignore_eos: bool = option(
-        False, "go on behind the model's end ids.", boolean, Flag(bool, help="Go on behind the model's end tokens.")
+        False, "go on after the model's end ids.", boolean, Flag(bool, help="Go on after the model's end tokens.")
     )
     logprobs: int | None = option(
         None,
@@ -155,13 +155,13 @@ class GenerationOptions:
     )
     deadline: float | None = option(
         None,
-        'seconds from the call until the text ends with finish_reason "deadline".',
+        'seconds from the call until the answer ends with finish_reason "deadline".',
         or_none(number(lambda value: value > 0, "seconds, more than 0")),
-        Flag(float | None, "S", "Seconds after which the text ends.", rank=3),
+        Flag(float | None, "S", "Seconds after which the answer ends.", rank=3),
     )
     cancel: Signal | None = option(
         None,
-        'a threading.Event, say, that ends the text within one round, with finish_reason "cancelled".',
+        'a threading.Event, say, that ends the answer within one round, with finish_reason "cancelled".',
         or_none(must(lambda value: hasattr(value, "is_set"), "a threading.Event, or the like, was expected")),
     )
     drafter: DrafterOption = option(
@@ -214,7 +214,7 @@ class GenerationOptions:
     )
     continue_final_message: bool = option(
         False,
-        "the last message is an answer that was begun; the text goes on with it.",
+        "the last message is an answer that was begun; it is continued.",
         boolean,
         Flag(bool, help="Go on with an assistant's message at the end.", rank=2),
     )

@@ -13,59 +13,59 @@ Int64 = NDArray[np.int64]
 
 
 class KVCache:
-    """Committed rows of one text: row i is of `tokens[i]`. Rows behind them are free to be overwritten."""
+    """Committed positions of one sequence: position i is of `tokens[i]`. Those after them may be overwritten."""
 
     def __init__(self, contract: Contract) -> None:
         self.max_length = contract.max_length
         self._chunk = contract.prefill_chunk
         self._tokens = np.empty(contract.max_length, np.int64)
         self.length = 0
-        # Leading rows that whole prefill chunks wrote: a prefill of the same tokens repeats these very calls.
+        # Leading positions that whole prefill chunks wrote: a prefill of the same tokens repeats these very calls.
         self._prefilled = 0
 
     @property
     def tokens(self) -> Int64:
-        """Tokens of the committed rows: a view, int64 [length]."""
+        """Tokens of the committed positions: a view, int64 [length]."""
         return self._tokens[: self.length]
 
     @property
     def room(self) -> int:
-        """Rows that can still be committed."""
+        """Positions that can still be committed."""
         return self.max_length - self.length
 
     def commit(self, tokens: Int64, *, prefill: bool = False) -> None:
-        """Keep the next rows that the last pass wrote, of these tokens; `prefill`: they were a chunk of a prompt.
+        """Keep the next positions that the last pass wrote, of these tokens; `prefill`: they were a chunk of a prompt.
 
         Raises `ContextLimitError` if they do not fit.
         """
         count = len(tokens)
         if count > self.room:
-            raise ContextLimitError(f"{count} rows do not fit a KV cache with room for {self.room}")
+            raise ContextLimitError(f"{count} tokens do not fit a KV cache with room for {self.room}")
         if prefill and count == self._chunk and self._prefilled == self.length:
             self._prefilled += count
         self._tokens[self.length : self.length + count] = tokens
         self.length += count
 
     def truncate(self, length: int) -> None:
-        """Drop every row from `length` on."""
+        """Drop every position from `length` on."""
         if not 0 <= length <= self.length:
-            raise ContextLimitError(f"the KV cache holds {self.length} rows and cannot be cut to {length}")
+            raise ContextLimitError(f"the KV cache holds {self.length} tokens and cannot be cut to {length}")
         self.length = length
         self._prefilled = min(self._prefilled, length // self._chunk * self._chunk)
 
-    def reusable(self, prompt: Int64, *, decoded_rows: bool) -> int:
-        """How many rows serve as a prefill of `prompt`, bit for bit: a multiple of the chunk, short of the last token.
+    def reusable(self, prompt: Int64, *, decoded_exact: bool) -> int:
+        """How many positions serve as a prefill of `prompt`, bit for bit: whole chunks, without the last token.
 
         Args:
-            decoded_rows: whether rows that decoding wrote have the bits of prefilled ones (`RowInvariance.prefill`).
+            decoded_exact: whether decoded positions have the bits of prefilled ones (`RowInvariance.prefill`).
         """
         longest = min(self.length, len(prompt) - 1)
         different = np.flatnonzero(self._tokens[:longest] != prompt[:longest])
         common = int(different[0]) if len(different) else longest
-        return max(0, min(common, common if decoded_rows else self._prefilled) // self._chunk * self._chunk)
+        return max(0, min(common, common if decoded_exact else self._prefilled) // self._chunk * self._chunk)
 
     def copy(self) -> "KVCache":
-        """The same tokens, for a copy of the same rows."""
+        """The same tokens, for a copy of the same positions."""
         other = object.__new__(KVCache)
         other.max_length, other._chunk = self.max_length, self._chunk
         other.length, other._prefilled = self.length, self._prefilled

@@ -13,7 +13,7 @@ from runtime.verifier import Verifier
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
-    """One step's outcome: tokens emitted, how many were drafted and kept, and its seconds. Prefill drafts nothing.
+    """One step's outcome: tokens emitted, how many were drafted and accepted, and its seconds. Prefill drafts nothing.
 
     `reused`: positions of the prompt that the prefill found in the cache. `seconds` covers the whole step, of which
     `draft_seconds` went into drafting and `sample_seconds` into choosing tokens from logits. A step that was

@@ -55,8 +55,8 @@ def start_request(
 
     Args:
         ids: int64 [n], the prompt.
-        scheduled: a conversation's, which is kept afterwards.
-        completes: the prompt is text that goes on, not a conversation with an answer of its own.
+        scheduled: a conversation's, which outlives the request.
+        completes: the prompt is text that is continued, not a conversation with an answer of its own.
     """
     session = resources.loaded.session
     resources.scheduler.check_process()
@@ -130,9 +130,9 @@ class _Request:
     end_ids: frozenset[int]
     interruption: Interruption
 
-    def events(self, kept: ScheduledSequence | None) -> Iterator[Event]:
-        """Step by step; a sequence that is not kept is released at the end, whatever ends it."""
-        scheduled = self.resources.new_sequence() if kept is None else kept
+    def events(self, conversation: ScheduledSequence | None) -> Iterator[Event]:
+        """Step by step; a sequence of its own is released at the end, whatever ends it."""
+        scheduled = self.resources.new_sequence() if conversation is None else conversation
         stats_so_far = StatsBuilder(len(self.ids), self.seed)
         sequence = Sequence(
             self.ids,
@@ -166,7 +166,7 @@ class _Request:
                 )
         finally:
             scheduler.end(scheduled)
-            if kept is None:
+            if conversation is None:
                 scheduler.release(scheduled)
             if not ended:
                 _report(stats_so_far.stats(), self.hooks)

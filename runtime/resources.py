@@ -50,7 +50,7 @@ class EngineResources:
             tells_successors=contract.top_k > 0,
             warm=self.loaded.directory.successors(),
             engines=self.draft_engines,
-            kept=self.persistent_successors,
+            persistent=self.persistent_successors,
         )
 
     @cached_property

@@ -77,7 +77,7 @@ class Scheduler:
         """Memory of all sequences that are swapped out."""
         with self._changed:
             swapped_out = [sequence.swapped_out for sequence in self._sequences]
-        return sum(rows.nbytes for rows in swapped_out if rows is not None)
+        return sum(positions.nbytes for positions in swapped_out if positions is not None)
 
     @contextmanager
     def step(self, sequence: ScheduledSequence, interrupted: Callable[[], bool] = lambda: False) -> Iterator[bool]:
@@ -179,9 +179,9 @@ class Scheduler:
         if other is sequence:
             return
         if other is not None:
-            rows = self._session.read_rows(0, other.cache.length)
+            positions = self._session.read_rows(0, other.cache.length)
             with self._changed:
-                other.swapped_out = None if other.released else rows
+                other.swapped_out = None if other.released else positions
         self._resident = None
         if sequence.swapped_out is not None:
             self._session.write_rows(0, sequence.swapped_out[..., : sequence.cache.length, :])

@@ -92,7 +92,7 @@ class Sequence:
 
     def reuse(self) -> int:
         """Keep the cache positions that serve this prompt, and no others; returns how many those are."""
-        reused = self._cache.reusable(self.tokens, decoded_rows=self._exact.prefill)
+        reused = self._cache.reusable(self.tokens, decoded_exact=self._exact.prefill)
         self._cache.truncate(reused)
         return reused
 

@@ -1,4 +1,4 @@
-"""What one generation cost and what speculation brought it."""
+"""What one generation took and what speculation brought it."""
 
 from dataclasses import asdict, dataclass
 from typing import Any

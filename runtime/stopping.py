@@ -1,4 +1,4 @@
-"""Where a text ends, token by token, inside a block of accepted drafts too: end ids, stop strings, length."""
+"""Where an answer ends, token by token, inside a block of accepted drafts too: end ids, stop strings, length."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ STOP, LENGTH, CANCELLED, DEADLINE = "stop", "length", "cancelled", "deadline"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cut:
-    """Why the text ends behind a token, if it does. `stopped_by`: the stop id or the stop string."""
+    """Why the answer ends after a token, if it does. `stopped_by`: the stop id or the stop string."""
 
     finish_reason: str | None = None
     stopped_by: int | str | None = None
@@ -20,7 +20,7 @@ _GOES_ON = Cut()
 
 
 class StopRules:
-    """Ends a text behind a stop id, in front of a stop string, or at `max_new_tokens`; keeps the text while it grows.
+    """Ends an answer after a stop id, before a stop string, or at `max_new_tokens`; keeps the text while it grows.
 
     Args:
         stop_tokens: stop ids that were asked for by their spelling, id → spelling; `stopped_by` is the spelling then.
@@ -57,7 +57,7 @@ class StopRules:
         self._max = min(self._max, tokens)
 
     def take(self, token: int) -> Cut:
-        """Another token of the text; nothing may be taken behind one that ends it."""
+        """Another token of the answer; nothing may be taken after one that ends it."""
         self._count += 1
         stopped_by: int | str | None = self._push(token)
         if token in self._stop_ids:
@@ -86,7 +86,7 @@ class StopRules:
         return piece
 
     def _push(self, token: int) -> str | None:
-        """The stop string that this token completes; the text is cut in front of it."""
+        """The stop string that this token completes; the text is cut before it."""
         if self._stream is None:
             return None
         before = len(self._text)
@@ -94,7 +94,7 @@ class StopRules:
         return self._find(before) if self._count >= self._min else None
 
     def _find(self, before: int) -> str | None:
-        """The first stop string that ends behind `before`."""
+        """The first stop string that ends after `before`."""
         start = max(self._given, before - self._longest + 1)
         found = []
         for order, string in enumerate(self._strings):

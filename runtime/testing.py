@@ -30,7 +30,7 @@ _CERTAIN = 30.0
 class TableSession:
     """Answers as a verifier would whose target's choice after a context is `next_token(context)`.
 
-    It keeps the tokens of its cache and reads nothing but committed rows and the rows of the call, so a loop that
+    It keeps the tokens of its cache and reads nothing but committed positions and those of the call, so a loop that
     commits or truncates wrongly gets other answers. `calls` holds (cache length, fed tokens) of every call.
 
     Args:
@@ -69,7 +69,7 @@ class TableSession:
 
     @property
     def top_tokens(self) -> Int64 | None:
-        """The likeliest tokens behind the rows of the last call: int64 [rows, k]; None where `top_k` is 0."""
+        """The likeliest tokens after the positions of the last call: int64 [M, k]; None where `top_k` is 0."""
         return self._top
 
     def run(
@@ -79,7 +79,7 @@ class TableSession:
         num_logits_rows: int,
         parents: abc.Sequence[int] | Int64 | None = None,
     ) -> Int64:
-        """Feed tokens behind the committed rows; the target's token after each of the last rows: int64 [rows]."""
+        """Feed tokens after the committed positions; the target's tokens after the last: int64 [num_logits_rows]."""
         contexts = self._feed(token_ids, cache_length, num_logits_rows, parents)
         if self._next_token is not None:
             return np.array([self._next_token(context) for context in contexts], np.int64)
@@ -94,7 +94,7 @@ class TableSession:
         *,
         out: Float32 | None = None,
     ) -> Float32:
-        """The same with the logits of those rows: float32 [rows, V]."""
+        """The same with the logits of those: float32 [num_logits_rows, V]."""
         contexts = self._feed(token_ids, cache_length, num_logits_rows, parents)
         rows = np.stack([self._logits(context) for context in contexts])
         if out is None:
@@ -103,18 +103,18 @@ class TableSession:
         return out[: len(rows)]
 
     def read_rows(self, first: int, end: int, layers: abc.Sequence[int] | None = None) -> Float32:  # noqa: ARG002
-        """A copy of cache rows: float32 [1, 1, 1, rows, 1], the tokens."""
-        rows: Float32 = self._cached[first:end].astype(np.float32).reshape(1, 1, 1, -1, 1)
-        return rows
+        """A copy of cached positions: float32 [1, 1, 1, positions, 1], the tokens."""
+        positions: Float32 = self._cached[first:end].astype(np.float32).reshape(1, 1, 1, -1, 1)
+        return positions
 
     def write_rows(self, first: int, rows: Float32) -> None:
-        """Overwrite cache rows."""
+        """Overwrite cached positions."""
         self._cached[first : first + rows.size] = rows.reshape(-1).astype(np.int64)
 
     def compact(self, cache_length: int, path: abc.Sequence[int] | Int64) -> None:
-        """Move the new rows of an accepted tree path to the front."""
-        rows = np.asarray(path, np.int64)
-        self._cached[cache_length : cache_length + len(rows)] = self._cached[cache_length + rows]
+        """Move the new positions of an accepted tree path to the front."""
+        places = np.asarray(path, np.int64)
+        self._cached[cache_length : cache_length + len(places)] = self._cached[cache_length + places]
 
     def memory(self) -> SessionMemory:
         """No weights; the tokens are the cache."""
@@ -130,14 +130,14 @@ class TableSession:
         num_logits_rows: int,
         parents: abc.Sequence[int] | Int64 | None,
     ) -> list[list[int]]:
-        """Write the rows; the context of each of the last ones, which of a tree is its own path's."""
+        """Write the positions; the context of each of the last ones: in a tree, that of its own path."""
         self.calls.append((cache_length, tuple(int(token) for token in token_ids)))
         width = len(token_ids)
         self._cached[cache_length : cache_length + width] = token_ids
         committed = self._cached[:cache_length].tolist()
         paths: list[list[int]] = []
-        for row, token in enumerate(token_ids):
-            parent = row - 1 if parents is None else int(parents[row])
+        for place, token in enumerate(token_ids):
+            parent = place - 1 if parents is None else int(parents[place])
             paths.append([*(paths[parent] if parent >= 0 else []), int(token)])
         contexts = [committed + path for path in paths[width - num_logits_rows :]]
         if self._top is not None:

@@ -36,7 +36,8 @@ class TracedGeneration:
 class Recorder:
     """Writes generations to a file as they end; what stands there is replaced. A context manager. Thread-safe.
 
-    It holds users' texts as token ids: keep the file accordingly. `category` goes into what is recorded from then on.
+    It holds users' prompts and answers as token ids: keep the file accordingly. `category` goes into what is recorded
+    from then on.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -75,7 +76,7 @@ class Recorder:
 
 
 class RecordingControl:
-    """Another control, whose text is written down when `finish` is called."""
+    """Another control, whose sequence is written when `finish` is called."""
 
     def __init__(self, control: Control, recorder: Recorder, vocab_size: int) -> None:
         self._control, self._recorder, self._vocab_size = control, recorder, vocab_size

@@ -88,7 +88,7 @@ def select(
 ) -> Selection:
     """The candidates whose verification brings most tokens per second; none where plain decoding does.
 
-    Likeliest first, so every prefix of the order is the best choice of its size (EAGLE-2, section 4.2, with measured
+    Likeliest first, so every prefix of the order is the best choice of its size (EAGLE-2, section 4.2, with observed
     rates in place of a drafter's own confidence); the size is the one with most tokens per second.
 
     Args:
@@ -109,7 +109,7 @@ def select(
     best_rate = 1.0 / seconds[0]
     while queue and len(chosen) < most:
         negative, place = heapq.heappop(queue)
-        # What is left is no likelier, and every draft costs at least so much: the rate cannot rise any more.
+        # What is left is no likelier, and every draft takes at least so long: the rate cannot rise any more.
         if -negative <= best_rate * least_ahead[len(chosen)]:
             break
         chosen.append(place)
@@ -146,9 +146,9 @@ def _best_chain(
 
 def to_draft(candidates: Candidates, chosen: Sequence[int]) -> Draft:
     """The chosen candidates as a draft; a chain has no parents."""
-    rows = {-1: -1} | {place: row for row, place in enumerate(chosen)}
-    parents = [rows[candidates.parents[place]] for place in chosen]
-    chain = all(parent == row - 1 for row, parent in enumerate(parents))
+    new_place = {-1: -1} | {place: new for new, place in enumerate(chosen)}
+    parents = [new_place[candidates.parents[place]] for place in chosen]
+    chain = all(parent == place - 1 for place, parent in enumerate(parents))
     return Draft(
         tokens=np.array([candidates.tokens[place] for place in chosen], np.int64),
         parents=None if chain else np.array(parents, np.int64),

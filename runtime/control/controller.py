@@ -6,22 +6,22 @@ from collections.abc import Callable, Hashable, Sequence
 
 from runtime.control.candidates import Candidates, Selection, judged, merge, select, to_draft
 from runtime.control.control import tell, tell_prompt
-from runtime.control.estimates import Estimates, Prior, TextEstimates
+from runtime.control.estimates import Estimates, Prior, SequenceEstimates
 from runtime.control.latency import LatencyModel
-from runtime.drafters.base import CostlyDrafter, Drafter, Int64, ObservingDrafter, ask, name_of
+from runtime.drafters.base import Drafter, Int64, ObservingDrafter, SlowDrafter, ask, name_of
 from runtime.segment import NO_PROPOSAL, Outcome, Proposal
 
-# What is believed of a drafter that says nothing; of a costly one, that it is worth its costs.
-_FIRST_PRIOR, _COSTLY_PRIOR = 0.5, 0.8
-# A drafter that was never timed here may be so many times as fast as it says: a build that shares the machine has
+# What is believed of a drafter that says nothing; of a slow one, that it is worth its time.
+_FIRST_PRIOR, _SLOW_PRIOR = 0.5, 0.8
+# A drafter that never drafted here may be so many times as fast as it says: a build that shares the machine has
 # recorded 83 ms for 20. It is tried for so many tokens where it would pay then; after that its own time decides.
 _DOUBT, _TRIED = 4.0, 2
-# Drafts of a costly drafter that lie deeper are as likely as those at this depth.
+# Drafts of a slow drafter that lie deeper are as likely as those at this depth.
 _DEEPEST = 15
-# Tokens that cheap drafters are asked for, at least.
+# Tokens that fast drafters are asked for, at least.
 _LEAST_REACH = 8
 # Of the time that drafting takes, the newest round's share in what is expected, and the share that is forgotten in a
-# round in which nothing was measured: what was slow once is tried again, as what was wrong once is. Behind so many such
+# round in which it was not asked: what was slow once is tried again, as what was wrong once is. After so many such
 # rounds the newest one counts alone.
 _NEWEST, _FORGOTTEN, _LONG_UNASKED = 0.1, 0.002, 32
 
@@ -30,21 +30,21 @@ class Knowledge:
     """What an engine's sequences have in common: acceptance rates, latencies, and the time that drafters take."""
 
     def __init__(self, latency: LatencyModel, *, clock: Callable[[], float] | None = None) -> None:
-        """`clock`: seconds, by which drafting is timed; None: this machine's."""
+        """`clock`: seconds, for the time that drafting takes; None: this machine's."""
         self.latency = latency
         self.clock = time.perf_counter if clock is None else clock
         self.estimates = Estimates()
-        # Drafter → seconds per token, of the costly ones.
+        # Drafter → seconds per token, of the slow ones.
         self.draft_seconds: dict[str, float] = {}
 
 
 class Controller:
-    """Asks drafters that cost next to nothing in every round, merges what they propose, and verifies what pays.
+    """Asks fast drafters in every round, merges what they propose, and verifies what pays.
 
-    A costly drafter is asked when the tokens it is expected to bring are worth its time, for as many as are.
+    A slow drafter is asked when the tokens it is expected to bring are worth its time, for as many as are.
 
     Rates are kept by drafter and by what a guess rests on (`Draft.evidence`); a guess that a second drafter proposes
-    as well has a rate of its own. Guesses that were not verified are judged, too, as far as the text goes on along
+    as well has a rate of its own. Guesses that were not verified are judged, too, as far as the sequence goes on along
     them: so nothing has to be tried out.
     """
 
@@ -58,21 +58,21 @@ class Controller:
         plain_width: int = 1,
     ) -> None:
         """`most`: drafts per round, at most. `trees`: are they exact here? `plain_width`: the narrowest pass."""
-        self._cheap = [one for one in drafters if not isinstance(one, CostlyDrafter)]
-        self._costly: list[CostlyDrafter] = [one for one in drafters if isinstance(one, CostlyDrafter)]
+        self._fast = [one for one in drafters if not isinstance(one, SlowDrafter)]
+        self._slow: list[SlowDrafter] = [one for one in drafters if isinstance(one, SlowDrafter)]
         self._observing = [one for one in drafters if isinstance(one, ObservingDrafter)]
-        names = _unlike([*self._cheap, *self._costly])
-        self._names, self._costly_names = names[: len(self._cheap)], names[len(self._cheap) :]
-        self._knowledge, self._estimates = knowledge, TextEstimates(knowledge.estimates)
+        names = _unlike([*self._fast, *self._slow])
+        self._names, self._slow_names = names[: len(self._fast)], names[len(self._fast) :]
+        self._knowledge, self._estimates = knowledge, SequenceEstimates(knowledge.estimates)
         self._most, self._trees, self._plain_width = most, trees, plain_width
         self._candidates: Candidates | None = None
-        # Costly drafters that this text has asked: the first time an engine reads the whole prompt.
+        # Slow drafters that this sequence has asked: the first time an engine reads the whole prompt.
         self._begun: set[str] = set()
         # Rounds since they were asked.
-        self._unasked = dict.fromkeys(self._costly_names, 0)
-        # The costly drafter that was asked, by place, for how many tokens, and what it said.
+        self._unasked = dict.fromkeys(self._slow_names, 0)
+        # The slow drafter that was asked, by place, for how many tokens, and what it said.
         self._asked: tuple[int, int, Candidates] | None = None
-        # How many tokens the cheap drafters are asked for.
+        # How many tokens the fast drafters are asked for.
         self._reach = _LEAST_REACH
 
     def begin(self, prompt: Int64, first: int, successors: Int64 | None) -> None:  # noqa: ARG002 - the form of `Control`
@@ -87,12 +87,12 @@ class Controller:
             return NO_PROPOSAL
         latency = self._knowledge.latency.of(cache_length).padded(self._plain_width)
         reach = min(most, self._reach)
-        self._candidates = candidates = merge([ask(one, context, reach, trees=self._trees) for one in self._cheap])
+        self._candidates = candidates = merge([ask(one, context, reach, trees=self._trees) for one in self._fast])
         selection = select(candidates, self._probability, latency, most=most, tree=self._trees)
-        if self._costly:
-            dearer = self._propose_costly(context, most, latency.seconds, selection)
-            if dearer is not None:
-                return dearer
+        if self._slow:
+            slow = self._propose_slow(context, most, latency.seconds, selection)
+            if slow is not None:
+                return slow
         if not selection.chosen:
             return Proposal(draft=NO_PROPOSAL.draft, expected_tokens=1.0, expected_seconds=latency.seconds[0])
         used = dict.fromkeys(self._names[candidates.drafters[place]] for place in selection.chosen)
@@ -112,7 +112,7 @@ class Controller:
                 self._estimates.count(*self._key(place), right=right)
         if self._asked is not None:
             index, count, said = self._asked
-            drafter, name = self._costly[index], self._costly_names[index]
+            drafter, name = self._slow[index], self._slow_names[index]
             branches = len(said.children[-1]) > 1
             at = -1
             for depth, token in enumerate(emitted[:count]):
@@ -125,7 +125,7 @@ class Controller:
                     break
                 at = after[0]
         tell(self._observing, outcome)
-        # Drafts grow with what is accepted: looking at 31 tokens in every round costs more than it brings.
+        # Drafts grow with what is accepted: looking at 31 tokens in every round takes longer than it saves.
         self._reach = max(_LEAST_REACH, 2 * len(outcome.tokens) + _LEAST_REACH // 2)
 
     def _probability(self, place: int) -> float:
@@ -139,24 +139,24 @@ class Controller:
         seconded = candidates.seconded[place]
 
         def prior() -> float:
-            alone = _prior_of(self._cheap[drafter], evidence, _FIRST_PRIOR)
+            alone = _prior_of(self._fast[drafter], evidence, _FIRST_PRIOR)
             # Half of the wrong guesses would not be made by two.
             return (1 + alone) / 2 if seconded else alone
 
         return (self._names[drafter], evidence, seconded), prior
 
-    def _propose_costly(self, context: Int64, most: int, seconds: Sequence[float], cheap: Selection) -> Proposal | None:
-        """A costly drafter's draft, where it is expected to bring more per second than the cheap ones' selection."""
-        best = self._best_costly(most, seconds, cheap.tokens / cheap.seconds)
+    def _propose_slow(self, context: Int64, most: int, seconds: Sequence[float], fast: Selection) -> Proposal | None:
+        """A slow drafter's draft, where it is expected to bring more per second than the fast ones' selection."""
+        best = self._best_slow(most, seconds, fast.tokens / fast.seconds)
         if best is None:
-            best = self._best_costly(min(most, _TRIED), seconds, cheap.tokens / cheap.seconds, untimed=True)
-        for index, (drafter, name) in enumerate(zip(self._costly, self._costly_names, strict=True)):
+            best = self._best_slow(min(most, _TRIED), seconds, fast.tokens / fast.seconds, untried=True)
+        for index, (drafter, name) in enumerate(zip(self._slow, self._slow_names, strict=True)):
             if best is None or index != best[0]:
                 self._forget(drafter, name, most)
         if best is None:
             return None
         index, count, expected, took = best
-        drafter, name = self._costly[index], self._costly_names[index]
+        drafter, name = self._slow[index], self._slow_names[index]
         start = self._knowledge.clock()
         draft = ask(drafter, context, count, trees=self._trees)
         took_here = self._knowledge.clock() - start
@@ -171,34 +171,34 @@ class Controller:
             return None
         return Proposal(draft=draft, drafter=name, expected_tokens=expected, expected_seconds=took)
 
-    def _best_costly(
-        self, most: int, seconds: Sequence[float], rate: float, *, untimed: bool = False
+    def _best_slow(
+        self, most: int, seconds: Sequence[float], rate: float, *, untried: bool = False
     ) -> tuple[int, int, float, float] | None:
         """Drafter, tokens to ask for, expected tokens and seconds, of what beats a rate; None where nothing does.
 
-        `untimed`: of those that were never timed, as if they were faster than they say.
+        `untried`: of those that never drafted here, as if they were faster than they say.
         """
         best = None
-        for index, (drafter, name) in enumerate(zip(self._costly, self._costly_names, strict=True)):
+        for index, (drafter, name) in enumerate(zip(self._slow, self._slow_names, strict=True)):
             each = self._seconds_of(drafter, name)
-            if math.isinf(each) or (untimed and name in self._knowledge.draft_seconds):
+            if math.isinf(each) or (untried and name in self._knowledge.draft_seconds):
                 continue
             reached = expected = 1.0
             for count in range(1, most + 1):
                 reached *= self._estimates.rate(*_depth_key(drafter, name, count - 1))
                 expected += reached
                 took = seconds[count] + count * each
-                hoped = seconds[count] + count * each / _DOUBT if untimed else took
+                hoped = seconds[count] + count * each / _DOUBT if untried else took
                 if expected / hoped > rate:
                     rate, best = expected / hoped, (index, count, expected, took)
         return best
 
-    def _seconds_of(self, drafter: CostlyDrafter, name: str) -> float:
-        """Per token: as measured, or as it says itself; infinite where it drafts no more in this text."""
+    def _seconds_of(self, drafter: SlowDrafter, name: str) -> float:
+        """Per token: as seen here, or as it says itself; infinite where it drafts no more in this sequence."""
         says = drafter.seconds_per_token
         return says if math.isinf(says) else self._knowledge.draft_seconds.get(name, says)
 
-    def _forget(self, drafter: CostlyDrafter, name: str, most: int) -> None:
+    def _forget(self, drafter: SlowDrafter, name: str, most: int) -> None:
         """What is known of a drafter that was not asked goes back to what it says of itself, little by little."""
         for depth in range(min(most, _DEEPEST + 1)):
             self._knowledge.estimates.fade(*_depth_key(drafter, name, depth))
@@ -214,7 +214,7 @@ class Controller:
 
 
 def _unlike(drafters: Sequence[Drafter]) -> list[str]:
-    """Their names, a number behind those that came before."""
+    """Their names, a number after those that came before."""
     names: list[str] = []
     for drafter in drafters:
         name, number = name_of(drafter), 2
@@ -231,6 +231,6 @@ def _prior_of(drafter: Drafter, evidence: int, otherwise: float) -> float:
 
 
 def _depth_key(drafter: Drafter, name: str, depth: int) -> tuple[Hashable, Prior]:
-    """What a costly drafter's rate goes by: how many tokens it drafted before."""
+    """What a slow drafter's rate goes by: how many tokens it drafted before."""
     depth = min(depth, _DEEPEST)
-    return (name, depth, False), lambda: _prior_of(drafter, depth, _COSTLY_PRIOR)
+    return (name, depth, False), lambda: _prior_of(drafter, depth, _SLOW_PRIOR)

@@ -1,10 +1,10 @@
-"""How often guesses are right: counted by what they rest on, over an engine's texts and within one text."""
+"""How often guesses are right: counted by what they rest on, over an engine's sequences and within one."""
 
 from collections.abc import Callable, Hashable
 
 # Guesses that what was believed before counts for. Chosen with `evaluation simulate` (docs/drafters.md, "Constants").
 _PRIOR_WEIGHT = 8.0
-# Guesses that the other texts' rate counts for beside a text's own.
+# Guesses that the other sequences' rate counts for beside a sequence's own.
 _OTHERS_WEIGHT = 10.0
 # At so many guesses, all earlier ones count half: the rate follows what is asked of the engine.
 _MOST_WEIGHT = 400.0
@@ -15,7 +15,7 @@ Prior = Callable[[], float]
 
 
 class Estimates:
-    """Acceptance rates over all texts of an engine: numbers alone, nothing of what the texts say.
+    """Acceptance rates over all sequences of an engine: numbers alone, nothing of what they say.
 
     A `key` says what a guess rests on; `prior()` is what is believed of such guesses before there were any.
     """
@@ -51,8 +51,8 @@ class Estimates:
         return counts
 
 
-class TextEstimates:
-    """The rates within one text, which begin as those of all."""
+class SequenceEstimates:
+    """The rates within one sequence, which begin as those of all."""
 
     def __init__(self, everywhere: Estimates) -> None:
         self._everywhere = everywhere

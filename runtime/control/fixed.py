@@ -1,4 +1,4 @@
-"""One drafter that drafts the same number of tokens every round, whatever it costs and brings."""
+"""One drafter that drafts the same number of tokens every round, whatever that takes and brings."""
 
 from runtime.control.control import tell, tell_prompt
 from runtime.drafters.base import Drafter, Int64, ObservingDrafter, ask, name_of

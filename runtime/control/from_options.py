@@ -23,7 +23,7 @@ def make_control(
     Args:
         asked, num_draft_tokens: the options `drafter` and `num_draft_tokens`.
         exact: which passes are exact on this machine.
-        knowledge: what the engine's texts have in common.
+        knowledge: what the engine's sequences have in common.
         draw: the target's own draw, where it draws tokens: drafters that sample share its randomness.
 
     Raises:
@@ -47,7 +47,7 @@ def make_control(
                 drafter.sample_with(draw)
     if exact.chain is None:
         raise GenerationError(
-            "on this machine a row's bits depend on how many rows are fed, so speculation would not be exact: "
+            "on this machine a position's bits depend on how many are fed, so speculation would not be exact: "
             "use drafter='none', or 'auto', which then drafts nothing"
         )
     if num_draft_tokens is not None and len(drafters) == 1:

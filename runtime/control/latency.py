@@ -1,4 +1,4 @@
-"""What a pass costs on this machine: the engine's measured surface, corrected by the passes that are made."""
+"""Latency of a pass on this machine: the engine's recorded surface, corrected by the passes that are made."""
 
 import math
 from bisect import bisect_left
@@ -8,55 +8,55 @@ import numpy as np
 from numpy.typing import NDArray
 
 Float64 = NDArray[np.float64]
-# Latencies are worked out anew for every so many rows in the cache.
-_ROWS_STEP = 64
-# Passes that a correction remembers, and how many the measured surface itself counts for.
+# Latencies are worked out anew for every so many cached positions.
+_LENGTH_STEP = 64
+# Passes that a correction remembers, and how many the recorded surface itself counts for.
 _MEMORY = 200.0
 _SURFACE_WEIGHT = 8.0
 # A pass that took so many times what was expected was interrupted: it counts as this much. No latency falls below so
-# much of what was measured.
+# much of what was recorded.
 _MOST_RATIO, _LEAST_RATIO = 2.0, 0.1
 # Rounds between two corrections.
 _CORRECTED_EVERY = 32
 
 
 class LatencyModel:
-    """Seconds of a round by rows in the cache and width.
+    """Seconds of a round by cached length and width.
 
-    The surface is interpolated in both; it never falls with the width, as a noisy measurement may. The correction is a
-    line over the width, fitted to measured / expected of the rounds so far (decayed least squares): a machine that is
-    busy makes wide passes dearer than narrow ones.
+    The surface is interpolated in both; it never falls with the width, as noisy latencies may. The correction is a
+    line over the width, fitted to seen / expected of the rounds so far (decayed least squares): a machine that is
+    busy slows wide passes down more than narrow ones.
     """
 
     def __init__(self, surface_ms: Mapping[int, Mapping[int, float]], *, widest: int) -> None:
-        """`surface_ms`: rows → width → milliseconds (`MachineRecord.cost_surface_ms`)."""
-        self._rows = sorted(surface_ms)
+        """`surface_ms`: cached length → width → milliseconds (`MachineRecord.cost_surface_ms`)."""
+        self._lengths = sorted(surface_ms)
         widths = np.arange(1, widest + 1)
-        self._surface = np.stack([_curve(surface_ms[rows], widths) for rows in self._rows]) / 1e3
-        # Weighted sums over rounds of width w and measured / expected r: of 1, w, w², r and r·w. The surface counts as
+        self._surface = np.stack([_curve(surface_ms[length], widths) for length in self._lengths]) / 1e3
+        # Weighted sums over rounds of width w and seen / expected r: of 1, w, w², r and r·w. The surface counts as
         # rounds of ratio 1, at two widths.
         self._prior = [_SURFACE_WEIGHT * sum(part) / 2 for part in zip(*map(_terms, (1, min(widest, 8))), strict=True)]
         self._sums = [0.0] * 5
         self._correction = [1.0] * widest
         self._corrections = 0
-        # Step of rows → seconds by width: as measured once, and corrected.
-        self._measured: dict[int, list[float]] = {}
+        # Step of cached length → seconds by width: as recorded, and corrected.
+        self._recorded: dict[int, list[float]] = {}
         self._known: dict[int, Latencies] = {}
 
-    def of(self, rows: int) -> "Latencies":
-        """What rounds cost behind so many rows in the cache."""
-        step = rows // _ROWS_STEP
+    def of(self, cache_length: int) -> "Latencies":
+        """Latencies of rounds after so many cached positions."""
+        step = cache_length // _LENGTH_STEP
         latencies = self._known.get(step)
         if latencies is None:
-            measured = self._measured.get(step)
-            if measured is None:
-                measured = self._measured[step] = self._interpolated(step * _ROWS_STEP + _ROWS_STEP // 2)
-            latencies = self._known[step] = Latencies([a * b for a, b in zip(measured, self._correction, strict=True)])
+            recorded = self._recorded.get(step)
+            if recorded is None:
+                recorded = self._recorded[step] = self._interpolated(step * _LENGTH_STEP + _LENGTH_STEP // 2)
+            latencies = self._known[step] = Latencies([a * b for a, b in zip(recorded, self._correction, strict=True)])
         return latencies
 
-    def correct(self, rows: int, width: int, seconds: float) -> None:
-        """A round of this width behind so many rows took so long."""
-        expected = self.of(rows).seconds[width - 1]
+    def correct(self, cache_length: int, width: int, seconds: float) -> None:
+        """A round of this width after so many cached positions took so long."""
+        expected = self.of(cache_length).seconds[width - 1]
         ratio = min(seconds / expected, _MOST_RATIO) * self._correction[width - 1]
         self._sums = [old * (1 - 1 / _MEMORY) + new for old, new in zip(self._sums, _terms(width, ratio), strict=True)]
         self._corrections += 1
@@ -65,17 +65,17 @@ class LatencyModel:
             self._correction = self._line()
             self._known.clear()
 
-    def _interpolated(self, rows: int) -> list[float]:
-        if len(self._rows) == 1:
+    def _interpolated(self, cache_length: int) -> list[float]:
+        if len(self._lengths) == 1:
             return [float(value) for value in self._surface[0]]
-        place = min(max(bisect_left(self._rows, rows), 1), len(self._rows) - 1)
-        low, high = self._rows[place - 1], self._rows[place]
-        share = min(max((rows - low) / (high - low), 0.0), 1.0)
+        place = min(max(bisect_left(self._lengths, cache_length), 1), len(self._lengths) - 1)
+        low, high = self._lengths[place - 1], self._lengths[place]
+        share = min(max((cache_length - low) / (high - low), 0.0), 1.0)
         between = self._surface[place - 1] * (1 - share) + self._surface[place] * share
         return [float(value) for value in between]
 
     def _line(self) -> list[float]:
-        """Measured / expected by width."""
+        """Seen / expected by width."""
         count, w, ww, r, rw = (seen + prior for seen, prior in zip(self._sums, self._prior, strict=True))
         slope = (rw - w * r / count) / (ww - w * w / count)
         return [
@@ -86,7 +86,7 @@ class LatencyModel:
 class Latencies:
     """Seconds of a round by the number of its drafts, 0 first.
 
-    `least_ahead[n]`: the fewest seconds that each of any number of drafts behind the n-th adds. A token less likely
+    `least_ahead[n]`: the fewest seconds that each of any number of drafts after the n-th adds. A token less likely
     than that times the rate so far cannot raise it (`candidates.select`).
     """
 
@@ -116,10 +116,10 @@ def _terms(width: float, ratio: float = 1.0) -> tuple[float, float, float, float
     return 1.0, width, width * width, ratio, ratio * width
 
 
-def _curve(measured: Mapping[int, float], widths: NDArray[np.int64]) -> Float64:
-    """Milliseconds at every width: between two measured ones a line, behind the last one its slope, never falling."""
-    known = sorted(measured)
-    values = np.maximum.accumulate([measured[width] for width in known])
+def _curve(recorded: Mapping[int, float], widths: NDArray[np.int64]) -> Float64:
+    """Milliseconds at every width: between two recorded ones a line, after the last one its slope, never falling."""
+    known = sorted(recorded)
+    values = np.maximum.accumulate([recorded[width] for width in known])
     curve = np.interp(widths, known, values)
     if len(known) > 1:
         slope = (values[-1] - values[-2]) / (known[-1] - known[-2])

@@ -21,7 +21,7 @@ def expected_agreement(target: Manifest, draft: Manifest) -> float | None:
 def check_vocabularies(target: EngineDirectory, draft: EngineDirectory) -> frozenset[int]:
     """The ids that do not stand for the same in both engines, of which a draft may have none.
 
-    Those may be special tokens that end nothing, which a text has only if somebody puts them there: reserved ones,
+    Those may be special tokens that end nothing, which a sequence has only if somebody puts them there: reserved ones,
     say, whose names differ. Raises `GenerationError` with the first other token that differs.
     """
     manifests = (target.manifest, draft.manifest)
@@ -49,7 +49,7 @@ def _tokens_by_id(directory: EngineDirectory) -> tuple[dict[int, str], frozenset
 
 
 def check_shared_cache(target: Manifest, draft: Manifest, path: Path) -> None:
-    """Raise `GenerationError` naming every reason why the rows of one are not those of the other."""
+    """Raise `GenerationError` naming every reason why the cached positions of one are not those of the other."""
     reasons = []
     if target.hashes.get("checkpoint") != draft.hashes.get("checkpoint"):
         reasons.append("the checkpoint")

@@ -1,4 +1,4 @@
-"""The interface behind which every drafter stands."""
+"""The interface of every drafter."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,9 +39,8 @@ class Drafter(Protocol):
     """Proposes tokens that may follow a context.
 
     What a drafter may have besides: `observe` (`ObservingDrafter`); `sample_with` (`SamplingDrafter`);
-    `seconds_per_token`, where drafting takes so long
-    that it is asked only when that pays (`CostlyDrafter`); a `name` for statistics; and `prior(evidence) -> float`, the
-    probability that a guess is right before any was seen.
+    `seconds_per_token`, where drafting takes so long that it is asked only when that pays (`SlowDrafter`); a `name` for
+    statistics; and `prior(evidence) -> float`, the probability that a guess is right before any was seen.
     """
 
     def propose(self, context: Int64, max_tokens: int) -> Draft:
@@ -56,9 +55,9 @@ class ObservingDrafter(Protocol):
     """A drafter that learns from what the verifier saw."""
 
     def observe(self, tokens: Int64, successors: Int64) -> None:
-        """After a pass: rows of `tokens` int64 [M] and the verifier's likeliest tokens behind them, int64 [M, k].
+        """After a pass: its `tokens` int64 [M] and the verifier's likeliest tokens after them, int64 [M, k].
 
-        Rows of drafts that were accepted come last. Only on engines whose graph tells them (`top_tokens`).
+        Drafts that were accepted come last. Only on engines whose graph tells them (`top_tokens`).
         """
 
 
@@ -67,16 +66,16 @@ class SamplingDrafter(Protocol):
     """A drafter that chooses among tokens by logits of its own."""
 
     def sample_with(self, draw: Draw) -> None:
-        """The text is drawn: with the target's draw at the same position the two agree most often."""
+        """The sequence is drawn: with the target's draw at the same position the two agree most often."""
 
 
 @runtime_checkable
-class CostlyDrafter(Drafter, Protocol):
-    """A drafter whose drafting takes time that counts beside a pass."""
+class SlowDrafter(Drafter, Protocol):
+    """A drafter whose time counts beside that of a pass: it is asked only where that pays."""
 
     @property
     def seconds_per_token(self) -> float:
-        """What a token is expected to take, until it has been measured; infinite once this text gets none any more."""
+        """Seconds that a token is expected to take, before any was drafted; infinite once this sequence gets none."""
 
 
 def ask(drafter: Drafter, context: Int64, max_tokens: int, *, trees: bool) -> Draft:

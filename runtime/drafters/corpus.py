@@ -1,4 +1,4 @@
-"""Texts that `Suffix` may copy from besides its own: bounded, the oldest forgotten first."""
+"""Sequences that `Suffix` may copy from besides its own: bounded, the oldest forgotten first."""
 
 import threading
 
@@ -8,7 +8,7 @@ from plugins.cpu.suffix_automaton import Automaton, open_automaton
 from quasar.errors import GenerationError
 from runtime.drafters.base import Int64
 
-# Stands between two texts, so that no match reaches over the end of one: no vocabulary has it.
+# Stands between two sequences, so that no match reaches over the end of one: no vocabulary has it.
 _SEPARATOR = (1 << 31) - 1
 # Where a corpus has changed, so much of a context's end is looked up anew: the longest match that is told apart is
 # shorter (`suffix._LENGTH_BOUNDS`).
@@ -16,21 +16,21 @@ _LOOKED_UP = 64
 
 
 class _Half:
-    """Texts one behind the other, and their automaton."""
+    """Sequences one after the other, and their automaton."""
 
     def __init__(self, capacity: int) -> None:
         self.tokens = np.empty(capacity, np.int32)
         self.length = 0
         self.automaton: Automaton = open_automaton()
 
-    def add(self, text: Int64) -> None:
-        self.tokens[self.length : self.length + len(text)] = text
-        self.length += len(text)
-        self.automaton.extend(text)
+    def add(self, tokens: Int64) -> None:
+        self.tokens[self.length : self.length + len(tokens)] = tokens
+        self.length += len(tokens)
+        self.automaton.extend(tokens)
 
 
 class Corpus:
-    """Texts to copy from, up to `max_tokens` of them; thread-safe. One per tenant: what is in it shows in timing.
+    """Sequences to copy from, up to `max_tokens` in all. Thread-safe. One per user: latency tells what is in it.
 
     Two halves: when the newer one is full, the older one is dropped. So at least half of what fits is remembered.
     """
@@ -46,22 +46,22 @@ class Corpus:
         self.changes = 0
 
     def add(self, token_ids: Int64 | list[int] | tuple[int, ...]) -> None:
-        """Remember a text, an answer's `token_ids`, say; of one that is longer than half of what fits, its end."""
+        """Remember a sequence, an answer's `token_ids`, say; of one that is longer than half of what fits, its end."""
         try:
-            text = np.asarray(token_ids, np.int64)
+            tokens = np.asarray(token_ids, np.int64)
         except (OverflowError, TypeError, ValueError):
-            text = np.full(1, -1)
-        if text.ndim != 1 or (len(text) and not 0 <= text.min() <= text.max() < _SEPARATOR):
-            raise GenerationError("a text for the corpus must be a list of token ids, 0 to 2^31 - 2")
-        text = np.append(text, _SEPARATOR)[-self._capacity :]
+            tokens = np.full(1, -1)
+        if tokens.ndim != 1 or (len(tokens) and not 0 <= tokens.min() <= tokens.max() < _SEPARATOR):
+            raise GenerationError("a sequence for the corpus must be a list of token ids, 0 to 2^31 - 2")
+        tokens = np.append(tokens, _SEPARATOR)[-self._capacity :]
         with self.lock:
-            if self.halves[-1].length + len(text) > self._capacity:
+            if self.halves[-1].length + len(tokens) > self._capacity:
                 self.halves = [self.halves[-1], _Half(self._capacity)]
-            self.halves[-1].add(text)
+            self.halves[-1].add(tokens)
             self.changes += 1
 
     def __len__(self) -> int:
-        """Tokens that are remembered, ends of texts included."""
+        """Tokens that are remembered, ends of sequences included."""
         with self.lock:
             return sum(half.length for half in self.halves)
 
@@ -102,7 +102,7 @@ class CorpusMatch:
         return self
 
     def continuation(self, max_tokens: int) -> Int64:
-        """What followed the longest match, to the end of its text at most: int64 [n]."""
+        """What followed the longest match, to the end of its sequence at most: int64 [n]."""
         if self._source is None:
             return np.empty(0, np.int64)
         half, end = self._source

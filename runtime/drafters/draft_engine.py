@@ -1,11 +1,11 @@
 """An engine that drafts for another one: a smaller model, or the same one in lower precision.
 
-`model:DIR` has a KV cache of its own, which follows the text. `self:DIR` is the verifier's own model in another
-precision and works on the verifier's cache (QSpec, arXiv 2410.11305): it reads the rows that the verifier committed,
-writes its own behind them, and the pass that verifies its drafts overwrites every one of those. It may have been built
-without some of the model's layers (`--skip-layers`): then it works on the rows of the others.
+`model:DIR` has a KV cache of its own, which follows the sequence. `self:DIR` is the verifier's own model in another
+precision and works on the verifier's cache (QSpec, arXiv 2410.11305): it reads the positions that the verifier
+committed, writes its own after them, and the pass that verifies its drafts overwrites every one of those. It may
+have been built without some of the model's layers (`--skip-layers`): then it works on the cache of the others.
 
-`hierarchical:DIR` (SpecMQuant, arXiv 2505.22179, section 5) lets a cheap drafter propose to the engine: what the engine
+`hierarchical:DIR` (SpecMQuant, arXiv 2505.22179, section 5) lets a fast drafter propose to the engine: what the engine
 accepts becomes the sequence that the target verifies, in fewer passes of the engine.
 """
 
@@ -36,21 +36,21 @@ from runtime.scheduler import ENGINE_CLOSED
 from runtime.segment import Segment
 from runtime.verifier import Verifier
 
-# What a cheap drafter proposes to an intermediate engine: one or two tokens cost it next to nothing (the cost curve).
+# What a fast drafter proposes to an intermediate engine: one or two more tokens hardly make its pass slower.
 _INNER_TOKENS = 3
 # Cache length at which a token's latency is looked up.
 _TYPICAL_CACHE_LENGTH = 256
-# What is believed of another model's tokens before any was seen: that it is worth its costs.
+# What is believed of another model's tokens before any was seen: that it is worth its time.
 _FIRST_PRIOR = 0.8
 
 _log = logging.getLogger("quasar.runtime")
 
 
 class DraftEngine:
-    """A loaded engine that drafts, and the tokens whose rows are in its cache.
+    """A loaded engine that drafts, and the tokens whose positions are in its cache.
 
-    Drafts need not be exact, so any common beginning of two texts is used again; texts that take turns on it are
-    prefilled anew where they part.
+    Drafts need not be exact, so any common beginning of two sequences is used again; sequences that alternate are
+    prefilled anew from where they differ.
     """
 
     def __init__(
@@ -62,12 +62,12 @@ class DraftEngine:
         unlike: frozenset[int] = frozenset(),
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`shares_cache`: the session works on the verifier's cache, which holds the text already.
+        """`shares_cache`: the session works on the verifier's cache, which holds the sequence already.
 
         Args:
             agreement: how often its likeliest token is expected to be the verifier's.
             unlike: ids that stand for something else at the verifier (`check_vocabularies`).
-            clock: seconds, by which passes are timed.
+            clock: seconds, by which the latency of passes is taken.
         """
         self.loaded = loaded
         self.shares_cache = shares_cache
@@ -92,11 +92,11 @@ class DraftEngine:
 
     @property
     def seconds_per_token(self) -> float:
-        """What a pass of one row takes: as it was measured, corrected by the passes that were made since."""
+        """Latency of a pass of one token: the recorded one, corrected by the passes that were made since."""
         return self._latency.of(_TYPICAL_CACHE_LENGTH).seconds[0]
 
     def draft(self, context: Int64, count: int, draw: Draw | None, inner: Drafter | None = None) -> list[int]:
-        """The engine's own continuation of a context, at most `count` tokens, fewer where the text ends.
+        """The engine's own continuation of a context, at most `count` tokens, fewer where the sequence ends.
 
         Args:
             draw: chooses tokens from logits; None takes the likeliest.
@@ -108,9 +108,9 @@ class DraftEngine:
         fed = len(context) - 1 if self.shares_cache else self._known(context)
         chunk = self._contract.prefill_chunk
         # What is left for the first pass that drafts: at least the last token, at most a chunk.
-        behind = fed + (length - fed - 1) // chunk * chunk
-        self._verifier.prefill(tokens[:behind], first=fed)
-        fed = behind
+        last_chunk = fed + (length - fed - 1) // chunk * chunk
+        self._verifier.prefill(tokens[:last_chunk], first=fed)
+        fed = last_chunk
         ended = False
 
         def goes_on(token: int) -> bool:
@@ -152,20 +152,20 @@ class DraftEngine:
         return lambda place: draw(logits[place], first + place)
 
     def _known(self, context: Int64) -> int:
-        """How many rows of the cache are of this context; its last token is always fed."""
+        """How many cached positions are of this context; its last token is always fed."""
         longest = min(len(self._cached), len(context) - 1)
         different = np.flatnonzero(self._cached[:longest] != context[:longest])
         return int(different[0]) if len(different) else longest
 
 
 class EngineDrafter:
-    """One text's drafts from an engine.
+    """One sequence's drafts from an engine.
 
-    Where the text is longer than the engine holds, or has a token that it lacks, nothing is drafted any more.
+    Where the sequence is longer than the engine holds, or has a token that it lacks, nothing is drafted any more.
     """
 
     def __init__(self, engine: DraftEngine, name: str, vocab_size: int, inner: Drafter | None = None) -> None:
-        """`vocab_size`: the verifier's. `inner`: a cheap drafter that proposes to the engine ("hierarchical")."""
+        """`vocab_size`: the verifier's. `inner`: a fast drafter that proposes to the engine ("hierarchical")."""
         self.name = name
         self._engine, self._vocab_size, self._inner = engine, vocab_size, inner
         self._draw: Draw | None = None
@@ -173,11 +173,11 @@ class EngineDrafter:
 
     @property
     def seconds_per_token(self) -> float:
-        """As `CostlyDrafter`."""
+        """As `SlowDrafter`."""
         return math.inf if self._ended else self._engine.seconds_per_token
 
     def prior(self, evidence: int) -> float:  # noqa: ARG002 - the form of `Drafter`'s
-        """As `Drafter`: what the build measured (the manifest's `fidelity`), else that it is worth a try."""
+        """As `Drafter`: what the build found (the manifest's `fidelity`), else that it is worth a try."""
         return _FIRST_PRIOR if self._engine.agreement is None else self._engine.agreement
 
     def sample_with(self, draw: Draw) -> None:
@@ -207,7 +207,7 @@ class DraftEngines:
         threads: int = 0,
         caches: HostCacheArrays | None = None,
         no_cache: str = "",
-        takes_turns: bool = False,
+        on_cpu: bool = False,
         adapt: Callable[[LoadedEngine], LoadedEngine] = lambda loaded: loaded,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -217,11 +217,11 @@ class DraftEngines:
             kernels, threads: as `runtime.load` takes them.
             caches: the verifier's, which engines of the same model may work on.
             no_cache: why there are none, where there are none.
-            takes_turns: whether the verifier runs on threads of this process, too.
+            on_cpu: whether the verifier runs on threads of this process, too.
             adapt: what is made of an engine when it has been loaded.
         """
         self._target, self._kernels, self._threads, self._caches = target, kernels, threads, caches
-        self._no_cache, self._takes_turns, self._adapt, self._clock = no_cache, takes_turns, adapt, clock
+        self._no_cache, self._on_cpu, self._adapt, self._clock = no_cache, on_cpu, adapt, clock
         self._loaded: dict[tuple[Path, bool], DraftEngine] = {}
         self._lock = threading.Lock()
         self._closed = False
@@ -235,7 +235,7 @@ class DraftEngines:
             threads=int(target.record.machine.get("threads", 0)),
             caches=getattr(target.session, "caches", None),
             no_cache=f"the back end {target.backend} keeps the verifier's where no other engine reaches it",
-            takes_turns=find_backend(target.backend).device == CPU,
+            on_cpu=find_backend(target.backend).device == CPU,
         )
 
     def open(self, path: Path, *, shares_cache: bool) -> DraftEngine:
@@ -282,9 +282,9 @@ class DraftEngines:
                     f"{path} cannot draft on the verifier's cache: {self._no_cache}. With a cache of its own it can: "
                     f"model:{path}"
                 )
-        if self._takes_turns and shared_threads() is None:
+        if self._on_cpu and shared_threads() is None:
             _log.warning(
-                "%s drafts with threads of its own, which wait in turns with the verifier's and take cores from them: "
+                "%s drafts with threads of its own, which compete with the verifier's for the cores: "
                 "call runtime.share_threads() before the first engine is loaded",
                 path,
             )

@@ -19,7 +19,7 @@ from runtime.drafters.suffix import Suffix
 # The entry-point group under which a package registers a `Factory` by name.
 ENTRY_POINTS = "quasar_verifier.drafters"
 NONE, AUTO = "none", "auto"
-# Behind "recycling:": successors are kept between processes.
+# After "recycling:": successors are kept between processes.
 _KEEPS = "kept"
 _SIZES = re.compile(r"(\d{1,9})-(\d{1,9})")
 # Branches of trees, where they are exact: more were hardly ever verified (docs/drafters.md, "Constants").
@@ -32,7 +32,7 @@ class VerifierProfile:
 
     `trees`: whether they are exact on it. `tells_successors`: whether its passes tell the likeliest tokens. `warm`:
     token → successors, likeliest first, that come with the engine. `engines`: where engines that draft for it are
-    loaded; None where there is no verifier to draft for. `kept`: successors of the user's earlier texts.
+    loaded; None where there is no verifier to draft for. `persistent`: successors of the user's earlier sequences.
     """
 
     vocab_size: int
@@ -40,10 +40,10 @@ class VerifierProfile:
     tells_successors: bool
     warm: Mapping[int, Sequence[int]]
     engines: DraftEngines | None = None
-    kept: PersistentSuccessors | None = None
+    persistent: PersistentSuccessors | None = None
 
 
-# What stands behind the name and a colon ("" for nothing) and the verifier → a drafter for one text.
+# What follows the name and a colon ("" for nothing) and the verifier → a drafter for one sequence.
 Factory = Callable[[str, VerifierProfile], Drafter]
 DrafterOption = Drafter | str | Sequence[Drafter | str]
 
@@ -73,14 +73,14 @@ def _recycling(argument: str, target: VerifierProfile) -> Drafter:
             "drafter 'recycling' needs the verifier's likeliest tokens, and this engine's graph does not tell them: "
             "build it again with this version"
         )
-    if argument and target.kept is None:
+    if argument and target.persistent is None:
         raise GenerationError(
             "drafter 'recycling:kept' keeps what an engine saw, and there is none here: take 'recycling'"
         )
     return Recycling(
         branches=_RECYCLING_BRANCHES if target.trees else 1,
         warm=target.warm,
-        kept=target.kept if argument else None,
+        persistent=target.persistent if argument else None,
     )
 
 
@@ -95,13 +95,13 @@ def _self(argument: str, target: VerifierProfile) -> Drafter:
 
 def _hierarchical(argument: str, target: VerifierProfile) -> Drafter:
     engine = _open_engine("hierarchical", argument, target)
-    # Prompt lookup keeps nothing of a text: what the engine drafts may not become part of it.
+    # Prompt lookup keeps nothing of a sequence: what the engine drafts may not become part of it.
     return EngineDrafter(engine, f"hierarchical:{argument}", target.vocab_size, inner=PromptLookup())
 
 
 def _open_engine(name: str, argument: str, target: VerifierProfile, *, shares_cache: bool = False) -> DraftEngine:
     if not argument:
-        raise GenerationError(f"drafter {name!r} needs an engine directory behind a colon, as in {name}:DIR")
+        raise GenerationError(f"drafter {name!r} needs an engine directory after a colon, as in {name}:DIR")
     if target.engines is None:
         raise GenerationError(
             f"drafter '{name}:{argument}' is compared with the verifier, and there is no engine directory of it here"
@@ -147,7 +147,7 @@ def known_names() -> list[str]:
 
 
 def make_drafters(asked: DrafterOption, target: VerifierProfile) -> list[Drafter]:
-    """The drafters of one text: an empty list for "none".
+    """The drafters of one sequence: an empty list for "none".
 
     Args:
         asked: a drafter, a name (with ":" and an argument where it takes one), several names with commas between them,
@@ -198,4 +198,4 @@ def _make(text: str, target: VerifierProfile) -> Drafter:
 
 def _refuse_argument(name: str, argument: str) -> None:
     if argument:
-        raise GenerationError(f"drafter '{name}:{argument}' came; {name!r} takes nothing behind a colon")
+        raise GenerationError(f"drafter '{name}:{argument}' came; {name!r} takes nothing after a colon")

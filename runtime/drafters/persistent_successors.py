@@ -1,6 +1,6 @@
 """Successors that token recycling keeps between processes, where it is asked to: a file per engine in the user cache.
 
-It holds what the verifier thought likely in the user's own texts, as token ids, so it is opt-in ("recycling:kept").
+It holds what the verifier thought likely in the user's own sequences, as token ids, so it is opt-in ("recycling:kept").
 """
 
 import logging
@@ -16,11 +16,11 @@ _log = logging.getLogger("quasar.runtime")
 
 
 class PersistentSuccessors:
-    """Token → successors, likeliest first, as the latest pass of any text saw them. Thread-safe.
+    """Token → successors, likeliest first, as the latest pass of any sequence saw them. Thread-safe.
 
     The file is read when the first token is looked up, and written when the engine is closed or the process ends; what
     other processes wrote before that stays, where this one has seen nothing newer. Of two that write in the same moment
-    one wins. At most a row per token of the vocabulary.
+    one wins. At most one entry per token of the vocabulary.
     """
 
     def __init__(self, path: Path, *, vocab_size: int, k: int) -> None:
@@ -34,7 +34,7 @@ class PersistentSuccessors:
         return self._store.table().get(token)
 
     def update(self, tokens: Int64, successors: Int64) -> None:
-        """Rows of a pass: tokens int64 [M] and what is likeliest behind them, int64 [M, k or more]."""
+        """Positions of a pass: tokens int64 [M] and what is likeliest after them, int64 [M, k or more]."""
         self._store.update(tokens, successors)
 
     def save(self) -> None:
@@ -59,11 +59,11 @@ class _Store:
         return self._table
 
     def update(self, tokens: Int64, successors: Int64) -> None:
-        rows = dict(zip(tokens.tolist(), successors[:, : self._k].tolist(), strict=True))
+        entries = dict(zip(tokens.tolist(), successors[:, : self._k].tolist(), strict=True))
         table = self.table()
         with self._lock:
-            table.update(rows)
-            self._new.update(rows)
+            table.update(entries)
+            self._new.update(entries)
 
     def save(self) -> None:
         with self._lock:

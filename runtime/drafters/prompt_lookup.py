@@ -13,7 +13,7 @@ from runtime.drafters.base import NO_DRAFT, Draft, Int64
 class PromptLookup:
     """Matches the longest n-gram from `max_ngram` down to `min_ngram` words of the context's end.
 
-    `match` "latest" takes the most recent earlier place and, where the text behind it runs into the end of the
+    `match` "latest" takes the most recent earlier place and, where what follows it runs into the end of the
     context, goes on copying from the draft itself (a loop of period p is drafted as one). "earliest" takes the
     first place and repeats the context's last token past its end, as vLLM's first n-gram proposer did.
     """
@@ -43,7 +43,7 @@ class PromptLookup:
 
 
 def find_ngram(context: Int64, size: int, *, latest: bool) -> int | None:
-    """Index of the token behind an earlier occurrence of the context's last `size` tokens, or None."""
+    """Index of the token after an earlier occurrence of the context's last `size` tokens, or None."""
     length = len(context)
     ends = np.flatnonzero(context[size - 1 : length - 1] == context[-1]) + size - 1
     for back in range(1, size):

@@ -1,7 +1,7 @@
-"""Token recycling (arXiv 2408.08696): the verifier's likeliest tokens behind a token when it was last fed.
+"""Token recycling (arXiv 2408.08696): the verifier's likeliest tokens after a token when it was last fed.
 
-Every pass tells its k likeliest tokens behind each row; chains and trees of them are the next drafts. Drafts that were
-rejected are not wasted: their rows' successors are kept, too.
+Every pass tells its k likeliest tokens after each position; chains and trees of them are the next drafts. Rejected
+drafts are not wasted: the successors at their positions are used, too.
 """
 
 import functools
@@ -18,12 +18,12 @@ from runtime.drafters.persistent_successors import PersistentSuccessors
 KEPT, _DEEPEST = 4, 3
 # How often a token's successor was right, by rank; the product ranks the places of a tree.
 _PRIORS = (0.35, 0.12, 0.06, 0.04)
-# A warm start's are of another text.
+# A warm start's are of another sequence.
 _WARM_SHARE = 0.6
 
 
 class Recycling:
-    """Successors as the verifier saw them in this text; others serve for tokens that it has not fed yet.
+    """Successors as the verifier saw them in this sequence; others serve for tokens that it has not fed yet.
 
     Needs an engine that tells them (`contract.top_k`): without, nothing but `warm` is drafted.
     """
@@ -35,27 +35,27 @@ class Recycling:
         *,
         branches: int = 1,
         warm: Mapping[int, Sequence[int]] | None = None,
-        kept: PersistentSuccessors | None = None,
+        persistent: PersistentSuccessors | None = None,
     ) -> None:
         """Make one.
 
         Args:
             branches: 1 drafts a chain; more, up to 4, a tree, for engines on which trees are exact.
-            warm: token → successors, likeliest first, from other texts.
-            kept: successors of the user's earlier texts, which come before `warm`; this text's are added. What was
-                said before then shows in how long answers take.
+            warm: token → successors, likeliest first, from other sequences.
+            persistent: successors of the user's earlier sequences, which come before `warm`; this one's are added.
+                What was said before then shows in how long answers take.
         """
         if not 1 <= branches <= KEPT:
             raise GenerationError(f"branches is {branches}; 1 to {KEPT} was expected")
         self._branches = branches
-        self._warm, self._kept = warm or {}, kept
+        self._warm, self._persistent = warm or {}, persistent
         self._successors: dict[int, list[int]] = {}
 
     def observe(self, tokens: Int64, successors: Int64) -> None:
         """As `ObservingDrafter`."""
         self._successors.update(zip(tokens.tolist(), successors[:, :KEPT].tolist(), strict=True))
-        if self._kept is not None:
-            self._kept.update(tokens, successors)
+        if self._persistent is not None:
+            self._persistent.update(tokens, successors)
 
     def propose(self, context: Int64, max_tokens: int) -> Draft:
         """As `Drafter`."""
@@ -76,7 +76,7 @@ class Recycling:
             token = last if parent == -1 else tokens[parent]
             seen = self._successors.get(token)
             warm = seen is None
-            known = self._of_other_texts(token) if seen is None else seen
+            known = self._of_other_sequences(token) if seen is None else seen
             if known is None or rank >= len(known):
                 continue
             places[index] = len(tokens)
@@ -91,8 +91,8 @@ class Recycling:
             evidence=np.array(evidence, np.int64),
         )
 
-    def _of_other_texts(self, token: int) -> Sequence[int] | None:
-        kept = None if self._kept is None else self._kept.get(token)
+    def _of_other_sequences(self, token: int) -> Sequence[int] | None:
+        kept = None if self._persistent is None else self._persistent.get(token)
         return self._warm.get(token) if kept is None else kept
 
     def prior(self, evidence: int) -> float:

@@ -1,7 +1,7 @@
 """Suffix: what followed the longest suffix of the context that stood in it before, the most frequent first.
 
 A suffix automaton (SAM decoding, arXiv 2411.10666) finds the longest match at a few microseconds a token, whatever its
-length; an optional corpus of other texts is searched the same way.
+length; an optional corpus of other sequences is searched the same way.
 """
 
 import numpy as np
@@ -17,20 +17,20 @@ _LENGTH_BOUNDS = (1, 2, 3, 4, 6, 9, 17)
 _SHARE_BOUNDS = (0.34, 0.67, 0.999)
 _ONCE = len(_SHARE_BOUNDS) + 1
 _SHARES = _ONCE + 1
-# Behind its first token a draft is a copy; how often that is right goes by the match and the copied tokens together.
+# After its first token a draft is a copy; how often that is right goes by the match and the copied tokens together.
 _COPIED = _SHARES * (len(_LENGTH_BOUNDS) + 1)
 _FROM_CORPUS = 2 * _COPIED
 # Rates on half of the development prompts (docs/drafters.md, "Constants"): by length, and by share.
 _LENGTH_PRIORS = (0.1, 0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85)
 _SHARE_PRIORS = (0.2, 0.5, 0.8, 1.0, 0.9)
-# A branch behind the first is copied so far, and at most for a third of the draft.
+# A branch after the first is copied so far, and at most for a third of the draft.
 _BRANCH_TOKENS, _MOST_BRANCHES = 4, 3
 
 
 class Suffix:
     """Copies what followed the match, as prompt lookup's "latest" does, from each of the likeliest `branches` places.
 
-    One object follows one text at a time: given another, it begins again.
+    One object follows one sequence at a time: given another, it begins again.
     """
 
     name = "suffix"
@@ -40,14 +40,14 @@ class Suffix:
 
         Args:
             branches: 1 drafts a chain; more, up to 3, a tree, for engines on which trees are exact.
-            corpus: other texts to copy from where they match longer. What is drafted, and so how long an answer takes,
-                then depends on them: share one only between texts that may know of each other.
+            corpus: other sequences to copy from where they match longer. What is drafted, and so how long an answer
+                takes, then depends on them: share one only between sequences that may know of each other.
         """
         if not 1 <= branches <= _MOST_BRANCHES:
             raise GenerationError(f"branches is {branches}; 1 to {_MOST_BRANCHES} was expected")
         self._branches = branches
         self._automaton = open_automaton()
-        self._text = np.empty(0, np.int64)
+        self._tokens = np.empty(0, np.int64)
         self._corpus = None if corpus is None else CorpusMatch(corpus)
 
     def propose(self, context: Int64, max_tokens: int) -> Draft:
@@ -83,14 +83,14 @@ class Suffix:
     def _follow(self, context: Int64) -> None:
         """Bring the automaton up to the context."""
         known = len(self._automaton)
-        if known > len(context) or not np.array_equal(self._text[:known], context[:known]):
+        if known > len(context) or not np.array_equal(self._tokens[:known], context[:known]):
             self._automaton.clear()
             known = 0
-        if len(self._text) < len(context):
+        if len(self._tokens) < len(context):
             grown = np.empty(2 * len(context), np.int64)
-            grown[:known] = self._text[:known]
-            self._text = grown
-        self._text[known : len(context)] = context[known:]
+            grown[:known] = self._tokens[:known]
+            self._tokens = grown
+        self._tokens[known : len(context)] = context[known:]
         self._automaton.extend(context[known:])
 
 

@@ -72,14 +72,14 @@ class LogitsChooser:
         """As `TokenChooser`."""
         assert targets.logits is not None
         row = targets.logits[place]
-        kept = None if self._logprobs is None else RowLogprobs(row, self._logprobs)
+        logprobs = None if self._logprobs is None else RowLogprobs(row, self._logprobs)
         if self._changes is not None:
             row = self._changes.apply(row, context)
         token = self._pick(row, len(context))
         if self._changes is not None:
             self._changes.add(token)
-        if kept is not None:
-            self._found.append(kept.of(token))
+        if logprobs is not None:
+            self._found.append(logprobs.of(token))
         return token
 
     def take_logprobs(self) -> tuple[TokenLogprob, ...]:

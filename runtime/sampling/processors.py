@@ -26,7 +26,7 @@ class LogitsChanges:
         self._biases = np.array(list(biases.values()), np.float32)
         self._end_ids = np.array(sorted(end_ids), np.int64)
         self._penalizes = (options.repetition_penalty, options.presence_penalty, options.frequency_penalty) != (1, 0, 0)
-        # Distinct tokens of prompt and text, and how often each is in the text.
+        # Distinct tokens of prompt and answer, and how often each is in the answer.
         self._counts = np.zeros(vocab_size if self._penalizes else 0, np.int32)
         self._is_known = np.zeros(vocab_size if self._penalizes else 0, np.bool_)
         self._known = np.empty(vocab_size if self._penalizes else 0, np.int64)
@@ -38,7 +38,7 @@ class LogitsChanges:
     def apply(self, logits: Float32, context: Int64) -> Float32:
         """Change a row of logits float32 [V] in place, and return it, or what the user's hook returns.
 
-        `context` int64 [n]: prompt, text, and the drafts that were accepted on the row's path.
+        `context` int64 [n]: prompt, answer, and the drafts that were accepted on the position's path.
 
         Raises:
             GenerationError: the hook returned something else than logits of that shape.
@@ -54,7 +54,7 @@ class LogitsChanges:
         return logits
 
     def add(self, token: int) -> None:
-        """The token that was chosen: part of the context of later rows."""
+        """The token that was chosen: part of the context of later positions."""
         if self._penalizes:
             self._remember(token)
             self._counts[token] += 1

@@ -48,7 +48,7 @@ def check_boundaries(exact, session):
     for seed in range(3):
         tokens = np.random.default_rng(seed).integers(0, 320, 480)
         for length in range(1, 460):
-            # The plain pass comes last, so that rows before the next length are those of plain passes.
+            # The plain pass comes last, so that positions before the next length are those of plain passes.
             wide = {
                 width: session.run_logits(tokens[length : length + width], length, width)[0].copy()
                 for width in (2, 4, 8)
@@ -58,15 +58,15 @@ def check_boundaries(exact, session):
                 crossed = [total for total in exact.boundaries if length + 1 < total <= length + width]
                 assert (width - 1 > exact.drafts_before_boundary(length)) == bool(crossed)
                 if not np.array_equal(row.view(np.uint32), plain.view(np.uint32)):
-                    assert crossed, f"{width} rows after {length} differ from plain decoding"
+                    assert crossed, f"{width} tokens after {length} differ from plain decoding"
                     found.update(crossed)
-    # Passes after fewer than 453 rows are those that all seven lengths reach.
+    # Passes after fewer than 453 positions are those that all seven lengths reach.
     assert found >= {total for total in exact.boundaries if total < 454}
 
 
 @pytest.mark.parametrize("kernels", ["stock", pytest.param("native", marks=needs_library)])
-def test_head_size_256_is_exact_across_64_rows(tmp_path, build_engine, kernels):
-    """Spare rows keep every stock pass above 64 rows in total; no pass reaches over the boundaries that were found."""
+def test_head_size_256_is_exact_across_64_positions(tmp_path, build_engine, kernels):
+    """Spare positions keep every stock pass above 64 in total; no pass reaches over the boundaries that were found."""
     folder = save_tiny_model(tmp_path / "model", "qwen3", head_dim=256, num_hidden_layers=2)
     random = np.random.default_rng(6)
     with runtime.load(build_engine(folder), kernels=kernels) as engine:
@@ -171,7 +171,7 @@ def test_context_limit_ends_the_text_or_refuses_the_prompt(engine):
         ({"drafter": "none,suffix"}, "drafter 'none' stands beside others; it goes alone"),
         ({"drafter": []}, "drafter is an empty list"),
         ({"drafter": ["suffix", 3]}, "drafter is 3; a name, or an object with propose, was expected"),
-        ({"drafter": "suffix:4"}, "'suffix' takes nothing behind a colon"),
+        ({"drafter": "suffix:4"}, "'suffix' takes nothing after a colon"),
         ({"drafter": "prompt-lookup:3"}, "as in prompt-lookup:1-3"),
         ({"drafter": "prompt-lookup:3-2"}, "min_ngram is 3, max_ngram 2"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0; 1 or more was expected"),
@@ -224,7 +224,7 @@ def test_closed_engine(tiny_engine):
         engine.generate("hello")
 
 
-def test_speculation_is_refused_where_rows_are_not_exact(tiny_engine, monkeypatch):
+def test_speculation_is_refused_where_positions_are_not_exact(tiny_engine, monkeypatch):
     from dataclasses import replace
 
     from engines.probes.row_invariance import RowInvariance
@@ -239,7 +239,7 @@ def test_speculation_is_refused_where_rows_are_not_exact(tiny_engine, monkeypatc
     assert engine.generate("hello", drafter="none", max_new_tokens=3).stats.tokens == 3
 
 
-def test_a_wider_plain_pass_gives_the_same_text(tiny_engine, monkeypatch):
+def test_a_wider_plain_pass_gives_the_same_answer(tiny_engine, monkeypatch):
     from dataclasses import replace
 
     from engines.probes.row_invariance import RowInvariance

@@ -1,4 +1,4 @@
-"""Conversations keep their rows, and every answer is that of the whole conversation from an empty cache."""
+"""Conversations keep their cached positions, and every answer is that of the whole conversation from an empty cache."""
 
 import asyncio
 import threading
@@ -72,7 +72,7 @@ def test_a_fork_goes_its_own_way(engine):
     assert again.token_ids == tuple(forks[1].fork().generate([*base.messages[:2]], max_new_tokens=12).token_ids)
 
 
-def test_truncate_forgets_rows_and_the_turns_that_are_not_whole(engine):
+def test_truncate_forgets_positions_and_the_turns_that_are_not_whole(engine):
     conversation = engine.session()
     conversation.generate("first", max_new_tokens=6, ignore_eos=True)
     kept, messages = len(conversation.token_ids), conversation.messages
@@ -102,7 +102,7 @@ def test_closed_in_the_middle_of_a_stream(engine):
         list(stream)
 
 
-def test_nothing_else_happens_to_a_text_that_is_generating(engine):
+def test_nothing_else_happens_to_a_sequence_that_is_generating(engine):
     conversation = engine.session()
     seen = []
 
@@ -148,8 +148,8 @@ def test_a_turn_that_gave_nothing_changes_no_messages(engine):
 
 
 @pytest.mark.parametrize("drafter", ["none", "prompt-lookup"])
-def test_kept_rows_do_not_depend_on_the_drafter(engine, drafter):
-    """A text that ends inside a block of accepted drafts keeps the rows of its tokens, and no more."""
+def test_cached_positions_do_not_depend_on_the_drafter(engine, drafter):
+    """A sequence that ends inside a block of accepted drafts keeps the positions of its tokens, and no more."""
     free = engine.generate("ab ab ab ab ab", max_new_tokens=60, ignore_eos=True)
     conversation = engine.session()
     stop = free.token_ids[20]
@@ -196,7 +196,7 @@ def test_a_prompt_that_does_not_fit_changes_nothing(engine):
 
 
 def test_conversations_share_an_engine(engine):
-    """Turn by turn in turn: each keeps its own rows, which are swapped out in between."""
+    """Their turns alternate: each keeps its own positions, which are swapped out in between."""
     conversations = [engine.session() for _ in range(3)]
     histories = [[], [], []]
     for turn in range(3):
@@ -214,7 +214,7 @@ def test_conversations_share_an_engine(engine):
         conversations[0].generate("hello")
 
 
-def test_where_decoded_rows_are_not_exact_only_prefilled_ones_serve(build_engine, tmp_path, monkeypatch):
+def test_where_decoded_positions_are_not_exact_only_prefilled_ones_serve(build_engine, tmp_path, monkeypatch):
     """Head size 256 on stock kernels: attention sums in another order at some totals on some CPUs."""
     folder = save_tiny_model(
         tmp_path / "model", "qwen3", head_dim=256, num_hidden_layers=2, max_position_embeddings=1024

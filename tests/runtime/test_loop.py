@@ -16,7 +16,7 @@ TREES = RowInvariance(chain=1, widest=32, tree=True)
 
 
 def hashed(context):
-    """A target that depends on the whole context: any wrong row shows."""
+    """A target that depends on the whole context: any wrong position shows."""
     value = 7
     for token in context:
         value = (value * 31 + token + 1) % 1000003
@@ -35,11 +35,11 @@ class Oracle:
         self.target, self.right = target, right
 
     def propose(self, context, max_tokens):
-        text = context.tolist()
+        sequence = context.tolist()
         for place in range(max_tokens):
-            token = self.target(text)
-            text.append(token if place < self.right else (token + 1) % 100)
-        return Draft(tokens=np.array(text[len(context) :], np.int64))
+            token = self.target(sequence)
+            sequence.append(token if place < self.right else (token + 1) % 100)
+        return Draft(tokens=np.array(sequence[len(context) :], np.int64))
 
 
 class Trees:
@@ -50,8 +50,8 @@ class Trees:
 
     def propose(self, context, max_tokens):
         tokens, parents, paths = [], [], [context.tolist()]
-        for row in range(int(self.random.integers(0, max_tokens + 1))):
-            parent = int(self.random.integers(-1, row))
+        for place in range(int(self.random.integers(0, max_tokens + 1))):
+            parent = int(self.random.integers(-1, place))
             right = self.target(paths[parent + 1])
             token = right if self.random.random() < 0.6 else int(self.random.integers(0, 100))
             if (parent, token) in zip(parents, tokens, strict=True):
@@ -90,12 +90,12 @@ def run(target, drafter, *, prompt=(1, 2, 3), max_new_tokens=40, stop_ids=(), k=
 
 
 def expected(target, prompt, count, stop_ids=()):
-    text = list(prompt)
+    sequence = list(prompt)
     for _ in range(count):
-        text.append(target(text))
-        if text[-1] in stop_ids:
+        sequence.append(target(sequence))
+        if sequence[-1] in stop_ids:
             break
-    return text[len(prompt) :]
+    return sequence[len(prompt) :]
 
 
 DRAFTERS = {
@@ -143,25 +143,25 @@ def test_trees_give_the_tokens_of_plain_decoding(target, drafter, k, chain):
 
 
 def test_a_tree_brings_what_its_right_path_does():
-    """Two wrong siblings before every right draft: rows are compacted, and the cache goes on as a chain's would."""
+    """Two wrong siblings before every right draft: positions move up, and the cache goes on as a chain's would."""
 
     class Beside:
         def propose(self, context, max_tokens):
-            text = context.tolist()
+            sequence = context.tolist()
             tokens, parents, last = [], [], -1
             for _ in range(max_tokens // 3):
-                right = hashed(text)
+                right = hashed(sequence)
                 tokens += [(right + 1) % 100, (right + 2) % 100, right]
                 parents += [last] * 3
                 last = len(tokens) - 1
-                text.append(right)
+                sequence.append(right)
             return Draft(tokens=np.array(tokens, np.int64), parents=np.array(parents, np.int64))
 
     tokens, rounds, table = run(hashed, Beside(), k=9, exact=TREES, max_new_tokens=41)
     assert tokens == expected(hashed, (1, 2, 3), 41)
     assert [(step.drafted, step.accepted, len(step.tokens)) for step in rounds[1:9]] == [(9, 3, 4)] * 8
-    text = [1, 2, 3, *tokens]
-    assert table.read_rows(0, len(text) - 1).reshape(-1).astype(int).tolist() == text[:-1]
+    sequence = [1, 2, 3, *tokens]
+    assert table.read_rows(0, len(sequence) - 1).reshape(-1).astype(int).tolist() == sequence[:-1]
 
 
 @pytest.mark.parametrize("drafter", DRAFTERS)
@@ -195,7 +195,7 @@ def test_accepted_counts_only_what_is_emitted():
 
 
 @pytest.mark.parametrize("drafter", DRAFTERS)
-def test_the_cache_ends_the_text(drafter):
+def test_the_cache_ends_the_sequence(drafter):
     tokens, rounds, table = run(hashed, DRAFTERS[drafter](hashed), prompt=range(50), max_new_tokens=40, max_length=64)
     assert tokens == expected(hashed, range(50), 14)
     assert rounds[-1].finish_reason == "length"
@@ -226,7 +226,7 @@ def test_no_pass_reaches_over_a_boundary(chain):
         return (honest(token_ids, cache_length, num_logits_rows, parents) + side) % 100
 
     table.run = run_on_a_side
-    texts = []
+    sequences = []
     for drafter, k in ((None, 0), (Random(3), 9), (Oracle(hashed, 99), 9), (PromptLookup(), 5)):
         rounds = run_loop(
             table,
@@ -235,8 +235,8 @@ def test_no_pass_reaches_over_a_boundary(chain):
             num_draft_tokens=k,
             exact=RowInvariance(chain=chain, widest=32, boundaries=boundaries),
         )
-        texts.append([token for step in rounds for token in step.tokens])
-    assert texts[1:] == texts[:1] * 3
+        sequences.append([token for step in rounds for token in step.tokens])
+    assert sequences[1:] == sequences[:1] * 3
 
 
 @pytest.mark.parametrize(
@@ -297,7 +297,7 @@ def test_kv_cache_counts_and_refuses():
     cache.truncate(5)
     assert (cache.length, cache.room) == (5, 5)
     assert cache.tokens.tolist() == [0, 1, 2, 3, 4]
-    with pytest.raises(ContextLimitError, match="6 rows do not fit"):
+    with pytest.raises(ContextLimitError, match="6 tokens do not fit"):
         cache.commit(np.arange(6))
-    with pytest.raises(ContextLimitError, match="holds 5 rows and cannot be cut to 6"):
+    with pytest.raises(ContextLimitError, match="holds 5 tokens and cannot be cut to 6"):
         cache.truncate(6)

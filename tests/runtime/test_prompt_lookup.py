@@ -58,11 +58,11 @@ def slow(context, k, *, latest):
         starts = [i for i in range(len(context) - size) if context[i : i + size] == context[-size:]]
         if starts:
             follower = starts[-1 if latest else 0] + size
-            text = list(context)
+            sequence = list(context)
             for step in range(k):
                 at = follower + step
-                text.append(text[at] if latest else context[min(at, len(context) - 1)])
-            return text[len(context) :]
+                sequence.append(sequence[at] if latest else context[min(at, len(context) - 1)])
+            return sequence[len(context) :]
     return []
 
 

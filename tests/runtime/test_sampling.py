@@ -33,7 +33,7 @@ COMBINATIONS = {
 
 
 def table_logits(vocabulary):
-    """Logits that depend on the whole context: any wrong row shows."""
+    """Logits that depend on the whole context: any wrong position shows."""
 
     def logits(context):
         value = 7
@@ -45,14 +45,14 @@ def table_logits(vocabulary):
 
 
 class Knowing:
-    """Drafts a known text, off by one from place `wrong_from` of a draft on."""
+    """Drafts a known answer, off by one from place `wrong_from` of a draft on."""
 
-    def __init__(self, text, wrong_from=99):
-        self.text, self.wrong_from = text, wrong_from
+    def __init__(self, answer, wrong_from=99):
+        self.answer, self.wrong_from = answer, wrong_from
 
     def propose(self, context, max_tokens):
         start = len(context) - len(PROMPT)
-        tokens = np.array(self.text[start : start + max_tokens], np.int64)
+        tokens = np.array(self.answer[start : start + max_tokens], np.int64)
         tokens[self.wrong_from :] = (tokens[self.wrong_from :] + 1) % 5
         return Draft(tokens=tokens)
 
@@ -70,12 +70,12 @@ def tokens_of(rounds):
 
 
 @pytest.mark.parametrize("combination", COMBINATIONS)
-def test_the_text_depends_on_the_seed_and_not_on_the_drafter(combination):
-    texts = set()
+def test_the_answer_depends_on_the_seed_and_not_on_the_drafter(combination):
+    answers = set()
     for seed in range(6):
         options = GenerationOptions(**COMBINATIONS[combination], seed=seed)
 
-        def text(drafter, k, options=options):
+        def answer(drafter, k, options=options):
             session = TableSession(next_logits=table_logits(5), vocab_size=5)
             rounds = run_loop(
                 session,
@@ -88,23 +88,23 @@ def test_the_text_depends_on_the_seed_and_not_on_the_drafter(combination):
             )
             return tokens_of(rounds), sum(step.accepted for step in rounds)
 
-        plain, _ = text(None, 0)
+        plain, _ = answer(None, 0)
         drafters = [PromptLookup(), Random(5), Knowing(plain), Knowing(plain, 2), Knowing(plain, 0)]
         for drafter, k in itertools.product(drafters, (1, 5, 31)):
-            assert text(drafter, k)[0] == plain
-        # A drafter that knows the text has everything accepted but the last token of each round.
-        assert text(Knowing(plain), 5)[1] >= (len(plain) - 1) * 4 // 6 - 1
-        texts.add(tuple(plain))
+            assert answer(drafter, k)[0] == plain
+        # A drafter that knows the answer has everything accepted but the last token of each round.
+        assert answer(Knowing(plain), 5)[1] >= (len(plain) - 1) * 4 // 6 - 1
+        answers.add(tuple(plain))
     # Short ones may coincide.
-    assert len(texts) >= 4
+    assert len(answers) >= 4
 
 
-def transformers_distribution(options, logits, prompt, text, end_ids):
+def transformers_distribution(options, logits, prompt, answer, end_ids):
     """One row through transformers' processors in float64, presence and frequency as OpenAI defines them."""
     import torch
     from transformers.generation import logits_process as hf
 
-    ids = torch.tensor([[*prompt, *text]])
+    ids = torch.tensor([[*prompt, *answer]])
     scores = torch.tensor(logits[None].astype(np.float64))
     if options.logit_bias:
         scores = hf.SequenceBiasLogitsProcessor({(one,): float(bias) for one, bias in options.logit_bias.items()})(
@@ -113,7 +113,7 @@ def transformers_distribution(options, logits, prompt, text, end_ids):
     if options.repetition_penalty != 1:
         scores = hf.RepetitionPenaltyLogitsProcessor(options.repetition_penalty)(ids, scores)
     for token in range(len(logits)):
-        count = text.count(token)
+        count = answer.count(token)
         scores[0, token] -= options.frequency_penalty * count + options.presence_penalty * (count > 0)
     if options.min_new_tokens:
         scores = hf.MinNewTokensLengthLogitsProcessor(len(prompt), options.min_new_tokens, list(end_ids))(ids, scores)
@@ -135,31 +135,31 @@ def test_processors_and_filters_are_those_of_transformers(combination):
     options = GenerationOptions(**COMBINATIONS[combination])
     random = np.random.default_rng(2)
     for _ in range(30):
-        prompt, text = random.integers(0, 40, 6).tolist(), random.integers(0, 40, random.integers(0, 6)).tolist()
+        prompt, answer = random.integers(0, 40, 6).tolist(), random.integers(0, 40, random.integers(0, 6)).tolist()
         logits = (random.standard_normal(40) * 2).astype(np.float32)
         changes = LogitsChanges(options, np.array(prompt), 40, frozenset([7, 9]))
-        for token in text:
+        for token in answer:
             changes.add(token)
-        changed = changes.apply(logits.copy(), np.array([*prompt, *text]))
-        expected = transformers_distribution(options, logits, prompt, text, [7, 9])
+        changed = changes.apply(logits.copy(), np.array([*prompt, *answer]))
+        expected = transformers_distribution(options, logits, prompt, answer, [7, 9])
         np.testing.assert_allclose(distribution(changed, options.filters), expected, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("combination", COMBINATIONS)
 def test_exact_enumeration_on_a_tiny_vocabulary(combination):
-    """Every text of up to three tokens over four: its exact probability, and how often 3,000 seeds give it."""
+    """Every answer of up to three tokens over four: its exact probability, and how often 3,000 seeds give it."""
     options = GenerationOptions(**COMBINATIONS[combination])
     logits, end = table_logits(4), 3
     exact: dict[tuple[int, ...], float] = {}
 
-    def enumerate_from(text, probability):
-        if len(text) == 3 or (text and text[-1] == end):
-            exact[text] = probability
+    def enumerate_from(answer, probability):
+        if len(answer) == 3 or (answer and answer[-1] == end):
+            exact[answer] = probability
             return
-        row = logits([*PROMPT, *text])
-        for token, share in enumerate(transformers_distribution(options, row, PROMPT, list(text), [end])):
+        row = logits([*PROMPT, *answer])
+        for token, share in enumerate(transformers_distribution(options, row, PROMPT, list(answer), [end])):
             if share > 0:
-                enumerate_from((*text, token), probability * share)
+                enumerate_from((*answer, token), probability * share)
 
     enumerate_from((), 1.0)
     assert abs(sum(exact.values()) - 1) < 1e-9
@@ -175,15 +175,15 @@ def test_exact_enumeration_on_a_tiny_vocabulary(combination):
             stop_ids=frozenset([end]),
             options=GenerationOptions(**COMBINATIONS[combination], seed=seed),
         )
-        # A text that has no probability is a KeyError.
+        # An answer that has no probability is a KeyError.
         counts[tuple(tokens_of(rounds))] += 1
-    # Texts that are expected less than five times are counted together, as the test asks for.
-    rare = [text for text, share in exact.items() if share * seeds < 5]
-    groups = [[text] for text in exact if text not in rare] + ([rare] if rare else [])
+    # Answers that are expected less than five times are counted together, as the test asks for.
+    rare = [answer for answer, share in exact.items() if share * seeds < 5]
+    groups = [[answer] for answer in exact if answer not in rare] + ([rare] if rare else [])
     statistic = sum(
-        (sum(counts[text] for text in group) - seeds * share) ** 2 / (seeds * share)
+        (sum(counts[answer] for answer in group) - seeds * share) ** 2 / (seeds * share)
         for group in groups
-        if (share := sum(exact[text] for text in group)) * seeds >= 1
+        if (share := sum(exact[answer] for answer in group)) * seeds >= 1
     )
     degrees = len(groups) - 1
     # Wilson and Hilferty's approximation of the 99.99 % quantile: one false alarm in 10,000.
@@ -194,21 +194,21 @@ def test_greedy_penalties_bias_and_minimum():
     """Logits that always prefer token 0: what each option makes of it."""
     session = lambda: TableSession(next_logits=lambda context: np.array([3, 2, 1, 0.5], np.float32), vocab_size=4)  # noqa: E731
 
-    def text(**options):
+    def answer(**options):
         rounds = run_loop(
             session(), [1], max_new_tokens=4, stop_ids=frozenset([0]), options=GenerationOptions(**options)
         )
         return tokens_of(rounds)
 
-    assert text() == [0]
-    assert text(min_new_tokens=2) == [1, 1, 0]
-    assert text(logit_bias={1: 1.5}) == [1, 1, 1, 1]
-    assert text(logit_bias={0: -np.inf, 1: -np.inf}) == [2, 2, 2, 2]
+    assert answer() == [0]
+    assert answer(min_new_tokens=2) == [1, 1, 0]
+    assert answer(logit_bias={1: 1.5}) == [1, 1, 1, 1]
+    assert answer(logit_bias={0: -np.inf, 1: -np.inf}) == [2, 2, 2, 2]
     # 2 / 2.5 < 1: the prompt's token 1 is penalized from the start.
-    assert text(logit_bias={0: -np.inf}, repetition_penalty=2.5) == [2, 1, 1, 1]
-    # Presence and frequency count the text alone.
-    assert text(logit_bias={0: -np.inf}, presence_penalty=1.2) == [1, 2, 1, 1]
-    assert text(logit_bias={0: -np.inf}, frequency_penalty=0.7) == [1, 1, 2, 1]
+    assert answer(logit_bias={0: -np.inf}, repetition_penalty=2.5) == [2, 1, 1, 1]
+    # Presence and frequency count the answer alone.
+    assert answer(logit_bias={0: -np.inf}, presence_penalty=1.2) == [1, 2, 1, 1]
+    assert answer(logit_bias={0: -np.inf}, frequency_penalty=0.7) == [1, 1, 2, 1]
 
 
 class TestHook:
@@ -222,7 +222,7 @@ class TestHook:
             options=GenerationOptions(logits_processor=hook, **options),
         )
 
-    def test_it_sees_the_context_and_the_drafts_on_the_rows_own_path(self):
+    def test_it_sees_the_context_and_the_drafts_on_the_positions_own_path(self):
         seen = {}
 
         def no_repeats(context, logits):
@@ -254,8 +254,8 @@ class TestHook:
         with pytest.raises(GenerationError, match=message):
             self.run(lambda context, logits: returned(logits), temperature=temperature)
 
-    def test_it_is_not_called_behind_the_end(self):
-        """A grammar that is complete allows nothing more; drafts behind an end id must not ask it."""
+    def test_it_is_not_called_after_the_end(self):
+        """A grammar that is complete allows nothing more; drafts after an end id must not ask it."""
         plain = tokens_of(self.run(None))
         end = plain[6]
         first = plain.index(end) + 1
@@ -307,13 +307,13 @@ def test_logprobs_are_the_models_own():
 
     rounds = run(None)
     entries = [entry for step in rounds for entry in step.logprobs]
-    text = tokens_of(rounds)
-    assert [entry.token_id for entry in entries] == text
+    answer = tokens_of(rounds)
+    assert [entry.token_id for entry in entries] == answer
     for place, entry in enumerate(entries):
-        row = logits([*PROMPT, *text[:place]]).astype(np.float64)
+        row = logits([*PROMPT, *answer[:place]]).astype(np.float64)
         expected = row - np.log(np.exp(row).sum())
         # float32 logits and exponentials.
         assert entry.logprob == pytest.approx(expected[entry.token_id], abs=1e-5)
         assert [token for token, _ in entry.top] == np.argsort(-row)[:2].tolist()
         assert [value for _, value in entry.top] == pytest.approx(np.sort(expected)[::-1][:2], abs=1e-5)
-    assert [entry for step in run(Knowing(text)) for entry in step.logprobs] == entries
+    assert [entry for step in run(Knowing(answer)) for entry in step.logprobs] == entries

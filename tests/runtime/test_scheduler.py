@@ -1,4 +1,4 @@
-"""Sequences take turns in one slot: they are swapped out and come back, idle ones give way, busy ones do not."""
+"""Sequences share one slot: they are swapped out and come back, idle ones give way, busy ones do not."""
 
 import threading
 import time
@@ -27,7 +27,7 @@ def write(scheduler, one, owner, tokens):
         owner.cache.commit(np.array(tokens))
 
 
-def test_rows_come_back_as_they_were():
+def test_positions_come_back_as_they_were():
     one = session()
     scheduler = Scheduler(one)
     first, second = new(scheduler, one), new(scheduler, one)
@@ -41,7 +41,7 @@ def test_rows_come_back_as_they_were():
         assert one.read_rows(0, 2).reshape(-1).tolist() == [7, 8]
 
 
-def test_a_released_text_is_not_kept():
+def test_a_released_sequence_is_not_kept():
     one = session()
     scheduler = Scheduler(one)
     first, second = new(scheduler, one), new(scheduler, one)
@@ -51,7 +51,7 @@ def test_a_released_text_is_not_kept():
     assert first.swapped_out is None
 
 
-def test_a_generating_text_gives_way_when_it_is_left_alone():
+def test_a_generating_sequence_gives_way_when_it_is_left_alone():
     one = session()
     scheduler = Scheduler(one)
     first, second = new(scheduler, one), new(scheduler, one)
@@ -61,11 +61,11 @@ def test_a_generating_text_gives_way_when_it_is_left_alone():
     write(scheduler, one, second, [2])
     assert time.monotonic() - start >= scheduling.PATIENCE * 0.9
     scheduler.end(first)
-    # A text that is not generating gives way at once: no patience is left to wait for.
+    # A sequence that is not generating gives way at once: no patience is left to wait for.
     assert scheduler._seconds_to_wait() == 0
 
 
-def test_one_generation_of_a_text_at_a_time():
+def test_one_generation_of_a_sequence_at_a_time():
     scheduler = Scheduler(session())
     first = new(scheduler, session())
     scheduler.begin(first)
@@ -127,7 +127,7 @@ def test_close_waits_for_the_step_and_refuses_the_next():
     assert closed == [True]
 
 
-def test_a_step_that_fails_leaves_the_turn():
+def test_a_step_that_fails_leaves_the_slot():
     scheduler = Scheduler(session())
     first = new(scheduler, session())
     with pytest.raises(KeyError), scheduler.step(first):
@@ -148,11 +148,11 @@ def test_nothing_runs_inside_a_step_of_its_own():
     write(scheduler, one, second, [1])
 
 
-def test_a_text_that_waits_is_not_overtaken_by_new_ones():
-    """One thread makes text after text without a pause; another one's first step comes as soon as it may."""
+def test_a_sequence_that_waits_is_not_overtaken_by_new_ones():
+    """One thread makes sequence after sequence without a pause; another one's first step comes as soon as it may."""
     one = session()
     scheduler = Scheduler(one)
-    stop, texts = threading.Event(), []
+    stop, steps = threading.Event(), []
 
     def busily():
         while not stop.is_set():
@@ -163,21 +163,21 @@ def test_a_text_that_waits_is_not_overtaken_by_new_ones():
                     time.sleep(0.001)
             scheduler.end(owner)
             scheduler.release(owner)
-            texts.append(owner)
+            steps.append(owner)
 
     thread = threading.Thread(target=busily)
     thread.start()
     for _ in range(5):
         waits = new(scheduler, one)
-        before = len(texts)
+        before = len(steps)
         write(scheduler, one, waits, [1])
-        # The text that was under way, and at most the one that had asked before.
-        assert len(texts) - before <= 2
+        # The sequence that was under way, and at most the one that had asked before.
+        assert len(steps) - before <= 2
     stop.set()
     thread.join()
 
 
-def test_rows_of_a_text_that_was_released_meanwhile_are_not_kept():
+def test_positions_of_a_sequence_that_was_released_meanwhile_are_not_kept():
     one = session()
     scheduler = Scheduler(one)
     first, second = new(scheduler, one), new(scheduler, one)
@@ -185,9 +185,9 @@ def test_rows_of_a_text_that_was_released_meanwhile_are_not_kept():
     read = one.read_rows
 
     def read_and_release(*arguments):
-        rows = read(*arguments)
+        positions = read(*arguments)
         scheduler.release(first)
-        return rows
+        return positions
 
     one.read_rows = read_and_release
     write(scheduler, one, second, [3])
@@ -203,7 +203,7 @@ class TestReuse:
         return cache
 
     @pytest.mark.parametrize(
-        ("prompt", "rows"),
+        ("prompt", "reused"),
         [
             (range(11), 8),
             (range(9), 8),
@@ -214,21 +214,21 @@ class TestReuse:
             ([0], 0),
         ],
     )
-    def test_the_longest_common_prefix_in_whole_chunks(self, prompt, rows):
-        assert self.cache(list(range(10))).reusable(np.array(prompt), decoded_rows=True) == rows
+    def test_the_longest_common_prefix_in_whole_chunks(self, prompt, reused):
+        assert self.cache(list(range(10))).reusable(np.array(prompt), decoded_exact=True) == reused
 
-    def test_decoded_rows_do_not_serve_where_they_are_not_exact(self):
+    def test_decoded_positions_do_not_serve_where_they_are_not_exact(self):
         prompt = np.arange(13)
-        assert self.cache(list(range(12)), prefilled=8).reusable(prompt, decoded_rows=False) == 8
-        assert self.cache(list(range(12)), prefilled=8).reusable(prompt, decoded_rows=True) == 12
+        assert self.cache(list(range(12)), prefilled=8).reusable(prompt, decoded_exact=False) == 8
+        assert self.cache(list(range(12)), prefilled=8).reusable(prompt, decoded_exact=True) == 12
         cut = self.cache(list(range(12)), prefilled=8)
         cut.truncate(7)
         cut.commit(np.arange(7, 12))
-        assert cut.reusable(prompt, decoded_rows=False) == 4
-        # A chunk that begins inside what decoding wrote is no prefill of these rows.
+        assert cut.reusable(prompt, decoded_exact=False) == 4
+        # A chunk that begins inside what decoding wrote is no prefill of these positions.
         mixed = self.cache(list(range(6)))
         mixed.commit(np.arange(6, 10), prefill=True)
-        assert mixed.reusable(prompt, decoded_rows=False) == 0
+        assert mixed.reusable(prompt, decoded_exact=False) == 0
 
     def test_a_copy_goes_its_own_way(self):
         cache = self.cache(list(range(12)), prefilled=8)
@@ -237,4 +237,4 @@ class TestReuse:
         other.commit(np.array([50, 51]))
         assert cache.tokens.tolist() == list(range(12))
         assert other.tokens.tolist() == [0, 1, 50, 51]
-        assert cache.reusable(np.arange(13), decoded_rows=False) == 8
+        assert cache.reusable(np.arange(13), decoded_exact=False) == 8

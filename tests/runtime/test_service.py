@@ -22,7 +22,7 @@ def engine(tiny_engine):
         yield loaded
 
 
-def test_threads_get_the_texts_that_they_would_get_alone(engine):
+def test_threads_get_the_answers_that_they_would_get_alone(engine):
     requests = [
         (thread, {"prompt": PROMPTS[(thread + turn) % 4], "temperature": turn % 2, "seed": 10 * thread + turn})
         for thread in range(8)
@@ -46,25 +46,25 @@ def test_threads_get_the_texts_that_they_would_get_alone(engine):
     assert [tokens for thread in range(8) for tokens in together[thread]] == alone
 
 
-def test_open_streams_take_turns(engine):
+def test_open_streams_alternate(engine):
     """Any number in one thread: none waits for another to be finished."""
     options = {"max_new_tokens": 30, "ignore_eos": True, "drafter": "none"}
     alone = [engine.generate(prompt, **options).token_ids for prompt in PROMPTS]
     streams = [engine.stream(prompt, **options) for prompt in PROMPTS]
-    texts = [[] for _ in streams]
+    answers = [[] for _ in streams]
     for turn in range(6):
-        for text, stream in zip(texts, streams, strict=True):
+        for answer, stream in zip(answers, streams, strict=True):
             for _ in range(turn + 1):
-                text += next(stream).token_ids
+                answer += next(stream).token_ids
     assert engine.generate(PROMPTS[0], **options).token_ids == alone[0]
-    for text, stream in zip(texts, streams, strict=True):
+    for answer, stream in zip(answers, streams, strict=True):
         for event in stream:
-            text += event.token_ids
-    assert [tuple(text) for text in texts] == alone
+            answer += event.token_ids
+    assert [tuple(answer) for answer in answers] == alone
     assert engine.memory().swapped_out == 0
 
 
-def test_an_abandoned_stream_frees_its_rows(engine):
+def test_an_abandoned_stream_frees_its_positions(engine):
     stream = engine.stream("hello", max_new_tokens=20)
     next(stream)
     engine.generate("hello", max_new_tokens=4)
@@ -98,7 +98,7 @@ class TestCancel:
         assert (generation.finish_reason, generation.token_ids, generation.text) == ("cancelled", (), "")
         assert (generation.stats.tokens, generation.stats.rounds) == (0, 0)
 
-    def test_while_another_text_has_the_engine(self, engine):
+    def test_while_another_sequence_has_the_engine(self, engine):
         cancel = threading.Event()
         entered, leave = threading.Event(), threading.Event()
 
@@ -147,7 +147,7 @@ def slowly(context, logits):
 
 
 class TestAsync:
-    def test_the_same_texts_side_by_side(self, engine):
+    def test_the_same_answers_side_by_side(self, engine):
         async def main():
             many = await asyncio.gather(
                 *(engine.agenerate(prompt, max_new_tokens=12, temperature=1, seed=3) for prompt in PROMPTS)
@@ -341,7 +341,7 @@ def test_external_bytes_are_those_of_the_graph(tiny_engine):
         assert external_bytes((tiny_engine / name).read_bytes()) == expected > 0
 
 
-def test_many_short_generations_leave_no_memory_behind(engine):
+def test_many_short_generations_leak_no_memory(engine):
     """Peak resident memory, after a warm-up; 2,000 on the real model: docs/runtime.md."""
     engine.warmup()
     for _ in range(50):

@@ -1,4 +1,4 @@
-"""Texts end exactly where they should, whatever blocks their tokens come in."""
+"""Answers end exactly where they should, whatever blocks their tokens come in."""
 
 import itertools
 from types import SimpleNamespace
@@ -57,9 +57,9 @@ def run(tokens, sizes, **options):
     stops=st.lists(st.text(alphabet="abé🙂 ", min_size=1, max_size=4), max_size=3),
     sizes=st.lists(st.integers(1, 9), max_size=30),
 )
-def test_the_text_is_cut_in_front_of_the_first_stop_string(text, stops, sizes):
+def test_the_text_is_cut_before_the_first_stop_string(text, stops, sizes):
     found = run(ids(text), sizes, stop_strings=tuple(stops))
-    # The string that is complete first ends the text; of those, the one that begins first.
+    # The string that is complete first ends the answer; of those, the one that begins first.
     ends = [(text.find(stop) + len(stop), text.find(stop), order) for order, stop in enumerate(stops) if stop in text]
     # A character's last byte completes every string that ends with it.
     expected = text if not ends else text[: min((end, start) for end, start, _ in ends)[1]]
@@ -109,7 +109,7 @@ def test_a_minimum_holds_stop_strings_off():
 def test_half_a_character_at_the_end():
     tokens = ids("a🙂")[:-1]
     assert run(tokens, [9]).text == "a�"
-    # Behind a stop id, too.
+    # After a stop id, too.
     assert run(tokens, [9], stop_ids=frozenset(tokens[-1:])).text == "a�"
 
 

@@ -80,7 +80,7 @@ class TestEngine:
             greedy, _ = record(engine, path, max_new_tokens=60, ignore_eos=True)
             assert greedy.token_ids != traced.tokens
 
-    def test_a_text_that_stops_in_an_accepted_block(self, engine, path):
+    def test_a_sequence_that_stops_in_an_accepted_block(self, engine, path):
         whole = engine.generate(PROMPT, max_new_tokens=30, ignore_eos=True).token_ids
         generation, traced = record(engine, path, drafter="auto", max_new_tokens=30, stop_token_ids=[whole[11]])
         assert traced.tokens == generation.token_ids == whole[: whole.index(whole[11]) + 1]
@@ -128,12 +128,12 @@ class TestEngine:
     def test_verify_records_speculative_answers_with_their_category(self, engine, few_prompts, path):
         prompts = read_prompts(few_prompts, None)
         with Recorder(path) as recorder:
-            parity = verify(engine, prompts, {"max_new_tokens": 12}, recorder=recorder)
+            exactness = verify(engine, prompts, {"max_new_tokens": 12}, recorder=recorder)
         _, traced = read_trace(path)
-        assert parity.identical == len(prompts) == len(traced)
+        assert exactness.identical == len(prompts) == len(traced)
         assert [one.category for one in traced] == [prompt.category for prompt in prompts]
         assert [list(one.prompt) for one in traced] == [engine.encode(prompt.messages).tolist() for prompt in prompts]
-        assert sum(len(one.tokens) for one in traced) == parity.tokens
+        assert sum(len(one.tokens) for one in traced) == exactness.tokens
 
     def test_nothing_is_recorded_of_a_prompt_that_is_refused(self, engine, path):
         with Recorder(path) as recorder, pytest.raises(GenerationError):
@@ -164,7 +164,7 @@ class TestControl:
         assert (traced.prompt, traced.tokens) == ((1, 2, 3), wanted)
         assert len(traced.top) == (40 if top_k else 0)
         for token, row in zip(wanted, traced.top, strict=False):
-            # Behind the certain token, ties by the lower id.
+            # After the certain token, ties by the lower id.
             assert list(row) == [token, *[other for other in range(4) if other != token][:2]]
 
     def test_the_other_control_is_told_everything(self, path):
@@ -179,7 +179,7 @@ class TestControl:
         assert rounds[0] == rounds[1]
         assert sum(rounds[0]) > 20
 
-    def test_a_text_of_one_token(self, path):
+    def test_a_sequence_of_one_token(self, path):
         with Recorder(path) as recorder:
             recording = RecordingControl(NoControl(), recorder, 100)
             run_loop(TableSession(hashed, top_k=2), (1, 2), control=recording, max_new_tokens=1)
@@ -188,7 +188,7 @@ class TestControl:
         assert traced.tokens == (hashed((1, 2)),)
         assert len(traced.top) == 1
 
-    def test_a_text_that_never_began(self, path):
+    def test_a_sequence_that_never_began(self, path):
         with Recorder(path) as recorder:
             recording = RecordingControl(NoControl(), recorder, 100)
             run_loop(TableSession(hashed), (1, 2), control=recording, interrupted=lambda: "cancelled")

@@ -1,4 +1,4 @@
-"""Controllers on known processes: texts, drafters that are right so often, and passes that take what a surface says."""
+"""Controllers on known processes: sequences, drafters that are right so often, and passes of known latency."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ from runtime.testing import TableSession, run_loop
 from runtime.traces import TracedGeneration
 from tests.runtime.test_loop import Oracle
 
-# Milliseconds: rows that cost next to nothing, those of a laptop's CPU, and those that cost as much as a pass.
+# Milliseconds: tokens that take next to no time, those of a laptop's CPU, and those that take as long as a pass.
 FLAT = {256: {1: 10.0, 32: 12.0}}
 LAPTOP = {256: {1: 9.0, 4: 10.3, 8: 15.5, 16: 27.0}}
 STEEP = {256: {1: 10.0, 2: 20.0}}
@@ -23,7 +23,7 @@ CHOOSY = {256: {1: 10.0, 2: 16.0}}
 SURFACES = {"flat": FLAT, "laptop": LAPTOP, "steep": STEEP}
 
 
-class Measured:
+class OnSurface:
     """A controller whose passes take exactly what a surface says; it keeps what was planned and what came of it."""
 
     def __init__(self, drafters, surface=LAPTOP, *, knowledge=None, most=31, trees=False, plain_width=1):
@@ -49,12 +49,14 @@ class Measured:
 
 
 class Script:
-    """Drafts a known text whose tokens are right so often; `evidence` says what a place of the text rests on."""
+    """Drafts a known sequence whose tokens are right so often; `evidence` says what a place of it rests on."""
 
-    def __init__(self, text, right, seed=0, *, name="script", evidence=None, most=99):
+    def __init__(self, sequence, right, seed=0, *, name="script", evidence=None, most=99):
         random = np.random.default_rng(seed)
-        share = np.vectorize(right)(np.arange(len(text))) if callable(right) else right
-        self.guess = np.where(random.random(len(text)) < share, text, (text + 1 + random.integers(0, 97)) % 100)
+        share = np.vectorize(right)(np.arange(len(sequence))) if callable(right) else right
+        self.guess = np.where(
+            random.random(len(sequence)) < share, sequence, (sequence + 1 + random.integers(0, 97)) % 100
+        )
         self.name, self.evidence, self.most, self.asked = name, evidence, most, []
 
     def propose(self, context, max_tokens):
@@ -65,10 +67,10 @@ class Script:
         )
 
 
-class Costly(Oracle):
+class SlowOracle(Oracle):
     """An oracle whose drafting takes time: `says` so many seconds per token, and needs `needs` of the clock."""
 
-    name = "costly"
+    name = "slow"
 
     def __init__(self, target, right, clock=None, *, says=1e-3, needs=None):
         super().__init__(target, right)
@@ -82,12 +84,12 @@ class Costly(Oracle):
         return super().propose(context, max_tokens)
 
 
-class CostlyScript(Script):
-    """The same along a known text."""
+class SlowScript(Script):
+    """The same along a known sequence."""
 
-    def __init__(self, text, right, clock, *, says=1e-3, needs=None, first=0.0, **options):
+    def __init__(self, sequence, right, clock, *, says=1e-3, needs=None, first=0.0, **options):
         """`first`: what its first draft needs besides."""
-        super().__init__(text, right, name="costly", **options)
+        super().__init__(sequence, right, name="slow", **options)
         self.seconds_per_token, self.clock, self.needs = says, clock, says if needs is None else needs
         self.first = first
 
@@ -97,20 +99,20 @@ class CostlyScript(Script):
         return super().propose(context, max_tokens)
 
 
-def at_times(text, right):
+def at_times(sequence, right):
     """A drafter that has something to say half of the time, so that passes of several widths are made."""
-    evidence = np.arange(len(text)) // 10 % 2
-    return Script(text, lambda place: right * evidence[place], 3, evidence=evidence)
+    evidence = np.arange(len(sequence)) // 10 % 2
+    return Script(sequence, lambda place: right * evidence[place], 3, evidence=evidence)
 
 
-def text_of(length=1200, seed=1):
+def sequence_of(length=1200, seed=1):
     return np.random.default_rng(seed).integers(0, 100, length)
 
 
-def follow_text(text, drafters, surface=LAPTOP, **options):
-    """Rounds along a known text, without a session."""
-    control = Measured(drafters, surface, **options)
-    tokens = tuple(text.tolist())
+def follow_sequence(sequence, drafters, surface=LAPTOP, **options):
+    """Rounds along a known sequence, without a session."""
+    control = OnSurface(drafters, surface, **options)
+    tokens = tuple(sequence.tolist())
     traced = TracedGeneration(category="", prompt=tokens[:4], tokens=tokens[4:], top=())
     replay(traced, control, control.latency, count_drafting=False)
     return control

@@ -39,8 +39,8 @@ def drafts(draw, most=7):
     """A chain or a tree of three tokens, with evidence or without; siblings are different tokens."""
     tokens, parents = [], []
     chain = draw(st.booleans())
-    for row in range(draw(st.integers(0, most))):
-        parent = row - 1 if chain else draw(st.integers(-1, row - 1))
+    for node in range(draw(st.integers(0, most))):
+        parent = node - 1 if chain else draw(st.integers(-1, node - 1))
         taken = {token for token, above in zip(tokens, parents, strict=True) if above == parent}
         free = sorted({0, 1, 2} - taken)
         if free:
@@ -60,8 +60,8 @@ class TestMerge:
     def test_is_the_union_of_paths(self, proposed):
         expected = {}
         for drafter, one in enumerate(proposed):
-            for row, path in enumerate(paths(one.tokens.tolist(), parents_of(one))):
-                rests_on = len(path) - 1 if one.evidence is None else int(one.evidence[row])
+            for node, path in enumerate(paths(one.tokens.tolist(), parents_of(one))):
+                rests_on = len(path) - 1 if one.evidence is None else int(one.evidence[node])
                 if path not in expected:
                     expected[path] = [drafter, rests_on, False]
                 elif expected[path][0] != drafter:
@@ -137,7 +137,7 @@ STEPS = {
 
 
 @st.composite
-def priced(draw, steps):
+def with_latencies(draw, steps):
     """Candidates, their rates and the seconds of passes with 0 drafts and more."""
     found = merge([draw(drafts(5)), draw(drafts(4))])
     rates = draw(st.lists(probabilities, min_size=len(found.tokens), max_size=len(found.tokens)))
@@ -150,11 +150,11 @@ class TestSelect:
     @quick
     @given(st.data(), st.integers(0, 12))
     def test_no_part_of_the_tree_is_better(self, steps, data, most):
-        found, rates, seconds = data.draw(priced(steps))
+        found, rates, seconds = data.draw(with_latencies(steps))
         chosen = select(found, rates.__getitem__, Latencies(seconds), most=most, tree=True)
         assert len(chosen.chosen) == len(set(chosen.chosen)) <= most
-        for row, place in enumerate(chosen.chosen):
-            assert found.parents[place] in (-1, *chosen.chosen[:row])
+        for node, place in enumerate(chosen.chosen):
+            assert found.parents[place] in (-1, *chosen.chosen[:node])
         products = reached(found, rates)
         assert chosen.tokens == pytest.approx(1 + sum(products[place] for place in chosen.chosen))
         assert chosen.seconds == seconds[len(chosen.chosen)]
@@ -165,7 +165,7 @@ class TestSelect:
     @quick
     @given(st.data(), st.integers(0, 12))
     def test_no_chain_is_better_where_siblings_are_not_verified(self, steps, data, most):
-        found, rates, seconds = data.draw(priced(steps))
+        found, rates, seconds = data.draw(with_latencies(steps))
         chosen = select(found, rates.__getitem__, Latencies(seconds), most=most, tree=False)
         assert len(chosen.chosen) <= most
         assert is_chain(found, chosen.chosen)
@@ -179,8 +179,8 @@ class TestSelect:
         """The likelier first token does not lead to the likelier chain."""
         found = merge([draft([1, 2, 3]), draft([4, 5, 6])])
         rates = [0.5, 0.1, 0.1, 0.45, 0.95, 0.95]
-        price = Latencies([1.0, 1.1, 1.2, 1.3])
-        assert select(found, rates.__getitem__, price, most=3, tree=False).chosen == [3, 4, 5]
+        latencies = Latencies([1.0, 1.1, 1.2, 1.3])
+        assert select(found, rates.__getitem__, latencies, most=3, tree=False).chosen == [3, 4, 5]
 
     @quick
     @given(st.data(), st.integers(0, 12))
@@ -193,8 +193,8 @@ class TestSelect:
             assert chosen.chosen == list(range(len(chosen.chosen)))
             assert chosen.tokens / chosen.seconds == pytest.approx(best_rate(found, rates, seconds, most))
 
-    def test_a_step_that_pays_only_with_those_behind_it(self):
-        """The second draft costs as much as a pass; four cost no more, as where kernels work in blocks."""
+    def test_a_step_that_pays_only_with_those_after_it(self):
+        """The second draft takes as long as a pass; four take no longer, as where kernels work in blocks."""
         found = merge([draft([1, 2, 3, 4])])
         blocks = Latencies([1.0, 1.5, 1.5, 1.5, 1.5])
         assert select(found, lambda place: 0.3, blocks, most=9, tree=True).chosen == []
@@ -211,11 +211,11 @@ class TestSelect:
             chosen = select(nothing, lambda place: 1.0, Latencies([1.0, 1.0, 1.0, 1.0]), most=most, tree=True)
             assert (chosen.chosen, chosen.tokens, chosen.seconds) == ([], 1.0, 1.0)
 
-    def test_all_where_drafts_cost_nothing(self):
+    def test_all_where_drafts_take_no_time(self):
         found = merge([draft([1, 2]), draft([3, 4], parents=[-1, -1])])
         assert sorted(select(found, lambda place: 0.1, Latencies([1.0] * 9), most=9, tree=True).chosen) == [0, 1, 2, 3]
 
-    def test_no_more_than_there_are_prices_for(self):
+    def test_no_more_than_there_are_latencies_for(self):
         found = merge([draft([1, 2, 3, 4])])
         assert select(found, lambda place: 1.0, Latencies([1.0, 1.1, 1.2]), most=9, tree=True).chosen == [0, 1]
 
@@ -235,8 +235,8 @@ def test_to_draft_keeps_the_paths(proposed, data):
 
 @quick
 @given(st.lists(drafts(), max_size=3), st.lists(st.integers(0, 2), max_size=8))
-def test_judged_is_what_the_text_decides_about(proposed, emitted):
-    """A candidate is decided about where the text goes along all that it follows, verified or not."""
+def test_judged_is_what_the_sequence_decides_about(proposed, emitted):
+    """A candidate is decided about where the sequence goes along all that it follows, verified or not."""
     found = merge(proposed)
     expected = {}
     for place, path in enumerate(paths(found.tokens, found.parents)):
@@ -249,13 +249,13 @@ def test_judged_is_what_the_text_decides_about(proposed, emitted):
 
 @quick
 @given(drafts(), st.lists(st.integers(0, 2), min_size=1, max_size=8))
-def test_what_is_right_is_what_the_loop_accepts(one, text):
+def test_what_is_right_is_what_the_loop_accepts(one, sequence):
     """Along a draft's own path, `judged` and `follow` agree."""
     found = merge([one])
-    step, row, accepted = follow(one.tokens, one.parents), 0, 0
-    for token in text:
-        row = step(row, token)
-        if row is None:
+    step, node, accepted = follow(one.tokens, one.parents), 0, 0
+    for token in sequence:
+        node = step(node, token)
+        if node is None:
             break
         accepted += 1
-    assert sum(right for _, right in judged(found, text)) == accepted
+    assert sum(right for _, right in judged(found, sequence)) == accepted

@@ -1,9 +1,9 @@
-"""Acceptance rates: where they begin, how fast they follow what is seen, and what texts tell each other."""
+"""Acceptance rates: where they begin, how fast they follow what is seen, and what sequences tell each other."""
 
 import numpy as np
 import pytest
 
-from runtime.control.estimates import Estimates, TextEstimates
+from runtime.control.estimates import Estimates, SequenceEstimates
 
 
 def believed(value):
@@ -19,7 +19,7 @@ def see(estimates, key, prior, outcomes):
         estimates.count(key, believed(prior), right=right)
 
 
-@pytest.mark.parametrize("kind", [Estimates, lambda: TextEstimates(Estimates())], ids=["engine", "text"])
+@pytest.mark.parametrize("kind", [Estimates, lambda: SequenceEstimates(Estimates())], ids=["engine", "sequence"])
 @pytest.mark.parametrize("prior", [0.0, 0.1, 0.9, 1.0])
 class TestRates:
     def test_begin_with_what_is_believed(self, kind, prior):
@@ -87,24 +87,24 @@ def test_what_was_seen_fades_to_what_was_believed():
     assert estimates.rate("b", never) == pytest.approx(0.3)
 
 
-class TestTexts:
-    def test_a_text_begins_with_the_rates_of_the_others(self):
+class TestSequences:
+    def test_a_sequence_begins_with_the_rates_of_the_others(self):
         everywhere = Estimates()
-        see(TextEstimates(everywhere), "a", 0.5, [True] * 200)
-        assert TextEstimates(everywhere).rate("a", never) == everywhere.rate("a", never) > 0.9
+        see(SequenceEstimates(everywhere), "a", 0.5, [True] * 200)
+        assert SequenceEstimates(everywhere).rate("a", never) == everywhere.rate("a", never) > 0.9
 
     def test_its_own_guesses_count_more(self):
         everywhere = Estimates()
-        see(TextEstimates(everywhere), "a", 0.5, [True] * 200)
-        own = TextEstimates(everywhere)
+        see(SequenceEstimates(everywhere), "a", 0.5, [True] * 200)
+        own = SequenceEstimates(everywhere)
         see(own, "a", 0.5, [False] * 20)
         assert own.rate("a", never) < 0.35
         assert everywhere.rate("a", never) > 0.8
-        assert TextEstimates(everywhere).rate("a", never) == everywhere.rate("a", never)
+        assert SequenceEstimates(everywhere).rate("a", never) == everywhere.rate("a", never)
 
     def test_others_go_on_learning(self):
         everywhere = Estimates()
-        one, other = TextEstimates(everywhere), TextEstimates(everywhere)
+        one, other = SequenceEstimates(everywhere), SequenceEstimates(everywhere)
         before = other.rate("a", believed(0.5))
         see(one, "a", 0.5, [True] * 50)
         assert other.rate("a", never) > before

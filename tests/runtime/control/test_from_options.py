@@ -81,7 +81,7 @@ def test_trees_where_they_are_exact():
 
 def test_the_narrowest_pass_is_that_of_plain_decoding():
     plan = make("suffix", exact=RowInvariance(chain=3, widest=32), surface=STEEP).propose(LOOP, 9, 23)
-    # Two drafts cost nothing, and a third one too much.
+    # Two drafts take no time, and a third one too much.
     assert len(plan.draft.tokens) == 2
     assert plan.expected_seconds == pytest.approx(0.03)
 
@@ -94,7 +94,7 @@ def test_where_no_two_widths_agree_nothing_is_drafted():
         with pytest.raises(GenerationError) as error:
             make(asked, exact=NEVER)
         assert str(error.value) == (
-            "on this machine a row's bits depend on how many rows are fed, so speculation would not be exact: use "
+            "on this machine a position's bits depend on how many are fed, so speculation would not be exact: use "
             "drafter='none', or 'auto', which then drafts nothing"
         )
 

@@ -1,4 +1,4 @@
-"""Engines whose vocabularies differ in tokens that no text has."""
+"""Engines whose vocabularies differ in tokens that no sequence has."""
 
 import json
 import shutil

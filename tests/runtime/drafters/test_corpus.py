@@ -11,17 +11,17 @@ from quasar.errors import GenerationError
 from runtime.drafters import Corpus
 from runtime.drafters.corpus import _SEPARATOR, CorpusMatch
 
-texts = st.lists(st.lists(st.integers(0, 2), max_size=12), max_size=8)
+sequences = st.lists(st.lists(st.integers(0, 2), max_size=12), max_size=8)
 
 
 def array(tokens):
     return np.array(tokens, np.int64)
 
 
-def corpus_of(texts, max_tokens=1000):
+def corpus_of(sequences, max_tokens=1000):
     corpus = Corpus(max_tokens)
-    for text in texts:
-        corpus.add(text)
+    for sequence in sequences:
+        corpus.add(sequence)
     return corpus
 
 
@@ -34,9 +34,9 @@ def look_up(corpus, context, max_tokens=5):
     return match.length, match.continuation(max_tokens).tolist()
 
 
-def slow(texts, context, max_tokens):
-    """A look through all texts: the longest match, and what followed its most frequent, then most recent, use."""
-    together = [token for text in texts for token in [*text, _SEPARATOR]]
+def slow(sequences, context, max_tokens):
+    """A look through all sequences: the longest match, and what followed its most frequent, then most recent, use."""
+    together = [token for sequence in sequences for token in [*sequence, _SEPARATOR]]
     for size in range(len(context), 0, -1):
         places = [at for at in range(size, len(together)) if together[at - size : at] == context[-size:]]
         if places:
@@ -49,15 +49,15 @@ def slow(texts, context, max_tokens):
     return 0, []
 
 
-@given(texts, st.lists(st.integers(0, 2), min_size=1, max_size=8), st.integers(0, 6))
-def test_equals_the_slow_reference(texts, context, max_tokens):
-    assert look_up(corpus_of(texts), context, max_tokens) == slow(texts, context, max_tokens)
+@given(sequences, st.lists(st.integers(0, 2), min_size=1, max_size=8), st.integers(0, 6))
+def test_equals_the_slow_reference(sequences, context, max_tokens):
+    assert look_up(corpus_of(sequences), context, max_tokens) == slow(sequences, context, max_tokens)
 
 
-def test_matches_end_with_their_text():
+def test_matches_end_with_their_sequence():
     corpus = corpus_of([[1, 2, 3], [4, 5, 6]])
     assert look_up(corpus, [1, 2]) == (2, [3])
-    # 3 stood at the end, and 4 at the beginning of the next text.
+    # 3 stood at the end, and 4 at the beginning of the next sequence.
     assert look_up(corpus, [2, 3]) == (0, [])
     assert look_up(corpus, [3, 4]) == (1, [5, 6])
     assert look_up(corpus, [4], max_tokens=1) == (1, [5])
@@ -66,12 +66,12 @@ def test_matches_end_with_their_text():
 
 
 @given(st.lists(st.lists(st.integers(0, 99), max_size=14), max_size=12), st.integers(2, 24))
-def test_the_newest_tokens_are_remembered_and_no_more_than_fit(texts, max_tokens):
+def test_the_newest_tokens_are_remembered_and_no_more_than_fit(sequences, max_tokens):
     corpus, capacity = Corpus(max_tokens), max_tokens // 2
     written = []
-    for text in texts:
-        corpus.add(text)
-        written += [*text, _SEPARATOR][-capacity:]
+    for sequence in sequences:
+        corpus.add(sequence)
+        written += [*sequence, _SEPARATOR][-capacity:]
         kept = remembered(corpus)
         assert len(corpus) == len(kept) <= max_tokens
         assert kept == written[len(written) - len(kept) :]
@@ -91,7 +91,7 @@ def test_the_oldest_is_forgotten():
     corpus.add([17, 18])
     assert look_up(corpus, [1, 2]) == (0, [])
     assert look_up(corpus, [9]) == (1, [10, 11, 12])
-    # Of a text that is longer than half, the end.
+    # Of a sequence that is longer than half, the end.
     corpus.add(range(30, 50))
     assert look_up(corpus, [48]) == (1, [49])
     assert look_up(corpus, [40]) == (0, [])
@@ -110,21 +110,21 @@ def test_of_two_halves_the_longer_match_and_then_the_older():
     assert look_up(corpus, [1, 2, 3]) == (3, [4, 5])
 
 
-@given(texts, st.lists(st.integers(0, 2), min_size=1, max_size=20), st.lists(st.integers(1, 5), min_size=1))
-def test_following_a_text_is_looking_it_up_anew(texts, context, steps):
-    corpus = corpus_of(texts, 40)
+@given(sequences, st.lists(st.integers(0, 2), min_size=1, max_size=20), st.lists(st.integers(1, 5), min_size=1))
+def test_following_a_sequence_is_looking_it_up_anew(sequences, context, steps):
+    corpus = corpus_of(sequences, 40)
     follows = CorpusMatch(corpus)
     length = 0
     for step in steps:
         length = min(length + step, len(context))
         match = follows.longest(array(context[:length]))
         assert (match.length, match.continuation(5).tolist()) == look_up(corpus, context[:length])
-    # A text that is none of its beginnings.
+    # A sequence that is none of its beginnings.
     match = follows.longest(array([context[0] ^ 1, *context]))
     assert (match.length, match.continuation(5).tolist()) == look_up(corpus, [context[0] ^ 1, *context])
 
 
-def test_another_text_in_the_same_buffer_is_noticed():
+def test_another_sequence_in_the_same_buffer_is_noticed():
     match = CorpusMatch(corpus_of([[1, 2, 3], [4, 5, 6]]))
     buffer = array([1, 2, 9])
     assert match.longest(buffer[:2]).continuation(5).tolist() == [3]
@@ -145,7 +145,7 @@ def test_a_match_survives_that_its_half_is_dropped():
 
 
 def test_threads_share_a_corpus():
-    """Texts count upwards: whatever is copied must go on where the context ends."""
+    """Sequences count upwards: whatever is copied must go on where the context ends."""
     corpus = Corpus(300)
     failures = []
 
@@ -205,17 +205,17 @@ def test_the_smallest_corpus_remembers_ends():
 
 
 @pytest.mark.parametrize(
-    "text",
+    "sequence",
     [[-1], [1, _SEPARATOR], [1 << 40], [[1, 2], [3, 4]], 5, pytest.param([1 << 70], id="no int64")],
 )
-def test_texts_that_are_none(text):
+def test_sequences_that_are_none(sequence):
     corpus = Corpus()
-    with pytest.raises(GenerationError, match="a text for the corpus must be a list of token ids, 0 to 2"):
-        corpus.add(text)
+    with pytest.raises(GenerationError, match="a sequence for the corpus must be a list of token ids, 0 to 2"):
+        corpus.add(sequence)
     assert len(corpus) == 0
 
 
-def test_the_largest_id_and_empty_texts_are_taken():
+def test_the_largest_id_and_empty_sequences_are_taken():
     corpus = Corpus()
     corpus.add([])
     corpus.add((_SEPARATOR - 1, 3))
@@ -224,8 +224,8 @@ def test_the_largest_id_and_empty_texts_are_taken():
     assert look_up(corpus, [4]) == (1, [5])
 
 
-def test_texts_that_come_while_a_context_is_followed():
-    """Found at once, and a match that a text has made longer is followed in the new one."""
+def test_sequences_that_come_while_a_context_is_followed():
+    """Found at once, and a match that a sequence has made longer is followed in the new one."""
     corpus = Corpus()
     match = CorpusMatch(corpus)
     context = np.array([1, 2, 3])

@@ -49,13 +49,13 @@ def test_tokens_and_cache_are_the_verifiers_own(verifier, tiny_engine, unsmoothe
     drafter = f"{kind}:{unsmoothed if kind == 'self' else tiny_engine}"
     for prompt in (PROMPT, "abc " * 40):
         plain = verifier.generate(prompt, max_new_tokens=50, drafter="none", ignore_eos=True, **options)
-        rows = len(verifier.encode(prompt)) + len(plain.token_ids) - 1
-        expected = session.read_rows(0, rows)
+        length = len(verifier.encode(prompt)) + len(plain.token_ids) - 1
+        expected = session.read_rows(0, length)
         fast = verifier.generate(
             prompt, max_new_tokens=50, drafter=drafter, num_draft_tokens=k, ignore_eos=True, **options
         )
         assert fast.token_ids == plain.token_ids
-        np.testing.assert_array_equal(session.read_rows(0, rows), expected)
+        np.testing.assert_array_equal(session.read_rows(0, length), expected)
         if k is not None:
             # The same model with rounded weights: mostly right.
             assert fast.stats.accepted > 0.3 * fast.stats.drafted > 0
@@ -63,7 +63,7 @@ def test_tokens_and_cache_are_the_verifiers_own(verifier, tiny_engine, unsmoothe
 
 
 def test_cache_after_every_round_is_what_the_verifier_committed(verifier, unsmoothed):
-    """QSpec's claim: drafts leave no trace in the committed rows."""
+    """QSpec's claim: drafts leave no trace in the committed positions."""
     session = verifier._resources.loaded.session
     options = {"max_new_tokens": 40, "ignore_eos": True}
     plain = verifier.generate(PROMPT, drafter="none", **options)
@@ -71,30 +71,30 @@ def test_cache_after_every_round_is_what_the_verifier_committed(verifier, unsmoo
     expected = session.read_rows(0, start + 39)
     committed = start
     for event in verifier.stream(PROMPT, drafter=f"self:{unsmoothed}", num_draft_tokens=4, **options):
-        rows = committed + len(event.token_ids) - 1
-        np.testing.assert_array_equal(session.read_rows(0, rows), expected[..., :rows, :])
+        length = committed + len(event.token_ids) - 1
+        np.testing.assert_array_equal(session.read_rows(0, length), expected[..., :length, :])
         committed += len(event.token_ids)
     assert committed == start + len(plain.token_ids)
 
 
 def test_layers_can_be_skipped_on_the_verifiers_cache(verifier, tiny_model, build_engine):
-    """The rest of the layers read and write their own rows; all are the verifier's again after its pass."""
+    """The rest of the layers read and write their own positions; all are the verifier's again after its pass."""
     session = verifier._resources.loaded.session
     drafter = f"self:{build_engine(tiny_model, precision='fp32', skip_layers='1')}"
     options = {"max_new_tokens": 40, "ignore_eos": True}
     plain = verifier.generate(PROMPT, drafter="none", **options)
-    rows = len(verifier.encode(PROMPT)) + 39
-    expected = session.read_rows(0, rows)
+    length = len(verifier.encode(PROMPT)) + 39
+    expected = session.read_rows(0, length)
     fast = verifier.generate(PROMPT, drafter=drafter, num_draft_tokens=3, **options)
     assert fast.token_ids == plain.token_ids
     assert fast.stats.drafted > 0
-    np.testing.assert_array_equal(session.read_rows(0, rows), expected)
+    np.testing.assert_array_equal(session.read_rows(0, length), expected)
     drafts = verifier._resources.draft_engines.open(Path(drafter.removeprefix("self:")), shares_cache=True)
     caches = drafts.loaded.session.caches
     assert [id(pair[0]) for pair in caches] == [id(session.caches[layer][0]) for layer in (0, 2)]
 
 
-def test_texts_that_take_turns_on_a_draft_engine(verifier, tiny_engine):
+def test_sequences_that_alternate_on_a_draft_engine(verifier, tiny_engine):
     options = {"max_new_tokens": 30, "ignore_eos": True, "num_draft_tokens": 3, "drafter": f"model:{tiny_engine}"}
     prompts = (PROMPT, "another text")
     alone = [verifier.generate(prompt, **options).token_ids for prompt in prompts]
@@ -121,7 +121,7 @@ def test_the_draft_does_not_depend_on_what_proposes_to_the_engine(tiny_engine, m
     engine = DraftEngine(loaded)
     assert engine.draft(context, 12, None, PromptLookup()) == expected
     assert len(passes) <= 12
-    # What was fed is not fed again, and a text that goes on elsewhere is followed from where they part.
+    # What was fed is not fed again, and a sequence that goes on elsewhere is followed from where they part.
     passes.clear()
     longer = np.concatenate([context, expected[:5], [3]])
     again = engine.draft(longer, 4, None)
@@ -198,7 +198,7 @@ def test_drafters_draw_with_the_targets_randomness(tiny_engine):
     assert drawn.stats.accepted == drawn.stats.drafted > 0
 
 
-def test_drafting_stops_behind_an_end_token(tiny_engine):
+def test_drafting_stops_after_an_end_token(tiny_engine):
     engine = DraftEngine(load_engine(tiny_engine))
     context = np.arange(20, 40)
     free = engine.draft(context, 8, None)
@@ -210,7 +210,7 @@ def test_drafting_stops_behind_an_end_token(tiny_engine):
 
 @pytest.mark.parametrize("length", [253, 254, 255, 256, 257, 258, 511, 512])
 def test_prompts_that_fill_a_piece_leave_room_for_proposals(tiny_engine, length, monkeypatch):
-    """A pass takes as many rows as a piece of a prompt has, proposals included."""
+    """A pass takes as many tokens as a piece of a prompt has, proposals included."""
     loaded = load_engine(tiny_engine)
     chunk = loaded.session.contract.prefill_chunk
     context = np.tile(np.arange(20, 27), 80)[: length * chunk // 256 - 8]
@@ -292,13 +292,13 @@ def sign(directory):
     path.write_text(json.dumps(raw))
 
 
-def test_its_price_is_corrected_by_its_own_passes(tiny_engine):
+def test_its_latency_is_corrected_by_its_own_passes(tiny_engine):
     """A build beside other work recorded four times what a pass takes."""
     loaded = load_engine(tiny_engine)
-    dear = {256: {1: 4e3, 32: 5e3}}
+    slow = {256: {1: 4e3, 32: 5e3}}
     now = [0.0]
     engine = DraftEngine(
-        dataclasses.replace(loaded, record=dataclasses.replace(loaded.record, cost_surface_ms=dear)),
+        dataclasses.replace(loaded, record=dataclasses.replace(loaded.record, cost_surface_ms=slow)),
         clock=lambda: now[0],
     )
     choose = engine._choose
@@ -313,5 +313,5 @@ def test_its_price_is_corrected_by_its_own_passes(tiny_engine):
     context = np.arange(20)
     for _ in range(30):
         engine.draft(context, 8, None)
-    # The recorded price counts for eight passes of many.
+    # The recorded latency counts for eight passes of many.
     assert engine.seconds_per_token == pytest.approx(1.0, rel=0.2)

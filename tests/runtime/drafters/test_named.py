@@ -66,7 +66,7 @@ def test_objects_are_taken_as_they_are():
     assert type(found[1]) is Suffix
 
 
-def test_every_text_gets_drafters_of_its_own():
+def test_every_sequence_gets_drafters_of_its_own():
     one, other = (make_drafters("suffix,recycling", target()) for _ in range(2))
     assert not {id(drafter) for drafter in one} & {id(drafter) for drafter in other}
 
@@ -106,14 +106,14 @@ def test_recycling_starts_from_what_comes_with_the_engine():
         ([], "drafter is an empty list; one name or drafter was expected, or 'none'"),
         ("none,suffix", "drafter 'none' stands beside others; it goes alone"),
         (["suffix", "none"], "drafter 'none' stands beside others; it goes alone"),
-        ("suffix:3", "drafter 'suffix:3' came; 'suffix' takes nothing behind a colon"),
+        ("suffix:3", "drafter 'suffix:3' came; 'suffix' takes nothing after a colon"),
         (
             "recycling:kept",
             "drafter 'recycling:kept' keeps what an engine saw, and there is none here: take 'recycling'",
         ),
         ("recycling:a:b", "drafter 'recycling:a:b' came; 'recycling' or 'recycling:kept' was expected"),
-        ("model", "drafter 'model' needs an engine directory behind a colon, as in model:DIR"),
-        ("self:", "drafter 'self' needs an engine directory behind a colon, as in self:DIR"),
+        ("model", "drafter 'model' needs an engine directory after a colon, as in model:DIR"),
+        ("self:", "drafter 'self' needs an engine directory after a colon, as in self:DIR"),
         (
             "hierarchical:x",
             "drafter 'hierarchical:x' is compared with the verifier, and there is no engine directory of it here",

@@ -23,7 +23,7 @@ def kept(path):
     return PersistentSuccessors(path, vocab_size=100, k=3)
 
 
-def rows(**by_token):
+def successors(**by_token):
     """t7=[1, 2, 3] → the arrays of a pass."""
     return np.array([int(name[1:]) for name in by_token]), np.array(list(by_token.values()))
 
@@ -31,8 +31,8 @@ def rows(**by_token):
 def test_kept_from_one_to_the_next(path):
     first = kept(path)
     assert first.get(7) is None
-    first.update(*rows(t7=[1, 2, 3, 4], t8=[5, 6, 7, 8]))
-    first.update(*rows(t7=[9, 2, 1, 0]))
+    first.update(*successors(t7=[1, 2, 3, 4], t8=[5, 6, 7, 8]))
+    first.update(*successors(t7=[9, 2, 1, 0]))
     assert first.get(7) == [9, 2, 1]
     first.save()
     again = kept(path)
@@ -41,7 +41,7 @@ def test_kept_from_one_to_the_next(path):
 
 def test_saved_where_nobody_closes(path):
     forgotten = kept(path)
-    forgotten.update(*rows(t7=[1, 2, 3]))
+    forgotten.update(*successors(t7=[1, 2, 3]))
     del forgotten
     gc.collect()
     assert read_successors(path, 100) == {7: [1, 2, 3]}
@@ -53,7 +53,7 @@ def test_nothing_new_writes_nothing(path):
     kept(path).save()
     assert not path.exists()
     one = kept(path)
-    one.update(*rows(t7=[1, 2, 3]))
+    one.update(*successors(t7=[1, 2, 3]))
     one.save()
     path.unlink()
     one.save()
@@ -62,8 +62,8 @@ def test_nothing_new_writes_nothing(path):
 
 def test_what_others_wrote_meanwhile_stays(path):
     ours, theirs = kept(path), kept(path)
-    ours.update(*rows(t1=[1, 1, 1], t2=[2, 2, 2]))
-    theirs.update(*rows(t2=[9, 9, 9], t3=[3, 3, 3]))
+    ours.update(*successors(t1=[1, 1, 1], t2=[2, 2, 2]))
+    theirs.update(*successors(t2=[9, 9, 9], t3=[3, 3, 3]))
     theirs.save()
     ours.save()
     assert read_successors(path, 100) == {1: [1, 1, 1], 2: [2, 2, 2], 3: [3, 3, 3]}
@@ -81,7 +81,7 @@ def test_a_damaged_file_is_begun_anew(path, content, caplog):
         one = kept(path)
         assert one.get(7) is None
     assert "successors are kept anew" in caplog.text
-    one.update(*rows(t7=[1, 2, 3]))
+    one.update(*successors(t7=[1, 2, 3]))
     one.save()
     assert kept(path).get(7) == [1, 2, 3]
 
@@ -89,21 +89,21 @@ def test_a_damaged_file_is_begun_anew(path, content, caplog):
 def test_a_file_that_cannot_be_written(tmp_path, caplog):
     (tmp_path / "cache").write_text("a file where a folder should be")
     one = kept(tmp_path / "cache" / "table.npy")
-    one.update(*rows(t7=[1, 2, 3]))
+    one.update(*successors(t7=[1, 2, 3]))
     with caplog.at_level(logging.WARNING, "quasar.runtime"):
         one.save()
     assert "cannot be written" in caplog.text
     assert one.get(7) == [1, 2, 3]
 
 
-def test_recycling_prefers_its_own_text_then_earlier_ones_then_the_engines(path):
+def test_recycling_prefers_its_own_sequence_then_earlier_ones_then_the_engines(path):
     table = kept(path)
-    table.update(*rows(t2=[20, 21, 22], t3=[30, 31, 32]))
-    drafter = Recycling(warm={1: [11], 2: [12], 3: [13]}, kept=table)
-    drafter.observe(*rows(t3=[40, 41, 42]))
+    table.update(*successors(t2=[20, 21, 22], t3=[30, 31, 32]))
+    drafter = Recycling(warm={1: [11], 2: [12], 3: [13]}, persistent=table)
+    drafter.observe(*successors(t3=[40, 41, 42]))
     assert [drafter.propose(np.array([token]), 1).tokens.tolist() for token in (1, 2, 3, 4)] == [[11], [20], [40], []]
-    # This text's are there for the next one.
-    assert Recycling(kept=table).propose(np.array([3]), 1).tokens.tolist() == [40]
+    # This sequence's are there for the next one.
+    assert Recycling(persistent=table).propose(np.array([3]), 1).tokens.tolist() == [40]
 
 
 def test_an_engine_keeps_them_only_where_it_is_asked_to(tiny_engine):
@@ -122,7 +122,7 @@ def test_an_engine_keeps_them_only_where_it_is_asked_to(tiny_engine):
         accepted.append(fast.stats.accepted)
     (file,) = folder.iterdir()
     assert read_successors(file, 320)
-    # The same text again: what followed its tokens is known now.
+    # The same sequence again: what followed its tokens is known now.
     assert accepted[1] > accepted[0]
     with runtime.load(tiny_engine) as engine, pytest.raises(GenerationError, match="'recycling:kept' was expected"):
         engine.generate("one two three", drafter="recycling:always", **options)

@@ -22,7 +22,7 @@ def array(tokens):
 
 
 def saw(drafter, successors):
-    """Let it see rows: token → successors."""
+    """Let it see positions: token → successors."""
     drafter.observe(array(list(successors)), array(list(successors.values())))
 
 
@@ -62,7 +62,7 @@ def test_the_last_sight_counts():
     saw(drafter, {1: [2, 3], 2: [5, 6]})
     saw(drafter, {1: [4, 2]})
     assert propose(drafter, 1, 3).tokens.tolist() == [4]
-    # Of rows of the same token in one pass, the last.
+    # Of positions of the same token in one pass, the last.
     drafter.observe(array([1, 1]), array([[2, 0], [3, 0]]))
     assert propose(drafter, 1, 3).tokens.tolist() == [3]
 
@@ -91,7 +91,7 @@ def test_a_tree_has_the_likeliest_places(branches):
         for path, evidence in zip(found, draft.evidence.tolist(), strict=True):
             rank_of = [everything()[above].index(token) for above, token in itertools.pairwise((1, *path))]
             products.append(math.prod(_PRIORS[rank] for rank in rank_of))
-            # What it rests on: depth, seen in this text, rank.
+            # What it rests on: depth, seen in this sequence, rank.
             assert divmod(evidence, KEPT) == (2 * (len(path) - 1), rank_of[-1])
         np.testing.assert_allclose(products, likeliest[: len(found)])
 
@@ -172,19 +172,21 @@ def outcome(fed, path, successors):
 
 
 def test_of_one_pass_what_was_accepted_counts():
-    """Token 2 is fed twice: accepted behind the pending token, and rejected behind a sibling."""
+    """Token 2 is fed twice: accepted after the pending token, and rejected after a sibling."""
     drafter = Recycling()
     assert isinstance(drafter, ObservingDrafter)
     tell([drafter], outcome([1, 2, 3, 2], (0, 1), [[2, 0], [5, 0], [7, 0], [6, 0]]))
     assert propose(drafter, 2, 1).tokens.tolist() == [5]
-    # Rejected rows are not wasted.
+    # Rejected drafts are not wasted.
     assert propose(drafter, 3, 1).tokens.tolist() == [7]
     assert propose(drafter, 1, 1).tokens.tolist() == [2]
 
 
-def test_rows_are_told_in_the_order_of_the_path():
+def test_tokens_are_told_in_the_order_of_the_path():
     seen = []
-    drafter = type("Sees", (), {"observe": lambda self, tokens, rows: seen.append((tokens.tolist(), rows.tolist()))})()
+    drafter = type(
+        "Sees", (), {"observe": lambda self, tokens, after: seen.append((tokens.tolist(), after.tolist()))}
+    )()
     tell([drafter], outcome([1, 2, 3, 4, 5], (0, 3, 4), [[10], [20], [30], [40], [50]]))
     assert seen == [([2, 3, 1, 4, 5], [[20], [30], [10], [40], [50]])]
     tell([drafter], outcome([1, 2], (0,), None))

@@ -17,13 +17,13 @@ def array(tokens):
     return np.array(tokens, np.int64)
 
 
-def rows(draft):
+def columns(draft):
     parents = None if draft.parents is None else draft.parents.tolist()
     return draft.tokens.tolist(), parents, None if draft.evidence is None else draft.evidence.tolist()
 
 
 def longest_match(context):
-    """The length of the longest suffix that ended earlier, and the places behind its earlier occurrences."""
+    """The length of the longest suffix that ended earlier, and the places after its earlier occurrences."""
     for size in range(len(context) - 1, 0, -1):
         places = [at for at in range(size, len(context)) if context[at - size : at] == context[-size:]]
         if places:
@@ -41,11 +41,11 @@ def continuations(context, places):
 
 
 def copied(context, at, count):
-    """What stands from a place on; behind the context's end, the copy goes on with itself."""
-    text = list(context)
+    """What stands from a place on; after the context's end, the copy goes on with itself."""
+    sequence = list(context)
     for step in range(count):
-        text.append(text[at + step])
-    return text[len(context) :]
+        sequence.append(sequence[at + step])
+    return sequence[len(context) :]
 
 
 def slow(context, k, branches):
@@ -63,11 +63,11 @@ def chains(draft):
     if draft.parents is None:
         return [draft.tokens.tolist()] if len(draft.tokens) else []
     found = []
-    for row, (token, parent) in enumerate(zip(draft.tokens.tolist(), draft.parents.tolist(), strict=True)):
+    for place, (token, parent) in enumerate(zip(draft.tokens.tolist(), draft.parents.tolist(), strict=True)):
         if parent == -1:
             found.append([])
         else:
-            assert parent == row - 1
+            assert parent == place - 1
         found[-1].append(token)
     return found
 
@@ -104,7 +104,7 @@ def test_branches(context, k, branches):
     found = chains(draft)
     sizes = [len(branch) for branch in found]
     assert sum(sizes) == len(draft.tokens) <= k
-    # As many as were asked for, if anything is drafted: nothing is held back.
+    # As many as were asked for, if anything is drafted: none is withheld.
     assert sum(sizes) in (0, k)
     assert len(found) <= branches
     assert sizes[:1] == ([max(sizes)] if sizes else [])
@@ -124,9 +124,9 @@ def test_sizes_of_branches(max_tokens, branches):
 def test_the_reference_automaton_drafts_the_same(monkeypatch):
     random = np.random.default_rng(1)
     contexts = [random.integers(0, 3, size) for size in (2, 9, 40, 200)]
-    native = [rows(Suffix(branches=3).propose(context, 9)) for context in contexts]
+    native = [columns(Suffix(branches=3).propose(context, 9)) for context in contexts]
     monkeypatch.setattr("runtime.drafters.suffix.open_automaton", SuffixAutomaton)
-    assert [rows(Suffix(branches=3).propose(context, 9)) for context in contexts] == native
+    assert [columns(Suffix(branches=3).propose(context, 9)) for context in contexts] == native
 
 
 def test_a_loop_of_thousands_goes_on():
@@ -166,7 +166,7 @@ def test_evidence_tells_matches_apart():
     assert [_share(*part) for part in ((1, 3), (1, 2), (2, 3), (3, 4), (999, 1000), (2, 2), (1, 1))] == [
         *(0, 1, 1, 2, 3, 3, 4)
     ]
-    # Behind the first, a token rests on the match and what was copied together.
+    # After the first, a token rests on the match and what was copied together.
     assert _evidence(2, 4, 9).tolist() == [14, 43, 44, 44, 45, 45, 45, 46, 46]
     assert _evidence(2, 4, 0).tolist() == []
 
@@ -189,25 +189,25 @@ def test_priors_of_all_evidence_that_can_occur():
 
 
 @given(st.lists(st.integers(0, 2), min_size=2, max_size=60), st.lists(st.integers(1, 9), min_size=1))
-def test_following_a_text_is_beginning_anew(text, steps):
+def test_following_a_sequence_is_beginning_anew(sequence, steps):
     follows = Suffix(branches=2)
     length = 0
     for step in steps:
-        length = min(length + step, len(text))
-        context = array(text[:length])
-        assert rows(follows.propose(context, 7)) == rows(Suffix(branches=2).propose(context, 7))
+        length = min(length + step, len(sequence))
+        context = array(sequence[:length])
+        assert columns(follows.propose(context, 7)) == columns(Suffix(branches=2).propose(context, 7))
 
 
 @given(contexts, contexts, st.lists(st.tuples(st.booleans(), st.integers(1, 40)), max_size=8))
-def test_one_object_serves_texts_in_turn(one, other, turns):
-    """Texts that part, that are cut, and of which one is the beginning of the other."""
+def test_one_object_serves_sequences_alternately(one, other, proposals):
+    """Sequences that part, that are cut, and of which one is the beginning of the other."""
     serves = Suffix(branches=2)
-    for of_other, length in turns:
+    for of_other, length in proposals:
         context = array((other if of_other else one)[:length])
-        assert rows(serves.propose(context, 7)) == rows(Suffix(branches=2).propose(context, 7))
+        assert columns(serves.propose(context, 7)) == columns(Suffix(branches=2).propose(context, 7))
 
 
-def test_another_text_in_the_same_buffer_is_noticed():
+def test_another_sequence_in_the_same_buffer_is_noticed():
     buffer = array([1, 2, 3, 1, 2, 3, 1])
     drafter = Suffix()
     assert drafter.propose(buffer[:6], 3).tokens.tolist() == [1, 2, 3]
@@ -218,7 +218,7 @@ def test_another_text_in_the_same_buffer_is_noticed():
     assert draft.tokens.tolist() == [5, 6, 4]
 
 
-def test_a_text_that_grows_is_read_once(monkeypatch):
+def test_a_sequence_that_grows_is_read_once(monkeypatch):
     read = []
 
     class Counts(SuffixAutomaton):
@@ -228,19 +228,19 @@ def test_a_text_that_grows_is_read_once(monkeypatch):
 
     monkeypatch.setattr("runtime.drafters.suffix.open_automaton", Counts)
     drafter = Suffix()
-    text = np.arange(300) % 11
+    sequence = np.arange(300) % 11
     for length in range(5, 300, 7):
-        drafter.propose(text[:length], 4)
-    assert read == text[:length].tolist()
+        drafter.propose(sequence[:length], 4)
+    assert read == sequence[:length].tolist()
 
 
 def test_agrees_with_prompt_lookup_where_the_match_is_one_place():
     random = np.random.default_rng(3)
     # Distinct tokens, then a piece of them again.
     for _ in range(30):
-        text = random.permutation(50)
+        sequence = random.permutation(50)
         at = int(random.integers(0, 45))
-        context = np.concatenate([text, text[at : at + 3]])
+        context = np.concatenate([sequence, sequence[at : at + 3]])
         assert Suffix().propose(context, 8).tokens.tolist() == PromptLookup().propose(context, 8).tokens.tolist()
 
 
@@ -268,7 +268,7 @@ def test_without_a_longer_match_a_corpus_changes_nothing():
     random = np.random.default_rng(5)
     for size in (1, 5, 60):
         context = random.integers(0, 4, size)
-        assert rows(Suffix(branches=2, corpus=corpus).propose(context, 9)) == rows(
+        assert columns(Suffix(branches=2, corpus=corpus).propose(context, 9)) == columns(
             Suffix(branches=2).propose(context, 9)
         )
 

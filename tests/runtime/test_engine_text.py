@@ -1,4 +1,4 @@
-"""An engine's texts: special tokens as stops, answers that go on, sampling defaults, template arguments."""
+"""An engine's text: special tokens as stops, answers that go on, sampling defaults, template arguments."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ def engine(tmp_path_factory, build_engine):
 
 
 def forced(*tokens):
-    """A processor that makes the text."""
+    """A processor that makes the answer."""
 
     def process(context, logits):
         place = len(context) - process.begins
@@ -49,7 +49,7 @@ def test_a_stop_that_is_a_special_token_stops(engine, drafter):
     )
     assert (answer.text, answer.finish_reason, answer.stopped_by) == ("xx", "stop", "<|user|>")
     assert answer.token_ids == (letter, letter, special)
-    # Without it the text goes on.
+    # Without it the answer goes on.
     assert len(engine.generate("hi", logits_processor=process, max_new_tokens=9, drafter=drafter).token_ids) == 9
 
 
