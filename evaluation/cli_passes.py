@@ -8,7 +8,7 @@ import typer
 from quasar.cli import check_output, command_of_lists, console, emit_json, new_app, progress_steps
 
 if TYPE_CHECKING:
-    from evaluation.compare import Comparison
+    from evaluation.compare import BackendComparison
     from evaluation.pass_latency import PassLatency
 
 app = new_app()
@@ -119,7 +119,7 @@ def _print_latency(latency: "PassLatency") -> None:
     out.print(f"memory: {latency.bandwidth_gb_s:.1f} GB/s")
 
 
-def _print(comparison: "Comparison", worst: int) -> None:
+def _print(comparison: "BackendComparison", worst: int) -> None:
     from rich.console import Console
     from rich.table import Table
 

@@ -38,7 +38,7 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+class BackendComparison:
     """A back end against ONNX Runtime over `tokens` tokens, worst tensors first.
 
     `ran_on`: a GPU's name, or "host memory" where the back end's graph ran on the CPU in the GPU's place.
@@ -61,7 +61,7 @@ def compare_backends(
     *,
     threads: int = 0,
     on_backend: Callable[[str], None] = lambda name: None,
-) -> list[Comparison]:
+) -> list[BackendComparison]:
     """Compare every TensorRT back end that the directory has with ONNX Runtime.
 
     On a machine with a GPU the plans run; on another one their graphs run on host memory.
@@ -86,7 +86,7 @@ def compare_backends(
         came = read_tensors(session, token_ids)
         session.close()
         comparisons.append(
-            Comparison(
+            BackendComparison(
                 backend=name,
                 ran_on=ran_on,
                 tokens=len(token_ids),

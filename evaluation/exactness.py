@@ -17,7 +17,7 @@ Turns = Literal["first", "all"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Divergence:
+class FirstDifference:
     """The first place where two decodings of a prompt differ; an id is None where one answer had ended.
 
     `turn` counts from 1. `logit_gap`: how far the plain token's logit lies above the speculative one's, after the
@@ -49,7 +49,7 @@ class Exactness:
     accepted: int
     emitted_in_rounds: int
     reused_tokens: int
-    divergences: tuple[Divergence, ...]
+    divergences: tuple[FirstDifference, ...]
 
     @property
     def acceptance_length(self) -> float:
@@ -81,7 +81,7 @@ def verify(
         recorder: the speculative answers are written there, with their prompts' categories.
     """
     options = _one_by_one(options)
-    divergences: list[Divergence] = []
+    divergences: list[FirstDifference] = []
     speculative_runs: list[Generation] = []
     for index, prompt in enumerate(prompts):
         if recorder is not None:
@@ -159,7 +159,7 @@ def _divergence(
     speculative: Sequence[int],
     *,
     options: OptionsDict,
-) -> Divergence:
+) -> FirstDifference:
     place = first_difference(plain, speculative)
     left = plain[place] if place < len(plain) else None
     right = speculative[place] if place < len(speculative) else None
@@ -168,6 +168,6 @@ def _divergence(
         context = np.concatenate([engine.encode(messages, **options), np.asarray(plain[:place], np.int64)])
         logits = engine.logits(context.tolist())
         gap = float(logits[left] - logits[right])
-    return Divergence(
+    return FirstDifference(
         prompt=where[0], turn=where[1], position=place, plain_id=left, speculative_id=right, logit_gap=gap
     )
