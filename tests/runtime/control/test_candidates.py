@@ -39,8 +39,8 @@ def drafts(draw, most=7):
     """A chain or a tree of three tokens, with evidence or without; siblings are different tokens."""
     tokens, parents = [], []
     chain = draw(st.booleans())
-    for node in range(draw(st.integers(0, most))):
-        parent = node - 1 if chain else draw(st.integers(-1, node - 1))
+    for _ in range(draw(st.integers(0, most))):
+        parent = len(tokens) - 1 if chain else draw(st.integers(-1, len(tokens) - 1))
         taken = {token for token, above in zip(tokens, parents, strict=True) if above == parent}
         free = sorted({0, 1, 2} - taken)
         if free:
