@@ -80,7 +80,7 @@ class StopRules:
         """The text since the last call; what may be the start of a stop string waits for more."""
         end = len(self._text)
         if not self._ended:
-            end -= self._held_back()
+            end -= self._withheld()
         piece = self._text[self._given : end]
         self._given = max(self._given, end)
         return piece
@@ -115,7 +115,7 @@ class StopRules:
                 self._find(before)
         self._ended = True
 
-    def _held_back(self) -> int:
+    def _withheld(self) -> int:
         """Length of the longest end of the text that a stop string begins with."""
         for length in range(min(self._longest - 1, len(self._text) - self._given), 0, -1):
             if any(one.startswith(self._text[-length:]) for one in self._strings):
