@@ -1,10 +1,10 @@
-"""What each idea brings to W8A8 per token: KL and top-1 in simulation, over calibration seeds, on prompts of yours.
+"""What each idea brings to W8A8 per token: KL and top-1, fake-quantized, over calibration seeds, on prompts of yours.
 
     python benchmarks/quantization_ideas.py smollm2 build/smollm2-w8a8 --prompts FILE.jsonl --limit 60
 
-The engine lends its tokenizer and chat template. A seed decides which calibration texts are held back. The ideas are
-those of `calibration.search`, one upon another, and two that it does not use: activations that saturate below their
-row's amax, and a bias that takes back the mean error of every output.
+The engine lends its tokenizer and chat template. A seed decides which calibration texts are the validation split. The
+ideas are those of `calibration.search`, each upon the one before, and two that it does not use: activations that
+saturate below their token's amax, and a bias that takes back the mean error of every output.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from calibration.fake_quantization import FakeQuantizedLinear, LinearForm, simulated
+from calibration.fake_quantization import FakeQuantizedLinear, LinearForm, fake_quantized
 from calibration.fidelity import LogitsReader, compare_several, torch_logits
 from calibration.float_model import load_float_model
 from calibration.quantized_model import QuantizedModel
@@ -39,13 +39,13 @@ _MOST_PROMPT_TOKENS = 512
 
 
 class Clipped:
-    """Activations that saturate at 95 % of their row's amax."""
+    """Activations that saturate at 95 % of their token's amax."""
 
     def __init__(self, form: FakeQuantizedLinear) -> None:
         self._form = form
 
     def product(self, x: "torch.Tensor", /) -> "torch.Tensor":
-        """As the linear's, of rows whose largest values are cut off."""
+        """As the linear's, of tokens whose largest values are cut off."""
         factor = self._form.factor
         smoothed = x if factor is None else x / factor
         limit = _CLIP * smoothed.abs().amax(-1, keepdim=True)
@@ -87,9 +87,9 @@ def main() -> None:
     recipe = make_recipe(spec, precision="w8a8", alpha="auto")
     found: dict[str, list[dict[str, Any]]] = {}
     for seed in range(options.seeds):
-        fitted, kept = split_validation(calibration, seed)
+        fitted, held_out = split_validation(calibration, seed)
         statistics = collect_statistics(model, spec, [text.tokens for text in fitted])
-        validation = ValidationSplit(model, kept, spec.vocab_size)
+        validation = ValidationSplit(model, held_out, spec.vocab_size)
         with tempfile.TemporaryDirectory() as scratch:
 
             def search(name: str, *, clip_weights: bool = True) -> Search:
@@ -97,7 +97,7 @@ def main() -> None:
                 return Search(model, spec, recipe, statistics, folder, quiet, clip_weights=clip_weights)  # noqa: B023
 
             ideas = forms_of(search, validation, spec)
-            readers = [simulated_logits(model, spec, linears) for linears in ideas.values()]
+            readers = [fake_quantized_logits(model, spec, linears) for linears in ideas.values()]
             for name, compared in zip(ideas, compare_several(texts, torch_logits(model), readers), strict=True):
                 found.setdefault(name, []).append(compared.figures())
         print(f"seed {seed} done", flush=True)
@@ -115,12 +115,12 @@ def forms_of(
         return search(name, clip_weights=clip_weights).run(validation, STEPS[:steps])[0]
 
     ideas: dict[str, Mapping[str, LinearForm]] = {
-        "alpha 0.5": best("0", 0).simulated(),
-        "alpha per group": best("1", 1, clip_weights=False).simulated(),
-        "+ clipped weight ranges": best("1-clipped", 1).simulated(),
-        "+ refined factors": best("2", 2).simulated(),
+        "alpha 0.5": best("0", 0).fake_quantized_linears(),
+        "alpha per group": best("1", 1, clip_weights=False).fake_quantized_linears(),
+        "+ clipped weight ranges": best("1-clipped", 1).fake_quantized_linears(),
+        "+ refined factors": best("2", 2).fake_quantized_linears(),
     }
-    last = best("3", 3).simulated()
+    last = best("3", 3).fake_quantized_linears()
     ideas["+ reconstructed rounding"] = last
     samples = {linear.name: search("samples").sample(linear) for linear in spec.linears()}
     ideas["+ bias correction (not used)"] = {
@@ -130,13 +130,15 @@ def forms_of(
     return ideas
 
 
-def simulated_logits(model: "torch.nn.Module", spec: DecoderSpec, linears: Mapping[str, LinearForm]) -> LogitsReader:
+def fake_quantized_logits(
+    model: "torch.nn.Module", spec: DecoderSpec, linears: Mapping[str, LinearForm]
+) -> LogitsReader:
     """Reads logits of the model with those linears in place of its own."""
 
     def read(tokens: Sequence[int]) -> Iterator[Any]:
-        with simulated(model, spec, linears):
-            rows = list(torch_logits(model)(tokens))
-        yield from rows
+        with fake_quantized(model, spec, linears):
+            logits = list(torch_logits(model)(tokens))
+        yield from logits
 
     return read
 

@@ -1,4 +1,4 @@
-"""Ranges below the largest value: a few outliers are cut off where that makes all the others finer."""
+"""Clipping: a range below amax cuts off a few outliers, so that all other values are rounded more finely."""
 
 from typing import TYPE_CHECKING
 

@@ -12,7 +12,7 @@ Float32 = NDArray[np.float32]
 
 
 def engine_logits(session: Session) -> LogitsReader:
-    """Reads logits float32 [rows, V] of every row of a sequence, in pieces of at most one prefill chunk."""
+    """Reads logits float32 [positions, V] of a whole sequence, in pieces of at most one prefill chunk."""
 
     def read(tokens: Sequence[int]) -> Iterator[Float32]:
         chunk = session.max_logits_rows

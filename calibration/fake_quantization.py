@@ -1,4 +1,4 @@
-"""The quantized verifier's arithmetic in torch: what the searches measure before anything is built.
+"""Fake quantization: the quantized verifier's arithmetic in torch, which the searches judge before anything is built.
 
 How a linear is computed is its precision's (`calibration.precisions`), in float32, as a back end's scales are.
 """
@@ -40,11 +40,11 @@ class FakeQuantizedLinear:
     def product(self, x: "torch.Tensor") -> "torch.Tensor":
         """The linear's output without its bias, float32 [..., outputs], for x float32 [..., inputs]."""
         smoothed = x if self.factor is None else x / self.factor
-        return self.precision.simulate(smoothed, self.weight(), self.static_scale)
+        return self.precision.fake_quantized_product(smoothed, self.weight(), self.static_scale)
 
 
 @contextmanager
-def simulated(
+def fake_quantized(
     model: "torch.nn.Module", spec: DecoderSpec, linears: Mapping[str, LinearForm]
 ) -> "Iterator[torch.nn.Module]":
     """Inside, the model computes the named linears as the verifier would; one that is not named stays float."""
@@ -62,7 +62,7 @@ def simulated(
         yield model
     finally:
         for module in replaced:
-            # The class's own method is behind the instance's.
+            # Without the instance's attribute, the class's own method is found again.
             del module.forward
 
 
@@ -71,19 +71,19 @@ class _SharedProduct:
 
     def __init__(self, form: LinearForm) -> None:
         self._form = form
-        self._rows = 0
+        self._num_outputs = 0
         self._input: Any = None
         self._product: Any = None
 
     def forward_of(self, module: Any) -> "Callable[[torch.Tensor], torch.Tensor]":
-        start = self._rows
-        stop = self._rows = start + module.out_features
+        start = self._num_outputs
+        stop = self._num_outputs = start + module.out_features
 
         def forward(x: "torch.Tensor") -> "torch.Tensor":
             if x is not self._input:
                 self._input, self._product = x, self._form.product(x.float())
             y = self._product[..., start:stop]
-            if stop == self._rows:
+            if stop == self._num_outputs:
                 # The last member frees what the others shared.
                 self._input = self._product = None
             biased: torch.Tensor = y if module.bias is None else y + module.bias

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 Float32 = NDArray[np.float32]
 
-# Logits [rows, V] of consecutive rows of a token sequence, in order, in pieces.
+# Token ids of a sequence → its logits [positions, V], in order, in pieces.
 LogitsReader = Callable[[Sequence[int]], Iterator[Float32]]
 
-_ROWS_AT_ONCE = 64
+_POSITIONS_AT_ONCE = 64
 
 
 def log_softmax(logits: Float32) -> Float32:
@@ -37,13 +37,13 @@ def kl_nats(log_p: Float32, log_q: Float32) -> NDArray[np.float64]:
 
 # Lower ends of the bins in which positions are reported; the last one has no upper end.
 POSITION_BINS = (0, 16, 32, 64, 128, 256, 512)
-# Gaps between the verifier's two most likely tokens, in nats, below which rows are counted.
+# Gaps between the verifier's two most likely tokens, in nats, below which positions are counted.
 MARGINS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 
 
 @dataclass(slots=True)
 class FidelitySums:
-    """What rows showed: divergence, agreement and gap of every row, and sums over those whose next token is known."""
+    """Divergence, agreement and margin at every position, and sums over those whose next token is known."""
 
     kl: list[NDArray[np.float64]] = field(default_factory=list)
     agrees: list[NDArray[np.bool_]] = field(default_factory=list)
@@ -61,13 +61,13 @@ class FidelitySums:
         following: NDArray[np.int64],
         positions: NDArray[np.int64] | None = None,
     ) -> None:
-        """Add rows: logits float32 [rows, V] of both, and the token that follows each row, -1 where none does.
+        """Add positions: logits float32 [M, V] of both, and the token that follows each position, -1 where none does.
 
-        `positions`: of the rows in their text; None counts from 0.
+        `positions`: in their sequence, int64 [M]; None counts from 0.
         """
         places = np.arange(len(reference)) if positions is None else positions
-        for start in range(0, len(reference), _ROWS_AT_ONCE):
-            part = slice(start, start + _ROWS_AT_ONCE)
+        for start in range(0, len(reference), _POSITIONS_AT_ONCE):
+            part = slice(start, start + _POSITIONS_AT_ONCE)
             log_p, log_q, token = log_softmax(reference[part]), log_softmax(engine[part]), following[part]
             self.kl.append(kl_nats(log_p, log_q))
             self.agrees.append(log_p.argmax(axis=-1) == log_q.argmax(axis=-1))
@@ -80,20 +80,20 @@ class FidelitySums:
             self.nll_float -= float(log_p[known, token[known]].sum(dtype=np.float64))
 
     def figures(self) -> dict[str, Any]:
-        """Means over the rows; perplexity over the rows whose next token is known."""
-        rows = sum(map(len, self.kl))
+        """Means over the positions; perplexity over those whose next token is known."""
+        count = sum(map(len, self.kl))
         kl, agreeing = (float(sum(part.sum() for part in parts)) for parts in (self.kl, self.agrees))
         return {
             # Rounding alone can take a KL of zero below it.
-            "mean_kl_nats": max(0.0, round(kl / max(rows, 1), 6)),
-            "top1_agreement": round(agreeing / max(rows, 1), 6),
+            "mean_kl_nats": max(0.0, round(kl / max(count, 1), 6)),
+            "top1_agreement": round(agreeing / max(count, 1), 6),
             "perplexity": round(math.exp(self.nll / max(self.predicted, 1)), 4),
             "perplexity_float": round(math.exp(self.nll_float / max(self.predicted, 1)), 4),
-            "tokens": rows,
+            "tokens": count,
         }
 
     def details(self) -> dict[str, Any]:
-        """Divergence and agreement by position, and the margin table; bins without rows are left out."""
+        """Divergence and agreement by position, and the margin table; bins without positions are left out."""
         if not self.kl:
             return {"by_position": [], "margins": []}
         kl, agrees = np.concatenate(self.kl), np.concatenate(self.agrees)
@@ -118,7 +118,7 @@ class FidelitySums:
                 {
                     "below": limit,
                     "rows": round(float(below.mean()), 6),
-                    # Of those rows, and of all disagreements: what checking those rows alone would catch.
+                    # Of those positions, and of all disagreements: what checking those positions alone would catch.
                     "disagreeing": round(float((~agrees[below]).mean()), 6) if below.any() else 0.0,
                     "caught": round(float((below & ~agrees).sum() / max((~agrees).sum(), 1)), 6),
                 }
@@ -142,19 +142,21 @@ class Comparison:
         return {"prompts": self.prompts.details(), "continuation": self.continuation.details()}
 
     def add(self, text: TokenizedText, reference: Iterator[Float32], engine: Iterator[Float32]) -> None:
-        """Add the rows of one text. A continuation's rows are the ones that predict its tokens."""
+        """Add the positions of one text. A continuation's positions are the ones that predict its tokens."""
         tokens = np.asarray(text.tokens, np.int64)
         following = np.append(tokens[1:], -1)
         border = len(text.prompt)
         start = 0
         for p, q in _in_step(reference, engine):
-            rows = np.arange(start, start + len(p))
-            inside, behind = rows < border, (rows >= border - 1) & (rows < len(tokens) - 1)
+            positions = np.arange(start, start + len(p))
+            inside = positions < border
+            predicting = (positions >= border - 1) & (positions < len(tokens) - 1)
             if inside.any():
-                known = np.where(rows < border - 1, following[rows], -1)
-                self.prompts.add(p[inside], q[inside], known[inside], rows[inside])
-            if behind.any():
-                self.continuation.add(p[behind], q[behind], following[rows[behind]], rows[behind])
+                known = np.where(positions < border - 1, following[positions], -1)
+                self.prompts.add(p[inside], q[inside], known[inside], positions[inside])
+            if predicting.any():
+                at = positions[predicting]
+                self.continuation.add(p[predicting], q[predicting], following[at], at)
             start += len(p)
 
 
@@ -166,7 +168,7 @@ def compare(
 ) -> dict[str, Any]:
     """Fidelity on the prompts' own tokens, and under `continuation` on the float model's continuations.
 
-    A continuation's rows are the ones that predict its tokens: the positions that a verifier decides.
+    A continuation's positions are the ones that predict its tokens, which is where a verifier decides.
     """
     return compare_several(texts, reference, [engine], on_text)[0].figures()
 
@@ -201,13 +203,13 @@ def torch_logits(model: "torch.nn.Module") -> LogitsReader:
 
 
 def _in_step(a: Iterator[Float32], b: Iterator[Float32]) -> Iterator[tuple[Float32, Float32]]:
-    """Cut two streams of rows at the same places."""
+    """Cut two streams of logits at the same positions."""
     left = right = np.empty((0, 0), np.float32)
     while True:
         left = left if len(left) else next(a, left)
         right = right if len(right) else next(b, right)
-        rows = min(len(left), len(right))
-        if rows == 0:
+        count = min(len(left), len(right))
+        if count == 0:
             return
-        yield left[:rows], right[:rows]
-        left, right = left[rows:], right[rows:]
+        yield left[:count], right[:count]
+        left, right = left[count:], right[count:]

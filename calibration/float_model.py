@@ -68,5 +68,5 @@ def _to_torch(array: Any, dtype: "torch.dtype") -> "torch.Tensor":
     else:
         tensor = torch.from_numpy(np.ascontiguousarray(array))
     tensor = tensor.to(dtype)
-    # torch's product of a few rows with a matrix stored by columns is about four times as fast here.
+    # torch's product of a few tokens with a matrix stored by columns is about four times as fast here.
     return tensor.t().contiguous().t() if tensor.ndim == 2 else tensor

@@ -1,7 +1,7 @@
-"""Rounding by reconstruction: each input's rounding error is made good by the inputs that are still to be rounded.
+"""GPTQ (arXiv 2210.17323, algorithm 1) at 8 bits: inputs that are still to be rounded make up for earlier roundings.
 
-GPTQ (arXiv 2210.17323, algorithm 1) at 8 bits: with H = Σ_t x_t x_tᵀ over calibration inputs, columns are rounded one
-by one and what is lost is added, weighed by H⁻¹, to the columns that follow. Scales stay those of nearest rounding.
+With H = Σ_t x_t x_tᵀ over calibration inputs, columns are rounded one by one, and each error, weighted by H⁻¹, is added
+to the columns that follow. Scales stay those of nearest rounding.
 """
 
 from typing import TYPE_CHECKING
@@ -33,7 +33,7 @@ def gptq_round(
     inputs = weight.shape[1]
     h = x.t() @ x
     h.diagonal().add_(_DAMPING * h.diagonal().mean() + torch.finfo(h.dtype).tiny)
-    # Those that matter most are rounded first, while there is room to make good.
+    # Inputs that matter most are rounded first: more inputs are left to make up for their errors.
     order = h.diagonal().argsort(descending=True)
     h = h[order][:, order]
     # The upper Cholesky factor of H⁻¹ holds, row by row, the corrections that follow a column.

@@ -1,7 +1,7 @@
-"""Smoothing factors refined channel by channel, from those that one alpha gives.
+"""Learned smoothing: gradient descent adjusts the factors channel by channel, from those that one alpha gives.
 
-What rounding costs has a closed form, and gradient descent finds factors of a smaller cost than any exponent gives.
-With steps proportional to the largest value of a row, and rounding errors uniform and independent, the expected squared
+The expected rounding error has a closed form, and learned factors make it smaller than those of any alpha do. With
+steps proportional to the largest value of a row, and rounding errors uniform and independent, the expected squared
 error of y = x Wᵀ in INT8 is proportional to
 
     Σ_t u_t max_j (x_tj / s_j)² · Σ_ij (w_ij s_j)²   +   Σ_i max_j (w_ij s_j)² · Σ_tj u_t (x_tj / s_j)²
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _STEPS = 80
 _RATE = 0.05
-# What a step reads: maxima are over rows, and some of the rows say as much as all.
+# What a gradient step reads at most: a sample of tokens and outputs is enough for the maxima.
 _MOST_TOKENS = 1024
 _MOST_OUTPUTS = 768
 # Adam's own constants (arXiv 1412.6980).

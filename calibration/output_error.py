@@ -9,7 +9,7 @@ from quasar.numerics import static_scale_of
 if TYPE_CHECKING:
     import torch
 
-# What a search over many factors looks at: of a long sample and of a head of 150,000 rows, some say as much as all.
+# What a search over many factors reads at most: a part of a long sample, or of a head's 150,000 outputs, is enough.
 _MOST_TOKENS = 512
 _MOST_OUTPUTS = 3072
 
@@ -18,8 +18,8 @@ _MOST_OUTPUTS = 3072
 class LinearSample:
     """A linear with inputs that calibration saw.
 
-    `x` float32 [tokens, inputs], `weight` float32 [outputs, inputs]; `token_weights` float32 [tokens]: what an error
-    counts, 1 / mean square of the residual stream that the output joins, so that errors are as the next norm sees them.
+    `x` float32 [tokens, inputs], `weight` float32 [outputs, inputs]; `token_weights` float32 [tokens]: the weight of
+    an error, 1 / mean square of the residual stream that the output is added to: errors as the next norm sees them.
     """
 
     x: "torch.Tensor"
@@ -59,7 +59,7 @@ class LinearSample:
             scale = scale * clip[:, None]
         if precision.has_static_scale and static_scale is None:
             static_scale = static_scale_of(float(x.abs().max()))
-        y = precision.simulate(x, precision.rounded(weight, scale), static_scale or 0.0)
+        y = precision.fake_quantized_product(x, precision.rounded(weight, scale), static_scale or 0.0)
         exact = self.x @ self.weight.t()
         u = self.token_weights[:, None]
         return float((u * (y - exact).square_()).sum() / (u * exact.square_()).sum().clamp_min(1e-30))

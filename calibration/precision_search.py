@@ -1,8 +1,8 @@
-"""Mixed precision: the linears that cost most KL are raised until the verifier is as faithful as asked.
+"""Mixed precision: the linears that lose most KL are raised until the verifier is as faithful as asked.
 
 A linear climbs the ladder of `calibration.precisions`: W8A8 per token → W8A8 in blocks of 32 → float. The next step is
 always the one that gains most KL for a millisecond of a pass on this machine; gains are estimated for each linear alone
-(`calibration.sensitivity`), and what was raised is then measured as a whole on held-back text.
+(`calibration.sensitivity`), and the quantized model is then measured as a whole on the validation split.
 """
 
 from collections.abc import Mapping
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 # Milliseconds of a linear in a pass, by linear name and precision.
 LinearLatency = Mapping[str, Mapping[str, float]]
-# A step that costs less is as good as free.
-_FREE_MS = 1e-3
+# Least added latency of a step, so that one that measures as free does not divide by zero.
+_LEAST_MS = 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +44,7 @@ class Bound:
             raise BuildError(f"--min-top1 is {self.min_top1:g}; a share above 0 and up to 1 was expected")
 
     def with_room(self, room: float) -> "Bound":
-        """A tighter one: other text than the held-back one may be further from the float model."""
+        """A tighter one: on text outside the validation split the distance from the float model may be larger."""
         return Bound(
             max_kl=None if self.max_kl is None else room * self.max_kl,
             min_top1=None if self.min_top1 is None else 1 - room * (1 - self.min_top1),
@@ -69,7 +69,7 @@ def raise_precisions(
     model: "torch.nn.Module",
     progress: Progress,
 ) -> tuple[QuantizedModel, list[StepFigures]]:
-    """The cheapest candidate found that meets the bound on held-back text, and the steps to it.
+    """The fastest quantized model found that meets the bound on the validation split, and the steps to it.
 
     Raises `BuildError` with what was reached if only float linears would meet it.
     """
@@ -78,7 +78,7 @@ def raise_precisions(
         return base, []
     first, *higher = [rung for rung in ladder() if rung is not FLOAT]
     forms: dict[str, dict[str, FakeQuantizedLinear]] = {
-        name: {first.name: form} for name, form in base.simulated().items()
+        name: {first.name: form} for name, form in base.fake_quantized_linears().items()
     }
     raised: dict[str, QuantizedModel] = {}
     for rung in higher:
@@ -88,39 +88,39 @@ def raise_precisions(
             if linear.name in base.choices and linear.inputs % rung.input_multiple == 0
         ]
         raised[rung.name] = search.raised(base, rung, fitting)
-        simulated = raised[rung.name].simulated()
+        linears = raised[rung.name].fake_quantized_linears()
         for name in fitting:
-            forms[name][rung.name] = simulated[name]
-    with progress("sensitivities", len(validation.texts)) as step:
-        costs = measure_sensitivities(model, spec, validation.texts, forms, on_text=step)
-    climb = _Climb(costs, latency)
-    candidate, trace = base, []
+            forms[name][rung.name] = linears[name]
+    with progress("sensitivities", len(validation.sequences)) as step:
+        sensitivities = measure_sensitivities(model, spec, validation.sequences, forms, on_sequence=step)
+    climb = _Climb(sensitivities, latency)
+    best, trace = base, []
     at_least = 1
     while not target.met(reached.kl, reached.top1):
         climb.raise_until(target, reached, at_least)
         if climb.is_at_top:
             raise BuildError(
-                f"the bound ({target} on held-back calibration text) is met by no engine with an INT8 linear: the "
+                f"the bound ({target} on held-out calibration text) is met by no engine with an INT8 linear: the "
                 f"best reached KL {reached.kl:.2g}, top-1 {reached.top1:.4f}; ask for less, or take "
                 f"--precision {FLOAT.choice}"
             )
-        # Where the estimate is too hopeful, steps get longer.
+        # While the estimate is too hopeful, each try raises at least twice as many linears.
         at_least *= 2
-        candidate = base.with_precisions(climb.precisions, raised)
-        reached = search.measure(candidate, validation)
+        best = base.with_precisions(climb.precisions, raised)
+        reached = search.measure(best, validation)
         name = f"{climb.num_raised} linears raised"
         trace.append(StepFigures(step=name, kl=reached.kl, top1=reached.top1, kept=True))
-    return candidate, trace
+    return best, trace
 
 
 class _Climb:
     """Where each linear stands, and which step is next."""
 
-    def __init__(self, costs: Sensitivities, latency: LinearLatency) -> None:
+    def __init__(self, sensitivities: Sensitivities, latency: LinearLatency) -> None:
         self._rungs = [precision.name for precision in ladder()]
-        self._costs = {name: {**by_precision, FLOAT.name: 0.0} for name, by_precision in costs.items()}
+        self._added_kl = {name: {**added, FLOAT.name: 0.0} for name, added in sensitivities.items()}
         self._latency = latency
-        self.precisions = dict.fromkeys(costs, self._rungs[0])
+        self.precisions = dict.fromkeys(sensitivities, self._rungs[0])
 
     @property
     def num_raised(self) -> int:
@@ -132,7 +132,7 @@ class _Climb:
 
     @property
     def _estimate(self) -> float:
-        return sum(self._costs[name][precision] for name, precision in self.precisions.items())
+        return sum(self._added_kl[name][precision] for name, precision in self.precisions.items())
 
     def raise_until(self, target: Bound, reached: Divergence, at_least: int) -> None:
         """Raise some linears, and go on until the estimate, scaled to what was measured, meets a bound on KL."""
@@ -144,12 +144,12 @@ class _Climb:
                 (self._gain(name, now, then), name, then)
                 for name, now in self.precisions.items()
                 for then in self._rungs[self._rungs.index(now) + 1 :]
-                if then in self._costs[name]
+                if then in self._added_kl[name]
             )
             self.precisions[name] = precision
             steps += 1
 
     def _gain(self, name: str, now: str, then: str) -> float:
         """Nats for a millisecond."""
-        costs, latency = self._costs[name], self._latency[name]
-        return (costs[now] - costs[then]) / max(latency[then] - latency[now], _FREE_MS)
+        added, latency = self._added_kl[name], self._latency[name]
+        return (added[now] - added[then]) / max(latency[then] - latency[now], _LEAST_MS)

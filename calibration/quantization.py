@@ -84,7 +84,7 @@ class Quantization:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FidelityGoal:
-    """What precision "auto" aims at, and what linears cost on this machine."""
+    """What precision "auto" aims at, and the latency of linears on this machine."""
 
     bound: Bound
     latency: LinearLatency
@@ -110,17 +110,17 @@ def quantize_model(
 ) -> Quantized:
     """Quantize a float model by a recipe; integers go below `folder`.
 
-    With alpha "auto", or a goal of precision "auto", a quarter of the texts is held back from everything that is
-    fitted, to judge by.
+    With alpha "auto", or a goal of precision "auto", a quarter of the texts is the validation split: nothing is fitted
+    to it, and steps are judged on it.
     """
     searches = recipe.alpha == "auto" or goal is not None
-    fitted, kept = split_validation(texts) if searches else (list(texts), [])
+    fitted, held_out = split_validation(texts) if searches else (list(texts), [])
     with progress("statistics", len(fitted)) as step:
         statistics = collect_statistics(model, spec, [text.tokens for text in fitted], on_batch=step)
     search = Search(model, spec, recipe, statistics, folder, progress)
     record: dict[str, Any] = {"alpha": recipe.alpha, "tokens": statistics.num_tokens}
     if searches:
-        validation = ValidationSplit(model, kept, spec.vocab_size)
+        validation = ValidationSplit(model, held_out, spec.vocab_size)
         best, trace = search.run(validation)
         if goal is not None:
             best, steps = raise_precisions(search, best, validation, goal.latency, goal.bound, spec, model, progress)
@@ -150,11 +150,11 @@ def _figures(
 ) -> dict[str, LinearFigures]:
     import torch
 
-    simulated, figures = best.simulated(), {}
+    quantized, figures = best.fake_quantized_linears(), {}
     with progress("figures", len(recipe.linears)) as step:
         for linear in spec.linears():
             sample, amax = search.sample(linear).fewer_tokens(), torch.from_numpy(statistics.amax[linear.name])
             choice = best.choices.get(linear.name, LinearChoice(precision=FLOAT.name))
-            figures[linear.name] = linear_figures(sample, choice, simulated.get(linear.name), amax)
+            figures[linear.name] = linear_figures(sample, choice, quantized.get(linear.name), amax)
             step(1)
     return figures

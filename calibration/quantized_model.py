@@ -1,4 +1,4 @@
-"""A whole model's quantization: what was chosen for each linear, and the integers that follow."""
+"""A quantized model: what was chosen for each linear, and the integers that follow."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 class LinearChoice:
     """How one linear is quantized.
 
-    `alpha`: SmoothQuant's, None without smoothing; `smoothing` "refined": from there, channel by channel.
-    `precision`: its name. `range`: "max", "clipped" (weights, row by row), or of static activations a percentile.
-    `static_scale`: theirs, else 0.
+    `precision`: its name. `alpha`: SmoothQuant's, None without smoothing. `smoothing`: "refined" is learned smoothing.
+    `range`: "max", "clipped" (weights, channel by channel), or a percentile of static activations. `rounding`:
+    "reconstructed" is GPTQ. `static_scale`: of static activations, else 0.
     """
 
     precision: str
@@ -45,8 +45,8 @@ class QuantizedModel:
     factors: "Mapping[str, torch.Tensor | None]"
     folders: Mapping[str, QuantizedFolder]
 
-    def simulated(self) -> dict[str, FakeQuantizedLinear]:
-        """What `simulation.simulated` takes: the quantized linears."""
+    def fake_quantized_linears(self) -> dict[str, FakeQuantizedLinear]:
+        """The quantized linears by name, as `fake_quantization.fake_quantized` takes them."""
         return {
             name: FakeQuantizedLinear(
                 precision=precision_of(choice.precision),
@@ -61,7 +61,7 @@ class QuantizedModel:
     def with_precisions(
         self, precisions: Mapping[str, str], raised: Mapping[str, "QuantizedModel"]
     ) -> "QuantizedModel":
-        """This one, with linears of the candidates `raised`, by precision, where those are asked for; others float."""
+        """This one, with linears of `raised` (by precision) where `precisions` asks for them; others float."""
         sources = {
             name: raised.get(precision, self) for name, precision in precisions.items() if precision != FLOAT.name
         }

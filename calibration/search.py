@@ -1,12 +1,12 @@
-"""The search for a quantization that answers like the float model: smoothing, ranges and rounding, linear by linear.
+"""The search for the quantized model nearest to the float one: smoothing, clipping and rounding, linear by linear.
 
-Steps are tried one upon another, each found by the error of every linear's own output, and each kept only if the KL
-divergence from the float model on held-back calibration text agrees:
+Each step starts from the best quantized model so far and picks, for every linear, what has the smallest output error.
+A step is kept only if it lowers the KL divergence from the float model on the validation split:
 
     alpha 0.5                SmoothQuant as published, rounded to nearest: where the search begins
-    alpha per group          the alpha (or no smoothing) with the smallest error; ranges clipped where that helps
-    refined factors          `calibration.learned_smoothing`
-    reconstructed rounding   `calibration.gptq`
+    alpha per group          the alpha (or no smoothing) with the smallest error; clipping where that helps
+    refined factors          learned smoothing (`calibration.learned_smoothing`)
+    reconstructed rounding   GPTQ (`calibration.gptq`)
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calibration.clipping import clip_rows, static_range
-from calibration.fake_quantization import module_of, simulated
+from calibration.fake_quantization import fake_quantized, module_of
 from calibration.gptq import gptq_round
 from calibration.learned_smoothing import learn_factor
 from calibration.output_error import LinearSample
@@ -45,7 +45,7 @@ Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepFigures:
-    """What a step of the search reached on held-back text, and whether it was kept."""
+    """What a step of the search reached on the validation split, and whether it was kept."""
 
     step: str
     kl: float
@@ -59,7 +59,7 @@ class StepFigures:
 
 @dataclass(frozen=True, slots=True)
 class _Trial:
-    """A linear to quantize: its choice and its factor."""
+    """How to quantize one linear: its choice, smoothing factor and clipping."""
 
     choice: LinearChoice
     factor: "torch.Tensor | None"
@@ -92,13 +92,15 @@ class Search:
         self._clip_weights = clip_weights
 
     def _begin(self, alpha: float | None) -> QuantizedModel:
-        """One alpha for every linear (None: no smoothing), ranges by the largest value, rounded to nearest."""
-        return self._candidate("no smoothing" if alpha is None else f"alpha {alpha:g}", partial(self._fixed, alpha))
+        """One alpha for every linear (None: no smoothing), no clipping, rounded to nearest."""
+        return self._quantized_model(
+            "no smoothing" if alpha is None else f"alpha {alpha:g}", partial(self._fixed, alpha)
+        )
 
     def run(
         self, validation: ValidationSplit | None, steps: Sequence[str] = STEPS
     ) -> tuple[QuantizedModel, list[StepFigures]]:
-        """The best candidate, and what each step reached. A fixed alpha is taken as it is.
+        """The best quantized model, and what each step reached. A fixed alpha is taken as it is.
 
         `validation`: where steps are judged; with a fixed alpha it may be None.
         """
@@ -110,20 +112,20 @@ class Search:
         trace = [StepFigures(step=best.name, kl=least.kl, top1=least.top1, kept=True)]
         chosen = {
             "alpha per group": self._best_alpha,
-            "refined factors": self._refined,
-            "reconstructed rounding": self._reconstructed,
+            "refined factors": self._learned_smoothing,
+            "reconstructed rounding": self._gptq,
         }
         for step in steps if alpha == "auto" else ():
-            candidate = self._candidate(step, partial(chosen[step], best))
-            reached = self.measure(candidate, validation)
+            trial = self._quantized_model(step, partial(chosen[step], best))
+            reached = self.measure(trial, validation)
             trace.append(StepFigures(step=step, kl=reached.kl, top1=reached.top1, kept=(kept := reached.kl < least.kl)))
             if kept:
-                best, least = candidate, reached
+                best, least = trial, reached
         return best, trace
 
-    def measure(self, candidate: QuantizedModel, validation: ValidationSplit) -> Divergence:
-        """The candidate's divergence from the float model."""
-        with simulated(self._model, self._spec, candidate.simulated()):
+    def measure(self, quantized: QuantizedModel, validation: ValidationSplit) -> Divergence:
+        """The quantized model's divergence from the float model."""
+        with fake_quantized(self._model, self._spec, quantized.fake_quantized_linears()):
             return validation.measure()
 
     def raised(self, base: QuantizedModel, precision: Precision, linears: Collection[str]) -> QuantizedModel:
@@ -136,7 +138,7 @@ class Search:
                 choice, factor = replace(choice, alpha=None, smoothing="off"), None
             return _Trial(choice, factor)
 
-        return self._candidate(precision.label, choose, only=set(linears), base=base)
+        return self._quantized_model(precision.label, choose, only=set(linears), base=base)
 
     def sample(self, linear: Linear) -> LinearSample:
         """The linear's weight, and inputs that calibration saw."""
@@ -149,7 +151,7 @@ class Search:
             token_weights=torch.from_numpy(self._statistics.weights_of_tokens(linear.name)),
         )
 
-    def _candidate(
+    def _quantized_model(
         self, name: str, choose: _Choose, only: set[str] | None = None, base: QuantizedModel | None = None
     ) -> QuantizedModel:
         folder = QuantizedFolder(self._scratch / name.replace(" ", "-"))
@@ -200,9 +202,9 @@ class Search:
         factors = {alpha: self._factor(linear, sample, alpha) for alpha in (None, *_ALPHAS)}
         errors = {alpha: thin.error(precision, factor) for alpha, factor in factors.items()}
         alpha = min(errors, key=lambda one: errors[one])
-        return self._with_ranges(linear, sample, replace(self._fixed(alpha, linear, sample).choice), factors[alpha])
+        return self._with_clipping(linear, sample, replace(self._fixed(alpha, linear, sample).choice), factors[alpha])
 
-    def _refined(self, base: QuantizedModel, linear: Linear, sample: LinearSample) -> _Trial:
+    def _learned_smoothing(self, base: QuantizedModel, linear: Linear, sample: LinearSample) -> _Trial:
         choice, factor = base.choices[linear.name], base.factors[linear.name]
         precision = precision_of(choice.precision)
         if precision.learns_factors:
@@ -210,19 +212,19 @@ class Search:
 
             tie = tie_of(self._spec, linear.name)
             start = torch.ones(linear.inputs) if factor is None else factor
-            refined = learn_factor(start, sample.x, sample.weight, sample.token_weights, tie)
+            learned = learn_factor(start, sample.x, sample.weight, sample.token_weights, tie)
             thin = sample.thinned()
-            if thin.error(precision, refined) < thin.error(precision, factor):
-                choice, factor = replace(choice, smoothing="refined"), refined
-        return self._with_ranges(linear, sample, choice, factor)
+            if thin.error(precision, learned) < thin.error(precision, factor):
+                choice, factor = replace(choice, smoothing="refined"), learned
+        return self._with_clipping(linear, sample, choice, factor)
 
-    def _reconstructed(self, base: QuantizedModel, linear: Linear, sample: LinearSample) -> _Trial:
+    def _gptq(self, base: QuantizedModel, linear: Linear, sample: LinearSample) -> _Trial:
         choice, factor = base.choices[linear.name], base.factors[linear.name]
         precision = precision_of(choice.precision)
         clip = clip_rows(sample, factor, precision) if choice.range == "clipped" else None
         return _Trial(replace(choice, rounding="reconstructed"), factor, clip)
 
-    def _with_ranges(
+    def _with_clipping(
         self, linear: Linear, sample: LinearSample, choice: LinearChoice, factor: "torch.Tensor | None"
     ) -> _Trial:
         precision = precision_of(choice.precision)

@@ -1,4 +1,4 @@
-"""What the quantization of each linear alone costs in KL, for all of them at once.
+"""The KL that the quantization of each linear alone adds, for all of them at once.
 
 To second order, an error e of a linear's output moves the model's distribution by KL ≈ ½ E (g · e)², where g is the
 gradient of the log-probability of tokens that are drawn from the float model itself: the Fisher information stands in
@@ -22,25 +22,25 @@ Sensitivities = dict[str, dict[str, float]]
 def measure_sensitivities(
     model: "torch.nn.Module",
     spec: DecoderSpec,
-    texts: Sequence[Sequence[int]],
+    sequences: Sequence[Sequence[int]],
     forms: Mapping[str, Mapping[str, FakeQuantizedLinear]],
-    on_text: Callable[[int], None] = lambda count: None,
+    on_sequence: Callable[[int], None] = lambda count: None,
 ) -> Sensitivities:
-    """Linear → precision → estimated KL in nats per row that quantizing this linear alone costs.
+    """Linear → precision → estimated KL in nats per token that quantizing this linear alone adds.
 
     Args:
         forms: linear → precision → the linear as that precision computes it.
-        on_text: called after each text, for progress.
+        on_sequence: called after each sequence, for progress.
 
-    Tokens are drawn with a fixed seed: the same texts give the same figures.
+    Tokens are drawn with a fixed seed: the same sequences give the same figures.
     """
     import torch
 
     sums: Sensitivities = {name: dict.fromkeys(choices, 0.0) for name, choices in forms.items()}
     generator = torch.Generator().manual_seed(0)
-    for text in texts:
+    for sequence in sequences:
         with _Watch(model, spec) as watch:
-            log_p = torch.log_softmax(watch.logits(text), dim=-1)
+            log_p = torch.log_softmax(watch.logits(sequence), dim=-1)
         draws = []
         for _ in range(_DRAWS):
             drawn = torch.multinomial(log_p.detach().exp(), 1, generator=generator)
@@ -52,9 +52,9 @@ def measure_sensitivities(
                     error = form.product(watch.inputs[name]) - watch.exact(name)
                     moved = sum(float((draw[name] * error).sum(-1).square().sum()) for draw in draws)
                     sums[name][precision] += moved / (2 * _DRAWS)
-        on_text(1)
-    rows = max(1, sum(map(len, texts)))
-    return {name: {precision: total / rows for precision, total in costs.items()} for name, costs in sums.items()}
+        on_sequence(1)
+    tokens = max(1, sum(map(len, sequences)))
+    return {name: {precision: total / tokens for precision, total in added.items()} for name, added in sums.items()}
 
 
 class _Watch:
@@ -85,16 +85,16 @@ class _Watch:
 
         return keep
 
-    def logits(self, text: Sequence[int]) -> "torch.Tensor":
-        """Float32 [rows, V], from which gradients can be taken."""
+    def logits(self, sequence: Sequence[int]) -> "torch.Tensor":
+        """Float32 [tokens, V], from which gradients can be taken."""
         import torch
 
-        embedded = self._model.get_input_embeddings()(torch.tensor([list(text)])).detach().requires_grad_()
+        embedded = self._model.get_input_embeddings()(torch.tensor([list(sequence)])).detach().requires_grad_()
         logits: torch.Tensor = self._model(inputs_embeds=embedded, use_cache=False).logits[0].float()
         return logits
 
     def gradients(self, likelihood: "torch.Tensor") -> "dict[str, torch.Tensor]":
-        """Linear → gradient by its output, float32 [rows, outputs]."""
+        """Linear → gradient by its output, float32 [tokens, outputs]."""
         import torch
 
         outputs = [output for members in self._outputs.values() for output in members]
@@ -105,7 +105,7 @@ class _Watch:
         }
 
     def exact(self, name: str) -> "torch.Tensor":
-        """The linear's output without its bias, float32 [rows, outputs]."""
+        """The linear's output without its bias, float32 [tokens, outputs]."""
         import torch
 
         linear = next(linear for linear in self._linears if linear.name == name)

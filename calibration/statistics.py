@@ -17,9 +17,9 @@ Float32 = NDArray[np.float32]
 Float16 = NDArray[np.float16]
 
 _BATCH_TOKENS = 2048
-# Inputs kept per linear, for the searches and the figures per linear.
-SAMPLE_ROWS = 2048
-# Samples are kept in float16; what is larger comes back as its largest number.
+# Tokens whose inputs are kept per linear, for the searches and the figures per linear.
+SAMPLE_TOKENS = 2048
+# Samples are kept in float16; larger values are clamped to its largest number.
 _LARGEST = float(np.finfo(np.float16).max)
 
 
@@ -27,9 +27,9 @@ _LARGEST = float(np.finfo(np.float16).max)
 class ActivationStatistics:
     """What calibration saw, by linear name.
 
-    `amax` float32 [inputs]; `samples` float16 [rows, inputs], rows spread over the text; `num_tokens` in all.
-    `token_weights` float32 [rows]: 1 / mean square of the residual stream that a row's output joins, which the next
-    norm divides by; for o_proj and down_proj, whose outputs join it.
+    `amax` float32 [inputs]; `samples` float16 [tokens, inputs], spread over the text; `num_tokens` in all.
+    `token_weights` float32 [tokens], for o_proj and down_proj, whose outputs are added to the residual stream: 1 / mean
+    square of that stream, which the next norm divides by.
     """
 
     amax: dict[str, Float32]
@@ -38,7 +38,7 @@ class ActivationStatistics:
     num_tokens: int
 
     def weights_of_tokens(self, linear: str) -> Float32:
-        """What an error of each sampled row's output counts, float32 [rows]: 1 where nothing joins the residual."""
+        """The weight of each sampled token's output error, float32 [tokens]: 1 for linears off the residual stream."""
         weights = self.token_weights.get(linear)
         return np.ones(len(self.samples[linear]), np.float32) if weights is None else weights
 
@@ -46,13 +46,13 @@ class ActivationStatistics:
 def collect_statistics(
     model: "torch.nn.Module",
     spec: DecoderSpec,
-    texts: Sequence[Sequence[int]],
+    sequences: Sequence[Sequence[int]],
     on_batch: Callable[[int], None] = lambda count: None,
 ) -> ActivationStatistics:
     """Run the float model over token sequences, in batches of at most 2048 padded tokens, and watch every linear."""
     import torch
 
-    total = sum(map(len, texts))
+    total = sum(map(len, sequences))
     watch = _Watch(spec, total)
     handles = [
         module_of(model, linear.members[0]).register_forward_pre_hook(watch.hook(linear.name))
@@ -62,9 +62,9 @@ def collect_statistics(
         _, output, _, down = spec.layer_linears(index)
         residual = module_of(model, f"layers.{index}.post_attention_layernorm")
         handles.append(residual.register_forward_pre_hook(watch.residual_before(output.name)))
-        handles.append(layer.register_forward_hook(watch.residual_behind(down.name)))
+        handles.append(layer.register_forward_hook(watch.residual_after(down.name)))
     try:
-        for batch in _batches(texts):
+        for batch in _batches(sequences):
             longest = max(map(len, batch))
             ids = torch.zeros((len(batch), longest), dtype=torch.long)
             real = torch.zeros((len(batch), longest), dtype=torch.bool)
@@ -72,7 +72,7 @@ def collect_statistics(
                 ids[row, : len(tokens)] = torch.tensor(tokens)
                 real[row, : len(tokens)] = True
             watch.real = real
-            # Padding stands behind the text, where causal attention cannot see it.
+            # Padding stands after the sequence, where causal attention cannot see it.
             with torch.inference_mode():
                 model(input_ids=ids, use_cache=False)
             on_batch(len(batch))
@@ -81,29 +81,29 @@ def collect_statistics(
             handle.remove()
     return ActivationStatistics(
         amax={name: value.numpy() for name, value in watch.amax.items()},
-        samples={name: np.concatenate(rows) for name, rows in watch.samples.items()},
-        token_weights={name: np.concatenate(rows) for name, rows in watch.token_weights.items()},
+        samples={name: np.concatenate(parts) for name, parts in watch.samples.items()},
+        token_weights={name: np.concatenate(parts) for name, parts in watch.token_weights.items()},
         num_tokens=total,
     )
 
 
 class _Watch:
-    """Keeps running maxima and every n-th row of each linear's input."""
+    """Keeps running maxima and every n-th token of each linear's input."""
 
     def __init__(self, spec: DecoderSpec, total_tokens: int) -> None:
         self.amax: dict[str, torch.Tensor] = {}
         self.samples: dict[str, list[Float16]] = {linear.name: [] for linear in spec.linears()}
         self.token_weights: dict[str, list[Float32]] = {}
         self.real: torch.Tensor
-        self._every = max(1, -(-total_tokens // SAMPLE_ROWS))
+        self._every = max(1, -(-total_tokens // SAMPLE_TOKENS))
 
     def hook(self, name: str) -> Callable[[Any, tuple[Any, ...]], None]:
         def watch(_: Any, arguments: tuple[Any, ...]) -> None:
-            rows = arguments[0].detach()[self.real].float()
-            largest = rows.abs().amax(dim=0)
+            tokens = arguments[0].detach()[self.real].float()
+            largest = tokens.abs().amax(dim=0)
             known = self.amax.get(name)
             self.amax[name] = largest if known is None else largest.maximum(known)
-            kept = rows[:: self._every].clamp(-_LARGEST, _LARGEST)
+            kept = tokens[:: self._every].clamp(-_LARGEST, _LARGEST)
             self.samples[name].append(kept.numpy().astype(np.float16))
 
         return watch
@@ -111,19 +111,19 @@ class _Watch:
     def residual_before(self, name: str) -> Callable[[Any, tuple[Any, ...]], None]:
         return lambda _, arguments: self._residual(name, arguments[0])
 
-    def residual_behind(self, name: str) -> Callable[[Any, tuple[Any, ...], Any], None]:
+    def residual_after(self, name: str) -> Callable[[Any, tuple[Any, ...], Any], None]:
         # Older transformers give a layer's output in a tuple.
         return lambda _, arguments, output: self._residual(name, output[0] if isinstance(output, tuple) else output)
 
     def _residual(self, name: str, stream: Any) -> None:
-        rows = stream.detach()[self.real][:: self._every].float()
-        weights = 1 / rows.square().mean(dim=-1).clamp_min(1e-12)
+        tokens = stream.detach()[self.real][:: self._every].float()
+        weights = 1 / tokens.square().mean(dim=-1).clamp_min(1e-12)
         self.token_weights.setdefault(name, []).append(weights.numpy())
 
 
-def _batches(texts: Sequence[Sequence[int]]) -> list[list[Sequence[int]]]:
+def _batches(sequences: Sequence[Sequence[int]]) -> list[list[Sequence[int]]]:
     batches: list[list[Sequence[int]]] = []
-    for tokens in sorted(texts, key=len):
+    for tokens in sorted(sequences, key=len):
         if batches and (len(batches[-1]) + 1) * len(tokens) <= _BATCH_TOKENS:
             batches[-1].append(tokens)
         else:

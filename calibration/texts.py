@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MAX_PROMPT_TOKENS = 512
 CALIBRATION_CONTINUATION_TOKENS = 64
 MAX_CALIBRATION_PROMPTS = 256
-# Many prompts at once read the weights once; their KV cache is held below 1 GiB.
+# Many prompts at once read the weights once; their KV cache stays below 1 GiB.
 _MAX_BATCH = 64
 _MAX_CACHE_BYTES = 1 << 30
 # A text this short may stand inside another by chance.
@@ -123,10 +123,10 @@ def continue_prompts(
 
 def _batches(spec: DecoderSpec, lengths: Sequence[int]) -> list[list[int]]:
     """Indices of sequences of similar length, as many at once as the bound on their KV cache allows."""
-    row_bytes = sum(2 * layer.attention.kv_size * 4 for layer in spec.layers)
+    position_bytes = sum(2 * layer.attention.kv_size * 4 for layer in spec.layers)
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
-        fits = _MAX_CACHE_BYTES // (row_bytes * lengths[index])
+        fits = _MAX_CACHE_BYTES // (position_bytes * lengths[index])
         if batches and len(batches[-1]) < min(_MAX_BATCH, fits):
             batches[-1].append(index)
         else:
@@ -154,6 +154,6 @@ def write_texts(path: Path, texts: Sequence[TokenizedText]) -> None:
 
 
 def read_texts(path: Path) -> list[TokenizedText]:
-    """What `write_texts` kept."""
-    rows = json.loads(path.read_text(encoding="utf-8"))
-    return [TokenizedText(prompt=tuple(row["prompt"]), continuation=tuple(row["continuation"])) for row in rows]
+    """What `write_texts` wrote."""
+    entries = json.loads(path.read_text(encoding="utf-8"))
+    return [TokenizedText(prompt=tuple(one["prompt"]), continuation=tuple(one["continuation"])) for one in entries]

@@ -1,4 +1,4 @@
-"""The build: checkpoint → calibration → canonical graph → lowering → probes and costs → fidelity → manifest."""
+"""The build: checkpoint → calibration → canonical graph → lowering → probes and latency → fidelity → manifest."""
 
 from dataclasses import replace
 from functools import cached_property
@@ -71,7 +71,7 @@ class _Build:
         options = self._options
         check_options(options)
         output = options.output.resolve()
-        # Cheap refusals first: nothing is read before the output is known to be free. A link stands for its target.
+        # Fast refusals first: nothing is read before the output is known to be free. A link stands for its target.
         check_target(output, force=options.force)
         self._calibration = calibration_prompts(options.calibration)
         self._evaluation = default_prompts("evaluation")
@@ -127,7 +127,7 @@ class _Build:
             engine = self._engine(room)
         check_bound(self._bound, engine.fidelity, dict(self._linears))
         calibration, record, fidelity = engine.calibration, engine.record, engine.fidelity
-        self._reporter.stage("successors", "likeliest tokens behind those of the calibration text, for drafting")
+        self._reporter.stage("successors", "likeliest tokens after those of the calibration text, for drafting")
         workspace.stage("successors", lambda: self._successors(record))
         self._reporter.stage("finish", "manifest")
         files = workspace.files()
@@ -163,14 +163,14 @@ class _Build:
         workspace = self._workspace
         calibration: dict[str, Any] = {}
         if self._recipe.quantizes:
-            self._reporter.stage("calibrate", "activation statistics, smoothing, ranges and rounding")
+            self._reporter.stage("calibrate", "activation statistics, smoothing, clipping and rounding")
             calibration = workspace.stage("calibrate", lambda: self._calibrate(room))
             self._recipe = Quantization.load(self._quantization_path).recipe(self._recipe)
         self._reporter.stage("export", f"canonical graph, {self._recipe.precision}")
         workspace.stage("export", self._export)
         self._reporter.stage("lower", "ONNX Runtime: its own operators, and the native ones over packed weights")
         workspace.stage("lower", self._lower)
-        self._reporter.stage("probe", "integer matmuls, row invariance, costs on this machine")
+        self._reporter.stage("probe", "integer matmuls, row invariance, latency on this machine")
         record = MachineRecord.from_json(workspace.stage("probe", self._probe))
         if reason := refusal(self._linears.values(), NATIVE) or self._kernels.reason:
             self._reporter.stage("", f"measured on stock kernels: {reason}")

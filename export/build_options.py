@@ -41,7 +41,7 @@ class BuildOptions:
 class CompileOptions:
     """What the user chose for a back end that is added to an engine directory.
 
-    No `compute_capabilities`: this machine's GPU, else (TensorRT-RTX) 8.6, 8.9 and 12.0. `fused_quantization`: row amax
+    No `compute_capabilities`: this machine's GPU, else (TensorRT-RTX) 8.6, 8.9 and 12.0. `fused_quantization`: amax
     and INT8 quantization as one kernel of ours inside the plan (TensorRT only).
     """
 
@@ -81,7 +81,7 @@ class Silent:
 def check_options(options: BuildOptions) -> None:
     """Raise `BuildError` for options that contradict each other, or that no verifier can have."""
     if not 2 <= options.max_width <= MAX_WIDTH:
-        raise BuildError(f"--max-width is {options.max_width}; 2 to {MAX_WIDTH} rows were expected")
+        raise BuildError(f"--max-width is {options.max_width}; 2 to {MAX_WIDTH} positions were expected")
     if options.kv_dtype not in KV_DTYPES:
         raise BuildError(f"--kv-dtype is {options.kv_dtype!r}; {', '.join(KV_DTYPES)} were expected")
     if options.precision == AUTO and options.skip_layers:

@@ -81,8 +81,8 @@ def build(
         str | None,
         typer.Option(
             metavar="auto|off|0..1",
-            help="SmoothQuant's strength. auto (the default): smoothing, ranges and rounding are searched linear by "
-            "linear, and kept where held-back calibration text agrees.",
+            help="SmoothQuant's strength. auto (the default): smoothing, clipping and rounding are searched linear by "
+            "linear, and kept where held-out calibration text agrees.",
             show_default=False,
         ),
     ] = None,
@@ -113,7 +113,7 @@ def build(
         int, typer.Option(metavar="W", help="The widest verify call: the pending token and W - 1 drafts.")
     ] = 32,
     tree_mask: Annotated[
-        bool, typer.Option("--tree-mask", help="Let the new rows of a verify call form a tree (input tree_mask).")
+        bool, typer.Option("--tree-mask", help="Let the new positions of a verify call form a tree (input tree_mask).")
     ] = False,
     kv_dtype: Annotated[
         Literal["float32", "float16", "bfloat16"],
@@ -228,7 +228,7 @@ def inspect(
         bool, typer.Option("--json", help="Print it as JSON: the whole manifest, or the back end.")
     ] = False,
 ) -> None:
-    """Show what an engine directory holds: model, precision, fidelity, row invariance, costs, hashes."""
+    """Show what an engine directory holds: model, precision, fidelity, row invariance, latency, hashes."""
     from engines.directory import open_directory
     from export.inspect import print_manifest
     from export.inspect_backend import backend_json, print_backend

@@ -174,7 +174,7 @@ class _Compilation:
             from plugins.gpu.kv_compact import KERNEL
         except ImportError:
             raise BuildError(
-                "this engine takes trees, and moving their rows on a GPU is a Triton kernel: run "
+                "this engine takes trees, and moving their positions on a GPU is a Triton kernel: run "
                 "pip install 'quasar-verifier[trees]' where the plan is compiled (the runtime needs no Triton)"
             ) from None
         files = []

@@ -1,4 +1,4 @@
-"""What a build measures of its engine on this machine: probes and costs, and fidelity against the float model."""
+"""What a build measures of its engine on this machine: probes, latency, and fidelity against the float model."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,12 +39,12 @@ def probe(
     kernels: Kernels,
     reporter: Reporter,
 ) -> MachineRecord:
-    """Integer matmuls, row invariance and costs with `kernels`; `stock`: the portable graph, which is checked too."""
+    """Integer matmuls, row invariance and latency with `kernels`; `stock`: the portable graph, which is checked too."""
     from engines.onnxruntime.executed import check_integer_matmuls, executed_kernels
 
     stock_integers = runs_stock_integers(graphs.graph)
     plan = full_plan(contract)
-    with reporter.steps("probes and costs", plan.count_steps(contract)) as step:
+    with reporter.steps("probes and latency", plan.count_steps(contract)) as step:
         record = probe_graphs(
             graphs,
             contract,
@@ -85,10 +85,10 @@ def successors(
     texts: Sequence[TokenizedText],
     reporter: Reporter,
 ) -> dict[int, list[int]]:
-    """Token → what the engine holds likeliest behind it, over some texts (engines.successors)."""
+    """Token → what the engine holds likeliest after it, over some texts (engines.successors)."""
     session = graphs.open(contract, exact_integers=record.exact_integers)
 
-    def rows() -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    def passes() -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
         for text in texts:
             tokens = np.array(text.tokens, np.int64)
             for begin in range(0, len(tokens), contract.prefill_chunk):
@@ -99,4 +99,4 @@ def successors(
             step(1)
 
     with reporter.steps("successors", len(texts)) as step:
-        return count_successors(rows(), contract.top_k)
+        return count_successors(passes(), contract.top_k)

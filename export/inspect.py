@@ -20,7 +20,7 @@ _EXACT = "exact ones (session.x64quantprecision), since this CPU's fast ones sat
 
 
 def print_summary(directory: EngineDirectory) -> None:
-    """What a build closes with: sizes, fidelity, cost of a pass, where the engine is, the next command."""
+    """What a build closes with: sizes, fidelity, latency of a pass, where the engine is, the next command."""
     from rich.console import Console
 
     out, manifest = Console(highlight=False), directory.manifest
@@ -33,7 +33,7 @@ def print_summary(directory: EngineDirectory) -> None:
         table.add_row(name, value)
     table.add_row("row invariance", _invariance(manifest.record.row_invariance))
     out.print(table)
-    out.print(_cost_table(directory))
+    out.print(_latency_table(directory))
     out.print(f"engine: {directory.path}", soft_wrap=True)
     out.print(f'next:   python -m runtime generate {directory.path} "What is the capital of France?"', soft_wrap=True)
 
@@ -81,7 +81,7 @@ def print_manifest(directory: EngineDirectory) -> None:
         if value:
             table.add_row(f"{name} hash", value)
     out.print(table)
-    out.print(_cost_table(directory))
+    out.print(_latency_table(directory))
 
 
 def _linear_rows(linears: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -115,7 +115,7 @@ def _search_rows(search: Mapping[str, Any]) -> list[tuple[str, str]]:
     steps = ", ".join(
         f"{step['step']} {step['kl']:.4f}{'' if step['kept'] else ' (not kept)'}" for step in search["steps"]
     )
-    return [("search", f"KL on {search['held_back_tokens']} held-back tokens: {steps}")]
+    return [("search", f"KL on {search['held_back_tokens']} held-out tokens: {steps}")]
 
 
 def _kernels(directory: EngineDirectory) -> str:
@@ -138,31 +138,31 @@ def _pairs() -> "Table":
     return table
 
 
-def _cost_table(directory: EngineDirectory) -> "Table":
+def _latency_table(directory: EngineDirectory) -> "Table":
     from rich.table import Table
 
     surface, noise = directory.manifest.record.cost_surface_ms, directory.manifest.record.cost_noise
     title = f"milliseconds of a verify pass{'' if noise is None else f' ({noise})'}"
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
-    table.add_column("rows in the cache", justify="right")
+    table.add_column("cached length", justify="right")
     widths = list(next(iter(surface.values())))
     for width in widths:
         table.add_column(f"t({width})", justify="right")
-    for rows, by_width in surface.items():
-        style = "bold" if rows == CURVE_ROWS else None
-        table.add_row(str(rows), *(f"{by_width[width]:.1f}" for width in widths), style=style)
+    for length, by_width in surface.items():
+        style = "bold" if length == CURVE_ROWS else None
+        table.add_row(str(length), *(f"{by_width[width]:.1f}" for width in widths), style=style)
     return table
 
 
 def _text_rows(manifest: Manifest) -> list[tuple[str, str]]:
-    """What ends a text, and from where that is known; templates; what the checkpoint suggests for sampling."""
+    """What ends an answer, and from where that is known; templates; what the checkpoint suggests for sampling."""
     text = manifest.text
     ends = [(f"{one['token']} ({one['id']})", ", ".join(one["sources"])) for one in text.end_tokens]
     # Engines of earlier versions know the ids alone.
     ends = ends or [(str(token), "") for token in text.eos_token_ids]
-    rows = [("end of a text" if place == 0 else "", ": ".join(filter(None, one))) for place, one in enumerate(ends)]
+    rows = [("end of an answer" if place == 0 else "", ": ".join(filter(None, one))) for place, one in enumerate(ends)]
     if not rows:
-        rows = [("end of a text", "none: answers stop at their length")]
+        rows = [("end of an answer", "none: answers stop at their length")]
     names = [*(["default"] if text.chat_template else []), *text.named_templates]
     rows.append(("chat template", ", ".join(names) or "none: conversations are written down plainly"))
     suggested = ", ".join(f"{name} {value:g}" for name, value in manifest.sampling_defaults.items())

@@ -1,4 +1,4 @@
-"""What a linear costs in a verify pass on this machine, at each precision: whole operators, timed one by one."""
+"""The latency of a linear in a verify pass on this machine, at each precision: whole operators, one by one."""
 
 import tempfile
 import time
@@ -55,7 +55,7 @@ def _latency(inputs: int, outputs: int, kernels: "Kernels") -> dict[str, float]:
             precision.name: _session(Path(folder), precision, inputs, outputs, copies, kernels)
             for precision in precisions
         }
-        # The first round warms up; precisions take turns, so that a slow moment does not fall on one of them.
+        # The first round warms up; precisions are interleaved, so that a slow moment does not fall on one of them.
         for _ in range(1 + _REPEATS):
             for precision, session in sessions.items():
                 start = time.perf_counter()
@@ -66,7 +66,7 @@ def _latency(inputs: int, outputs: int, kernels: "Kernels") -> dict[str, float]:
 
 
 def _session(folder: Path, precision: Precision, inputs: int, outputs: int, copies: int, kernels: "Kernels") -> Any:
-    """A session over copies of one linear, all of which read the same rows."""
+    """A session over copies of one linear, all of which read the same input."""
     import onnxruntime as ort
 
     random = np.random.default_rng(1)

@@ -17,17 +17,17 @@ def context(layer: int) -> str:
 
 
 def layer_output(layer: int) -> str:
-    """Value [B, T, hidden]: the residual stream behind a layer."""
+    """Value [B, T, hidden]: the residual stream after a layer."""
     return f"layers.{layer}.output"
 
 
-# Value [B, M, hidden]: the rows of the residual stream that the final norm reads.
+# Value [B, M, hidden]: the residual stream at the positions that `logits_rows` names; the final norm reads it.
 HEAD_ROWS = "head_rows"
 # Value [B, M, hidden]: what the head reads.
 HEAD_INPUT = "norm.normed"
 COS_TABLE = "rotary.cos"
 SIN_TABLE = "rotary.sin"
-# Value bool [B, 1, T, S]: which cache slots, the new rows in place, a new row sees.
+# Value bool [B, 1, T, S]: which cache slots, with the new positions in place, a new position sees.
 MASK = "mask"
-# Value [1]: rows fed in this call.
+# Value [1]: how many positions this call feeds.
 NUM_ROWS = "num_rows"

@@ -1,4 +1,4 @@
-"""Tokenizer and chat templates of a checkpoint, as the torch-free runtime reads them, and where its texts end."""
+"""Tokenizer and chat templates of a checkpoint, as the torch-free runtime reads them, and its end tokens."""
 
 import re
 from pathlib import Path
@@ -48,17 +48,17 @@ def write_text_files(checkpoint: Checkpoint, directory: Path) -> tuple[TextFiles
 
 
 def text_warnings(files: TextFiles) -> list[str]:
-    """What a user should know of a checkpoint's texts before the long part of a build."""
+    """What a user should know of a checkpoint's tokenizer and templates before the long part of a build."""
     warnings = []
     if not files.eos_token_ids:
-        warnings.append("no token ends a text: answers stop at their length (generate --stop-token-ids)")
+        warnings.append("no token ends an answer: it stops at its length (generate --stop-token-ids)")
     if not files.chat_template:
         warnings.append("no chat template: conversations are written down plainly (docs/runtime.md)")
     return warnings
 
 
 def end_tokens(text: CheckpointText) -> list[EndToken]:
-    """Every token that ends a text: what the checkpoint's files name, and what its template writes after an answer."""
+    """Every token that ends an answer: what the checkpoint's files name, and what its template writes after one."""
     found = {token: list(sources) for token, sources in text.end_ids.items()}
     turn_end = _turn_end(text)
     if turn_end is not None:

@@ -35,9 +35,9 @@ def build_verifier(
     """The canonical graph of a decoder; its large tensors are appended to `weights` as they are reached.
 
     Args:
-        capacity: rows of the KV cache, and so of the rotary tables.
-        top_k: tokens that `top_tokens` names after each row.
-        tree_mask: give the graph the input of that name, so that new rows can form a tree.
+        capacity: positions of the KV cache, and so rows of the rotary tables.
+        top_k: tokens that `top_tokens` names after each position of the output.
+        tree_mask: give the graph the input of that name, so that new positions can form a tree.
         on_linear: called after each linear, for progress.
     """
     graph = _VerifierGraph(prepared, weights, capacity, on_linear)
@@ -61,7 +61,7 @@ class _VerifierGraph:
         self._positions = graph.input(names.POSITION_IDS, INT64, [BATCH, TOKENS])
         self._lengths = graph.input(names.CACHE_LENGTHS, INT64, [BATCH])
         tree = graph.input(names.TREE_MASK, ir.DataType.BOOL, [BATCH, TOKENS, TOKENS]) if tree_mask else None
-        rows = graph.input(names.LOGITS_ROWS, INT64, [ROWS])
+        logits_rows = graph.input(names.LOGITS_ROWS, INT64, [ROWS])
         cache_shape: list[int | str] = [BATCH, spec.num_kv_heads, CAPACITY, spec.head_size]
         self._past = [
             tuple(graph.input(name, FLOAT, cache_shape) for name in names.past_names(layer))
@@ -77,7 +77,7 @@ class _VerifierGraph:
         for number, layer in enumerate(spec.layers):
             x, present = self._layer(number, layer, x)
             presents += present
-        logits = self._head(x, rows)
+        logits = self._head(x, logits_rows)
         tokens, top = self._top_tokens(logits, top_k)
 
         graph.output(tokens, INT64, [BATCH, ROWS])
@@ -96,31 +96,31 @@ class _VerifierGraph:
         return self._graph.op("Cast", [stored], "embedded", {"to": int(FLOAT)})
 
     def _causal_mask(self, ids: ir.Value) -> ir.Value:
-        """Bool [B, 1, T, S]: the row fed as number r sees the slots up to cache_lengths + r."""
+        """Bool [B, 1, T, S]: the position fed as number r sees the slots up to cache_lengths + r."""
         graph = self._graph
         shape = graph.op("Shape", [ids], inner.NUM_ROWS, {"start": 1, "end": 2})
         count = graph.op("Squeeze", [shape], "num_rows.scalar")
-        new_rows = graph.op("Range", [graph.constant("zero", 0), count, graph.constant("one", 1)], "mask.new_rows")
+        new = graph.op("Range", [graph.constant("zero", 0), count, graph.constant("one", 1)], "mask.new_rows")
         lengths = graph.op("Unsqueeze", [self._lengths, graph.constant("axes.1_2_3", [1, 2, 3])], "mask.lengths")
-        column = graph.op("Unsqueeze", [new_rows, graph.constant("axes.1", [1])], "mask.column")
+        column = graph.op("Unsqueeze", [new, graph.constant("axes.1", [1])], "mask.column")
         last = graph.op("Add", [lengths, column], "mask.last_slot")
         return graph.op("LessOrEqual", [self._slots(), last], inner.MASK)
 
     def _tree_mask(self, ids: ir.Value, tree: ir.Value) -> ir.Value:
-        """Bool [B, 1, T, S]: every row sees the committed slots, and of the new ones those that `tree_mask` names."""
+        """Bool [B, 1, T, S]: a position sees the committed slots, and of the new ones those that `tree_mask` names."""
         graph = self._graph
-        rows = graph.op("Shape", [ids], inner.NUM_ROWS, {"start": 1, "end": 2})
+        count = graph.op("Shape", [ids], inner.NUM_ROWS, {"start": 1, "end": 2})
         zeros = graph.constant("mask.first", [0])
         lengths = graph.op("Unsqueeze", [self._lengths, graph.constant("axes.1_2", [1, 2])], "mask.lengths")
-        # int64 [B, 1, S]: which new row lies in a slot; negative where a committed one does.
-        new_row = graph.op("Sub", [self._slots(), lengths], "mask.new_row")
-        committed = graph.op("Less", [new_row, zeros], "mask.committed")
-        fed = graph.op("Less", [new_row, rows], "mask.fed")
-        last = graph.op("Sub", [rows, graph.constant("mask.one", [1])], "mask.last_row")
-        column = graph.op("Min", [graph.op("Max", [new_row, zeros], "mask.from_first"), last], "mask.column")
+        # int64 [B, 1, S]: which new position lies in a slot; negative where a committed one does.
+        new = graph.op("Sub", [self._slots(), lengths], "mask.new_row")
+        committed = graph.op("Less", [new, zeros], "mask.committed")
+        fed = graph.op("Less", [new, count], "mask.fed")
+        last = graph.op("Sub", [count, graph.constant("mask.one", [1])], "mask.last_row")
+        column = graph.op("Min", [graph.op("Max", [new, zeros], "mask.from_first"), last], "mask.column")
         batch = graph.op("Shape", [ids], "mask.batch", {"start": 0, "end": 1})
         slots = graph.op("Shape", [self._past[0][0]], "mask.num_slots", {"start": 2, "end": 3})
-        shape = graph.op("Concat", [batch, rows, slots], "mask.shape", {"axis": 0})
+        shape = graph.op("Concat", [batch, count, slots], "mask.shape", {"axis": 0})
         columns = graph.op("Expand", [column, shape], "mask.columns")
         seen = graph.op("GatherElements", [tree, columns], "mask.seen", {"axis": 2})
         visible = graph.op("Or", [committed, graph.op("And", [seen, fed], "mask.seen_and_fed")], "mask.rows")
@@ -161,9 +161,9 @@ class _VerifierGraph:
             for past, new, name in zip(self._past[number], (k, v), names.present_names(number), strict=True)
         ]
         heads = graph.op("Attention", [q, *presents, self._mask], inner.attention(number), {"is_causal": 0})
-        rows_first = graph.op("Transpose", [heads], f"{prefix}.rows_first", {"perm": [0, 2, 1, 3]})
+        positions_first = graph.op("Transpose", [heads], f"{prefix}.rows_first", {"perm": [0, 2, 1, 3]})
         merged = graph.constant("merge_heads", [0, 0, attention.query_size])
-        context = graph.op("Reshape", [rows_first, merged], inner.context(number))
+        context = graph.op("Reshape", [positions_first, merged], inner.context(number))
         return self._linear(output, context, f"{prefix}.output"), presents
 
     def _heads(self, name: str, x: ir.Value, *, norm: bool) -> ir.Value:
@@ -198,8 +198,8 @@ class _VerifierGraph:
         sigmoid = graph.op("Sigmoid", [gate], f"{name}.sigmoid")
         return graph.op("Mul", [graph.op("Mul", [gate, sigmoid], f"{name}.silu"), up], f"{name}.swiglu")
 
-    def _head(self, x: ir.Value, rows: ir.Value) -> ir.Value:
-        selected = self._graph.op("Gather", [x, rows], inner.HEAD_ROWS, {"axis": 1})
+    def _head(self, x: ir.Value, logits_rows: ir.Value) -> ir.Value:
+        selected = self._graph.op("Gather", [x, logits_rows], inner.HEAD_ROWS, {"axis": 1})
         h = self._norm("norm", selected)
         if self.spec.tied_head and not self._prepared.is_quantized(self.spec.head.name):
             return self._tied_head(h)

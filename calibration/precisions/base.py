@@ -1,4 +1,4 @@
-"""What a precision is: how one linear is rounded, simulated, written as ONNX, lowered and stored."""
+"""What a precision is: how one linear is rounded, fake-quantized, written as ONNX, lowered and stored."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -89,8 +89,8 @@ class Precision(ABC):
         is_quantized: whether weights are stored as integers; else they stay float and the linear is not calibrated.
         has_integer_activations: whether a back end must run an integer matmul.
         has_static_scale: whether one scale of all activations is searched and stored.
-        learns_factors: whether the search refines smoothing factors, whose formula is that of scales per row.
-        clips_weights: whether the search may cut off a channel's largest weights.
+        learns_factors: whether the search learns smoothing factors; its formula holds for scales per token.
+        clips_weights: whether the search may clip a channel's largest weights.
         is_on_ladder: whether "auto" may give a linear this precision.
         input_multiple: a linear's inputs must be a multiple of it.
     """
@@ -145,7 +145,7 @@ class Precision(ABC):
         """The weight float32 [outputs, inputs] that those integers stand for."""
         return apply_scale(self.round_weight(weight, scale), scale)
 
-    def simulate(self, x: "torch.Tensor", weight: "torch.Tensor", static_scale: float) -> "torch.Tensor":
+    def fake_quantized_product(self, x: "torch.Tensor", weight: "torch.Tensor", static_scale: float) -> "torch.Tensor":
         """What `canonical` computes, float32 [..., outputs], with the weight [outputs, inputs] of the integers."""
         return self.round_activations(x, static_scale) @ weight.t()
 

@@ -1,4 +1,4 @@
-"""W8A8 in blocks of 32: a scale for every 32 inputs of a row of activations and of an output channel."""
+"""W8A8 in blocks of 32: a scale for every 32 inputs of a token's activations and of an output channel."""
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,12 +14,12 @@ from quasar.numerics import BLOCK, Float32, Int8, QuantizedWeight, round_blocks
 if TYPE_CHECKING:
     import torch
 
-# Activations in INT8, an amax for each block of a row: with blocks of 32 a row's bits do not depend on the width.
+# Activations in INT8, an amax for each block of a token: with blocks of 32 its bits do not depend on the width.
 _INT8_ACTIVATIONS = 4
 
 
 class InBlocks(Int8Weights):
-    """Blocks of a row / their amax → Q/DQ with scale 1/127 → MatMul."""
+    """Blocks of a token's activations / their amax → Q/DQ with scale 1/127 → MatMul."""
 
     name = "w8a8-block"
     choice = "w8a8-block"
@@ -32,7 +32,7 @@ class InBlocks(Int8Weights):
     is_on_ladder = True
     input_multiple = BLOCK
     lowerings: ClassVar = {
-        # The operator rounds each block of a row itself, in an order of its own: now and then an integer differs by 1.
+        # The operator rounds each block itself, in an order of its own: now and then an integer differs by 1.
         ONNXRUNTIME: Operator(
             op_type="MatMulNBits",
             domain="com.microsoft",
@@ -57,13 +57,13 @@ class InBlocks(Int8Weights):
     }
 
     def round_activations(self, x: "torch.Tensor", _static_scale: float, /) -> "torch.Tensor":
-        """Each 32 inputs of a row by their own amax."""
+        """Each 32 inputs of a token by their own amax."""
         return round_blocks(x)
 
     def canonical(
         self, graph: LinearGraph, x: Value, weight: Float32 | QuantizedWeight, _static_scale: float, /
     ) -> Value:
-        """As per token, with an amax of its own for every 32 inputs of a row, and a scale for every 32 of a channel."""
+        """As per token, but with an amax for every 32 inputs of a token, and a scale for every 32 of a channel."""
         blocks = graph.op("Reshape", [x, graph.constant("split_blocks", [0, 0, -1, BLOCK])], "blocks")
         a = amax_of_rows(graph, blocks)
         unit = graph.op("Div", [blocks, a], "unit")

@@ -20,7 +20,7 @@ PRECISIONS: dict[str, Precision] = {
     )
 }
 FLOAT = PRECISIONS[Float.name]
-# Linear by linear: the cheapest precision of the ladder with which a bound on fidelity is met.
+# Linear by linear: the fastest precision of the ladder with which a bound on fidelity is met.
 AUTO = "auto"
 DEFAULT_CHOICE = PerToken.choice
 

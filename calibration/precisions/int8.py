@@ -57,7 +57,7 @@ def amax_of_rows(graph: LinearGraph, x: Value) -> Value:
 
 
 def unit_step(graph: LinearGraph) -> Value:
-    """1/127: the scale of rows that were divided by their own amax."""
+    """1/127: the scale of values that were divided by their own amax."""
     return graph.constant("token_scale", np.asarray(UNIT_STEP, np.float32))
 
 

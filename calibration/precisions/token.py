@@ -1,4 +1,4 @@
-"""W8A8 per token: a scale for every row of activations, and for every output channel."""
+"""W8A8 per token: a scale for every token's activations, and for every output channel."""
 
 from typing import TYPE_CHECKING, ClassVar
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class PerToken(Int8Weights):
-    """Row / amax → Q/DQ with scale 1/127 → MatMul → · amax."""
+    """Token's activations / amax → Q/DQ with scale 1/127 → MatMul → · amax."""
 
     name = "w8a8-token"
     choice = "w8a8"
@@ -45,15 +45,15 @@ class PerToken(Int8Weights):
     }
 
     def round_activations(self, x: "torch.Tensor", _static_scale: float, /) -> "torch.Tensor":
-        """Each row by its own amax."""
+        """Each token by its own amax."""
         return round_tokens(x)
 
     def canonical(
         self, graph: LinearGraph, x: Value, weight: Float32 | QuantizedWeight, _static_scale: float, /
     ) -> Value:
-        """Y = MatMul(DQ(Q(x / a)), DQ(W)) · a with a = max(max|x|, 2^-14) per row.
+        """Y = MatMul(DQ(Q(x / a)), DQ(W)) · a with a = max(max|x|, 2^-14) per token.
 
-        Dividing by the row's own amax makes the scale of the Q/DQ pair the constant 1/127: plain static Q/DQ, while
+        Dividing by the token's own amax makes the scale of the Q/DQ pair the constant 1/127: plain static Q/DQ, while
         the effective scale is one per token.
         """
         a = amax_of_rows(graph, x)

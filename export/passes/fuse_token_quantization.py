@@ -1,4 +1,4 @@
-"""Row amax and quantization as one operator, for back ends that have it (`plugins`: quantize_per_token)."""
+"""A token's amax and its quantization as one operator, for back ends that have it (`plugins`: quantize_per_token)."""
 
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError
@@ -13,8 +13,8 @@ OPERATOR = "quantize_per_token"
 class FuseTokenQuantization(InPlacePass):
     """Abs → ReduceMax → Clip, Div → QuantizeLinear of a linear's input become `quasar::quantize_per_token`.
 
-    Its outputs are the two values that others read: the integers and the row's amax. The attributes are those by which
-    TensorRT's parser finds a plugin.
+    Its outputs are the two values that others read: the integers and the token's amax. TensorRT's parser
+    finds the plugin by the attributes.
     """
 
     def ensures(self, model: ir.Model) -> None:

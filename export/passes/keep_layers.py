@@ -13,8 +13,8 @@ from quasar.checkpoints import DecoderSpec
 class KeepLayers(InPlacePass):
     """Keep the first `count` layers; their caches stay inputs and outputs, the others' go.
 
-    The head goes too. The output `hidden` [B, M, hidden + layers·H·D] is what the head would read, and beside it what
-    attention made in each layer: there a changed order of summation shows before quantization can round it away.
+    The head goes too. The output `hidden` [B, M, hidden + layers·H·D] is what the head would read, followed by what
+    attention made in each layer: a changed order of summation shows there before quantization can round it away.
     """
 
     def __init__(self, count: int, spec: DecoderSpec) -> None:
@@ -23,7 +23,7 @@ class KeepLayers(InPlacePass):
         self._spec = spec
 
     def requires(self, model: ir.Model) -> None:
-        """The graph has that many layers, and its head reads the rows that `logits_rows` names."""
+        """The graph has that many layers, and its head reads the positions that `logits_rows` names."""
         produced = {value.name for node in model.graph for value in node.outputs}
         for name in (inner.layer_output(self._count - 1), inner.HEAD_ROWS, inner.HEAD_INPUT):
             if name not in produced:
@@ -45,9 +45,9 @@ class KeepLayers(InPlacePass):
         assert head is not None
         head.replace_input_with(0, produced[inner.layer_output(self._count - 1)])
         new = GraphBuilder()
-        rows = next(value for value in graph.inputs if value.name == names.LOGITS_ROWS)
+        logits_rows = next(value for value in graph.inputs if value.name == names.LOGITS_ROWS)
         seen = [
-            new.op("Gather", [produced[inner.context(layer)], rows], f"layers.{layer}.seen", {"axis": 1})
+            new.op("Gather", [produced[inner.context(layer)], logits_rows], f"layers.{layer}.seen", {"axis": 1})
             for layer in range(self._count)
         ]
         hidden = new.op("Concat", [produced[inner.HEAD_INPUT], *seen], names.HIDDEN, {"axis": -1})

@@ -9,7 +9,7 @@ from calibration.precisions.base import NATIVE, Operator
 from export.builder import GraphBuilder
 from export.passes.quantized_linear import QuantizedLinear, linears_with_operator
 from export.passes.stored_weights import StoredWeights
-from export.passes.walk import consumer, input_of, insert_behind, only_user, other_input, prune
+from export.passes.walk import consumer, input_of, insert_after, only_user, other_input, prune
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +29,7 @@ class LinearsToNative(InPlacePass):
     """Linears for which a precision names a native operator → that operator; others stay as they are.
 
     A linear becomes one node with its bias, the RMS norm before it where nothing else reads that, and the residual sum
-    or SwiGLU behind it.
+    or SwiGLU after it.
     """
 
     def __init__(self, weights: StoredWeights) -> None:
@@ -77,7 +77,7 @@ class LinearsToNative(InPlacePass):
         )
         y.type, y.shape = linear.output.type, linear.output.shape
         ir.convenience.replace_all_uses_with(linear.output, y, replace_graph_outputs=True)
-        insert_behind(graph, linear.output, new)
+        insert_after(graph, linear.output, new)
 
 
 def _with_neighbours(core: QuantizedLinear, operator: Operator) -> _Linear:

@@ -7,7 +7,7 @@ from calibration.precisions.base import ONNXRUNTIME
 from export.builder import GraphBuilder
 from export.passes.quantized_linear import linears_with_operator
 from export.passes.stored_weights import StoredWeights
-from export.passes.walk import insert_behind, prune
+from export.passes.walk import insert_after, prune
 
 
 class LinearsToOnnxRuntime(InPlacePass):
@@ -44,7 +44,7 @@ class LinearsToOnnxRuntime(InPlacePass):
             )
             product.type, product.shape = linear.product.type, linear.product.shape
             ir.convenience.replace_all_uses_with(linear.product, product, replace_graph_outputs=True)
-            insert_behind(graph, linear.product, new)
+            insert_after(graph, linear.product, new)
             graph.opset_imports[operator.domain] = 1
             modified = True
         if modified:

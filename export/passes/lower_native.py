@@ -8,7 +8,7 @@ from export import names as inner
 from export.builder import GraphBuilder
 from export.passes.linears_to_native import LinearsToNative
 from export.passes.stored_weights import StoredWeights
-from export.passes.walk import insert_behind, prune
+from export.passes.walk import insert_after, prune
 from plugins.cpu.library import DOMAIN
 from quasar.checkpoints import DecoderSpec
 
@@ -101,4 +101,4 @@ class LowerToNative(InPlacePass):
             position = [output.name for output in graph.outputs].index(name)
             present.type, present.shape = ir.TensorType(self._cache_type), graph.outputs[position].shape
             graph.outputs[position] = present
-        insert_behind(graph, old, new)
+        insert_after(graph, old, new)

@@ -18,10 +18,10 @@ _REPLACED = {"Attention", "TensorScatter", "RotaryEmbedding"}
 class LowerToOnnxRuntime(InPlacePass):
     """Canonical graph → com.microsoft.GroupQueryAttention.
 
-    Attention gets spare zero rows behind the new ones (`engines.contract.spare_rows`) that are sliced off again: with
-    them a row's bits do not depend on how many rows are fed with it. Their K/V land behind the new rows in the cache
-    and are overwritten by the next pass. A tree mask becomes the operator's additive bias. Everything else in the
-    graph stays as it is.
+    Attention gets spare positions of zeros after the new ones (`engines.contract.spare_rows`), which are sliced off
+    again: with them the bits of a position do not depend on how many are fed with it. Their K/V land after the new
+    positions in the cache, and the next pass overwrites them. A tree mask becomes the operator's additive bias.
+    Everything else in the graph stays as it is.
     """
 
     def __init__(self, spec: DecoderSpec) -> None:
@@ -47,29 +47,31 @@ class LowerToOnnxRuntime(InPlacePass):
         values: _Values = {value.name: value for node in graph for value in node.outputs}
         values.update({value.name: value for value in graph.inputs})
         values.update(graph.initializers.items())
-        rows = _SpareRows(self._spec, values)
+        spare = _SparePositions(self._spec, values)
         for layer in range(self._spec.num_layers):
-            self._lower_layer(graph, layer, values, rows)
-        for value in rows.builder.initializers:
+            self._lower_layer(graph, layer, values, spare)
+        for value in spare.builder.initializers:
             graph.register_initializer(value)
         first = next(iter(graph))
-        graph.insert_before(first, rows.builder.nodes)
+        graph.insert_before(first, spare.builder.nodes)
         graph.sort()
         graph.opset_imports[MICROSOFT] = 1
         prune(model)
         return PassResult(model, modified=True)
 
-    def _lower_layer(self, graph: ir.Graph, layer: int, values: _Values, rows: "_SpareRows") -> None:
+    def _lower_layer(self, graph: ir.Graph, layer: int, values: _Values, spare: "_SparePositions") -> None:
         spec, prefix = self._spec.layers[layer].attention, f"layers.{layer}.self_attn"
         new = GraphBuilder()
-        packed = self._packed_with_norms(new, prefix, values, rows) if spec.qk_norm else values[inner.packed_qkv(layer)]
-        padded = new.op("Concat", [packed, rows.zeros], f"{prefix}.padded", {"axis": 1})
+        packed = (
+            self._packed_with_norms(new, prefix, values, spare) if spec.qk_norm else values[inner.packed_qkv(layer)]
+        )
+        padded = new.op("Concat", [packed, spare.zeros], f"{prefix}.padded", {"axis": 1})
         past = [values[name] for name in names.past_names(layer)]
         attended, key, value = new.ops(
             "GroupQueryAttention",
             [
-                *(padded, None, None, *past, rows.last_row, rows.total),
-                *(values[inner.COS_TABLE], values[inner.SIN_TABLE], rows.positions, rows.bias),
+                *(padded, None, None, *past, spare.last_row, spare.total),
+                *(values[inner.COS_TABLE], values[inner.SIN_TABLE], spare.positions, spare.bias),
             ],
             inner.attention(layer),
             [f"{prefix}.padded_context", *names.present_names(layer)],
@@ -82,7 +84,7 @@ class LowerToOnnxRuntime(InPlacePass):
             domain=MICROSOFT,
         )
         old = values[inner.context(layer)]
-        context = new.op("Slice", [attended, rows.zero, rows.num_rows, rows.axis_1], inner.context(layer))
+        context = new.op("Slice", [attended, spare.zero, spare.num_rows, spare.axis_1], inner.context(layer))
         ir.convenience.replace_all_uses_with(old, context)
         for name, present in zip(names.present_names(layer), (key, value), strict=True):
             position = [output.name for output in graph.outputs].index(name)
@@ -93,17 +95,17 @@ class LowerToOnnxRuntime(InPlacePass):
         graph.insert_after(old_node, new.nodes)
 
     @staticmethod
-    def _packed_with_norms(new: GraphBuilder, prefix: str, values: _Values, rows: "_SpareRows") -> ir.Value:
-        """Queries and keys behind their norms, packed again: on the CPU the operator itself has no norms."""
+    def _packed_with_norms(new: GraphBuilder, prefix: str, values: _Values, spare: "_SparePositions") -> ir.Value:
+        """Queries and keys after their norms, packed again: on the CPU the operator itself has no norms."""
         merged = [
-            new.op("Reshape", [values[f"{prefix}.{part}_norm.normed"], rows.merge_heads], f"{prefix}.{part}.merged")
+            new.op("Reshape", [values[f"{prefix}.{part}_norm.normed"], spare.merge_heads], f"{prefix}.{part}.merged")
             for part in "qk"
         ]
         return new.op("Concat", [*merged, values[f"{prefix}.v"]], f"{prefix}.normed_qkv", {"axis": -1})
 
 
-class _SpareRows:
-    """What every layer's attention shares: zero rows, padded positions, and the row counts that the operator wants."""
+class _SparePositions:
+    """What every layer's attention shares: zeros, padded position ids, and the counts that the operator wants."""
 
     def __init__(self, spec: DecoderSpec, values: _Values) -> None:
         self.builder = builder = GraphBuilder()
@@ -119,7 +121,7 @@ class _SpareRows:
         attention = spec.layers[0].attention
         packed = builder.constant("spare.packed_size", [attention.query_size + 2 * attention.kv_size])
         shape = builder.op("Concat", [batch, spare, packed], "spare.shape", {"axis": 0})
-        # float zeros [B, spare rows, (H + 2G)·D], made once per pass.
+        # float zeros [B, spare positions, (H + 2G)·D], made once per pass.
         self.zeros = builder.op("ConstantOfShape", [shape], "spare.zeros")
         pads = builder.op("Concat", [builder.constant("spare.zeros_3", [0] * 3), spare], "spare.pads", {"axis": 0})
         self.positions = builder.op("Pad", [values[names.POSITION_IDS], pads], "spare.positions")
@@ -134,7 +136,7 @@ class _SpareRows:
         self.bias = self._tree_bias(values[inner.MASK], spare, total_64) if names.TREE_MASK in values else None
 
     def _tree_bias(self, mask: ir.Value, spare: ir.Value, total: ir.Value) -> ir.Value:
-        """Float [B, 1, T + spare, total]: 0 where a row sees a slot; the operator itself hides the slots behind it."""
+        """Float [B, 1, T + spare, total]: 0 where a position sees a slot; the operator itself hides later slots."""
         builder = self.builder
         hidden = builder.constant("spare.hidden", np.asarray(np.finfo(np.float32).min / 2, np.float32))
         seen = builder.constant("spare.seen", np.asarray(0, np.float32))
@@ -149,5 +151,5 @@ class _SpareRows:
         one = self.axis_1
         if names.spare_rows(spec.head_size, 0) == 1:
             return one
-        rows = self.builder.constant("spare.wide_head_rows", [names.spare_rows(spec.head_size, 0)])
-        return self.builder.op("Max", [one, self.builder.op("Sub", [rows, used], "spare.short_of")], "spare.count")
+        wanted = self.builder.constant("spare.wide_head_rows", [names.spare_rows(spec.head_size, 0)])
+        return self.builder.op("Max", [one, self.builder.op("Sub", [wanted, used], "spare.short_of")], "spare.count")

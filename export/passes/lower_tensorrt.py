@@ -31,12 +31,12 @@ _HEADROOM = 0.99
 class LowerToTensorRt(InPlacePass):
     """Canonical graph → strongly typed graph of one batch and a fixed capacity, for TensorRT and TensorRT-RTX.
 
-    Matmuls, attention and the KV cache are of the compute type. What stands between them is float32, where it costs
-    nothing, since TensorRT fuses it: the residual stream, norms, rotation, the per-token scales and their quantization.
-    Attention gets an additive mask with `is_causal` 0: with 1, TensorRT aligns the new rows with the cache's first
+    Matmuls, attention and the KV cache are of the compute type. What stands between them is float32, which adds no
+    latency, since TensorRT fuses it: the residual stream, norms, rotation, the per-token scales and their quantization.
+    Attention gets an additive mask with `is_causal` 0: with 1, TensorRT aligns the new positions with the cache's first
     slots. Its softmax is TensorRT's own (the parser refuses `softmax_precision`). Every DequantizeLinear gets a scale
     of its own, in the compute type; in float16 a channel whose scale would be subnormal, or whose sum could overflow,
-    is rescaled by a power of two, which a factor behind the matmul takes back.
+    is rescaled by a power of two, which a factor after the matmul takes back.
     """
 
     def __init__(self, contract: Contract, compute_type: ComputeType = "float16") -> None:

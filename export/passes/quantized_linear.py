@@ -45,7 +45,7 @@ def linears_with_operator(graph: ir.Graph, backend: str) -> Iterator[tuple[Quant
 def quantized_linears(graph: ir.Graph, *precisions: str) -> Iterator[QuantizedLinear]:
     """Every linear of those precisions, in graph order; raises `PreconditionError` for a form that is not canonical.
 
-    Each is looked at when its turn comes: those before it may have been replaced by then.
+    A linear is looked up when the iterator reaches it: the ones before may have been replaced by then.
     """
     values = {str(value.name): value for node in graph for value in node.outputs}
     tensors = dict(graph.initializers)

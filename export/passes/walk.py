@@ -35,8 +35,8 @@ def only_user(value: ir.Value, kind: str) -> ir.Node | None:
     return uses[0].node
 
 
-def insert_behind(graph: ir.Graph, value: ir.Value, new: GraphBuilder) -> None:
-    """New nodes, behind the one that makes a value."""
+def insert_after(graph: ir.Graph, value: ir.Value, new: GraphBuilder) -> None:
+    """Insert new nodes after the one that makes a value."""
     node = value.producer()
     assert node is not None
     graph.insert_after(node, new.nodes)

@@ -45,7 +45,7 @@ def test_uniform_logits_have_the_perplexity_of_the_vocabulary():
 
 
 def test_prompts_and_continuations_are_told_apart():
-    """Continuation rows are those that predict its tokens; a row may belong to both."""
+    """Continuation positions are those that predict its tokens; a position may belong to both."""
     vocabulary = 8
     text = TokenizedText(prompt=(1, 2, 3, 4), continuation=(5, 6))
     reference = np.zeros((6, vocabulary), np.float32)
@@ -53,11 +53,11 @@ def test_prompts_and_continuations_are_told_apart():
     engine[0, 0] = 5  # predicts token 2 of the prompt
     engine[4, 0] = 7  # predicts token 6 of the continuation
 
-    def whole(rows):
-        return lambda tokens: iter([rows])
+    def whole(logits):
+        return lambda tokens: iter([logits])
 
-    def pieces(rows):
-        return lambda tokens: iter([rows[:1], rows[1:5], rows[5:]])
+    def pieces(logits):
+        return lambda tokens: iter([logits[:1], logits[1:5], logits[5:]])
 
     figures = compare([text], whole(reference), pieces(engine))
     assert figures["tokens"] == 4
@@ -97,7 +97,7 @@ def test_sqnr_rises_when_outliers_are_smoothed():
 
 
 def test_margins_and_positions_are_counted():
-    """Four rows whose margins and first tokens are known; the float model always prefers token 0."""
+    """Four positions whose margins and first tokens are known; the float model always prefers token 0."""
     reference = np.zeros((4, 5), np.float32)
     reference[:, 0] = 4
     engine = reference.copy()

@@ -49,7 +49,7 @@ def test_a_back_end_that_a_precision_does_not_name_refuses():
 
 
 @pytest.mark.parametrize("precision", PRECISIONS.values(), ids=lambda precision: precision.name)
-def test_what_is_stored_is_what_is_simulated(precision):
+def test_what_is_stored_is_what_is_fake_quantized(precision):
     """Weights in numpy, as the export stores them, are those of the search in torch, bit for bit."""
     random = np.random.default_rng(0)
     weight = (random.standard_normal((48, 64)) * 10.0 ** random.integers(-3, 3, (48, 1))).astype(np.float32)
@@ -97,7 +97,7 @@ def constants(path):
 
 
 def test_no_other_module_names_a_precision():
-    """Not as a value anywhere, not within a text of calibration or above. Triton calls a float32 "fp32" as well."""
+    """Not as a value anywhere, not within a string of calibration or above. Triton calls a float32 "fp32" as well."""
     named = {*PRECISIONS, *choices()} - {"float", "auto"}
     within = re.compile("|".join(sorted(map(re.escape, named), key=len, reverse=True)))
     found = []

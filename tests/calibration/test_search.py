@@ -1,4 +1,4 @@
-"""The search over a whole (tiny) model: simulation, acceptance, sensitivities, and the ladder of precisions."""
+"""The search over a whole (tiny) model: fake quantization, steps, sensitivities, and the ladder of precisions."""
 
 from contextlib import contextmanager
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from calibration.fake_quantization import FakeQuantizedLinear, simulated
+from calibration.fake_quantization import FakeQuantizedLinear, fake_quantized
 from calibration.float_model import load_float_model
 from calibration.precision_search import Bound, raise_precisions
 from calibration.precisions.catalog import precision_of
@@ -55,9 +55,9 @@ class Case:
                 layer.input_layernorm.weight[::7] *= loudness
         self.texts = texts_of(16)
         self.recipe = make_recipe(self.spec, precision=precision, alpha=alpha)
-        self.fitted, self.kept = split_validation(self.texts)
+        self.fitted, self.held_out = split_validation(self.texts)
         statistics = collect_statistics(self.model, self.spec, [text.tokens for text in self.fitted])
-        self.validation = ValidationSplit(self.model, self.kept, self.spec.vocab_size)
+        self.validation = ValidationSplit(self.model, self.held_out, self.spec.vocab_size)
         self.search = Search(self.model, self.spec, self.recipe, statistics, folder / "scratch", silent)
 
 
@@ -66,18 +66,18 @@ def case(tmp_path_factory):
     return Case(tmp_path_factory.mktemp("search"))
 
 
-def test_texts_held_back_are_not_fitted_to():
+def test_the_validation_split_is_not_fitted_to():
     texts = texts_of(16)
-    fitted, kept = split_validation(texts)
-    assert len(kept) == 4
-    assert sorted(map(id, fitted + kept)) == sorted(map(id, texts))
-    assert [id(text) for text in split_validation(texts, seed=1)[1]] != [id(text) for text in kept]
+    fitted, held_out = split_validation(texts)
+    assert len(held_out) == 4
+    assert sorted(map(id, fitted + held_out)) == sorted(map(id, texts))
+    assert [id(text) for text in split_validation(texts, seed=1)[1]] != [id(text) for text in held_out]
     few = texts[:7]
     assert split_validation(few) == (few, few)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
-def test_simulated_linears_are_the_model_s_own_where_nothing_is_rounded(architecture, tmp_path):
+def test_fake_quantized_linears_are_the_model_s_own_where_nothing_is_rounded(architecture, tmp_path):
     """Fused members, biases and smoothing, to float32's rounding; outside, the model is what it was."""
     case = Case(tmp_path, architecture)
     random = torch.Generator().manual_seed(0)
@@ -96,16 +96,16 @@ def test_simulated_linears_are_the_model_s_own_where_nothing_is_rounded(architec
     before = case.validation.measure()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FakeQuantizedLinear, "product", product)
-        with simulated(case.model, case.spec, linears):
+        with fake_quantized(case.model, case.spec, linears):
             inside = case.validation.measure()
     assert before.kl == case.validation.measure().kl == 0
     # Sums in another order: float32's rounding over three layers.
     assert 0 < inside.kl + (1 - inside.top1) + 1e-12 < 1e-6
-    with simulated(case.model, case.spec, linears):
+    with fake_quantized(case.model, case.spec, linears):
         assert case.validation.measure().kl > 0.1
 
 
-def test_steps_are_kept_only_where_held_back_text_agrees(case):
+def test_steps_are_kept_only_where_the_validation_split_agrees(case):
     best, trace = case.search.run(case.validation)
     assert [step.step for step in trace] == ["alpha 0.5", *STEPS]
     least = trace[0].kl
@@ -129,20 +129,20 @@ def test_a_fixed_alpha_is_taken_as_it_is(tmp_path):
     assert set(off.factors.values()) == {None}
 
 
-def test_sensitivities_are_the_kl_that_one_linear_costs(tmp_path):
-    """Against the KL of the model with that linear alone quantized, to a factor of 2: 128 rows and two draws each."""
+def test_sensitivities_are_the_kl_that_one_linear_adds(tmp_path):
+    """Against the KL of the model with that linear alone quantized, to a factor of 2: 128 tokens, two draws each."""
     case = Case(tmp_path, loudness=1)
     best, _ = case.search.run(case.validation, steps=())
-    linears = best.simulated()
+    linears = best.fake_quantized_linears()
     found = measure_sensitivities(
         case.model,
         case.spec,
-        case.validation.texts,
+        case.validation.sequences,
         {name: {"w8a8-token": form} for name, form in linears.items()},
     )
     ratios = []
     for name, form in linears.items():
-        with simulated(case.model, case.spec, {name: form}):
+        with fake_quantized(case.model, case.spec, {name: form}):
             ratios.append(found[name]["w8a8-token"] / case.validation.measure().kl)
     assert min(ratios) > 0.5
     assert max(ratios) < 2
@@ -165,27 +165,27 @@ def test_linears_are_raised_until_the_bound_is_met(case):
     base = case.search.measure(case.search.run(case.validation, steps=())[0], case.validation)
     counts = []
     for share in (0.7, 0.1, 0.001):
-        _, candidate, trace = raised(case, Bound(max_kl=share * base.kl))
+        _, found, trace = raised(case, Bound(max_kl=share * base.kl))
         assert trace[-1].kl <= share * base.kl
-        assert case.search.measure(candidate, case.validation).kl == pytest.approx(trace[-1].kl)
-        precisions = [choice.precision for choice in candidate.choices.values()]
+        assert case.search.measure(found, case.validation).kl == pytest.approx(trace[-1].kl)
+        precisions = [choice.precision for choice in found.choices.values()]
         counts.append(sum({"w8a8-token": 0, "w8a8-block": 1, "float": 2}[precision] for precision in precisions))
     assert 0 < counts[0] <= counts[1] <= counts[2]
     assert counts[0] < counts[2]
 
 
 def test_a_bound_that_is_met_already_raises_nothing(case):
-    best, candidate, trace = raised(case, Bound(max_kl=100.0))
-    assert candidate is best
+    best, found, trace = raised(case, Bound(max_kl=100.0))
+    assert found is best
     assert not trace
 
 
 def test_top1_alone_can_be_the_bound(case):
     base = case.search.measure(case.search.run(case.validation, steps=())[0], case.validation)
     goal = (1 + base.top1) / 2
-    _, candidate, trace = raised(case, Bound(min_top1=goal))
+    _, found, trace = raised(case, Bound(min_top1=goal))
     assert trace[-1].top1 >= goal > base.top1
-    assert isinstance(candidate, QuantizedModel)
+    assert isinstance(found, QuantizedModel)
 
 
 def test_a_bound_that_only_float_meets_is_refused(case):

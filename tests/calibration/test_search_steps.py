@@ -1,4 +1,4 @@
-"""The steps of the search on single linears: rounding in torch, ranges, refined factors, reconstruction."""
+"""The steps of the search on single linears: rounding in torch, clipping, learned smoothing, GPTQ."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ TOKEN, BLOCKS, STATIC = (precision_of(name) for name in ("w8a8-token", "w8a8-blo
 
 
 def sample_with_outliers(tokens=200, inputs=64, outputs=48, seed=0) -> LinearSample:
-    """Correlated inputs with a few loud channels, as behind a SwiGLU."""
+    """Correlated inputs with a few loud channels, as after a SwiGLU."""
     random = torch.Generator().manual_seed(seed)
     mixing = torch.randn((inputs, inputs), generator=random)
     x = torch.randn((tokens, inputs), generator=random) @ mixing
@@ -62,29 +62,29 @@ def test_static_activations_saturate():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_refined_factor_loses_less_than_the_best_alpha(seed):
+def test_learned_factor_loses_less_than_the_best_alpha(seed):
     sample = sample_with_outliers(seed=seed)
     amax_x, amax_w = sample.x.abs().amax(0), sample.weight.abs().amax(0)
     factors = [amax_x**alpha / amax_w ** (1 - alpha) for alpha in np.arange(0.1, 1, 0.1)]
     start = min(factors, key=lambda factor: sample.error(TOKEN, factor))
-    refined = learn_factor(start, sample.x, sample.weight, sample.token_weights)
-    assert sample.error(TOKEN, refined) < 0.95 * sample.error(TOKEN, start)
+    learned = learn_factor(start, sample.x, sample.weight, sample.token_weights)
+    assert sample.error(TOKEN, learned) < 0.95 * sample.error(TOKEN, start)
 
 
-def test_refined_factor_keeps_what_must_be_equal_equal():
+def test_learned_factor_keeps_what_must_be_equal_equal():
     sample = sample_with_outliers()
 
     def tie(log_factor):
         pairs = log_factor.reshape(-1, 2)
         return pairs.mean(1, keepdim=True).expand_as(pairs).reshape(-1)
 
-    refined = learn_factor(torch.ones(64), sample.x, sample.weight, sample.token_weights, tie)
-    np.testing.assert_allclose(refined[::2], refined[1::2], rtol=1e-5)
-    assert refined.std() > 0.1
+    learned = learn_factor(torch.ones(64), sample.x, sample.weight, sample.token_weights, tie)
+    np.testing.assert_allclose(learned[::2], learned[1::2], rtol=1e-5)
+    assert learned.std() > 0.1
 
 
 @pytest.mark.parametrize("precision", [TOKEN, BLOCKS], ids=lambda precision: precision.name)
-def test_reconstruction_loses_less_than_the_nearest_integers(precision):
+def test_gptq_loses_less_than_the_nearest_integers(precision):
     sample = sample_with_outliers(tokens=400)
     scale = precision.scales_of(sample.weight)
     nearest = apply_scale(round_weight(sample.weight, scale), scale)
@@ -98,7 +98,7 @@ def test_reconstruction_loses_less_than_the_nearest_integers(precision):
     assert error(apply_scale(values, scale)) < 0.6 * error(nearest)
 
 
-def test_reconstruction_of_inputs_that_never_fire_is_finite():
+def test_gptq_of_inputs_that_never_fire_is_finite():
     sample = sample_with_outliers()
     sample.x[:, 3:7] = 0
     values = gptq_round(sample.weight, TOKEN.scales_of(sample.weight), sample.x, TOKEN)

@@ -1,6 +1,6 @@
 """A lowered graph in real float16: every operator on numpy arrays of the graph's own types.
 
-ONNX Runtime's CPU kernels would compute in float32 behind casts and hide what overflows. Matmuls and attention's
+ONNX Runtime's CPU kernels would compute in float32 between casts and hide what overflows. Matmuls and attention's
 products sum in float32 and round once, as tensor cores do.
 """
 

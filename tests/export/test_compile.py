@@ -45,7 +45,7 @@ def check_network(value, num_layers, linears, *, quantized=True):
     assert layers["KV_CACHE_UPDATE"] == 2 * num_layers
     assert layers["ATTENTION_INPUT"] == layers["ATTENTION_OUTPUT"] == num_layers
     assert value["matmuls"] == linears
-    # No float weight matmul is left: every linear is behind QUANTIZE and DEQUANTIZE.
+    # No float weight matmul is left: every linear is after QUANTIZE and DEQUANTIZE.
     assert value["quantized_matmuls"] == (linears if quantized else 0)
     assert layers.get("QUANTIZE", 0) == (linears if quantized else 0)
     assert layers.get("DEQUANTIZE", 0) == (2 * linears if quantized else 0)

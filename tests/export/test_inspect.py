@@ -22,7 +22,7 @@ def test_precisions_are_mapped(tiny_model, build_engine, capsys):
 def test_search_is_shown_step_by_step(tiny_engine, capsys):
     shown = shown_of(tiny_engine, capsys)
     search = open_directory(tiny_engine).manifest.calibration["search"]
-    assert f"KL on {search['held_back_tokens']} held-back tokens: alpha 0.5 {search['steps'][0]['kl']:.4f}" in shown
+    assert f"KL on {search['held_back_tokens']} held-out tokens: alpha 0.5 {search['steps'][0]['kl']:.4f}" in shown
     for step in search["steps"]:
         assert f"{step['step']} {step['kl']:.4f}{'' if step['kept'] else ' (not kept)'}" in shown
 
@@ -30,4 +30,4 @@ def test_search_is_shown_step_by_step(tiny_engine, capsys):
 def test_a_fixed_alpha_has_no_search(tiny_model, build_engine, capsys):
     shown = shown_of(build_engine(tiny_model, alpha="off"), capsys)
     assert "alpha off" in shown
-    assert "held-back" not in shown
+    assert "held-out" not in shown

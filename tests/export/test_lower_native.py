@@ -1,4 +1,4 @@
-"""Graphs of native operators: the logits of the stock lowering, and rows and trees with the bits of a chain."""
+"""Graphs of native operators: the logits of the stock lowering, and chunks and trees with the bits of a chain."""
 
 import numpy as np
 import onnx_ir as ir
@@ -81,7 +81,7 @@ def test_logits_are_those_of_the_stock_lowering(graphs):
         # Attention sums in another order.
         np.testing.assert_allclose(ours, theirs, atol=2e-4, rtol=0)
     else:
-        # A last bit before a rounding to 8 bit becomes a step of 1/127 behind it: close, and no systematic difference.
+        # A last bit before a rounding to 8 bit becomes a step of 1/127 after it: close, and no systematic difference.
         spread = theirs.std()
         assert np.abs(ours - theirs).mean() < 0.05 * spread
         assert abs((ours - theirs).mean()) < 0.005 * spread
@@ -130,11 +130,11 @@ def test_caches_of_16_bits_are_exact_too(graphs, kv_dtype, step):
     assert trees_are_exact(session, (1, 64, 100))
     run_in_chunks(session, tokens, 90)
     expected = run_in_chunks(other, tokens, 90)
-    # The first layer's rows are those of the float32 cache, rounded once.
+    # The first layer's positions are those of the float32 cache, rounded once.
     first, rounded = other.read_rows(0, 90, [0]), to_float32(session.read_rows(0, 90, [0]))
     np.testing.assert_allclose(rounded, first, rtol=step, atol=1e-6)
     assert not np.array_equal(rounded, first)
-    # Roundings of keys and values spread to the logits (seen: 1.2 steps of the spread); behind roundings to 8 bit they
+    # Roundings of keys and values spread to the logits (seen: 1.2 steps of the spread); after roundings to 8 bit they
     # become steps of 1/127 (seen: 3 % of the spread).
     limit = 3 * step if precision == "fp32" else 0.06
     assert np.abs(logits - expected).mean() < limit * expected.std()

@@ -40,16 +40,16 @@ def nodes(model, kind):
 
 
 def feeds(contract, tokens, cache_type, capacity):
-    """A first pass over `tokens`, every row's logits asked for."""
-    rows = len(tokens)
+    """A first pass over `tokens`, with logits at every position."""
+    count = len(tokens)
     values = {
         names.INPUT_IDS: tokens[None],
-        names.POSITION_IDS: np.arange(rows)[None],
+        names.POSITION_IDS: np.arange(count)[None],
         names.CACHE_LENGTHS: np.zeros(1, np.int64),
-        names.LOGITS_ROWS: np.arange(rows),
+        names.LOGITS_ROWS: np.arange(count),
     }
     if contract.tree_mask:
-        values[names.TREE_MASK] = np.tril(np.ones((1, rows, rows), np.bool_))
+        values[names.TREE_MASK] = np.tril(np.ones((1, count, count), np.bool_))
     shape = (1, contract.num_kv_heads, capacity, contract.head_size)
     for layer in range(contract.num_layers):
         values |= {name: np.zeros(shape, cache_type) for name in names.past_names(layer)}
@@ -124,8 +124,8 @@ def test_float16_computes_what_the_canonical_graph_does(graphs):
     values = run_every_operator(folder / "float16.onnx", folder, feeds(contract, tokens, np.float16, 64))
     session = exact_session(folder / "canonical.onnx")
     expected = session.run([names.LOGITS], feeds(contract, tokens, np.float32, contract.capacity))[0]
-    # float16 keeps 11 bits; what it moves over a rounding edge of INT8 (a 127th of the row) goes on from there. Seen:
-    # 0.5 % to 1.5 % of the logits' spread on the average.
+    # float16 keeps 11 bits. A value that it moves over a rounding edge of INT8 changes by a 127th of the token's amax,
+    # and later layers see that. Seen: 0.5 % to 1.5 % of the logits' spread on average.
     error = np.abs(values[names.LOGITS] - expected).mean() / expected.std()
     assert 0 < error < 0.04
 
@@ -227,7 +227,7 @@ def test_real_activations_fit_float16(smollm2_engine, tmp_path):
     assert len(halves) > 20 * contract.num_layers
     assert all(np.isfinite(array).all() for array in halves.values())
     largest = max(float(np.abs(array.astype(np.float32)).max()) for array in halves.values() if array.size)
-    # Seen: 193, behind o_proj; float16 ends at 65504.
+    # Seen: 193, after o_proj; float16 ends at 65504.
     assert largest < 6550
     tiny = np.finfo(np.float16).smallest_normal
     shares = [((array != 0) & (np.abs(array) < tiny)).mean() for array in halves.values() if array.ndim >= 3]

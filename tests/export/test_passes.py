@@ -106,9 +106,9 @@ def test_kept_layers_compute_what_they_did(graphs):
     KeepLayers(spec.num_layers, spec)(model)
     ir.save(model, folder / "kept.onnx")
     tokens = np.arange(9)
-    rows = OnnxRuntimeSession(folder, folder / "kept.onnx", contract, exact_integers=True).run_logits(tokens, 0, 9)
-    assert rows.shape == (9, spec.hidden_size + spec.num_layers * spec.layers[0].attention.query_size)
-    hidden = rows[:, : spec.hidden_size]
+    seen = OnnxRuntimeSession(folder, folder / "kept.onnx", contract, exact_integers=True).run_logits(tokens, 0, 9)
+    assert seen.shape == (9, spec.hidden_size + spec.num_layers * spec.layers[0].attention.query_size)
+    hidden = seen[:, : spec.hidden_size]
     logits = lowered_session(folder, contract).run_logits(tokens, 0, 9)
     weights = {str(value.name): value.const_value.numpy() for value in model.graph.initializers.values()}
     canonical = ir.load(folder / "canonical.onnx").graph.initializers

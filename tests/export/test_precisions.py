@@ -1,11 +1,11 @@
-"""Each rung of the ladder in the graph: canonical = simulated = lowered, on stock and native kernels."""
+"""Each rung of the ladder in the graph: canonical = fake-quantized = lowered, on stock and native kernels."""
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
 
-from calibration.fake_quantization import FakeQuantizedLinear, module_of, simulated
+from calibration.fake_quantization import FakeQuantizedLinear, fake_quantized, module_of
 from calibration.float_model import load_float_model
 from calibration.precisions.catalog import precision_of
 from engines.onnxruntime.executed import check_integer_matmuls, executed_kernels
@@ -38,7 +38,7 @@ def tokens_of(count):
     return np.random.default_rng(3).integers(0, VOCABULARY, count)
 
 
-def simulated_logits(checkpoint, precision, tokens):
+def fake_quantized_logits(checkpoint, precision, tokens):
     model = load_float_model(checkpoint)
     linears = {}
     for linear in checkpoint.spec.linears():
@@ -47,7 +47,7 @@ def simulated_logits(checkpoint, precision, tokens):
         linears[linear.name] = FakeQuantizedLinear(
             precision=precision_of(precision), weight=lambda rounded=rounded: rounded, static_scale=STATIC_SCALE
         )
-    with torch.inference_mode(), simulated(model, checkpoint.spec, linears):
+    with torch.inference_mode(), fake_quantized(model, checkpoint.spec, linears):
         return model(torch.from_numpy(tokens)[None]).logits[0].numpy()
 
 
@@ -56,7 +56,7 @@ def test_canonical_graph_computes_what_the_search_judged(exported):
     checkpoint, precision, folder, contract = exported
     tokens = tokens_of(40)
     canonical = run_canonical(folder, contract, tokens)
-    expected = simulated_logits(checkpoint, precision, tokens)
+    expected = fake_quantized_logits(checkpoint, precision, tokens)
     spread = expected.max() - expected.min()
     assert np.median(np.abs(canonical - expected)) < 0.01 * spread
     assert np.abs(canonical - expected).max() < 0.1 * spread
@@ -77,7 +77,7 @@ def test_lowered_graph_computes_the_same(exported):
         assert np.abs(found - expected).max() < 0.1 * spread
 
 
-def test_rows_do_not_depend_on_the_width(exported):
+def test_positions_do_not_depend_on_the_width(exported):
     checkpoint, _, folder, contract = exported
     tokens = tokens_of(24)
     sessions = [lowered_session(folder, contract)]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import runtime
-from calibration.fake_quantization import FakeQuantizedLinear, module_of, simulated
+from calibration.fake_quantization import FakeQuantizedLinear, fake_quantized, module_of
 from calibration.float_model import load_float_model
 from calibration.precisions.base import NATIVE, ONNXRUNTIME, TENSORRT, Operator, Refused
 from calibration.precisions.catalog import PRECISIONS
@@ -66,7 +66,7 @@ def engine(tiny_model, build_engine):
         yield build_engine(tiny_model, precision=WeightsAlone.choice, alpha="off")
 
 
-def test_the_engine_computes_what_is_simulated(engine, tiny_model):
+def test_the_engine_computes_what_is_fake_quantized(engine, tiny_model):
     checkpoint, precision = open_checkpoint(str(tiny_model)), PRECISIONS[WeightsAlone.name]
     model, linears = load_float_model(checkpoint), {}
     for linear in checkpoint.spec.linears():
@@ -76,7 +76,7 @@ def test_the_engine_computes_what_is_simulated(engine, tiny_model):
     tokens = np.random.default_rng(3).integers(0, checkpoint.spec.vocab_size, 24)
     with torch.inference_mode():
         exact = model(torch.from_numpy(tokens)[None]).logits[0].numpy()
-        with simulated(model, checkpoint.spec, linears):
+        with fake_quantized(model, checkpoint.spec, linears):
             expected = model(torch.from_numpy(tokens)[None]).logits[0].numpy()
     found = load_engine(engine).session.run_logits(tokens, 0, len(tokens))
     # Nothing is rounded on the way: only the order of float32 sums differs.

@@ -40,7 +40,7 @@ def test_they_are_tokens_of_the_vocabulary(tiny_engine):
 
 
 def test_they_are_what_the_engine_says_token_by_token(tiny_engine, tiny_model, few_prompts, engine):
-    """The text is made and fed once more, one row at a time."""
+    """The text is made and fed once more, one token at a time."""
     checkpoint, directory = open_checkpoint(str(tiny_model)), open_directory(tiny_engine)
     contract = directory.manifest.contract
     longest, count = fit_lengths(contract.max_length, CALIBRATION_CONTINUATION_TOKENS)
@@ -50,13 +50,13 @@ def test_they_are_what_the_engine_says_token_by_token(tiny_engine, tiny_model, f
         load_float_model(checkpoint), checkpoint.spec, prompts, num_tokens=count, stop_ids=checkpoint.spec.eos_token_ids
     )
     session = engine._resources.loaded.session
-    rows = []
+    passes = []
     for text in texts:
         for place, token in enumerate(text.tokens):
             fed = np.array([token], np.int64)
             session.run(fed, place, 1)
-            rows.append((fed, session.top_tokens.copy()))
-    assert directory.successors() == count_successors(rows, contract.top_k)
+            passes.append((fed, session.top_tokens.copy()))
+    assert directory.successors() == count_successors(passes, contract.top_k)
 
 
 def test_the_runtime_starts_from_them(tiny_engine, engine):
@@ -75,7 +75,7 @@ def test_an_engine_that_is_not_calibrated_has_them_too(tiny_model, build_engine)
     assert len(directory.successors()) > 30
 
 
-def test_kept_texts_are_read_as_they_were_written(tmp_path):
+def test_texts_are_read_as_they_were_written(tmp_path):
     texts = [
         TokenizedText(prompt=(1, 2, 3), continuation=(4,)),
         TokenizedText(prompt=(5,), continuation=()),

@@ -1,4 +1,4 @@
-"""What a build says of a checkpoint's texts: end tokens from every source, templates, sampling defaults, refusals."""
+"""What a build says of a checkpoint's tokenizer: end tokens of every source, templates, sampling defaults, errors."""
 
 import json
 
@@ -86,10 +86,10 @@ def test_a_token_without_a_row_of_the_embedding_is_named(tmp_path):
     write_text_files(open_checkpoint(str(folder)), tmp_path)
 
 
-def test_a_build_warns_of_texts_without_an_end_and_without_a_template():
+def test_a_build_warns_of_answers_without_an_end_and_without_a_template():
     files = TextFiles(tokenizer="tokenizer.json", chat_template="", bos_token="", eos_token="", eos_token_ids=())
     assert [warning.partition(":")[0] for warning in text_warnings(files)] == [
-        "no token ends a text",
+        "no token ends an answer",
         "no chat template",
     ]
 

@@ -47,7 +47,7 @@ def test_most_tokens_tie_where_they_should(tmp_path):
     contract = export_graphs(open_checkpoint(str(model_with_ties(tmp_path / "model"))), tmp_path)
     logits = run_canonical(tmp_path, contract, np.arange(40))
     assert ((logits == 0).sum(axis=-1) == 320 - len(TIED)).all()
-    # In some rows the likeliest one is among those that tie.
+    # At some positions the likeliest one is among those that tie.
     assert (logits.max(axis=-1) == 0).any()
 
 
@@ -62,11 +62,11 @@ def test_every_lowering_gives_the_likeliest_tokens(graphs, backend):
     session = open_session[backend]()
     tokens = np.random.default_rng(1).integers(0, spec.vocab_size, 20)
     assert session.top_tokens.shape == (0, contract.top_k)
-    for rows in (20, 1, 7):
-        logits = session.run_logits(tokens, 0, rows)
+    for count in (20, 1, 7):
+        logits = session.run_logits(tokens, 0, count)
         expected = likeliest(logits, contract.top_k)
         assert session.top_tokens.dtype == np.int64
         np.testing.assert_array_equal(session.top_tokens, expected)
-        next_tokens = session.run(tokens, 0, rows)
+        next_tokens = session.run(tokens, 0, count)
         np.testing.assert_array_equal(next_tokens, logits.argmax(axis=-1))
         np.testing.assert_array_equal(session.top_tokens, expected)
