@@ -18,6 +18,7 @@ from calibration.recipe import make_recipe
 from calibration.search import STEPS
 from calibration.texts import TokenizedText
 from engines import load_engine
+from engines.onnxruntime.files import onnxruntime_files
 from export.build_options import Silent
 from export.compile import CompileOptions, compile_engine
 from quasar.checkpoints import open_checkpoint
@@ -90,7 +91,7 @@ def test_it_generates_on_stock_kernels_and_is_refused_elsewhere(engine):
     assert loaded.generate("A kettle", max_new_tokens=12).token_ids == plain
     manifest = load_engine(engine).directory.manifest
     assert (manifest.precision, set(manifest.linears.values())) == ("w8a32", {"w8a32"})
-    assert manifest.onnxruntime.native_graph == ""
+    assert onnxruntime_files(manifest).native_graph == ""
     operators = [node.op_type for node in ir.load(engine / "verifier.onnx").graph]
     assert operators.count("DequantizeLinear") == len(manifest.linears)
     assert "QuantizeLinear" not in operators
