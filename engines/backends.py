@@ -36,7 +36,7 @@ class Section(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class UnknownSection:
-    """The part of a back end that this installation does not know: kept as it is, and never run."""
+    """The part of a back end that this installation does not know: written back as it is, and never run."""
 
     value: Any
 

@@ -1,4 +1,4 @@
-"""Positions of a KV cache as one block, whatever memory they lie in: [layers, 2 (keys, values), G, rows, D].
+"""Positions of a KV cache as one block, whatever memory they lie in: [layers, 2 (keys, values), G, positions, D].
 
 A block has the cache's own type, so that what is written back has the bits that were read: float32, float16, or uint16
 with the bits of bfloat16, which numpy does not have. Who compares caches of different types converts to float32 first.
@@ -31,16 +31,16 @@ class HostCaches:
     caches: HostCacheArrays
 
     def read_rows(self, first: int, end: int, layers: Sequence[int] | None = None) -> CacheRows:
-        """A copy of rows `first` to `end` of some layers, or of all."""
+        """A copy of positions `first` to `end` of some layers, or of all."""
         chosen = self.caches if layers is None else [self.caches[layer] for layer in layers]
         return np.stack([np.stack([cache[0, :, first:end] for cache in pair]) for pair in chosen])
 
     def compact(self, cache_length: int, path: Sequence[int] | NDArray[np.int64]) -> None:
-        """Move the new rows of an accepted tree path, ascending indices of the last call, to the front."""
+        """Move the new positions of an accepted tree path, ascending indices of the last call, to the front."""
         kv_compact((cache for pair in self.caches for cache in pair), cache_length, path)
 
     def write_rows(self, first: int, rows: CacheRows) -> None:
-        """Overwrite the rows from `first` on, of all layers; raises `ValueError` for rows of another type."""
+        """Overwrite the positions from `first` on, of all layers; raises `ValueError` for another type."""
         check_dtype(rows, self.caches[0][0].dtype)
         for pair, block in zip(self.caches, rows, strict=True):
             for cache, part in zip(pair, block, strict=True):
@@ -48,20 +48,20 @@ class HostCaches:
 
 
 def check_dtype(rows: CacheRows, dtype: DTypeLike) -> None:
-    """Raise `ValueError` unless the rows have the cache's own type."""
+    """Raise `ValueError` unless the block has the cache's own type."""
     if rows.dtype != dtype:
-        raise ValueError(f"cache rows are {rows.dtype}; {np.dtype(dtype)}, the cache's own type, was expected")
+        raise ValueError(f"cache positions are {rows.dtype}; {np.dtype(dtype)}, the cache's own type, was expected")
 
 
 def to_float32(rows: CacheRows) -> Float32:
-    """Cache rows as numbers, exactly."""
+    """Cache positions as numbers, exactly."""
     if rows.dtype == np.uint16:
         return (rows.astype(np.uint32) << 16).view(np.float32)
     return rows.astype(np.float32)
 
 
 def from_float32(rows: Float32, dtype: DTypeLike) -> CacheRows:
-    """Numbers as cache rows of that type, rounded half to even; a cache holds no NaN, so none is looked for."""
+    """Numbers as cache positions of that type, rounded half to even; a cache holds no NaN, so none is looked for."""
     if np.dtype(dtype) != np.uint16:
         return rows.astype(dtype)
     bits = np.ascontiguousarray(rows, np.float32).view(np.uint32)

@@ -4,12 +4,12 @@
 |---|---|---|
 | input_ids | int64 [B, T] | pending token and drafts, or a chunk of the prompt |
 | position_ids | int64 [B, T] | rotary positions |
-| cache_lengths | int64 [B] | committed rows; row r of this call is written at cache_lengths + r |
-| tree_mask | bool [B, T, T] | new row r sees new row c (ancestors and itself); only where the contract has it |
-| logits_rows | int64 [M] | the rows that reach the final norm and the LM head |
+| cache_lengths | int64 [B] | committed positions; token t of this call is written at cache_lengths + t |
+| tree_mask | bool [B, T, T] | new token r sees new token c (ancestors and itself); only where the contract has it |
+| logits_rows | int64 [M] | the fed positions that reach the final norm and the LM head |
 | past_key_values.{i}.key / .value | float32 [B, G, S, D] | the cache, preallocated and bound once |
 | present.{i}.key / .value | the same buffer as past | updated in place |
-| next_tokens | int64 [B, M] | the target's token after each of those rows |
+| next_tokens | int64 [B, M] | the target's token after each of those positions |
 | top_tokens | int64 [B, M, k] | its k likeliest ones, likeliest first, ties by lower id; where the contract has it |
 | logits | float32 [B, M, V] | only when asked for |
 """
@@ -41,9 +41,9 @@ PREFILL_CHUNK = 256
 TOP_K = 8
 # Bytes of a value of the KV cache, by type.
 KV_DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2}
-# Above head size 128, ONNX Runtime's attention changes its path at 64 rows: see `spare_rows`.
+# Above head size 128, ONNX Runtime's attention changes its path at 64 positions: see `spare_rows`.
 _WIDE_HEAD = 128
-_WIDE_HEAD_ROWS = 65
+_WIDE_HEAD_TOTAL = 65
 
 
 def past_names(layer: int) -> tuple[str, str]:
@@ -57,26 +57,26 @@ def present_names(layer: int) -> tuple[str, str]:
 
 
 def has_boundaries(head_size: int) -> bool:
-    """Whether stock attention may sum in another order from some number of rows on: above head size 128."""
+    """Whether stock attention may sum in another order from some number of positions on: above head size 128."""
     return head_size > _WIDE_HEAD
 
 
 def spare_rows(head_size: int, total_rows: int) -> int:
-    """Zero rows that attention is fed behind `total_rows` = cache + new ones, so that a row's bits ignore the width.
+    """Zero positions fed after `total_rows` (cached and new) to attention, so that bits do not depend on the width.
 
-    One row keeps width 1 off the single-row kernel; above head size 128 every pass is kept above 64 rows in total.
+    One of them avoids the kernel for a single position; above head size 128 they fill every pass up to 65 in total.
     """
-    return 1 if head_size <= _WIDE_HEAD else max(1, _WIDE_HEAD_ROWS - total_rows)
+    return 1 if head_size <= _WIDE_HEAD else max(1, _WIDE_HEAD_TOTAL - total_rows)
 
 
 def capacity_for(max_length: int) -> int:
-    """Cache rows S: the longest context, the widest verify call behind it, spare rows; a multiple of 64."""
-    rows = max(max_length + MAX_WIDTH + 1, _WIDE_HEAD_ROWS + 1)
-    return -(-rows // 64) * 64
+    """Positions S of the cache: the longest context, the widest verify call after it, spare ones; a multiple of 64."""
+    positions = max(max_length + MAX_WIDTH + 1, _WIDE_HEAD_TOTAL + 1)
+    return -(-positions // 64) * 64
 
 
 def top_k_for(vocab_size: int) -> int:
-    """How many tokens `top_tokens` of a new engine names after each row: `TOP_K`, or the whole vocabulary."""
+    """How many tokens `top_tokens` of a new engine names after each position: `TOP_K`, or the whole vocabulary."""
     return min(TOP_K, vocab_size)
 
 

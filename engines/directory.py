@@ -90,7 +90,7 @@ def _check_file(directory: Path, name: str, entry: dict[str, Any]) -> None:
     if sha256_file(path) != entry["sha256"]:
         raise DamagedEngineError(f"{path} is not the file that was built (its SHA-256 differs): build the engine again")
     if stamp is not None:
-        # A cache that cannot be written costs time at the next load, nothing else.
+        # Without it, the next load only takes longer.
         with contextlib.suppress(OSError):
             stamp.parent.mkdir(parents=True, exist_ok=True)
             stamp.touch()

@@ -1,4 +1,4 @@
-"""The latency of a pass: milliseconds by rows in the cache and width, and how sessions compare."""
+"""The latency of a pass: milliseconds by cached length and width, and how sessions compare."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,7 @@ CURVE_ROWS = 256
 _FILLED_AT_ONCE = 64
 _WARM_UP = 2
 
-# Rows in the cache → width → milliseconds.
+# Cached length → width → milliseconds.
 LatencySurface = dict[int, dict[int, float]]
 # Width → seconds of every pass.
 PassTimes = dict[int, list[float]]
@@ -29,15 +29,15 @@ def surface_widths(contract: Contract) -> list[int]:
     return [width for width in CURVE_WIDTHS if width <= contract.max_width]
 
 
-def surface_rows(contract: Contract) -> list[int]:
+def surface_lengths(contract: Contract) -> list[int]:
     """16, 256, 1024 and the longest context, as far as the cache goes."""
     longest = contract.max_length
-    return sorted({rows for rows in (16, CURVE_ROWS, 1024) if rows <= longest} | {longest})
+    return sorted({length for length in (16, CURVE_ROWS, 1024) if length <= longest} | {longest})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Latency:
-    """Latencies, rows → width → milliseconds, and how noisy the machine was while they were measured."""
+    """Latencies, cached length → width → milliseconds, and how noisy the machine was while they were measured."""
 
     surface_ms: LatencySurface
     noise: Noise
@@ -55,18 +55,18 @@ def measure_latency(
     clock: Callable[[], float] = time.perf_counter,
     threads: Callable[[], Mapping[str, tuple[float, float]]] = thread_times,
 ) -> Latency:
-    """Time verify passes with every row's token asked for, until the smallest times of two halves of the rounds agree.
+    """Time verify passes that give every position's token, until the smallest times of two halves of the rounds agree.
 
     Other work makes passes slower and never faster, so the latency is what both halves reached: the larger of their
     smallest times. Overwrites the cache.
 
     Args:
-        rows, widths: of the surface; None for those that the engine's controller needs.
-        least, most: rounds for each number of rows; a round is a pass of every width.
-        seconds: no further round for a number of rows after so long, be it agreed or not; `least` are always made.
+        rows, widths: cached lengths and widths of the surface; None for those that the engine's controller needs.
+        least, most: rounds for each cached length; a round is a pass of every width.
+        seconds: no further round at a cached length after so long, agreed or not; `least` are always made.
         clock, threads: this machine's time, and its threads' (`noise.thread_times`).
     """
-    rows = surface_rows(session.contract) if rows is None else rows
+    rows = surface_lengths(session.contract) if rows is None else rows
     widths = surface_widths(session.contract) if widths is None else widths
     tokens = _tokens([session], widths)
     fill_cache(session, max(rows))
@@ -97,7 +97,7 @@ def measure_interleaved(
     repeats: int = 9,
     on_row: Callable[[], None] = lambda: None,
 ) -> list[LatencySurface]:
-    """Median milliseconds of several sessions whose passes take turns: the way to compare them."""
+    """Median milliseconds of several sessions whose passes alternate: the way to compare them."""
     tokens = _tokens(sessions, widths)
     for session in sessions:
         fill_cache(session, max(rows))
@@ -120,7 +120,7 @@ def _time_passes(
 ) -> list[PassTimes]:
     """Each session's times, in rounds of a pass of every width, while `goes_on` says so of the rounds made until now.
 
-    Widths and sessions take turns, so that a slow moment of the machine does not fall on one of them. Rounds that warm
+    Widths and sessions alternate, so that a slow moment of the machine does not fall on one of them. Rounds that warm
     up count from below zero.
     """
     times: list[PassTimes] = [{width: [] for width in widths} for _ in sessions]
@@ -141,13 +141,13 @@ def better(one: Latency, other: Latency) -> Latency:
     """Of two measurements of one engine on one machine, the quiet one; of two noisy ones, the lower time of each."""
     if one.noise.noisy != other.noise.noisy:
         return other if one.noise.noisy else one
-    if not one.noise.noisy or {rows: by.keys() for rows, by in one.surface_ms.items()} != {
-        rows: by.keys() for rows, by in other.surface_ms.items()
+    if not one.noise.noisy or {length: by.keys() for length, by in one.surface_ms.items()} != {
+        length: by.keys() for length, by in other.surface_ms.items()
     }:
         return other
     lower = {
-        rows: {width: min(ms, other.surface_ms[rows][width]) for width, ms in by_width.items()}
-        for rows, by_width in one.surface_ms.items()
+        length: {width: min(ms, other.surface_ms[length][width]) for width, ms in by_width.items()}
+        for length, by_width in one.surface_ms.items()
     }
     return Latency(surface_ms=lower, noise=other.noise)
 
@@ -165,8 +165,8 @@ def _tokens(sessions: Sequence[Session], widths: Sequence[int]) -> NDArray[np.in
     return np.random.default_rng(3).integers(0, min(session.contract.vocab_size for session in sessions), max(widths))
 
 
-def fill_cache(session: Session, rows: int) -> None:
-    """Put random rows into the cache: memory that was never written is one page of zeros, and read far too fast."""
+def fill_cache(session: Session, length: int) -> None:
+    """Fill the cache with random values: memory that was never written is one page of zeros, and read far too fast."""
     random = np.random.default_rng(4)
-    for first in range(0, rows, _FILLED_AT_ONCE):
-        write_random_rows(session, random, first, min(_FILLED_AT_ONCE, rows - first))
+    for first in range(0, length, _FILLED_AT_ONCE):
+        write_random_rows(session, random, first, min(_FILLED_AT_ONCE, length - first))

@@ -1,4 +1,4 @@
-"""Which machine this is, as far as kernels and timings depend on it, and where what is learned about it is kept."""
+"""Which machine this is, as far as kernels and latencies depend on it, and where what is learned about it is kept."""
 
 import os
 import platform
@@ -16,7 +16,7 @@ INSTRUCTION_SETS = ("avx2", "fma", "avx512f", "avx512vl", "avx512_vnni", "avx_vn
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """What row invariance, integer exactness and costs may change with.
+    """What row invariance, integer exactness and latencies may change with.
 
     `kernels`: the back end's name for those that run. `threads` 0: the library's own choice.
     """

@@ -47,7 +47,7 @@ _MODEL = {
     "context_length": int,
 }
 _FIRST_SAMPLER = "gumbel-max philox4x64-10 v1"
-# Keys of `hashes` that say what was done to what the KV cache holds: engines may share rows only where they are equal.
+# Keys of `hashes` that say what was done to keys and values: engines may share cache positions only where they agree.
 CACHE_TREATMENTS = {
     "cache_value_smoothing": "the smoothing of v_proj and o_proj",
     "cache_query_key": "the treatment of queries and keys",
@@ -128,7 +128,7 @@ class Manifest:
         if value["sampler"] != SAMPLER:
             raise NewerEngineError(
                 f"manifest.json names the sampler {value['sampler']!r}, this installation has {SAMPLER!r}, which would "
-                "draw other texts: take the version of quasar-verifier that built the engine, or build it again with "
+                "draw other tokens: take the version of quasar-verifier that built the engine, or build it again with "
                 "this one"
             )
         check_fields("model", value["model"], _MODEL | dict.fromkeys({"skipped_layers"} & value["model"].keys(), str))

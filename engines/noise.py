@@ -9,7 +9,7 @@ from engines.fields import check_fields
 from quasar.errors import DamagedEngineError
 
 # The smallest times of two halves of the rounds that lie nearer than this agree. The controller's choices move by a
-# draft or so where a price is 10 % off, and two halves of a quiet machine's rounds are within 5 %.
+# draft or so where a latency is 10 % off, and two halves of a quiet machine's rounds are within 5 %.
 AGREEMENT = 1.1
 # A median so far above the minimum: most passes were slowed. It is 1.02 to 1.2 on quiet machines.
 _MOST_SPREAD = 1.4
@@ -20,11 +20,11 @@ _MOST_WAITED = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Noise:
-    """What the rounds of a measurement say of its prices.
+    """What the rounds of a measurement say of its latencies.
 
     Attributes:
         agreed: the smallest times of two halves of the rounds were within `AGREEMENT`, at every width.
-        spread: median time / smallest time, the middle one of all widths and row counts; 1 is quiet.
+        spread: median time / smallest time, the middle one of all widths and cached lengths; 1 is quiet.
         waited: share of the time in which this process's threads could have run and had no core; None where the
             system does not tell.
     """
@@ -35,7 +35,7 @@ class Noise:
 
     @property
     def noisy(self) -> bool:
-        """Whether the prices should be measured again."""
+        """Whether the latencies should be measured again."""
         return not self.agreed or self.spread > _MOST_SPREAD or (self.waited or 0.0) > _MOST_WAITED
 
     def __str__(self) -> str:

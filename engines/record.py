@@ -34,13 +34,13 @@ class MachineRecord:
     def to_json(self) -> dict[str, Any]:
         """The keys of the manifest that belong to a machine; the user cache keeps the same ones."""
         surface = {
-            str(rows): {str(width): ms for width, ms in by_width.items()}
-            for rows, by_width in self.cost_surface_ms.items()
+            str(length): {str(width): ms for width, ms in by_width.items()}
+            for length, by_width in self.cost_surface_ms.items()
         }
-        rows = CURVE_ROWS if CURVE_ROWS in self.cost_surface_ms else max(self.cost_surface_ms)
+        length = CURVE_ROWS if CURVE_ROWS in self.cost_surface_ms else max(self.cost_surface_ms)
         return {
             "row_invariance": {**asdict(self.row_invariance), "boundaries": list(self.row_invariance.boundaries)},
-            "cost_curve_ms": surface[str(rows)],
+            "cost_curve_ms": surface[str(length)],
             "cost_surface_ms": surface,
             **({} if self.cost_noise is None else {"cost_noise": self.cost_noise.to_json()}),
             "machine": {**self.machine, "exact_integers": self.exact_integers},
@@ -65,11 +65,13 @@ class MachineRecord:
         exact = machine.pop("exact_integers", None)
         try:
             surface = {
-                int(rows): {int(width): float(ms) for width, ms in by_width.items()}
-                for rows, by_width in value["cost_surface_ms"].items()
+                int(length): {int(width): float(ms) for width, ms in by_width.items()}
+                for length, by_width in value["cost_surface_ms"].items()
             }
         except (ValueError, TypeError, AttributeError):
-            raise DamagedEngineError("manifest.json: cost_surface_ms must map rows to widths to milliseconds") from None
+            raise DamagedEngineError(
+                "manifest.json: cost_surface_ms must map cached lengths to widths to milliseconds"
+            ) from None
         if not isinstance(exact, bool) or not surface or not all(surface.values()):
             raise DamagedEngineError("manifest.json: machine.exact_integers or cost_surface_ms is missing")
         return cls(
@@ -95,7 +97,7 @@ def read_record(path: Path) -> MachineRecord | None:
 
 
 def keep_record(path: Path, record: MachineRecord) -> None:
-    """Write it into the user's cache; a cache that cannot be written costs time at the next load, nothing else."""
+    """Write it into the user's cache; where that fails, the next load only takes longer."""
     try:
         write_json(path, record.to_json())
     except OSError as error:

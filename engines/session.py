@@ -38,7 +38,7 @@ def rows_of(out: Float32, count: int, columns: int) -> Float32:
 class Session(Protocol):
     """One loaded verifier with its KV cache.
 
-    `max_logits_rows`: so many rows of one call can be asked for. `takes_trees`: `parents` may come.
+    `max_logits_rows`: so many positions of one call can be asked for. `takes_trees`: `parents` may come.
 
     Arrays that `run` and `top_tokens` return are views that the next call overwrites.
     """
@@ -55,9 +55,9 @@ class Session(Protocol):
         num_logits_rows: int,
         parents: Sequence[int] | Int64 | None = None,
     ) -> Int64:
-        """Feed T tokens behind `cache_length` committed rows; `parents` (engines.tree) makes them a tree.
+        """Feed T tokens after `cache_length` committed positions; `parents` (engines.tree) makes them a tree.
 
-        Returns the target's token after each of the last `num_logits_rows` of them: int64 [rows].
+        Returns the target's token after each of the last `num_logits_rows` of them: int64 [M].
         """
 
     def run_logits(
@@ -69,24 +69,24 @@ class Session(Protocol):
         *,
         out: Float32 | None = None,
     ) -> Float32:
-        """As `run`, but returns the logits float32 [rows, V] of those rows: a new array, or the first rows of `out`."""
+        """As `run`, but returns logits float32 [M, V] of those positions: a new array, or the first rows of `out`."""
 
     @property
     def top_tokens(self) -> Int64 | None:
-        """The target's likeliest tokens after each row that the latest `run` or `run_logits` was asked for.
+        """The target's likeliest tokens after each position that the latest `run` or `run_logits` was asked for.
 
-        int64 [rows, contract.top_k], likeliest first, ties by lower id; the first column is what `run` returned. No
+        int64 [M, contract.top_k], likeliest first, ties by lower id; the first column is what `run` returned. No
         rows before the first call; None where the engine has no such output (`contract.top_k` 0).
         """
 
     def read_rows(self, first: int, end: int, layers: Sequence[int] | None = None) -> CacheRows:
-        """A copy of cache rows, of some layers or of all, in the cache's own type: [layers, 2, G, rows, D]."""
+        """A copy of positions, of some layers or of all, in the cache's own type: [layers, 2, G, positions, D]."""
 
     def write_rows(self, first: int, rows: CacheRows) -> None:
-        """Overwrite the cache rows from `first` on, of all layers; raises `ValueError` for rows of another type."""
+        """Overwrite the positions from `first` on, of all layers; raises `ValueError` for another type."""
 
     def compact(self, cache_length: int, path: Sequence[int] | Int64) -> None:
-        """Move the new rows of an accepted tree path, ascending indices of the last call, to the front."""
+        """Move the new positions of an accepted tree path, ascending indices of the last call, to the front."""
 
     def memory(self) -> SessionMemory:
         """What the session takes."""
@@ -96,7 +96,7 @@ class Session(Protocol):
 
 
 def write_random_rows(session: Session, random: np.random.Generator, first: int, count: int) -> None:
-    """Overwrite `count` cache rows from `first` on with normally distributed values."""
+    """Overwrite `count` cache positions from `first` on with normally distributed values."""
     like = session.read_rows(first, first + 1)
     values = random.standard_normal((*like.shape[:-2], count, like.shape[-1]), np.float32)
     session.write_rows(first, from_float32(values, like.dtype))

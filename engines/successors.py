@@ -1,4 +1,4 @@
-"""The likeliest successors of tokens over some text: what token recycling starts from, kept as one small array.
+"""The likeliest successors of tokens over some text, as one small array: token recycling starts from it.
 
 The file is numpy's .npy, int32 [n, 1 + k]: a token, ascending, and its successors, likeliest first; -1 where there are
 fewer.
@@ -22,17 +22,17 @@ Int64 = NDArray[np.int64]
 Successors = Mapping[int, Sequence[int]]
 
 
-def count_successors(rows: Iterable[tuple[Int64, Int64]], k: int) -> dict[int, list[int]]:
-    """The k tokens that stood highest behind each token.
+def count_successors(pieces: Iterable[tuple[Int64, Int64]], k: int) -> dict[int, list[int]]:
+    """The k tokens that ranked highest after each token.
 
     Args:
-        rows: pieces of a text, int64 [n], with the verifier's likeliest tokens behind each place, int64 [n, m].
+        pieces: of a text, int64 [n], with the verifier's likeliest tokens after each place, int64 [n, m].
 
-    A token of rank r behind a place counts 1 / (1 + r); ties go to the lower id.
+    A token of rank r after a place counts 1 / (1 + r); ties go to the lower id.
     """
     weights: dict[int, dict[int, Fraction]] = defaultdict(lambda: defaultdict(Fraction))
     shares: list[Fraction] = []
-    for tokens, likeliest in rows:
+    for tokens, likeliest in pieces:
         # Exact, so that a tie is one.
         shares = shares or [Fraction(1, 1 + rank) for rank in range(likeliest.shape[1])]
         for token, ranked in zip(tokens.tolist(), likeliest.tolist(), strict=True):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-# Triton gives every kernel two more pointers behind its own arguments, for scratch memory that ours do not use.
+# Triton gives every kernel two more pointers after its own arguments, for scratch memory that ours do not use.
 SCRATCH_POINTERS = (0, 0)
 
 

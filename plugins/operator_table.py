@@ -34,11 +34,11 @@ OPERATORS = {
     for one in (
         Operator(
             name="kv_compact",
-            summary="Move the rows of an accepted tree path to the front of the new rows, in every layer's cache.",
+            summary="Move the positions of an accepted tree path to the front of the new ones, in every layer's cache.",
             inputs={
                 "caches": "any [G, S, D], keys and values of every layer, changed in place",
-                "cache_length": "int: committed rows; the new ones lie behind them",
-                "path": "int64 [n], ascending: the new rows to keep",
+                "cache_length": "int: committed positions; the new ones follow them",
+                "path": "int64 [n], ascending: the new positions to keep",
             },
             outputs={},
             reference=kv_compact,
@@ -54,7 +54,7 @@ OPERATORS = {
         ),
         Operator(
             name="W8A8Linear",
-            summary="A linear with per-token INT8 activations: RMS norm before it, bias, residual or SwiGLU behind it.",
+            summary="A linear with per-token INT8 activations: RMS norm before it, bias, residual or SwiGLU after it.",
             inputs={
                 "x": "float32 [..., K]",
                 "packed": "uint8 [tiles, K / 4, 32, 4] (plugins.cpu.packing)",
@@ -84,7 +84,7 @@ OPERATORS = {
         ),
         Operator(
             name="VerifyAttention",
-            summary="Norms, rotation, append to the cache, and attention of each new row over its own path.",
+            summary="Norms, rotation, append to the cache, and attention of each new position over its own path.",
             inputs={
                 "qkv": "float32 [1, T, (H + 2G)·D]",
                 "key": "float32 [1, G, S, D], the cache; updated in place where present is bound to it",
@@ -108,7 +108,7 @@ OPERATORS = {
                 "logits": "float32 [V]",
                 "filters": "temperature, top_k, top_p, min_p (plugins.sample_token.Filters)",
                 "seed": "uint64",
-                "position": "int: where in the text the token goes",
+                "position": "int: the token's place in its sequence",
             },
             outputs={"token": "int"},
             reference=sample_token,

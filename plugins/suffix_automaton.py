@@ -1,18 +1,18 @@
-"""SuffixAutomaton: where the end of a text stood before, and what followed it there, kept up to date token by token.
+"""SuffixAutomaton: where the end of a sequence occurred before, and what followed; updated token by token.
 
-A state of the automaton (Blumer et al. 1985) stands for the strings that end at the same places of the text; a
+A state of the automaton (Blumer et al. 1985) stands for the strings that end at the same places of the sequence; a
 transition reads one more token. The suffix link of a state leads to the longest of the shorter strings that end at more
-places. Every string of the text is read from the root; n tokens have at most 2n states and 3n transitions.
+places. Every string of the sequence is read from the root; n tokens have at most 2n states and 3n transitions.
 
 Ids of states stay. State 2p is that of the first p tokens (0, the root, is the empty string's), state 2k + 1 the k-th
 that was split off from another: the shorter strings of a state may move to a new one, so a place that is kept while the
-text grows is a state and the length of the string in it (`advance` looks where it is now).
+sequence grows is a state and the length of the string in it (`advance` looks where it is now).
 
-Each new token adds to the counts, and sets the most recent ends, along the suffix links from the whole text's state:
-along 64 of them at most, since a text that repeats one token has as many as it has tokens. So a count and an end are
-exact where the state was never more than 64 links away when its strings ended the text; else the count is too low, and
-the end that of an earlier occurrence. Lengths, links and transitions are always exact. A token costs few steps on
-average, though one that follows a long repetition can cost as many as that has tokens.
+Each new token adds to the counts, and sets the most recent ends, along the suffix links from the whole sequence's
+state: along 64 of them at most, since a sequence that repeats one token has as many as it has tokens. So a count and an
+end are exact where the state was never more than 64 links away when its strings ended the sequence; else the count is
+too low, and the end that of an earlier occurrence. Lengths, links and transitions are always exact. A token takes few
+steps on average, though one that follows a long repetition can take as many as that has tokens.
 """
 
 import heapq
@@ -36,7 +36,7 @@ class Successors(NamedTuple):
     """What followed the strings of a state, the most frequent first and then the most recent: int64 [n] each.
 
     `tokens`; the `states` that they lead to; how often they followed (`counts`); the place of their most recent
-    occurrence in the text (`ends`): what came behind it there is text[end + 1:].
+    occurrence in the sequence (`ends`): what followed it there is sequence[end + 1:].
     """
 
     tokens: Int64
@@ -52,7 +52,7 @@ class SuffixAutomaton:
         self.clear()
 
     def clear(self) -> None:
-        """Forget the text."""
+        """Forget the sequence."""
         self._tokens = 0
         self._splits = 0
         # By state; the odd ones stay empty until a state is split.
@@ -83,7 +83,7 @@ class SuffixAutomaton:
             self._append(token)
 
     def match(self) -> tuple[int, int]:
-        """State and length of the longest suffix of the text that also ended earlier in it; (0, 0) where none did."""
+        """State and length of the sequence's longest suffix that also ended earlier in it; (0, 0) where none did."""
         return self.shorter(2 * self._tokens)
 
     def shorter(self, state: int) -> tuple[int, int]:
@@ -96,7 +96,7 @@ class SuffixAutomaton:
         return link, self._lengths[link]
 
     def count(self, state: int) -> int:
-        """How often the state's strings end in the text; of the root, the number of tokens."""
+        """How often the state's strings end in the sequence; of the root, the number of tokens."""
         self._check(state)
         return self._counts[state]
 
@@ -110,11 +110,11 @@ class SuffixAutomaton:
         return Successors(tokens, states, counts, ends)
 
     def find(self, tokens: Int64) -> tuple[int, int]:
-        """State and length of the longest suffix of `tokens` int64 [n] that is in the text; errors as of `extend`."""
+        """State and length of the longest suffix of `tokens` int64 [n] in the sequence; errors as of `extend`."""
         return self.advance(_ROOT, 0, tokens)
 
     def advance(self, state: int, length: int, tokens: Int64) -> tuple[int, int]:
-        """The same for `tokens` behind a string that is in the text: one of that length, of `state` when it was found.
+        """The same for `tokens` after a string in the sequence: one of that length, of `state` when it was found.
 
         The length may be less than that of the state's longest string.
 
@@ -194,7 +194,7 @@ def check_tokens(tokens: Int64) -> None:
 def check_room(length: int, more: int) -> None:
     """Raise `GenerationError` where an automaton of `length` tokens has no room for so many more."""
     if length + more > MOST_TOKENS:
-        raise GenerationError(f"a text of {length + more} tokens came; a suffix automaton holds {MOST_TOKENS}")
+        raise GenerationError(f"a sequence of {length + more} tokens came; a suffix automaton holds {MOST_TOKENS}")
 
 
 def no_state(state: int) -> ValueError:

@@ -1,4 +1,4 @@
-"""VerifyAttention: new rows, a chain or a tree, over a cache; each row in the order of its own path."""
+"""VerifyAttention: new tokens, a chain or a tree, over a cache; each in the order of its own path."""
 
 from typing import Any
 
@@ -34,41 +34,41 @@ def verify_attention(
 
     Args:
         qkv: float32 [T, (H + 2G)·D], before norms and rotation.
-        key: float32 [G, S, D], rotated; the new rows are written behind `cache_length`. `value` alike.
+        key: float32 [G, S, D], rotated; the new positions are written after `cache_length`. `value` alike.
         positions: int64 [T], rows of `cos` and `sin` [positions, R / 2], which rotate the first R values of a head.
-        tree_mask: bool [T, T], row r sees itself and its ancestors; None: a chain.
+        tree_mask: bool [T, T], token r sees itself and its ancestors; None: a chain.
         q_norm: float32 [D], weight of an RMS norm over each head's vector before rotation. `k_norm` alike.
         scale: of the scores; None: D^-0.5.
         softcap: scores become softcap · tanh(score / softcap); 0: they stay.
-        window: a row sees that many positions of its path, itself included; 0: all.
-        cache_dtype: what keys and values are rounded to before they are kept: float32, float16 or bfloat16.
+        window: a token sees that many positions of its path, itself included; 0: all.
+        cache_dtype: what keys and values are rounded to in the cache: float32, float16 or bfloat16.
 
-    Sums are float64 here, so implementations differ by float32 rounding; what is exact about them is that a row's
+    Sums are float64 here, so implementations differ by float32 rounding; what is exact about them is that a token's
     bits depend on its own path alone.
     """
-    rows, (groups, _, size) = len(qkv), key.shape
-    heads = qkv.reshape(rows, num_heads + 2 * groups, size)
+    width, (groups, _, size) = len(qkv), key.shape
+    heads = qkv.reshape(width, num_heads + 2 * groups, size)
     q, k, v = np.split(heads, [num_heads, num_heads + groups], axis=1)
     if q_norm is not None and k_norm is not None:
         q, k = rms_norm(q, q_norm, epsilon), rms_norm(k, k_norm, epsilon)
     q, k = (_rotate(part, cos[positions][:, None], sin[positions][:, None]) for part in (q, k))
-    new = slice(cache_length, cache_length + rows)
-    for cache, rows_of_heads in ((key, k), (value, v)):
-        cache[:, new] = rows_of_heads.swapaxes(0, 1).astype(cache_dtype).astype(np.float32)
-    mask = np.tril(np.ones((rows, rows), np.bool_)) if tree_mask is None else tree_mask
-    context = np.empty((rows, num_heads, size), np.float32)
-    for row in range(rows):
-        path = np.concatenate([np.arange(cache_length), cache_length + np.flatnonzero(mask[row])])
+    new = slice(cache_length, cache_length + width)
+    for cache, of_heads in ((key, k), (value, v)):
+        cache[:, new] = of_heads.swapaxes(0, 1).astype(cache_dtype).astype(np.float32)
+    mask = np.tril(np.ones((width, width), np.bool_)) if tree_mask is None else tree_mask
+    context = np.empty((width, num_heads, size), np.float32)
+    for token in range(width):
+        path = np.concatenate([np.arange(cache_length), cache_length + np.flatnonzero(mask[token])])
         path = path[-window:] if window else path
         for head in range(num_heads):
             group = head // (num_heads // groups)
-            scores = key[group, path].astype(np.float64) @ q[row, head].astype(np.float64)
+            scores = key[group, path].astype(np.float64) @ q[token, head].astype(np.float64)
             scores *= size**-0.5 if scale is None else scale
             if softcap:
                 scores = softcap * np.tanh(scores / softcap)
             weights = np.exp(scores - scores.max())
-            context[row, head] = weights @ value[group, path].astype(np.float64) / weights.sum()
-    return context.reshape(rows, -1)
+            context[token, head] = weights @ value[group, path].astype(np.float64) / weights.sum()
+    return context.reshape(width, -1)
 
 
 def _rotate(x: Float32, cos: Float32, sin: Float32) -> Float32:

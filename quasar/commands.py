@@ -49,7 +49,7 @@ COMMANDS = (
         module="export.cli",
         group="Make",
         programs=("export",),
-        help="Show what an engine directory holds: model, precision, fidelity, row invariance, costs, hashes.",
+        help="Show what an engine directory holds: model, precision, fidelity, row invariance, latencies, hashes.",
     ),
     Command(
         name="generate",
@@ -108,7 +108,7 @@ COMMANDS = (
         module="evaluation.cli_fidelity",
         group="Measure",
         programs=("evaluation", "calibration"),
-        help="Fidelity against price over a set of recipes, as a table and a plot.",
+        help="Fidelity against latency over a set of recipes, as a table and a plot.",
     ),
     Command(
         name="compare",
@@ -122,7 +122,7 @@ COMMANDS = (
         module="evaluation.cli_passes",
         group="Measure",
         programs=("evaluation", "engines"),
-        help="Time whole verify passes, kernels taking turns: medians, beside what memory bandwidth allows.",
+        help="Time whole verify passes, kernels alternating: medians, beside what memory bandwidth allows.",
     ),
     Command(
         name="env",

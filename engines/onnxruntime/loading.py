@@ -19,7 +19,7 @@ _log = logging.getLogger("quasar.engines")
 
 
 def load_onnxruntime(directory: EngineDirectory, options: OnnxRuntimeOptions) -> LoadedEngine:
-    """A session on this machine's CPU, and what is known of its rows and latencies.
+    """A session on this machine's CPU, and what is known of its exactness and latencies.
 
     Raises:
         EngineError: ONNX Runtime is not installed, an option that cannot be honoured, or kernels that cannot run.
@@ -85,7 +85,7 @@ def _record(directory: EngineDirectory, machine: Machine, threads: int, graphs: 
         return known
     contract = directory.manifest.contract
     if known is not None:
-        _log.info("%s has prices of a busy machine (%s): measuring them again", directory.path, known.cost_noise)
+        _log.info("%s has latencies of a busy machine (%s): measuring them again", directory.path, known.cost_noise)
         record = mend(known, graphs, contract, threads=threads)
     else:
         _log.info("%s was built on another machine: probing this one", directory.path)

@@ -19,7 +19,7 @@ from engines.probes.integer_check import INPUT, OUTPUT, integers_are_exact
 from engines.record import MachineRecord
 from quasar.errors import EngineError
 
-# Of a second measurement of latencies at load, where somebody waits.
+# Limits of a second latency measurement at load, where somebody waits.
 _MEND_ROUNDS, _MEND_SECONDS = 4, 1.5
 
 
@@ -82,7 +82,7 @@ def probe_graphs(
     threads: int = 0,
     on_step: Callable[[], None] = lambda: None,
 ) -> MachineRecord:
-    """Probe an engine on this machine; `on_step` is called for every cache length and row count.
+    """Probe an engine on this machine; `on_step` is called for every cache length that is probed or timed.
 
     Args:
         has_integers: whether ONNX Runtime's own integer kernels run any linear (`runs_stock_integers`).

@@ -21,7 +21,7 @@ Int64 = NDArray[np.int64]
 # ONNX Runtime's name of a type → numpy's, which has no bfloat16.
 _CACHE_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(bfloat16)": np.uint16}
 _BFLOAT16 = 16
-# A StringStringEntryProto: field 1 "length", field 2 a text of digits behind its own length.
+# A StringStringEntryProto: field 1 "length", field 2 digits, after their own length.
 _LENGTH_ENTRY = re.compile(rb"\n\x06length\x12(.)", re.DOTALL)
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 
@@ -111,9 +111,9 @@ class OnnxRuntimeSession(HostCaches):
         num_logits_rows: int,
         parents: Sequence[int] | Int64 | None = None,
     ) -> Int64:
-        """Feed T tokens behind `cache_length` committed rows; `parents` (engines.tree) makes them a tree.
+        """Feed T tokens after `cache_length` committed positions; `parents` (engines.tree) makes them a tree.
 
-        Returns the target's token after each of the last `num_logits_rows` of them: int64 [rows].
+        Returns the target's token after each of the last `num_logits_rows` of them: int64 [M].
         """
         self._feed(self._binding, token_ids, cache_length, num_logits_rows, parents)
         self._binding.bind_ortvalue_output(names.NEXT_TOKENS, self._tokens.value(num_logits_rows))
@@ -129,7 +129,7 @@ class OnnxRuntimeSession(HostCaches):
         *,
         out: Float32 | None = None,
     ) -> Float32:
-        """As `run`, but returns the logits float32 [rows, V] of those rows (a cut-down graph: hidden states).
+        """As `run`, but returns the logits float32 [M, V] of those positions (a cut-down graph: hidden states).
 
         A new array, or the first rows of `out`.
         """
@@ -145,7 +145,7 @@ class OnnxRuntimeSession(HostCaches):
 
     @property
     def top_tokens(self) -> Int64 | None:
-        """The target's likeliest tokens after each row that the latest call was asked for: int64 [rows, k], or None."""
+        """The likeliest tokens after each position that the latest call was asked for: int64 [M, k], or None."""
         return None if self._top_tokens is None else self._top_tokens.array[0, : self._num_rows]
 
     def memory(self) -> SessionMemory:
@@ -189,8 +189,8 @@ class OnnxRuntimeSession(HostCaches):
         if parents is not None:
             checked = check_parents(parents, width, self.contract, takes_trees=self.takes_trees)
         if checked is not None and cache_length == 0 and not self._native:
-            # Into an empty cache GroupQueryAttention rotates rows by their order and ignores position_ids.
-            raise GenerationError("a tree was fed into an empty cache: feed at least one row of the prompt first")
+            # Into an empty cache GroupQueryAttention rotates tokens by their order and ignores position_ids.
+            raise GenerationError("a tree was fed into an empty cache: feed at least one token of the prompt first")
         self._ids.array[0, :width] = token_ids
         offsets = self._count[:width] if checked is None else depths(checked)
         np.add(offsets, cache_length, out=self._positions.array[0, :width])
@@ -214,8 +214,8 @@ def external_bytes(graph: bytes) -> int:
 
     Read from the entries `length` of their external data, since the runtime does without the onnx package.
     """
-    texts = (graph[entry.end() : entry.end() + entry[1][0]] for entry in _LENGTH_ENTRY.finditer(graph))
-    return sum(int(digits) for digits in texts if digits.isdigit())
+    lengths = (graph[entry.end() : entry.end() + entry[1][0]] for entry in _LENGTH_ENTRY.finditer(graph))
+    return sum(int(digits) for digits in lengths if digits.isdigit())
 
 
 def _shared_value(ort: Any, array: NDArray[Any]) -> Any:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from engines.contract import Contract
-from engines.latency import measure_latency, surface_rows
+from engines.latency import measure_latency, surface_lengths
 from engines.machine import Machine
 from engines.probes.prefill_invariance import prefill_is_exact
 from engines.probes.row_invariance import (
@@ -20,7 +20,7 @@ from engines.record import MachineRecord
 from engines.session import Session
 
 # Positions of a prefill chunk that a brief plan decodes on the whole graph.
-_BRIEF_PREFILL_ROWS = 32
+_BRIEF_PREFILL_POSITIONS = 32
 # Cache lengths at which trees are compared on the whole graph, where a cut-down one has seen the others.
 _WHOLE_TREE_LENGTHS = (64, 256)
 
@@ -32,14 +32,14 @@ class ProbePlan:
     Attributes:
         cut_down, whole: the sweeps of the row invariance probe on the cut-down graph and on the whole one.
         boundaries: cache lengths at which a change of the order of summation is looked for.
-        prefill_rows: positions of a prefill chunk that are decoded on the whole graph; None for all.
-        least_rounds, seconds: of the latency measurement, for each number of rows in the cache.
+        prefill_positions: positions of a prefill chunk that are decoded on the whole graph; None for all.
+        least_rounds, seconds: of the latency measurement, at each cached length.
     """
 
     cut_down: tuple[Sweep, ...]
     whole: tuple[Sweep, ...]
     boundaries: Sequence[int]
-    prefill_rows: int | None = None
+    prefill_positions: int | None = None
     least_rounds: int = 10
     seconds: float = 15.0
 
@@ -47,7 +47,7 @@ class ProbePlan:
         """How often `run_probes` calls `on_step` when the first width holds."""
         lengths = sum(len(sweep.lengths) for sweep in (*self.cut_down, *self.whole))
         boundaries = sum(length % BOUNDARY_STEP == 0 for length in self.boundaries)
-        return lengths + boundaries + len(surface_rows(contract))
+        return lengths + boundaries + len(surface_lengths(contract))
 
 
 def full_plan(contract: Contract) -> ProbePlan:
@@ -63,7 +63,7 @@ def brief_plan(contract: Contract) -> ProbePlan:
         cut_down=tuple(cut_down),
         whole=tuple(whole),
         boundaries=boundary_lengths(contract),
-        prefill_rows=_BRIEF_PREFILL_ROWS,
+        prefill_positions=_BRIEF_PREFILL_POSITIONS,
         least_rounds=4,
         seconds=1.5,
     )
@@ -83,7 +83,7 @@ def run_probes(
     Args:
         cut_down: a session over the graph's first layers, on which most is compared; None where there is none.
         exact_integers: whether the session was made with integer kernels that cannot saturate.
-        on_step: called for every cache length and every row count of the latency measurement.
+        on_step: called for every cache length that is probed or timed.
     """
     small = session if cut_down is None else cut_down
     invariance = find_row_invariance(
@@ -94,9 +94,9 @@ def run_probes(
     if cut_down is not None:
         trees = trees and trees_are_exact(session, _WHOLE_TREE_LENGTHS, chain=chain)
         prefill = prefill_is_exact(cut_down, invariance)
-        prefill = prefill and prefill_is_exact(session, invariance, rows=plan.prefill_rows)
+        prefill = prefill and prefill_is_exact(session, invariance, positions=plan.prefill_positions)
     else:
-        prefill = prefill_is_exact(session, invariance, rows=plan.prefill_rows)
+        prefill = prefill_is_exact(session, invariance, positions=plan.prefill_positions)
     latency = measure_latency(session, least=plan.least_rounds, seconds=plan.seconds, on_row=on_step)
     return MachineRecord(
         machine=machine.to_json(),

@@ -1,4 +1,4 @@
-"""The probe for prefix reuse: a row of a prefill chunk has the bits of the same row fed by decoding.
+"""The probe for prefix reuse: a position of a prefill chunk has the bits of the same position fed by decoding.
 
 Where it holds, what decoding left in the cache may stand in for a prefill of the same tokens.
 """
@@ -13,14 +13,14 @@ _SEED = 20262
 _WIDTHS = (33, 50, 64, 100, 129, 200)
 
 
-def prefill_is_exact(session: Session, found: RowInvariance, *, rows: int | None = None) -> bool:
-    """Compare chunks, at the beginning of the cache and behind others, with their rows decoded one by one, bit for bit.
+def prefill_is_exact(session: Session, found: RowInvariance, *, positions: int | None = None) -> bool:
+    """Compare chunks, in an empty cache and after others, with their positions decoded one by one, bit for bit.
 
     A prompt's last chunk may be of any width, so narrower ones are compared, too.
 
     Args:
         found: the widths at which chains are exact. No prefill is where decoding is not, or has boundaries.
-        rows: how many rows of each chunk are decoded; None for all.
+        positions: how many of each chunk are decoded; None for all.
     """
     contract, base, chunk = session.contract, found.chain, session.contract.prefill_chunk
     if base is None or found.boundaries or session.max_logits_rows < chunk or contract.max_length < chunk:
@@ -37,15 +37,15 @@ def prefill_is_exact(session: Session, found: RowInvariance, *, rows: int | None
         for width in (*widths, chunk - 1, chunk):
             outputs.append(session.run_logits(tokens[:width], length, width).copy())
             written.append(session.read_rows(length, length + width))
-        count = chunk if rows is None else min(rows, chunk)
-        for row in range(count):
-            fed = np.concatenate([tokens[row : row + 1], junk[row + 1 : row + base]])
-            decoded = session.run_logits(fed, length + row, base)[0].tobytes()
-            if any(decoded != whole[row].tobytes() for whole in outputs if row < len(whole)):
+        count = chunk if positions is None else min(positions, chunk)
+        for index in range(count):
+            fed = np.concatenate([tokens[index : index + 1], junk[index + 1 : index + base]])
+            decoded = session.run_logits(fed, length + index, base)[0].tobytes()
+            if any(decoded != whole[index].tobytes() for whole in outputs if index < len(whole)):
                 return False
-        kept = session.read_rows(length, length + count)
+        decoded_block = session.read_rows(length, length + count)
         for block in written:
             common = min(count, block.shape[-2])
-            if kept[..., :common, :].tobytes() != block[..., :common, :].tobytes():
+            if decoded_block[..., :common, :].tobytes() != block[..., :common, :].tobytes():
                 return False
     return True

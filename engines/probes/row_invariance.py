@@ -1,7 +1,7 @@
-"""The probe behind the promise: a row's bits must not depend on how many rows are fed with it, or on what they hold.
+"""The probe for row invariance: a position's bits must not depend on how many tokens are fed with it, or on which.
 
-A chain of tokens is decoded at one width; then, at every cache length, every width is fed and each row is compared
-bit for bit, output and cached keys and values, with junk drafts behind the row and without.
+A chain of tokens is decoded at one width; then, at every cache length, every width is fed and each position is
+compared bit for bit, output and cached keys and values, with junk drafts after it and without.
 """
 
 from bisect import bisect_right
@@ -17,12 +17,12 @@ from engines.session import Session, write_random_rows
 
 # Every width up to 17, and some up to the widest verify call.
 WIDTHS = (*range(1, 18), 20, 24, 28, 32)
-# Plain decoding is padded to at most this width; wider, it would cost more than it saves.
+# Plain decoding is padded to at most this width; a wider one would be slower than what drafts save.
 _MAX_BASE = 16
 _ENOUGH_DRAFTS = 8
 _SEED = 20260
 _CUT_DOWN_LENGTHS = 160
-# Rows and token sets of the second look for boundaries.
+# Positions and token sets of the second look for boundaries.
 _REACH, _MORE_TOKEN_SETS = 8, 2
 # Boundaries are looked for in steps of so many lengths, as far as progress is concerned.
 BOUNDARY_STEP = 64
@@ -47,15 +47,15 @@ class Sweep:
 class RowInvariance:
     """What a probe found.
 
-    A row has the same bits at every width from `chain` to `widest`: plain decoding is fed at least `chain` rows, a
+    A position has the same bits at every width from `chain` to `widest`: plain decoding is fed at least `chain`, a
     verify call at most `widest`. `chain` None: no two widths agree.
 
-    `boundaries`: totals (committed rows and new ones) at which attention changes its order of summation, as ONNX
+    `boundaries`: totals (committed positions and new ones) at which attention changes its order of summation, as ONNX
     Runtime's does for head sizes above 128. A pass may not reach over one: see `drafts_before_boundary`.
 
     `tree`: whether a path through a tree is exact; the stock kernels shift reductions, so no.
 
-    `prefill`: whether rows of a prefill chunk have those bits, too: then rows that were decoded serve a later prompt.
+    `prefill`: whether positions of a prefill chunk have those bits, too: then decoded positions serve a later prompt.
     """
 
     chain: int | None
@@ -65,9 +65,9 @@ class RowInvariance:
     prefill: bool = False
 
     def drafts_before_boundary(self, cache_length: int) -> int:
-        """How many drafts a pass behind `cache_length` rows can verify and stay on one side of every boundary.
+        """How many drafts a pass after `cache_length` positions can verify and stay on one side of every boundary.
 
-        Plain decoding of the same rows runs at totals from `cache_length + chain` on, one by one; none of them, and
+        Plain decoding of the same tokens runs at totals from `cache_length + chain` on, one by one; none of them, and
         not the pass's own, may lie on the other side.
         """
         plain = cache_length + (self.chain or 1)
@@ -104,10 +104,10 @@ def find_row_invariance(
     *,
     boundary_at: Sequence[int] | None = None,
 ) -> RowInvariance:
-    """The range of widths whose rows agree with a chain that is decoded at the narrowest of them.
+    """The range of widths whose positions agree with a chain that is decoded at the narrowest of them.
 
     The narrowest one is taken that leaves room for eight drafts, else the one that leaves room for most. Boundaries
-    are looked for on the cut-down graph, which has the whole one's attention at a fraction of the cost: behind the
+    are looked for on the cut-down graph, which has the whole one's attention in a fraction of the time: after the
     cache lengths `boundary_at`, None for all.
     """
     best = RowInvariance(chain=None, widest=1)
@@ -136,7 +136,7 @@ def boundary_lengths(contract: Contract) -> range:
 def _find_boundaries(
     session: Session, base: int, lengths: Sequence[int], on_length: Callable[[], None]
 ) -> tuple[int, ...] | None:
-    """Totals at which one more row changes a row's bits; None if that is the rule and not the exception."""
+    """Totals at which one more token changes a position's bits; None if that is the rule and not the exception."""
     random = np.random.default_rng(_SEED)
     tokens = random.integers(0, session.contract.vocab_size, session.contract.max_length + base + 2)
     boundaries: list[int] = []
@@ -145,7 +145,7 @@ def _find_boundaries(
         wider = session.run_logits(tokens[length - 1 : length + base], length, base + 1)[0]
         if not _same_bits(narrow, wider):
             boundaries.append(length + base + 1)
-            # More often than every sixteenth row: no boundary, the widths simply differ.
+            # More often than every sixteenth total: no boundary, the widths simply differ.
             if len(boundaries) > 8 + length // 16:
                 return None
         if length % BOUNDARY_STEP == 0:
@@ -156,10 +156,10 @@ def _find_boundaries(
 
 
 def _seen_from_afar(session: Session, base: int, lengths: Sequence[int]) -> list[int]:
-    """Totals at which a row's bits change, from passes that reach over them from several lengths.
+    """Totals at which a position's bits change, from passes that reach over them from several lengths.
 
-    One more row shows a boundary from one length alone, and rounding of activations may hide it there: passes that
-    are eight rows wider, with two token sets, look at every total sixteen times more.
+    One more token shows a boundary from one length alone, and rounding of activations may hide it there: passes that
+    are eight tokens wider, with two token sets, look at every total sixteen times more.
     """
     found: list[int] = []
     contract = session.contract
@@ -175,15 +175,15 @@ def _seen_from_afar(session: Session, base: int, lengths: Sequence[int]) -> list
                 continue
             # The narrowest pass that differs reaches just over it.
             for width in range(base + 1, widest + 1):
-                row = session.run_logits(tokens[length : length + width], length, width)[0]
-                if not _same_bits(narrow, row):
+                wider = session.run_logits(tokens[length : length + width], length, width)[0]
+                if not _same_bits(narrow, wider):
                     found.append(length + width)
                     break
     return found
 
 
 def _widest_exact(session: Session, sweep: Sweep, found: RowInvariance, on_length: Callable[[], None]) -> int:
-    """The largest probed width up to which every row has the bits of the chain decoded at `found.chain`."""
+    """The largest probed width up to which every position has the bits of the chain decoded at `found.chain`."""
     base, widest = found.chain or 1, found.widest
     random = np.random.default_rng(_SEED)
     vocabulary, margin = session.contract.vocab_size, max(sweep.widths)
@@ -202,13 +202,13 @@ def _widest_exact(session: Session, sweep: Sweep, found: RowInvariance, on_lengt
         for width in sweep.widths:
             if not base <= width <= widest or width - 1 > found.drafts_before_boundary(length):
                 continue
-            # Half of the passes are real tokens alone; in the others junk drafts follow, behind every place in turn.
+            # Half of the passes are real tokens alone; in the others junk drafts follow, after each place by turns.
             real = width if (length + width) % 2 else 1 + (length * 7 + width) % width
             fed = np.concatenate([tokens[length : length + real], junk[length + real : length + width]])
-            rows = session.run_logits(fed, length, width)
+            outputs = session.run_logits(fed, length, width)
             written = width + spare_rows(session.contract.head_size, length + width)
             before = saved[..., length - sweep.first :, :][..., :written, :]
-            same = all(_same_bits(rows[row], reference[length + row]) for row in range(real)) and _same_bits(
+            same = all(_same_bits(outputs[index], reference[length + index]) for index in range(real)) and _same_bits(
                 session.read_rows(length, length + real, [last])[0], before[-1][..., :real, :]
             )
             session.write_rows(length, before)

@@ -35,17 +35,17 @@ class DeviceCache:
         self._device, self._contract, self._kernel = device, contract, kernel
         self._buffers: list[tuple[int, int]] = []
         self._dtype = CACHE_DTYPES[bindings.cache_type]
-        self._row_bytes = contract.head_size * bindings.cache_element_bytes
+        self._position_bytes = contract.head_size * bindings.cache_element_bytes
 
     @property
-    def bytes_per_row(self) -> int:
+    def bytes_per_position(self) -> int:
         """Bytes of one position in every layer, keys and values."""
-        return 2 * self._contract.num_layers * self._contract.num_kv_heads * self._row_bytes
+        return 2 * self._contract.num_layers * self._contract.num_kv_heads * self._position_bytes
 
     def allocate(self) -> None:
         """Make the buffers; raises `OutOfMemoryError`."""
         contract, device = self._contract, self._device
-        size = contract.num_kv_heads * contract.capacity * self._row_bytes
+        size = contract.num_kv_heads * contract.capacity * self._position_bytes
         self._buffers = [(device.allocate(size), device.allocate(size)) for _ in range(contract.num_layers)]
         if self._kernel is not None:
             addresses = np.array(self._buffers, np.int64).reshape(-1)
@@ -66,9 +66,9 @@ class DeviceCache:
         return found
 
     def read_rows(self, first: int, end: int, layers: Sequence[int] | None) -> CacheRows:
-        """A copy of rows, of some layers or of all, in the plan's own type: [layers, 2, G, rows, D]."""
+        """A copy of positions, of some layers or of all, in the plan's own type: [layers, 2, G, positions, D]."""
         chosen, heads = range(len(self._buffers)) if layers is None else layers, self._contract.num_kv_heads
-        block = np.empty((len(chosen), 2, heads, (end - first) * self._row_bytes), np.uint8)
+        block = np.empty((len(chosen), 2, heads, (end - first) * self._position_bytes), np.uint8)
         for index, layer in enumerate(chosen):
             for part in range(2):
                 for head in range(heads):
@@ -78,7 +78,7 @@ class DeviceCache:
         return block.reshape(-1).view(self._dtype).reshape(shape)
 
     def write_rows(self, first: int, rows: CacheRows) -> None:
-        """Overwrite the rows from `first` on, of all layers; raises `ValueError` for rows of another type."""
+        """Overwrite the positions from `first` on, of all layers; raises `ValueError` for another type."""
         check_dtype(rows, self._dtype)
         layers, heads = len(self._buffers), self._contract.num_kv_heads
         data = np.ascontiguousarray(rows).reshape(-1).view(np.uint8).reshape(layers, 2, heads, -1)
@@ -90,26 +90,26 @@ class DeviceCache:
         self._device.synchronize()
 
     def compact(self, cache_length: int, path: Sequence[int] | Int64) -> None:
-        """Move rows `cache_length + path[k]` to `cache_length + k`, in every buffer at once."""
+        """Move positions `cache_length + path[k]` to `cache_length + k`, in every buffer at once."""
         if self._kernel is None:
             raise GenerationError("this engine takes no trees: build with --tree-mask and compile again")
-        rows = check_path(path)
+        indices = check_path(path)
         grid, args = launch_arguments(
             self._table,
             self._path,
             num_caches=2 * self._contract.num_layers,
             num_heads=self._contract.num_kv_heads,
             capacity=self._contract.capacity,
-            row_bytes=self._row_bytes,
+            row_bytes=self._position_bytes,
             cache_length=cache_length,
-            path_length=len(rows),
+            path_length=len(indices),
         )
-        self._path_host.view(np.int64)[: len(rows)] = rows
+        self._path_host.view(np.int64)[: len(indices)] = indices
         self._device.upload(self._path, self._path_host)
         arguments = (*args, *SCRATCH_POINTERS)
         self._device.launch(self._kernel.handle, grid, self._kernel.threads, self._kernel.shared_bytes, arguments)
         # The next call writes the path's buffer.
         self._device.synchronize()
 
-    def _address(self, layer: int, part: int, head: int, row: int) -> int:
-        return self._buffers[layer][part] + (head * self._contract.capacity + row) * self._row_bytes
+    def _address(self, layer: int, part: int, head: int, position: int) -> int:
+        return self._buffers[layer][part] + (head * self._contract.capacity + position) * self._position_bytes

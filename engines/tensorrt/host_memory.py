@@ -286,7 +286,7 @@ class HostContext:
         import onnxruntime as ort
 
         engine, addresses = self._engine, dict(self._addresses)
-        rows = shapes[names.LOGITS_ROWS][0]
+        asked_for = shapes[names.LOGITS_ROWS][0]
         batch = shapes[names.INPUT_IDS][0]
         binding = engine.session.io_binding()
         for name, shape in shapes.items():
@@ -296,7 +296,11 @@ class HostContext:
             if past is not None:
                 shape = shapes[past]
             else:
-                shape = (batch, rows) if name == names.NEXT_TOKENS else (batch, rows, engine.outputs[name].shape[-1])
+                shape = (
+                    (batch, asked_for)
+                    if name == names.NEXT_TOKENS
+                    else (batch, asked_for, engine.outputs[name].shape[-1])
+                )
             binding.bind_ortvalue_output(name, self._value(ort, name, addresses[name], shape))
         return lambda: engine.session.run_with_iobinding(binding)
 

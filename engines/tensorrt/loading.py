@@ -21,7 +21,7 @@ from quasar.errors import EngineError
 from quasar.files import atomic_path
 
 _log = logging.getLogger("quasar.engines")
-# Totals around which attention kernels change their path, if they do: every 64 rows, and one more.
+# Totals around which attention kernels change their path, if they do: every 64 positions, and one more.
 _BOUNDARY_STEP = 64
 
 
@@ -54,7 +54,7 @@ def find_placement(directory: EngineDirectory, name: LibraryName) -> Placement:
 def load_tensorrt(
     directory: EngineDirectory, name: LibraryName, *, rebuild: bool = False
 ) -> tuple[TensorRtSession, MachineRecord]:
-    """A session on this machine's GPU, and what is known of its rows and latencies.
+    """A session on this machine's GPU, and what is known of its exactness and latencies.
 
     Args:
         rebuild: where no plan fits this GPU and library, compile one into the user's cache.
@@ -143,7 +143,7 @@ def _deserialize(placement: Placement, data: bytes) -> LoadedPlan:
             engine=engine, context_argument=strategy, plan_bytes=len(data), last_error=lambda: str(log.last),
             keep_alive=(runtime,),
         )  # fmt: skip
-    # TensorRT-RTX compiles its kernels when a plan first runs; what it compiled is kept for the next load.
+    # TensorRT-RTX compiles its kernels when a plan first runs; what it compiled serves the next load, too.
     path = user_cache() / "kernels" / f"{library.name}-{library.version}-{placement.gpu.compute_capability}.cache"
     config = engine.create_runtime_config()
     config.set_execution_context_allocation_strategy(strategy)

@@ -16,8 +16,8 @@ ProfileShapes = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...
 def profiles_for(contract: Contract) -> dict[str, ProfileShapes]:
     """Profile → input → smallest, typical and largest shape.
 
-    `verify` takes T = 1 to `max_width` rows, `prefill` up to `prefill_chunk`; both give logits for up to `max_width`
-    rows: with 1 alone, TensorRT keeps the head's weights a second time, in 16 bits.
+    `verify` takes T = 1 to `max_width` tokens, `prefill` up to `prefill_chunk`; both give logits for up to `max_width`
+    positions: with 1 alone, TensorRT keeps the head's weights a second time, in 16 bits.
     """
     width, chunk = contract.max_width, contract.prefill_chunk
     return {
@@ -27,7 +27,7 @@ def profiles_for(contract: Contract) -> dict[str, ProfileShapes]:
 
 
 def describe_network(network: Any) -> dict[str, Any]:
-    """`layers` by type, `matmuls`, and `quantized_matmuls`: those with both operands behind DEQUANTIZE."""
+    """`layers` by type, `matmuls`, and `quantized_matmuls`: those with both operands from DEQUANTIZE."""
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     producers = {layer.get_output(i).name: layer for layer in layers for i in range(layer.num_outputs)}
     matmuls = [layer for layer in layers if layer.type.name == "MATRIX_MULTIPLY"]
@@ -81,11 +81,11 @@ def _source(tensor: Any, producers: dict[str, Any]) -> str:
 
 def _shapes(contract: Contract, *, typical: int, largest: int, typical_logits: int) -> ProfileShapes:
     batch = contract.max_batch
-    rows = ((batch, 1), (batch, typical), (batch, largest))
+    tokens = ((batch, 1), (batch, typical), (batch, largest))
     cache = (batch, contract.num_kv_heads, contract.capacity, contract.head_size)
     shapes: ProfileShapes = {
-        names.INPUT_IDS: rows,
-        names.POSITION_IDS: rows,
+        names.INPUT_IDS: tokens,
+        names.POSITION_IDS: tokens,
         names.CACHE_LENGTHS: ((batch,),) * 3,
         names.LOGITS_ROWS: ((1,), (typical_logits,), (contract.max_width,)),
     }

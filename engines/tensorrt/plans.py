@@ -44,7 +44,7 @@ class TensorRtFiles:
     """What one of the two libraries has in an engine directory.
 
     `layers` counts the parsed network's layers by TensorRT's type names; `quantized_matmuls` of the `matmuls` have both
-    operands behind DEQUANTIZE. `kernels` are kv_compact's, one per compute capability, where the contract has trees.
+    operands from DEQUANTIZE. `kernels` are kv_compact's, one per compute capability, where the contract has trees.
     `rescaled_channels` counts output channels whose float16 scale was moved (`export.passes.LowerToTensorRt`).
     """
 

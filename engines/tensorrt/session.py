@@ -122,9 +122,9 @@ class TensorRtSession:
         num_logits_rows: int,
         parents: Sequence[int] | Int64 | None = None,
     ) -> Int64:
-        """Feed T tokens behind `cache_length` committed rows; `parents` (engines.tree) makes them a tree.
+        """Feed T tokens after `cache_length` committed positions; `parents` (engines.tree) makes them a tree.
 
-        Returns the target's token after each of the last `num_logits_rows` of them: int64 [rows].
+        Returns the target's token after each of the last `num_logits_rows` of them: int64 [M].
         """
         self._run(token_ids, cache_length, num_logits_rows, parents)
         self._device.synchronize()
@@ -142,7 +142,7 @@ class TensorRtSession:
         *,
         out: Float32 | None = None,
     ) -> Float32:
-        """As `run`, but returns the logits float32 [rows, V] of those rows: a new array, or the first rows of `out`."""
+        """As `run`, but returns logits float32 [M, V] of those positions: a new array, or the first rows of `out`."""
         self._run(token_ids, cache_length, num_logits_rows, parents)
         shape = (num_logits_rows, self.contract.vocab_size)
         logits = rows_of(np.empty(shape, np.float32) if out is None else out, *shape)
@@ -152,21 +152,21 @@ class TensorRtSession:
 
     @property
     def top_tokens(self) -> Int64 | None:
-        """The target's likeliest tokens after each row that the latest call was asked for: int64 [rows, k], or None."""
+        """The likeliest tokens after each position that the latest call was asked for: int64 [M, k], or None."""
         return self._tokens.top_tokens(self._num_rows)
 
     def read_rows(self, first: int, end: int, layers: Sequence[int] | None = None) -> CacheRows:
-        """A copy of cache rows, of some layers or of all, in the plan's own type: [layers, 2, G, rows, D]."""
+        """A copy of positions, of some layers or of all, in the plan's own type: [layers, 2, G, positions, D]."""
         return self._cache.read_rows(first, end, layers)
 
     def write_rows(self, first: int, rows: CacheRows) -> None:
-        """Overwrite the cache rows from `first` on, of all layers; raises `ValueError` for rows of another type."""
+        """Overwrite the positions from `first` on, of all layers; raises `ValueError` for another type."""
         self._cache.write_rows(first, rows)
 
     def compact(self, cache_length: int, path: Sequence[int] | Int64) -> None:
-        """Move the new rows of an accepted tree path, ascending indices of the last call, to the front of the new rows.
+        """Move an accepted tree path, ascending indices of the last call, to the front of the new positions.
 
-        One launch for all layers, behind the pass on its stream.
+        One launch for all layers, after the pass on its stream.
         """
         self._cache.compact(cache_length, path)
 
@@ -175,7 +175,7 @@ class TensorRtSession:
         contract = self.contract
         return SessionMemory(
             weights=self._plan.plan_bytes,
-            cache=self._cache.bytes_per_row * contract.capacity,
+            cache=self._cache.bytes_per_position * contract.capacity,
             buffers=self._scratch_bytes + contract.max_width * (4 * contract.vocab_size + 8 * (1 + contract.top_k)),
         )
 
@@ -186,8 +186,8 @@ class TensorRtSession:
         self._scratch = device.allocate(self._scratch_bytes)
         self._cache.allocate()
         self._staging = [
-            Staging(device, rows, contract.max_width, tree_mask=contract.tree_mask)
-            for rows in (contract.max_width, contract.prefill_chunk)
+            Staging(device, tokens, contract.max_width, tree_mask=contract.tree_mask)
+            for tokens in (contract.max_width, contract.prefill_chunk)
         ]
         self._tokens = Tokens(device, contract.max_width, contract.top_k)
         self._logits = device.allocate(4 * contract.max_width * contract.vocab_size)
@@ -233,11 +233,11 @@ class TensorRtSession:
         contract, width = self.contract, len(token_ids)
         if not 0 < width <= contract.prefill_chunk or not 0 < num_logits_rows <= min(width, contract.max_width):
             raise GenerationError(
-                f"{width} rows with {num_logits_rows} asked for were fed; this engine takes up to "
-                f"{contract.prefill_chunk} rows and gives up to {contract.max_width} back"
+                f"{width} tokens with {num_logits_rows} asked for were fed; this engine takes up to "
+                f"{contract.prefill_chunk} tokens and gives up to {contract.max_width} back"
             )
         if not 0 <= cache_length <= contract.capacity - width:
-            raise GenerationError(f"{width} rows behind {cache_length} do not fit a cache of {contract.capacity}")
+            raise GenerationError(f"{width} tokens after {cache_length} do not fit a cache of {contract.capacity}")
         checked = None if parents is None else check_parents(parents, width, contract)
         profile = VERIFY if width <= contract.max_width else PREFILL
         self._staging[profile].fill(
@@ -303,12 +303,16 @@ class TensorRtSession:
 
     def _memory_advice(self) -> str:
         """How much plan and cache need, and which --max-length would fit."""
-        contract, per_row, free = self.contract, self._cache.bytes_per_row, self._free_bytes
+        contract, per_position, free = self.contract, self._cache.bytes_per_position, self._free_bytes
         fixed = self._scratch_bytes + 4 * contract.max_width * contract.vocab_size
-        rows = (free - fixed) // per_row - (contract.capacity - contract.max_length)
-        fits = f"build with --max-length {rows}" if rows >= 2 * contract.max_width else "no --max-length fits beside it"
+        length = (free - fixed) // per_position - (contract.capacity - contract.max_length)
+        fits = (
+            f"build with --max-length {length}"
+            if length >= 2 * contract.max_width
+            else "no --max-length fits beside it"
+        )
         return (
             f"the GPU has no room: the plan takes {self._plan.plan_bytes} bytes, its scratch memory "
-            f"{self._scratch_bytes}, the KV cache {per_row * contract.capacity} for {contract.max_length} tokens, and "
-            f"{free} bytes were free behind the plan: {fits}, or free memory on the GPU"
+            f"{self._scratch_bytes}, the KV cache {per_position * contract.capacity} for {contract.max_length} tokens, "
+            f"and {free} bytes were free after the plan: {fits}, or free memory on the GPU"
         )

@@ -14,18 +14,18 @@ _ALIGNMENT = 256
 
 
 class Staging:
-    """Pinned host memory and its copy on the device, for calls of up to `max_rows` rows."""
+    """Pinned host memory and its copy on the device, for calls of up to `max_tokens` tokens."""
 
-    def __init__(self, device: Device, max_rows: int, max_logits_rows: int, *, tree_mask: bool) -> None:
+    def __init__(self, device: Device, max_tokens: int, max_logits_rows: int, *, tree_mask: bool) -> None:
         self._device = device
         sizes = {
             names.CACHE_LENGTHS: 8,
-            names.INPUT_IDS: 8 * max_rows,
-            names.POSITION_IDS: 8 * max_rows,
+            names.INPUT_IDS: 8 * max_tokens,
+            names.POSITION_IDS: 8 * max_tokens,
             names.LOGITS_ROWS: 8 * max_logits_rows,
         }
         if tree_mask:
-            sizes[names.TREE_MASK] = max_rows * max_rows
+            sizes[names.TREE_MASK] = max_tokens * max_tokens
         offsets, total = {}, 0
         for name, size in sizes.items():
             offsets[name] = total
@@ -34,8 +34,8 @@ class Staging:
         self._address = device.allocate(total)
         self._parts = {name: self._host[offset : offset + sizes[name]] for name, offset in offsets.items()}
         self.addresses = {name: self._address + offset for name, offset in offsets.items()}
-        self._count = np.arange(max_rows, dtype=np.int64)
-        self._chain = np.tril(np.ones((max_rows, max_rows), np.bool_)) if tree_mask else None
+        self._count = np.arange(max_tokens, dtype=np.int64)
+        self._chain = np.tril(np.ones((max_tokens, max_tokens), np.bool_)) if tree_mask else None
 
     def fill(
         self,
@@ -81,30 +81,30 @@ class Staging:
 
 
 class Tokens:
-    """`next_tokens` and, behind them, `top_tokens` of up to `max_rows` rows: on the device, and pinned on the host."""
+    """`next_tokens`, then `top_tokens`, of up to `max_tokens` positions: on the device, and pinned on the host."""
 
-    def __init__(self, device: Device, max_rows: int, top_k: int) -> None:
+    def __init__(self, device: Device, max_tokens: int, top_k: int) -> None:
         self._device, self._top_k = device, top_k
-        self._top_offset = -(-8 * max_rows // _ALIGNMENT) * _ALIGNMENT
-        size = self._top_offset + 8 * max_rows * top_k
+        self._top_offset = -(-8 * max_tokens // _ALIGNMENT) * _ALIGNMENT
+        size = self._top_offset + 8 * max_tokens * top_k
         self._host = device.pinned(size)
         self._address = device.allocate(size)
         self.addresses = {names.NEXT_TOKENS: self._address}
         if top_k:
             self.addresses[names.TOP_TOKENS] = self._address + self._top_offset
 
-    def download(self, num_rows: int) -> None:
-        """Copy what a call wrote, in one piece up to the last row's tokens."""
-        end = self._top_offset + 8 * num_rows * self._top_k if self._top_k else 8 * num_rows
+    def download(self, count: int) -> None:
+        """Copy what a call wrote, in one piece up to the last position's tokens."""
+        end = self._top_offset + 8 * count * self._top_k if self._top_k else 8 * count
         self._device.download(self._host[:end], self._address)
 
-    def next_tokens(self, num_rows: int) -> Int64:
-        """A view of what was copied: int64 [rows]."""
-        return self._host[: 8 * num_rows].view(np.int64)
+    def next_tokens(self, count: int) -> Int64:
+        """A view of what was copied: int64 [M]."""
+        return self._host[: 8 * count].view(np.int64)
 
-    def top_tokens(self, num_rows: int) -> Int64 | None:
-        """A view of what was copied: int64 [rows, top_k]; None where the contract has none."""
+    def top_tokens(self, count: int) -> Int64 | None:
+        """A view of what was copied: int64 [M, top_k]; None where the contract has none."""
         if not self._top_k:
             return None
-        values = self._host[self._top_offset :].view(np.int64)[: num_rows * self._top_k]
-        return values.reshape(num_rows, self._top_k)
+        values = self._host[self._top_offset :].view(np.int64)[: count * self._top_k]
+        return values.reshape(count, self._top_k)

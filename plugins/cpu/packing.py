@@ -20,7 +20,7 @@ def pack_weight(values: Int8, *, swiglu: bool = False, blocks: bool = False) -> 
     """Weights int8 [N, K] → uint8 [tiles, padded K / 4, 32, 4], each value plus 128.
 
     Columns are padded to tiles of 32 and inputs to a multiple of 4, or of 32 where `blocks` share a scale. With
-    `swiglu` the first half of the columns are gates: their tiles and those of the second half take turns.
+    `swiglu` the first half of the columns are gates: their tiles and those of the second half alternate.
 
     Raises `QuasarError` if K is above 65536, where sums would leave 32 bits.
     """

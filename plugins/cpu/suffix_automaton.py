@@ -62,15 +62,15 @@ class NativeSuffixAutomaton:
 
     def extend(self, tokens: Int64) -> None:
         """As `SuffixAutomaton`."""
-        row = _prepare(tokens)
-        failure = self._library.quasar_automaton_extend(self._memory, _address(row), len(row))
+        prepared = _prepare(tokens)
+        failure = self._library.quasar_automaton_extend(self._memory, _address(prepared), len(prepared))
         if failure == _NO_MEMORY:
             self._tokens = 0
             raise _no_memory()
         if failure:
-            check_room(len(self), len(row))
-            check_tokens(row)
-        self._tokens += len(row)
+            check_room(len(self), len(prepared))
+            check_tokens(prepared)
+        self._tokens += len(prepared)
 
     def match(self) -> tuple[int, int]:
         """As `SuffixAutomaton`."""
@@ -103,11 +103,11 @@ class NativeSuffixAutomaton:
 
     def advance(self, state: int, length: int, tokens: Int64) -> tuple[int, int]:
         """As `SuffixAutomaton`."""
-        row = _prepare(tokens)
+        prepared = _prepare(tokens)
         self._place[0], self._place[1] = state, length
-        failure = self._library.quasar_automaton_advance(self._memory, _address(row), len(row), self._place)
+        failure = self._library.quasar_automaton_advance(self._memory, _address(prepared), len(prepared), self._place)
         if failure:
-            check_tokens(row)
+            check_tokens(prepared)
             raise no_place(state, length) if failure == _NO_PLACE else no_state(state)
         return self._place[0], self._place[1]
 
@@ -160,4 +160,4 @@ def _address(array: Int64) -> int:
 
 
 def _no_memory() -> GenerationError:
-    return GenerationError("there is no memory for a suffix automaton of this text")
+    return GenerationError("there is no memory for a suffix automaton of this sequence")

@@ -20,7 +20,7 @@ LIBRARY = Path(os.environ.get("QUASAR_CPU_LIBRARY") or BUILT)
 # For `make test-native`: the first error ends the process.
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1", "-g", "-fno-omit-frame-pointer")
 
-# Nothing may be contracted or reordered: a row's bits are the same on every level, and with every compiler.
+# Nothing may be contracted or reordered: a position's bits are the same on every level, and with every compiler.
 _FLAGS = (
     *("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti"),
     *("-fno-threadsafe-statics", "-ffp-contract=off", "-fno-math-errno"),

@@ -1,4 +1,4 @@
-"""kv_compact as a Triton kernel: all layers in one launch, rows as 4-byte words, so that any type of cache will do."""
+"""kv_compact as a Triton kernel: all layers in one launch, in words of 4 bytes, so that any type of cache will do."""
 
 import triton.language as tl
 
@@ -15,13 +15,13 @@ def kv_compact(  # type: ignore[no-untyped-def]
     row_words,
     BLOCK: tl.constexpr,  # noqa: N803
 ):
-    """One program moves one block of words of one head of one cache, row after row (plugins.kv_compact)."""
+    """One program moves one block of words of one head of one cache, position after position (plugins.kv_compact)."""
     cache = tl.load(cache_table + tl.program_id(0)).to(tl.pointer_type(tl.int32))
     head = tl.program_id(1).to(tl.int64)
     words = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
     inside = words < row_words
     front = cache + (head * capacity + cache_length) * row_words + words
-    # Ascending rows: none is overwritten before it was read, and no other program touches these words.
+    # Ascending indices: none is overwritten before it was read, and no other program touches these words.
     for row in range(path_length):
         source = tl.load(path_table + row)
         moved = tl.load(front + source * row_words, mask=inside)

@@ -54,7 +54,7 @@ def register(tensorrt: Any, compute_capability: str) -> None:
 
 
 def own_parameters_only(ptx: str, kernel: Kernel) -> str:
-    """PTX without the two scratch pointers behind the kernel's own parameters: TensorRT does not pass them.
+    """PTX without the two scratch pointers after the kernel's own parameters: TensorRT does not pass them.
 
     Raises `ValueError` if the kernel reads one.
     """

@@ -1,4 +1,4 @@
-"""What a checkpoint says of its texts: tokenizer, chat templates, the tokens that end a text, sampling defaults."""
+"""What a checkpoint says of text: tokenizer, chat templates, the tokens that end a sequence, sampling defaults."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 SAMPLING_DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 _INTEGERS = ("top_k",)
 
-# Names of tokens that end a text or a turn, in the vocabularies that are in use (llama.cpp keeps such a list, too).
+# Names of tokens that end a sequence or a turn, in the vocabularies that are in use (llama.cpp keeps such a list, too).
 END_TOKEN_NAMES = frozenset(
     {
         *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<|eos|>", "</s>"),
@@ -25,7 +25,7 @@ END_TOKEN_NAMES = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndToken:
-    """A token that ends a text: id, how it is spelled, and every place that says so."""
+    """A token that ends a sequence: id, how it is spelled, and every place that says so."""
 
     token_id: int
     token: str
@@ -37,8 +37,8 @@ class CheckpointText:
     """A checkpoint's tokenizer and what goes with it.
 
     `chat_templates`: Jinja by name, "default" first where there is one. `end_ids`: id → the places that name it as the
-    end of a text, without the template's. `sampling`: defaults by option (SAMPLING_DEFAULTS); temperature 0 where the
-    checkpoint does not draw.
+    end of a sequence, without the template's. `sampling`: defaults by option (SAMPLING_DEFAULTS); temperature 0 where
+    the checkpoint does not draw.
     """
 
     tokenizer: "Tokenizer"

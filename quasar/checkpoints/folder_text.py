@@ -1,4 +1,4 @@
-"""The texts of a Hugging Face folder: tokenizer, chat templates, end tokens, sampling defaults.
+"""What a Hugging Face folder says of text: tokenizer, chat templates, end tokens, sampling defaults.
 
 `tokenizer.json` is the tokenizer where it is there. transformers 5 makes some classes anew from vocabulary and merges
 alone (a Qwen2 model with DeepSeek's tokenizer gets Qwen2's rule), and adds tokens that such a class expects; what it
@@ -21,7 +21,7 @@ _log = logging.getLogger("quasar.checkpoints")
 
 
 def folder_text(folder: Path, config: Mapping[str, Any], generation: Mapping[str, Any]) -> CheckpointText:
-    """The texts of a folder with these configs; code from it is never run.
+    """What a folder with these configs says of text; code from it is never run.
 
     Raises `CheckpointError` if there is no tokenizer, or none that the `tokenizers` library can run.
     """

@@ -106,7 +106,7 @@ class GgufHeader:
         return GgufVocabulary.read(self.field)
 
     def end_ids(self) -> dict[int, tuple[str, ...]]:
-        """Token id → what names it as the end of a text."""
+        """Token id → what names it as the end of a sequence."""
         vocabulary = self.vocabulary
         fields = [
             (key, value)

@@ -50,7 +50,7 @@ class HuggingFaceConfig:
         """Positions that the model can tell apart."""
         context = self.size("max_position_embeddings")
         if self.rope.kind == "yarn":
-            # max_position_embeddings may be the length before scaling; transformers does not limit a text by it.
+            # max_position_embeddings may be the length before scaling; transformers does not limit a sequence by it.
             # Llama 3.2 says 131072 beside 32 times 8192: its factor is no length.
             context = max(context, int(self.rope.factor * self.rope.original_context_length))
         return context

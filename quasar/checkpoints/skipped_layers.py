@@ -1,4 +1,4 @@
-"""Layers that are left out of an engine, and the names of those that stay: a cheaper, worse model for drafting."""
+"""Layers that are left out of an engine, and the names of those that stay: a faster, worse model for drafting."""
 
 import re
 from collections.abc import Mapping, Sequence

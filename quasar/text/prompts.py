@@ -89,7 +89,7 @@ def _messages(row: dict[str, Any], where: str) -> tuple[Message, ...]:
 
 
 def _later_turns(row: dict[str, Any]) -> tuple[str, ...]:
-    """The turns behind the first one, where the row is one of turns."""
+    """The turns after the first one, where the row is one of turns."""
     if isinstance(row.get("prompt"), str) or not isinstance(row.get("turns"), list):
         return ()
     return tuple(turn for turn in row["turns"][1:] if isinstance(turn, str))

@@ -25,7 +25,7 @@ class FaultySession(HostCaches):
             keys, values = self.caches[0]
             keys[0, 0, position] = (token, position)
             values[0, 0, position] = (position, token)
-            # A row sees every row before it.
+            # A token sees every token before it.
             seen = keys[0, 0, : position + 1].sum(dtype=np.float64)
             logits = np.sin(np.arange(11) * (int(token) + 1) + seen).astype(np.float32)
             if self._fault(cache_length, width, row):
@@ -34,6 +34,6 @@ class FaultySession(HostCaches):
             if self._leak(cache_length, width):
                 logits[0] += token_ids[-1]
             rows.append(logits)
-        # As the lowered graph does: a spare row behind the new ones lands in the cache.
+        # As the lowered graph does: a spare position after the new ones lands in the cache.
         keys[0, 0, cache_length + width] = values[0, 0, cache_length + width] = -5
         return np.asarray(rows[width - num_logits_rows :], np.float32)

@@ -56,5 +56,5 @@ def test_every_bit_pattern_comes_back_from_every_cache(cache_type, place):
 @pytest.mark.parametrize("place", ["host", "device"])
 def test_rows_of_another_type_are_refused(place):
     cache = caches_of("float16", place)
-    with pytest.raises(ValueError, match="cache rows are float32; float16, the cache's own type, was expected"):
+    with pytest.raises(ValueError, match="cache positions are float32; float16, the cache's own type, was expected"):
         cache.write_rows(0, np.zeros((1, 2, 1, 3, 2), np.float32))

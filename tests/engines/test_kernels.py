@@ -87,7 +87,7 @@ def test_slow_kernels_run_only_where_they_are_asked_for(monkeypatch):
 @needs_library
 def test_an_engine_runs_with_either(tiny_engine):
     ids = np.random.default_rng(0).integers(0, 250, 40)
-    texts = {}
+    answers = {}
     for kernels in ("native", "stock"):
         with runtime.load(tiny_engine, kernels=kernels) as engine:
             assert engine.kernels.startswith(kernels)
@@ -95,8 +95,8 @@ def test_an_engine_runs_with_either(tiny_engine):
             plain = engine.generate(ids, max_new_tokens=60, drafter="none", ignore_eos=True)
             drafted = engine.generate(ids, max_new_tokens=60, ignore_eos=True)
             assert plain.token_ids == drafted.token_ids
-            texts[kernels] = plain.token_ids
-    assert len(texts["native"]) == len(texts["stock"])
+            answers[kernels] = plain.token_ids
+    assert len(answers["native"]) == len(answers["stock"])
 
 
 def test_an_engine_without_native_kernels_says_why(tiny_engine, monkeypatch, tmp_path):

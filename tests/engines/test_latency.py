@@ -87,7 +87,7 @@ def test_threads_that_came_or_went_do_not_count():
     assert waited_share({}, {}) is None
 
 
-def test_the_quiet_measurement_is_better_and_of_two_noisy_ones_the_lower_prices():
+def test_the_quiet_measurement_is_better_and_of_two_noisy_ones_the_lower_times():
     def of(one, eight, noise):
         return latency.Latency(surface_ms={16: {1: one, 8: eight}}, noise=noise)
 
@@ -113,25 +113,25 @@ def test_noise_that_does_not_fit_is_damage(value):
 
 @pytest.fixture
 def built_noisily(tiny_engine, monkeypatch, tmp_path):
-    """An engine whose manifest has four times its prices and says noisy; counts the looks at load."""
+    """An engine whose manifest has four times its latencies and says noisy; counts the looks at load."""
     monkeypatch.setenv("QUASAR_CACHE", str(tmp_path / "cache"))
     directory = open_directory(tiny_engine)
     kernels = choose_kernels(None, onnxruntime_files(directory.manifest))
-    dear = {
+    slow = {
         rows: {width: 4 * ms for width, ms in by.items()}
         for rows, by in directory.manifest.record.cost_surface_ms.items()
     }
     record = replace(
         directory.manifest.record,
         machine=this_machine(0, kernels.name).to_json(),
-        cost_surface_ms=dear,
+        cost_surface_ms=slow,
         cost_noise=NOISY,
     )
-    return replace(directory, manifest=replace(directory.manifest, record=record)), dear
+    return replace(directory, manifest=replace(directory.manifest, record=record)), slow
 
 
 def found_at_load(monkeypatch, answers):
-    """What looks at load find, one after the other: factor on prices, noise."""
+    """What looks at load find, one after the other: factor on latencies, noise."""
     left = list(answers)
 
     def measure_latency(session, *, least, seconds):
@@ -143,7 +143,7 @@ def found_at_load(monkeypatch, answers):
     return left
 
 
-def test_noisy_prices_are_mended_at_load_once(built_noisily, monkeypatch):
+def test_noisy_latencies_are_mended_at_load_once(built_noisily, monkeypatch):
     directory, _ = built_noisily
     left = found_at_load(monkeypatch, [(7.0, NOISY), (1.0, QUIET)])
     first = loading.load_opened(directory).record
@@ -159,12 +159,12 @@ def test_noisy_prices_are_mended_at_load_once(built_noisily, monkeypatch):
 
 
 @pytest.mark.parametrize("noise", [QUIET, None], ids=["quiet", "an older engine"])
-def test_quiet_prices_are_not_measured_again(built_noisily, monkeypatch, noise):
-    directory, dear = built_noisily
+def test_quiet_latencies_are_not_measured_again(built_noisily, monkeypatch, noise):
+    directory, slow = built_noisily
     found_at_load(monkeypatch, [])
     record = replace(directory.manifest.record, cost_noise=noise)
     again = loading.load_opened(replace(directory, manifest=replace(directory.manifest, record=record)))
-    assert again.record.cost_surface_ms == dear
+    assert again.record.cost_surface_ms == slow
 
 
 def test_a_look_at_load_leaves_the_session_s_cache_alone(built_noisily):

@@ -85,7 +85,7 @@ def test_caches_are_written_in_place_and_only_where_rows_are(loaded):
         for cache in pair:
             assert (cache[:, :, :10] == 7).all()
             assert (cache[:, :, 10:15] != 7).any(axis=(0, 1, 3)).all()
-            # One spare row behind the new ones is junk; the rest is untouched.
+            # One spare position after the new ones is junk; the rest is untouched.
             assert (cache[:, :, 16:] == 7).all()
 
 

@@ -33,7 +33,7 @@ def slow(rows, k):
 
 class TestCounting:
     def test_ranks_count_less_and_less(self):
-        # Behind 1: 5 once at rank 0, 6 twice at rank 1 and once at rank 2, 7 at rank 0 and 2, 8 at rank 1.
+        # After 1: 5 once at rank 0, 6 twice at rank 1 and once at rank 2, 7 at rank 0 and 2, 8 at rank 1.
         rows = [piece([2, 1, 1], [[3, 4, 5], [5, 6, 7], [7, 6, 9]]), piece([1], [[8, 8, 6]])]
         found = count_successors(rows, 3)
         # 8: 1 + 1/2; 7: 1 + 1/3; 6: 1/2 + 1/2 + 1/3; 5: 1; 9: 1/3. Ties by the lower id.

@@ -29,13 +29,13 @@ def trees(tiny_model, tmp_path_factory):
 
 @pytest.mark.parametrize("parents", [[0], [-1, 1], [-1, -2], [-1, 0, 3], [-1]])
 def test_impossible_parents_are_refused(trees, parents):
-    with pytest.raises(GenerationError, match="indices of earlier rows"):
+    with pytest.raises(GenerationError, match="indices of earlier ones"):
         check_parents(parents, max(2, len(parents)), trees[1])
 
 
 def test_trees_need_an_engine_that_takes_them(trees, tiny_model):
     _, contract = trees
-    with pytest.raises(GenerationError, match="17 rows was fed, but this engine has trees of up to 16 rows"):
+    with pytest.raises(GenerationError, match="17 tokens was fed, but this engine has trees of up to 16 tokens"):
         check_parents(np.arange(-1, 16), 17, contract)
     chain_only = contract_of(open_checkpoint(str(tiny_model)).spec)
     with pytest.raises(GenerationError, match="no tree mask: build with --tree-mask"):
@@ -60,7 +60,7 @@ def test_a_path_through_a_tree_is_a_chain(trees, cached):
 
 def test_an_empty_cache_takes_no_tree(trees):
     folder, contract = trees
-    with pytest.raises(GenerationError, match="feed at least one row"):
+    with pytest.raises(GenerationError, match="feed at least one token"):
         lowered_session(folder, contract).run(np.arange(6), 0, 6, PARENTS)
 
 

@@ -1,4 +1,4 @@
-"""Suffix automata for tests: what a look through a text finds, and texts of every kind."""
+"""Suffix automata for tests: what a look through a sequence finds, and sequences of every kind."""
 
 import numpy as np
 
@@ -14,40 +14,42 @@ def array(tokens):
     return np.array(tokens, np.int64)
 
 
-def automaton_of(make, text):
+def automaton_of(make, sequence):
     automaton = make()
-    automaton.extend(array(text))
+    automaton.extend(array(sequence))
     return automaton
 
 
-def ends_of(text, string):
-    """Where a string ends in a text: the empty one after every token."""
+def ends_of(sequence, string):
+    """Where a string ends in a sequence: the empty one after every token."""
     size = len(string)
-    return [end for end in range(len(text)) if end + 1 >= size and text[end + 1 - size : end + 1] == string]
+    return [end for end in range(len(sequence)) if end + 1 >= size and sequence[end + 1 - size : end + 1] == string]
 
 
-def strings_of(text):
-    return sorted({text[start:end] for end in range(len(text) + 1) for start in range(end + 1)})
+def strings_of(sequence):
+    return sorted({sequence[start:end] for end in range(len(sequence) + 1) for start in range(end + 1)})
 
 
-def check_integrity(automaton, text):
-    """Every string of `text` tuple, and no other, is read from the root, and all that is said of it is true.
+def check_integrity(automaton, sequence):
+    """Every string of `sequence` tuple, and no other, is read from the root, and all that is said of it is true.
 
     The strings of a state are the suffixes of its longest one down to its link's longest: so lengths grow along
     transitions, and those of links are less.
     """
-    assert len(automaton) == len(text)
+    assert len(automaton) == len(sequence)
     lengths = {0: {0}}
     reached = [((), 0)]
     strings = []
     while reached:
         string, state = reached.pop()
         strings.append(string)
-        places = ends_of(text, string)
+        places = ends_of(sequence, string)
         assert automaton.count(state) == len(places)
         tokens, states, counts, ends = automaton.successors(state, 1000)
-        followers = sorted({text[end + 1] for end in places if end + 1 < len(text)} | set(text if not string else ()))
-        found = {token: ends_of(text, (*string, token)) for token in followers}
+        followers = sorted(
+            {sequence[end + 1] for end in places if end + 1 < len(sequence)} | set(sequence if not string else ())
+        )
+        found = {token: ends_of(sequence, (*string, token)) for token in followers}
         order = sorted(followers, key=lambda token: (-len(found[token]), -found[token][-1]))
         assert tokens.tolist() == order
         assert counts.tolist() == [len(found[token]) for token in order]
@@ -56,7 +58,7 @@ def check_integrity(automaton, text):
         for token, target in zip(tokens.tolist(), states.tolist(), strict=True):
             lengths.setdefault(target, set()).add(len(string) + 1)
             reached.append(((*string, token), target))
-    assert sorted(strings) == strings_of(text)
+    assert sorted(strings) == strings_of(sequence)
     for state, sizes in lengths.items():
         link, length = automaton.shorter(state)
         if state:
@@ -68,7 +70,7 @@ def check_integrity(automaton, text):
     return lengths
 
 
-def sample_texts(count, seed=0):
+def sample_sequences(count, seed=0):
     random = np.random.default_rng(seed)
     weights = 1 / np.arange(1, 49153)
     zipf = random.choice(49152, count, p=weights / weights.sum())
@@ -85,7 +87,7 @@ def sample_texts(count, seed=0):
         "one": np.zeros(count, np.int64),
         "period": np.arange(count) % 7,
         "fibonacci": array(fibonacci[1][:count]),
-        # The most states, and, with another token behind it, the most transitions.
+        # The most states, and, with another token after it, the most transitions.
         "a b…b c": array([0] + [1] * (count - 2) + [2]),
         "distinct": np.arange(count),
         "largest ids": random.integers(2**31 - 300, 2**31, count),

@@ -113,13 +113,13 @@ def test_paths_ascend(path):
         kv_compact([np.zeros((1, 8, 2))], 0, path)
 
 
-def test_rows_are_moved_in_words():
+def test_positions_are_moved_in_words():
     grid, args = launch_arguments(
         1, 2, num_caches=6, num_heads=3, capacity=64, row_bytes=640, cache_length=7, path_length=4
     )
     assert grid == (6, 3, 2)
     assert args == [1, 2, 7, 4, 64, 160]
-    with pytest.raises(QuasarError, match="row of 6 bytes"):
+    with pytest.raises(QuasarError, match="position of 6 bytes"):
         launch_arguments(1, 2, num_caches=6, num_heads=3, capacity=64, row_bytes=6, cache_length=7, path_length=4)
 
 
@@ -167,7 +167,7 @@ def test_a_block_linear_with_one_block_is_a_linear():
 
 
 def test_verify_attention_is_the_canonical_attention():
-    """RotaryEmbedding, a scattered cache, and Attention with the mask of the row's path, in standard operators."""
+    """RotaryEmbedding, a scattered cache, and Attention with the mask of the token's path, in standard operators."""
     random = np.random.default_rng(2)
     heads, groups, size, length, rows, capacity = 4, 2, 8, 6, 5, 16
     parents = np.array([-1, 0, 0, 2, 1])

@@ -1,4 +1,4 @@
-"""The suffix automaton, reference and compiled, against what a look through the text finds."""
+"""The suffix automaton, reference and compiled, against what a look through the sequence finds."""
 
 import itertools
 
@@ -19,58 +19,58 @@ def make(request):
     return SuffixAutomaton if request.param == "reference" else make_native
 
 
-def longest_suffix(string, text):
+def longest_suffix(string, sequence):
     sizes = range(len(string) + 1)
-    return max(size for size in sizes if not size or ends_of(text, string[len(string) - size :]))
+    return max(size for size in sizes if not size or ends_of(sequence, string[len(string) - size :]))
 
 
-texts = st.integers(1, 4).flatmap(lambda symbols: st.lists(st.integers(0, symbols - 1), max_size=24).map(tuple))
+sequences = st.integers(1, 4).flatmap(lambda symbols: st.lists(st.integers(0, symbols - 1), max_size=24).map(tuple))
 quick = settings(deadline=None, max_examples=120, database=None, derandomize=True)
 
 
 def test_it_holds_the_strings_of_a_text(make):
     @quick
-    @given(text=texts)
-    def check(text):
-        automaton = automaton_of(make, text)
-        lengths = check_integrity(automaton, text)
-        assert len(lengths) <= max(2, 2 * len(text))
-        for string in strings_of(text):
+    @given(sequence=sequences)
+    def check(sequence):
+        automaton = automaton_of(make, sequence)
+        lengths = check_integrity(automaton, sequence)
+        assert len(lengths) <= max(2, 2 * len(sequence))
+        for string in strings_of(sequence):
             state, length = automaton.find(array(string))
             assert length == len(string)
             assert length in lengths[state]
             # Strings that end at the same places share a state.
-            assert automaton.count(state) == len(ends_of(text, string))
+            assert automaton.count(state) == len(ends_of(sequence, string))
 
     check()
 
 
 def test_it_matches_the_longest_suffix_that_was_there_before(make):
     @quick
-    @given(text=texts)
-    def check(text):
+    @given(sequence=sequences)
+    def check(sequence):
         automaton = make()
         assert automaton.match() == (0, 0)
-        for end in range(1, len(text) + 1):
-            automaton.extend(array(text[end - 1 : end]))
+        for end in range(1, len(sequence) + 1):
+            automaton.extend(array(sequence[end - 1 : end]))
             state, length = automaton.match()
             expected = max(
-                size for size in range(end) if not size or len(ends_of(text[:end], text[end - size : end])) > 1
+                size for size in range(end) if not size or len(ends_of(sequence[:end], sequence[end - size : end])) > 1
             )
             assert length == expected
-            assert automaton.count(state) == len(ends_of(text[:end], text[end - length : end]))
-        assert automaton.match() == automaton_of(make, text).match()
+            assert automaton.count(state) == len(ends_of(sequence[:end], sequence[end - length : end]))
+        assert automaton.match() == automaton_of(make, sequence).match()
 
     check()
 
 
 def test_it_finds_the_longest_suffix_of_other_tokens(make):
     @quick
-    @given(text=texts, query=texts, split=st.integers(0, 24))
-    def check(text, query, split):
-        automaton = automaton_of(make, text)
+    @given(sequence=sequences, query=sequences, split=st.integers(0, 24))
+    def check(sequence, query, split):
+        automaton = automaton_of(make, sequence)
         state, length = automaton.find(array(query))
-        assert length == longest_suffix(query, text)
+        assert length == longest_suffix(query, sequence)
         assert (state, length) == automaton.find(array(query[len(query) - length :]))
         assert (state, length) == automaton.advance(*automaton.find(array(query[:split])), array(query[split:]))
 
@@ -79,9 +79,9 @@ def test_it_finds_the_longest_suffix_of_other_tokens(make):
 
 def test_a_place_is_followed_while_the_text_grows(make):
     @quick
-    @given(text=texts, later=texts, query=texts, more=texts)
-    def check(text, later, query, more):
-        automaton = automaton_of(make, text)
+    @given(sequence=sequences, later=sequences, query=sequences, more=sequences)
+    def check(sequence, later, query, more):
+        automaton = automaton_of(make, sequence)
         place = automaton.find(array(query))
         automaton.extend(array(later))
         held = query[len(query) - place[1] :]
@@ -93,13 +93,13 @@ def test_a_place_is_followed_while_the_text_grows(make):
 
 def test_pieces_of_a_text_are_the_text(make):
     @quick
-    @given(text=texts, cuts=st.lists(st.integers(0, 24), max_size=4))
-    def check(text, cuts):
+    @given(sequence=sequences, cuts=st.lists(st.integers(0, 24), max_size=4))
+    def check(sequence, cuts):
         automaton = make()
-        edges = [0, *sorted(cuts), len(text)]
+        edges = [0, *sorted(cuts), len(sequence)]
         for start, end in itertools.pairwise(edges):
-            automaton.extend(array(text[start:end]))
-        check_integrity(automaton, text)
+            automaton.extend(array(sequence[start:end]))
+        check_integrity(automaton, sequence)
 
     check()
 
@@ -150,19 +150,19 @@ def test_automata_are_independent_and_can_be_cleared(make):
     assert first.nbytes <= used
 
 
-def test_a_large_alphabet_behind_one_string(make):
+def test_a_large_alphabet_after_one_string(make):
     """Every size that a state's edges can have, and tables of them."""
     followers = np.random.default_rng(2).permutation(3000) * 600_000
-    text = np.empty(6000, np.int64)
-    text[::2], text[1::2] = 7, followers + 8
-    automaton = automaton_of(make, text)
+    sequence = np.empty(6000, np.int64)
+    sequence[::2], sequence[1::2] = 7, followers + 8
+    automaton = automaton_of(make, sequence)
     state, _length = automaton.find(array([7]))
     tokens, _states, counts, ends = automaton.successors(state, 10**6)
-    assert tokens.tolist() == text[1::2][::-1].tolist()
+    assert tokens.tolist() == sequence[1::2][::-1].tolist()
     assert counts.tolist() == [1] * 3000
     assert ends.tolist() == list(range(5999, 0, -2))
     assert automaton.successors(state, 5).tokens.tolist() == tokens[:5].tolist()
-    for token in text[1:400:2].tolist():
+    for token in sequence[1:400:2].tolist():
         assert automaton.find(array([7, token]))[1] == 2
         assert automaton.find(array([7, token + 1]))[1] == 0
 
@@ -190,7 +190,7 @@ def test_tokens_of_another_type_or_shape(make):
 
 def test_more_tokens_than_it_holds(make):
     automaton = automaton_of(make, [4])
-    message = r"^a text of 67108865 tokens came; a suffix automaton holds 67108864$"
+    message = r"^a sequence of 67108865 tokens came; a suffix automaton holds 67108864$"
     with pytest.raises(GenerationError, match=message):
         automaton.extend(np.zeros(MOST_TOKENS, np.int64))
     check_integrity(automaton, (4,))
@@ -219,8 +219,8 @@ def test_lengths_that_a_state_does_not_have(make, state, length):
 
 
 def test_arrays_that_are_not_contiguous(make):
-    text = np.arange(40).reshape(10, 4) % 5
+    sequence = np.arange(40).reshape(10, 4) % 5
     automaton = make()
-    automaton.extend(text[:, 1])
-    automaton.extend(text[::-1, 2])
-    check_integrity(automaton, (*text[:, 1].tolist(), *text[::-1, 2].tolist()))
+    automaton.extend(sequence[:, 1])
+    automaton.extend(sequence[::-1, 2])
+    check_integrity(automaton, (*sequence[:, 1].tolist(), *sequence[::-1, 2].tolist()))

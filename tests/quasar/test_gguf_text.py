@@ -1,4 +1,4 @@
-"""What a GGUF header says of texts, and an engine that is built from it."""
+"""What a GGUF header says of text, and an engine that is built from it."""
 
 import pytest
 

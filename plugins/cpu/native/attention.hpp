@@ -1,8 +1,8 @@
 // VerifyAttention: softmax over blocks of 64 logical positions, merged in order.
 //
-// A row's result is a function of its own logical sequence alone: the committed rows, then its ancestors among the new
-// rows, then itself. A dot product sums over the head's values in order, a block sums over its positions in order, and
-// blocks are merged in order. Where rows lie, how many there are, and who computes what does not enter.
+// A token's result is a function of its own logical sequence alone: the committed positions, then its ancestors among
+// the new ones, then itself. A dot product sums over the head's values in order, a block sums over its positions in order, and
+// blocks are merged in order. Where positions lie, how many there are, and who computes what does not enter.
 // Included once per level, after softmax.hpp.
 
 constexpr int kMostSize = 256;  // the largest head
@@ -31,7 +31,7 @@ inline Cache* head_rows(const Attention& op, void* cache, int kv_head) {
   return static_cast<Cache*>(cache) + static_cast<size_t>(kv_head) * op.capacity * op.size;
 }
 
-// Norms, rotation, and the new row's keys and values into the cache.
+// Norms, rotation, and the new token's keys and values into the cache.
 template <typename Cache>
 inline void append_row_to(const Attention& op, int row) {
   const int size = op.size, group = op.heads / op.kv_heads, half = op.rotary / 2;
@@ -77,7 +77,7 @@ inline void finish(const Attention& op, int head, int row, const State& state) {
   }
 }
 
-constexpr int kStreamRows = 32;                    // new rows of one streaming task
+constexpr int kStreamRows = 32;                    // new tokens of one streaming task
 
 inline size_t state_floats(const Attention& op) { return (static_cast<size_t>(op.size) + 15) / 16 * 16 + 16; }
 
@@ -93,7 +93,7 @@ inline void keep(const Attention& op, const State& state) {
   state.o[state_floats(op) - 15] = state.l;
 }
 
-// What one row sees of a block: positions [from, to) of its 64.
+// What one token sees of a block: positions [from, to) of its 64.
 struct Span {
   int from, to;
 };
@@ -155,7 +155,7 @@ inline void attend_block(const Attention& op, int kv_head, int block, int first,
     }
     return;
   }
-  // Each row's own path: its keys side by side, whatever lies between them.
+  // Each token's own path: its keys side by side, whatever lies between them.
   int slot[kPositions];
   for (int row = first / group; row * group < end; ++row) {
     const Span span = row_span(op, row, block);
@@ -273,7 +273,7 @@ inline void merge_run(const Attention& op, int kv_head, int query, int begin, in
   }
 }
 
-// Blocks of one row and kv head that were computed one by one, merged in order.
+// Blocks of one token and kv head that were computed one by one, merged in order.
 void merge_blocks(const Attention& op, int piece) {
   const int group = op.heads / op.kv_heads, row = piece / op.kv_heads, kv_head = piece % op.kv_heads;
   const int begin = first_position(op, row) / kPositions;

@@ -36,7 +36,7 @@ struct BfloatCache {
   static constexpr const char* kName = "VerifyAttentionBfloat16";
 };
 
-// Packed q/k/v of new rows and a cache → context; keys and values are appended in place.
+// Packed q/k/v of new tokens and a cache → context; keys and values are appended in place.
 template <typename Cache>
 struct VerifyAttention {
   static constexpr const char* kName = Cache::kName;
@@ -93,7 +93,7 @@ struct VerifyAttention {
     checks.expect(std::memcmp(cos.extents, sin.extents, sizeof cos.extents) == 0 && 2 * half <= size,
                   "%s: rotary tables do not fit a head of %lld", kName, static_cast<long long>(size));
     checks.expect(tree.data == nullptr || tree.elements() == rows * rows,
-                  "%s: a tree mask of %lld values for %lld rows", kName, static_cast<long long>(tree.elements()),
+                  "%s: a tree mask of %lld values for %lld tokens", kName, static_cast<long long>(tree.elements()),
                   static_cast<long long>(rows));
     checks.expect((q_norm.data == nullptr) == (k_norm.data == nullptr) &&
                       (q_norm.data == nullptr || (q_norm.elements() == size && k_norm.elements() == size)),
@@ -101,7 +101,7 @@ struct VerifyAttention {
     if (!checks.ok()) return;
     const int64_t cached = *lengths.as<int64_t>();
     checks.expect(cached >= 0 && rows <= capacity && cached <= capacity - rows,
-                  "%s: %lld rows behind %lld do not fit a cache of %lld", kName, static_cast<long long>(rows),
+                  "%s: %lld tokens after %lld do not fit a cache of %lld", kName, static_cast<long long>(rows),
                   static_cast<long long>(cached), static_cast<long long>(capacity));
     for (int64_t row = 0; checks.ok() && row < rows; ++row) {
       const int64_t position = positions.as<int64_t>()[row];
@@ -168,7 +168,7 @@ struct VerifyAttention {
     checks.add(quasar::run(api, context, phases, op.streamed ? 2 : 3));
   }
 
-  // Where past and present are not one buffer, the committed rows go over.
+  // Where past and present are not one buffer, the committed positions are copied.
   void copy_cache(const Tensor& past, void* present, int64_t cached) const {
     if (past.data == present) return;
     const size_t row = static_cast<size_t>(past.extents[3]) * Cache::kBytes, head = past.extents[2] * row;
@@ -188,7 +188,7 @@ struct VerifyAttention {
     return true;
   }
 
-  // Each row's ancestors in order, itself last.
+  // Each token's ancestors in order, itself last.
   bool find_paths(Checks& checks, const uint8_t* mask, int64_t rows, int32_t* depth, int32_t* path) const {
     for (int64_t row = 0; row < rows; ++row) {
       if (mask == nullptr) {

@@ -5,7 +5,7 @@
 #include "kernels.hpp"
 #include "suffix_automaton.hpp"
 
-// The instruction level that operators use, or an empty text where none can be used.
+// The instruction level that operators use, or an empty string where none can be used.
 QUASAR_EXPORT const char* quasar_level() {
   const quasar::Level* level = quasar::choose_level();
   return level == nullptr ? "" : level->name;

@@ -45,12 +45,12 @@ struct Linear {
   float* normed;              // [rows, inputs] where norm is given
 };
 
-// Attention of new rows over a cache, by logical position: committed rows, then the row's own ancestors and itself.
+// Attention of new tokens over a cache, by logical position: committed ones, then the token's own ancestors and itself.
 struct Attention {
   const Level* level;
   int rows, heads, kv_heads, size, capacity, cached;
   int rotary;                 // values of a head that are rotated
-  int window;                 // positions that a row sees, 0: all
+  int window;                 // positions that a token sees, 0: all
   float scale, softcap, epsilon;
   const float* qkv;           // [rows, (heads + 2 kv_heads) * size]
   const int64_t* positions;   // [rows]
@@ -59,15 +59,15 @@ struct Attention {
   CacheType cache_type;
   void *key, *value;          // [kv_heads, capacity, size]
   float* out;                 // [rows, heads * size]
-  // Where the new rows lie logically.
+  // Where the new tokens lie logically.
   bool chain;
-  const int32_t* depth;       // [rows]: ancestors among the new rows
-  const int32_t* path;        // [rows, rows]: those ancestors and the row itself, in order
+  const int32_t* depth;       // [rows]: ancestors among the new tokens
+  const int32_t* path;        // [rows, rows]: those ancestors and the token itself, in order
   // Scratch.
   float* queries;             // [kv_heads, rows * group, size], rotated and scaled
-  int blocks;                 // logical blocks up to the deepest row
+  int blocks;                 // logical blocks up to the deepest token
   int run;                    // blocks of one task
-  bool streamed;              // one task follows all blocks of some rows, instead of some blocks for all rows
+  bool streamed;              // one task follows all blocks of some tokens, instead of some blocks for all
   float* partial;             // [heads * rows, blocks, size rounded up to 16, + 16]: output, then maximum and sum
 };
 

@@ -1,5 +1,5 @@
 // W8A8Linear and W8A8BlockLinear: quantization of rows, and packed tiles times quantized rows.
-// Included once per level, behind vector.hpp.
+// Included once per level, after vector.hpp.
 
 // x / sqrt(mean(x^2) + epsilon) * weight.
 inline void rms_norm(const float* x, const float* weight, float epsilon, int count, float* y) {

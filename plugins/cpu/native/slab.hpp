@@ -1,4 +1,4 @@
-// Many small blocks of one size: what an index costs is 4 bytes, and what outgrown blocks took is freed.
+// Many small blocks of one size: an index takes 4 bytes, and what outgrown blocks took is freed.
 #pragma once
 
 #include <cstddef>

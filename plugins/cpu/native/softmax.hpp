@@ -49,7 +49,7 @@ inline void scatter_key(const Cache* key, int size, float* column) {
   }
 }
 
-// The first `count` of 64 keys as [size, 64]; lanes behind them are zero.
+// The first `count` of 64 keys as [size, 64]; lanes after them are zero.
 template <typename Cache>
 inline void transpose(const Cache* keys, int count, int size, float* t) {
   clear_lanes(count, size, t);

@@ -1,6 +1,6 @@
 // An online suffix automaton over token ids (plugins/suffix_automaton.py says what it answers, and is the reference).
 //
-// State 2p, of the first p tokens, takes 20 bytes, with its first transition: the token behind them leads to state
+// State 2p, of the first p tokens, takes 20 bytes, with its first transition: the token after them leads to state
 // 2p + 2. State 2k + 1, the k-th that was split off, keeps its length and where its first transition leads to: 28 bytes.
 // Other transitions are edges of 8 bytes, in a block for each state. n tokens have at most n states of either kind and n
 // such edges: 56 bytes a token, and what blocks have to spare. Memory grows by chunks, so that nothing large is copied.
@@ -133,7 +133,7 @@ class SuffixAutomaton {
  private:
   static constexpr int64_t kMostTokens = int64_t{1} << 26;
   static constexpr int kCountedLinks = 64;
-  // Bytes. Small, so that a short text takes little memory, and blocks that were outgrown are freed.
+  // Bytes. Small, so that a short sequence takes little memory, and blocks that were outgrown are freed.
   static constexpr uint32_t kStateChunk = 1u << 14, kEdgeChunk = 1u << 12;
   static constexpr uint32_t kNone = kNoIndex;
   // Blocks of that capacity or less are scanned; larger ones are hash tables, at most three quarters full.
@@ -147,7 +147,7 @@ class SuffixAutomaton {
   };
 
   struct State {
-    uint32_t token;  // of the first transition, or kNone: at the text's end
+    uint32_t token;  // of the first transition, or kNone: at the sequence's end
     uint32_t link;
     uint32_t count;
     uint32_t block;  // the other ones: an index among the blocks of their size
@@ -284,7 +284,7 @@ class SuffixAutomaton {
     for (; at != kNoIndex; at = state(at).link) {
       State& shorter = state(at);
       if (shorter.token == token) {
-        // Along the text there is nothing to redirect.
+        // Along the sequence there is nothing to redirect.
         if (first_target(at) != old) break;
         split(at).target = made;
       } else {

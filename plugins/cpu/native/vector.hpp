@@ -29,7 +29,7 @@ inline void store(Bfloat* p, const Lanes& x) {
   }
 }
 
-// The first `count` values, zeros behind them.
+// The first `count` values, zeros after them.
 template <typename Element>
 inline Lanes load_first(const Element* p, int count) {
   if (count >= 16) return load(p);

@@ -54,7 +54,7 @@ def test_what_either_graph_shows_counts(plan, place):
 def test_a_full_plan_looks_at_more(plan):
     contract = Session().contract
     assert full_plan(contract).count_steps(contract) > plan.count_steps(contract)
-    assert full_plan(contract).prefill_rows is None
+    assert full_plan(contract).prefill_positions is None
 
 
 def test_a_record_is_kept_and_read(plan, tmp_path):

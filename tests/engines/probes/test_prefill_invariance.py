@@ -1,4 +1,4 @@
-"""The probe for prefix reuse says yes where decoded rows have a prefill's bits, and no where one bit differs."""
+"""The probe for prefix reuse says yes where decoded positions have a prefill's bits, and no where one bit differs."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ CHAIN = RowInvariance(chain=1, widest=32)
 
 
 class Exact:
-    """Rows of the cache are tokens; a row's output is the sum of those up to itself."""
+    """Positions of the cache are tokens; a position's output is the sum of those up to itself."""
 
     num_layers = 1
     max_logits_rows = 256
@@ -44,7 +44,7 @@ class Exact:
 
 
 class OtherOutput(Exact):
-    """A wide pass behind a full chunk has a last bit of its own in one row."""
+    """A wide pass after a full chunk has a last bit of its own at one position."""
 
     def run_logits(self, token_ids, cache_length, num_logits_rows):
         rows = super().run_logits(token_ids, cache_length, num_logits_rows)
@@ -54,7 +54,7 @@ class OtherOutput(Exact):
 
 
 class OtherRows(Exact):
-    """A wide pass into an empty cache writes one row a bit differently."""
+    """A wide pass into an empty cache writes one position a bit differently."""
 
     def run_logits(self, token_ids, cache_length, num_logits_rows):
         rows = super().run_logits(token_ids, cache_length, num_logits_rows)
@@ -63,13 +63,13 @@ class OtherRows(Exact):
         return rows
 
 
-def test_exact_rows():
+def test_exact_positions():
     assert prefill_is_exact(Exact(), CHAIN)
     assert prefill_is_exact(Exact(), RowInvariance(chain=3, widest=32))
 
 
 class OtherNarrow(Exact):
-    """The last chunk of a prompt, of 50 rows, has bits of its own."""
+    """The last chunk of a prompt, of 50 tokens, has bits of its own."""
 
     def run_logits(self, token_ids, cache_length, num_logits_rows):
         rows = super().run_logits(token_ids, cache_length, num_logits_rows)
@@ -91,9 +91,9 @@ def test_one_other_bit(session):
     assert not prefill_is_exact(session(), CHAIN)
 
 
-def test_only_so_many_rows():
-    assert prefill_is_exact(OtherRows(), CHAIN, rows=32)
-    assert not prefill_is_exact(OtherRows(), CHAIN, rows=41)
+def test_only_so_many_positions():
+    assert prefill_is_exact(OtherRows(), CHAIN, positions=32)
+    assert not prefill_is_exact(OtherRows(), CHAIN, positions=41)
 
 
 def test_not_where_a_chunk_cannot_be_seen():

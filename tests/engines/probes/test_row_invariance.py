@@ -21,7 +21,7 @@ def range_of(fault, sweep=SWEEP):
     return found.chain, found.widest
 
 
-def test_exact_rows_pass_at_every_width():
+def test_exact_positions_pass_at_every_width():
     assert range_of(lambda length, width, row: False) == (1, 32)
 
 
@@ -38,21 +38,21 @@ def test_a_narrow_kernel_up_to_width_four_makes_it_five():
 
 
 def test_a_wide_kernel_limits_the_drafts():
-    """As with head size 256: from 193 rows in total on, passes of 15 rows and more differ."""
+    """As with head size 256: from 193 positions in total on, passes of 15 tokens and more differ."""
     fault = lambda length, width, row: width >= 15 and length + width >= 160  # noqa: E731
     assert range_of(fault) == (1, 14)
 
 
 @pytest.mark.parametrize("totals", [(64,), (100,), (150, 278)])
 def test_totals_at_which_the_path_changes_are_found(totals):
-    """As with head sizes above 128: a row's bits depend on how many boundaries lie below the pass's total."""
+    """As with head sizes above 128: a position's bits depend on how many boundaries lie below the pass's total."""
     session = FaultySession(path=lambda length, width: sum(length + width >= total for total in totals))
     found = find_row_invariance((session, [SWEEP]), (session, []))
     assert (found.chain, found.widest, found.boundaries) == (1, 32, totals)
 
 
-def test_a_boundary_that_one_more_row_does_not_show():
-    """As rounding may hide it: passes of 2 to 5 rows that reach over it keep the first row's bits."""
+def test_a_boundary_that_one_more_token_does_not_show():
+    """As rounding may hide it: passes of 2 to 5 tokens that reach over it keep the first position's bits."""
 
     def path(length, width):
         return length + (1 if 2 <= width <= 5 else width) >= 100
@@ -66,7 +66,7 @@ def test_a_boundary_that_one_more_row_does_not_show():
 
 
 def test_boundaries_seen_from_a_padded_pass():
-    """Where width 1 differs, plain decoding is fed two rows, and so reaches a total one row earlier."""
+    """Where width 1 differs, plain decoding is fed two tokens, and so reaches a total one token earlier."""
     session = FaultySession(lambda length, width, row: width == 1, path=lambda length, width: length + width >= 100)
     found = find_row_invariance((session, [SWEEP]), (session, []))
     assert (found.chain, found.widest, found.boundaries) == (2, 32, (100,))
@@ -74,12 +74,12 @@ def test_boundaries_seen_from_a_padded_pass():
 
 def test_drafts_before_a_boundary():
     found = RowInvariance(chain=1, widest=32, boundaries=(100, 200))
-    # Behind 97 rows: plain totals 98 and 99 are below the boundary, the next would be on it.
+    # After 97 positions: plain totals 98 and 99 are below the boundary, the next would be on it.
     assert [found.drafts_before_boundary(length) for length in (67, 97, 98, 99, 198, 199)] == [31, 1, 0, 99, 0, 32]
     assert RowInvariance(chain=1, widest=9).drafts_before_boundary(5) == 9
 
 
-def test_drafts_that_leak_into_earlier_rows_are_found():
+def test_drafts_that_leak_into_earlier_positions_are_found():
     assert chain_of(FaultySession(leak=lambda length, width: width > 1)) is None
 
 

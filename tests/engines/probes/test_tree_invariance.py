@@ -10,7 +10,7 @@ from engines.tree import depths
 
 
 class TreeSession(HostCaches):
-    """Logits follow from a row's own path; `leak` adds what a real kernel might let through."""
+    """Logits follow from a token's own path; `leak` adds what a real kernel might let through."""
 
     def __init__(self, leak=lambda rows, row: 0.0, *, takes_trees=True):
         self.contract = Contract(num_layers=1, num_kv_heads=1, head_size=2, vocab_size=50, max_length=200, capacity=256)
@@ -43,7 +43,7 @@ def test_an_exact_session_passes():
 @pytest.mark.parametrize(
     "leak",
     [
-        # A later sibling, a row that is not the first, the number of rows.
+        # A later sibling, a token that is not the first, the number of tokens.
         lambda rows, row: 1e-5 * float(rows[-1]),
         lambda rows, row: 1e-5 * (row > 5),
         lambda rows, row: 1e-5 * (len(rows) > 20),
@@ -57,7 +57,7 @@ def test_a_session_without_trees_has_none_that_are_exact():
     assert not trees_are_exact(TreeSession(takes_trees=False))
 
 
-def test_random_trees_have_branches_before_between_and_behind_their_path():
+def test_random_trees_have_branches_before_between_and_after_their_path():
     random = np.random.default_rng(0)
     parents, path = random_tree(random, 32)
     assert 4 < len(path) < 28

@@ -221,12 +221,12 @@ def test_chains_take_no_tree(chains):
 @pytest.mark.parametrize(
     ("width", "length", "rows", "message"),
     [
-        (257, 0, 1, "257 rows with 1 asked for were fed; this engine takes up to 256 rows and gives up to 32 back"),
+        (257, 0, 1, "257 tokens with 1 asked for were fed; this engine takes up to 256 tokens and gives up to 32 back"),
         (40, 0, 33, "gives up to 32 back"),
-        (4, 0, 5, "4 rows with 5 asked for"),
+        (4, 0, 5, "4 tokens with 5 asked for"),
         (0, 0, 0, "0 rows"),
-        (8, 510, 1, "8 rows behind 510 do not fit a cache of 512"),
-        (1, -1, 1, "behind -1"),
+        (8, 510, 1, "8 tokens after 510 do not fit a cache of 512"),
+        (1, -1, 1, "after -1"),
     ],
 )
 def test_calls_out_of_bounds_are_refused(chains, width, length, rows, message):
@@ -315,7 +315,7 @@ def test_too_little_memory_says_what_would_fit(chains):
     with host_session(folder, contract) as session:
         plan = replace(session._plan)
         needed = (1 << 40) - session._device.free_bytes
-        per_row = session._cache.bytes_per_row
+        per_row = session._cache.bytes_per_position
     device = HostDevice(memory_bytes=needed - 40 * per_row)
     plan = host_plan(folder / "tensorrt.onnx", folder, contract, device)
     with pytest.raises(

@@ -16,7 +16,7 @@ from plugins.cpu.library import NativeLibrary
 from plugins.cpu.suffix_automaton import NativeSuffixAutomaton, open_automaton
 from plugins.suffix_automaton import SuffixAutomaton
 from quasar.errors import QuasarError
-from tests.plugins.automata import array, check_integrity, make_native, sample_texts
+from tests.plugins.automata import array, check_integrity, make_native, sample_sequences
 from tests.plugins.cpu.operators import needs_library
 
 
@@ -32,18 +32,18 @@ def everything(automaton):
         yield state, automaton.shorter(state), automaton.count(state), successors
 
 
-TEXTS = list(sample_texts(10))
+SEQUENCES = list(sample_sequences(10))
 
 
 @needs_library
-@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize("name", SEQUENCES)
 def test_native_answers_are_the_references(name):
-    text = sample_texts(3000, seed=1)[name]
-    query = np.concatenate([text[1500:1700], text[100:400], array([5, 5, 2**31 - 1]), text[:50]])
+    sequence = sample_sequences(3000, seed=1)[name]
+    query = np.concatenate([sequence[1500:1700], sequence[100:400], array([5, 5, 2**31 - 1]), sequence[:50]])
     automata = SuffixAutomaton(), make_native()
-    for start in range(0, len(text), 500):
+    for start in range(0, len(sequence), 500):
         for automaton in automata:
-            automaton.extend(text[start : start + 500])
+            automaton.extend(sequence[start : start + 500])
         first, second = automata
         assert first.match() == second.match()
         assert first.find(query) == second.find(query)
@@ -57,16 +57,16 @@ def test_native_answers_are_the_references(name):
 
 
 @needs_library
-@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize("name", SEQUENCES)
 def test_memory_of_a_text(name):
     """At most 64 bytes a token, at the end and on the way, and what there is at least: 20."""
-    text = sample_texts(200_000)[name]
+    sequence = sample_sequences(200_000)[name]
     automaton = make_native()
     empty = automaton.nbytes
     assert empty < 20_000
-    for start in range(0, len(text), 4000):
-        automaton.extend(text[start : start + 4000])
-        # The first chunk of every size of blocks is small, but so is a short text.
+    for start in range(0, len(sequence), 4000):
+        automaton.extend(sequence[start : start + 4000])
+        # The first chunk of every size of blocks is small, but so is a short sequence.
         assert 20 * len(automaton) < automaton.nbytes <= 64 * max(len(automaton), 20_000)
     automaton.clear()
     assert automaton.nbytes == empty
@@ -108,23 +108,23 @@ from plugins.cpu import toolchain
 from plugins.cpu.suffix_automaton import NativeSuffixAutomaton
 from quasar.errors import GenerationError
 
-text = np.random.default_rng(0).integers(0, 1000, 3_000_000)
+sequence = np.random.default_rng(0).integers(0, 1000, 3_000_000)
 automaton = NativeSuffixAutomaton(toolchain.LIBRARY)
-automaton.extend(text[:1000])
+automaton.extend(sequence[:1000])
 pages = int(open("/proc/self/statm").read().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (pages * 4096 + 30_000_000,) * 2)
 try:
-    automaton.extend(text)
+    automaton.extend(sequence)
 except GenerationError as error:
     print(error)
 print(len(automaton), automaton.match(), automaton.nbytes < 20_000)
-automaton.extend(text[:10_000])
+automaton.extend(sequence[:10_000])
 print(len(automaton))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr == ""
     assert done.stdout.splitlines() == [
-        "there is no memory for a suffix automaton of this text",
+        "there is no memory for a suffix automaton of this sequence",
         "0 (0, 0) True",
         "10000",
     ]

@@ -42,7 +42,7 @@ class Case:
         return self.random.standard_normal((count, (self.heads + 2 * self.groups) * self.size), np.float32)
 
     def run(self, qkv, length, *, level, parents=None, threads=1, in_place=True):
-        """Context, keys and values of the new rows; the caches of the case stay as they are."""
+        """Context, keys and values of the new tokens; the caches of the case stay as they are."""
         count = len(qkv)
         depth = np.arange(count) if parents is None else depths(np.asarray(parents))
         mask = None if parents is None else ancestor_mask(np.asarray(parents))[None]
@@ -90,7 +90,7 @@ class Case:
         return context, key[:, new], value[:, new]
 
     def chain(self, qkv, length, *, level):
-        """Row after row, each alone."""
+        """Token after token, each alone."""
         kept = self.key.copy(), self.value.copy()
         contexts = []
         for row in range(len(qkv)):
@@ -145,7 +145,7 @@ def test_it_equals_the_reference(level, rows, length, heads, size, partial, norm
     ("size", "cache"), [(64, "float32"), (96, "float32"), (128, "float32"), (256, "float32"), (64, "float16")]
 )
 def test_a_tree_has_the_bits_of_the_replayed_chain(size, cache):
-    """Random trees of up to 32 rows, junk siblings before and behind, cache lengths from 0 to 2000."""
+    """Random trees of up to 32 tokens, junk siblings before and after, cache lengths from 0 to 2000."""
     case = Case(size, heads=6, groups=2, size=size, norms=size == 128, cache=cache)
     for length in (0, 1, 40, 63, 64, 65, 127, 128, 700, 2000):
         for width in (1, 2, 7, 16, 32):
@@ -169,8 +169,8 @@ def test_windows_and_soft_caps_count_positions_of_the_path(options):
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("size", [16, 24, 64, 256])
-def test_a_row_has_the_same_bits_at_every_width_and_on_every_level(level, size):
-    """256 rows behind a long cache are streamed by rows, 1 to 32 cut into blocks: the same bits."""
+def test_a_token_has_the_same_bits_at_every_width_and_on_every_level(level, size):
+    """256 tokens after a long cache are streamed by tokens, 1 to 32 cut into blocks: the same bits."""
     case = Case(7, heads=8, groups=2, size=size)
     qkv, length = case.rows(256), 1200
     whole, keys, _ = case.run(qkv, length, level=LEVELS[0], threads=2)
@@ -201,8 +201,8 @@ def test_what_lies_in_unused_slots_does_not_matter():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda inputs: inputs.__setitem__(3, np.array([CAPACITY])), "2 rows behind 2176 do not fit a cache of 2176"),
-        (lambda inputs: inputs.__setitem__(3, np.array([-1])), "2 rows behind -1"),
+        (lambda inputs: inputs.__setitem__(3, np.array([CAPACITY])), "2 tokens after 2176 do not fit a cache of 2176"),
+        (lambda inputs: inputs.__setitem__(3, np.array([-1])), "2 tokens after -1"),
         (lambda inputs: inputs.__setitem__(4, np.array([[0, CAPACITY]])), "position 2176 came"),
         (
             lambda inputs: inputs.__setitem__(7, np.array([[[True, True], [True, True]]])),
@@ -232,7 +232,7 @@ def test_what_does_not_fit_is_refused(change, message):
         )
 
 
-def test_where_past_and_present_are_two_buffers_the_committed_rows_go_over():
+def test_where_past_and_present_are_two_buffers_the_committed_positions_are_copied():
     case = Case(9)
     qkv = case.rows(5)
     for parents in (None, [-1, 0, 0, 2, 1]):
