@@ -15,7 +15,7 @@ $(ENGINE)/manifest.json: | .venv/installed
 	@$(BIN)/python -m export build smollm2 -o $(ENGINE)
 
 test: .venv/installed $(NATIVE)
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # Needs an NVIDIA GPU, and TensorRT: .venv/bin/pip install '.[tensorrt]' (tensorrt-rtx is there already).
 test-gpu: .venv/installed

@@ -59,10 +59,16 @@ class ClockedSession:
         """Everything else is the session's own."""
         return getattr(self._session, name)
 
-    def run(self, token_ids: Sequence[int], cache_length: int, num_logits_rows: int) -> Any:
+    def run(
+        self,
+        token_ids: Sequence[int],
+        cache_length: int,
+        num_logits_rows: int,
+        parents: Sequence[int] | None = None,
+    ) -> Any:
         """As the session's own."""
         with self._clock.charging(self._latency.of(cache_length).seconds[len(token_ids) - 1]):
-            return self._session.run(token_ids, cache_length, num_logits_rows)
+            return self._session.run(token_ids, cache_length, num_logits_rows, parents)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -84,7 +84,7 @@ def build_options(recipe: str, model: str, output: Path, calibration: Path | Non
     """
     precision, *parts = recipe.split(",")
     if precision not in choices():
-        raise BuildError(f"recipe {', '.join(choices())} were expected")
+        raise BuildError(f"recipe {recipe!r} begins with {precision!r}; {', '.join(choices())} were expected")
     asked: dict[str, Any] = {}
     for part in parts:
         key, _, value = part.partition("=")

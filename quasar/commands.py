@@ -126,7 +126,7 @@ COMMANDS = (
     ),
     Command(
         name="env",
-        module="engines.cli",
+        module="evaluation.cli_environment",
         group="Installation",
         programs=(),
         help="Show versions, the CPU and its quota, the kernels that would run and why, and the GPU: for reports of "

@@ -30,22 +30,17 @@ def pytest_configure(config):
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Two processes share the tests of `make test` by file.
+    """Two processes share the tests of `make test` by file (`--dist loadfile`): a file's fixtures are made once.
 
-    The file that needs the real engine most comes first, and builds it; what else needs it comes last, test by test,
-    and finds it built.
+    The file that needs the real engine most comes first, and builds it; others that need it come last, and find it.
     """
+    needing = {item.path for item in items if "smollm2_engine" in item.fixturenames}
 
     def place(item):
-        if item.path.name == "test_smollm2.py":
-            return 0, item.path.name
-        return (2, item.nodeid) if "smollm2_engine" in item.fixturenames else (1, str(item.path))
+        return 0 if item.path.name == "test_smollm2.py" else 2 if item.path in needing else 1
 
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(place(item)[1]))
-    items.sort(key=lambda item: place(item)[0])
+    items.sort(key=place)
 
 
 @pytest.fixture(autouse=True)

@@ -374,7 +374,8 @@ def test_no_pass_reaches_over_a_boundary():
     generation = traced([7] * 60, prompt=[7] * 10)
     recorder = RecordedControl(FixedControl(PromptLookup(), 8))
     replay(generation, recorder, latencies(), exact=RowInvariance(chain=1, widest=32, boundaries=(40,)))
-    spans = [(one.cache_length + 1, one.cache_length + one.width) for one in recorder.outcomes]
+    passes = [one.segment for one in recorder.outcomes]
+    spans = [(one.cache_length + 1, one.cache_length + len(one.tokens)) for one in passes]
     assert any(last == 39 for _, last in spans)
     assert all(first >= 40 or last < 40 for first, last in spans)
     assert max(last - first for first, last in spans) == 8

@@ -137,7 +137,7 @@ def test_compiling_again_adds_plans_and_another_type_replaces_them(engine):
     assert [plan.compute_capability for plan in files.plans] == ["8.9"]
     assert {item["dtype"] for item in files.bindings if item["updates"]} == {"bf16"}
     left = {path.relative_to(engine).as_posix() for path in (engine / "tensorrt").iterdir()}
-    assert left == set(files.files)
+    assert left == set(files.names)
 
 
 def test_an_engine_of_an_earlier_version_compiles_without_top_tokens(engine):

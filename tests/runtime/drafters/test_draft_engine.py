@@ -301,13 +301,13 @@ def test_its_latency_is_corrected_by_its_own_passes(tiny_engine):
         dataclasses.replace(loaded, record=dataclasses.replace(loaded.record, cost_surface_ms=slow)),
         clock=lambda: now[0],
     )
-    choose = engine._choose
+    run = engine._run
 
     def taking_a_second(*arguments):
         now[0] += 1.0
-        return choose(*arguments)
+        return run(*arguments)
 
-    engine._choose = taking_a_second
+    engine._run = taking_a_second
     engine.end_ids = frozenset()
     assert engine.seconds_per_token == 4.0
     context = np.arange(20)

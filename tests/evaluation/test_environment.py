@@ -9,8 +9,8 @@ from importlib.metadata import version
 
 import pytest
 
-from engines import environment
-from engines.environment import read_environment
+from evaluation import environment
+from evaluation.environment import read_environment
 from quasar.errors import QuasarError
 
 
@@ -46,7 +46,7 @@ def test_lines():
 def test_nothing_heavy_is_imported():
     code = (
         "import sys\n"
-        "from engines.environment import read_environment\n"
+        "from evaluation.environment import read_environment\n"
         "read_environment()\n"
         "heavy = {'torch', 'transformers', 'onnx', 'onnx_ir', 'tensorrt', 'tensorrt_rtx', 'triton', 'matplotlib'}\n"
         "assert not heavy & set(sys.modules)\n"

@@ -12,7 +12,7 @@ app = new_app()
 @app.command()
 def env(json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False) -> None:
     """Show versions, the CPU and its quota, the kernels that would run and why, and the GPU: for reports of faults."""
-    from engines.environment import read_environment
+    from evaluation.environment import read_environment
 
     environment = read_environment()
     if json:
