@@ -82,7 +82,7 @@ def top_k_for(vocab_size: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contract:
-    """The sizes behind the names: L layers, G kv heads, D head size, V vocabulary, S capacity.
+    """The sizes by name: L layers, G kv heads, D head size, V vocabulary, S capacity.
 
     `kv_dtype` is that of native kernels' cache; stock kernels have float32 alone, TensorRT its compute type. `top_k` is
     the k of `top_tokens`; 0 in engines of earlier versions, which have no such output.

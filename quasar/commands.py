@@ -100,8 +100,7 @@ COMMANDS = (
         module="evaluation.cli_fidelity",
         group="Measure",
         programs=("evaluation", "calibration"),
-        help="KL, top-1 agreement and perplexity of an engine against its float model, and a page with everything "
-        "behind them.",
+        help="KL, top-1 agreement and perplexity of an engine against its float model, and a page with the details.",
     ),
     Command(
         name="sweep",

@@ -230,7 +230,7 @@ def _describe(driver: Any, device: Any) -> Gpu:
 
 
 def _call(driver: Any, result: tuple[Any, ...]) -> Any:
-    """The values behind a driver call's status; raises `EngineError` with CUDA's own words."""
+    """The values that follow a driver call's status; raises `EngineError` with CUDA's own words."""
     status, *values = result
     if status != driver.CUresult.CUDA_SUCCESS:
         _, text = driver.cuGetErrorString(status)

@@ -89,7 +89,7 @@ def test_caches_are_written_in_place_and_only_where_rows_are(loaded):
             assert (cache[:, :, 16:] == 7).all()
 
 
-def test_rejected_rows_are_overwritten(loaded):
+def test_rejected_positions_are_overwritten(loaded):
     """Truncate, then continue: the same as a fresh prefill, bit for bit."""
     session, tokens = loaded.session, np.random.default_rng(0).integers(0, 256, 40)
     fresh = session.run_logits(tokens, 0, 40)[-1].copy()

@@ -224,7 +224,7 @@ def test_chains_take_no_tree(chains):
         (257, 0, 1, "257 tokens with 1 asked for were fed; this engine takes up to 256 tokens and gives up to 32 back"),
         (40, 0, 33, "gives up to 32 back"),
         (4, 0, 5, "4 tokens with 5 asked for"),
-        (0, 0, 0, "0 rows"),
+        (0, 0, 0, "0 tokens"),
         (8, 510, 1, "8 tokens after 510 do not fit a cache of 512"),
         (1, -1, 1, "after -1"),
     ],
