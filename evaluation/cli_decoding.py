@@ -228,9 +228,9 @@ def simulate(
     Engines that draft do run, and their passes count with the latencies that were recorded for them (or --draft-costs).
     """
     from evaluation.replay import halves
-    from evaluation.replay import simulate as run_simulation
+    from evaluation.replay import simulate as run_replay
     from evaluation.replay_conditions import ReplayConditions
-    from evaluation.tables import print_simulation
+    from evaluation.tables import print_replay
     from evaluation.traces import read_trace
 
     check_output(json)
@@ -241,9 +241,9 @@ def simulate(
         generations = halves(generations)[half == "odd"]
     conditions = ReplayConditions.read(directory, costs, vocab_size, draft_costs=draft_costs)
     with progress_steps("generations", len(generations)) as step:
-        result = run_simulation(
+        result = run_replay(
             generations, conditions, drafter, num_draft_tokens=num_draft_tokens, on_generation=lambda: step(1)
         )
-    print_simulation(result)
+    print_replay(result)
     if json is not None:
         emit_json(result, json)

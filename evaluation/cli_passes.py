@@ -24,7 +24,7 @@ def compare(
     threads: Annotated[int, typer.Option(help="0 takes one per physical core.")] = 0,
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write everything as JSON.")] = None,
 ) -> None:
-    """Feed one request to every back end and compare keys, values and logits layer by layer, worst first.
+    """Feed one text to every back end and compare keys, values and logits layer by layer, worst first.
 
     ONNX Runtime is the reference. Without a GPU, the graph that TensorRT was given runs on the CPU in its place.
     """
@@ -63,7 +63,7 @@ def time(
     threads: Annotated[int, typer.Option(help="0 takes one per physical core.")] = 0,
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write everything as JSON.")] = None,
 ) -> None:
-    """Time whole verify passes, kernels interleaved: medians, beside what memory bandwidth allows."""
+    """Time whole verify passes, kernels alternating: medians, beside what memory bandwidth allows."""
     check_output(json)
     from engines.directory import open_directory
     from engines.onnxruntime.files import onnxruntime_files
@@ -87,7 +87,7 @@ def time(
             cached_lengths=counts,
             threads=threads,
             repeats=repeats,
-            on_row=lambda: step(1),
+            on_cached_length=lambda: step(1),
         )
     _print_latency(latency)
     if json is not None:

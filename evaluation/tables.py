@@ -34,7 +34,7 @@ def print_bench(result: dict[str, Any]) -> None:
             out.print(f"  {category or 'all'}: {figures}", soft_wrap=True)
 
 
-def print_simulation(result: dict[str, Any]) -> None:
+def print_replay(result: dict[str, Any]) -> None:
     """What a replay came to, in all and by category."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     names = ("", "prompts", "acceptance length", "speed-up", "mean over prompts", "ms per round", "of these drafting")

@@ -97,7 +97,7 @@ class TestReplay:
             place += count
         assert place == len(sequence) - 1
 
-    def test_what_rounds_cost(self):
+    def test_what_rounds_take(self):
         """Drafts of nothing, of two that are right, and of one, on a surface of whole numbers."""
         control = Scripted([[], [5, 6], [8]])
         replayed = replay(traced((4, 4, 5, 6, 7, 7), prompt=(1,)), control, latencies({0: {1: 10.0, 2: 20.0, 3: 40.0}}))
@@ -106,7 +106,7 @@ class TestReplay:
         assert replayed.plain_seconds == pytest.approx(0.050)
         assert replayed.draft_seconds > 0
 
-    def test_plain_passes_are_priced_where_they_are(self):
+    def test_plain_passes_take_what_their_cached_length_says(self):
         """Passes further on take longer; a round takes what its first position does."""
         surface = {32: {1: 10.0}, 1056: {1: 20.0}}
         generation = traced(range(100), prompt=[5] * 1000)
@@ -359,7 +359,7 @@ class TestEnginesThatDraft:
             ReplayConditions.read(None, path, 10, draft_costs=path)
 
 
-def test_the_clock_shows_prices_in_place_of_what_work_took():
+def test_the_clock_shows_latencies_in_place_of_what_work_took():
     clock = ReplayClock()
     start = clock()
     with clock.charging(5.0):
