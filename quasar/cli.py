@@ -112,7 +112,7 @@ def add_column(table: "Table", title: str, *, names: bool) -> None:
 
 @contextmanager
 def progress_steps(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr that leaves nothing behind; gives a function to call with the steps done."""
+    """A progress bar on stderr that leaves no trace; gives a function to call with the steps done."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     out = console()
