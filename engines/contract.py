@@ -41,7 +41,7 @@ PREFILL_CHUNK = 256
 TOP_K = 8
 # Bytes of a value of the KV cache, by type.
 KV_DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2}
-# Above head size 128, ONNX Runtime's attention changes its path at 64 positions: see `spare_rows`.
+# Above head size 128, ONNX Runtime's attention changes its path at 64 positions: see `spare_positions`.
 _WIDE_HEAD = 128
 _WIDE_HEAD_TOTAL = 65
 
@@ -61,7 +61,7 @@ def has_boundaries(head_size: int) -> bool:
     return head_size > _WIDE_HEAD
 
 
-def spare_rows(head_size: int, total_rows: int) -> int:
+def spare_positions(head_size: int, total_rows: int) -> int:
     """Zero positions fed after `total_rows` (cached and new) to attention, so that bits do not depend on the width.
 
     One of them avoids the kernel for a single position; above head size 128 they fill every pass up to 65 in total.

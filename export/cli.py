@@ -228,7 +228,7 @@ def inspect(
         bool, typer.Option("--json", help="Print it as JSON: the whole manifest, or the back end.")
     ] = False,
 ) -> None:
-    """Show what an engine directory holds: model, precision, fidelity, row invariance, latency, hashes."""
+    """Show what an engine directory holds: model, precision, fidelity, row invariance, latencies, hashes."""
     from engines.directory import open_directory
     from export.inspect import print_manifest
     from export.inspect_backend import backend_json, print_backend

@@ -44,6 +44,15 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(autouse=True)
+def _own_threads():
+    """No test shares a thread pool in this process: later tests would run on it, and some cannot."""
+    from engines.onnxruntime.threads import shared_threads
+
+    yield
+    assert shared_threads() is None, "this test called share_threads: give it a process of its own, or a stand-in"
+
+
+@pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory, monkeypatch):
     """Nothing is read from, or left in, the user's cache."""
     monkeypatch.setenv("QUASAR_CACHE", str(tmp_path_factory.mktemp("cache")))

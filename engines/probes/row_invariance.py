@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.contract import Contract, has_boundaries, spare_rows
+from engines.contract import Contract, has_boundaries, spare_positions
 from engines.session import Session, write_random_rows
 
 # Every width up to 17, and some up to the widest verify call.
@@ -206,7 +206,7 @@ def _widest_exact(session: Session, sweep: Sweep, found: RowInvariance, on_lengt
             real = width if (length + width) % 2 else 1 + (length * 7 + width) % width
             fed = np.concatenate([tokens[length : length + real], junk[length + real : length + width]])
             outputs = session.run_logits(fed, length, width)
-            written = width + spare_rows(session.contract.head_size, length + width)
+            written = width + spare_positions(session.contract.head_size, length + width)
             before = saved[..., length - sweep.first :, :][..., :written, :]
             same = all(_same_bits(outputs[index], reference[length + index]) for index in range(real)) and _same_bits(
                 session.read_rows(length, length + real, [last])[0], before[-1][..., :real, :]

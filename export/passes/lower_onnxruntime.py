@@ -18,7 +18,7 @@ _REPLACED = {"Attention", "TensorScatter", "RotaryEmbedding"}
 class LowerToOnnxRuntime(InPlacePass):
     """Canonical graph → com.microsoft.GroupQueryAttention.
 
-    Attention gets spare positions of zeros after the new ones (`engines.contract.spare_rows`), which are sliced off
+    Attention gets spare positions of zeros after the new ones (`engines.contract.spare_positions`), which are sliced off
     again: with them the bits of a position do not depend on how many are fed with it. Their K/V land after the new
     positions in the cache, and the next pass overwrites them. A tree mask becomes the operator's additive bias.
     Everything else in the graph stays as it is.
@@ -147,9 +147,9 @@ class _SparePositions:
         return builder.op("Pad", [used, pads], "spare.bias")
 
     def _count(self, spec: DecoderSpec, used: ir.Value) -> ir.Value:
-        """`engines.contract.spare_rows` as a graph."""
+        """`engines.contract.spare_positions` as a graph."""
         one = self.axis_1
-        if names.spare_rows(spec.head_size, 0) == 1:
+        if names.spare_positions(spec.head_size, 0) == 1:
             return one
-        wanted = self.builder.constant("spare.wide_head_rows", [names.spare_rows(spec.head_size, 0)])
+        wanted = self.builder.constant("spare.wide_head_rows", [names.spare_positions(spec.head_size, 0)])
         return self.builder.op("Max", [one, self.builder.op("Sub", [wanted, used], "spare.short_of")], "spare.count")

@@ -117,6 +117,7 @@ def test_engines_that_are_there_are_kept(tmp_path, monkeypatch):
 
 
 def test_tasks_are_scored_once(tiny_engine, tmp_path, monkeypatch):
+    monkeypatch.setattr("evaluation.sweep.share_threads", lambda: None)
     prompts = tmp_path / "tasks.jsonl"
     prompts.write_text('{"category": "math", "prompt": "2 + 2 =", "reference": "4"}\n')
     engine = tmp_path / "w8a8"

@@ -209,7 +209,7 @@ def test_what_lies_in_unused_slots_does_not_matter():
             "row 0 of the tree mask",
         ),
         (lambda inputs: inputs.__setitem__(7, np.array([[[True, False], [True, False]]])), "does not see itself"),
-        (lambda inputs: inputs.__setitem__(7, np.ones((1, 3, 3), np.bool_)), "tree mask of 9 values for 2 rows"),
+        (lambda inputs: inputs.__setitem__(7, np.ones((1, 3, 3), np.bool_)), "tree mask of 9 values for 2 tokens"),
         (lambda inputs: inputs.__setitem__(0, np.zeros((1, 2, 127), np.float32)), "rows of 127 values came"),
         (lambda inputs: inputs.__setitem__(8, np.ones(16, np.float32)), "norms do not fit"),
     ],
