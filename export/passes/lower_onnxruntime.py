@@ -18,8 +18,8 @@ _REPLACED = {"Attention", "TensorScatter", "RotaryEmbedding"}
 class LowerToOnnxRuntime(InPlacePass):
     """Canonical graph → com.microsoft.GroupQueryAttention.
 
-    Attention gets spare positions of zeros after the new ones (`engines.contract.spare_positions`), which are sliced off
-    again: with them the bits of a position do not depend on how many are fed with it. Their K/V land after the new
+    Attention gets spare positions of zeros after the new ones (`engines.contract.spare_positions`), which are sliced
+    off again: with them the bits of a position do not depend on how many are fed with it. Their K/V land after the new
     positions in the cache, and the next pass overwrites them. A tree mask becomes the operator's additive bias.
     Everything else in the graph stays as it is.
     """
