@@ -16,8 +16,8 @@ import runtime
 from tests.golden.cases import CASES, REAL_PROMPTS, TINY_PROMPTS, Case
 
 HERE = Path(__file__).parent
-# Engine of a case → folders below ENGINES. The real model is built anew where the test runs, and its search for smoothing
-# factors ends elsewhere with another number of threads: larger noise, and builds with two threads and with one.
+# Engine of a case → folders below ENGINES. The real model is built anew where the test runs, and the search for its
+# smoothing factors ends elsewhere with another number of threads: larger noise, and builds with two threads and one.
 ENGINES = {"old": ["old"], "old-stock": ["old"], "qwen3": ["qwen3"], "smollm2": ["smollm2", "smollm2-1core"]}
 NOISE = {"old": 0.005, "old-stock": 0.005, "qwen3": 0.005, "smollm2": 0.06}
 _SEEDS = 6
