@@ -53,7 +53,7 @@ def _own_threads():
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory, monkeypatch):
+def _own_cache(_own_threads, tmp_path_factory, monkeypatch):
     """Nothing is read from, or left in, the user's cache."""
     monkeypatch.setenv("QUASAR_CACHE", str(tmp_path_factory.mktemp("cache")))
 
