@@ -32,11 +32,6 @@ class Recipe:
         """Whether any linear gets integer weights."""
         return any(map(self.is_quantized, self.linears))
 
-    @property
-    def float_linears(self) -> frozenset[str]:
-        """Linears that keep their float weights."""
-        return frozenset(name for name in self.linears if not self.is_quantized(name))
-
 
 def parse_alpha(text: str | float | None) -> Alpha:
     """What `--alpha` says: auto (the default), off, or a number from 0 to 1; else raises `BuildError`."""

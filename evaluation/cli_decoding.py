@@ -1,4 +1,7 @@
-"""The commands that measure decoding: verify, bench, accuracy and simulate."""
+"""The commands that measure decoding: verify, bench, accuracy and simulate.
+
+What a command runs is imported when it runs, so that its help answers at once.
+"""
 
 from pathlib import Path
 from typing import Annotated, Any

@@ -1,4 +1,7 @@
-"""The command that looks at the machine: env."""
+"""The command that looks at the machine: env.
+
+What a command runs is imported when it runs, so that its help answers at once.
+"""
 
 from typing import Annotated
 

@@ -1,4 +1,7 @@
-"""The commands that measure fidelity: report and sweep."""
+"""The commands that measure fidelity: report and sweep.
+
+What a command runs is imported when it runs, so that its help answers at once.
+"""
 
 from pathlib import Path
 from typing import Annotated, Any

@@ -1,4 +1,7 @@
-"""The commands that measure passes: compare back ends, and time kernels."""
+"""The commands that measure passes: compare back ends, and time kernels.
+
+What a command runs is imported when it runs, so that its help answers at once.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated

@@ -5,14 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from calibration.precisions.catalog import PRECISIONS
+from evaluation.swept_engine import SweptEngine
 from quasar.errors import BuildError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from evaluation.sweep import SweptEngine
-
-INK, BLUE, ORANGE, GREEN, GRID = "#1f2933", "#2563a8", "#c2571a", "#3a7d44", "#e4e7eb"
+INK, BLUE, ORANGE, GRID = "#1f2933", "#2563a8", "#c2571a", "#e4e7eb"
 # The linears of a layer, top to bottom of a map.
 KINDS = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
 Linears = Mapping[str, Mapping[str, Any]]
@@ -121,7 +120,7 @@ def amax_before_and_after(linears: Linears) -> str:
     return to_svg(figure)
 
 
-def trade_off(swept: "Sequence[SweptEngine]") -> str:
+def trade_off(swept: Sequence[SweptEngine]) -> str:
     """KL on prompts against t(8) and against bytes a pass, one point for each recipe."""
     figure, (by_time, by_bytes) = new_figure(11, 4.5, columns=2)
     kernels = "native" if all("native" in engine.ms for engine in swept) else "stock"

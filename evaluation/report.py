@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from calibration.engine_logits import engine_logits
 from calibration.fidelity import compare_several, torch_logits
+from calibration.float_model import load_float_model
 from calibration.sqnr import read_linear_figures
 from calibration.texts import TokenizedText, continue_prompts, fingerprint, fit_lengths, tokenize
 from engines import OnnxRuntimeOptions, load_engine
@@ -39,8 +40,6 @@ def report(
         EngineError: the directory cannot be loaded.
         CheckpointError: the float model cannot be had, has another vocabulary, or has changed.
     """
-    from calibration.float_model import load_float_model
-
     loaded = load_engine(directory, options=OnnxRuntimeOptions(kernels=kernels))
     manifest = loaded.directory.manifest
     checkpoint = open_checkpoint(float_model or str(manifest.model["source"]))

@@ -5,13 +5,13 @@ import json
 import multiprocessing
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import runtime
 from calibration.engine_logits import engine_logits
 from calibration.fidelity import compare_several, torch_logits
+from calibration.float_model import load_float_model
 from calibration.precisions.catalog import AUTO, DEFAULT_CHOICE, FLOAT, PRECISIONS, choices, ladder, precision_of
 from engines import OnnxRuntimeOptions, load_engine
 from engines.directory import open_directory
@@ -20,7 +20,9 @@ from engines.onnxruntime.files import onnxruntime_files
 from engines.onnxruntime.kernels import STOCK, choose_kernels
 from engines.onnxruntime.threads import share_threads
 from evaluation.accuracy import MAX_NEW_TOKENS, accuracy, num_scored
+from evaluation.plots import trade_off
 from evaluation.report import Steps, float_texts
+from evaluation.swept_engine import SweptEngine
 from export.build_options import BuildOptions
 from quasar.checkpoints import DecoderSpec, open_checkpoint
 from quasar.cli import run
@@ -52,29 +54,6 @@ DEFAULT_RECIPES = (
 # Part of a recipe → the build's option.
 _BOUNDS = {"kl": "max_kl", "top1": "min_top1"}
 _WIDTHS = (1, 8)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SweptEngine:
-    """One recipe: its engine, what a pass reads, fidelity, scores of tasks, and milliseconds by kernels and width."""
-
-    recipe: str
-    directory: Path
-    bytes_per_pass: int
-    fidelity: dict[str, Any]
-    tasks: dict[str, Any]
-    ms: dict[str, dict[int, float]]
-
-    def to_json(self) -> dict[str, Any]:
-        """The sweep's entry."""
-        return {
-            "recipe": self.recipe,
-            "engine": self.directory.name,
-            "bytes_per_pass": self.bytes_per_pass,
-            "fidelity": self.fidelity,
-            "tasks": self.tasks,
-            "ms": {kernels: {str(width): ms for width, ms in curve.items()} for kernels, curve in self.ms.items()},
-        }
 
 
 def build_options(recipe: str, model: str, output: Path, calibration: Path | None = None) -> BuildOptions:
@@ -214,8 +193,6 @@ def _measure_fidelity(
     checkpoint: Any, directories: Mapping[str, Path], prompts: Sequence[Prompt], steps: Steps
 ) -> dict[str, dict[str, Any]]:
     """Recipe → figures."""
-    from calibration.float_model import load_float_model
-
     float_model = load_float_model(checkpoint)
     some = open_directory(next(iter(directories.values())))
     sequences = float_texts(float_model, checkpoint.spec, some, prompts, steps)
@@ -236,8 +213,6 @@ def _has_native(directory: Path) -> bool:
 
 def write_sweep(swept: Sequence[SweptEngine], folder: Path) -> None:
     """`sweep.json`, `sweep.md` and `sweep.svg` in a folder."""
-    from evaluation.plots import trade_off
-
     write_json(folder / "sweep.json", {"engines": [engine.to_json() for engine in swept]})
     (folder / "sweep.md").write_text(markdown_table(swept), encoding="utf-8")
     (folder / "sweep.svg").write_text(trade_off(swept), encoding="utf-8")

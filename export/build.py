@@ -6,6 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from calibration.float_model import load_float_model
 from calibration.precision_search import Bound
 from calibration.precisions.base import NATIVE
 from calibration.precisions.catalog import AUTO, refusal
@@ -33,13 +34,18 @@ from engines.onnxruntime.graphs import Graphs
 from engines.onnxruntime.kernels import Kernels, choose_kernels
 from engines.record import MachineRecord
 from engines.successors import SUCCESSORS, write_successors
+from engines.text import open_codec
 from engines.text_files import TextFiles
 from export.build_options import BuildOptions, Reporter, Silent, bound_of, check_options, choose_max_length
-from export.engine_figures import MeasuredEngine
+from export.builder import check_model
+from export.engine_figures import MeasuredEngine, fidelity, probe, successors
 from export.layout import CANONICAL, onnxruntime_files
+from export.lowering import lower_for_onnxruntime
 from export.provenance import model_section, tool_versions
 from export.quantize import ROOMS, cache_treatments, check_bound, goal_of, meets, prepared_weights, quantize
 from export.text_files import text_warnings, write_text_files
+from export.verifier import build_verifier
+from export.weight_file import WeightFile
 from export.workspace import Workspace, check_target, open_workspace
 from plugins.sample_token import SAMPLER
 from quasar.checkpoints import Checkpoint, open_checkpoint
@@ -203,8 +209,6 @@ class _Build:
 
     @cached_property
     def _float_model(self) -> "torch.nn.Module":
-        from calibration.float_model import load_float_model
-
         return load_float_model(self._checkpoint)
 
     def _inputs(self) -> dict[str, Any]:
@@ -226,8 +230,6 @@ class _Build:
         return {"files": files.to_json(), "sampling": sampling}
 
     def _texts(self, prompts: list[Any], num_tokens: int, what: str) -> list[TokenizedText]:
-        from engines.text import open_codec
-
         prompt_tokens, num_tokens = fit_lengths(self._contract.max_length, num_tokens)
         token_ids = tokenize(prompts, open_codec(self._workspace.path, self._text), prompt_tokens)
         with self._reporter.steps(f"float model continues {what} prompts", len(token_ids)) as step:
@@ -259,10 +261,6 @@ class _Build:
     def _export(self) -> dict[str, Any]:
         import onnx_ir as ir
 
-        from export.builder import check_model
-        from export.verifier import build_verifier
-        from export.weight_file import WeightFile
-
         directory = self._workspace.path
         folder = self._quantization_path if self._recipe.quantizes else None
         prepared = prepared_weights(self._checkpoint, self._recipe, folder, self._remaining)
@@ -284,29 +282,21 @@ class _Build:
         return {}
 
     def _lower(self) -> dict[str, Any]:
-        from export.lowering import lower_for_onnxruntime
-
         lower_for_onnxruntime(self._workspace.path, CANONICAL, self._files, self._spec, self._contract.kv_dtype)
         return {}
 
     def _probe(self) -> dict[str, Any]:
-        from export.engine_figures import probe
-
         graphs = self._graphs(self._kernels)
         record = probe(graphs, self._graphs(Kernels()), self._contract, self._linears, self._kernels, self._reporter)
         return record.to_json()
 
     def _fidelity(self, record: MachineRecord) -> dict[str, Any]:
-        from export.engine_figures import fidelity
-
         texts = self._texts(self._evaluation, _EVALUATION_CONTINUATION_TOKENS, "evaluation")
         graphs = self._graphs(self._kernels)
         figures = fidelity(self._float_model, graphs, self._contract, record, texts, self._reporter)
         return {**figures, "prompts": len(texts), "prompts_sha256": prompts_hash(self._evaluation)}
 
     def _successors(self, record: MachineRecord) -> dict[str, Any]:
-        from export.engine_figures import successors
-
         if not self._texts_path.is_file():
             # Nothing was calibrated: the text is made for this alone.
             texts = self._texts(self._calibration, CALIBRATION_CONTINUATION_TOKENS, "calibration")

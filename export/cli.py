@@ -1,4 +1,7 @@
-"""The commands that make engines: build an engine directory, add back ends to it, look into one."""
+"""The commands that make engines: build an engine directory, add back ends to it, look into one.
+
+What a command runs is imported when it runs, so that its help answers at once.
+"""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager

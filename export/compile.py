@@ -32,6 +32,7 @@ from engines.tensorrt.network import profiles_for
 from engines.tensorrt.plans import FOLDER, KernelFile, Plan, TensorRtFiles, tensorrt_files
 from export.build_options import CompileOptions, Reporter, Silent
 from export.layout import CANONICAL
+from export.passes import FuseTokenQuantization, LowerToTensorRt
 from quasar.errors import BuildError
 from quasar.files import atomic_path, sha256_file, sha256_json, write_json
 
@@ -143,8 +144,6 @@ class _Compilation:
     def _lower(self, contract: Contract) -> tuple[str, int]:
         import onnx_ir as ir
 
-        from export.passes import FuseTokenQuantization, LowerToTensorRt
-
         name = f"{FOLDER}/verifier-{self._options.compute_type}.onnx"
         model = ir.load(self._directory.file(CANONICAL))
         lowering = LowerToTensorRt(contract, self._options.compute_type)
@@ -158,7 +157,7 @@ class _Compilation:
         return name, lowering.rescaled_channels
 
     def _register_plugin(self) -> None:
-        try:
+        try:  # Triton is optional
             from plugins.gpu.tensorrt_plugin import register
         except ImportError:
             raise BuildError(
@@ -170,7 +169,7 @@ class _Compilation:
         """kv_compact for every compute capability, where there are trees whose paths are to be moved."""
         if not contract.tree_mask:
             return ()
-        try:
+        try:  # Triton is optional
             from plugins.gpu.kv_compact import KERNEL
         except ImportError:
             raise BuildError(

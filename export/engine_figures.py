@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.engine_logits import engine_logits
+from calibration.fidelity import compare, torch_logits
 from calibration.precisions.catalog import precision_of
 from calibration.texts import TokenizedText
 from engines.contract import Contract
+from engines.onnxruntime.executed import check_integer_matmuls, executed_kernels
 from engines.onnxruntime.graphs import Graphs
 from engines.onnxruntime.kernels import Kernels
 from engines.onnxruntime.probing import probe_graphs, runs_stock_integers, this_machine
@@ -40,8 +43,6 @@ def probe(
     reporter: Reporter,
 ) -> MachineRecord:
     """Integer matmuls, row invariance and latency with `kernels`; `stock`: the portable graph, which is checked too."""
-    from engines.onnxruntime.executed import check_integer_matmuls, executed_kernels
-
     stock_integers = runs_stock_integers(graphs.graph)
     plan = full_plan(contract)
     with reporter.steps("probes and latency", plan.count_steps(contract)) as step:
@@ -70,9 +71,6 @@ def fidelity(
     reporter: Reporter,
 ) -> dict[str, Any]:
     """KL, top-1 and perplexity of the engine on fixed texts."""
-    from calibration.engine_logits import engine_logits
-    from calibration.fidelity import compare, torch_logits
-
     session = graphs.open(contract, exact_integers=record.exact_integers)
     with reporter.steps("fidelity", len(texts)) as step:
         return compare(texts, torch_logits(model), engine_logits(session), on_text=lambda: step(1))

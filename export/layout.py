@@ -6,6 +6,7 @@ from dataclasses import replace
 from calibration.precisions.base import NATIVE, ONNXRUNTIME, Operator
 from calibration.precisions.catalog import precision_of, refusal
 from engines.onnxruntime.files import OnnxRuntimeFiles
+from export.lowering import native_takes
 from quasar.checkpoints import DecoderSpec
 
 CANONICAL = "verifier.onnx"
@@ -24,8 +25,6 @@ _ONNXRUNTIME = OnnxRuntimeFiles(
 
 def onnxruntime_files(spec: DecoderSpec, linears: Mapping[str, str]) -> OnnxRuntimeFiles:
     """ONNX Runtime's graphs of an engine with these layers and precisions; "" for those that it does not need."""
-    from export.lowering import native_takes
-
     files = replace(_ONNXRUNTIME, probe_layers=min(_PROBE_LAYERS, spec.num_layers))
     if not any(isinstance(precision_of(name).lowering(ONNXRUNTIME), Operator) for name in set(linears.values())):
         files = replace(files, weights="")

@@ -15,7 +15,9 @@ from calibration.sqnr import LINEAR_FIGURES
 from calibration.texts import TokenizedText
 from calibration.weights import PreparedWeights
 from engines.manifest import CACHE_TREATMENTS
+from engines.onnxruntime.kernels import Kernels
 from export.build_options import Reporter
+from export.linear_latency import measure_linear_latency
 from quasar.checkpoints import Checkpoint, DecoderSpec
 from quasar.checkpoints.skipped_layers import renumbered
 from quasar.errors import BuildError
@@ -23,8 +25,6 @@ from quasar.files import sha256_json, write_json
 
 if TYPE_CHECKING:
     import torch
-
-    from engines.onnxruntime.kernels import Kernels
 
 # What share of a bound the search aims at, on its own text, build after build until the engine meets the bound itself.
 ROOMS = (0.8, 0.6, 0.4)
@@ -54,8 +54,6 @@ def quantize(
 
 def goal_of(bound: Bound, room: float, spec: DecoderSpec, kernels: "Kernels", reporter: Reporter) -> FidelityGoal:
     """A bound with the latency of linears on this machine."""
-    from export.linear_latency import measure_linear_latency
-
     shapes = {(linear.inputs, linear.outputs) for linear in spec.linears()}
     with reporter.steps("latency of linears", len(shapes)) as step:
         latency = measure_linear_latency(spec, kernels, on_shape=step)

@@ -23,7 +23,7 @@ from runtime.events import Event, Generation, gather
 from runtime.generation_options import GenerationOptions, Signal
 from runtime.loop import Round
 from runtime.option_keywords import OptionsDict, cancel_of, make_options, takes_options
-from runtime.prompt_ids import encode_prompt
+from runtime.prompt_ids import Prompt, Prompts, encode_prompt
 from runtime.request import Hooks, start_request
 from runtime.resources import EngineResources
 from runtime.scheduler import ENGINE_CLOSED
@@ -35,9 +35,6 @@ from runtime.stats import Stats
 _KEYWORD_DEFAULTS = {"provider": "cpu", "threads": 0, "kernels": None, "rebuild": False}
 # Prefill chunks that `warmup` feeds: 2,048 ids are as many places of the embedding.
 _WARM_CHUNKS = 8
-
-Prompt = str | Sequence[Message] | Sequence[int] | NDArray[np.int64]
-Prompts = list[str] | list[list[Message]] | list[list[int]] | list[NDArray[np.int64]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,7 @@
-"""The commands that generate: generate and chat."""
+"""The commands that generate: generate and chat.
+
+What a command runs is imported when it runs, so that its help answers at once.
+"""
 
 from pathlib import Path
 from typing import Annotated, Any

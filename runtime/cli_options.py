@@ -1,4 +1,7 @@
-"""The options of a generation on command lines, made from their declarations."""
+"""The options of a generation on command lines, made from their declarations.
+
+What a command runs is imported when it runs, so that its help answers at once.
+"""
 
 import functools
 import inspect

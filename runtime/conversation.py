@@ -7,7 +7,7 @@ answer is the one that the whole conversation would get from an empty cache.
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, Unpack, cast
+from typing import Any, Self, Unpack, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,14 +21,11 @@ from runtime.events import Event, Generation, gather
 from runtime.generation_options import GenerationOptions, Signal
 from runtime.kv_cache import KVCache
 from runtime.option_keywords import OptionsDict, cancel_of, make_options, takes_options
-from runtime.prompt_ids import encode_prompt
+from runtime.prompt_ids import Prompt, encode_prompt
 from runtime.request import Hooks, start_request
 from runtime.resources import EngineResources
 from runtime.scheduler import CLOSED, GENERATING, ScheduledSequence
 from runtime.sequence import check_prompt
-
-if TYPE_CHECKING:
-    from runtime.api import Prompt
 
 
 class Conversation:
@@ -75,7 +72,7 @@ class Conversation:
         return self._open().cache.tokens.copy()
 
     @takes_options
-    def stream(self, prompt: "Prompt", **options: Unpack[OptionsDict]) -> Iterator[Event]:
+    def stream(self, prompt: Prompt, **options: Unpack[OptionsDict]) -> Iterator[Event]:
         """Generate, an event per round; the options are those of `Engine.stream`.
 
         Args:
@@ -101,12 +98,12 @@ class Conversation:
         return self._events(events, self._asked(prompt, checked), continues=checked.continue_final_message)
 
     @takes_options
-    def generate(self, prompt: "Prompt", **options: Unpack[OptionsDict]) -> Generation:
+    def generate(self, prompt: Prompt, **options: Unpack[OptionsDict]) -> Generation:
         """Generate to the end."""
         return gather(self.stream(prompt, **options))
 
     @takes_options
-    def astream(self, prompt: "Prompt", **options: Unpack[OptionsDict]) -> AsyncIterator[Event]:
+    def astream(self, prompt: Prompt, **options: Unpack[OptionsDict]) -> AsyncIterator[Event]:
         """`stream` for asyncio, as `Engine.astream` is."""
 
         def start(cancel: Signal) -> Iterator[Event]:
@@ -115,12 +112,12 @@ class Conversation:
         return in_thread(start, cancel_of(options))
 
     @takes_options
-    async def agenerate(self, prompt: "Prompt", **options: Unpack[OptionsDict]) -> Generation:
+    async def agenerate(self, prompt: Prompt, **options: Unpack[OptionsDict]) -> Generation:
         """`generate` for asyncio."""
         return gather(await collect(self.astream(prompt, **options)))
 
     @takes_options
-    def prefill(self, prompt: "Prompt | None" = None, **options: Unpack[OptionsDict]) -> int:
+    def prefill(self, prompt: Prompt | None = None, **options: Unpack[OptionsDict]) -> int:
         """Compute the positions of a prompt without an answer, for forks to share; returns how many tokens it has.
 
         Args:

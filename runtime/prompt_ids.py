@@ -1,5 +1,6 @@
 """From what a user asks to token ids."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,9 @@ from quasar.text import ChatOptions, Message, TextCodec
 from quasar.text.messages import check_messages
 
 Int64 = NDArray[np.int64]
+# One request's prompt: the user's message, messages, or token ids; and a list of them.
+Prompt = str | Sequence[Message] | Sequence[int] | Int64
+Prompts = list[str] | list[list[Message]] | list[list[int]] | list[Int64]
 
 
 def encode_prompt(

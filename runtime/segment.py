@@ -90,6 +90,8 @@ def seen_tokens(segment: Segment, successors: Int64 | None, path: tuple[int, ...
     if successors is None:
         return None, None
     tokens = segment.tokens[len(segment.tokens) - segment.num_logits :]
+    if not len(segment.proposal.draft.tokens):
+        return tokens[:1].copy(), successors[:1].copy()
     kept = set(path)
     order = [place for place in range(1 + len(segment.proposal.draft.tokens)) if place not in kept]
     order += path

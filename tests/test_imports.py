@@ -30,25 +30,91 @@ HEAVY = (
 EVALUATION = ("matplotlib", "rouge_score", "scipy")
 
 
+# Our modules by name.
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for package in PRESENT
+    for path in (ROOT / package).rglob("*.py")
+}
+# What the module docstring of command lines says once for all of their late imports.
+LATE = "imported when it runs"
+
+
 def imports_of(path):
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            yield node.module
+    """(module name, the import's node, whether it stands inside a function) of every import in a file."""
+    yield from _imports_below(ast.parse(path.read_text(encoding="utf-8")), path, inside=False)
+
+
+def _imports_below(node, path, inside):
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            yield from ((alias.name, child, inside) for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            assert child.level == 0, f"{path}: relative import"
+            for alias in child.names:
+                name = f"{child.module}.{alias.name}"
+                yield name if name in MODULES else child.module, child, inside
+        else:
+            yield from _imports_below(child, path, inside or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef))
 
 
 @pytest.mark.parametrize("package", PRESENT)
 def test_packages_import_in_one_direction(package):
     for path in (ROOT / package).rglob("*.py"):
-        for name in imports_of(path):
+        for name, _, _ in imports_of(path):
             top = name.split(".")[0]
             if top in ALLOWED and top != package:
                 allowed = ALLOWED[package] | UPWARD.get(path.relative_to(ROOT).as_posix(), set())
                 assert top in allowed, f"{path} imports {name}"
             if package == "runtime":
                 assert top not in HEAVY, f"{path} imports {name}"
+
+
+def circles(modules):
+    """Pairs of modules (name → path) that import each other, for types alone too."""
+    imported = {name: {found for found, _, _ in imports_of(path)} for name, path in modules.items()}
+    return [
+        (one, other)
+        for one, names in imported.items()
+        for other in names
+        if one < other and one in imported.get(other, ())
+    ]
+
+
+def test_no_two_modules_import_each_other():
+    assert not circles(MODULES)
+
+
+def test_a_circle_is_seen(tmp_path):
+    (tmp_path / "one.py").write_text("def late():\n    import two\n")
+    (tmp_path / "two.py").write_text("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from one import late\n")
+    assert circles({name: tmp_path / f"{name}.py" for name in ("one", "two")}) == [("one", "two")]
+
+
+def unexplained(path):
+    """Our modules that a function of the file imports without a comment at the import or above its block."""
+    source = path.read_text(encoding="utf-8")
+    lines = source.splitlines()
+    explained = set()
+    for name, node, inside in imports_of(path):
+        if not inside or name.split(".")[0] not in ALLOWED or LATE in (ast.get_docstring(ast.parse(source)) or ""):
+            continue
+        before, here = lines[node.lineno - 2], lines[node.lineno - 1]
+        # One reason is enough for a block of imports.
+        if "#" in here or "#" in before or node.lineno - 1 in explained:
+            explained.update(range(node.lineno, node.end_lineno + 1))
+        else:
+            yield f"{path.name}:{node.lineno} {name}"
+
+
+def test_late_imports_have_a_reason_beside_them():
+    assert not [found for path in MODULES.values() for found in unexplained(path)]
+
+
+def test_a_late_import_without_a_reason_is_seen(tmp_path):
+    path = tmp_path / "one.py"
+    path.write_text("def late():\n    import runtime\n\ndef reasoned():\n    import engines  # it is heavy\n")
+    assert [*unexplained(path)] == ["one.py:2 runtime"]
 
 
 def loaded_by(code):

@@ -5,7 +5,9 @@ import re
 from pathlib import Path
 
 from quasar.checkpoints.checkpoint import Checkpoint
+from quasar.checkpoints.gguf_file import GgufFile
 from quasar.checkpoints.gguf_parts import is_gguf
+from quasar.checkpoints.safetensors_folder import SafetensorsFolder
 from quasar.errors import CheckpointError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -23,11 +25,7 @@ def open_checkpoint(model: str) -> Checkpoint:
     """
     path = resolve(model)
     if path.is_file():
-        from quasar.checkpoints.gguf_file import GgufFile
-
         return GgufFile(path)
-    from quasar.checkpoints.safetensors_folder import SafetensorsFolder
-
     return SafetensorsFolder(path)
 
 

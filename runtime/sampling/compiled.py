@@ -2,6 +2,8 @@
 
 import logging
 
+from plugins.cpu.library import open_library
+from plugins.cpu.sampler import NativeSampler
 from quasar.errors import QuasarError
 from runtime.sampling.chooser import TokenSampler, reference_sampler
 
@@ -10,9 +12,6 @@ _log = logging.getLogger("quasar.runtime")
 
 def make_sampler() -> TokenSampler:
     """The compiled one where it runs, whatever kernels the engine has; the reference draws the same tokens, slower."""
-    from plugins.cpu.library import open_library
-    from plugins.cpu.sampler import NativeSampler
-
     try:
         return NativeSampler(open_library().path).prepare
     except QuasarError as error:
