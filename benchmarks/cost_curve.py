@@ -24,7 +24,7 @@ def main() -> None:
 
     share_threads()
     sessions = [load_engine(path).session for path in options.engines]
-    surfaces = measure_interleaved(sessions, rows=options.rows, repeats=options.repeats)
+    surfaces = measure_interleaved(sessions, lengths=options.rows, repeats=options.repeats)
     for length in options.rows:
         print(f"{length} cached positions, milliseconds")
         print(f"{'':28}" + "".join(f"{f't({width})':>9}" for width in CURVE_WIDTHS) + f"{'t(8)/t(1)':>11}")

@@ -125,7 +125,9 @@ def main() -> None:
             OnnxRuntimeSession(folder, folder / FILES.graph, contract),
             OnnxRuntimeSession(folder, folder / FILES.native_graph, contract, library=find_library().path),
         ]
-        stock, native = measure_interleaved(sessions, rows=options.rows, widths=options.widths, repeats=options.repeats)
+        stock, native = measure_interleaved(
+            sessions, lengths=options.rows, widths=options.widths, repeats=options.repeats
+        )
         weights = (folder / FILES.native_weights).stat().st_size
         bandwidth = memory_bandwidth(usable_cores())
     print(f"{options.shape}: {weights / 1e6:.0f} MB of packed weights; memory reads {bandwidth:.1f} GB/s")

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from engines.contract import Contract
 from engines.noise import AGREEMENT, Noise, thread_times, waited_share
-from engines.session import Session, write_random_rows
+from engines.session import Session, fill_randomly
 
 CURVE_WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16)
-CURVE_ROWS = 256
+CURVE_LENGTH = 256
 
 _FILLED_AT_ONCE = 64
 _WARM_UP = 2
@@ -32,7 +32,7 @@ def surface_widths(contract: Contract) -> list[int]:
 def surface_lengths(contract: Contract) -> list[int]:
     """16, 256, 1024 and the longest context, as far as the cache goes."""
     longest = contract.max_length
-    return sorted({length for length in (16, CURVE_ROWS, 1024) if length <= longest} | {longest})
+    return sorted({length for length in (16, CURVE_LENGTH, 1024) if length <= longest} | {longest})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,12 +46,12 @@ class Latency:
 def measure_latency(
     session: Session,
     *,
-    rows: Sequence[int] | None = None,
+    lengths: Sequence[int] | None = None,
     widths: Sequence[int] | None = None,
     least: int = 10,
     most: int = 200,
     seconds: float = 15.0,
-    on_row: Callable[[], None] = lambda: None,
+    on_length: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
     threads: Callable[[], Mapping[str, tuple[float, float]]] = thread_times,
 ) -> Latency:
@@ -61,19 +61,19 @@ def measure_latency(
     smallest times. Overwrites the cache.
 
     Args:
-        rows, widths: cached lengths and widths of the surface; None for those that the engine's controller needs.
+        lengths, widths: cached lengths and widths of the surface; None for those that the engine's controller needs.
         least, most: rounds for each cached length; a round is a pass of every width.
         seconds: no further round at a cached length after so long, agreed or not; `least` are always made.
         clock, threads: this machine's time, and its threads' (`noise.thread_times`).
     """
-    rows = surface_lengths(session.contract) if rows is None else rows
+    lengths = surface_lengths(session.contract) if lengths is None else lengths
     widths = surface_widths(session.contract) if widths is None else widths
     tokens = _tokens([session], widths)
-    fill_cache(session, max(rows))
+    fill_cache(session, max(lengths))
     surface: LatencySurface = {}
     spreads, agreed = [], True
     before = threads()
-    for cached in rows:
+    for cached in lengths:
         start = clock()
 
         def goes_on(made: int, times: list[PassTimes], start: float = start) -> bool:
@@ -84,7 +84,7 @@ def measure_latency(
         surface[cached] = {width: round(1e3 * max(_halves(times)), 3) for width, times in runs.items()}
         spreads += [median(times) / min(times) for times in runs.values()]
         agreed = agreed and _agree(runs)
-        on_row()
+        on_length()
     noise = Noise(agreed=agreed, spread=round(median(spreads), 3), waited=waited_share(before, threads()))
     return Latency(surface_ms=surface, noise=noise)
 
@@ -92,21 +92,21 @@ def measure_latency(
 def measure_interleaved(
     sessions: Sequence[Session],
     *,
-    rows: Sequence[int],
+    lengths: Sequence[int],
     widths: Sequence[int] = CURVE_WIDTHS,
     repeats: int = 9,
-    on_row: Callable[[], None] = lambda: None,
+    on_length: Callable[[], None] = lambda: None,
 ) -> list[LatencySurface]:
     """Median milliseconds of several sessions whose passes alternate: the way to compare them."""
     tokens = _tokens(sessions, widths)
     for session in sessions:
-        fill_cache(session, max(rows))
+        fill_cache(session, max(lengths))
     surfaces: list[LatencySurface] = [{} for _ in sessions]
-    for cached in rows:
+    for cached in lengths:
         taken = _time_passes(sessions, tokens, cached, widths, lambda made, _: made < repeats)
         for surface, times in zip(surfaces, taken, strict=True):
             surface[cached] = {width: round(1e3 * median(runs), 3) for width, runs in times.items()}
-        on_row()
+        on_length()
     return surfaces
 
 
@@ -169,4 +169,4 @@ def fill_cache(session: Session, length: int) -> None:
     """Fill the cache with random values: memory that was never written is one page of zeros, and read far too fast."""
     random = np.random.default_rng(4)
     for first in range(0, length, _FILLED_AT_ONCE):
-        write_random_rows(session, random, first, min(_FILLED_AT_ONCE, length - first))
+        fill_randomly(session, random, first, min(_FILLED_AT_ONCE, length - first))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.contract import MAX_WIDTH
-from engines.latency import CURVE_ROWS, LatencySurface
+from engines.latency import CURVE_LENGTH, LatencySurface
 from engines.noise import Noise
 from engines.probes.row_invariance import RowInvariance
 from quasar.errors import DamagedEngineError, EngineError
@@ -37,7 +37,7 @@ class MachineRecord:
             str(length): {str(width): ms for width, ms in by_width.items()}
             for length, by_width in self.cost_surface_ms.items()
         }
-        length = CURVE_ROWS if CURVE_ROWS in self.cost_surface_ms else max(self.cost_surface_ms)
+        length = CURVE_LENGTH if CURVE_LENGTH in self.cost_surface_ms else max(self.cost_surface_ms)
         return {
             "row_invariance": {**asdict(self.row_invariance), "boundaries": list(self.row_invariance.boundaries)},
             "cost_curve_ms": surface[str(length)],

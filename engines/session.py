@@ -95,7 +95,7 @@ class Session(Protocol):
         """Free the session's memory."""
 
 
-def write_random_rows(session: Session, random: np.random.Generator, first: int, count: int) -> None:
+def fill_randomly(session: Session, random: np.random.Generator, first: int, count: int) -> None:
     """Overwrite `count` cache positions from `first` on with normally distributed values."""
     like = session.read_rows(first, first + 1)
     values = random.standard_normal((*like.shape[:-2], count, like.shape[-1]), np.float32)

@@ -83,7 +83,7 @@ def measure_pass_latency(
     sessions = [one.session for one in loaded.values()]
     bandwidth = memory_bandwidth(threads or usable_cores())
     surfaces = measure_interleaved(
-        sessions, rows=cached_lengths, widths=widths, repeats=repeats, on_row=on_cached_length
+        sessions, lengths=cached_lengths, widths=widths, repeats=repeats, on_length=on_cached_length
     )
     names = {name: one.kernels for name, one in loaded.items()}
     for session in sessions:

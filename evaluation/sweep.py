@@ -15,7 +15,7 @@ from calibration.float_model import load_float_model
 from calibration.precisions.catalog import AUTO, DEFAULT_CHOICE, FLOAT, PRECISIONS, choices, ladder, precision_of
 from engines import OnnxRuntimeOptions, load_engine
 from engines.directory import open_directory
-from engines.latency import CURVE_ROWS, measure_interleaved
+from engines.latency import CURVE_LENGTH, measure_interleaved
 from engines.onnxruntime.files import onnxruntime_files
 from engines.onnxruntime.kernels import STOCK, choose_kernels
 from engines.onnxruntime.threads import share_threads
@@ -181,10 +181,10 @@ def _measure_passes(directories: Mapping[str, Path], steps: Steps) -> dict[str, 
         options = OnnxRuntimeOptions(kernels=kernels)
         sessions = [load_engine(directories[recipe], options=options).session for recipe in timed]
         with steps(f"passes, {kernels} kernels", 1) as step:
-            surfaces = measure_interleaved(sessions, rows=[CURVE_ROWS], widths=_WIDTHS, repeats=25)
+            surfaces = measure_interleaved(sessions, lengths=[CURVE_LENGTH], widths=_WIDTHS, repeats=25)
             step(1)
         for recipe, surface in zip(timed, surfaces, strict=True):
-            ms[recipe][kernels] = surface[CURVE_ROWS]
+            ms[recipe][kernels] = surface[CURVE_LENGTH]
         del sessions
     return ms
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from engines.directory import EngineDirectory
-from engines.latency import CURVE_ROWS
+from engines.latency import CURVE_LENGTH
 from engines.manifest import Manifest
 from engines.onnxruntime.files import onnxruntime_files
 from engines.onnxruntime.kernels import STOCK, choose_kernels
@@ -149,7 +149,7 @@ def _latency_table(directory: EngineDirectory) -> "Table":
     for width in widths:
         table.add_column(f"t({width})", justify="right")
     for length, by_width in surface.items():
-        style = "bold" if length == CURVE_ROWS else None
+        style = "bold" if length == CURVE_LENGTH else None
         table.add_row(str(length), *(f"{by_width[width]:.1f}" for width in widths), style=style)
     return table
 

@@ -41,7 +41,7 @@ def launch_arguments(
     num_caches: int,
     num_heads: int,
     capacity: int,
-    row_bytes: int,
+    position_bytes: int,
     cache_length: int,
     path_length: int,
 ) -> tuple[tuple[int, int, int], list[int]]:
@@ -50,10 +50,10 @@ def launch_arguments(
     Args:
         cache_table: address of int64 [num_caches], the caches' addresses.
         path_table: address of int64 [path_length].
-        row_bytes: bytes of a position of one head, a multiple of 4.
+        position_bytes: bytes of a position of one head, a multiple of 4.
     """
-    if row_bytes % 4:
-        raise QuasarError(f"a cache position of {row_bytes} bytes came; a multiple of 4 was expected")
-    words = row_bytes // 4
+    if position_bytes % 4:
+        raise QuasarError(f"a cache position of {position_bytes} bytes came; a multiple of 4 was expected")
+    words = position_bytes // 4
     grid = (num_caches, num_heads, -(-words // BLOCK_WORDS))
     return grid, [cache_table, path_table, cache_length, path_length, capacity, words]

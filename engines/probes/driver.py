@@ -97,7 +97,7 @@ def run_probes(
         prefill = prefill and prefill_is_exact(session, invariance, positions=plan.prefill_positions)
     else:
         prefill = prefill_is_exact(session, invariance, positions=plan.prefill_positions)
-    latency = measure_latency(session, least=plan.least_rounds, seconds=plan.seconds, on_row=on_step)
+    latency = measure_latency(session, least=plan.least_rounds, seconds=plan.seconds, on_length=on_step)
     return MachineRecord(
         machine=machine.to_json(),
         row_invariance=replace(invariance, tree=trees, prefill=prefill),

@@ -6,7 +6,7 @@ Where it holds, what decoding left in the cache may stand in for a prefill of th
 import numpy as np
 
 from engines.probes.row_invariance import RowInvariance
-from engines.session import Session, write_random_rows
+from engines.session import Session, fill_randomly
 
 _SEED = 20262
 # Between the widest verify call and a whole chunk, on both sides of what kernels may change at.
@@ -31,7 +31,7 @@ def prefill_is_exact(session: Session, found: RowInvariance, *, positions: int |
         tokens = random.integers(0, contract.vocab_size, chunk)
         junk = random.integers(0, contract.vocab_size, chunk + base)
         if length:
-            write_random_rows(session, random, 0, length)
+            fill_randomly(session, random, 0, length)
         widths = [width for width in _WIDTHS if width < chunk] if length == 0 else []
         outputs, written = [], []
         for width in (*widths, chunk - 1, chunk):

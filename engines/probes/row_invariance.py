@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.contract import Contract, has_boundaries, spare_positions
-from engines.session import Session, write_random_rows
+from engines.session import Session, fill_randomly
 
 # Every width up to 17, and some up to the widest verify call.
 WIDTHS = (*range(1, 18), 20, 24, 28, 32)
@@ -190,7 +190,7 @@ def _widest_exact(session: Session, sweep: Sweep, found: RowInvariance, on_lengt
     end = sweep.last + margin
     tokens = random.integers(0, vocabulary, end + base)
     junk = random.integers(0, vocabulary, end + base)
-    write_random_rows(session, random, 0, sweep.first)
+    fill_randomly(session, random, 0, sweep.first)
     reference = {}
     for position in range(sweep.first, end):
         fed = np.concatenate([tokens[position : position + 1], junk[position + 1 : position + base]])

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from engines.session import Session, write_random_rows
+from engines.session import Session, fill_randomly
 
 _SEED = 20261
 _TREES = 3
@@ -26,7 +26,7 @@ def trees_are_exact(session: Session, lengths: Sequence[int] = LENGTHS, *, chain
     random = np.random.default_rng(_SEED)
     contract, width = session.contract, session.contract.max_width
     for length in (one for one in lengths if one + width <= contract.max_length):
-        write_random_rows(session, random, 0, length)
+        fill_randomly(session, random, 0, length)
         tokens = random.integers(0, contract.vocab_size, width + chain)
         expected = [
             session.run_logits(tokens[index : index + chain], length + index, chain, None)[0].copy()

@@ -100,7 +100,7 @@ class DeviceCache:
             num_caches=2 * self._contract.num_layers,
             num_heads=self._contract.num_kv_heads,
             capacity=self._contract.capacity,
-            row_bytes=self._position_bytes,
+            position_bytes=self._position_bytes,
             cache_length=cache_length,
             path_length=len(indices),
         )

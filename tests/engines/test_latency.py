@@ -38,7 +38,7 @@ class TimedFake(FaultySession):
             return {"1": (self.now * (1 - waited), self.now * waited)}
 
         return latency.measure_latency(
-            self, rows=[16], widths=(1, 4), clock=lambda: self.now, threads=threads, **options
+            self, lengths=[16], widths=(1, 4), clock=lambda: self.now, threads=threads, **options
         )
 
 

@@ -56,6 +56,6 @@ def test_costs_are_measured_over_a_cache_that_was_written(tiny_engine):
     """Untouched memory is one page of zeros, and far too fast to read."""
     session = load_engine(tiny_engine).session
     assert not session.read_rows(0, 200).any()
-    measure_latency(session, rows=[200], widths=[1], least=2, most=2)
+    measure_latency(session, lengths=[200], widths=[1], least=2, most=2)
     rows = session.read_rows(0, 200)
     assert (np.abs(rows).max(axis=(2, 4)) > 0).all()

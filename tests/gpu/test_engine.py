@@ -164,7 +164,14 @@ def test_kv_compact_on_the_gpu_is_its_reference(path):
         device.upload(rows, np.array(path, np.int64).view(np.uint8))
         compiled = KERNEL.compile(device.gpu.compute_capability)
         grid, args = launch_arguments(
-            table, rows, num_caches=8, num_heads=3, capacity=64, row_bytes=128, cache_length=20, path_length=len(path)
+            table,
+            rows,
+            num_caches=8,
+            num_heads=3,
+            capacity=64,
+            position_bytes=128,
+            cache_length=20,
+            path_length=len(path),
         )
         kernel = device.load_kernel(compiled.image, compiled.entry)
         device.launch(kernel, grid, compiled.threads, compiled.shared_bytes, (*args, 0, 0))

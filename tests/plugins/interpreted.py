@@ -37,7 +37,7 @@ def test_kv_compact(heads, head_size, length, path, layers, seed):
         num_caches=len(caches),
         num_heads=heads,
         capacity=capacity,
-        row_bytes=2 * head_size,
+        position_bytes=2 * head_size,
         cache_length=length,
         path_length=len(rows),
     )

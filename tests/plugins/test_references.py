@@ -115,12 +115,12 @@ def test_paths_ascend(path):
 
 def test_positions_are_moved_in_words():
     grid, args = launch_arguments(
-        1, 2, num_caches=6, num_heads=3, capacity=64, row_bytes=640, cache_length=7, path_length=4
+        1, 2, num_caches=6, num_heads=3, capacity=64, position_bytes=640, cache_length=7, path_length=4
     )
     assert grid == (6, 3, 2)
     assert args == [1, 2, 7, 4, 64, 160]
     with pytest.raises(QuasarError, match="position of 6 bytes"):
-        launch_arguments(1, 2, num_caches=6, num_heads=3, capacity=64, row_bytes=6, cache_length=7, path_length=4)
+        launch_arguments(1, 2, num_caches=6, num_heads=3, capacity=64, position_bytes=6, cache_length=7, path_length=4)
 
 
 def evaluate(nodes, feed, output):
