@@ -5,7 +5,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from plugins.compiled import CompiledKernel
 from quasar.errors import QuasarError
@@ -13,12 +12,22 @@ from quasar.errors import QuasarError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
-    """A function in Triton's language; `signature` gives the types of its arguments in Triton's words."""
+    """A function in Triton's language with its constants.
+
+    Attributes:
+        name: tells it from other kernels of the same function; "": the function's own.
+        signature: the types of its arguments in Triton's words.
+        aligned: arguments that are always multiples of 16, so that 16 bytes are loaded at once.
+        num_stages: tiles of a loop that are loaded ahead.
+    """
 
     function: Callable[..., None]
     signature: dict[str, str]
     constants: dict[str, int]
     num_warps: int
+    name: str = ""
+    aligned: tuple[str, ...] = ()
+    num_stages: int = 3
 
     def compile(self, compute_capability: str) -> CompiledKernel:
         """The kernel for a GPU like "8.9"; raises `QuasarError` with Triton's words if it cannot be compiled."""
@@ -32,9 +41,14 @@ class Kernel:
             jit(self.function),
             signature={**self.signature, **dict.fromkeys(self.constants, "constexpr")},
             constexprs=self.constants,
+            attrs={
+                (position,): [["tt.divisibility", 16]]
+                for position, argument in enumerate(self.signature)
+                if argument in self.aligned
+            },
         )
         # Contracting a * b + c would round once where the reference rounds twice.
-        options = {"num_warps": self.num_warps, "enable_fp_fusion": False}
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": False}
         with _reproducible():
             try:
                 compiled = triton_compile(
@@ -51,12 +65,6 @@ class Kernel:
             threads=32 * self.num_warps,
             shared_bytes=int(compiled.metadata.shared),
         )
-
-    def interpreted(self) -> Any:
-        """The kernel as Triton's interpreter runs it on the CPU: `interpreted()[grid](tensors…)`."""
-        from triton.runtime.interpreter import InterpretedFunction
-
-        return InterpretedFunction(self.function)
 
 
 @contextmanager

@@ -8,11 +8,10 @@ from hypothesis import strategies as st
 
 from plugins.gpu import kv_compact as kv_compact_kernel
 from plugins.gpu import quantize_per_token as quantize_kernel
-from plugins.kv_compact import BLOCK_WORDS, kv_compact, launch_arguments
+from plugins.gpu.interpreter import interpret
+from plugins.kv_compact import kv_compact, launch_arguments
 from plugins.quantize_per_token import quantize_per_token
 
-COMPACT = kv_compact_kernel.KERNEL.interpreted()
-QUANTIZE = quantize_kernel.KERNELS["float32"].interpreted()
 TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -44,7 +43,7 @@ def test_kv_compact(heads, head_size, length, path, layers, seed):
     table = torch.tensor([tensor.data_ptr() for tensor in tensors], dtype=torch.int64)
     # An empty tensor has no address; the kernel does not read it then.
     path_tensor = torch.from_numpy(rows) if len(rows) else torch.zeros(1, dtype=torch.int64)
-    COMPACT[grid](table, path_tensor, *args[2:], BLOCK=BLOCK_WORDS)
+    interpret(kv_compact_kernel.KERNEL, grid, [table, path_tensor, *args[2:]])
     kv_compact(caches, length, rows)
     for cache, tensor in zip(caches, tensors, strict=True):
         np.testing.assert_array_equal(cache, tensor.numpy().view(np.uint16))
@@ -68,7 +67,7 @@ def test_quantize_per_token(x_type, rows, columns, padding, exponent, seed):
     values[0, 0] = 127
     padded = torch.from_numpy(values).to(TYPES[x_type])
     q, a = torch.zeros(rows, columns, dtype=torch.int8), torch.zeros(rows)
-    QUANTIZE[(rows,)](padded, columns, columns + padding, q, a, BLOCK=quantize_kernel.BLOCK)
+    interpret(quantize_kernel.KERNELS["float32"], (rows,), [padded, columns, columns + padding, q, a])
     expected_q, expected_a = quantize_per_token(padded[:, :columns].float().numpy())
     np.testing.assert_array_equal(q.numpy(), expected_q)
     np.testing.assert_array_equal(a.numpy(), expected_a)

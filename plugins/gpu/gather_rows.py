@@ -1,0 +1,29 @@
+"""gather_rows as a Triton kernel: rows of a table as float32, for the embedding and for the positions of the LM head."""
+
+import triton.language as tl
+
+from plugins.gpu.kernel import Kernel
+
+# Columns that one program copies.
+BLOCK = 1024
+
+
+def gather_rows(table, indices, y, columns, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+    """Row `program_id(0)` of y float32 [M, columns] is row `indices`[that], int32 [M], of `table` [rows, columns]."""
+    row = tl.program_id(0).to(tl.int64)
+    offsets = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = offsets < columns
+    source = tl.load(indices + row).to(tl.int64) * columns
+    tl.store(y + row * columns + offsets, tl.load(table + source + offsets, mask=inside).to(tl.float32), mask=inside)
+
+
+def kernel_for(table_type: str) -> Kernel:
+    """The kernel for a table of fp32, fp16 or bf16."""
+    return Kernel(
+        name=f"gather_rows_{table_type}",
+        function=gather_rows,
+        signature={"table": f"*{table_type}", "indices": "*i32", "y": "*fp32", "columns": "i32"},
+        constants={"BLOCK": BLOCK},
+        num_warps=4,
+        aligned=("table", "y"),
+    )

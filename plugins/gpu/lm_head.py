@@ -1,0 +1,148 @@
+"""lm_head as Triton kernels: the W8A8 linear whose logits need not be written, and the likeliest tokens of them.
+
+A logit and its token are one 64-bit key: larger is likelier, and of equal logits the lower token. `lm_head` leaves the
+largest keys of every tile, and `merge_likeliest` picks the largest of those, in two rounds.
+"""
+
+import triton.language as tl
+
+from plugins.gpu.kernel import Kernel
+from plugins.gpu.packing import TILE_INPUTS, TILE_OUTPUTS
+from quasar import numerics
+
+_UNIT_STEP = tl.constexpr(numerics.UNIT_STEP)
+# Tokens of a tile: a pass asks for the logits of up to 32 positions.
+TILE_TOKENS = (16, 32)
+# Keys that one program of `merge_likeliest` looks at.
+MERGED = 2048
+# The key of a logit that is not a number: above all others. Its token is -1.
+_NOT_A_NUMBER = tl.constexpr(0x7FFFFFFFFFFFFFFF)
+# Below every key.
+_LEAST = tl.constexpr(-0x8000000000000000)
+
+
+def lm_head(  # type: ignore[no-untyped-def]
+    q,
+    a,
+    weight,
+    scale,
+    bias,
+    logits,
+    keys,
+    tokens,
+    vocabulary,
+    input_tiles,
+    writes_logits,
+    BIAS: tl.constexpr,  # noqa: N803
+    LIKELIEST: tl.constexpr,  # noqa: N803
+    TOKENS: tl.constexpr,  # noqa: N803
+    OUTPUTS: tl.constexpr,  # noqa: N803
+    INPUTS: tl.constexpr,  # noqa: N803
+):
+    """As `w8a8_linear`, for the vocabulary's tile `program_id(0)` and the tile `program_id(1)` of tokens.
+
+    `keys` int64 [T, tiles, LIKELIEST] gets the tile's largest keys; `logits` float32 [T, vocabulary] is written only
+    if `writes_logits` is not 0.
+    """
+    output_tile, token_tile = tl.program_id(0), tl.program_id(1)
+    token = token_tile * TOKENS + tl.arange(0, TOKENS)
+    output = tl.arange(0, OUTPUTS)
+    k = tl.arange(0, INPUTS)
+    at_weight = weight + output_tile.to(tl.int64) * input_tiles * (OUTPUTS * INPUTS)
+    at_weight = at_weight + output[:, None] * INPUTS + k[None, :]
+    at_q = q + token[None, :].to(tl.int64) * (input_tiles * INPUTS) + k[:, None]
+    inside = token[None, :] < tokens
+    product = tl.zeros((OUTPUTS, TOKENS), tl.int32)
+    for _ in range(0, input_tiles):
+        x = tl.load(at_q, mask=inside, other=0)
+        product = tl.dot(tl.load(at_weight, eviction_policy="evict_first"), x, product, out_dtype=tl.int32)
+        at_weight += OUTPUTS * INPUTS
+        at_q += INPUTS
+    amax = tl.load(a + token, mask=token < tokens, other=0.0)[None, :]
+    channel = output_tile * OUTPUTS + output
+    result = product.to(tl.float32) * (tl.load(scale + channel) * _UNIT_STEP)[:, None] * amax
+    if BIAS:
+        result = result + tl.load(bias + channel)[:, None]
+    written = inside & (channel[:, None] < vocabulary)
+    if writes_logits != 0:
+        tl.store(logits + token[None, :].to(tl.int64) * vocabulary + channel[:, None], result, mask=written)
+    # Floats as integers of the same order; adding 0 makes -0 a 0, which is its equal.
+    bits = (result + 0.0).to(tl.int32, bitcast=True)
+    order = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.int64)
+    key = (order << 32) | (0xFFFFFFFF - channel.to(tl.int64))[:, None]
+    key = tl.where(result == result, key, _NOT_A_NUMBER)
+    key = tl.where(written, key, _LEAST)
+    at_keys = keys + (token.to(tl.int64) * tl.num_programs(0) + output_tile) * LIKELIEST
+    for place in range(LIKELIEST):
+        largest = tl.max(key, axis=0)
+        tl.store(at_keys + place, largest, mask=token < tokens)
+        key = tl.where(key == largest[None, :], _LEAST, key)
+
+
+def merge_likeliest(  # type: ignore[no-untyped-def]
+    keys,
+    merged,
+    next_tokens,
+    top_tokens,
+    count,
+    top_k,
+    FINAL: tl.constexpr,  # noqa: N803
+    LIKELIEST: tl.constexpr,  # noqa: N803
+    MERGED: tl.constexpr,  # noqa: N803
+):
+    """The largest of the keys `program_id(1)` · MERGED … of row `program_id(0)` of `keys` int64 [T, count].
+
+    They go to `merged` int64 [T, programs, LIKELIEST]; with FINAL, their tokens to `next_tokens` int64 [T] and
+    `top_tokens` int64 [T, top_k].
+    """
+    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    offsets = part * MERGED + tl.arange(0, MERGED)
+    key = tl.load(keys + row * count + offsets, mask=offsets < count, other=_LEAST)
+    for place in range(LIKELIEST):
+        largest = tl.max(key, axis=0)
+        if FINAL:
+            token = tl.where(largest == _NOT_A_NUMBER, -1, 0xFFFFFFFF - (largest & 0xFFFFFFFF))
+            if place == 0:
+                tl.store(next_tokens + row, token)
+            if place < top_k:
+                tl.store(top_tokens + row * top_k + place, token)
+        else:
+            tl.store(merged + (row * tl.num_programs(1) + part) * LIKELIEST + place, largest)
+        key = tl.where(key == largest, _LEAST, key)
+
+
+def head_kernel(tokens: int, likeliest: int, *, bias: bool) -> Kernel:
+    """`lm_head` for tiles of so many tokens, one of `TILE_TOKENS`."""
+    pointers = {"q": "*i8", "a": "*fp32", "weight": "*i8", "scale": "*fp32", "bias": "*fp32", "logits": "*fp32"}
+    return Kernel(
+        name=f"lm_head_{tokens}_{likeliest}{'_bias' if bias else ''}",
+        function=lm_head,
+        signature={
+            **pointers,
+            "keys": "*i64",
+            **dict.fromkeys(("tokens", "vocabulary", "input_tiles", "writes_logits"), "i32"),
+        },
+        constants={
+            "BIAS": int(bias),
+            "LIKELIEST": likeliest,
+            "TOKENS": tokens,
+            "OUTPUTS": TILE_OUTPUTS,
+            "INPUTS": TILE_INPUTS,
+        },
+        num_warps=4,
+        num_stages=4,
+        aligned=(*pointers, "keys"),
+    )
+
+
+def merge_kernel(likeliest: int, *, final: bool) -> Kernel:
+    """`merge_likeliest`: a round, or the last one."""
+    pointers = dict.fromkeys(("keys", "merged", "next_tokens", "top_tokens"), "*i64")
+    return Kernel(
+        name=f"merge_likeliest_{likeliest}{'_final' if final else ''}",
+        function=merge_likeliest,
+        signature={**pointers, "count": "i32", "top_k": "i32"},
+        constants={"FINAL": int(final), "LIKELIEST": likeliest, "MERGED": MERGED},
+        num_warps=8,
+        aligned=("keys", "merged"),
+    )

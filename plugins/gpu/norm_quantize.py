@@ -1,0 +1,71 @@
+"""norm_quantize as a Triton kernel: the RMS norm before a W8A8 linear and the quantization of its tokens, in one pass.
+
+One program holds one token, so a token's bits do not depend on how many are fed. The norm's sum is Triton's reduction
+of `BLOCK` values, in an order that is fixed when the kernel is compiled.
+"""
+
+import triton.language as tl
+
+from plugins.gpu.kernel import Kernel
+from plugins.gpu.packing import TILE_INPUTS
+from quasar import numerics
+
+_AMAX_FLOOR = tl.constexpr(numerics.AMAX_FLOOR)
+_UNIT_STEP = tl.constexpr(numerics.UNIT_STEP)
+
+
+def norm_quantize(  # type: ignore[no-untyped-def]
+    x,
+    weight,
+    q,
+    a,
+    columns,
+    stride,
+    epsilon,
+    NORM: tl.constexpr,  # noqa: N803
+    BLOCK: tl.constexpr,  # noqa: N803
+):
+    """Token `program_id(0)` of x float32 [T, columns] → q int8 [T, stride] and a float32 [T].
+
+    With NORM, what is quantized is x / sqrt(mean(x²) + epsilon) · weight. `stride` is `columns` rounded up to what the
+    linear reads at a time; the values between are zeros. A token with a value that is not finite gets a = NaN.
+    """
+    token = tl.program_id(0).to(tl.int64)
+    offsets = tl.arange(0, BLOCK)
+    inside = offsets < columns
+    values = tl.load(x + token * columns + offsets, mask=inside, other=0.0)
+    if NORM:
+        mean = tl.sum(values * values, axis=0) / columns.to(tl.float32)
+        norm = tl.sqrt_rn(mean + epsilon)
+        values = tl.div_rn(values, tl.zeros_like(values) + norm) * tl.load(weight + offsets, mask=inside, other=0.0)
+    finite = tl.abs(values) < float("inf")
+    amax = tl.maximum(tl.max(tl.where(finite, tl.abs(values), 0.0), axis=0), _AMAX_FLOOR)
+    whole = tl.min(finite.to(tl.int32), axis=0) == 1
+    # Divisions as IEEE has them; the graph divides by the float32 next to 1/127.
+    unit = tl.div_rn(tl.where(whole & finite, values, 0.0), tl.zeros_like(values) + amax)
+    steps = tl.div_rn(unit, tl.zeros_like(values) + _UNIT_STEP)
+    # Adding 1.5 * 2^23 leaves no bits below the unit: the sum is rounded to even, as QuantizeLinear rounds.
+    rounded = (steps + 12582912.0) - 12582912.0
+    tl.store(q + token * stride + offsets, rounded.to(tl.int8), mask=offsets < stride)
+    tl.store(a + token, tl.where(whole, amax, float("nan")))
+
+
+def kernel_for(columns: int, *, norm: bool) -> Kernel:
+    """The kernel for tokens of up to the next power of two of `columns` values."""
+    block = max(TILE_INPUTS, 1 << (columns - 1).bit_length())
+    return Kernel(
+        name=f"norm_quantize_{block}" if norm else f"quantize_{block}",
+        function=norm_quantize,
+        signature={
+            "x": "*fp32",
+            "weight": "*fp32",
+            "q": "*i8",
+            "a": "*fp32",
+            "columns": "i32",
+            "stride": "i32",
+            "epsilon": "fp32",
+        },
+        constants={"NORM": int(norm), "BLOCK": block},
+        num_warps=min(16, max(1, block // 512)),
+        aligned=("x", "weight", "q", "stride"),
+    )

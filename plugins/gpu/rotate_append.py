@@ -1,0 +1,87 @@
+"""rotate_append as a Triton kernel: q/k norms, rotation, queries in the cache's type, keys and values to the cache."""
+
+import triton.language as tl
+
+from plugins.gpu.kernel import Kernel
+
+
+def rotate_append(  # type: ignore[no-untyped-def]
+    qkv,
+    cos,
+    sin,
+    q_norm,
+    k_norm,
+    positions,
+    destinations,
+    slots,
+    queries,
+    keys,
+    values,
+    heads,
+    kv_heads,
+    capacity,
+    epsilon,
+    NORM: tl.constexpr,  # noqa: N803
+    SIZE: tl.constexpr,  # noqa: N803
+    ROTARY: tl.constexpr,  # noqa: N803
+    BLOCK: tl.constexpr,  # noqa: N803
+):
+    """Head `program_id(1)` of token `program_id(0)` of qkv float32 [T, (H + 2G) · SIZE]: queries, keys, then values.
+
+    `positions` int32 [T] are rows of `cos` and `sin` float32 [positions, ROTARY / 2], which rotate the first ROTARY
+    values of a head; `destinations` int32 [T] and `slots` int32 [T] say where in the caches [slots, G, S, SIZE] keys
+    and values go; `queries` is [T, H, SIZE] in the caches' type. With NORM, an RMS norm over a head comes first.
+    """
+    token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    offsets = tl.arange(0, BLOCK)
+    inside = offsets < SIZE
+    half: tl.constexpr = ROTARY // 2
+    rotated = offsets < ROTARY
+    # The value that an element is rotated with: the other half's at the same place.
+    partner = tl.where(offsets < half, offsets + half, offsets - half)
+    row = qkv + (token * (heads + 2 * kv_heads) + head) * SIZE
+    x = tl.load(row + offsets, mask=inside, other=0.0)
+    other = tl.load(row + partner, mask=rotated, other=0.0)
+    if NORM:
+        weight = q_norm if head < heads else k_norm
+        if head < heads + kv_heads:
+            norm = tl.sqrt_rn(tl.sum(x * x, axis=0) / SIZE + epsilon)
+            x = tl.div_rn(x, tl.zeros_like(x) + norm) * tl.load(weight + offsets, mask=inside, other=0.0)
+            other = tl.div_rn(other, tl.zeros_like(x) + norm) * tl.load(weight + partner, mask=rotated, other=0.0)
+    if head < heads + kv_heads:
+        angle = tl.load(positions + token).to(tl.int64) * half + tl.where(offsets < half, offsets, offsets - half)
+        c, s = tl.load(cos + angle, mask=rotated, other=1.0), tl.load(sin + angle, mask=rotated, other=0.0)
+        x = tl.where(offsets < half, x * c - other * s, x * c + other * s)
+    if head < heads:
+        at = queries + (token * heads + head) * SIZE
+        tl.store(at + offsets, x.to(queries.dtype.element_ty), mask=inside)
+    else:
+        group = head - heads
+        target = keys
+        if group >= kv_heads:
+            group = group - kv_heads
+            target = values
+        slot = tl.load(slots + token).to(tl.int64)
+        at = target + ((slot * kv_heads + group) * capacity + tl.load(destinations + token)) * SIZE
+        tl.store(at + offsets, x.to(keys.dtype.element_ty), mask=inside)
+
+
+def kernel_for(head_size: int, rotary: int, cache_type: str, *, norm: bool) -> Kernel:
+    """The kernel for heads of a size, of which the first `rotary` values are rotated; `cache_type`: fp16 or bf16."""
+    floats, integers = dict.fromkeys(("qkv", "cos", "sin", "q_norm", "k_norm"), "*fp32"), {}
+    integers = dict.fromkeys(("positions", "destinations", "slots"), "*i32")
+    caches = dict.fromkeys(("queries", "keys", "values"), f"*{cache_type}")
+    numbers = {"heads": "i32", "kv_heads": "i32", "capacity": "i32", "epsilon": "fp32"}
+    return Kernel(
+        name=f"rotate_append_{head_size}_{rotary}{'_norm' if norm else ''}_{cache_type}",
+        function=rotate_append,
+        signature={**floats, **integers, **caches, **numbers},
+        constants={
+            "NORM": int(norm),
+            "SIZE": head_size,
+            "ROTARY": rotary,
+            "BLOCK": 1 << (head_size - 1).bit_length(),
+        },
+        num_warps=1,
+        aligned=(*floats, *integers, *caches),
+    )

@@ -1,0 +1,130 @@
+"""w8a8_linear as a Triton kernel: INT8 tensor cores with the weights as the long side, and everything after them.
+
+Products are summed in int32, which is exact: a token's bits do not depend on the tile, on how many tokens are fed, or
+on how the inputs are split over programs.
+"""
+
+import triton.language as tl
+
+from plugins.gpu.kernel import Kernel
+from plugins.gpu.packing import TILE_INPUTS, TILE_OUTPUTS
+from quasar import numerics
+
+_UNIT_STEP = tl.constexpr(numerics.UNIT_STEP)
+# Tokens of a tile: up to 16, up to 32, and prompts.
+TILE_TOKENS = (16, 32, 64)
+
+
+def w8a8_linear(  # type: ignore[no-untyped-def]
+    q,
+    a,
+    weight,
+    scale,
+    bias,
+    residual,
+    y,
+    sums,
+    arrived,
+    tokens,
+    outputs,
+    input_tiles,
+    tiles_per_split,
+    splits,
+    BIAS: tl.constexpr,  # noqa: N803
+    RESIDUAL: tl.constexpr,  # noqa: N803
+    SWIGLU: tl.constexpr,  # noqa: N803
+    TOKENS: tl.constexpr,  # noqa: N803
+    OUTPUTS: tl.constexpr,  # noqa: N803
+    INPUTS: tl.constexpr,  # noqa: N803
+):
+    """y float32 [T, outputs] of q int8 [T, input_tiles · INPUTS] and a float32 [T].
+
+    Programs: (tile of outputs, tile of tokens, split of the inputs). `weight`: packed tiles (plugins.gpu.packing);
+    `scale` and `bias` float32 in their order. With SWIGLU a tile of gates and a tile of ups give silu(gate) · up.
+    `sums` int32 and `arrived` int32, zeros before and after: where splits add up; the last to arrive goes on.
+    """
+    output_tile, token_tile, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    token = token_tile * TOKENS + tl.arange(0, TOKENS)
+    output = tl.arange(0, OUTPUTS)
+    k = tl.arange(0, INPUTS)
+    parts: tl.constexpr = 2 if SWIGLU else 1
+    inputs = input_tiles * INPUTS
+    first = split * tiles_per_split
+    last = tl.minimum(first + tiles_per_split, input_tiles)
+    tile_bytes: tl.constexpr = OUTPUTS * INPUTS
+    base = weight + (output_tile.to(tl.int64) * parts * input_tiles + first) * tile_bytes
+    at_weight = base + output[:, None] * INPUTS + k[None, :]
+    at_q = q + token[None, :].to(tl.int64) * inputs + first * INPUTS + k[:, None]
+    inside = token[None, :] < tokens
+    product = tl.zeros((OUTPUTS, TOKENS), tl.int32)
+    ups = tl.zeros((OUTPUTS, TOKENS), tl.int32)
+    for _ in range(first, last):
+        x = tl.load(at_q, mask=inside, other=0)
+        # Weights are read once: they should not push activations out of the cache.
+        product = tl.dot(tl.load(at_weight, eviction_policy="evict_first"), x, product, out_dtype=tl.int32)
+        if SWIGLU:
+            up = tl.load(at_weight + input_tiles.to(tl.int64) * tile_bytes, eviction_policy="evict_first")
+            ups = tl.dot(up, x, ups, out_dtype=tl.int32)
+        at_weight += tile_bytes
+        at_q += INPUTS
+    tile = token_tile * tl.num_programs(0) + output_tile
+    at_sums = sums + (tile.to(tl.int64) * parts * OUTPUTS + output[:, None]) * TOKENS + tl.arange(0, TOKENS)[None, :]
+    before = 0
+    if splits > 1:
+        tl.atomic_add(at_sums, product, mask=inside, sem="relaxed")
+        if SWIGLU:
+            tl.atomic_add(at_sums + OUTPUTS * TOKENS, ups, mask=inside, sem="relaxed")
+        # Every thread's additions come before this program counts as arrived.
+        tl.debug_barrier()
+        before = tl.atomic_add(arrived + tile, 1, sem="acq_rel")
+        tl.debug_barrier()
+    if before == splits - 1:
+        if splits > 1:
+            zeros = tl.zeros((OUTPUTS, TOKENS), tl.int32)
+            product = tl.atomic_xchg(at_sums, zeros, mask=inside, sem="relaxed")
+            if SWIGLU:
+                ups = tl.atomic_xchg(at_sums + OUTPUTS * TOKENS, zeros, mask=inside, sem="relaxed")
+            tl.store(arrived + tile, 0)
+        amax = tl.load(a + token, mask=token < tokens, other=0.0)[None, :]
+        channel = output_tile * parts * OUTPUTS + output
+        # The reference's order: product · (1/127 · scale) · a, then the bias.
+        result = product.to(tl.float32) * (tl.load(scale + channel) * _UNIT_STEP)[:, None] * amax
+        if BIAS:
+            result = result + tl.load(bias + channel)[:, None]
+        if SWIGLU:
+            up = ups.to(tl.float32) * (tl.load(scale + channel + OUTPUTS) * _UNIT_STEP)[:, None] * amax
+            if BIAS:
+                up = up + tl.load(bias + channel + OUTPUTS)[:, None]
+            # exp(-gate) of a very negative gate is infinite, and gate / infinity is the zero that it should be.
+            result = result / (1.0 + tl.exp(-result)) * up
+        column = output_tile * OUTPUTS + output
+        at_y = token[None, :].to(tl.int64) * outputs + column[:, None]
+        written = inside & (column[:, None] < outputs)
+        if RESIDUAL:
+            result = tl.load(residual + at_y, mask=written, other=0.0) + result
+        tl.store(y + at_y, result, mask=written)
+
+
+def kernel_for(tokens: int, *, bias: bool, residual: bool, swiglu: bool) -> Kernel:
+    """The kernel for tiles of so many tokens, one of `TILE_TOKENS`."""
+    ends = "".join(f"_{name}" for name, has in (("bias", bias), ("residual", residual), ("swiglu", swiglu)) if has)
+    pointers = {"q": "*i8", "a": "*fp32", "weight": "*i8"}
+    pointers |= dict.fromkeys(("scale", "bias", "residual", "y"), "*fp32")
+    pointers |= {"sums": "*i32", "arrived": "*i32"}
+    numbers = dict.fromkeys(("tokens", "outputs", "input_tiles", "tiles_per_split", "splits"), "i32")
+    return Kernel(
+        name=f"w8a8_linear_{tokens}{ends}",
+        function=w8a8_linear,
+        signature={**pointers, **numbers},
+        constants={
+            "BIAS": int(bias),
+            "RESIDUAL": int(residual),
+            "SWIGLU": int(swiglu),
+            "TOKENS": tokens,
+            "OUTPUTS": TILE_OUTPUTS,
+            "INPUTS": TILE_INPUTS,
+        },
+        num_warps=4,
+        num_stages=4,
+        aligned=tuple(pointers),
+    )

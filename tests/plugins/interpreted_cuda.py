@@ -1,0 +1,433 @@
+"""The kernels of the CUDA back end in Triton's interpreter, against their references (see interpreted.py)."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from engines.tree import ancestor_mask, depths
+from plugins.gpu import gather_rows, lm_head, norm_quantize, rotate_append, verify_attention, w8a8_linear
+from plugins.gpu.interpreter import interpret
+from plugins.gpu.packing import TILE_INPUTS, TILE_OUTPUTS, pack_channels, pack_weight, tiles_of
+from plugins.verify_attention import verify_attention as attention_reference
+from plugins.w8a8_linear import quantize_rows, rms_norm
+from plugins.w8a8_linear import w8a8_linear as linear_reference
+
+CHECKED = {"deadline": None, "database": None, "derandomize": True}
+TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+NOTHING = torch.zeros(1)
+
+
+def tensor(array):
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def run(kernel, grid, **arguments):
+    assert list(arguments) == list(kernel.signature)
+    interpret(kernel, grid, [*arguments.values()])
+
+
+def quantized(x, weight=None, epsilon=0.0):
+    """The kernel's integers, padded to whole tiles, and amax."""
+    columns = x.shape[1]
+    stride = tiles_of(columns, TILE_INPUTS) * TILE_INPUTS
+    q, a = torch.full((len(x), stride), 99, dtype=torch.int8), torch.full((len(x),), -1.0)
+    run(
+        norm_quantize.kernel_for(columns, norm=weight is not None),
+        (len(x),),
+        x=tensor(x),
+        weight=NOTHING if weight is None else tensor(weight),
+        q=q,
+        a=a,
+        columns=columns,
+        stride=stride,
+        epsilon=epsilon,
+    )
+    assert not q[:, columns:].any()
+    return q, a
+
+
+def rows_with_extremes(random, tokens, columns, exponent):
+    x = (random.standard_normal((tokens, columns)) * 10.0**exponent).astype(np.float32)
+    x[random.random(x.shape) < 0.1] = 0
+    # Ties: multiples of half a step of a row whose amax is 127.
+    x[0] = np.clip(np.round(x[0] / 10.0**exponent * 60) / 2, -126, 126)
+    x[0, 0] = 127
+    return x
+
+
+@settings(max_examples=40, **CHECKED)
+@given(
+    tokens=st.integers(1, 4),
+    columns=st.sampled_from([1, 3, 64, 100, 127, 128, 129, 576, 1024, 1536]),
+    exponent=st.integers(-6, 4),
+    seed=st.integers(0, 2**31),
+)
+def test_quantize_is_the_reference(tokens, columns, exponent, seed):
+    x = rows_with_extremes(np.random.default_rng(seed), tokens, columns, exponent)
+    q, a = quantized(x)
+    expected_q, expected_a = quantize_rows(x)
+    np.testing.assert_array_equal(q[:, :columns], expected_q)
+    np.testing.assert_array_equal(a, expected_a)
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_a_token_that_is_not_finite_says_so(bad):
+    x = np.ones((3, 200), np.float32)
+    x[1, 7] = bad
+    q, a = quantized(x)
+    expected_q, expected_a = quantize_rows(x)
+    np.testing.assert_array_equal(q[:, :200], expected_q)
+    np.testing.assert_array_equal(a, expected_a)
+
+
+@settings(max_examples=30, **CHECKED)
+@given(
+    tokens=st.integers(1, 4),
+    columns=st.sampled_from([16, 100, 576, 1024]),
+    exponent=st.integers(-3, 3),
+    seed=st.integers(0, 2**31),
+)
+def test_norm_and_quantization(tokens, columns, exponent, seed):
+    """The norm is float32 here and partly float64 in the reference: some units in the last place of `a`, and an integer
+    that was near a tie may go to the other side."""
+    random = np.random.default_rng(seed)
+    x = (random.standard_normal((tokens, columns)) * 10.0**exponent).astype(np.float32)
+    weight = random.standard_normal(columns).astype(np.float32)
+    q, a = quantized(x, weight, 1e-5)
+    expected_q, expected_a = quantize_rows(rms_norm(x, weight, 1e-5))
+    np.testing.assert_allclose(a, expected_a, rtol=1e-6)
+    off = np.abs(q[:, :columns].numpy().astype(np.int32) - expected_q)
+    assert off.max() <= 1
+    assert np.count_nonzero(off) <= 1 + off.size // 200
+
+
+def linear(x, values, scale, *, splits, tokens_of_tile, swiglu=False, bias=None, residual=None):
+    q, a = quantized(x)
+    inputs = tiles_of(values.shape[1], TILE_INPUTS)
+    outputs = len(values) // 2 if swiglu else len(values)
+    parts = 2 if swiglu else 1
+    tiles = tiles_of(outputs, TILE_OUTPUTS)
+    token_tiles = tiles_of(len(x), tokens_of_tile)
+    y = torch.full((len(x), outputs), np.nan)
+    sums = torch.zeros(token_tiles * tiles * parts * TILE_OUTPUTS * tokens_of_tile, dtype=torch.int32)
+    arrived = torch.zeros(token_tiles * tiles, dtype=torch.int32)
+    run(
+        w8a8_linear.kernel_for(
+            tokens_of_tile, bias=bias is not None, residual=residual is not None, swiglu=swiglu
+        ),
+        (tiles, token_tiles, splits),
+        q=q,
+        a=a,
+        weight=tensor(pack_weight(values, swiglu=swiglu)),
+        scale=tensor(pack_channels(scale, swiglu=swiglu)),
+        bias=NOTHING if bias is None else tensor(pack_channels(bias, swiglu=swiglu)),
+        residual=NOTHING if residual is None else tensor(residual),
+        y=y,
+        sums=sums,
+        arrived=arrived,
+        tokens=len(x),
+        outputs=outputs,
+        input_tiles=inputs,
+        tiles_per_split=tiles_of(inputs, splits),
+        splits=splits,
+    )
+    # The next pass finds them as this one did.
+    assert not sums.any()
+    assert not arrived.any()
+    return y.numpy()
+
+
+@settings(max_examples=25, **CHECKED)
+@given(
+    tokens=st.integers(1, 40),
+    outputs=st.sampled_from([2, 64, 66, 130]),
+    inputs=st.sampled_from([5, 128, 300]),
+    tokens_of_tile=st.sampled_from(w8a8_linear.TILE_TOKENS),
+    splits=st.sampled_from([1, 2, 3]),
+    swiglu=st.booleans(),
+    has_bias=st.booleans(),
+    has_residual=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+@example(40, 130, 300, 16, 3, True, True, False, 0)
+@example(1, 66, 300, 16, 2, False, True, True, 1)
+def test_linear(tokens, outputs, inputs, tokens_of_tile, splits, swiglu, has_bias, has_residual, seed):
+    random = np.random.default_rng(seed)
+    x = rows_with_extremes(random, tokens, inputs, 0)
+    values = random.integers(-127, 128, (outputs, inputs)).astype(np.int8)
+    values[0], x[-1] = 127, 5.0
+    scale = random.uniform(1e-4, 1e-2, outputs).astype(np.float32)
+    finished = outputs // 2 if swiglu else outputs
+    bias = random.standard_normal(outputs).astype(np.float32) if has_bias else None
+    residual = random.standard_normal((tokens, finished)).astype(np.float32) if has_residual and not swiglu else None
+    parts = {"bias": bias, "residual": residual, "swiglu": swiglu}
+    y = linear(x, values, scale, splits=splits, tokens_of_tile=tokens_of_tile, **parts)
+    expected = linear_reference(x, values, scale, **parts)
+    if swiglu:
+        # e^x of the interpreter and of the reference differ in the last place.
+        np.testing.assert_allclose(y, expected, rtol=1e-6, atol=1e-6)
+    else:
+        np.testing.assert_array_equal(y, expected)
+
+
+def test_a_token_is_the_same_in_any_company():
+    random = np.random.default_rng(5)
+    x = random.standard_normal((33, 300)).astype(np.float32)
+    values = random.integers(-127, 128, (128, 300)).astype(np.int8)
+    scale = random.uniform(1e-4, 1e-2, 128).astype(np.float32)
+    alone = linear(x[20:21], values, scale, splits=1, tokens_of_tile=16, swiglu=True)
+    for tile in w8a8_linear.TILE_TOKENS:
+        together = linear(x, values, scale, splits=3, tokens_of_tile=tile, swiglu=True)
+        np.testing.assert_array_equal(together[20], alone[0])
+
+
+class Layer:
+    """Random q/k/v of a pass and a cache, on the kernel's side and on the reference's."""
+
+    def __init__(self, seed, *, heads, groups, size, rotary, cache_type, norm=False, capacity=640):
+        self.random = np.random.default_rng(seed)
+        self.heads, self.groups, self.size, self.rotary = heads, groups, size, rotary
+        self.capacity, self.type, self.norm = capacity, cache_type, norm
+        angles = self.random.uniform(0, 6, (capacity, rotary // 2))
+        self.cos, self.sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+        self.weights = [self.random.uniform(0.5, 2, size).astype(np.float32) for _ in range(2)] if norm else None
+        shape = (2, groups, capacity, size)
+        self.keys, self.values = (tensor(self.random.standard_normal(shape)).to(TYPES[cache_type]) for _ in range(2))
+
+    def qkv(self, tokens):
+        return self.random.standard_normal((tokens, (self.heads + 2 * self.groups) * self.size)).astype(np.float32)
+
+    def attend(self, qkv, cached, parents=None, *, slot=1, reach=32, softcap=0.0, window=0, first=0):
+        tokens = len(qkv)
+        offsets = np.arange(tokens) if parents is None else depths(np.array(parents))
+        positions = tensor((cached + offsets).astype(np.int32))
+        destinations = tensor((cached + np.arange(tokens)).astype(np.int32))
+        committed, ancestors = positions + 1, np.zeros((tokens, reach), np.int32)
+        if parents is not None:
+            committed = torch.full((tokens,), cached, dtype=torch.int32)
+            for row, seen in enumerate(ancestor_mask(np.array(parents))):
+                path = np.flatnonzero(seen)
+                ancestors[row, : len(path)] = path
+        slots = torch.full((tokens,), slot, dtype=torch.int32)
+        queries = torch.zeros((tokens, self.heads, self.size), dtype=TYPES[self.type])
+        norms = [NOTHING] * 2 if self.weights is None else [tensor(one) for one in self.weights]
+        run(
+            rotate_append.kernel_for(self.size, self.rotary, self.type, norm=self.norm),
+            (tokens, self.heads + 2 * self.groups),
+            qkv=tensor(qkv),
+            cos=tensor(self.cos),
+            sin=tensor(self.sin),
+            q_norm=norms[0],
+            k_norm=norms[1],
+            positions=positions,
+            destinations=destinations,
+            slots=slots,
+            queries=queries,
+            keys=self.keys,
+            values=self.values,
+            heads=self.heads,
+            kv_heads=self.groups,
+            capacity=self.capacity,
+            epsilon=1e-5,
+        )
+        over_cache, over_path = verify_attention.kernels_for(
+            self.heads, self.groups, self.size, reach, self.type, softcap=bool(softcap), window=bool(window)
+        )
+        splits = max(1, verify_attention.num_splits(cached, tokens, reach))
+        # What nothing writes must not be read.
+        partial = torch.full((tokens, self.heads, splits, self.size), np.nan)
+        stats = torch.full((tokens, self.heads, splits, 2), np.nan)
+        context = torch.full((tokens, self.heads * self.size), np.nan)
+        caches = {"queries": queries, "keys": self.keys, "values": self.values, "positions": positions}
+        scratch = {"partial": partial, "partial_stats": stats}
+        sizes = {"heads": self.heads, "kv_heads": self.groups, "capacity": self.capacity, "most_splits": splits}
+        last = {"scale": self.size**-0.5, "softcap": softcap, "window": window}
+        tiles = tiles_of(tokens - first, verify_attention.tile_tokens(self.heads, self.groups))
+        run(
+            over_cache,
+            (self.groups, tiles, splits),
+            **caches,
+            slots=slots,
+            **scratch,
+            first_token=first,
+            tokens=tokens - first,
+            **sizes,
+            **last,
+        )
+        run(
+            over_path,
+            (tokens - first, self.groups),
+            **caches,
+            committed=committed,
+            ancestors=tensor(ancestors),
+            slots=slots,
+            **scratch,
+            context=context,
+            first_token=first,
+            **sizes,
+            **last,
+        )
+        return context.numpy()[first:]
+
+    def expected(self, qkv, cached, parents=None, *, slot=1, **options):
+        keys, values = (cache[slot].float().numpy().copy() for cache in (self.keys, self.values))
+        offsets = np.arange(len(qkv)) if parents is None else depths(np.array(parents))
+        # numpy has no bfloat16: the kernel's own keys and values are compared apart.
+        return attention_reference(
+            qkv,
+            keys,
+            values,
+            cached,
+            cached + offsets,
+            self.cos,
+            self.sin,
+            num_heads=self.heads,
+            tree_mask=None if parents is None else ancestor_mask(np.array(parents)),
+            q_norm=self.weights[0] if self.weights else None,
+            k_norm=self.weights[1] if self.weights else None,
+            epsilon=1e-5,
+            cache_dtype=np.dtype(np.float16 if self.type == "fp16" else np.float32),
+            **options,
+        ), (keys, values)
+
+
+TREE = [-1, 0, 0, 1, 2, 2, 4, 3]
+
+
+@pytest.mark.parametrize("cache_type", TYPES)
+@pytest.mark.parametrize(
+    ("heads", "groups", "size", "rotary", "cached", "tokens"),
+    [
+        (4, 2, 16, 16, 0, 1),
+        (3, 1, 24, 16, 63, 2),
+        (9, 3, 64, 64, 200, 5),
+        (5, 5, 16, 8, 0, 18),
+        (7, 1, 32, 32, 353, 1),
+        (4, 2, 16, 16, 590, 33),
+    ],
+)
+def test_attention(heads, groups, size, rotary, cached, tokens, cache_type):
+    """Queries and weights are rounded to the cache's type, 11 bits or 8, before products: values near 1 are off by so
+    much, and the sums of weighted values by less."""
+    layer = Layer(cached, heads=heads, groups=groups, size=size, rotary=rotary, cache_type=cache_type, norm=cached > 100)
+    qkv = layer.qkv(tokens)
+    expected, _ = layer.expected(qkv, cached)
+    np.testing.assert_allclose(layer.attend(qkv, cached), expected, atol={"fp16": 4e-3, "bf16": 3e-2}[cache_type])
+
+
+@pytest.mark.parametrize(("softcap", "window"), [(20.0, 0), (0.0, 40), (5.0, 300)])
+def test_soft_caps_and_windows(softcap, window):
+    layer = Layer(3, heads=4, groups=2, size=32, rotary=32, cache_type="fp16")
+    for cached in (10, 380):
+        qkv = layer.qkv(6)
+        options = {"softcap": softcap, "window": window}
+        expected, _ = layer.expected(qkv, cached, **options)
+        np.testing.assert_allclose(layer.attend(qkv, cached, **options), expected, atol=4e-3)
+
+
+def test_keys_and_values_are_the_references():
+    layer = Layer(3, heads=4, groups=2, size=32, rotary=16, cache_type="fp16", norm=True)
+    qkv = layer.qkv(6)
+    _, (keys, values) = layer.expected(qkv, 20)
+    before = layer.keys[0].clone()
+    layer.attend(qkv, 20)
+    # The reference's norm sums in float64: the last of 11 bits may differ.
+    np.testing.assert_allclose(layer.keys[1].float(), keys, rtol=1e-3, atol=1e-6)
+    np.testing.assert_array_equal(layer.values[1].float(), values)
+    assert torch.equal(layer.keys[0], before)
+
+
+@pytest.mark.parametrize("cached", [0, 1, 62, 95, 130, 290, 353])
+@pytest.mark.parametrize(("heads", "groups"), [(4, 2), (3, 1)])
+def test_a_tokens_bits_depend_on_its_path_alone(cached, heads, groups):
+    """The tokens of a path: one by one, as a chain, as a path of a tree, and with the rest of a wide pass before it."""
+    layer = Layer(cached, heads=heads, groups=groups, size=16, rotary=16, cache_type="fp16")
+    keys, values = layer.keys.clone(), layer.values.clone()
+    qkv = layer.qkv(len(TREE))
+    path = [0, 2, 4, 6]
+
+    def run_from(cached, rows, parents=None):
+        found = layer.attend(qkv[rows], cached, parents)
+        return found
+
+    one_by_one = np.concatenate([run_from(cached + depth, [row]) for depth, row in enumerate(path)])
+    layer.keys, layer.values = keys.clone(), values.clone()
+    np.testing.assert_array_equal(run_from(cached, path), one_by_one)
+    layer.keys, layer.values = keys.clone(), values.clone()
+    np.testing.assert_array_equal(run_from(cached, list(range(len(TREE))), TREE)[path], one_by_one)
+
+
+def test_gather_rows():
+    random = np.random.default_rng(0)
+    table = random.standard_normal((50, 1100)).astype(np.float32)
+    indices = np.array([3, 0, 49, 3], np.int32)
+    for name, kind in (*TYPES.items(), ("fp32", torch.float32)):
+        stored = tensor(table).to(kind)
+        y = torch.full((4, 1100), np.nan)
+        run(gather_rows.kernel_for(name), (4, 2), table=stored, indices=tensor(indices), y=y, columns=1100)
+        assert torch.equal(y, stored[indices.astype(np.int64)].float())
+
+
+def likeliest(logits):
+    """Tokens int64 [T, V], likeliest first, ties by lower id."""
+    return np.argsort(-logits, axis=1, kind="stable")
+
+
+@pytest.mark.parametrize("vocabulary", [64, 500, 1000])
+@pytest.mark.parametrize("tokens", [1, 18])
+@pytest.mark.parametrize("top_k", [0, 1, 8])
+def test_head(vocabulary, tokens, top_k):
+    random = np.random.default_rng(vocabulary)
+    x = random.standard_normal((tokens, 130)).astype(np.float32)
+    x[0] = 0
+    values = random.integers(-127, 128, (vocabulary, 130)).astype(np.int8)
+    # Equal logits, next to each other and far apart.
+    values[3] = values[2] = values[vocabulary - 1]
+    scale = np.full(vocabulary, 1e-2, np.float32)
+    q, a = quantized(x)
+    expected = linear_reference(x, values, scale)
+    tiles, most = tiles_of(vocabulary, TILE_OUTPUTS), 8
+    for tile in lm_head.TILE_TOKENS:
+        logits = torch.full((tokens, vocabulary), np.nan)
+        keys = torch.zeros((tokens, tiles, most), dtype=torch.int64)
+        for writes in (0, 1):
+            run(
+                lm_head.head_kernel(tile, most, bias=False),
+                (tiles, tiles_of(tokens, tile)),
+                q=q,
+                a=a,
+                weight=tensor(pack_weight(values)),
+                scale=tensor(pack_channels(scale)),
+                bias=NOTHING,
+                logits=logits,
+                keys=keys,
+                tokens=tokens,
+                vocabulary=vocabulary,
+                input_tiles=2,
+                writes_logits=writes,
+            )
+            assert bool(torch.isnan(logits).all()) == (not writes)
+        np.testing.assert_array_equal(logits, expected)
+        np.testing.assert_array_equal(merged(keys.reshape(tokens, -1), top_k)[0], likeliest(expected)[:, 0])
+        np.testing.assert_array_equal(merged(keys.reshape(tokens, -1), top_k)[1], likeliest(expected)[:, :top_k])
+
+
+def merged(keys, top_k):
+    tokens, count = keys.shape
+    parts = tiles_of(count, lm_head.MERGED)
+    between = torch.zeros((tokens, parts, 8), dtype=torch.int64)
+    next_tokens, top_tokens = torch.zeros(tokens, dtype=torch.int64), torch.zeros((tokens, top_k), dtype=torch.int64)
+    ends = {"next_tokens": next_tokens, "top_tokens": top_tokens}
+    run(lm_head.merge_kernel(8, final=False), (tokens, parts), keys=keys, merged=between, **ends, count=count, top_k=top_k)
+    rest = {"keys": between, "merged": between, **ends, "count": 8 * parts, "top_k": top_k}
+    run(lm_head.merge_kernel(8, final=True), (tokens, 1), **rest)
+    return next_tokens.numpy(), top_tokens.numpy()
+
+
+def test_logits_that_are_no_numbers_have_no_token():
+    key = torch.full((2, 5000), -7, dtype=torch.int64)
+    key[0, 4000] = 0x7FFFFFFFFFFFFFFF
+    key[1, 4000] = (5 << 32) | (0xFFFFFFFF - 11)
+    assert merged(key, 8)[0].tolist() == [-1, 11]
