@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 from engines.cache_rows import Float32, to_float32
 from engines.directory import EngineDirectory
+from engines.gpu.driver import find_gpu
+from engines.gpu.host_device import HostDevice, host_kernel
 from engines.loading import load_opened
 from engines.onnxruntime.files import NAME as ONNXRUNTIME
 from engines.onnxruntime.load_options import OnnxRuntimeOptions
 from engines.session import Session
-from engines.tensorrt.cuda import find_gpu
-from engines.tensorrt.host_memory import HostDevice, host_kernel, host_plan
+from engines.tensorrt.host_memory import host_plan
 from engines.tensorrt.library import LibraryName, import_polygraphy
 from engines.tensorrt.plans import tensorrt_files
 from engines.tensorrt.session import TensorRtSession

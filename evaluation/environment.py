@@ -8,10 +8,10 @@ from importlib.util import find_spec
 from typing import Any
 
 import quasar
+from engines.gpu.driver import find_gpu
 from engines.machine import INSTRUCTION_SETS, cpu_quota, read_processor, usable_cores
 from engines.onnxruntime.files import OnnxRuntimeFiles
 from engines.onnxruntime.kernels import choose_kernels
-from engines.tensorrt.cuda import find_gpu
 
 # Distributions whose versions are told: what the runtime needs, and then the extras.
 _DISTRIBUTIONS = (

@@ -15,10 +15,10 @@ from calibration.precisions.base import TENSORRT, Refused
 from calibration.precisions.catalog import choices_on, precision_of
 from engines.contract import Contract
 from engines.directory import EngineDirectory, open_directory
+from engines.gpu.driver import find_gpu
 from engines.machine import user_cache
 from engines.manifest import MANIFEST_NAME, Manifest
 from engines.tensorrt.builder import compile_plan
-from engines.tensorrt.cuda import find_gpu
 from engines.tensorrt.library import (
     LIBRARIES,
     Library,

@@ -2,16 +2,17 @@
 
 from dataclasses import dataclass
 
-# Triton gives every kernel two more pointers after its own arguments, for scratch memory that ours do not use.
-SCRATCH_POINTERS = (0, 0)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompiledKernel:
-    """An ELF image for one compute capability, its PTX, the function in it, threads per program, shared memory."""
+    """An ELF image for one compute capability, its PTX, the function in it, threads per program, shared memory.
+
+    `types`: of the arguments, in Triton's words: "*…" for a pointer, i32, i64, fp32.
+    """
 
     image: bytes
     ptx: str
     entry: str
     threads: int
     shared_bytes: int
+    types: tuple[str, ...]

@@ -10,6 +10,8 @@ from quasar.errors import QuasarError
 
 # 4-byte words of a position that one GPU program moves.
 BLOCK_WORDS = 128
+# Types of the GPU kernel's arguments (plugins.compiled).
+ARGUMENT_TYPES = ("*i64", "*i64", "i64", "i64", "i64", "i64")
 
 
 def check_path(path: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:

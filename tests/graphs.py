@@ -12,10 +12,11 @@ from calibration.smoothing import SmoothingFactors
 from calibration.weights import PreparedWeights
 from engines import contract as names
 from engines.contract import MAX_WIDTH, Contract, capacity_for, top_k_for
+from engines.gpu.host_device import HostDevice, host_kernel
 from engines.manifest import Manifest
 from engines.onnxruntime.session import OnnxRuntimeSession
 from engines.onnxruntime.session_options import session_options
-from engines.tensorrt.host_memory import HostDevice, host_kernel, host_plan
+from engines.tensorrt.host_memory import host_plan
 from engines.tensorrt.session import TensorRtSession
 from export.builder import check_model
 from export.passes import (

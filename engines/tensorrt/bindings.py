@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from engines import contract as names
-from engines.cache_rows import CACHE_DTYPES
 from engines.contract import Contract
 from engines.tensorrt.network import ProfileShapes, past_of, profiles_for
 from quasar.errors import EngineError
@@ -19,11 +18,6 @@ class Bindings:
 
     cache_type: str
     profiles: dict[str, ProfileShapes]
-
-    @property
-    def cache_element_bytes(self) -> int:
-        """Bytes of one element of the KV cache."""
-        return CACHE_DTYPES[self.cache_type].itemsize
 
 
 def check_bindings(engine: Any, contract: Contract) -> Bindings:

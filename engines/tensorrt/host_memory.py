@@ -1,14 +1,13 @@
-"""Host memory in place of a GPU: what a session and its bindings do, on any machine.
+"""Host memory in place of TensorRT: what a session and its bindings do, on any machine.
 
-`HostDevice` has a device's interface, `HostEngine` that part of TensorRT's engine and execution context which the
-session uses. The engine runs the graph that TensorRT is given through ONNX Runtime, on plain buffers by address, and
-refuses what TensorRT refuses, in the same words. A float32 build of it (`LowerToTensorRt(…, "float32")`) is the exact
-one; of a float16 graph, ONNX Runtime rounds what passes between operators and computes inside them in float32. What
-cannot be seen here is speed, and TensorRT's own kernels.
+`HostEngine` has that part of TensorRT's engine and execution context which the session uses, on a `HostDevice`. It
+runs the graph that TensorRT is given through ONNX Runtime, on plain buffers by address, and refuses what TensorRT
+refuses, in the same words. A float32 build of it (`LowerToTensorRt(…, "float32")`) is the exact one; of a float16
+graph, ONNX Runtime rounds what passes between operators and computes inside them in float32. What cannot be seen here
+is speed, and TensorRT's own kernels.
 """
 
-import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,16 +16,11 @@ import numpy as np
 
 from engines import contract as names
 from engines.contract import Contract
+from engines.gpu.host_device import HostDevice, host_array
 from engines.onnxruntime.session_options import session_options
-from engines.tensorrt.cache import LoadedKernel
-from engines.tensorrt.device import Bytes, OutOfMemoryError, array_at
 from engines.tensorrt.network import past_of, profiles_for
 from engines.tensorrt.session import LoadedPlan
-from plugins.kv_compact import kv_compact
-from quasar.errors import EngineError
 
-_ALIGNMENT = 256
-_STREAM = 1
 _ONNX_TYPES = {
     "tensor(int64)": "INT64",
     "tensor(float)": "FLOAT",
@@ -41,103 +35,6 @@ _NUMPY_TYPES = {
 }
 
 
-class HostDevice:
-    """A device whose memory is the host's, and whose stream runs everything at once."""
-
-    def __init__(self, memory_bytes: int = 1 << 40) -> None:
-        """`memory_bytes`: more than this is refused."""
-        self.free_bytes = memory_bytes
-        self._blocks: list[Bytes] = []
-        self._recording: list[Callable[[], None]] | None = None
-        self.closed = False
-
-    @property
-    def stream(self) -> int:
-        """The stream's handle."""
-        return _STREAM
-
-    def allocate(self, size: int) -> int:
-        """The address of zeroed memory."""
-        if size > self.free_bytes:
-            raise OutOfMemoryError(f"{size} bytes do not fit the {self.free_bytes} that are free")
-        self.free_bytes -= size
-        block = np.zeros(size + _ALIGNMENT, np.uint8)
-        self._blocks.append(block)
-        return -(-block.ctypes.data // _ALIGNMENT) * _ALIGNMENT
-
-    def pinned(self, size: int) -> Bytes:
-        """Zeroed host memory."""
-        return np.zeros(size, np.uint8)
-
-    def upload(self, address: int, source: Bytes) -> None:
-        """Copy to an address."""
-        self.enqueue(lambda: ctypes.memmove(address, source.ctypes.data, source.nbytes))
-
-    def download(self, target: Bytes, address: int) -> None:
-        """Copy from an address."""
-        self.enqueue(lambda: ctypes.memmove(target.ctypes.data, address, target.nbytes))
-
-    def enqueue(self, work: Callable[[], Any]) -> None:
-        """Run it now, or record it."""
-        if self._recording is None:
-            work()
-        else:
-            self._recording.append(work)
-
-    def synchronize(self) -> None:
-        """Everything has run already; while recording, waiting is an error as it is on a GPU."""
-        if self._recording is not None:
-            raise EngineError("CUDA reports CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED: the stream is being recorded")
-
-    def begin_capture(self) -> None:
-        """Record from now on."""
-        self._recording = []
-
-    def end_capture(self) -> "HostWork":
-        """What was recorded."""
-        recorded, self._recording = self._recording, None
-        return HostWork(recorded or [])
-
-    def abandon_capture(self) -> None:
-        """Forget what was recorded."""
-        self._recording = None
-
-    def load_kernel(self, image: bytes, name: str) -> str:  # noqa: ARG002 - an image is of no use here
-        """The kernel's name; its numpy reference is run."""
-        return name
-
-    def launch(self, kernel: Any, grid: tuple[int, int, int], threads: int, shared: int, args: Sequence[int]) -> None:  # noqa: ARG002 - the reference has no grid
-        """Run kv_compact's reference on the caches that the table names."""
-        table, path_table, cache_length, path_length, capacity, words = args[:6]
-        caches = [
-            _array(int(address), (grid[1], capacity, words), np.dtype(np.int32))
-            for address in _array(table, (grid[0],), np.dtype(np.int64))
-        ]
-        path = _array(path_table, (path_length,), np.dtype(np.int64))
-        self.enqueue(lambda: kv_compact(caches, cache_length, path))
-
-    def close(self) -> None:
-        """Free everything."""
-        self._blocks.clear()
-        self.closed = True
-
-
-class HostWork:
-    """Recorded work."""
-
-    def __init__(self, steps: list[Callable[[], None]]) -> None:
-        self._steps = steps
-
-    def launch(self) -> None:
-        """Run it again."""
-        for step in self._steps:
-            step()
-
-    def close(self) -> None:
-        """Forget it."""
-        self._steps = []
-
-
 def host_plan(
     graph: Path, data_folder: Path, contract: Contract, device: HostDevice, *, threads: int = 0
 ) -> LoadedPlan:
@@ -149,11 +46,6 @@ def host_plan(
         plan_bytes=graph.stat().st_size,
         last_error=lambda: engine.errors[-1] if engine.errors else "",
     )
-
-
-def host_kernel() -> LoadedKernel:
-    """kv_compact on a `HostDevice`."""
-    return LoadedKernel(handle="kv_compact", threads=128, shared_bytes=0)
 
 
 class HostEngine:
@@ -306,16 +198,10 @@ class HostContext:
 
     def _value(self, ort: Any, name: str, address: int, shape: tuple[int, ...]) -> Any:
         kind = _NUMPY_TYPES[self._engine.get_tensor_dtype(name).name]
-        return ort.OrtValue.ortvalue_from_numpy(_array(address, shape, kind))
+        return ort.OrtValue.ortvalue_from_numpy(host_array(address, shape, kind))
 
     def _refuse(self, function: str, why: str) -> bool:
         self._engine.errors.append(
             f"IExecutionContext::{function}: Error Code 3: API Usage Error (Parameter check failed, {why})"
         )
         return False
-
-
-def _array(address: int, shape: tuple[int, ...], dtype: Any) -> Any:
-    """The numpy array of a type and shape that begins at an address."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    return array_at(address, size).view(dtype).reshape(shape)

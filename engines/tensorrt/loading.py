@@ -7,16 +7,16 @@ from pathlib import Path
 
 from engines.contract import Contract
 from engines.directory import EngineDirectory
+from engines.gpu.device import Gpu, LoadedKernel
+from engines.gpu.driver import CudaDevice, find_gpu
 from engines.machine import Machine, user_cache
 from engines.probes.driver import ProbePlan, brief_plan, run_probes
 from engines.record import MachineRecord, keep_record, read_record
 from engines.tensorrt.builder import compile_plan, open_log
-from engines.tensorrt.cache import LoadedKernel
-from engines.tensorrt.cuda import CudaDevice, find_gpu
-from engines.tensorrt.device import Gpu
 from engines.tensorrt.library import Library, LibraryName, check_driver, open_library
 from engines.tensorrt.plans import TensorRtFiles, tensorrt_files
 from engines.tensorrt.session import LoadedPlan, TensorRtSession
+from plugins.kv_compact import ARGUMENT_TYPES
 from quasar.errors import EngineError
 from quasar.files import atomic_path
 
@@ -170,8 +170,8 @@ def _kernel(directory: EngineDirectory, placement: Placement, device: CudaDevice
     if found is None:
         return None
     image = directory.file(found.file).read_bytes()
-    return LoadedKernel(
-        handle=device.load_kernel(image, found.entry), threads=found.threads, shared_bytes=found.shared_bytes
+    return device.load_kernel(
+        image, found.entry, threads=found.threads, shared_bytes=found.shared_bytes, types=ARGUMENT_TYPES
     )
 
 

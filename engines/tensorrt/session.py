@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from engines import contract as names
 from engines.cache_rows import CacheRows, Float32
 from engines.contract import Contract
+from engines.gpu.cache import DeviceCache
+from engines.gpu.device import Device, LoadedKernel, OutOfMemoryError, RecordedWork
 from engines.session import SessionMemory, rows_of
 from engines.tensorrt.bindings import check_bindings
-from engines.tensorrt.cache import DeviceCache, LoadedKernel
-from engines.tensorrt.device import Device, OutOfMemoryError, RecordedWork
 from engines.tensorrt.staging import Staging, Tokens
 from engines.tree import ancestor_mask, check_parents, depths
 from quasar.errors import EngineError, GenerationError
@@ -87,7 +87,7 @@ class TensorRtSession:
         self._contexts: list[Any] = []
         self._num_rows = 0
         try:
-            self._cache = DeviceCache(device, contract, check_bindings(plan.engine, contract), kernel)
+            self._cache = DeviceCache(device, contract, check_bindings(plan.engine, contract).cache_type, kernel)
             self._allocate()
         except OutOfMemoryError as error:
             self.close()

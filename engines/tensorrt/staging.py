@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines import contract as names
-from engines.tensorrt.device import Device
+from engines.gpu.device import Device
 
 Int64 = NDArray[np.int64]
 # TensorRT's tensors start at multiples of this.

@@ -1,4 +1,4 @@
-"""gather_rows as a Triton kernel: rows of a table as float32, for the embedding and for the positions of the LM head."""
+"""gather_rows as a Triton kernel: rows of a table as float32, for the embedding and the LM head's positions."""
 
 import triton.language as tl
 

@@ -30,7 +30,8 @@ def _bfloat16_products() -> Iterator[None]:
     before = InterpreterBuilder.create_dot
 
     def create_dot(builder: Any, a: Any, b: Any, d: Any, *options: Any) -> Any:
-        a, b = (TensorHandle(_widened(part.data), d.dtype) if part.dtype.scalar == bfloat16 else part for part in (a, b))
+        if a.dtype.scalar == bfloat16:
+            a, b = (TensorHandle(_widened(part.data), d.dtype) for part in (a, b))
         return before(builder, a, b, d, *options)
 
     InterpreterBuilder.create_dot = create_dot

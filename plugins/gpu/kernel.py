@@ -64,6 +64,7 @@ class Kernel:
             entry=str(compiled.metadata.name),
             threads=32 * self.num_warps,
             shared_bytes=int(compiled.metadata.shared),
+            types=tuple(self.signature.values()),
         )
 
 

@@ -53,7 +53,7 @@ def lm_head(  # type: ignore[no-untyped-def]
     at_q = q + token[None, :].to(tl.int64) * (input_tiles * INPUTS) + k[:, None]
     inside = token[None, :] < tokens
     product = tl.zeros((OUTPUTS, TOKENS), tl.int32)
-    for _ in range(0, input_tiles):
+    for _ in range(input_tiles):
         x = tl.load(at_q, mask=inside, other=0)
         product = tl.dot(tl.load(at_weight, eviction_policy="evict_first"), x, product, out_dtype=tl.int32)
         at_weight += OUTPUTS * INPUTS

@@ -111,9 +111,7 @@ def attend_cache(  # type: ignore[no-untyped-def]
             total = total * faded + tl.sum(weights, axis=1)
             largest = highest
         at_partial = (token.to(tl.int64) * heads + head) * most_splits + split
-        tl.store(
-            partial + at_partial[:, None] * SIZE + column[None, :], context, mask=real[:, None] & inside[None, :]
-        )
+        tl.store(partial + at_partial[:, None] * SIZE + column[None, :], context, mask=real[:, None] & inside[None, :])
         tl.store(partial_stats + 2 * at_partial, largest, mask=real)
         tl.store(partial_stats + 2 * at_partial + 1, total, mask=real)
 
@@ -166,7 +164,7 @@ def attend_path(  # type: ignore[no-untyped-def]
     largest = tl.full((_PATH_ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((_PATH_ROWS,), tl.float32)
     sums = tl.zeros((_PATH_ROWS, WIDE), tl.float32)
-    for split in range(0, (tail + _SPLIT - 1) // _SPLIT):
+    for split in range((tail + _SPLIT - 1) // _SPLIT):
         at_partial = (index.to(tl.int64) * heads + head) * most_splits + split
         part = tl.load(partial + at_partial[:, None] * SIZE + column[None, :], mask=shown, other=0.0)
         highest = tl.load(partial_stats + 2 * at_partial, mask=real, other=float("-inf"))
@@ -222,7 +220,11 @@ def kernels_for(
             function=attend_cache,
             signature={
                 **caches,
-                **{"positions": "*i32", "slots": "*i32", **scratch, "first_token": "i32", "tokens": "i32"},
+                "positions": "*i32",
+                "slots": "*i32",
+                **scratch,
+                "first_token": "i32",
+                "tokens": "i32",
                 **sizes,
                 **last,
             },
@@ -237,8 +239,13 @@ def kernels_for(
             function=attend_path,
             signature={
                 **caches,
-                **{"positions": "*i32", "committed": "*i32", "ancestors": "*i32", "slots": "*i32", **scratch},
-                **{"context": "*fp32", "first_token": "i32"},
+                "positions": "*i32",
+                "committed": "*i32",
+                "ancestors": "*i32",
+                "slots": "*i32",
+                **scratch,
+                "context": "*fp32",
+                "first_token": "i32",
                 **sizes,
                 **last,
             },

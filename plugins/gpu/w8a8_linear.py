@@ -37,7 +37,7 @@ def w8a8_linear(  # type: ignore[no-untyped-def]
     OUTPUTS: tl.constexpr,  # noqa: N803
     INPUTS: tl.constexpr,  # noqa: N803
 ):
-    """y float32 [T, outputs] of q int8 [T, input_tiles · INPUTS] and a float32 [T].
+    """Y float32 [T, outputs] of q int8 [T, input_tiles · INPUTS] and a float32 [T].
 
     Programs: (tile of outputs, tile of tokens, split of the inputs). `weight`: packed tiles (plugins.gpu.packing);
     `scale` and `bias` float32 in their order. With SWIGLU a tile of gates and a tile of ups give silu(gate) · up.

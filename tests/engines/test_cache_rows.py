@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from engines.cache_rows import CACHE_DTYPES, HostCaches, from_float32, to_float32
-from engines.tensorrt.bindings import Bindings
-from engines.tensorrt.cache import DeviceCache
-from engines.tensorrt.host_memory import HostDevice
+from engines.gpu.cache import DeviceCache
+from engines.gpu.host_device import HostDevice
 from tests.engines.fakes import FaultySession
 
 TYPES = ["float16", "bfloat16", "float32"]
@@ -34,7 +33,7 @@ def caches_of(cache_type, place):
         shape = (1, contract.num_kv_heads, contract.capacity, contract.head_size)
         caches.caches = [(np.zeros(shape, CACHE_DTYPES[cache_type]), np.zeros(shape, CACHE_DTYPES[cache_type]))]
         return caches
-    cache = DeviceCache(HostDevice(), contract, Bindings(cache_type=cache_type, profiles={}), None)
+    cache = DeviceCache(HostDevice(), contract, cache_type, None)
     cache.allocate()
     return cache
 

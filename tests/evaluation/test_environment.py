@@ -79,8 +79,8 @@ def test_why_kernels_are_stock(monkeypatch):
 
 @pytest.mark.parametrize("gpu", [None, {"name": "A", "compute_capability": "8.9", "driver": "13.0"}])
 def test_gpu(monkeypatch, gpu):
-    from engines.tensorrt.cuda import GpuSearch
-    from engines.tensorrt.device import Gpu
+    from engines.gpu.device import Gpu
+    from engines.gpu.driver import GpuSearch
 
     search = GpuSearch(found=Gpu(**gpu) if gpu else None, reason="" if gpu else "no driver")
     monkeypatch.setattr(environment, "find_gpu", lambda: search)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import runtime
-from engines.tensorrt.cuda import find_gpu
+from engines.gpu.driver import find_gpu
 from engines.tensorrt.library import LIBRARIES, open_library
 from export.build import build
 from export.build_options import BuildOptions, CompileOptions

@@ -9,7 +9,7 @@ import pytest
 import runtime
 from engines.cache_rows import to_float32
 from engines.directory import open_directory
-from engines.tensorrt.cuda import CudaDevice
+from engines.gpu.driver import CudaDevice
 from engines.tensorrt.inspector import integer_kernels, plan_layers
 from engines.tree import ancestor_mask
 from evaluation.exactness import verify

@@ -114,9 +114,7 @@ def linear(x, values, scale, *, splits, tokens_of_tile, swiglu=False, bias=None,
     sums = torch.zeros(token_tiles * tiles * parts * TILE_OUTPUTS * tokens_of_tile, dtype=torch.int32)
     arrived = torch.zeros(token_tiles * tiles, dtype=torch.int32)
     run(
-        w8a8_linear.kernel_for(
-            tokens_of_tile, bias=bias is not None, residual=residual is not None, swiglu=swiglu
-        ),
+        w8a8_linear.kernel_for(tokens_of_tile, bias=bias is not None, residual=residual is not None, swiglu=swiglu),
         (tiles, token_tiles, splits),
         q=q,
         a=a,
@@ -311,7 +309,7 @@ TREE = [-1, 0, 0, 1, 2, 2, 4, 3]
 def test_attention(heads, groups, size, rotary, cached, tokens, cache_type):
     """Queries and weights are rounded to the cache's type, 11 bits or 8, before products: values near 1 are off by so
     much, and the sums of weighted values by less."""
-    layer = Layer(cached, heads=heads, groups=groups, size=size, rotary=rotary, cache_type=cache_type, norm=cached > 100)
+    layer = Layer(cached, heads=heads, groups=groups, size=size, rotary=rotary, cache_type=cache_type, norm=norm)
     qkv = layer.qkv(tokens)
     expected, _ = layer.expected(qkv, cached)
     np.testing.assert_allclose(layer.attend(qkv, cached), expected, atol={"fp16": 4e-3, "bf16": 3e-2}[cache_type])
@@ -349,8 +347,7 @@ def test_a_tokens_bits_depend_on_its_path_alone(cached, heads, groups):
     path = [0, 2, 4, 6]
 
     def run_from(cached, rows, parents=None):
-        found = layer.attend(qkv[rows], cached, parents)
-        return found
+        return layer.attend(qkv[rows], cached, parents)
 
     one_by_one = np.concatenate([run_from(cached + depth, [row]) for depth, row in enumerate(path)])
     layer.keys, layer.values = keys.clone(), values.clone()
@@ -420,7 +417,8 @@ def merged(keys, top_k):
     between = torch.zeros((tokens, parts, 8), dtype=torch.int64)
     next_tokens, top_tokens = torch.zeros(tokens, dtype=torch.int64), torch.zeros((tokens, top_k), dtype=torch.int64)
     ends = {"next_tokens": next_tokens, "top_tokens": top_tokens}
-    run(lm_head.merge_kernel(8, final=False), (tokens, parts), keys=keys, merged=between, **ends, count=count, top_k=top_k)
+    first = {"keys": keys, "merged": between, **ends, "count": count, "top_k": top_k}
+    run(lm_head.merge_kernel(8, final=False), (tokens, parts), **first)
     rest = {"keys": between, "merged": between, **ends, "count": 8 * parts, "top_k": top_k}
     run(lm_head.merge_kernel(8, final=True), (tokens, 1), **rest)
     return next_tokens.numpy(), top_tokens.numpy()

@@ -172,7 +172,7 @@ def test_the_quick_plugin_is_accepted_by_tensorrts_own_checks(run_with_stubs):
 
 def test_cuda_python_has_what_is_used():
     used = set()
-    for node in ast.walk(ast.parse((TENSORRT / "cuda.py").read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse((TENSORRT.parent / "gpu" / "driver.py").read_text(encoding="utf-8"))):
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("driver", "self._driver"):
             used.add(node.attr)
     assert {"cuInit", "cuGraphInstantiate", "cuLaunchKernel"} <= used

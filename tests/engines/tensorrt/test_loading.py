@@ -12,10 +12,11 @@ import pytest
 import runtime
 from engines import loading as engines_loading
 from engines.directory import open_directory
+from engines.gpu.device import Gpu
+from engines.gpu.driver import CudaDevice, GpuSearch, find_gpu
+from engines.gpu.host_device import HostDevice
 from engines.tensorrt import backend, loading
-from engines.tensorrt.cuda import CudaDevice, GpuSearch, find_gpu
-from engines.tensorrt.device import Gpu
-from engines.tensorrt.host_memory import HostDevice, host_plan
+from engines.tensorrt.host_memory import host_plan
 from engines.tensorrt.inspector import integer_kernels
 from engines.tensorrt.library import Library
 from engines.tensorrt.session import TensorRtSession

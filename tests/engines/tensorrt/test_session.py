@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from engines import contract as names
+from engines.gpu.host_device import HostDevice
 from engines.probes.row_invariance import RowInvariance
 from engines.tensorrt.bindings import check_bindings
-from engines.tensorrt.host_memory import HostContext, HostDevice, HostEngine, host_plan
+from engines.tensorrt.host_memory import HostContext, HostEngine, host_plan
 from engines.tensorrt.session import TensorRtSession
 from engines.tree import ancestor_mask
 from quasar.checkpoints import open_checkpoint

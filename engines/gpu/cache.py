@@ -1,8 +1,6 @@
 """The KV cache on a device: a buffer per layer for keys and one for values, allocated once."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,32 +8,21 @@ from numpy.typing import NDArray
 from engines import contract as names
 from engines.cache_rows import CACHE_DTYPES, CacheRows, check_dtype
 from engines.contract import Contract
-from engines.tensorrt.bindings import Bindings
-from engines.tensorrt.device import Device
-from plugins.compiled import SCRATCH_POINTERS
+from engines.gpu.device import Device, LoadedKernel
 from plugins.kv_compact import check_path, launch_arguments
 from quasar.errors import GenerationError
 
 Int64 = NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadedKernel:
-    """A kernel that the device has loaded, and how to launch it."""
-
-    handle: Any
-    threads: int
-    shared_bytes: int
-
-
 class DeviceCache:
-    """Buffers [G, S, D] in the plan's own type; `allocate` makes them. `kernel`: kv_compact, where there are trees."""
+    """Buffers [G, S, D] of a type by its name in a contract; `allocate` makes them. `kernel`: kv_compact, for trees."""
 
-    def __init__(self, device: Device, contract: Contract, bindings: Bindings, kernel: LoadedKernel | None) -> None:
+    def __init__(self, device: Device, contract: Contract, cache_type: str, kernel: LoadedKernel | None) -> None:
         self._device, self._contract, self._kernel = device, contract, kernel
         self._buffers: list[tuple[int, int]] = []
-        self._dtype = CACHE_DTYPES[bindings.cache_type]
-        self._position_bytes = contract.head_size * bindings.cache_element_bytes
+        self._dtype = CACHE_DTYPES[cache_type]
+        self._position_bytes = contract.head_size * self._dtype.itemsize
 
     @property
     def bytes_per_position(self) -> int:
@@ -66,7 +53,7 @@ class DeviceCache:
         return found
 
     def read_rows(self, first: int, end: int, layers: Sequence[int] | None) -> CacheRows:
-        """A copy of positions, of some layers or of all, in the plan's own type: [layers, 2, G, positions, D]."""
+        """A copy of positions, of some layers or of all, in the cache's own type: [layers, 2, G, positions, D]."""
         chosen, heads = range(len(self._buffers)) if layers is None else layers, self._contract.num_kv_heads
         block = np.empty((len(chosen), 2, heads, (end - first) * self._position_bytes), np.uint8)
         for index, layer in enumerate(chosen):
@@ -106,8 +93,7 @@ class DeviceCache:
         )
         self._path_host.view(np.int64)[: len(indices)] = indices
         self._device.upload(self._path, self._path_host)
-        arguments = (*args, *SCRATCH_POINTERS)
-        self._device.launch(self._kernel.handle, grid, self._kernel.threads, self._kernel.shared_bytes, arguments)
+        self._device.launch(self._kernel, grid, args)
         # The next call writes the path's buffer.
         self._device.synchronize()
 

@@ -5,10 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from engines.tensorrt.device import Bytes, Gpu, OutOfMemoryError, array_at
+from engines.gpu.device import Bytes, Gpu, LoadedKernel, OutOfMemoryError, array_at
 from quasar.errors import EngineError
 
 _INSTALL = "run pip install 'quasar-verifier[tensorrt]'"
+# Shared memory of a program that a kernel may have without asking for it.
+_SHARED_WITHOUT_ASKING = 48 << 10
+# Triton gives every kernel two more pointers after its own arguments, for scratch memory that ours do not use.
+_SCRATCH_POINTERS = (0, 0)
+_NUMBERS = {"i32": ctypes.c_int32, "i64": ctypes.c_int64, "fp32": ctypes.c_float}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,19 +122,30 @@ class CudaDevice:
         if status == self._driver.CUresult.CUDA_SUCCESS and graph is not None and int(graph):
             self._driver.cuGraphDestroy(graph)
 
-    def load_kernel(self, image: bytes, name: str) -> Any:
+    def load_kernel(
+        self, image: bytes, entry: str, *, threads: int, shared_bytes: int, types: Sequence[str]
+    ) -> LoadedKernel:
         """A kernel from a cubin."""
         self._enter()
         module = self._call(self._driver.cuModuleLoadData(image))
         self._modules.append(module)
-        return self._call(self._driver.cuModuleGetFunction(module, name.encode()))
+        handle = self._call(self._driver.cuModuleGetFunction(module, entry.encode()))
+        if shared_bytes > _SHARED_WITHOUT_ASKING:
+            attribute = self._driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            self._call(self._driver.cuFuncSetAttribute(handle, attribute, shared_bytes))
+        return LoadedKernel(handle=handle, threads=threads, shared_bytes=shared_bytes, types=tuple(types))
 
-    def launch(self, kernel: Any, grid: tuple[int, int, int], threads: int, shared: int, args: Sequence[int]) -> None:
-        """Run a kernel on the stream; every argument is a 64-bit integer."""
+    def launch(self, kernel: LoadedKernel, grid: tuple[int, ...], arguments: Sequence[int | float]) -> None:
+        """Run a kernel on the stream."""
         self._enter()
-        values = tuple(args)
-        types = (ctypes.c_int64,) * len(values)
-        self._call(self._driver.cuLaunchKernel(kernel, *grid, threads, 1, 1, shared, self._stream, (values, types), 0))
+        values = (*arguments, *_SCRATCH_POINTERS)
+        types = (*(_argument_type(name) for name in kernel.types), *(ctypes.c_void_p for _ in _SCRATCH_POINTERS))
+        x, y, z = (*grid, 1, 1)[:3]
+        self._call(
+            self._driver.cuLaunchKernel(
+                kernel.handle, x, y, z, kernel.threads, 1, 1, kernel.shared_bytes, self._stream, (values, types), 0
+            )
+        )
 
     def launch_graph(self, executable: Any) -> None:
         """Put a recorded graph on the stream."""
@@ -191,6 +207,11 @@ class CudaGraph:
         if self._executable is not None:
             self._device.destroy_graph(self._executable)
             self._executable = None
+
+
+def _argument_type(name: str) -> Any:
+    """Ctypes' type of an argument from Triton's word for it."""
+    return ctypes.c_void_p if name.startswith("*") else _NUMBERS[name]
 
 
 def _driver() -> Any:

@@ -31,6 +31,16 @@ class OutOfMemoryError(EngineError):
     """The device has no room for a buffer; the session that asked for it says what would fit."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedKernel:
+    """A kernel that a device has loaded, and how it is launched (plugins.compiled)."""
+
+    handle: Any
+    threads: int
+    shared_bytes: int
+    types: tuple[str, ...]
+
+
 class RecordedWork(Protocol):
     """Work that was captured from a stream, and can be launched again as a whole."""
 
@@ -76,11 +86,13 @@ class Device(Protocol):
     def abandon_capture(self) -> None:
         """End a recording that failed; the stream is usable again."""
 
-    def load_kernel(self, image: bytes, name: str) -> Any:
-        """A kernel from a compiled image."""
+    def load_kernel(
+        self, image: bytes, entry: str, *, threads: int, shared_bytes: int, types: Sequence[str]
+    ) -> "LoadedKernel":
+        """A kernel from a compiled image (plugins.compiled)."""
 
-    def launch(self, kernel: Any, grid: tuple[int, int, int], threads: int, shared: int, args: Sequence[int]) -> None:
-        """Run a kernel whose arguments are all 64-bit: addresses and counts."""
+    def launch(self, kernel: "LoadedKernel", grid: tuple[int, ...], arguments: Sequence[int | float]) -> None:
+        """Run a kernel: pointers are addresses."""
 
     def close(self) -> None:
         """Free everything that was allocated here; a second call does nothing."""
