@@ -129,6 +129,7 @@ class Backend(ABC):
 # Name → the object in the back end's `backend.py`.
 BACKENDS: dict[str, str | Backend] = {
     "onnxruntime": "engines.onnxruntime.backend:ONNXRUNTIME",
+    "cuda": "engines.cuda.backend:CUDA",
     "tensorrt": "engines.tensorrt.backend:TENSORRT",
     "tensorrt-rtx": "engines.tensorrt.backend:TENSORRT_RTX",
 }

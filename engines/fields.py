@@ -15,20 +15,20 @@ _NAMES: dict[Any, tuple[type, ...]] = {
 }
 
 
-def check_fields(what: str, value: Any, expected: Mapping[str, Any]) -> dict[str, Any]:
-    """The expected keys of a JSON object, types checked; a key it does not know is an error, too.
+def check_fields(what: str, value: Any, expected: Mapping[str, Any], *, file: str = "manifest.json") -> dict[str, Any]:
+    """The expected keys of a JSON object, types checked; a key it does not know is an error, too. `file` has it.
 
     Raises `DamagedEngineError` naming the field.
     """
     if not isinstance(value, Mapping):
-        raise DamagedEngineError(f"manifest.json: {what} is a {type(value).__name__}; an object was expected")
+        raise DamagedEngineError(f"{file}: {what} is a {type(value).__name__}; an object was expected")
     for name in value:
         if name not in expected:
-            raise DamagedEngineError(f"manifest.json: {what} has an unknown field {name!r}")
+            raise DamagedEngineError(f"{file}: {what} has an unknown field {name!r}")
     for name, kind in expected.items():
         if name not in value:
-            raise DamagedEngineError(f"manifest.json: {what} lacks the field {name!r}")
+            raise DamagedEngineError(f"{file}: {what} lacks the field {name!r}")
         came = value[name]
         if not isinstance(came, _NAMES[kind]) or (isinstance(came, bool) and kind is not bool):
-            raise DamagedEngineError(f"manifest.json: {what}.{name} is {came!r}; {kind.__name__} was expected")
+            raise DamagedEngineError(f"{file}: {what}.{name} is {came!r}; {kind.__name__} was expected")
     return dict(value)

@@ -4,20 +4,13 @@ Needs neither the checkpoint nor torch. New files come first and the manifest la
 directory as it was, and files that the next run replaces.
 """
 
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from calibration.precisions.base import TENSORRT, Refused
-from calibration.precisions.catalog import choices_on, precision_of
+from calibration.precisions.base import TENSORRT
 from engines.contract import Contract
 from engines.directory import EngineDirectory, open_directory
 from engines.gpu.driver import find_gpu
-from engines.machine import user_cache
-from engines.manifest import MANIFEST_NAME, Manifest
 from engines.tensorrt.builder import compile_plan
 from engines.tensorrt.library import (
     LIBRARIES,
@@ -31,10 +24,12 @@ from engines.tensorrt.library import (
 from engines.tensorrt.network import profiles_for
 from engines.tensorrt.plans import FOLDER, KernelFile, Plan, TensorRtFiles, tensorrt_files
 from export.build_options import CompileOptions, Reporter, Silent
+from export.compilers import check_precisions
 from export.layout import CANONICAL
 from export.passes import FuseTokenQuantization, LowerToTensorRt
+from export.publishing import locked, publish
 from quasar.errors import BuildError
-from quasar.files import atomic_path, sha256_file, sha256_json, write_json
+from quasar.files import atomic_path
 
 # What RTX plans are compiled for where no GPU and no option says otherwise: GeForce 30, 40 and 50.
 DEFAULT_CAPABILITIES = ("8.6", "8.9", "12.0")
@@ -51,8 +46,8 @@ def compile_engine(options: CompileOptions, reporter: Reporter | None = None) ->
         raise BuildError("TensorRT-RTX has no plugin layer: --fused-quantization needs --backend tensorrt")
     targets = choose_targets(library, options.compute_capabilities)
     directory = open_directory(options.directory)
-    _check_precisions(directory.manifest)
-    with _locked(directory.path):
+    check_precisions(directory.manifest, TENSORRT)
+    with locked(directory.path):
         _Compilation(directory, options, targets, reporter).run()
     return open_directory(options.directory)
 
@@ -69,16 +64,6 @@ def needs_own_process(backend: str) -> bool:
 
 def _library_of(backend: str) -> LibraryName:
     return next(library for library in LIBRARIES if library == backend)
-
-
-def _check_precisions(manifest: Manifest) -> None:
-    for name, count in Counter(manifest.linears.values()).items():
-        precision = precision_of(name)
-        if isinstance(lowering := precision.lowering(TENSORRT), Refused):
-            raise BuildError(
-                f"{count} of the engine's {len(manifest.linears)} linears are {precision.title}, and "
-                f"{lowering.reason}: compile an engine built with --precision {choices_on(TENSORRT)}"
-            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +124,7 @@ class _Compilation:
             kernels=self._kernels_with_earlier(kernels),
             plans=self._with_earlier(compiled),
         )
-        self._publish(replace(manifest, backends={**manifest.backends, library.name: files}))
+        publish(self._directory, library.name, files)
 
     def _lower(self, contract: Contract) -> tuple[str, int]:
         import onnx_ir as ir
@@ -224,37 +209,7 @@ class _Compilation:
         kept = earlier.kernels if earlier else ()
         return (*(kernel for kernel in kept if kernel.file not in names), *compiled)
 
-    def _publish(self, manifest: Manifest) -> None:
-        directory = self._directory.path
-        before = {name for files in tensorrt_files(self._directory.manifest).values() for name in files.names}
-        now = {name for files in tensorrt_files(manifest).values() for name in files.names}
-        entries = {name: entry for name, entry in manifest.files.items() if name not in before}
-        for name in sorted(now):
-            path = directory / name
-            entries[name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-        write_json(directory / MANIFEST_NAME, replace(manifest, files=entries).to_json())
-        for name in before - now:
-            (directory / name).unlink(missing_ok=True)
-
 
 def plan_name(library: Library, capability: str, compute_type: str) -> str:
     """Where a plan lies in an engine directory."""
     return f"{FOLDER}/{library.name}-{library.version}-sm{capability.replace('.', '')}-{compute_type}.plan"
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """One compilation of a directory at a time; the lock is not in the directory, which may be packed at any moment."""
-    from filelock import FileLock, Timeout
-
-    path = user_cache() / "compiling" / f"{sha256_json(str(directory.resolve()))[:16]}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise BuildError(f"another run is compiling {directory}: wait for it") from None
-    try:
-        yield
-    finally:
-        lock.release()

@@ -1,10 +1,14 @@
-"""Which module adds a back end to an engine directory: `engines.backends.Backend.compiler` names it."""
+"""Which module adds a back end to an engine directory (`engines.backends.Backend.compiler`), and to which not."""
 
+from collections import Counter
 from importlib import import_module
 from typing import Protocol, cast
 
+from calibration.precisions.base import Refused
+from calibration.precisions.catalog import choices_on, precision_of
 from engines.backends import all_backends, find_backend
 from engines.directory import EngineDirectory
+from engines.manifest import Manifest
 from export.build_options import CompileOptions, Reporter
 from quasar.errors import BuildError
 
@@ -38,3 +42,14 @@ def compiled_backends() -> list[str]:
 def ahead_of_time_backends() -> list[str]:
     """Those that compile for devices that are not in this machine."""
     return [name for name, backend in all_backends().items() if backend.ahead_of_time]
+
+
+def check_precisions(manifest: Manifest, backend: str) -> None:
+    """Raise `BuildError` if a precision of the engine's linears has no form on a back end (calibration.precisions)."""
+    for name, count in Counter(manifest.linears.values()).items():
+        precision = precision_of(name)
+        if isinstance(lowering := precision.lowering(backend), Refused):
+            raise BuildError(
+                f"{count} of the engine's {len(manifest.linears)} linears are {precision.title}, and "
+                f"{lowering.reason}: compile an engine built with --precision {choices_on(backend)}"
+            )

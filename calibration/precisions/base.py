@@ -12,8 +12,9 @@ from quasar.numerics import Float32, QuantizedWeight, apply_scale, split
 if TYPE_CHECKING:
     import torch
 
-# Names of the back ends in `Precision.lowerings`: stock ONNX Runtime, the operators of plugins/cpu, TensorRT.
-ONNXRUNTIME, NATIVE, TENSORRT = "onnxruntime", "native", "tensorrt"
+# Names of the back ends in `Precision.lowerings`: stock ONNX Runtime, the operators of plugins/cpu, TensorRT, and the
+# kernels of plugins/gpu.
+ONNXRUNTIME, NATIVE, TENSORRT, CUDA = "onnxruntime", "native", "tensorrt", "cuda"
 
 # A value of the graph that is being written: opaque to a precision.
 Value = Any

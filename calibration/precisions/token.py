@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, ClassVar
 
 from calibration.precisions.base import (
+    CUDA,
     NATIVE,
     ONNXRUNTIME,
     TENSORRT,
@@ -14,6 +15,7 @@ from calibration.precisions.base import (
 from calibration.precisions.int8 import Int8Weights, amax_of_rows, dequantized, rounded, unit_step
 from plugins.cpu.library import DOMAIN
 from plugins.cpu.packing import pack_weight
+from plugins.gpu import packing as tiles
 from quasar.numerics import Float32, QuantizedWeight, round_tokens
 
 if TYPE_CHECKING:
@@ -42,6 +44,14 @@ class PerToken(Int8Weights):
             pack=lambda weight, swiglu: (pack_weight(weight.values, swiglu=swiglu), None),
         ),
         TENSORRT: AsItIs(),
+        CUDA: Operator(
+            op_type="W8A8Linear",
+            domain=tiles.DOMAIN,
+            pack=lambda weight, swiglu: (
+                tiles.pack_weight(weight.values, swiglu=swiglu),
+                tiles.pack_channels(weight.scale, swiglu=swiglu),
+            ),
+        ),
     }
 
     def round_activations(self, x: "torch.Tensor", _static_scale: float, /) -> "torch.Tensor":

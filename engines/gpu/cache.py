@@ -44,6 +44,11 @@ class DeviceCache:
             device.synchronize()
 
     @property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """Addresses of every layer's keys and values."""
+        return tuple(self._buffers)
+
+    @property
     def addresses(self) -> dict[str, int]:
         """Input and output → address: past and present are one buffer."""
         found: dict[str, int] = {}

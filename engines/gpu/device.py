@@ -59,6 +59,10 @@ class Device(Protocol):
         """The stream's handle, as TensorRT takes it."""
 
     @property
+    def multiprocessors(self) -> int:
+        """How many there are: so many programs run at once, or a few times as many."""
+
+    @property
     def free_bytes(self) -> int:
         """Memory that nobody uses."""
 

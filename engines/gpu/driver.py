@@ -62,6 +62,12 @@ class CudaDevice:
         return int(self._stream)
 
     @property
+    def multiprocessors(self) -> int:
+        """How many there are."""
+        attribute = self._driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
+        return int(self._call(self._driver.cuDeviceGetAttribute(attribute, self._device)))
+
+    @property
     def free_bytes(self) -> int:
         """Device memory that nobody uses."""
         self._enter()

@@ -38,6 +38,11 @@ class HostDevice:
         """The stream's handle."""
         return _STREAM
 
+    @property
+    def multiprocessors(self) -> int:
+        """As many as a small GPU's few programs keep busy, so that linears are split here, too."""
+        return 2
+
     def allocate(self, size: int) -> int:
         """The address of zeroed memory."""
         if size > self.free_bytes:

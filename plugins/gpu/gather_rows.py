@@ -3,9 +3,7 @@
 import triton.language as tl
 
 from plugins.gpu.kernel import Kernel
-
-# Columns that one program copies.
-BLOCK = 1024
+from plugins.gpu.variants import COLUMNS, TRITON_TYPES, GatherRows
 
 
 def gather_rows(table, indices, y, columns, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
@@ -17,13 +15,18 @@ def gather_rows(table, indices, y, columns, BLOCK: tl.constexpr):  # type: ignor
     tl.store(y + row * columns + offsets, tl.load(table + source + offsets, mask=inside).to(tl.float32), mask=inside)
 
 
-def kernel_for(table_type: str) -> Kernel:
-    """The kernel for a table of fp32, fp16 or bf16."""
+def kernel_for(variant: GatherRows) -> Kernel:
+    """The kernel of a variant."""
     return Kernel(
-        name=f"gather_rows_{table_type}",
+        name=variant.name,
         function=gather_rows,
-        signature={"table": f"*{table_type}", "indices": "*i32", "y": "*fp32", "columns": "i32"},
-        constants={"BLOCK": BLOCK},
+        signature={
+            "table": f"*{TRITON_TYPES[variant.table_type]}",
+            "indices": "*i32",
+            "y": "*fp32",
+            "columns": "i32",
+        },
+        constants={"BLOCK": COLUMNS},
         num_warps=4,
         aligned=("table", "y"),
     )

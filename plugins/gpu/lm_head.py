@@ -8,13 +8,10 @@ import triton.language as tl
 
 from plugins.gpu.kernel import Kernel
 from plugins.gpu.packing import TILE_INPUTS, TILE_OUTPUTS
+from plugins.gpu.variants import MERGED, LmHead, MergeLikeliest
 from quasar import numerics
 
 _UNIT_STEP = tl.constexpr(numerics.UNIT_STEP)
-# Tokens of a tile: a pass asks for the logits of up to 32 positions.
-TILE_TOKENS = (16, 32)
-# Keys that one program of `merge_likeliest` looks at.
-MERGED = 2048
 # The key of a logit that is not a number: above all others. Its token is -1.
 _NOT_A_NUMBER = tl.constexpr(0x7FFFFFFFFFFFFFFF)
 # Below every key.
@@ -111,11 +108,11 @@ def merge_likeliest(  # type: ignore[no-untyped-def]
         key = tl.where(key == largest, _LEAST, key)
 
 
-def head_kernel(tokens: int, likeliest: int, *, bias: bool) -> Kernel:
-    """`lm_head` for tiles of so many tokens, one of `TILE_TOKENS`."""
+def head_kernel(variant: LmHead) -> Kernel:
+    """`lm_head` of a variant."""
     pointers = {"q": "*i8", "a": "*fp32", "weight": "*i8", "scale": "*fp32", "bias": "*fp32", "logits": "*fp32"}
     return Kernel(
-        name=f"lm_head_{tokens}_{likeliest}{'_bias' if bias else ''}",
+        name=variant.name,
         function=lm_head,
         signature={
             **pointers,
@@ -123,9 +120,9 @@ def head_kernel(tokens: int, likeliest: int, *, bias: bool) -> Kernel:
             **dict.fromkeys(("tokens", "vocabulary", "input_tiles", "writes_logits"), "i32"),
         },
         constants={
-            "BIAS": int(bias),
-            "LIKELIEST": likeliest,
-            "TOKENS": tokens,
+            "BIAS": int(variant.bias),
+            "LIKELIEST": variant.likeliest,
+            "TOKENS": variant.tokens,
             "OUTPUTS": TILE_OUTPUTS,
             "INPUTS": TILE_INPUTS,
         },
@@ -135,14 +132,14 @@ def head_kernel(tokens: int, likeliest: int, *, bias: bool) -> Kernel:
     )
 
 
-def merge_kernel(likeliest: int, *, final: bool) -> Kernel:
-    """`merge_likeliest`: a round, or the last one."""
+def merge_kernel(variant: MergeLikeliest) -> Kernel:
+    """`merge_likeliest` of a variant."""
     pointers = dict.fromkeys(("keys", "merged", "next_tokens", "top_tokens"), "*i64")
     return Kernel(
-        name=f"merge_likeliest_{likeliest}{'_final' if final else ''}",
+        name=variant.name,
         function=merge_likeliest,
         signature={**pointers, "count": "i32", "top_k": "i32"},
-        constants={"FINAL": int(final), "LIKELIEST": likeliest, "MERGED": MERGED},
+        constants={"FINAL": int(variant.final), "LIKELIEST": variant.likeliest, "MERGED": MERGED},
         num_warps=8,
         aligned=("keys", "merged"),
     )

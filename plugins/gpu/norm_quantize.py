@@ -7,7 +7,7 @@ of `BLOCK` values, in an order that is fixed when the kernel is compiled.
 import triton.language as tl
 
 from plugins.gpu.kernel import Kernel
-from plugins.gpu.packing import TILE_INPUTS
+from plugins.gpu.variants import NormQuantize
 from quasar import numerics
 
 _AMAX_FLOOR = tl.constexpr(numerics.AMAX_FLOOR)
@@ -50,11 +50,10 @@ def norm_quantize(  # type: ignore[no-untyped-def]
     tl.store(a + token, tl.where(whole, amax, float("nan")))
 
 
-def kernel_for(columns: int, *, norm: bool) -> Kernel:
-    """The kernel for tokens of up to the next power of two of `columns` values."""
-    block = max(TILE_INPUTS, 1 << (columns - 1).bit_length())
+def kernel_for(variant: NormQuantize) -> Kernel:
+    """The kernel of a variant."""
     return Kernel(
-        name=f"norm_quantize_{block}" if norm else f"quantize_{block}",
+        name=variant.name,
         function=norm_quantize,
         signature={
             "x": "*fp32",
@@ -65,7 +64,7 @@ def kernel_for(columns: int, *, norm: bool) -> Kernel:
             "stride": "i32",
             "epsilon": "fp32",
         },
-        constants={"NORM": int(norm), "BLOCK": block},
-        num_warps=min(16, max(1, block // 512)),
+        constants={"NORM": int(variant.norm), "BLOCK": variant.block},
+        num_warps=min(16, max(1, variant.block // 512)),
         aligned=("x", "weight", "q", "stride"),
     )

@@ -4,6 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Int8 = NDArray[np.int8]
+# The domain of operators whose weights are packed so.
+DOMAIN = "quasar.cuda"
 # A tile: so many outputs, each with so many inputs in a row. 64 is the long side of Hopper's integer product, 128 bytes
 # are a line of the cache.
 TILE_OUTPUTS, TILE_INPUTS = 64, 128

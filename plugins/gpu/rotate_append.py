@@ -1,8 +1,9 @@
-"""rotate_append as a Triton kernel: q/k norms, rotation, queries in the cache's type, keys and values to the cache."""
+"""rotate_append as a Triton kernel: q/k norms, rotation, queries, keys and values to the cache."""
 
 import triton.language as tl
 
 from plugins.gpu.kernel import Kernel
+from plugins.gpu.variants import TRITON_TYPES, RotateAppend, power_of_2
 
 
 def rotate_append(  # type: ignore[no-untyped-def]
@@ -30,7 +31,7 @@ def rotate_append(  # type: ignore[no-untyped-def]
 
     `positions` int32 [T] are rows of `cos` and `sin` float32 [positions, ROTARY / 2], which rotate the first ROTARY
     values of a head; `destinations` int32 [T] and `slots` int32 [T] say where in the caches [slots, G, S, SIZE] keys
-    and values go; `queries` is [T, H, SIZE] in the caches' type. With NORM, an RMS norm over a head comes first.
+    and values go; `queries` is float32 [T, H, SIZE]. With NORM, an RMS norm over a head comes first.
     """
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     offsets = tl.arange(0, BLOCK)
@@ -54,7 +55,7 @@ def rotate_append(  # type: ignore[no-untyped-def]
         x = tl.where(offsets < half, x * c - other * s, x * c + other * s)
     if head < heads:
         at = queries + (token * heads + head) * SIZE
-        tl.store(at + offsets, x.to(queries.dtype.element_ty), mask=inside)
+        tl.store(at + offsets, x, mask=inside)
     else:
         group = head - heads
         target = keys
@@ -66,22 +67,22 @@ def rotate_append(  # type: ignore[no-untyped-def]
         tl.store(at + offsets, x.to(keys.dtype.element_ty), mask=inside)
 
 
-def kernel_for(head_size: int, rotary: int, cache_type: str, *, norm: bool) -> Kernel:
-    """The kernel for heads of a size, of which the first `rotary` values are rotated; `cache_type`: fp16 or bf16."""
-    floats, integers = dict.fromkeys(("qkv", "cos", "sin", "q_norm", "k_norm"), "*fp32"), {}
+def kernel_for(variant: RotateAppend) -> Kernel:
+    """The kernel of a variant."""
+    floats = dict.fromkeys(("qkv", "cos", "sin", "q_norm", "k_norm"), "*fp32")
     integers = dict.fromkeys(("positions", "destinations", "slots"), "*i32")
-    caches = dict.fromkeys(("queries", "keys", "values"), f"*{cache_type}")
+    caches = dict.fromkeys(("keys", "values"), f"*{TRITON_TYPES[variant.cache_type]}")
     numbers = {"heads": "i32", "kv_heads": "i32", "capacity": "i32", "epsilon": "fp32"}
     return Kernel(
-        name=f"rotate_append_{head_size}_{rotary}{'_norm' if norm else ''}_{cache_type}",
+        name=variant.name,
         function=rotate_append,
-        signature={**floats, **integers, **caches, **numbers},
+        signature={**floats, **integers, "queries": "*fp32", **caches, **numbers},
         constants={
-            "NORM": int(norm),
-            "SIZE": head_size,
-            "ROTARY": rotary,
-            "BLOCK": 1 << (head_size - 1).bit_length(),
+            "NORM": int(variant.norm),
+            "SIZE": variant.head_size,
+            "ROTARY": variant.rotary,
+            "BLOCK": power_of_2(variant.head_size),
         },
         num_warps=1,
-        aligned=(*floats, *integers, *caches),
+        aligned=(*floats, *integers, "queries", *caches),
     )

@@ -5,36 +5,29 @@ at multiples of 64. Blocks that end well before the token, further than the wide
 cache in path order whatever was drafted: `attend_cache` takes those, for all tokens and heads of a group in one tile
 whose shape never changes, in splits of 256 positions. `attend_path` adds the splits up in order and goes on with the
 blocks that are left, whose positions it looks up one by one: the last committed ones, a token's ancestors, itself.
+
+Queries and weights are float32: each is fed to the tensor cores as two values of the cache's type, so that only keys and
+values are rounded to that type, as in the operators of a CPU. The cache's bytes are what attention waits for.
 """
 
 import triton.language as tl
 
 from plugins.gpu.kernel import Kernel
+from plugins.gpu.variants import (
+    BLOCK,
+    PATH_ROWS,
+    SPLIT,
+    TRITON_TYPES,
+    Attend,
+    AttendCache,
+    AttendPath,
+    power_of_2,
+    tile_rows,
+)
 
-# Positions of a block and of a split, on a token's own path.
-BLOCK, SPLIT = 64, 256
-# Rows of a tile of `attend_cache`: tokens × heads of a group, rounded up to a power of two.
-TILE_ROWS = 64
-# Rows of a tile of `attend_path`: the heads of a group; the least that tensor cores take.
-PATH_ROWS = 16
-_BLOCK, _SPLIT, _TILE_ROWS = tl.constexpr(BLOCK), tl.constexpr(SPLIT), tl.constexpr(TILE_ROWS)
+_BLOCK, _SPLIT = tl.constexpr(BLOCK), tl.constexpr(SPLIT)
 _PATH_ROWS = tl.constexpr(PATH_ROWS)
 _LOG2_E = tl.constexpr(1.4426950408889634)
-
-
-def tile_tokens(heads: int, kv_heads: int) -> int:
-    """Tokens of a tile of `attend_cache`."""
-    return TILE_ROWS // (1 << (heads // kv_heads - 1).bit_length())
-
-
-def tail_start(position: int, reach: int) -> int:
-    """The first position that `attend_path` takes, for a token at `position` of its path; `reach`: widest pass."""
-    return max(0, position - (reach - 1)) // BLOCK * BLOCK
-
-
-def num_splits(cache_length: int, width: int, reach: int) -> int:
-    """Splits of the longest path of a pass of `width` tokens after `cache_length`."""
-    return -(-tail_start(cache_length + width - 1, reach) // SPLIT)
 
 
 def attend_cache(  # type: ignore[no-untyped-def]
@@ -58,20 +51,21 @@ def attend_cache(  # type: ignore[no-untyped-def]
     WINDOW: tl.constexpr,  # noqa: N803
     REACH: tl.constexpr,  # noqa: N803
     GROUP: tl.constexpr,  # noqa: N803
+    ROWS: tl.constexpr,  # noqa: N803
     PADDED: tl.constexpr,  # noqa: N803
     SIZE: tl.constexpr,  # noqa: N803
     WIDE: tl.constexpr,  # noqa: N803
 ):
     """Split `program_id(2)` for group `program_id(0)` and tile `program_id(1)` of the tokens from `first_token` on.
 
-    `queries` [T, H, SIZE], rotated. All tokens of a tile are of one sequence: its `slots`. Of each token, head and
+    `queries` float32 [T, H, SIZE], rotated. All tokens of a tile are of one sequence: its `slots`. Of each token, head and
     split it leaves the weighted sum of values in `partial` float32 [tokens, H, most_splits, SIZE], unscaled, and the
     largest score (base 2) and the sum of weights in `partial_stats` float32 [tokens, H, most_splits, 2]. GROUP: heads
-    of a group; PADDED and WIDE: GROUP and SIZE, rounded up to a power of two.
+    of a group; PADDED and WIDE: GROUP and SIZE, rounded up to a power of two; ROWS: tokens × PADDED.
     """
     group, tile, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    tile_size: tl.constexpr = _TILE_ROWS // PADDED
-    row = tl.arange(0, _TILE_ROWS)
+    tile_size: tl.constexpr = ROWS // PADDED
+    row = tl.arange(0, ROWS)
     token = tile * tile_size + row // PADDED
     head = group * GROUP + row % PADDED
     real = (token < tokens) & (row % PADDED < GROUP)
@@ -84,16 +78,19 @@ def attend_cache(  # type: ignore[no-untyped-def]
         inside = column < SIZE
         at_queries = ((first_token + token).to(tl.int64) * heads + head) * SIZE
         q = tl.load(queries + at_queries[:, None] + column[None, :], mask=real[:, None] & inside[None, :], other=0.0)
+        q_high = q.to(keys.dtype.element_ty)
+        q_low = (q - q_high.to(tl.float32)).to(keys.dtype.element_ty)
         slot = tl.load(slots + first_token + tile * tile_size).to(tl.int64)
         cache = (slot * kv_heads + group) * capacity
-        largest = tl.full((_TILE_ROWS,), float("-inf"), tl.float32)
-        total = tl.zeros((_TILE_ROWS,), tl.float32)
-        context = tl.zeros((_TILE_ROWS, WIDE), tl.float32)
+        largest = tl.full((ROWS,), float("-inf"), tl.float32)
+        total = tl.zeros((ROWS,), tl.float32)
+        context = tl.zeros((ROWS, WIDE), tl.float32)
         for block in range(start, end, _BLOCK):
             place = block + tl.arange(0, _BLOCK)
             at = (cache + place)[:, None] * SIZE + column[None, :]
             k = tl.load(keys + at, mask=inside[None, :], other=0.0)
-            scores = tl.dot(q, tl.trans(k)) * scale
+            k = tl.trans(k)
+            scores = tl.dot(q_low, k, tl.dot(q_high, k)) * scale
             if SOFTCAP:
                 # tanh(x) = 1 - 2 / (1 + e^2x)
                 scores = softcap * (1.0 - 2.0 / (1.0 + tl.exp(2.0 * scores / softcap)))
@@ -107,7 +104,9 @@ def attend_cache(  # type: ignore[no-untyped-def]
             weights = tl.exp2(scores - base[:, None])
             faded = tl.exp2(largest - base)
             v = tl.load(values + at, mask=inside[None, :], other=0.0)
-            context = context * faded[:, None] + tl.dot(weights.to(v.dtype), v)
+            high = weights.to(v.dtype)
+            low = (weights - high.to(tl.float32)).to(v.dtype)
+            context = tl.dot(low, v, tl.dot(high, v, context * faded[:, None]))
             total = total * faded + tl.sum(weights, axis=1)
             largest = highest
         at_partial = (token.to(tl.int64) * heads + head) * most_splits + split
@@ -157,6 +156,8 @@ def attend_path(  # type: ignore[no-untyped-def]
     at_head = token * heads + head
     shown = real[:, None] & inside[None, :]
     q = tl.load(queries + at_head[:, None] * SIZE + column[None, :], mask=shown, other=0.0)
+    q_high = q.to(keys.dtype.element_ty)
+    q_low = (q - q_high.to(tl.float32)).to(keys.dtype.element_ty)
     position = tl.load(positions + token)
     known = tl.load(committed + token)
     cache = (tl.load(slots + token).to(tl.int64) * kv_heads + group) * capacity
@@ -187,7 +188,8 @@ def attend_path(  # type: ignore[no-untyped-def]
         at = (cache + physical)[:, None] * SIZE + column[None, :]
         read = seen[:, None] & inside[None, :]
         k = tl.load(keys + at, mask=read, other=0.0)
-        scores = tl.dot(q, tl.trans(k)) * scale
+        k = tl.trans(k)
+        scores = tl.dot(q_low, k, tl.dot(q_high, k)) * scale
         if SOFTCAP:
             scores = softcap * (1.0 - 2.0 / (1.0 + tl.exp(2.0 * scores / softcap)))
         scores = tl.where(seen[None, :], scores * _LOG2_E, float("-inf"))
@@ -196,62 +198,86 @@ def attend_path(  # type: ignore[no-untyped-def]
         weights = tl.exp2(scores - base[:, None])
         faded = tl.exp2(largest - base)
         v = tl.load(values + at, mask=read, other=0.0)
-        sums = sums * faded[:, None] + tl.dot(weights.to(v.dtype), v)
+        high = weights.to(v.dtype)
+        low = (weights - high.to(tl.float32)).to(v.dtype)
+        sums = tl.dot(low, v, tl.dot(high, v, sums * faded[:, None]))
         total = total * faded + tl.sum(weights, axis=1)
         largest = highest
     tl.store(context + at_head[:, None] * SIZE + column[None, :], sums / total[:, None], mask=shown)
 
 
-def kernels_for(
-    heads: int, kv_heads: int, head_size: int, reach: int, cache_type: str, *, softcap: bool, window: bool
-) -> tuple[Kernel, Kernel]:
-    """`attend_cache` and `attend_path` for a layer's attention; `cache_type`: fp16 or bf16."""
-    group = heads // kv_heads
-    wide = max(16, 1 << (head_size - 1).bit_length())
-    shape = {"SOFTCAP": int(softcap), "WINDOW": int(window), "REACH": reach, "GROUP": group}
-    ends = f"{group}_{head_size}_{reach}{'_softcap' if softcap else ''}{'_window' if window else ''}_{cache_type}"
-    caches = dict.fromkeys(("queries", "keys", "values"), f"*{cache_type}")
-    scratch = {"partial": "*fp32", "partial_stats": "*fp32"}
-    sizes = dict.fromkeys(("heads", "kv_heads", "capacity", "most_splits"), "i32")
-    last = {"scale": "fp32", "softcap": "fp32", "window": "i32"}
-    return (
-        Kernel(
-            name=f"attend_cache_{ends}",
-            function=attend_cache,
-            signature={
-                **caches,
-                "positions": "*i32",
-                "slots": "*i32",
-                **scratch,
-                "first_token": "i32",
-                "tokens": "i32",
-                **sizes,
-                **last,
-            },
-            constants={**shape, "PADDED": 1 << (group - 1).bit_length(), "SIZE": head_size, "WIDE": wide},
-            num_warps=8 if wide > 128 else 4,
-            # Wider heads leave no room in shared memory for a tile that is loaded ahead.
-            num_stages=1 if wide > 128 else 2,
-            aligned=(*caches, *scratch),
-        ),
-        Kernel(
-            name=f"attend_path_{ends}",
-            function=attend_path,
-            signature={
-                **caches,
-                "positions": "*i32",
-                "committed": "*i32",
-                "ancestors": "*i32",
-                "slots": "*i32",
-                **scratch,
-                "context": "*fp32",
-                "first_token": "i32",
-                **sizes,
-                **last,
-            },
-            constants={**shape, "SIZE": head_size, "WIDE": wide},
-            num_warps=4,
-            num_stages=2,
-            aligned=(*caches, *scratch, "context"),
-        ),
+def cache_kernel(variant: AttendCache) -> Kernel:
+    """`attend_cache` of a variant."""
+    wide = _width(variant)
+    return Kernel(
+        name=variant.name,
+        function=attend_cache,
+        signature={
+            **_caches(variant),
+            "positions": "*i32",
+            "slots": "*i32",
+            **_SCRATCH,
+            "first_token": "i32",
+            "tokens": "i32",
+            **_NUMBERS,
+        },
+        constants={
+            **_constants(variant),
+            **{"ROWS": tile_rows(variant.head_size), "PADDED": power_of_2(variant.group)},
+            **{"SIZE": variant.head_size, "WIDE": wide},
+        },
+        num_warps=8 if wide > 128 else 4,
+        # Wider heads leave no room in shared memory for a tile that is loaded ahead.
+        num_stages=1 if wide > 128 else 2,
+        aligned=(*_caches(variant), *_SCRATCH),
     )
+
+
+def path_kernel(variant: AttendPath) -> Kernel:
+    """`attend_path` of a variant."""
+    return Kernel(
+        name=variant.name,
+        function=attend_path,
+        signature={
+            **_caches(variant),
+            "positions": "*i32",
+            "committed": "*i32",
+            "ancestors": "*i32",
+            "slots": "*i32",
+            **_SCRATCH,
+            "context": "*fp32",
+            "first_token": "i32",
+            **_NUMBERS,
+        },
+        constants=_constants(variant) | {"SIZE": variant.head_size, "WIDE": _width(variant)},
+        num_warps=4,
+        num_stages=2,
+        aligned=(*_caches(variant), *_SCRATCH, "context"),
+    )
+
+
+_SCRATCH = {"partial": "*fp32", "partial_stats": "*fp32"}
+_NUMBERS = {
+    **dict.fromkeys(("heads", "kv_heads", "capacity", "most_splits"), "i32"),
+    "scale": "fp32",
+    "softcap": "fp32",
+    "window": "i32",
+}
+
+
+def _caches(variant: Attend) -> dict[str, str]:
+    return {"queries": "*fp32", **dict.fromkeys(("keys", "values"), f"*{TRITON_TYPES[variant.cache_type]}")}
+
+
+def _constants(variant: Attend) -> dict[str, int]:
+    return {
+        "SOFTCAP": int(variant.softcap),
+        "WINDOW": int(variant.window),
+        "REACH": variant.reach,
+        "GROUP": variant.group,
+    }
+
+
+def _width(variant: Attend) -> int:
+    """Columns of a tile of keys: 16 are the least that tensor cores take."""
+    return max(16, power_of_2(variant.head_size))

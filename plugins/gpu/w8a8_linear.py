@@ -8,11 +8,10 @@ import triton.language as tl
 
 from plugins.gpu.kernel import Kernel
 from plugins.gpu.packing import TILE_INPUTS, TILE_OUTPUTS
+from plugins.gpu.variants import W8A8Linear
 from quasar import numerics
 
 _UNIT_STEP = tl.constexpr(numerics.UNIT_STEP)
-# Tokens of a tile: up to 16, up to 32, and prompts.
-TILE_TOKENS = (16, 32, 64)
 
 
 def w8a8_linear(  # type: ignore[no-untyped-def]
@@ -105,22 +104,21 @@ def w8a8_linear(  # type: ignore[no-untyped-def]
         tl.store(y + at_y, result, mask=written)
 
 
-def kernel_for(tokens: int, *, bias: bool, residual: bool, swiglu: bool) -> Kernel:
-    """The kernel for tiles of so many tokens, one of `TILE_TOKENS`."""
-    ends = "".join(f"_{name}" for name, has in (("bias", bias), ("residual", residual), ("swiglu", swiglu)) if has)
+def kernel_for(variant: W8A8Linear) -> Kernel:
+    """The kernel of a variant."""
     pointers = {"q": "*i8", "a": "*fp32", "weight": "*i8"}
     pointers |= dict.fromkeys(("scale", "bias", "residual", "y"), "*fp32")
     pointers |= {"sums": "*i32", "arrived": "*i32"}
     numbers = dict.fromkeys(("tokens", "outputs", "input_tiles", "tiles_per_split", "splits"), "i32")
     return Kernel(
-        name=f"w8a8_linear_{tokens}{ends}",
+        name=variant.name,
         function=w8a8_linear,
         signature={**pointers, **numbers},
         constants={
-            "BIAS": int(bias),
-            "RESIDUAL": int(residual),
-            "SWIGLU": int(swiglu),
-            "TOKENS": tokens,
+            "BIAS": int(variant.bias),
+            "RESIDUAL": int(variant.residual),
+            "SWIGLU": int(variant.swiglu),
+            "TOKENS": variant.tokens,
             "OUTPUTS": TILE_OUTPUTS,
             "INPUTS": TILE_INPUTS,
         },

@@ -7,15 +7,30 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from engines.tree import ancestor_mask, depths
-from plugins.gpu import gather_rows, lm_head, norm_quantize, rotate_append, verify_attention, w8a8_linear
+from plugins.gpu.catalog import kernel_of
 from plugins.gpu.interpreter import interpret
 from plugins.gpu.packing import TILE_INPUTS, TILE_OUTPUTS, pack_channels, pack_weight, tiles_of
+from plugins.gpu.variants import (
+    HEAD_TILE_TOKENS,
+    MERGED,
+    TILE_TOKENS,
+    AttendCache,
+    AttendPath,
+    GatherRows,
+    LmHead,
+    MergeLikeliest,
+    NormQuantize,
+    RotateAppend,
+    W8A8Linear,
+    num_splits,
+    tile_tokens,
+)
 from plugins.verify_attention import verify_attention as attention_reference
 from plugins.w8a8_linear import quantize_rows, rms_norm
 from plugins.w8a8_linear import w8a8_linear as linear_reference
 
 CHECKED = {"deadline": None, "database": None, "derandomize": True}
-TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 NOTHING = torch.zeros(1)
 
 
@@ -34,7 +49,7 @@ def quantized(x, weight=None, epsilon=0.0):
     stride = tiles_of(columns, TILE_INPUTS) * TILE_INPUTS
     q, a = torch.full((len(x), stride), 99, dtype=torch.int8), torch.full((len(x),), -1.0)
     run(
-        norm_quantize.kernel_for(columns, norm=weight is not None),
+        kernel_of(NormQuantize.of(columns, norm=weight is not None)),
         (len(x),),
         x=tensor(x),
         weight=NOTHING if weight is None else tensor(weight),
@@ -114,7 +129,9 @@ def linear(x, values, scale, *, splits, tokens_of_tile, swiglu=False, bias=None,
     sums = torch.zeros(token_tiles * tiles * parts * TILE_OUTPUTS * tokens_of_tile, dtype=torch.int32)
     arrived = torch.zeros(token_tiles * tiles, dtype=torch.int32)
     run(
-        w8a8_linear.kernel_for(tokens_of_tile, bias=bias is not None, residual=residual is not None, swiglu=swiglu),
+        kernel_of(
+            W8A8Linear(tokens=tokens_of_tile, bias=bias is not None, residual=residual is not None, swiglu=swiglu)
+        ),
         (tiles, token_tiles, splits),
         q=q,
         a=a,
@@ -142,7 +159,7 @@ def linear(x, values, scale, *, splits, tokens_of_tile, swiglu=False, bias=None,
     tokens=st.integers(1, 40),
     outputs=st.sampled_from([2, 64, 66, 130]),
     inputs=st.sampled_from([5, 128, 300]),
-    tokens_of_tile=st.sampled_from(w8a8_linear.TILE_TOKENS),
+    tokens_of_tile=st.sampled_from(TILE_TOKENS),
     splits=st.sampled_from([1, 2, 3]),
     swiglu=st.booleans(),
     has_bias=st.booleans(),
@@ -176,7 +193,7 @@ def test_a_token_is_the_same_in_any_company():
     values = random.integers(-127, 128, (128, 300)).astype(np.int8)
     scale = random.uniform(1e-4, 1e-2, 128).astype(np.float32)
     alone = linear(x[20:21], values, scale, splits=1, tokens_of_tile=16, swiglu=True)
-    for tile in w8a8_linear.TILE_TOKENS:
+    for tile in TILE_TOKENS:
         together = linear(x, values, scale, splits=3, tokens_of_tile=tile, swiglu=True)
         np.testing.assert_array_equal(together[20], alone[0])
 
@@ -209,10 +226,10 @@ class Layer:
                 path = np.flatnonzero(seen)
                 ancestors[row, : len(path)] = path
         slots = torch.full((tokens,), slot, dtype=torch.int32)
-        queries = torch.zeros((tokens, self.heads, self.size), dtype=TYPES[self.type])
+        queries = torch.zeros((tokens, self.heads, self.size))
         norms = [NOTHING] * 2 if self.weights is None else [tensor(one) for one in self.weights]
         run(
-            rotate_append.kernel_for(self.size, self.rotary, self.type, norm=self.norm),
+            kernel_of(RotateAppend(head_size=self.size, rotary=self.rotary, cache_type=self.type, norm=self.norm)),
             (tokens, self.heads + 2 * self.groups),
             qkv=tensor(qkv),
             cos=tensor(self.cos),
@@ -230,10 +247,10 @@ class Layer:
             capacity=self.capacity,
             epsilon=1e-5,
         )
-        over_cache, over_path = verify_attention.kernels_for(
-            self.heads, self.groups, self.size, reach, self.type, softcap=bool(softcap), window=bool(window)
-        )
-        splits = max(1, verify_attention.num_splits(cached, tokens, reach))
+        shape = {"group": self.heads // self.groups, "head_size": self.size, "reach": reach, "cache_type": self.type}
+        flags = {"softcap": bool(softcap), "window": bool(window)}
+        over_cache, over_path = (kernel_of(kind(**shape, **flags)) for kind in (AttendCache, AttendPath))
+        splits = max(1, num_splits(cached + tokens - 1, reach))
         # What nothing writes must not be read.
         partial = torch.full((tokens, self.heads, splits, self.size), np.nan)
         stats = torch.full((tokens, self.heads, splits, 2), np.nan)
@@ -242,7 +259,7 @@ class Layer:
         scratch = {"partial": partial, "partial_stats": stats}
         sizes = {"heads": self.heads, "kv_heads": self.groups, "capacity": self.capacity, "most_splits": splits}
         last = {"scale": self.size**-0.5, "softcap": softcap, "window": window}
-        tiles = tiles_of(tokens - first, verify_attention.tile_tokens(self.heads, self.groups))
+        tiles = tiles_of(tokens - first, tile_tokens(self.heads // self.groups, self.size))
         run(
             over_cache,
             (self.groups, tiles, splits),
@@ -286,7 +303,7 @@ class Layer:
             q_norm=self.weights[0] if self.weights else None,
             k_norm=self.weights[1] if self.weights else None,
             epsilon=1e-5,
-            cache_dtype=np.dtype(np.float16 if self.type == "fp16" else np.float32),
+            cache_dtype=np.dtype(np.float16 if self.type == "float16" else np.float32),
             **options,
         ), (keys, values)
 
@@ -309,15 +326,16 @@ TREE = [-1, 0, 0, 1, 2, 2, 4, 3]
 def test_attention(heads, groups, size, rotary, cached, tokens, cache_type):
     """Queries and weights are rounded to the cache's type, 11 bits or 8, before products: values near 1 are off by so
     much, and the sums of weighted values by less."""
+    norm, atol = cached > 100, {"float16": 4e-3, "bfloat16": 3e-2}[cache_type]
     layer = Layer(cached, heads=heads, groups=groups, size=size, rotary=rotary, cache_type=cache_type, norm=norm)
     qkv = layer.qkv(tokens)
     expected, _ = layer.expected(qkv, cached)
-    np.testing.assert_allclose(layer.attend(qkv, cached), expected, atol={"fp16": 4e-3, "bf16": 3e-2}[cache_type])
+    np.testing.assert_allclose(layer.attend(qkv, cached), expected, atol=atol)
 
 
 @pytest.mark.parametrize(("softcap", "window"), [(20.0, 0), (0.0, 40), (5.0, 300)])
 def test_soft_caps_and_windows(softcap, window):
-    layer = Layer(3, heads=4, groups=2, size=32, rotary=32, cache_type="fp16")
+    layer = Layer(3, heads=4, groups=2, size=32, rotary=32, cache_type="float16")
     for cached in (10, 380):
         qkv = layer.qkv(6)
         options = {"softcap": softcap, "window": window}
@@ -326,7 +344,7 @@ def test_soft_caps_and_windows(softcap, window):
 
 
 def test_keys_and_values_are_the_references():
-    layer = Layer(3, heads=4, groups=2, size=32, rotary=16, cache_type="fp16", norm=True)
+    layer = Layer(3, heads=4, groups=2, size=32, rotary=16, cache_type="float16", norm=True)
     qkv = layer.qkv(6)
     _, (keys, values) = layer.expected(qkv, 20)
     before = layer.keys[0].clone()
@@ -341,7 +359,7 @@ def test_keys_and_values_are_the_references():
 @pytest.mark.parametrize(("heads", "groups"), [(4, 2), (3, 1)])
 def test_a_tokens_bits_depend_on_its_path_alone(cached, heads, groups):
     """The tokens of a path: one by one, as a chain, as a path of a tree, and with the rest of a wide pass before it."""
-    layer = Layer(cached, heads=heads, groups=groups, size=16, rotary=16, cache_type="fp16")
+    layer = Layer(cached, heads=heads, groups=groups, size=16, rotary=16, cache_type="float16")
     keys, values = layer.keys.clone(), layer.values.clone()
     qkv = layer.qkv(len(TREE))
     path = [0, 2, 4, 6]
@@ -360,10 +378,10 @@ def test_gather_rows():
     random = np.random.default_rng(0)
     table = random.standard_normal((50, 1100)).astype(np.float32)
     indices = np.array([3, 0, 49, 3], np.int32)
-    for name, kind in (*TYPES.items(), ("fp32", torch.float32)):
+    for name, kind in (*TYPES.items(), ("float32", torch.float32)):
         stored = tensor(table).to(kind)
         y = torch.full((4, 1100), np.nan)
-        run(gather_rows.kernel_for(name), (4, 2), table=stored, indices=tensor(indices), y=y, columns=1100)
+        run(kernel_of(GatherRows(table_type=name)), (4, 2), table=stored, indices=tensor(indices), y=y, columns=1100)
         assert torch.equal(y, stored[indices.astype(np.int64)].float())
 
 
@@ -386,12 +404,12 @@ def test_head(vocabulary, tokens, top_k):
     q, a = quantized(x)
     expected = linear_reference(x, values, scale)
     tiles, most = tiles_of(vocabulary, TILE_OUTPUTS), 8
-    for tile in lm_head.TILE_TOKENS:
+    for tile in HEAD_TILE_TOKENS:
         logits = torch.full((tokens, vocabulary), np.nan)
         keys = torch.zeros((tokens, tiles, most), dtype=torch.int64)
         for writes in (0, 1):
             run(
-                lm_head.head_kernel(tile, most, bias=False),
+                kernel_of(LmHead(tokens=tile, likeliest=most, bias=False)),
                 (tiles, tiles_of(tokens, tile)),
                 q=q,
                 a=a,
@@ -413,14 +431,14 @@ def test_head(vocabulary, tokens, top_k):
 
 def merged(keys, top_k):
     tokens, count = keys.shape
-    parts = tiles_of(count, lm_head.MERGED)
+    parts = tiles_of(count, MERGED)
     between = torch.zeros((tokens, parts, 8), dtype=torch.int64)
     next_tokens, top_tokens = torch.zeros(tokens, dtype=torch.int64), torch.zeros((tokens, top_k), dtype=torch.int64)
     ends = {"next_tokens": next_tokens, "top_tokens": top_tokens}
     first = {"keys": keys, "merged": between, **ends, "count": count, "top_k": top_k}
-    run(lm_head.merge_kernel(8, final=False), (tokens, parts), **first)
+    run(kernel_of(MergeLikeliest(likeliest=8, final=False)), (tokens, parts), **first)
     rest = {"keys": between, "merged": between, **ends, "count": 8 * parts, "top_k": top_k}
-    run(lm_head.merge_kernel(8, final=True), (tokens, 1), **rest)
+    run(kernel_of(MergeLikeliest(likeliest=8, final=True)), (tokens, 1), **rest)
     return next_tokens.numpy(), top_tokens.numpy()
 
 

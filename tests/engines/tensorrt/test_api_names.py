@@ -183,6 +183,8 @@ def test_cuda_python_has_what_is_used():
         *("CUresult.CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", "CUstream_flags.CU_STREAM_NON_BLOCKING"),
         *("CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL",),
         *("CUdevice_attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR",),
+        *("CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT",),
+        *("CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES",),
     ):
         owner, attribute = name.split(".")
         assert hasattr(getattr(driver, owner), attribute)

@@ -1,0 +1,135 @@
+"""The manifest's part on CUDA: the program, its weights, and kernels by compute capability."""
+
+import json
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from engines.contract import Contract
+from engines.cuda.program import FILE, Program
+from engines.fields import check_fields
+from engines.manifest import Manifest
+from quasar.errors import DamagedEngineError
+
+NAME = "cuda"
+FOLDER = "cuda"
+PROGRAM = FILE
+CACHE_TYPES = ("float16", "bfloat16")
+# In a kernels' file: what is known of each kernel. Its image is `<name>.cubin`.
+_INDEX = "kernels.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelRecord:
+    """A compiled kernel: how it is launched (plugins.compiled), and what a thread takes.
+
+    `registers` of a thread; `spilled_bytes` of them that lie in memory; `shared_bytes` of a program.
+    """
+
+    name: str
+    entry: str
+    threads: int
+    shared_bytes: int
+    types: tuple[str, ...]
+    registers: int
+    spilled_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelsFile:
+    """The kernels for one compute capability, as a path in the engine directory."""
+
+    file: str
+    compute_capability: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CudaFiles:
+    """What CUDA has in an engine directory. `cache_type`: float16 or bfloat16."""
+
+    program: str
+    weights: str
+    cache_type: str
+    kernels: tuple[KernelsFile, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """Every file."""
+        return [self.program, self.weights, *(one.file for one in self.kernels)]
+
+    def check(self, contract: Contract) -> None:
+        """The program is compared with the contract when it is loaded."""
+
+    def kernels_for(self, compute_capability: str) -> KernelsFile | None:
+        """Those that a GPU runs."""
+        return next((one for one in self.kernels if one.compute_capability == compute_capability), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest's `backends.cuda`."""
+        return {**asdict(self), "kernels": [asdict(one) for one in self.kernels]}
+
+    @classmethod
+    def from_json(cls, value: Any) -> "CudaFiles":
+        """Read that part; raises `DamagedEngineError` naming what does not fit."""
+        what = f"backends.{NAME}"
+        expected = {"program": str, "weights": str, "cache_type": str, "kernels": list}
+        checked = check_fields(what, value, expected)
+        if checked["cache_type"] not in CACHE_TYPES:
+            raise DamagedEngineError(f"manifest.json: {what}.cache_type is {checked['cache_type']!r}")
+        one = {"file": str, "compute_capability": str}
+        kernels = tuple(KernelsFile(**check_fields(f"{what}.kernels", item, one)) for item in checked["kernels"])
+        return cls(**{**checked, "kernels": kernels})
+
+
+def cuda_files(manifest: Manifest) -> CudaFiles | None:
+    """The part of a manifest on CUDA, if it has one."""
+    section = manifest.backends.get(NAME)
+    return section if isinstance(section, CudaFiles) else None
+
+
+def read_program(path: Path) -> Program:
+    """The program of a file; raises `DamagedEngineError`."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DamagedEngineError(f"{path} is no JSON ({error}): compile the engine again") from None
+    return Program.from_json(value)
+
+
+def write_kernels(path: Path, kernels: Mapping[str, bytes], records: list[KernelRecord]) -> None:
+    """Images by name, and what is known of each, as one file: the same bytes for the same kernels."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        index = json.dumps([asdict(record) for record in records], indent=1)
+        for name, data in [(_INDEX, index.encode()), *((f"{name}.cubin", image) for name, image in kernels.items())]:
+            # Without a date of its own.
+            archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
+
+
+def read_kernel_records(path: Path) -> list[KernelRecord]:
+    """What a kernels' file has; raises `DamagedEngineError`."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            found = json.loads(archive.read(_INDEX))
+    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise DamagedEngineError(f"{path} holds no kernels ({error}): compile the engine again") from None
+    expected: dict[str, Any] = {
+        "name": str,
+        "entry": str,
+        "threads": int,
+        "shared_bytes": int,
+        "types": list,
+        "registers": int,
+        "spilled_bytes": int,
+    }
+    checked = (check_fields("a kernel", one, expected, file=path.name) for one in found)
+    return [KernelRecord(**{**one, "types": tuple(one["types"])}) for one in checked]
+
+
+def read_kernels(path: Path) -> Iterator[tuple[KernelRecord, bytes]]:
+    """Every kernel with its image; raises `DamagedEngineError`."""
+    records = read_kernel_records(path)
+    with zipfile.ZipFile(path) as archive:
+        for record in records:
+            yield record, archive.read(f"{record.name}.cubin")

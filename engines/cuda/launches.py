@@ -1,0 +1,221 @@
+"""A pass as kernel launches: pure functions from a program, the sizes of a pass and addresses."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from engines.cuda.program import Attention, Embed, Head, Linear, Program, Select, linear_variant
+from plugins.gpu.packing import TILE_INPUTS, TILE_OUTPUTS, tiles_of
+from plugins.gpu.variants import (
+    COLUMNS,
+    HEAD_TILE_TOKENS,
+    MERGED,
+    TILE_TOKENS,
+    GatherRows,
+    MergeLikeliest,
+    NormQuantize,
+    tile_tokens,
+)
+
+# Programs of one linear per multiprocessor: enough loads are under way to keep the memory busy.
+_PROGRAMS_PER_MULTIPROCESSOR = 4
+# Tiles of inputs that a program sums at least.
+_LEAST_TILES = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """A kernel by its variant's name, its grid, and its arguments in order."""
+
+    kernel: str
+    grid: tuple[int, ...]
+    arguments: tuple[int | float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassSizes:
+    """What a recorded pass depends on.
+
+    `tokens` fed; `rows`: the last of them, whose tokens are wanted; `splits`: of the committed cache, as many as the
+    longest path of the pass has or more; `logits`: whether they are written.
+    """
+
+    tokens: int
+    rows: int
+    splits: int
+    logits: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Addresses:
+    """Where everything lies on the device.
+
+    `tensors` and `buffers` by name. `inputs` by name (engines.cuda.inputs). `quantized` int8 and `amax` float32: a
+    linear's input. `sums` int32 and `arrived` int32: zeros between launches. `queries`, `partial` and
+    `partial_stats` float32: of attention. `keys` and `merged` int64: of the LM head. `caches`: of each layer.
+    """
+
+    tensors: Mapping[str, int]
+    buffers: Mapping[str, int]
+    inputs: Mapping[str, int]
+    quantized: int
+    amax: int
+    sums: int
+    arrived: int
+    queries: int
+    partial: int
+    partial_stats: int
+    keys: int
+    merged: int
+    logits: int
+    next_tokens: int
+    top_tokens: int
+    caches: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Sizes of the session: cache capacity, splits of the longest context, and the GPU's multiprocessors."""
+
+    capacity: int
+    most_splits: int
+    multiprocessors: int
+
+
+def launches(program: Program, sizes: PassSizes, at: Addresses, limits: Limits) -> Iterator[Launch]:
+    """The launches of a pass, in order."""
+    tokens = sizes.tokens
+    for step in program.steps:
+        match step:
+            case Embed():
+                kernel = GatherRows(table_type=step.table_type).name
+                table, ids = at.tensors[step.table], at.inputs["token_ids"]
+                yield _gather(kernel, table, ids, at.buffers[step.output], tokens, step.columns)
+            case Select():
+                kernel = GatherRows(table_type="float32").name
+                rows = at.inputs["logits_rows"]
+                target = at.buffers[step.output]
+                yield _gather(kernel, at.buffers[step.input], rows, target, sizes.rows, step.columns)
+            case Linear():
+                yield _quantize(step, tokens, at)
+                yield _linear(step, tokens, at, limits)
+            case Attention():
+                yield from _attention(program, step, sizes, at, limits)
+            case Head():
+                yield _quantize(step, sizes.rows, at)
+                yield from _head(program, step, sizes, at)
+
+
+def splits_of(tiles: int, input_tiles: int, multiprocessors: int) -> int:
+    """Over how many programs the inputs of a linear are split; what it computes does not depend on it."""
+    wanted = -(-_PROGRAMS_PER_MULTIPROCESSOR * multiprocessors // tiles)
+    most = max(1, input_tiles // _LEAST_TILES)
+    splits = max(1, min(wanted, most))
+    # Without splits that are left with nothing.
+    return tiles_of(input_tiles, tiles_of(input_tiles, splits))
+
+
+def token_tile(tokens: int, tiles: tuple[int, ...]) -> int:
+    """The smallest tile that holds so many tokens, else the largest."""
+    return next((tile for tile in tiles if tokens <= tile), tiles[-1])
+
+
+def _gather(kernel: str, table: int, indices: int, target: int, rows: int, columns: int) -> Launch:
+    grid = (rows, tiles_of(columns, COLUMNS))
+    return Launch(kernel=kernel, grid=grid, arguments=(table, indices, target, columns))
+
+
+def _quantize(step: Linear | Head, tokens: int, at: Addresses) -> Launch:
+    norm = at.tensors[step.norm] if step.norm else 0
+    stride = tiles_of(step.inputs, TILE_INPUTS) * TILE_INPUTS
+    return Launch(
+        kernel=NormQuantize.of(step.inputs, norm=bool(step.norm)).name,
+        grid=(tokens,),
+        arguments=(at.buffers[step.input], norm, at.quantized, at.amax, step.inputs, stride, step.epsilon),
+    )
+
+
+def _linear(step: Linear, tokens: int, at: Addresses, limits: Limits) -> Launch:
+    tile = token_tile(tokens, TILE_TOKENS)
+    output_tiles, token_tiles = tiles_of(step.outputs, TILE_OUTPUTS), tiles_of(tokens, tile)
+    input_tiles = tiles_of(step.inputs, TILE_INPUTS)
+    # A prompt's tiles fill the GPU without splits.
+    is_prompt = tile == TILE_TOKENS[-1]
+    splits = 1 if is_prompt else splits_of(output_tiles * token_tiles, input_tiles, limits.multiprocessors)
+    return Launch(
+        kernel=linear_variant(step, tile).name,
+        grid=(output_tiles, token_tiles, splits),
+        arguments=(
+            *(at.quantized, at.amax, at.tensors[step.weight], at.tensors[step.scale]),
+            at.tensors[step.bias] if step.bias else 0,
+            at.buffers[step.residual] if step.residual else 0,
+            *(at.buffers[step.output], at.sums, at.arrived),
+            *(tokens, step.outputs, input_tiles, tiles_of(input_tiles, splits), splits),
+        ),
+    )
+
+
+def _attention(program: Program, step: Attention, sizes: PassSizes, at: Addresses, limits: Limits) -> Iterator[Launch]:
+    rotate, over_cache, over_path = program.attention_variants(step)
+    key, value = at.caches[step.layer]
+    inputs, positions, slots = at.inputs, at.inputs["positions"], at.inputs["slots"]
+    norms = tuple(at.tensors[name] if name else 0 for name in (step.q_norm, step.k_norm))
+    yield Launch(
+        kernel=rotate.name,
+        grid=(sizes.tokens, step.heads + 2 * step.kv_heads),
+        arguments=(
+            *(at.buffers[step.input], at.tensors[step.cos], at.tensors[step.sin], *norms),
+            *(positions, inputs["destinations"], slots, at.queries, key, value),
+            *(step.heads, step.kv_heads, limits.capacity, step.epsilon),
+        ),
+    )
+    caches, scratch = (at.queries, key, value), (at.partial, at.partial_stats)
+    shape = (step.heads, step.kv_heads, limits.capacity, limits.most_splits)
+    last = (step.scale, step.softcap, step.window)
+    # A prompt goes in parts as wide as the widest verify pass: what the splits leave takes no more memory.
+    for first in range(0, sizes.tokens, program.reach):
+        tokens = min(program.reach, sizes.tokens - first)
+        if sizes.splits:
+            tiles = tiles_of(tokens, tile_tokens(over_cache.group, over_cache.head_size))
+            yield Launch(
+                kernel=over_cache.name,
+                grid=(step.kv_heads, tiles, sizes.splits),
+                arguments=(*caches, positions, slots, *scratch, first, tokens, *shape, *last),
+            )
+        yield Launch(
+            kernel=over_path.name,
+            grid=(tokens, step.kv_heads),
+            arguments=(
+                *(*caches, positions, inputs["committed"], inputs["ancestors"], slots, *scratch),
+                *(at.buffers[step.output], first, *shape, *last),
+            ),
+        )
+
+
+def _head(program: Program, step: Head, sizes: PassSizes, at: Addresses) -> Iterator[Launch]:
+    tile = token_tile(sizes.rows, HEAD_TILE_TOKENS)
+    tiles, input_tiles = tiles_of(step.vocabulary, TILE_OUTPUTS), tiles_of(step.inputs, TILE_INPUTS)
+    yield Launch(
+        kernel=program.head_variant(step, tile).name,
+        grid=(tiles, tiles_of(sizes.rows, tile)),
+        arguments=(
+            *(at.quantized, at.amax, at.tensors[step.weight], at.tensors[step.scale]),
+            at.tensors[step.bias] if step.bias else 0,
+            *(at.logits, at.keys, sizes.rows, step.vocabulary, input_tiles, int(sizes.logits)),
+        ),
+    )
+    count = tiles * program.likeliest
+    parts = tiles_of(count, MERGED)
+    ends = (at.next_tokens, at.top_tokens)
+    keys, other = at.keys, at.merged
+    if parts > 1:
+        yield Launch(
+            kernel=MergeLikeliest(likeliest=program.likeliest, final=False).name,
+            grid=(sizes.rows, parts),
+            arguments=(keys, other, *ends, count, program.top_k),
+        )
+        keys, other, count = other, keys, parts * program.likeliest
+    yield Launch(
+        kernel=MergeLikeliest(likeliest=program.likeliest, final=True).name,
+        grid=(sizes.rows, 1),
+        arguments=(keys, other, *ends, count, program.top_k),
+    )

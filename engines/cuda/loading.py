@@ -1,0 +1,122 @@
+"""From an engine directory to a CUDA session on this machine's GPU: the kernels that fit it, and its record."""
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from engines.contract import Contract
+from engines.cuda.files import NAME, CudaFiles, cuda_files, read_kernels, read_program
+from engines.cuda.session import CudaSession
+from engines.directory import EngineDirectory
+from engines.gpu.device import Device, Gpu, LoadedKernel
+from engines.gpu.driver import CudaDevice, find_gpu
+from engines.machine import Machine, user_cache
+from engines.probes.driver import ProbePlan, brief_plan, run_probes
+from engines.record import MachineRecord, keep_record, read_record
+from plugins.gpu.variants import BLOCK, SPLIT
+from quasar.errors import EngineError
+
+_log = logging.getLogger("quasar.engines")
+# The oldest GPUs with the integer product that Triton compiles to.
+LEAST_CAPABILITY = (8, 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Where a directory can run: the GPU, the files, and the file of the kernels that fit it."""
+
+    gpu: Gpu
+    files: CudaFiles
+    kernels: Path
+
+
+def find_placement(directory: EngineDirectory) -> Placement:
+    """Look for GPU and kernels, in this order; raises `EngineError` for the first that is missing."""
+    gpu = find_gpu()
+    if gpu.found is None:
+        raise EngineError(f"backend {NAME!r} needs an NVIDIA GPU: {gpu.reason}; backend='onnxruntime' runs on the CPU")
+    files, capability = cuda_files(directory.manifest), gpu.found.compute_capability
+    command = f"python -m export compile {directory.path} --backend {NAME}"
+    if tuple(map(int, capability.split("."))) < LEAST_CAPABILITY:
+        least = ".".join(map(str, LEAST_CAPABILITY))
+        raise EngineError(
+            f"{gpu.found.name} has compute capability {capability}; backend {NAME!r} needs {least} or above, for its "
+            "INT8 tensor cores: backend='onnxruntime' runs on the CPU"
+        )
+    if files is None:
+        raise EngineError(f"{directory.path} has no {NAME} back end: run {command}")
+    kernels = files.kernels_for(capability)
+    if kernels is None:
+        has = ", ".join(one.compute_capability for one in files.kernels) or "none"
+        raise EngineError(
+            f"{directory.path} has no kernels for this GPU ({gpu.found.name}, compute capability {capability}; "
+            f"kernels: {has}): run {command} --compute-capability {capability}"
+        )
+    return Placement(gpu=gpu.found, files=files, kernels=directory.file(kernels.file))
+
+
+def load_cuda(directory: EngineDirectory) -> tuple[CudaSession, MachineRecord]:
+    """A session on this machine's GPU, and what is known of its exactness and latencies.
+
+    Raises:
+        EngineError: no GPU, none that is new enough, no kernels for it, or not enough memory.
+    """
+    placement = find_placement(directory)
+    session = open_session(directory, placement, CudaDevice())
+    try:
+        return session, _record(directory, placement, session)
+    except BaseException:
+        session.close()
+        raise
+
+
+def open_session(directory: EngineDirectory, placement: Placement, device: Device) -> CudaSession:
+    """The session on a device, which is closed with it, or if this fails."""
+    files = placement.files
+    try:
+        program = read_program(directory.file(files.program))
+        kernels = {
+            record.name: _load(device, record.entry, image, record.threads, record.shared_bytes, record.types)
+            for record, image in read_kernels(placement.kernels)
+        }
+    except BaseException:
+        device.close()
+        raise
+    return CudaSession(program, directory.file(files.weights), kernels, device, directory.manifest.contract)
+
+
+def _load(
+    device: Device, entry: str, image: bytes, threads: int, shared_bytes: int, types: tuple[str, ...]
+) -> LoadedKernel:
+    return device.load_kernel(image, entry, threads=threads, shared_bytes=shared_bytes, types=types)
+
+
+def _record(directory: EngineDirectory, placement: Placement, session: CudaSession) -> MachineRecord:
+    """The user cache's record of this engine on this GPU, else a measurement."""
+    gpu = placement.gpu
+    machine = Machine(
+        system=f"CUDA {gpu.driver}",
+        processor=gpu.name,
+        instruction_sets=(f"sm{gpu.compute_capability.replace('.', '')}",),
+        library="quasar kernels",
+        provider="cuda",
+        threads=0,
+        cores=0,
+        kernels="",
+    )
+    kernels = directory.manifest.files[placement.files.kernels_for(gpu.compute_capability).file]["sha256"]  # type: ignore[union-attr]
+    name = f"{directory.manifest.engine_hash[:16]}-{kernels[:8]}-{machine.key}.json"
+    path = user_cache() / "machines" / name
+    record = read_record(path)
+    if record is None:
+        _log.info("%s was never measured on this GPU: probing it", directory.path)
+        record = run_probes(session, machine, probe_plan(session.contract))
+        keep_record(path, record)
+    return record
+
+
+def probe_plan(contract: Contract) -> ProbePlan:
+    """A brief one, with cached lengths around the places where attention goes on with another block or split."""
+    totals = [BLOCK, 2 * BLOCK, SPLIT, SPLIT + BLOCK, 2 * SPLIT]
+    around = [total + offset for total in totals for offset in (-2, -1, 0) if total + offset < contract.max_length - 2]
+    return replace(brief_plan(contract), boundaries=around, least_rounds=6)

@@ -1,0 +1,215 @@
+"""What a pass computes, step by step, and where its tensors lie: written when an engine is compiled for CUDA."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from engines.fields import check_fields
+from plugins.gpu.variants import (
+    HEAD_TILE_TOKENS,
+    TILE_TOKENS,
+    AttendCache,
+    AttendPath,
+    GatherRows,
+    KvCompact,
+    LmHead,
+    MergeLikeliest,
+    NormQuantize,
+    RotateAppend,
+    Variant,
+    W8A8Linear,
+)
+from quasar.errors import DamagedEngineError
+
+FILE = "cuda/program.json"
+# Buffers hold float32 [tokens, columns] and are named by the graph's values; "" is none. Tensors are named as in the
+# graph and lie in the weights' file.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tensor:
+    """A tensor in the weights' file: `offset` and `bytes` of it."""
+
+    offset: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embed:
+    """output = rows of a table [V, columns] of float32, float16 or bfloat16, by token."""
+
+    table: str
+    table_type: str
+    columns: int
+    output: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Linear:
+    """output = x Wᵀ of the quantized x, after an RMS norm of x if `norm` is given; then bias, SwiGLU or the residual.
+
+    `outputs`: columns of the output, half of the weight's with SwiGLU.
+    """
+
+    input: str
+    norm: str
+    epsilon: float
+    weight: str
+    scale: str
+    bias: str
+    residual: str
+    swiglu: bool
+    inputs: int
+    outputs: int
+    output: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attention:
+    """output = attention of a layer over packed q/k/v, whose keys and values go to the cache.
+
+    `cos` and `sin` float32 [positions, rotary / 2]; `q_norm` and `k_norm` float32 [head_size], or "".
+    """
+
+    layer: int
+    input: str
+    cos: str
+    sin: str
+    q_norm: str
+    k_norm: str
+    heads: int
+    kv_heads: int
+    head_size: int
+    rotary: int
+    scale: float
+    softcap: float
+    window: int
+    epsilon: float
+    output: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Select:
+    """output = the rows of the input whose logits are asked for."""
+
+    input: str
+    columns: int
+    output: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """The likeliest tokens after each selected row, and its logits if they are wanted."""
+
+    input: str
+    norm: str
+    epsilon: float
+    weight: str
+    scale: str
+    bias: str
+    inputs: int
+    vocabulary: int
+
+
+Step = Embed | Linear | Attention | Select | Head
+_STEPS: dict[str, type[Step]] = {kind.__name__.lower(): kind for kind in (Embed, Linear, Attention, Select, Head)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """Steps in order, and tensors by name. `cache_type`: float16 or bfloat16. `reach`: the widest verify pass."""
+
+    cache_type: str
+    reach: int
+    top_k: int
+    tree: bool
+    tensors: Mapping[str, Tensor]
+    steps: tuple[Step, ...]
+
+    @property
+    def likeliest(self) -> int:
+        """Keys that a tile of the LM head leaves: at least one, for the next token."""
+        return max(1, self.top_k)
+
+    def variants(self) -> list[Variant]:
+        """Every kernel that a pass of any width may launch, each once."""
+        return list(dict.fromkeys(self._variants()))
+
+    def attention_variants(self, step: Attention) -> tuple[RotateAppend, AttendCache, AttendPath]:
+        """The kernels of a layer's attention."""
+        shape = {
+            "group": step.heads // step.kv_heads,
+            "head_size": step.head_size,
+            "reach": self.reach,
+            "cache_type": self.cache_type,
+            "softcap": step.softcap > 0,
+            "window": step.window > 0,
+        }
+        rotate = RotateAppend(
+            head_size=step.head_size, rotary=step.rotary, cache_type=self.cache_type, norm=bool(step.q_norm)
+        )
+        return rotate, AttendCache(**shape), AttendPath(**shape)  # type: ignore[arg-type]
+
+    def _variants(self) -> Iterator[Variant]:
+        for step in self.steps:
+            match step:
+                case Embed():
+                    yield GatherRows(table_type=step.table_type)
+                case Select():
+                    yield GatherRows(table_type="float32")
+                case Linear():
+                    yield NormQuantize.of(step.inputs, norm=bool(step.norm))
+                    yield from (linear_variant(step, tokens) for tokens in TILE_TOKENS)
+                case Attention():
+                    yield from self.attention_variants(step)
+                case Head():
+                    yield NormQuantize.of(step.inputs, norm=bool(step.norm))
+                    yield from (self.head_variant(step, tokens) for tokens in HEAD_TILE_TOKENS)
+                    yield from (MergeLikeliest(likeliest=self.likeliest, final=final) for final in (False, True))
+        if self.tree:
+            yield KvCompact()
+
+    def head_variant(self, step: Head, tokens: int) -> LmHead:
+        """The LM head's kernel for tiles of so many tokens."""
+        return LmHead(tokens=tokens, likeliest=self.likeliest, bias=bool(step.bias))
+
+    def to_json(self) -> dict[str, Any]:
+        """The program's file."""
+        steps = [{"step": type(step).__name__.lower(), **asdict(step)} for step in self.steps]
+        tensors = {name: asdict(tensor) for name, tensor in self.tensors.items()}
+        return {**{name: getattr(self, name) for name in _SIZES}, "tensors": tensors, "steps": steps}
+
+    @classmethod
+    def from_json(cls, value: Any) -> "Program":
+        """Read that file; raises `DamagedEngineError` naming what does not fit."""
+        if not isinstance(value, Mapping) or not isinstance(value.get("steps"), list):
+            raise DamagedEngineError(f"{FILE}: there is no list of steps")
+        tensors = value.get("tensors")
+        if not isinstance(tensors, Mapping):
+            raise DamagedEngineError(f"{FILE}: there are no tensors")
+        sizes = check_fields("the program", {name: value.get(name) for name in _SIZES}, _SIZES, file=FILE)
+        place: dict[str, Any] = {"offset": int, "bytes": int}
+        return cls(
+            **sizes,
+            tensors={
+                name: Tensor(**check_fields(f"tensor {name}", one, place, file=FILE)) for name, one in tensors.items()
+            },
+            steps=tuple(_step(one) for one in value["steps"]),
+        )
+
+
+_SIZES: dict[str, Any] = {"cache_type": str, "reach": int, "top_k": int, "tree": bool}
+
+
+def linear_variant(step: Linear, tokens: int) -> W8A8Linear:
+    """A linear's kernel for tiles of so many tokens."""
+    return W8A8Linear(tokens=tokens, bias=bool(step.bias), residual=bool(step.residual), swiglu=step.swiglu)
+
+
+def _step(value: Any) -> Step:
+    kind = _STEPS.get(value.get("step", "")) if isinstance(value, Mapping) else None
+    if kind is None:
+        raise DamagedEngineError(f"{FILE}: a step that this version does not know: {value!r:.60}")
+    expected: dict[str, Any] = {field.name: field.type for field in fields(kind)}
+    given = {name: item for name, item in value.items() if name != "step"}
+    return kind(**check_fields(f"step {value['step']}", given, expected, file=FILE))

@@ -1,0 +1,301 @@
+"""One loaded verifier on our own kernels: everything allocated at load, one recorded graph per kind of pass.
+
+A round copies one block of inputs to the device, launches a recorded graph, and copies the tokens back.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.cache_rows import CacheRows, Float32
+from engines.contract import Contract
+from engines.cuda.buffers import plan_buffers
+from engines.cuda.inputs import Inputs
+from engines.cuda.launches import Addresses, Limits, PassSizes, launches, splits_of, token_tile
+from engines.cuda.program import Attention, Head, Linear, Program
+from engines.gpu.cache import DeviceCache
+from engines.gpu.device import Device, LoadedKernel, OutOfMemoryError, RecordedWork
+from engines.session import SessionMemory, rows_of
+from engines.tree import check_parents
+from plugins.gpu.packing import TILE_INPUTS, TILE_OUTPUTS, tiles_of
+from plugins.gpu.variants import TILE_TOKENS, num_splits, power_of_2
+from quasar.errors import EngineError, GenerationError
+
+Int64 = NDArray[np.int64]
+
+_log = logging.getLogger("quasar.engines")
+# Weights go to the device in pieces of so many bytes.
+_PIECE = 64 << 20
+
+
+class CudaSession:
+    """Runs a program. `run` and `top_tokens` return views of buffers that the next call overwrites."""
+
+    def __init__(
+        self,
+        program: Program,
+        weights: Path,
+        kernels: Mapping[str, LoadedKernel],
+        device: Device,
+        contract: Contract,
+        *,
+        graphs: bool = True,
+    ) -> None:
+        """Allocate everything, and bring the weights to the device.
+
+        Args:
+            weights: the file that the program's tensors lie in.
+            kernels: those of `program.variants()` by name, loaded on the device.
+            device: is closed with the session.
+            graphs: record each kind of verify pass once, and replay it (CUDA graphs).
+
+        Raises:
+            EngineError: a kernel is missing, or the GPU has no room.
+        """
+        self.contract = contract
+        self.num_layers = contract.num_layers
+        self.max_logits_rows = contract.max_width
+        self.takes_trees = program.tree
+        self._program, self._kernels, self._device, self._graphs = program, kernels, device, graphs
+        self._recorded: dict[PassSizes, RecordedWork] = {}
+        self._seen: set[PassSizes] = set()
+        self._num_rows = 0
+        self._weight_bytes = weights.stat().st_size
+        self._buffer_bytes = 0
+        missing = [variant.name for variant in program.variants() if variant.name not in kernels]
+        if missing:
+            device.close()
+            raise EngineError(f"kernels are missing: {', '.join(missing)}: compile the engine again")
+        try:
+            self._free_bytes = device.free_bytes
+            self._cache = DeviceCache(device, contract, program.cache_type, kernels.get("kv_compact"))
+            self._allocate(weights)
+        except OutOfMemoryError as error:
+            advice = self._memory_advice()
+            self.close()
+            raise EngineError(advice) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free graphs and memory; a second call does nothing."""
+        for work in self._recorded.values():
+            work.close()
+        self._recorded.clear()
+        self._device.close()
+
+    def run(
+        self,
+        token_ids: Sequence[int] | Int64,
+        cache_length: int,
+        num_logits_rows: int,
+        parents: Sequence[int] | Int64 | None = None,
+    ) -> Int64:
+        """Feed T tokens after `cache_length` committed positions; `parents` (engines.tree) makes them a tree.
+
+        Returns the target's token after each of the last `num_logits_rows` of them: int64 [M].
+        """
+        self._run(token_ids, cache_length, num_logits_rows, parents, logits=False)
+        return self._next_tokens(num_logits_rows)
+
+    def run_logits(
+        self,
+        token_ids: Sequence[int] | Int64,
+        cache_length: int,
+        num_logits_rows: int,
+        parents: Sequence[int] | Int64 | None = None,
+        *,
+        out: Float32 | None = None,
+    ) -> Float32:
+        """As `run`, but returns logits float32 [M, V] of those positions: a new array, or the first rows of `out`."""
+        shape = (num_logits_rows, self.contract.vocab_size)
+        logits = rows_of(np.empty(shape, np.float32) if out is None else out, *shape)
+        self._run(token_ids, cache_length, num_logits_rows, parents, logits=True)
+        self._device.download(logits.reshape(-1).view(np.uint8), self._at.logits)
+        self._device.synchronize()
+        return logits
+
+    @property
+    def top_tokens(self) -> Int64 | None:
+        """The likeliest tokens after each position that the latest call was asked for: int64 [M, k], or None."""
+        k = self._program.top_k
+        if not k:
+            return None
+        return self._tokens[self.max_logits_rows :][: self._num_rows * k].reshape(self._num_rows, k)
+
+    def read_rows(self, first: int, end: int, layers: Sequence[int] | None = None) -> CacheRows:
+        """A copy of positions, of some layers or of all, in the cache's own type: [layers, 2, G, positions, D]."""
+        return self._cache.read_rows(first, end, layers)
+
+    def write_rows(self, first: int, rows: CacheRows) -> None:
+        """Overwrite the positions from `first` on, of all layers; raises `ValueError` for another type."""
+        self._cache.write_rows(first, rows)
+
+    def compact(self, cache_length: int, path: Sequence[int] | Int64) -> None:
+        """Move an accepted tree path, ascending indices of the last call, to the front of the new positions."""
+        self._cache.compact(cache_length, path)
+
+    def memory(self) -> SessionMemory:
+        """What the session takes on the GPU."""
+        return SessionMemory(
+            weights=self._weight_bytes,
+            cache=self._cache.bytes_per_position * self.contract.capacity,
+            buffers=self._buffer_bytes,
+        )
+
+    def _next_tokens(self, count: int) -> Int64:
+        tokens = self._tokens[:count]
+        if tokens.min() < 0:
+            raise EngineError("the pass returned no token: its logits are not numbers")
+        return tokens
+
+    def _run(
+        self,
+        token_ids: Sequence[int] | Int64,
+        cache_length: int,
+        num_logits_rows: int,
+        parents: Sequence[int] | Int64 | None,
+        *,
+        logits: bool,
+    ) -> None:
+        contract, width = self.contract, len(token_ids)
+        if not 0 < width <= contract.prefill_chunk or not 0 < num_logits_rows <= min(width, contract.max_width):
+            raise GenerationError(
+                f"{width} tokens with {num_logits_rows} asked for were fed; this engine takes up to "
+                f"{contract.prefill_chunk} tokens and gives up to {contract.max_width} back"
+            )
+        if not 0 <= cache_length <= contract.capacity - width:
+            raise GenerationError(f"{width} tokens after {cache_length} do not fit a cache of {contract.capacity}")
+        checked = None
+        if parents is not None:
+            checked = check_parents(parents, width, contract, takes_trees=self.takes_trees)
+        self._inputs.fill(token_ids, cache_length, num_logits_rows, checked)
+        splits = num_splits(cache_length + width - 1, self._program.reach)
+        # One graph serves all lengths up to the next power of two: programs beyond a path's end do nothing.
+        splits = min(power_of_2(splits), self._limits.most_splits) if splits else 0
+        self._launch(PassSizes(tokens=width, rows=num_logits_rows, splits=splits, logits=logits))
+        self._device.synchronize()
+        self._num_rows = num_logits_rows
+
+    def _launch(self, sizes: PassSizes) -> None:
+        if not self._graphs or sizes.tokens > self.contract.max_width:
+            self._enqueue(sizes)
+            return
+        if sizes not in self._seen:
+            # The first launch of a kernel may load it, which must not be recorded.
+            self._seen.add(sizes)
+            self._enqueue(sizes)
+            return
+        if sizes not in self._recorded:
+            self._device.begin_capture()
+            try:
+                self._enqueue(sizes)
+                self._recorded[sizes] = self._device.end_capture()
+            except EngineError as error:
+                self._device.abandon_capture()
+                self._graphs = False
+                _log.warning("passes cannot be recorded as CUDA graphs (%s): they run without", error)
+                self._enqueue(sizes)
+                return
+        self._recorded[sizes].launch()
+
+    def _enqueue(self, sizes: PassSizes) -> None:
+        self._inputs.upload()
+        for launch in launches(self._program, sizes, self._at, self._limits):
+            self._device.launch(self._kernels[launch.kernel], launch.grid, launch.arguments)
+        self._device.download(self._tokens.view(np.uint8), self._at.next_tokens)
+
+    def _allocate(self, weights: Path) -> None:
+        contract, program, device = self.contract, self._program, self._device
+        at_weights = device.allocate(self._weight_bytes)
+        _upload(device, at_weights, np.memmap(weights, np.uint8, "r"))
+        self._cache.allocate()
+        tokens, reach = max(contract.prefill_chunk, contract.max_width), contract.max_width
+        attention = [step for step in program.steps if isinstance(step, Attention)]
+        linears = [step for step in program.steps if isinstance(step, Linear)]
+        head = next(step for step in program.steps if isinstance(step, Head))
+        self._limits = Limits(
+            capacity=contract.capacity,
+            most_splits=max(1, num_splits(contract.capacity, reach)),
+            multiprocessors=device.multiprocessors,
+        )
+        placed, blocks = plan_buffers(program)
+        at_blocks = [self._buffer(4 * tokens * columns) for columns in blocks]
+        most_inputs = max(head.inputs, *(step.inputs for step in linears))
+        queries = max(step.heads * step.head_size for step in attention)
+        heads = max(step.heads for step in attention)
+        keys = reach * tiles_of(head.vocabulary, TILE_OUTPUTS) * program.likeliest
+        self._inputs = Inputs(device, tokens, reach)
+        self._buffer_bytes += self._inputs.bytes
+        # Next tokens, then the likeliest ones: they are copied back in one piece.
+        self._tokens = device.pinned(8 * reach * (1 + program.top_k)).view(np.int64)
+        next_tokens = self._buffer(self._tokens.nbytes)
+        self._at = Addresses(
+            tensors={name: at_weights + tensor.offset for name, tensor in program.tensors.items()},
+            buffers={name: at_blocks[block] for name, block in placed.items()},
+            inputs=self._inputs.addresses,
+            quantized=self._buffer(tokens * tiles_of(most_inputs, TILE_INPUTS) * TILE_INPUTS),
+            amax=self._buffer(4 * tokens),
+            sums=self._buffer(4 * max((_sums(step, reach, device.multiprocessors) for step in linears), default=0)),
+            arrived=self._buffer(4 * max(tiles_of(step.outputs, TILE_OUTPUTS) for step in linears) * reach),
+            queries=self._buffer(4 * tokens * queries),
+            partial=self._buffer(4 * reach * self._limits.most_splits * queries),
+            partial_stats=self._buffer(8 * reach * self._limits.most_splits * heads),
+            keys=self._buffer(8 * keys),
+            merged=self._buffer(8 * keys),
+            logits=self._buffer(4 * contract.max_width * contract.vocab_size),
+            next_tokens=next_tokens,
+            top_tokens=next_tokens + 8 * reach,
+            caches=self._cache.pairs,
+        )
+        device.synchronize()
+
+    def _buffer(self, size: int) -> int:
+        self._buffer_bytes += size
+        return self._device.allocate(size)
+
+    def _memory_advice(self) -> str:
+        """How much weights and cache need, and which --max-length would fit."""
+        contract, per_position, free = self.contract, self._cache.bytes_per_position, self._free_bytes
+        fixed = self._weight_bytes + self._buffer_bytes
+        length = (free - fixed) // per_position - (contract.capacity - contract.max_length)
+        fits = (
+            f"build with --max-length {length}"
+            if length >= 2 * contract.max_width
+            else "no --max-length fits beside it"
+        )
+        return (
+            f"the GPU has no room: the weights take {self._weight_bytes} bytes, the KV cache "
+            f"{per_position * contract.capacity} for {contract.max_length} tokens, and {free} bytes were free: {fits}, "
+            "or free memory on the GPU"
+        )
+
+
+def _sums(step: Linear, reach: int, multiprocessors: int) -> int:
+    """Integers that the splits of a linear add up in, of the widest pass."""
+    most = 0
+    for tokens in range(1, reach + 1):
+        tile = token_tile(tokens, TILE_TOKENS)
+        tiles, token_tiles = tiles_of(step.outputs, TILE_OUTPUTS), tiles_of(tokens, tile)
+        if splits_of(tiles * token_tiles, tiles_of(step.inputs, TILE_INPUTS), multiprocessors) > 1:
+            most = max(most, tiles * token_tiles * (2 if step.swiglu else 1) * TILE_OUTPUTS * tile)
+    return most
+
+
+def _upload(device: Device, address: int, data: NDArray[np.uint8]) -> None:
+    """Copy a mapped file piece by piece."""
+    for start in range(0, len(data), _PIECE):
+        device.upload(address + start, data[start : start + _PIECE])
+        # The bytes must live until they are copied, and no longer.
+        device.synchronize()

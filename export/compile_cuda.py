@@ -1,0 +1,165 @@
+"""Adding the CUDA back end to an engine directory: pack the weights, compile the kernels, rewrite the manifest.
+
+Needs neither a GPU nor the checkpoint. New files come first and the manifest last, as for every back end.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from calibration.precisions.base import CUDA
+from engines.cuda.files import (
+    CACHE_TYPES,
+    FOLDER,
+    NAME,
+    PROGRAM,
+    CudaFiles,
+    KernelRecord,
+    KernelsFile,
+    cuda_files,
+    write_kernels,
+)
+from engines.cuda.loading import LEAST_CAPABILITY
+from engines.cuda.program import Program
+from engines.directory import EngineDirectory, open_directory
+from engines.gpu.driver import find_gpu
+from engines.onnxruntime.files import onnxruntime_files
+from export.build_options import CompileOptions, Reporter, Silent
+from export.compilers import check_precisions
+from export.cuda_program import write_program
+from export.layout import CANONICAL
+from export.publishing import locked, publish
+from quasar.errors import BuildError, QuasarError
+from quasar.files import atomic_path, write_json
+
+# What kernels are compiled for where no GPU and no option says otherwise: A100; GeForce 30, A10; GeForce 40, L40S; H100,
+# H200; GeForce 50.
+DEFAULT_CAPABILITIES = ("8.0", "8.6", "8.9", "9.0", "12.0")
+WEIGHTS = f"{FOLDER}/weights.bin"
+
+
+def compile_engine(options: CompileOptions, reporter: Reporter | None = None) -> EngineDirectory:
+    """Pack weights and compile kernels into an engine directory; returns it, opened again.
+
+    Raises `BuildError` for linears, graphs or capabilities that have no CUDA form, or if another run is at it.
+    """
+    reporter = Silent() if reporter is None else reporter
+    if options.plugins or options.fused_quantization:
+        raise BuildError("--plugin and --fused-quantization are TensorRT's: cuda has kernels of its own")
+    if options.compute_type not in CACHE_TYPES:
+        raise BuildError(f"cuda keeps its KV cache in {' or '.join(CACHE_TYPES)}; {options.compute_type} came")
+    capabilities = choose_capabilities(options.compute_capabilities)
+    directory = open_directory(options.directory)
+    check_precisions(directory.manifest, CUDA)
+    native = onnxruntime_files(directory.manifest).native_graph
+    if not native:
+        raise BuildError(
+            f"{directory.path} has no graph of native operators, which the CUDA program is made from: build it again "
+            "with this version, a head size of up to 256 and linears of up to 65536 inputs"
+        )
+    with locked(directory.path):
+        reporter.stage("pack", f"{NAME}: weights in tiles, KV cache in {options.compute_type}")
+        program = _pack(directory, native, options.compute_type, reporter)
+        earlier = cuda_files(directory.manifest)
+        kept = earlier.kernels if earlier is not None and earlier.cache_type == options.compute_type else ()
+        kernels = [_compile(directory.path, program, capability, reporter) for capability in capabilities]
+        files = CudaFiles(
+            program=PROGRAM,
+            weights=WEIGHTS,
+            cache_type=options.compute_type,
+            kernels=(*(one for one in kept if one.compute_capability not in capabilities), *kernels),
+        )
+        publish(directory, NAME, files)
+    return open_directory(options.directory)
+
+
+def check_target(_backend: str, compute_capabilities: tuple[str, ...]) -> None:
+    """Raise `BuildError` naming a capability that is too old, or that Triton is missing; takes no time."""
+    choose_capabilities(compute_capabilities)
+
+
+def needs_own_process(_backend: str) -> bool:
+    """Nothing stands in the way."""
+    return False
+
+
+def choose_capabilities(asked: tuple[str, ...]) -> tuple[str, ...]:
+    """What to compile for: what was asked, else this machine's GPU, else `DEFAULT_CAPABILITIES`."""
+    try:
+        import triton
+    except ImportError:
+        raise BuildError("cuda's kernels are written in Triton: run pip install 'quasar-verifier[trees]'") from None
+    del triton
+    for capability in asked:
+        numbers = capability.split(".")
+        if len(numbers) != 2 or not all(number.isdigit() for number in numbers):
+            raise BuildError(f"compute capability {capability!r} came; one like 8.9 was expected")
+        if tuple(map(int, numbers)) < LEAST_CAPABILITY:
+            least = ".".join(map(str, LEAST_CAPABILITY))
+            raise BuildError(
+                f"compute capability {capability} has no INT8 product that Triton compiles to; cuda needs {least} or "
+                "above: use --backend tensorrt there"
+            )
+    if asked:
+        return tuple(dict.fromkeys(asked))
+    gpu = find_gpu().found
+    if gpu is None:
+        return DEFAULT_CAPABILITIES
+    return choose_capabilities((gpu.compute_capability,))
+
+
+def _pack(directory: EngineDirectory, native: str, cache_type: str, reporter: Reporter) -> Program:
+    manifest = directory.manifest
+    (directory.path / FOLDER).mkdir(exist_ok=True)
+    with (
+        reporter.steps("linears", len(manifest.linears)) as step,
+        atomic_path(directory.path / WEIGHTS) as temporary,
+    ):
+        program = write_program(
+            directory.path,
+            (native, CANONICAL),
+            manifest.contract,
+            manifest.linears,
+            temporary,
+            cache_type,
+            on_linear=lambda: step(1),
+        )
+    with atomic_path(directory.path / PROGRAM) as temporary:
+        write_json(temporary, program.to_json())
+    return program
+
+
+def _compile(directory: Path, program: Program, capability: str, reporter: Reporter) -> KernelsFile:
+    reporter.stage("compile", f"compute capability {capability}")
+    name = f"{FOLDER}/kernels-{capability}.zip"
+    images: dict[str, bytes] = {}
+    records: list[KernelRecord] = []
+    with reporter.steps(f"sm{capability.replace('.', '')}", len(program.variants())) as step:
+        for record, image in _compiled(program, capability):
+            records.append(record)
+            images[record.name] = image
+            step(1)
+    with atomic_path(directory / name) as temporary:
+        write_kernels(temporary, images, records)
+    return KernelsFile(file=name, compute_capability=capability)
+
+
+def _compiled(program: Program, capability: str) -> Iterator[tuple[KernelRecord, bytes]]:
+    from plugins.gpu.catalog import kernel_of  # Triton is optional
+    from plugins.gpu.resources import resources_of
+
+    for variant in program.variants():
+        try:
+            compiled = kernel_of(variant).compile(capability)
+        except QuasarError as error:
+            raise BuildError(str(error)) from None
+        resources = resources_of(compiled.image)
+        record = KernelRecord(
+            name=variant.name,
+            entry=compiled.entry,
+            threads=compiled.threads,
+            shared_bytes=compiled.shared_bytes,
+            types=compiled.types,
+            registers=resources.registers,
+            spilled_bytes=resources.spilled_bytes,
+        )
+        yield record, compiled.image

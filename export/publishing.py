@@ -1,0 +1,46 @@
+"""Adding a back end's files to an engine directory: one run at a time, new files first and the manifest last."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from engines.backends import Section
+from engines.directory import EngineDirectory
+from engines.machine import user_cache
+from engines.manifest import MANIFEST_NAME
+from quasar.errors import BuildError
+from quasar.files import sha256_file, sha256_json, write_json
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """One compilation of a directory at a time; the lock is not in the directory, which may be packed at any moment."""
+    from filelock import FileLock, Timeout
+
+    path = user_cache() / "compiling" / f"{sha256_json(str(directory.resolve()))[:16]}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise BuildError(f"another run is compiling {directory}: wait for it") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def publish(directory: EngineDirectory, name: str, section: Section) -> None:
+    """Write the manifest with a back end's part, whose files are there, and delete what no part names any more."""
+    manifest = directory.manifest
+    backends = {**manifest.backends, name: section}
+    before = {file for part in manifest.backends.values() for file in part.names}
+    now = {file for part in backends.values() for file in part.names}
+    entries = {file: entry for file, entry in manifest.files.items() if file not in before - now}
+    for file in sorted(section.names):
+        path = directory.path / file
+        entries[file] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    write_json(directory.path / MANIFEST_NAME, replace(manifest, backends=backends, files=entries).to_json())
+    for file in before - now:
+        (directory.path / file).unlink(missing_ok=True)

@@ -1,0 +1,179 @@
+"""Which kernels there are, by what they were compiled for: known without Triton, so that a runtime can name them."""
+
+from dataclasses import dataclass
+
+from plugins.gpu.packing import TILE_INPUTS
+
+# Tokens of a linear's tile: passes of up to 16 and up to 32 tokens, and prompts.
+TILE_TOKENS = (16, 32, 64)
+# Those of the LM head: a pass asks for the logits of up to 32 positions.
+HEAD_TILE_TOKENS = (16, 32)
+# Positions of a block and of a split of attention, on a token's own path.
+BLOCK, SPLIT = 64, 256
+# Rows of a tile of `attend_path`: the heads of a group; 16 are the least that tensor cores take.
+PATH_ROWS = 16
+# Columns that one program of `gather_rows` copies.
+COLUMNS = 1024
+# Keys that one program of `merge_likeliest` looks at.
+MERGED = 2048
+# Numpy's names of floats, and Triton's.
+TRITON_TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+
+
+def power_of_2(extent: int) -> int:
+    """The smallest power of two that is not smaller."""
+    return 1 << (extent - 1).bit_length()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatherRows:
+    """`gather_rows` of a table of float32, float16 or bfloat16."""
+
+    table_type: str
+
+    @property
+    def name(self) -> str:
+        """Of the kernel."""
+        return f"gather_rows_{self.table_type}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NormQuantize:
+    """`norm_quantize` of tokens of up to `block` values; `norm`: with the RMS norm."""
+
+    block: int
+    norm: bool
+
+    @property
+    def name(self) -> str:
+        """Of the kernel."""
+        return f"norm_quantize_{self.block}" if self.norm else f"quantize_{self.block}"
+
+    @classmethod
+    def of(cls, columns: int, *, norm: bool) -> "NormQuantize":
+        """The one for tokens of so many values."""
+        return cls(block=power_of_2(max(columns, TILE_INPUTS)), norm=norm)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class W8A8Linear:
+    """`w8a8_linear` with tiles of so many tokens, one of `TILE_TOKENS`, and what follows the product."""
+
+    tokens: int
+    bias: bool
+    residual: bool
+    swiglu: bool
+
+    @property
+    def name(self) -> str:
+        """Of the kernel."""
+        ends = (("bias", self.bias), ("residual", self.residual), ("swiglu", self.swiglu))
+        return f"w8a8_linear_{self.tokens}" + "".join(f"_{name}" for name, has in ends if has)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RotateAppend:
+    """`rotate_append` for heads of a size, of which the first `rotary` values are rotated; `norm`: q/k norms."""
+
+    head_size: int
+    rotary: int
+    cache_type: str
+    norm: bool
+
+    @property
+    def name(self) -> str:
+        """Of the kernel."""
+        return f"rotate_append_{self.head_size}_{self.rotary}{'_norm' if self.norm else ''}_{self.cache_type}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Attention:
+    """`group`: heads per kv head. `reach`: the widest pass, so that a token's end of path has a fixed start."""
+
+    group: int
+    head_size: int
+    reach: int
+    cache_type: str
+    softcap: bool
+    window: bool
+
+    @property
+    def suffix(self) -> str:
+        """What the two kernels' names have in common."""
+        ends = (("softcap", self.softcap), ("window", self.window))
+        shape = f"{self.group}_{self.head_size}_{self.reach}_{self.cache_type}"
+        return shape + "".join(f"_{name}" for name, has in ends if has)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttendCache(_Attention):
+    """`attend_cache`: over the committed cache, in splits."""
+
+    @property
+    def name(self) -> str:
+        """Of the kernel."""
+        return f"attend_cache_{self.suffix}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttendPath(_Attention):
+    """`attend_path`: the splits in order, and the end of each token's path."""
+
+    @property
+    def name(self) -> str:
+        """Of the kernel."""
+        return f"attend_path_{self.suffix}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LmHead:
+    """`lm_head` with tiles of so many tokens, one of `HEAD_TILE_TOKENS`; `likeliest`: keys that a tile leaves."""
+
+    tokens: int
+    likeliest: int
+    bias: bool
+
+    @property
+    def name(self) -> str:
+        """Of the kernel."""
+        return f"lm_head_{self.tokens}_{self.likeliest}{'_bias' if self.bias else ''}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeLikeliest:
+    """`merge_likeliest`: a round, or the last one."""
+
+    likeliest: int
+    final: bool
+
+    @property
+    def name(self) -> str:
+        """Of the kernel."""
+        return f"merge_likeliest_{self.likeliest}{'_final' if self.final else ''}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvCompact:
+    """`kv_compact`, for any type of cache."""
+
+    name: str = "kv_compact"
+
+
+Attend = AttendCache | AttendPath
+Variant = GatherRows | NormQuantize | W8A8Linear | RotateAppend | Attend | LmHead | MergeLikeliest | KvCompact
+
+
+def tile_rows(head_size: int) -> int:
+    """Rows of a tile of `attend_cache`: more of wide heads would not fit registers and shared memory."""
+    return 64 if head_size <= 128 else 32
+
+
+def tile_tokens(group: int, head_size: int) -> int:
+    """Tokens of a tile of `attend_cache` for so many heads per kv head: each takes a power of two of rows."""
+    return tile_rows(head_size) // power_of_2(group)
+
+
+def num_splits(last_position: int, reach: int) -> int:
+    """Splits of the cache that `attend_cache` takes, for a pass whose last token is at `last_position` of its path."""
+    tail = max(0, last_position - (reach - 1)) // BLOCK * BLOCK
+    return -(-tail // SPLIT)

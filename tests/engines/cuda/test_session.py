@@ -1,0 +1,30 @@
+"""The CUDA session decodes on a stand-in for a GPU (interpreted_session.py has what is asserted)."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import save_tiny_model
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
+def test_decoding_on_the_stand_in(architecture, shared_engine, make_once):
+    # Interpreted passes take half a second each: as little as has groups, layers and a norm of each kind.
+    small = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    model = make_once(f"cuda-{architecture}", lambda folder: save_tiny_model(folder / "model", architecture, **small))
+    engine = shared_engine(model / "model", kv_dtype="float16")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"),
+            str(Path(__file__).with_name("interpreted_session.py")),
+        ],
+        env={**os.environ, "TRITON_INTERPRET": "1", "QUASAR_TEST_ENGINES": str(engine)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "6 passed" in done.stdout
