@@ -124,6 +124,14 @@ COMMANDS = (
         help="Time whole verify passes, kernels alternating: medians, beside what memory bandwidth allows.",
     ),
     Command(
+        name="roofline",
+        module="evaluation.cli_roofline",
+        group="Measure",
+        programs=("evaluation",),
+        help="Predict verify passes on GPUs from memory bandwidth and tensor rates: a model of limits, not a "
+        "measurement.",
+    ),
+    Command(
         name="env",
         module="evaluation.cli_environment",
         group="Installation",

@@ -159,7 +159,7 @@ def test_generating_needs_no_build_libraries(tiny_engine):
         ("calibration", "sweep"),
         ("evaluation",),
         *(("evaluation", name) for name in ("verify", "bench", "accuracy", "simulate")),
-        *(("evaluation", name) for name in ("report", "sweep", "compare", "time")),
+        *(("evaluation", name) for name in ("report", "sweep", "compare", "time", "roofline")),
     ],
 )
 def test_help_answers_at_once(arguments):
