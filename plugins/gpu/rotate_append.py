@@ -54,8 +54,7 @@ def rotate_append(  # type: ignore[no-untyped-def]
         c, s = tl.load(cos + angle, mask=rotated, other=1.0), tl.load(sin + angle, mask=rotated, other=0.0)
         x = tl.where(offsets < half, x * c - other * s, x * c + other * s)
     if head < heads:
-        at = queries + (token * heads + head) * SIZE
-        tl.store(at + offsets, x, mask=inside)
+        tl.store(queries + (token * heads + head) * SIZE + offsets, x, mask=inside)
     else:
         group = head - heads
         target = keys
