@@ -1,29 +1,38 @@
 """The Triton kernels: equal to their references in the interpreter, and compiled for every target without a GPU."""
 
 import os
+import re
 import subprocess
 import sys
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
 from plugins.gpu import kv_compact, quantize_per_token
+from plugins.gpu.catalog import kernel_of
+from plugins.gpu.resources import resources_of
 from plugins.gpu.tensorrt_plugin import own_parameters_only
+from plugins.gpu.variants import AttendCache, LmHead, W8A8Linear
 from quasar.errors import QuasarError
+from tests.programs import QWEN3_8B, SMOLLM2, WIDE_HEADS, program_of
 
 TARGETS = ["8.0", "8.6", "8.9", "9.0", "12.0"]
 
 
-def test_kernels_equal_their_references_in_the_interpreter():
+# Shared memory that one program may have, by compute capability (CUDA C programming guide, technical specifications).
+SHARED_BYTES = {"8.0": 163 << 10, "8.6": 99 << 10, "8.9": 99 << 10, "9.0": 227 << 10, "12.0": 99 << 10}
+# Registers that one thread may have.
+REGISTERS = 255
+
+
+@pytest.mark.parametrize(("file", "tests"), [("interpreted.py", 2), ("interpreted_cuda.py", 57)])
+def test_kernels_equal_their_references_in_the_interpreter(file, tests):
     done = subprocess.run(
         [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            str(Path(__file__).with_name("interpreted.py")),
+            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"),
+            str(Path(__file__).with_name(file)),
         ],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
@@ -31,7 +40,41 @@ def test_kernels_equal_their_references_in_the_interpreter():
         check=False,
     )
     assert done.returncode == 0, done.stdout
-    assert "2 passed" in done.stdout
+    assert f"{tests} passed" in done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_cuda_kernels_fit_every_gpu(target):
+    """Of three shapes: nothing spills, and linears are integer products whose weights are loaded ahead."""
+    shapes = [program_of(**shape).variants() for shape in (SMOLLM2, QWEN3_8B, WIDE_HEADS)]
+    linears = 0
+    for variant in dict.fromkeys(chain.from_iterable(shapes)):
+        compiled = kernel_of(variant).compile(target)
+        resources = resources_of(compiled.image)
+        assert resources.spilled_bytes == 0, variant
+        assert 0 < resources.registers <= REGISTERS, variant
+        assert compiled.shared_bytes <= SHARED_BYTES[target], variant
+        if isinstance(variant, W8A8Linear | LmHead):
+            linears += 1
+            product = r"wgmma\.mma_async\.\S+\.s32\.s8\.s8" if target == "9.0" else r"mma\.sync\.\S+\.s32\.s8\.s8\.s32"
+            assert re.search(product, compiled.ptx), variant
+            # 16 bytes a thread, past the first level of the cache, while earlier ones are multiplied.
+            assert re.search(r"cp\.async\.cg\.shared\.global.*, 0x10\b", compiled.ptx), variant
+            assert "cp.async.ca" not in compiled.ptx, variant
+    # Three tiles of tokens with nothing, a residual or SwiGLU after them, and two of the head.
+    assert linears == 3 * 3 + 2
+
+
+def test_spilled_registers_are_counted():
+    """A kernel that cannot hold its values: the check above can fail."""
+    (variant,) = {one for one in program_of(**QWEN3_8B).variants() if isinstance(one, AttendCache)}
+    kernel = replace(kernel_of(variant), num_warps=1)
+    assert resources_of(kernel.compile("8.9").image).spilled_bytes > 0
+
+
+def test_an_image_without_a_kernel_is_one_line():
+    with pytest.raises(QuasarError, match="cuobjdump says nothing of a kernel's registers"):
+        resources_of(b"no image")
 
 
 @pytest.mark.parametrize("target", TARGETS)
