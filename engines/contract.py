@@ -75,6 +75,11 @@ def capacity_for(max_length: int) -> int:
     return -(-positions // 64) * 64
 
 
+def longest_for(positions: int) -> int:
+    """The longest context whose cache has so many positions or fewer; 0 or less where there is none."""
+    return positions // 64 * 64 - MAX_WIDTH - 1
+
+
 def top_k_for(vocab_size: int) -> int:
     """How many tokens `top_tokens` of a new engine names after each position: `TOP_K`, or the whole vocabulary."""
     return min(TOP_K, vocab_size)

@@ -11,7 +11,6 @@ from engines.cuda.files import (
     CACHE_TYPES,
     FOLDER,
     NAME,
-    PROGRAM,
     CudaFiles,
     KernelRecord,
     KernelsFile,
@@ -29,12 +28,11 @@ from export.cuda_program import write_program
 from export.layout import CANONICAL
 from export.publishing import locked, publish
 from quasar.errors import BuildError, QuasarError
-from quasar.files import atomic_path, write_json
+from quasar.files import atomic_path, sha256_file, write_json
 
-# What kernels are compiled for where no GPU and no option says otherwise: A100; GeForce 30, A10; GeForce 40, L40S; H100,
-# H200; GeForce 50.
+# What kernels are compiled for where no GPU and no option says otherwise: A100; GeForce 30, A10; GeForce 40, L40S;
+# H100, H200; GeForce 50.
 DEFAULT_CAPABILITIES = ("8.0", "8.6", "8.9", "9.0", "12.0")
-WEIGHTS = f"{FOLDER}/weights.bin"
 
 
 def compile_engine(options: CompileOptions, reporter: Reporter | None = None) -> EngineDirectory:
@@ -58,13 +56,13 @@ def compile_engine(options: CompileOptions, reporter: Reporter | None = None) ->
         )
     with locked(directory.path):
         reporter.stage("pack", f"{NAME}: weights in tiles, KV cache in {options.compute_type}")
-        program = _pack(directory, native, options.compute_type, reporter)
+        program, program_file, weights = _pack(directory, native, options.compute_type, reporter)
         earlier = cuda_files(directory.manifest)
         kept = earlier.kernels if earlier is not None and earlier.cache_type == options.compute_type else ()
         kernels = [_compile(directory.path, program, capability, reporter) for capability in capabilities]
         files = CudaFiles(
-            program=PROGRAM,
-            weights=WEIGHTS,
+            program=program_file,
+            weights=weights,
             cache_type=options.compute_type,
             kernels=(*(one for one in kept if one.compute_capability not in capabilities), *kernels),
         )
@@ -107,12 +105,13 @@ def choose_capabilities(asked: tuple[str, ...]) -> tuple[str, ...]:
     return choose_capabilities((gpu.compute_capability,))
 
 
-def _pack(directory: EngineDirectory, native: str, cache_type: str, reporter: Reporter) -> Program:
-    manifest = directory.manifest
-    (directory.path / FOLDER).mkdir(exist_ok=True)
+def _pack(directory: EngineDirectory, native: str, cache_type: str, reporter: Reporter) -> tuple[Program, str, str]:
+    """The program, its file and that of the weights."""
+    manifest, folder = directory.manifest, directory.path / FOLDER
+    weights, steps = folder / "weights.bin", folder / "program.json"
     with (
         reporter.steps("linears", len(manifest.linears)) as step,
-        atomic_path(directory.path / WEIGHTS) as temporary,
+        atomic_path(weights) as temporary,
     ):
         program = write_program(
             directory.path,
@@ -123,14 +122,23 @@ def _pack(directory: EngineDirectory, native: str, cache_type: str, reporter: Re
             cache_type,
             on_linear=lambda: step(1),
         )
-    with atomic_path(directory.path / PROGRAM) as temporary:
-        write_json(temporary, program.to_json())
-    return program
+    write_json(steps, program.to_json())
+    return program, _name_by_content(steps), _name_by_content(weights)
+
+
+def _name_by_content(path: Path) -> str:
+    """Rename a file so that other bytes have another name; returns it, as a path in the engine directory.
+
+    A run that is killed has then changed no file that the manifest names.
+    """
+    named = path.with_stem(f"{path.stem}-{sha256_file(path)[:8]}")
+    path.replace(named)
+    return f"{FOLDER}/{named.name}"
 
 
 def _compile(directory: Path, program: Program, capability: str, reporter: Reporter) -> KernelsFile:
     reporter.stage("compile", f"compute capability {capability}")
-    name = f"{FOLDER}/kernels-{capability}.zip"
+    path = directory / FOLDER / f"kernels-sm{capability.replace('.', '')}.zip"
     images: dict[str, bytes] = {}
     records: list[KernelRecord] = []
     with reporter.steps(f"sm{capability.replace('.', '')}", len(program.variants())) as step:
@@ -138,9 +146,9 @@ def _compile(directory: Path, program: Program, capability: str, reporter: Repor
             records.append(record)
             images[record.name] = image
             step(1)
-    with atomic_path(directory / name) as temporary:
+    with atomic_path(path) as temporary:
         write_kernels(temporary, images, records)
-    return KernelsFile(file=name, compute_capability=capability)
+    return KernelsFile(file=_name_by_content(path), compute_capability=capability)
 
 
 def _compiled(program: Program, capability: str) -> Iterator[tuple[KernelRecord, bytes]]:

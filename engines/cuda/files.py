@@ -2,23 +2,25 @@
 
 import json
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from engines.contract import Contract
-from engines.cuda.program import FILE, Program
+from engines.cuda.program import Attention, Program
 from engines.fields import check_fields
 from engines.manifest import Manifest
 from quasar.errors import DamagedEngineError
 
 NAME = "cuda"
 FOLDER = "cuda"
-PROGRAM = FILE
 CACHE_TYPES = ("float16", "bfloat16")
 # In a kernels' file: what is known of each kernel. Its image is `<name>.cubin`.
 _INDEX = "kernels.json"
+# What reading raises of a file that is no zip, lacks a part, or holds other bytes than were written.
+_DAMAGE = (zipfile.BadZipFile, zlib.error, KeyError, ValueError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +62,7 @@ class CudaFiles:
         return [self.program, self.weights, *(one.file for one in self.kernels)]
 
     def check(self, contract: Contract) -> None:
-        """The program is compared with the contract when it is loaded."""
+        """The program is compared with the contract when it is loaded (`check_program`)."""
 
     def kernels_for(self, compute_capability: str) -> KernelsFile | None:
         """Those that a GPU runs."""
@@ -95,7 +97,19 @@ def read_program(path: Path) -> Program:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DamagedEngineError(f"{path} is no JSON ({error}): compile the engine again") from None
-    return Program.from_json(value)
+    return Program.from_json(value, path.name)
+
+
+def check_program(path: Path, program: Program, contract: Contract) -> None:
+    """Raise `DamagedEngineError` if a file's program is that of an engine with other sizes."""
+    layers = sum(isinstance(step, Attention) for step in program.steps)
+    came = (layers, program.reach, program.top_k)
+    expected = (contract.num_layers, contract.max_width, contract.top_k)
+    if came != expected:
+        raise DamagedEngineError(
+            f"{path} is of an engine with {came[0]} layers, passes of up to {came[1]} tokens and {came[2]} likeliest "
+            f"tokens; this one has {expected[0]}, {expected[1]} and {expected[2]}: compile the engine again"
+        )
 
 
 def write_kernels(path: Path, kernels: Mapping[str, bytes], records: list[KernelRecord]) -> None:
@@ -112,8 +126,10 @@ def read_kernel_records(path: Path) -> list[KernelRecord]:
     try:
         with zipfile.ZipFile(path) as archive:
             found = json.loads(archive.read(_INDEX))
-    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+    except _DAMAGE as error:
         raise DamagedEngineError(f"{path} holds no kernels ({error}): compile the engine again") from None
+    if not isinstance(found, list):
+        raise DamagedEngineError(f"{path} holds no kernels ({_INDEX} is no list): compile the engine again")
     expected: dict[str, Any] = {
         "name": str,
         "entry": str,
@@ -132,4 +148,8 @@ def read_kernels(path: Path) -> Iterator[tuple[KernelRecord, bytes]]:
     records = read_kernel_records(path)
     with zipfile.ZipFile(path) as archive:
         for record in records:
-            yield record, archive.read(f"{record.name}.cubin")
+            try:
+                image = archive.read(f"{record.name}.cubin")
+            except _DAMAGE as error:
+                raise DamagedEngineError(f"{path} lacks the kernel {record.name}: compile the engine again") from error
+            yield record, image

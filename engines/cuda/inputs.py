@@ -1,6 +1,7 @@
 """A pass's inputs in one block of pinned memory: copied to the device at once, its size the same for every pass."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,21 @@ Int32 = NDArray[np.int32]
 _ALIGNMENT = 256
 
 
+def _sizes(max_tokens: int, reach: int) -> dict[str, int]:
+    """Bytes of every array."""
+    names = ("token_ids", "positions", "destinations", "committed", "slots", "logits_rows")
+    return dict.fromkeys(names, 4 * max_tokens) | {"ancestors": 4 * reach * reach}
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+def input_bytes(max_tokens: int, reach: int) -> int:
+    """Bytes of the whole block."""
+    return sum(map(_aligned, _sizes(max_tokens, reach).values()))
+
+
 class Inputs:
     """Arrays int32 of up to `max_tokens` tokens, on the host and on the device.
 
@@ -24,15 +40,11 @@ class Inputs:
 
     def __init__(self, device: Device, max_tokens: int, reach: int) -> None:
         self._device, self._reach = device, reach
-        names = ("token_ids", "positions", "destinations", "committed", "slots", "logits_rows")
-        sizes = dict.fromkeys(names, 4 * max_tokens) | {"ancestors": 4 * reach * reach}
-        offsets, total = {}, 0
-        for name, size in sizes.items():
-            offsets[name] = total
-            total += -(-size // _ALIGNMENT) * _ALIGNMENT
+        sizes = _sizes(max_tokens, reach)
+        offsets = dict(zip(sizes, accumulate(map(_aligned, sizes.values()), initial=0), strict=False))
+        total = input_bytes(max_tokens, reach)
         self._host = device.pinned(total)
         self._address = device.allocate(total)
-        self.bytes = total
         self._arrays: dict[str, Int32] = {
             name: self._host[offset : offset + sizes[name]].view(np.int32) for name, offset in offsets.items()
         }

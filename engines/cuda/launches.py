@@ -114,6 +114,14 @@ def splits_of(tiles: int, input_tiles: int, multiprocessors: int) -> int:
     return tiles_of(input_tiles, tiles_of(input_tiles, splits))
 
 
+def sums_of(step: Linear, multiprocessors: int) -> int:
+    """Integers that the splits of a linear add up in, of any pass: those of a prompt's tiles are not split."""
+    output_tiles, input_tiles = tiles_of(step.outputs, TILE_OUTPUTS), tiles_of(step.inputs, TILE_INPUTS)
+    parts = 2 if step.swiglu else 1
+    is_split = splits_of(output_tiles, input_tiles, multiprocessors) > 1
+    return output_tiles * parts * TILE_OUTPUTS * TILE_TOKENS[-2] if is_split else 0
+
+
 def token_tile(tokens: int, tiles: tuple[int, ...]) -> int:
     """The smallest tile that holds so many tokens, else the largest."""
     return next((tile for tile in tiles if tokens <= tile), tiles[-1])

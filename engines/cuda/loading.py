@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engines.contract import Contract
-from engines.cuda.files import NAME, CudaFiles, cuda_files, read_kernels, read_program
+from engines.cuda.files import NAME, CudaFiles, check_program, cuda_files, read_kernels, read_program
 from engines.cuda.session import CudaSession
 from engines.directory import EngineDirectory
 from engines.gpu.device import Device, Gpu, LoadedKernel
@@ -74,7 +74,9 @@ def open_session(directory: EngineDirectory, placement: Placement, device: Devic
     """The session on a device, which is closed with it, or if this fails."""
     files = placement.files
     try:
-        program = read_program(directory.file(files.program))
+        contract, path = directory.manifest.contract, directory.file(files.program)
+        program = read_program(path)
+        check_program(path, program, contract)
         kernels = {
             record.name: _load(device, record.entry, image, record.threads, record.shared_bytes, record.types)
             for record, image in read_kernels(placement.kernels)
@@ -82,7 +84,7 @@ def open_session(directory: EngineDirectory, placement: Placement, device: Devic
     except BaseException:
         device.close()
         raise
-    return CudaSession(program, directory.file(files.weights), kernels, device, directory.manifest.contract)
+    return CudaSession(program, directory.file(files.weights), kernels, device, contract)
 
 
 def _load(

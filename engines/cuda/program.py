@@ -21,7 +21,6 @@ from plugins.gpu.variants import (
 )
 from quasar.errors import DamagedEngineError
 
-FILE = "cuda/program.json"
 # Buffers hold float32 [tokens, columns] and are named by the graph's values; "" is none. Tensors are named as in the
 # graph and lie in the weights' file.
 
@@ -180,21 +179,21 @@ class Program:
         return {**{name: getattr(self, name) for name in _SIZES}, "tensors": tensors, "steps": steps}
 
     @classmethod
-    def from_json(cls, value: Any) -> "Program":
-        """Read that file; raises `DamagedEngineError` naming what does not fit."""
+    def from_json(cls, value: Any, file: str = "program.json") -> "Program":
+        """Read that file, of such a name; raises `DamagedEngineError` naming what does not fit."""
         if not isinstance(value, Mapping) or not isinstance(value.get("steps"), list):
-            raise DamagedEngineError(f"{FILE}: there is no list of steps")
+            raise DamagedEngineError(f"{file}: there is no list of steps")
         tensors = value.get("tensors")
         if not isinstance(tensors, Mapping):
-            raise DamagedEngineError(f"{FILE}: there are no tensors")
-        sizes = check_fields("the program", {name: value.get(name) for name in _SIZES}, _SIZES, file=FILE)
+            raise DamagedEngineError(f"{file}: there are no tensors")
+        sizes = check_fields("the program", {name: value.get(name) for name in _SIZES}, _SIZES, file=file)
         place: dict[str, Any] = {"offset": int, "bytes": int}
         return cls(
             **sizes,
             tensors={
-                name: Tensor(**check_fields(f"tensor {name}", one, place, file=FILE)) for name, one in tensors.items()
+                name: Tensor(**check_fields(f"tensor {name}", one, place, file=file)) for name, one in tensors.items()
             },
-            steps=tuple(_step(one) for one in value["steps"]),
+            steps=tuple(_step(one, file) for one in value["steps"]),
         )
 
 
@@ -206,10 +205,10 @@ def linear_variant(step: Linear, tokens: int) -> W8A8Linear:
     return W8A8Linear(tokens=tokens, bias=bool(step.bias), residual=bool(step.residual), swiglu=step.swiglu)
 
 
-def _step(value: Any) -> Step:
+def _step(value: Any, file: str) -> Step:
     kind = _STEPS.get(value.get("step", "")) if isinstance(value, Mapping) else None
     if kind is None:
-        raise DamagedEngineError(f"{FILE}: a step that this version does not know: {value!r:.60}")
+        raise DamagedEngineError(f"{file}: a step that this version does not know: {value!r:.60}")
     expected: dict[str, Any] = {field.name: field.type for field in fields(kind)}
     given = {name: item for name, item in value.items() if name != "step"}
-    return kind(**check_fields(f"step {value['step']}", given, expected, file=FILE))
+    return kind(**check_fields(f"step {value['step']}", given, expected, file=file))

@@ -12,17 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.cache_rows import CacheRows, Float32
-from engines.contract import Contract
+from engines.contract import Contract, longest_for
 from engines.cuda.buffers import plan_buffers
-from engines.cuda.inputs import Inputs
-from engines.cuda.launches import Addresses, Limits, PassSizes, launches, splits_of, token_tile
+from engines.cuda.inputs import Inputs, input_bytes
+from engines.cuda.launches import Addresses, Limits, PassSizes, launches, sums_of
 from engines.cuda.program import Attention, Head, Linear, Program
 from engines.gpu.cache import DeviceCache
 from engines.gpu.device import Device, LoadedKernel, OutOfMemoryError, RecordedWork
 from engines.session import SessionMemory, rows_of
 from engines.tree import check_parents
 from plugins.gpu.packing import TILE_INPUTS, TILE_OUTPUTS, tiles_of
-from plugins.gpu.variants import TILE_TOKENS, num_splits, power_of_2
+from plugins.gpu.variants import num_splits, power_of_2
 from quasar.errors import EngineError, GenerationError
 
 Int64 = NDArray[np.int64]
@@ -218,58 +218,62 @@ class CudaSession:
 
     def _allocate(self, weights: Path) -> None:
         contract, program, device = self.contract, self._program, self._device
-        at_weights = device.allocate(self._weight_bytes)
-        _upload(device, at_weights, np.memmap(weights, np.uint8, "r"))
-        self._cache.allocate()
         tokens, reach = max(contract.prefill_chunk, contract.max_width), contract.max_width
-        attention = [step for step in program.steps if isinstance(step, Attention)]
-        linears = [step for step in program.steps if isinstance(step, Linear)]
-        head = next(step for step in program.steps if isinstance(step, Head))
         self._limits = Limits(
             capacity=contract.capacity,
             most_splits=max(1, num_splits(contract.capacity, reach)),
             multiprocessors=device.multiprocessors,
         )
         placed, blocks = plan_buffers(program)
-        at_blocks = [self._buffer(4 * tokens * columns) for columns in blocks]
-        most_inputs = max(head.inputs, *(step.inputs for step in linears))
-        queries = max(step.heads * step.head_size for step in attention)
-        heads = max(step.heads for step in attention)
-        keys = reach * tiles_of(head.vocabulary, TILE_OUTPUTS) * program.likeliest
+        sizes = self._sizes(tokens) | {str(block): 4 * tokens * columns for block, columns in enumerate(blocks)}
+        # All of it, before any of it is allocated: where there is no room, the advice needs the whole.
+        self._buffer_bytes = input_bytes(tokens, reach) + self._cache.table_bytes + sum(sizes.values())
+        at_weights = device.allocate(self._weight_bytes)
+        self._cache.allocate()
         self._inputs = Inputs(device, tokens, reach)
-        self._buffer_bytes += self._inputs.bytes
+        at = {name: device.allocate(size) for name, size in sizes.items()}
         # Next tokens, then the likeliest ones: they are copied back in one piece.
-        self._tokens = device.pinned(8 * reach * (1 + program.top_k)).view(np.int64)
-        next_tokens = self._buffer(self._tokens.nbytes)
+        self._tokens = device.pinned(sizes["next_tokens"]).view(np.int64)
         self._at = Addresses(
             tensors={name: at_weights + tensor.offset for name, tensor in program.tensors.items()},
-            buffers={name: at_blocks[block] for name, block in placed.items()},
+            buffers={name: at[str(block)] for name, block in placed.items()},
             inputs=self._inputs.addresses,
-            quantized=self._buffer(tokens * tiles_of(most_inputs, TILE_INPUTS) * TILE_INPUTS),
-            amax=self._buffer(4 * tokens),
-            sums=self._buffer(4 * max((_sums(step, reach, device.multiprocessors) for step in linears), default=0)),
-            arrived=self._buffer(4 * max(tiles_of(step.outputs, TILE_OUTPUTS) for step in linears) * reach),
-            queries=self._buffer(4 * tokens * queries),
-            partial=self._buffer(4 * reach * self._limits.most_splits * queries),
-            partial_stats=self._buffer(8 * reach * self._limits.most_splits * heads),
-            keys=self._buffer(8 * keys),
-            merged=self._buffer(8 * keys),
-            logits=self._buffer(4 * contract.max_width * contract.vocab_size),
-            next_tokens=next_tokens,
-            top_tokens=next_tokens + 8 * reach,
+            top_tokens=at["next_tokens"] + 8 * reach,
             caches=self._cache.pairs,
+            **{name: address for name, address in at.items() if not name.isdigit()},
         )
+        _upload(device, at_weights, np.memmap(weights, np.uint8, "r"))
         device.synchronize()
 
-    def _buffer(self, size: int) -> int:
-        self._buffer_bytes += size
-        return self._device.allocate(size)
+    def _sizes(self, tokens: int) -> dict[str, int]:
+        """Bytes of what `Addresses` names beside tensors, buffers, inputs and caches, for passes of so many tokens."""
+        contract, program, limits = self.contract, self._program, self._limits
+        reach = contract.max_width
+        attention = [step for step in program.steps if isinstance(step, Attention)]
+        linears = [step for step in program.steps if isinstance(step, Linear)]
+        head = next(step for step in program.steps if isinstance(step, Head))
+        most_inputs = max(head.inputs, *(step.inputs for step in linears))
+        queries = max(step.heads * step.head_size for step in attention)
+        keys = 8 * reach * tiles_of(head.vocabulary, TILE_OUTPUTS) * program.likeliest
+        return {
+            "quantized": tokens * tiles_of(most_inputs, TILE_INPUTS) * TILE_INPUTS,
+            "amax": 4 * tokens,
+            "sums": 4 * max(sums_of(step, limits.multiprocessors) for step in linears),
+            "arrived": 4 * max(tiles_of(step.outputs, TILE_OUTPUTS) for step in linears),
+            "queries": 4 * tokens * queries,
+            "partial": 4 * reach * limits.most_splits * queries,
+            "partial_stats": 8 * reach * limits.most_splits * max(step.heads for step in attention),
+            "keys": keys,
+            "merged": keys,
+            "logits": 4 * reach * contract.vocab_size,
+            "next_tokens": 8 * reach * (1 + program.top_k),
+        }
 
     def _memory_advice(self) -> str:
         """How much weights and cache need, and which --max-length would fit."""
         contract, per_position, free = self.contract, self._cache.bytes_per_position, self._free_bytes
         fixed = self._weight_bytes + self._buffer_bytes
-        length = (free - fixed) // per_position - (contract.capacity - contract.max_length)
+        length = longest_for((free - fixed) // per_position)
         fits = (
             f"build with --max-length {length}"
             if length >= 2 * contract.max_width
@@ -280,17 +284,6 @@ class CudaSession:
             f"{per_position * contract.capacity} for {contract.max_length} tokens, and {free} bytes were free: {fits}, "
             "or free memory on the GPU"
         )
-
-
-def _sums(step: Linear, reach: int, multiprocessors: int) -> int:
-    """Integers that the splits of a linear add up in, of the widest pass."""
-    most = 0
-    for tokens in range(1, reach + 1):
-        tile = token_tile(tokens, TILE_TOKENS)
-        tiles, token_tiles = tiles_of(step.outputs, TILE_OUTPUTS), tiles_of(tokens, tile)
-        if splits_of(tiles * token_tiles, tiles_of(step.inputs, TILE_INPUTS), multiprocessors) > 1:
-            most = max(most, tiles * token_tiles * (2 if step.swiglu else 1) * TILE_OUTPUTS * tile)
-    return most
 
 
 def _upload(device: Device, address: int, data: NDArray[np.uint8]) -> None:

@@ -29,6 +29,11 @@ class DeviceCache:
         """Bytes of one position in every layer, keys and values."""
         return 2 * self._contract.num_layers * self._contract.num_kv_heads * self._position_bytes
 
+    @property
+    def table_bytes(self) -> int:
+        """Bytes beside the positions: what kv_compact is told."""
+        return 8 * (2 * self._contract.num_layers + self._contract.max_width) if self._kernel is not None else 0
+
     def allocate(self) -> None:
         """Make the buffers; raises `OutOfMemoryError`."""
         contract, device = self._contract, self._device
