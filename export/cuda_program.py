@@ -84,7 +84,7 @@ class ProgramWriter:
         return Embed(table=self._put(table, stored), table_type=kind, columns=array.shape[1], output=output)
 
     def _linear(self, node: ir.Node, given: list[str | None], output: str) -> Step:
-        x, packed, _, bias, residual, norm = (*given, *[None] * (6 - len(given)))
+        x, packed, _, bias, residual, norm = [*given, *[None] * (6 - len(given))]
         name = str(packed).removesuffix(".packed")
         swiglu, epsilon = bool(_attribute(node, "swiglu", 0)), float(_attribute(node, "epsilon", 0.0))
         operator = precision_of(self._linears[name]).lowering(CUDA)

@@ -59,9 +59,9 @@ def attend_cache(  # type: ignore[no-untyped-def]
     """Split `program_id(2)` for group `program_id(0)` and tile `program_id(1)` of the tokens from `first_token` on.
 
     `queries` float32 [T, H, SIZE], rotated. All tokens of a tile are of one sequence: its `slots`. Of each token, head
-    and split it leaves the weighted sum of values in `partial` float32 [tokens, H, most_splits, SIZE], unscaled, and the
-    largest score (base 2) and the sum of weights in `partial_stats` float32 [tokens, H, most_splits, 2]. GROUP: heads
-    of a group; PADDED and WIDE: GROUP and SIZE, rounded up to a power of two; ROWS: tokens × PADDED.
+    and split it leaves the weighted sum of values in `partial` float32 [tokens, H, most_splits, SIZE], unscaled, and
+    the largest score (base 2) and the sum of weights in `partial_stats` float32 [tokens, H, most_splits, 2]. GROUP:
+    heads of a group; PADDED and WIDE: GROUP and SIZE, rounded up to a power of two; ROWS: tokens × PADDED.
     """
     group, tile, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     tile_size: tl.constexpr = ROWS // PADDED

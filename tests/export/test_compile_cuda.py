@@ -1,0 +1,424 @@
+"""What compiling for CUDA does to a directory; kernels are really compiled where their bytes matter."""
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import runtime
+from calibration.precisions.base import CUDA
+from calibration.precisions.catalog import precision_of
+from engines.cuda.files import KernelRecord, cuda_files, read_kernel_records, read_kernels, read_program
+from engines.cuda.loading import check_program
+from engines.cuda.program import Head, Linear
+from engines.directory import open_directory
+from engines.gpu.device import Gpu
+from engines.gpu.driver import GpuSearch
+from engines.onnxruntime.files import onnxruntime_files
+from export import compile_cuda
+from export.build_options import CompileOptions
+from export.compile_cuda import DEFAULT_CAPABILITIES, check_target, choose_capabilities, compile_engine
+from export.cuda_program import _smallest
+from export.inspect_backend import backend_json
+from plugins.gpu.packing import TILE_INPUTS, TILE_OUTPUTS, pack_channels, pack_weight
+from quasar.errors import BuildError, DamagedEngineError, EngineError, QuasarError
+from quasar.files import sha256_file, write_json
+from quasar.numerics import QuantizedWeight
+
+
+@pytest.fixture(scope="module")
+def compiled_engine(tiny_engine, tmp_path_factory):
+    """An engine that the command has compiled for one GPU, and what it printed. Read it, and never write there."""
+    engine = shutil.copytree(tiny_engine, tmp_path_factory.mktemp("cuda") / "engine")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "export", "compile", engine, "--backend", "cuda"),
+            *("--compute-capability", "8.9", "--json"),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return engine, json.loads(done.stdout)["cuda"]
+
+
+@pytest.fixture
+def engine(tiny_engine, tmp_path):
+    return shutil.copytree(tiny_engine, tmp_path / "engine")
+
+
+@pytest.fixture
+def quickly(monkeypatch):
+    """Kernels that are no kernels, where only their files matter."""
+
+    def no_kernels(program, capability):
+        for variant in program.variants():
+            record = KernelRecord(
+                name=variant.name,
+                entry="entry",
+                threads=32,
+                shared_bytes=0,
+                types=("i32",),
+                registers=1,
+                spilled_bytes=0,
+            )
+            yield record, f"{variant.name} for {capability}".encode()
+
+    monkeypatch.setattr(compile_cuda, "_compiled", no_kernels)
+
+
+def compiled(directory, *capabilities, **options):
+    return compile_engine(
+        CompileOptions(directory=directory, backend="cuda", compute_capabilities=capabilities or ("8.9",), **options)
+    )
+
+
+def files_of(directory):
+    return {path.relative_to(directory).as_posix() for path in (directory / "cuda").iterdir()}
+
+
+def one_line(call, *arguments, **keywords):
+    with pytest.raises(BuildError) as caught:
+        call(*arguments, **keywords)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_the_command_adds_a_program_weights_and_kernels(compiled_engine, tiny_engine):
+    engine, shown = compiled_engine
+    before, directory = open_directory(tiny_engine).manifest, open_directory(engine)
+    manifest, files = directory.manifest, cuda_files(directory.manifest)
+    assert files.cache_type == "float16"
+    assert [one.compute_capability for one in files.kernels] == ["8.9"]
+    assert set(files.names) == files_of(engine)
+    for name in files.names:
+        entry = {"bytes": (engine / name).stat().st_size, "sha256": sha256_file(engine / name)}
+        assert manifest.files[name] == entry
+        # What differs has another name.
+        assert Path(name).stem.endswith(f"-{entry['sha256'][:8]}")
+    # Adding a back end changes nothing that was there: the engine keeps its name, its files and its measurements.
+    assert manifest.engine_hash == before.engine_hash
+    assert manifest.files.items() >= before.files.items()
+    assert manifest.record == before.record
+    with runtime.load(engine, backend="onnxruntime") as loaded, runtime.load(tiny_engine) as untouched:
+        tokens = loaded.generate("hello", max_new_tokens=4).token_ids
+        assert tokens == untouched.generate("hello", max_new_tokens=4).token_ids
+
+    program = read_program(directory.file(files.program))
+    check_program(directory.file(files.program), program, manifest.contract)
+    kernels = list(read_kernels(directory.file(files.kernels[0].file)))
+    assert [record.name for record, _ in kernels] == [variant.name for variant in program.variants()]
+    for record, image in kernels:
+        assert image.startswith(b"\x7fELF")
+        assert record.entry.encode() in image
+    ends = [tensor.offset + tensor.bytes for tensor in program.tensors.values()]
+    assert max(ends) == (engine / files.weights).stat().st_size
+    assert shown["program"] == files.program
+    assert [kernel["name"] for kernel in shown["kernels"][0]["kernels"]] == [record.name for record, _ in kernels]
+
+
+def test_the_weights_are_the_engines(compiled_engine, tiny_engine):
+    """Every linear of the program, unpacked: the integers and scales of the canonical graph."""
+    import onnx_ir as ir
+
+    directory = open_directory(compiled_engine[0])
+    files = cuda_files(directory.manifest)
+    program = read_program(directory.file(files.program))
+    weights = np.fromfile(directory.file(files.weights), np.uint8)
+    values = ir.load(tiny_engine / "verifier.onnx").graph.initializers
+    linears = [step for step in program.steps if isinstance(step, Linear | Head)]
+    assert len(linears) == len(directory.manifest.linears)
+    for step in linears:
+        outputs = step.vocabulary if isinstance(step, Head) else step.outputs
+        swiglu = isinstance(step, Linear) and step.swiglu
+        place, scale_place = program.tensors[step.weight], program.tensors[step.scale]
+        packed = weights[place.offset : place.offset + place.bytes].view(np.int8)
+        scales = weights[scale_place.offset : scale_place.offset + scale_place.bytes].view(np.float32)
+        halves = 2 if swiglu else 1
+        expected = values[step.weight].const_value.numpy()
+        assert expected.shape == (step.inputs, halves * outputs)
+        unpacked = unpack(packed, halves * outputs, step.inputs, swiglu=swiglu)
+        np.testing.assert_array_equal(unpacked, expected.T)
+        channels = unpack_channels(scales, halves * outputs, swiglu=swiglu)
+        np.testing.assert_array_equal(channels, values[step.scale].const_value.numpy().reshape(-1))
+
+
+def unpack(packed, outputs, inputs, *, swiglu):
+    """The opposite of `pack_weight`, element by element: where the kernel looks for it."""
+    halves = 2 if swiglu else 1
+    input_tiles = -(-inputs // TILE_INPUTS)
+    values = np.zeros((outputs, inputs), np.int8)
+    flat, each = packed.reshape(-1), outputs // halves
+    row, column = np.arange(outputs)[:, None], np.arange(inputs)[None, :]
+    half, place = row // each, row % each
+    tile = (place // TILE_OUTPUTS * halves + half) * input_tiles + column // TILE_INPUTS
+    values[:] = flat[(tile * TILE_OUTPUTS + place % TILE_OUTPUTS) * TILE_INPUTS + column % TILE_INPUTS]
+    return values
+
+
+def unpack_channels(packed, outputs, *, swiglu):
+    halves = 2 if swiglu else 1
+    row, each = np.arange(outputs), outputs // halves
+    half, place = row // each, row % each
+    return packed[(place // TILE_OUTPUTS * halves + half) * TILE_OUTPUTS + place % TILE_OUTPUTS]
+
+
+@pytest.mark.parametrize("swiglu", [False, True])
+@pytest.mark.parametrize(("outputs", "inputs"), [(64, 128), (2, 1), (130, 300), (256, 129), (66, 127)])
+def test_packing_loses_nothing(outputs, inputs, swiglu):
+    random = np.random.default_rng(outputs)
+    # No zeros, which padding is made of.
+    values = random.integers(1, 128, (outputs, inputs)).astype(np.int8)
+    channels = random.uniform(1, 2, outputs).astype(np.float32)
+    packed, packed_channels = pack_weight(values, swiglu=swiglu), pack_channels(channels, swiglu=swiglu)
+    assert packed.shape[2:] == (TILE_OUTPUTS, TILE_INPUTS)
+    np.testing.assert_array_equal(unpack(packed, outputs, inputs, swiglu=swiglu), values)
+    np.testing.assert_array_equal(unpack_channels(packed_channels, outputs, swiglu=swiglu), channels)
+    assert np.count_nonzero(packed) == values.size
+    assert np.count_nonzero(packed_channels) == outputs
+    assert len(packed_channels) == packed.shape[0] * TILE_OUTPUTS
+
+
+def test_the_precision_packs_for_cuda():
+    operator = precision_of("w8a8-token").lowering(CUDA)
+    values = np.random.default_rng(0).integers(-127, 128, (70, 130)).astype(np.int8)
+    scale = np.arange(70, dtype=np.float32)
+    weight, scales = operator.pack(QuantizedWeight(values=values, scale=scale), False)
+    np.testing.assert_array_equal(weight, pack_weight(values))
+    np.testing.assert_array_equal(scales, pack_channels(scale))
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"), [([1.0, -2.0, 0.0], "bfloat16"), ([1.0009765625], "float16"), ([0.1], "float32")]
+)
+def test_a_table_has_the_smallest_type_that_holds_it(values, kind):
+    array = np.array([values], np.float32)
+    stored, name = _smallest(array)
+    assert name == kind
+    bits = stored.astype(np.uint32) << 16 if kind == "bfloat16" else None
+    np.testing.assert_array_equal(stored.astype(np.float32) if bits is None else bits.view(np.float32), array)
+
+
+def test_kernels_of_another_gpu_are_kept(engine, quickly):
+    first = cuda_files(compiled(engine, "8.6").manifest)
+    second = cuda_files(compiled(engine, "8.9").manifest)
+    assert [one.compute_capability for one in second.kernels] == ["8.6", "8.9"]
+    assert second.kernels[0] == first.kernels[0]
+    assert (second.program, second.weights) == (first.program, first.weights)
+    # The same GPU again takes the place of its kernels.
+    third = cuda_files(compiled(engine, "8.6").manifest)
+    assert [one.compute_capability for one in third.kernels] == ["8.9", "8.6"]
+    assert files_of(engine) == set(third.names)
+
+
+def test_another_cache_type_drops_the_kernels_of_the_first(engine, quickly):
+    first = cuda_files(compiled(engine, "8.6").manifest)
+    second = cuda_files(compiled(engine, "8.9", compute_type="bfloat16").manifest)
+    assert second.cache_type == "bfloat16"
+    assert [one.compute_capability for one in second.kernels] == ["8.9"]
+    assert second.weights == first.weights
+    assert second.program != first.program
+    # Files that nothing names are gone.
+    assert files_of(engine) == set(second.names)
+    assert read_program(engine / second.program).cache_type == "bfloat16"
+
+
+def test_the_same_bytes_every_time(compiled_engine, tiny_engine, tmp_path):
+    engine = shutil.copytree(tiny_engine, tmp_path / "engine")
+    files = cuda_files(compiled(engine).manifest)
+    # The names say what is in them.
+    assert files == cuda_files(open_directory(compiled_engine[0]).manifest)
+    for name in files.names:
+        assert (engine / name).read_bytes() == (compiled_engine[0] / name).read_bytes()
+
+
+@pytest.mark.parametrize("stopped_in", ["_compile", "publish"])
+def test_a_killed_run_leaves_the_directory_as_it_was(engine, quickly, monkeypatch, stopped_in):
+    """Another cache type, which has another program: the engine of the first still loads."""
+    first = cuda_files(compiled(engine).manifest)
+    before = (engine / "manifest.json").read_bytes()
+
+    def press(*arguments, **keywords):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(compile_cuda, stopped_in, press)
+        with pytest.raises(KeyboardInterrupt):
+            compiled(engine, compute_type="bfloat16")
+    assert (engine / "manifest.json").read_bytes() == before
+    # Opening compares every file with its hash.
+    assert cuda_files(open_directory(engine).manifest) == first
+    assert runtime.load(engine).backend == "onnxruntime"
+    second = cuda_files(compiled(engine, compute_type="bfloat16").manifest)
+    assert files_of(engine) == set(second.names)
+
+
+def test_two_runs_do_not_compile_one_directory(engine, monkeypatch):
+    def meanwhile(*arguments):
+        assert "another run is compiling" in one_line(compiled, engine)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compile_cuda, "_pack", meanwhile)
+    with pytest.raises(KeyboardInterrupt):
+        compiled(engine)
+
+
+def test_what_cuda_has_not_is_refused_in_a_sentence(engine, tmp_path):
+    assert one_line(compiled, engine, compute_type="float32") == (
+        "cuda keeps its KV cache in float16 or bfloat16; float32 came"
+    )
+    assert one_line(compiled, engine, "7.5") == (
+        "compute capability 7.5 has no INT8 product that Triton compiles to; cuda needs 8.0 or above: use --backend "
+        "tensorrt there"
+    )
+    for wrong in ("8", "8.x", "sm89"):
+        assert one_line(compiled, engine, wrong) == (f"compute capability {wrong!r} came; one like 8.9 was expected")
+    for options in ({"plugins": (tmp_path / "libmine.so",)}, {"fused_quantization": True}):
+        assert one_line(compiled, engine, **options) == (
+            "--plugin and --fused-quantization are TensorRT's: cuda has kernels of its own"
+        )
+    assert not (engine / "cuda").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "count", "title", "name"),
+    [
+        # As in the tests of other back ends: engines that are built once in a run.
+        ({"precision": "w8a8-block", "keep_float": ("lm_head",)}, 12, "W8A8 in blocks of 32", "w8a8-block"),
+        ({"precision": "fp32"}, 13, "float", "float"),
+    ],
+)
+def test_other_precisions_are_refused(tiny_model, shared_engine, options, count, title, name):
+    assert one_line(compiled, shared_engine(tiny_model, **options)) == (
+        f"{count} of the engine's 13 linears are {title}, and cuda has no form of {name}: compile an engine built with "
+        "--precision w8a8"
+    )
+
+
+def test_an_engine_without_native_graph_is_refused(engine, monkeypatch):
+    files = onnxruntime_files(open_directory(engine).manifest)
+    monkeypatch.setattr(compile_cuda, "onnxruntime_files", lambda manifest: replace(files, native_graph=""))
+    assert one_line(compiled, engine) == (
+        f"{engine} has no graph of native operators, which the CUDA program is made from: build it again with this "
+        "version, a head size of up to 256 and linears of up to 65536 inputs"
+    )
+
+
+def test_a_kernel_that_does_not_compile_is_a_sentence(engine, monkeypatch):
+    def refuse(self, capability):
+        raise QuasarError("Triton compiled no gather_rows for compute capability 8.9: why")
+
+    monkeypatch.setattr("plugins.gpu.kernel.Kernel.compile", refuse)
+    assert one_line(compiled, engine) == "Triton compiled no gather_rows for compute capability 8.9: why"
+
+
+def test_targets_are_chosen(monkeypatch):
+    assert choose_capabilities(("8.6", "9.0", "8.6")) == ("8.6", "9.0")
+    # This machine has no GPU.
+    assert choose_capabilities(()) == DEFAULT_CAPABILITIES
+    check_target("cuda", ("8.9",))
+    with pytest.raises(BuildError, match=r"compute capability 7\.5 has no INT8 product"):
+        check_target("cuda", ("8.9", "7.5"))
+
+    def put(capability):
+        gpu = Gpu(name="NVIDIA", compute_capability=capability, driver="13.1")
+        monkeypatch.setattr(compile_cuda, "find_gpu", lambda: GpuSearch(found=gpu, reason=""))
+
+    put("8.9")
+    assert choose_capabilities(()) == ("8.9",)
+    put("7.5")
+    with pytest.raises(BuildError, match=r"compute capability 7\.5 has no INT8 product"):
+        choose_capabilities(())
+    assert choose_capabilities(("8.6",)) == ("8.6",)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(BuildError, match=r"written in Triton: run pip install 'quasar-verifier\[trees\]'"):
+        choose_capabilities(("8.6",))
+
+
+def test_inspect_shows_what_kernels_take(compiled_engine):
+    engine, _ = compiled_engine
+
+    def inspect(*options):
+        arguments = [sys.executable, "-m", "export", "inspect", engine, "--backend", "cuda", *options]
+        return subprocess.run(
+            arguments, capture_output=True, text=True, check=True, env={"COLUMNS": "200", "PATH": ""}
+        ).stdout
+
+    value = json.loads(inspect("--json"))
+    (entry,) = value["kernels"]
+    records = read_kernel_records(engine / entry["file"])
+    fields = ("name", "threads", "registers", "spilled_bytes", "shared_bytes")
+    assert entry["kernels"] == [{field: getattr(record, field) for field in fields} for record in records]
+    assert all(kernel["registers"] > 0 and kernel["spilled_bytes"] == 0 for kernel in entry["kernels"])
+    lines = [line.split() for line in inspect().splitlines()]
+    size = (engine / value["weights"]).stat().st_size
+    assert " ".join(lines[0]) == f"cuda, KV cache in float16, weights {size / 1e6:.0f} MB"
+    assert lines[1] == ["compute", "capability", "8.9,", entry["file"]]
+    for kernel in entry["kernels"]:
+        assert [str(item) for item in kernel.values()] in lines
+    with pytest.raises(EngineError, match=r"no tensorrt back end: run python -m export compile"):
+        backend_json(open_directory(engine), "tensorrt")
+
+
+def test_files_that_are_no_kernels_are_damaged(tmp_path):
+    path = tmp_path / "kernels.zip"
+
+    def said(read):
+        with pytest.raises(DamagedEngineError) as caught:
+            list(read(path))
+        return str(caught.value).removeprefix(f"{path} ")
+
+    path.write_bytes(b"no zip")
+    assert said(read_kernel_records) == "holds no kernels (File is not a zip file): compile the engine again"
+    record = {"name": "a", "entry": "a", "threads": 32, "shared_bytes": 0, "types": [], "registers": 1}
+    record["spilled_bytes"] = 0
+    for index, expected in (
+        (None, "holds no kernels (\"There is no item named 'kernels.json' in the archive\"): compile the engine again"),
+        ("{}", "holds no kernels (kernels.json is no list): compile the engine again"),
+        ("[", "holds no kernels (Expecting value: line 1 column 2 (char 1)): compile the engine again"),
+        (json.dumps([record]), "lacks the kernel a: compile the engine again"),
+        (json.dumps([{"name": "a"}]), "kernels.zip: a kernel lacks the field 'entry'"),
+    ):
+        with zipfile.ZipFile(path, "w") as archive:
+            if index is not None:
+                archive.writestr("kernels.json", index)
+        assert said(read_kernels) == expected
+
+
+def test_files_that_are_no_program_are_damaged(compiled_engine, tmp_path):
+    engine, value = compiled_engine
+    contract = open_directory(engine).manifest.contract
+    program, path = json.loads((engine / value["program"]).read_text()), tmp_path / "program.json"
+    sizes = "passes of up to 16 tokens and 8 likeliest tokens"
+
+    def said(changed):
+        write_json(path, changed)
+        with pytest.raises(DamagedEngineError) as caught:
+            check_program(path, read_program(path), contract)
+        return str(caught.value)
+
+    for changed, expected in (
+        ([], "program.json: there is no list of steps"),
+        ({**program, "tensors": []}, "program.json: there are no tensors"),
+        ({**program, "reach": "x"}, "program.json: the program.reach is 'x'; int was expected"),
+        (
+            {**program, "steps": [{"step": "dance"}]},
+            "program.json: a step that this version does not know: {'step': 'dance'}",
+        ),
+        ({**program, "steps": [{"step": "select"}]}, "program.json: step select lacks the field 'input'"),
+        (
+            {**program, "reach": 16},
+            f"{path} is of an engine with 3 layers, {sizes}; this one has 3, 32 and 8: compile the engine again",
+        ),
+    ):
+        assert said(changed) == expected
+    path.write_text("{")
+    with pytest.raises(DamagedEngineError, match=r"program\.json is no JSON .*: compile the engine again"):
+        read_program(path)
