@@ -8,7 +8,7 @@ from typing import Any, Self
 from engines.gpu.device import Bytes, Gpu, LoadedKernel, OutOfMemoryError, array_at
 from quasar.errors import EngineError
 
-_INSTALL = "run pip install 'quasar-verifier[cuda]', or [tensorrt]"
+_INSTALL = "run pip install 'quasar-verifier[cuda]'"
 # Shared memory of a program that a kernel may have without asking for it.
 _SHARED_WITHOUT_ASKING = 48 << 10
 # Triton gives every kernel two more pointers after its own arguments, for scratch memory that ours do not use.

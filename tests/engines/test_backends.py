@@ -76,7 +76,9 @@ def test_an_unknown_part_is_kept_and_names_no_other_engine(with_unknown_part, ti
     assert directory.manifest.to_json() == value
     assert directory.manifest.engine_hash == open_directory(tiny_engine).manifest.engine_hash
     assert load_engine(engine).backend == "onnxruntime"
-    with pytest.raises(EngineError, match="unknown backend 'abacus'; known are onnxruntime, tensorrt, tensorrt-rtx"):
+    with pytest.raises(
+        EngineError, match="unknown backend 'abacus'; known are onnxruntime, cuda, tensorrt, tensorrt-rtx"
+    ):
         load_engine(engine, backend="abacus")
     with pytest.raises(EngineError, match="unknown backend 'abacus'"):
         backend_json(directory, "abacus")

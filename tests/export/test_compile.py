@@ -153,7 +153,7 @@ def test_an_engine_of_an_earlier_version_compiles_without_top_tokens(engine):
 
 def test_a_killed_run_leaves_the_directory_as_it_was(engine, monkeypatch):
     before = (engine / "manifest.json").read_bytes()
-    monkeypatch.setattr("export.compile.write_json", lambda path, value: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("export.publishing.write_json", lambda path, value: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         compiled(engine)
     assert (engine / "manifest.json").read_bytes() == before

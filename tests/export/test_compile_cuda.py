@@ -14,7 +14,7 @@ import pytest
 import runtime
 from calibration.precisions.base import CUDA
 from calibration.precisions.catalog import precision_of
-from engines.cuda.files import KernelRecord, cuda_files, read_kernel_records, read_kernels, read_program
+from engines.cuda.files import cuda_files, read_kernel_records, read_kernels, read_program
 from engines.cuda.loading import check_program
 from engines.cuda.program import Head, Linear
 from engines.directory import open_directory
@@ -30,6 +30,7 @@ from plugins.gpu.packing import TILE_INPUTS, TILE_OUTPUTS, pack_channels, pack_w
 from quasar.errors import BuildError, DamagedEngineError, EngineError, QuasarError
 from quasar.files import sha256_file, write_json
 from quasar.numerics import QuantizedWeight
+from tests.engines.cuda.fakes import compile_quickly
 
 
 @pytest.fixture(scope="module")
@@ -55,22 +56,7 @@ def engine(tiny_engine, tmp_path):
 
 @pytest.fixture
 def quickly(monkeypatch):
-    """Kernels that are no kernels, where only their files matter."""
-
-    def no_kernels(program, capability):
-        for variant in program.variants():
-            record = KernelRecord(
-                name=variant.name,
-                entry="entry",
-                threads=32,
-                shared_bytes=0,
-                types=("i32",),
-                registers=1,
-                spilled_bytes=0,
-            )
-            yield record, f"{variant.name} for {capability}".encode()
-
-    monkeypatch.setattr(compile_cuda, "_compiled", no_kernels)
+    compile_quickly(monkeypatch)
 
 
 def compiled(directory, *capabilities, **options):

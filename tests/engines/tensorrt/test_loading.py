@@ -66,7 +66,7 @@ def test_without_a_gpu(engine, backend):
 
 def test_without_cuda_python(engine, monkeypatch):
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
-    assert "cuda-python is not installed: run pip install 'quasar-verifier[tensorrt]'" in one_line(engine, "tensorrt")
+    assert "cuda-python is not installed: run pip install 'quasar-verifier[cuda]'" in one_line(engine, "tensorrt")
 
 
 def test_without_the_library(engine, with_gpu):
@@ -106,7 +106,7 @@ def test_a_plan_from_another_version(engine, with_gpu, monkeypatch):
 
 
 def test_an_unknown_back_end(engine):
-    assert one_line(engine, "cuda") == "unknown backend 'cuda'; known are onnxruntime, tensorrt, tensorrt-rtx"
+    assert one_line(engine, "abacus") == "unknown backend 'abacus'; known are onnxruntime, cuda, tensorrt, tensorrt-rtx"
 
 
 def test_without_a_choice_the_machine_decides(engine, with_gpu, monkeypatch):

@@ -1,0 +1,341 @@
+"""Which kernels are taken, and what is said where none can be: the GPU is a stand-in whose kernels do nothing."""
+
+import json
+import re
+import shutil
+import sys
+import zipfile
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import runtime
+from engines.contract import capacity_for, longest_for
+from engines.cuda import backend, loading
+from engines.cuda.files import cuda_files, read_program
+from engines.cuda.loading import probe_plan
+from engines.cuda.session import CudaSession
+from engines.directory import open_directory
+from engines.gpu.device import Gpu, LoadedKernel
+from engines.gpu.driver import GpuSearch
+from engines.gpu.host_device import HostDevice
+from engines.loading import choose_backend, load_engine
+from engines.tensorrt.backend import TensorRtBackend
+from export.build_options import CompileOptions
+from export.compile_cuda import compile_engine
+from quasar.errors import DamagedEngineError, EngineError
+from quasar.files import sha256_file
+from tests.engines.cuda.fakes import compile_quickly
+
+TURING = Gpu(name="NVIDIA Turing", compute_capability="7.5", driver="13.1")
+ADA = Gpu(name="NVIDIA Ada", compute_capability="8.9", driver="13.1")
+HOPPER = Gpu(name="NVIDIA Hopper", compute_capability="9.0", driver="13.1")
+
+
+@pytest.fixture(scope="module")
+def compiled_engine(tiny_engine, tmp_path_factory):
+    """Compiled for Ada. Read it, and never write there."""
+    engine = shutil.copytree(tiny_engine, tmp_path_factory.mktemp("loading") / "engine")
+    with pytest.MonkeyPatch.context() as patched:
+        compile_quickly(patched)
+        compile_engine(CompileOptions(directory=engine, backend="cuda", compute_capabilities=("8.9",)))
+    return engine
+
+
+@pytest.fixture
+def engine(compiled_engine, tmp_path):
+    return shutil.copytree(compiled_engine, tmp_path / "engine")
+
+
+@pytest.fixture
+def with_gpu(monkeypatch):
+    """A machine with a GPU, as far as looking goes."""
+
+    def put(gpu):
+        monkeypatch.setattr(loading, "find_gpu", lambda: GpuSearch(found=gpu, reason=""))
+
+    return put
+
+
+@pytest.fixture
+def on_host_memory(with_gpu, monkeypatch):
+    """An Ada whose memory is the host's: every pass gives token 0. `devices` were opened; the next has `memory_bytes`."""
+    with_gpu(ADA)
+    machine = SimpleNamespace(devices=[], memory_bytes=1 << 40)
+
+    def device():
+        machine.devices.append(HostDevice(machine.memory_bytes, lambda kernel, grid, arguments: None))
+        return machine.devices[-1]
+
+    monkeypatch.setattr(loading, "CudaDevice", device)
+    return machine
+
+
+@pytest.fixture
+def probed(tiny_engine, monkeypatch):
+    """The machines that were measured; what is found is the CPU's record."""
+    machines = []
+    record = open_directory(tiny_engine).manifest.record
+
+    def run_probes(session, machine, plan):
+        assert isinstance(session, CudaSession)
+        machines.append(machine)
+        return replace(record, machine=machine.to_json())
+
+    monkeypatch.setattr(loading, "run_probes", run_probes)
+    return machines
+
+
+def one_line(engine, backend="cuda"):
+    with pytest.raises(EngineError) as caught:
+        runtime.load(engine, backend=backend)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def rewrite(engine, name, data):
+    """Another content for a file, with the manifest's consent."""
+    (engine / name).write_bytes(data)
+    manifest = json.loads((engine / "manifest.json").read_text())
+    manifest["files"][name] = {"bytes": len(data), "sha256": sha256_file(engine / name)}
+    (engine / "manifest.json").write_text(json.dumps(manifest))
+
+
+def files_of(engine):
+    return cuda_files(open_directory(engine).manifest)
+
+
+def test_without_a_gpu(compiled_engine):
+    assert one_line(compiled_engine) == (
+        "backend 'cuda' needs an NVIDIA GPU: there is no NVIDIA driver on this machine; backend='onnxruntime' runs on "
+        "the CPU"
+    )
+
+
+def test_without_cuda_python(compiled_engine, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    assert one_line(compiled_engine) == (
+        "backend 'cuda' needs an NVIDIA GPU: cuda-python is not installed: run pip install 'quasar-verifier[cuda]'; "
+        "backend='onnxruntime' runs on the CPU"
+    )
+
+
+def test_a_gpu_that_is_too_old(compiled_engine, with_gpu):
+    with_gpu(TURING)
+    assert one_line(compiled_engine) == (
+        "NVIDIA Turing has compute capability 7.5; backend 'cuda' needs 8.0 or above, for its INT8 tensor cores: "
+        "backend='onnxruntime' runs on the CPU"
+    )
+
+
+def test_a_directory_without_that_back_end(tiny_engine, with_gpu):
+    with_gpu(ADA)
+    assert one_line(tiny_engine) == (
+        f"{tiny_engine} has no cuda back end: run python -m export compile {tiny_engine} --backend cuda"
+    )
+
+
+def test_kernels_for_another_gpu(compiled_engine, with_gpu):
+    with_gpu(HOPPER)
+    assert one_line(compiled_engine) == (
+        f"{compiled_engine} has no kernels for this GPU (NVIDIA Hopper, compute capability 9.0; kernels: 8.9): run "
+        f"python -m export compile {compiled_engine} --backend cuda --compute-capability 9.0"
+    )
+
+
+def test_a_kernel_that_the_file_lacks(engine, on_host_memory):
+    name = files_of(engine).kernels[0].file
+    with zipfile.ZipFile(engine / name) as archive:
+        records = json.loads(archive.read("kernels.json"))
+        images = {one["name"]: archive.read(f"{one['name']}.cubin") for one in records}
+
+    def write(records, images):
+        with zipfile.ZipFile(engine / name, "w") as archive:
+            archive.writestr("kernels.json", json.dumps(records))
+            for kernel, image in images.items():
+                archive.writestr(f"{kernel}.cubin", image)
+        rewrite(engine, name, (engine / name).read_bytes())
+
+    # As an earlier version would have compiled it.
+    write([one for one in records if one["name"] not in ("kv_compact", "gather_rows_float32")], images)
+    assert one_line(engine) == "kernels are missing: gather_rows_float32, kv_compact: compile the engine again"
+    assert on_host_memory.devices[-1].closed
+    write(records, {kernel: image for kernel, image in images.items() if kernel != "kv_compact"})
+    assert one_line(engine) == f"{engine / name} lacks the kernel kv_compact: compile the engine again"
+    assert on_host_memory.devices[-1].closed
+
+
+def test_damaged_files(engine, on_host_memory):
+    files = files_of(engine)
+    program, kernels = (engine / files.program).read_bytes(), files.kernels[0].file
+    (engine / files.program).write_bytes(program.replace(b"float16", b"bflat16"))
+    assert one_line(engine) == (
+        f"{engine / files.program} is not the file that was built (its SHA-256 differs): build the engine again"
+    )
+    rewrite(engine, files.program, b"{")
+    assert one_line(engine).startswith(f"{engine / files.program} is no JSON (")
+    assert on_host_memory.devices[-1].closed
+    rewrite(engine, files.program, program.replace(b'"reach": 32', b'"reach": 31'))
+    assert one_line(engine) == (
+        f"{engine / files.program} is of an engine with 3 layers, passes of up to 31 tokens and 8 likeliest tokens; "
+        "this one has 3, 32 and 8: compile the engine again"
+    )
+    assert on_host_memory.devices[-1].closed
+    rewrite(engine, files.program, program)
+    rewrite(engine, kernels, b"no zip")
+    assert one_line(engine) == (
+        f"{engine / kernels} holds no kernels (File is not a zip file): compile the engine again"
+    )
+    assert on_host_memory.devices[-1].closed
+
+
+def test_a_manifest_of_another_form(engine):
+    manifest = json.loads((engine / "manifest.json").read_text())
+    manifest["backends"]["cuda"]["cache_type"] = "float8"
+    (engine / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DamagedEngineError, match=r"manifest\.json: backends\.cuda\.cache_type is 'float8'"):
+        open_directory(engine)
+
+
+def test_too_little_memory_says_what_fits(compiled_engine, on_host_memory):
+    """And the context that it names really fits, but no longer one."""
+    directory = open_directory(compiled_engine)
+    contract, files = directory.manifest.contract, cuda_files(directory.manifest)
+    program, weights = read_program(compiled_engine / files.program), compiled_engine / files.weights
+    kernel = LoadedKernel(handle="none", threads=1, shared_bytes=0, types=())
+    kernels = dict.fromkeys((variant.name for variant in program.variants()), kernel)
+
+    def session_of(memory_bytes, max_length=contract.max_length):
+        sizes = replace(contract, max_length=max_length, capacity=capacity_for(max_length))
+        device = HostDevice(memory_bytes)
+        return CudaSession(program, weights, kernels, device, sizes), device
+
+    session, device = session_of(1 << 40)
+    taken, memory = (1 << 40) - device.free_bytes, session.memory()
+    # Whatever was allocated is counted.
+    assert memory.weights + memory.cache + memory.buffers == taken
+    for part in (0.4, 0.7):
+        room = int(taken - part * memory.cache)
+        on_host_memory.memory_bytes = room
+        message = one_line(compiled_engine)
+        assert on_host_memory.devices[-1].closed
+        found = re.fullmatch(
+            rf"the GPU has no room: the weights take {memory.weights} bytes, the KV cache {memory.cache} for "
+            rf"{contract.max_length} tokens, and {room} bytes were free: build with --max-length (\d+), or free memory "
+            "on the GPU",
+            message,
+        )
+        assert found, message
+        length = int(found[1])
+        session_of(room, length)
+        # What a shorter cache needs less of its buffers is left over: less than a block of positions.
+        with pytest.raises(EngineError, match="the GPU has no room"):
+            session_of(room, length + 128)
+    on_host_memory.memory_bytes = memory.weights
+    assert one_line(compiled_engine).endswith(
+        f"and {memory.weights} bytes were free: no --max-length fits beside it, or free memory on the GPU"
+    )
+
+
+@pytest.mark.parametrize("positions", [160, 191, 192, 4096, 4100])
+def test_the_longest_context_of_a_cache(positions):
+    length = longest_for(positions)
+    assert capacity_for(length) <= positions < capacity_for(length + 1)
+
+
+def test_loading_measures_once_and_generates(compiled_engine, on_host_memory, probed):
+    with runtime.load(compiled_engine, backend="cuda") as loaded:
+        assert loaded.backend == "cuda"
+        assert loaded.record.machine["processor"] == "NVIDIA Ada"
+        assert loaded.generate([65, 66], max_new_tokens=3, drafter="none", ignore_eos=True).token_ids == (0, 0, 0)
+        record = loaded.record
+    assert on_host_memory.devices[-1].closed
+    (machine,) = probed
+    assert (machine.system, machine.instruction_sets) == ("CUDA 13.1", ("sm89",))
+    with runtime.load(compiled_engine, backend="cuda") as again:
+        assert again.record == record
+    assert len(probed) == 1
+
+
+def test_other_kernels_or_another_driver_are_measured_again(engine, on_host_memory, probed, with_gpu):
+    runtime.load(engine, backend="cuda").close()
+    with_gpu(replace(ADA, driver="13.2"))
+    runtime.load(engine, backend="cuda").close()
+    assert len(probed) == 2
+    name = files_of(engine).kernels[0].file
+    with zipfile.ZipFile(engine / name, "a") as archive:
+        archive.writestr("more", b"other kernels")
+    rewrite(engine, name, (engine / name).read_bytes())
+    runtime.load(engine, backend="cuda").close()
+    assert len(probed) == 3
+
+
+def test_a_failing_load_frees_the_device(compiled_engine, on_host_memory, monkeypatch):
+    def fail(session, machine, plan):
+        raise EngineError("no room")
+
+    monkeypatch.setattr(loading, "run_probes", fail)
+    assert one_line(compiled_engine) == "no room"
+    assert on_host_memory.devices[-1].closed
+
+
+def test_a_cache_is_probed_where_attention_changes_its_path(compiled_engine):
+    contract = replace(open_directory(compiled_engine).manifest.contract, max_length=2048)
+    around = probe_plan(contract).boundaries
+    assert [length for length in around if length in range(250, 260)] == [254, 255, 256]
+    assert {62, 63, 64, 126, 127, 128, 318, 319, 320, 510, 511, 512} <= set(around)
+    assert max(probe_plan(replace(contract, max_length=130)).boundaries) < 128
+
+
+def test_without_a_choice_cuda_runs_where_it_can(compiled_engine, with_gpu, monkeypatch):
+    # This machine has no GPU.
+    assert runtime.load(compiled_engine).backend == "onnxruntime"
+    with_gpu(HOPPER)
+    assert runtime.load(compiled_engine).backend == "onnxruntime"
+    with_gpu(ADA)
+    monkeypatch.setattr(backend, "load_cuda", lambda directory: (SimpleNamespace(), None))
+    assert load_engine(compiled_engine).backend == "cuda"
+    assert load_engine(compiled_engine, backend="cuda").backend == "cuda"
+    assert load_engine(compiled_engine, backend="onnxruntime").backend == "onnxruntime"
+
+
+@pytest.mark.parametrize(
+    ("able", "expected"),
+    [
+        ({"onnxruntime", "cuda", "tensorrt", "tensorrt-rtx"}, "cuda"),
+        ({"onnxruntime", "tensorrt", "tensorrt-rtx"}, "tensorrt"),
+        ({"onnxruntime", "tensorrt-rtx"}, "tensorrt-rtx"),
+        ({"onnxruntime"}, "onnxruntime"),
+    ],
+)
+def test_the_order_of_preference(compiled_engine, monkeypatch, able, expected):
+    directory = open_directory(compiled_engine)
+    sections = directory.manifest.backends
+    everything = dict.fromkeys(("tensorrt-rtx", "tensorrt", "cuda"), sections["cuda"])
+    manifest = replace(directory.manifest, backends={**everything, "onnxruntime": sections["onnxruntime"]})
+    for kind in (backend.CudaBackend, TensorRtBackend):
+        monkeypatch.setattr(kind, "refusal", lambda self, directory: "" if self.name in able else "no")
+    assert choose_backend(replace(directory, manifest=manifest)).name == expected
+
+
+def test_passes_are_recorded_once_each(compiled_engine, on_host_memory, probed):
+    """The first of a kind runs, the second is recorded and launched, later ones launch the record."""
+    launched = []
+    with runtime.load(compiled_engine, backend="cuda") as loaded:
+        session, device = loaded._loaded.session, on_host_memory.devices[-1]
+        device._run_kernel = lambda kernel, grid, arguments: launched.append(kernel)
+        counts, recorded = [], []
+        for _ in range(4):
+            session.run([1, 2], 5, 2)
+            counts.append(len(launched))
+            recorded.append(len(session._recorded))
+        assert recorded == [0, 1, 1, 1]
+        # Every pass launches as many kernels as the first.
+        assert counts == [counts[0] * times for times in (1, 2, 3, 4)]
+        session.run(np.arange(40), 0, 1)
+        session.run(np.arange(40), 0, 1)
+        # Prompts are not recorded.
+        assert len(session._recorded) == 1
