@@ -61,7 +61,7 @@ def with_gpu(monkeypatch):
 
 @pytest.fixture
 def on_host_memory(with_gpu, monkeypatch):
-    """An Ada whose memory is the host's: every pass gives token 0. `devices` were opened; the next has `memory_bytes`."""
+    """An Ada whose memory is the host's: every pass gives token 0. `devices` were opened, each with `memory_bytes`."""
     with_gpu(ADA)
     machine = SimpleNamespace(devices=[], memory_bytes=1 << 40)
 

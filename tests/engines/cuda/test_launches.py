@@ -1,0 +1,164 @@
+"""A pass as launches: grids, arguments and their order."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engines.cuda.launches import Addresses, Limits, PassSizes, launches, splits_of, sums_of, token_tile
+from engines.cuda.program import Attention, Linear
+from plugins.gpu.catalog import kernel_of
+from plugins.gpu.packing import TILE_INPUTS, TILE_OUTPUTS, tiles_of
+from plugins.gpu.variants import SPLIT, TILE_TOKENS, num_splits
+from tests.programs import QWEN3_8B, SMOLLM2, WIDE_HEADS, program_of
+
+CHECKED = {"deadline": None, "database": None, "derandomize": True}
+LIMITS = Limits(capacity=4160, most_splits=16, multiprocessors=132)
+SMALL = {"hidden": 300, "intermediate": 700, "heads": 6, "kv_heads": 2, "head_size": 64}
+
+
+class Names(dict):
+    """An address of its own for every name that is asked for."""
+
+    def __missing__(self, name):
+        self[name] = 1_000_000 + 256 * len(self)
+        return self[name]
+
+
+def addresses(layers=1):
+    fields = [name for name in Addresses.__dataclass_fields__ if name not in ("tensors", "buffers", "inputs", "caches")]
+    single = {name: 256 * (1 + place) for place, name in enumerate(fields)}
+    caches = tuple((10_000 * (layer + 1), 10_000 * (layer + 1) + 256) for layer in range(layers))
+    return Addresses(tensors=Names(), buffers=Names(), inputs=Names(), caches=caches, **single)
+
+
+def launched(program, tokens, *, rows=1, cached=0, logits=False, at=None, limits=LIMITS):
+    splits = num_splits(cached + tokens - 1, program.reach)
+    sizes = PassSizes(tokens=tokens, rows=rows, splits=splits, logits=logits)
+    return list(launches(program, sizes, addresses(2) if at is None else at, limits))
+
+
+def named(program, launch):
+    """The arguments by the names of the kernel's parameters."""
+    kernel = next(kernel_of(variant) for variant in program.variants() if variant.name == launch.kernel)
+    return dict(zip(kernel.signature, launch.arguments, strict=True))
+
+
+@settings(max_examples=300, **CHECKED)
+@given(tiles=st.integers(1, 2000), input_tiles=st.integers(1, 512), multiprocessors=st.integers(1, 200))
+def test_splits_cover_all_tiles_and_none_is_empty(tiles, input_tiles, multiprocessors):
+    splits = splits_of(tiles, input_tiles, multiprocessors)
+    each = tiles_of(input_tiles, splits)
+    assert 0 < (splits - 1) * each + 1 <= input_tiles <= splits * each
+    # A split has work for more than its additions, and a GPU that is busy has no splits.
+    assert splits == 1 or each >= 4
+    assert splits == 1 or tiles * (splits - 1) < 4 * multiprocessors
+
+
+def test_few_programs_are_split():
+    # SmolLM2's down projection on an H100, and Qwen3-8B's.
+    assert splits_of(tiles_of(576, TILE_OUTPUTS), tiles_of(1536, TILE_INPUTS), 132) == 3
+    assert splits_of(tiles_of(4096, TILE_OUTPUTS), tiles_of(12288, TILE_INPUTS), 132) == 9
+    assert splits_of(1000, 100, 132) == 1
+
+
+def test_tiles_hold_the_tokens():
+    assert [token_tile(tokens, (16, 32, 64)) for tokens in (1, 16, 17, 32, 33, 64, 65, 256)] == [
+        *(16, 16, 32, 32, 64, 64, 64, 64)
+    ]
+
+
+@pytest.mark.parametrize("reach", [2, 8, 16, 32])
+@pytest.mark.parametrize("shape", [SMOLLM2, QWEN3_8B])
+def test_sums_have_room_in_every_pass(shape, reach):
+    """Whatever the widest verify pass is: the end of a prompt may be wider, and is split, too."""
+    program = program_of(**shape, reach=reach)
+    room = {step.output: sums_of(step, 132) for step in program.steps if isinstance(step, Linear)}
+    arrived = max(tiles_of(step.outputs, TILE_OUTPUTS) for step in program.steps if isinstance(step, Linear))
+    at, used = addresses(), dict.fromkeys(room, 0)
+    for tokens in range(1, 257):
+        for launch in launched(program, tokens, at=at):
+            if not launch.kernel.startswith("w8a8_linear"):
+                continue
+            tile = int(launch.kernel.split("_")[2])
+            assert tile in TILE_TOKENS
+            output_tiles, token_tiles, splits = launch.grid
+            assert token_tiles * tile >= tokens
+            if splits > 1:
+                assert output_tiles * token_tiles <= arrived
+                parts = 2 if launch.kernel.endswith("swiglu") else 1
+                output = next(name for name, address in at.buffers.items() if address == launch.arguments[6])
+                used[output] = max(used[output], output_tiles * token_tiles * parts * TILE_OUTPUTS * tile)
+    assert used == room
+    assert any(used.values())
+
+
+@pytest.mark.parametrize("shape", [SMOLLM2, QWEN3_8B, WIDE_HEADS])
+@pytest.mark.parametrize("tokens", [1, 17, 40])
+def test_arguments_are_those_of_the_kernel(shape, tokens):
+    program = program_of(**shape, bias=True, layers=2)
+    kernels = {variant.name: kernel_of(variant) for variant in program.variants()}
+    for launch in launched(program, tokens, cached=600, logits=True):
+        signature = kernels[launch.kernel].signature
+        for (name, kind), value in zip(signature.items(), launch.arguments, strict=True):
+            assert isinstance(value, float if kind == "fp32" else int), (launch.kernel, name)
+        assert all(extent > 0 for extent in launch.grid)
+
+
+def test_the_launches_of_a_pass_are_in_order():
+    program = program_of(**SMALL, layers=2)
+    attention = ["rotate_append_64_64_float16", "attend_cache_3_64_32_float16", "attend_path_3_64_32_float16"]
+    layer = [
+        *("norm_quantize_512", "w8a8_linear_16", *attention),
+        *("quantize_512", "w8a8_linear_16_residual"),
+        *("norm_quantize_512", "w8a8_linear_16_swiglu"),
+        *("quantize_1024", "w8a8_linear_16_residual"),
+    ]
+    first = ["gather_rows_bfloat16"]
+    last = ["gather_rows_float32", "norm_quantize_512", "lm_head_16_8", "merge_likeliest_8_final"]
+    assert [one.kernel for one in launched(program, 5, cached=600)] == [*first, *layer, *layer, *last]
+    # A short context has nothing outside the end of its tokens' paths.
+    short = [name for name in layer if not name.startswith("attend_cache")]
+    assert [one.kernel for one in launched(program, 5, cached=20)] == [*first, *short, *short, *last]
+
+
+def test_every_layer_has_its_own_cache():
+    program, at = program_of(**SMALL, layers=2), addresses(2)
+    for kernel in ("rotate_append", "attend_cache", "attend_path"):
+        found = [one for one in launched(program, 5, cached=600, at=at) if one.kernel.startswith(kernel)]
+        pairs = [(named(program, one)["keys"], named(program, one)["values"]) for one in found]
+        assert pairs == list(at.caches)
+
+
+def test_a_prompt_goes_over_the_cache_in_parts_as_wide_as_a_verify_pass():
+    program = program_of(**SMALL)
+    (attention,) = (step for step in program.steps if isinstance(step, Attention))
+    over_path, over_cache = [], []
+    for one in launched(program, 70, cached=600):
+        if one.kernel.startswith("attend_path"):
+            over_path.append((one.grid, named(program, one)["first_token"]))
+        if one.kernel.startswith("attend_cache"):
+            given = named(program, one)
+            over_cache.append((one.grid, given["first_token"], given["tokens"]))
+    assert over_path == [((32, 2), 0), ((32, 2), 32), ((6, 2), 64)]
+    # Three heads of a group take four rows, so that 16 tokens fill a tile of 64.
+    splits = num_splits(669, 32)
+    assert splits == tiles_of(600, SPLIT)
+    assert over_cache == [((2, 2, splits), 0, 32), ((2, 2, splits), 32, 32), ((2, 1, splits), 64, 6)]
+    assert attention.heads // attention.kv_heads == 3
+
+
+def test_only_the_rows_that_are_asked_for_reach_the_head():
+    program, at = program_of(**SMALL, vocabulary=151936), addresses()
+    select, quantize, head, first, last = launched(program, 20, rows=17, logits=True, at=at)[-5:]
+    assert select.grid == (17, 1)
+    assert select.arguments[1] == at.inputs["logits_rows"]
+    assert quantize.grid == (17,)
+    assert head.kernel == "lm_head_32_8"
+    assert head.grid == (2374, 1)
+    assert named(program, head)["writes_logits"] == 1
+    # 8 keys of each of 2374 tiles, 2048 at a time; then 8 of each of those parts.
+    assert (first.kernel, first.grid, first.arguments[:2]) == ("merge_likeliest_8", (17, 10), (at.keys, at.merged))
+    assert (last.kernel, last.grid, last.arguments[0]) == ("merge_likeliest_8_final", (17, 1), at.merged)
+    assert (first.arguments[4], last.arguments[4]) == (8 * 2374, 8 * 10)
+    quiet = launched(program, 20, rows=1, at=at)[-3]
+    assert named(program, quiet)["writes_logits"] == 0
