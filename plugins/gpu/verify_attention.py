@@ -6,8 +6,8 @@ cache in path order whatever was drafted: `attend_cache` takes those, for all to
 whose shape never changes, in splits of 256 positions. `attend_path` adds the splits up in order and goes on with the
 blocks that are left, whose positions it looks up one by one: the last committed ones, a token's ancestors, itself.
 
-Queries and weights are float32: each is fed to the tensor cores as two values of the cache's type, so that only keys and
-values are rounded to that type, as in the operators of a CPU. The cache's bytes are what attention waits for.
+Queries and weights are float32: each is fed to the tensor cores as two values of the cache's type, so that only keys
+and values are rounded to that type, as in the operators of a CPU. The cache's bytes are what attention waits for.
 """
 
 import triton.language as tl
@@ -58,10 +58,10 @@ def attend_cache(  # type: ignore[no-untyped-def]
 ):
     """Split `program_id(2)` for group `program_id(0)` and tile `program_id(1)` of the tokens from `first_token` on.
 
-    `queries` float32 [T, H, SIZE], rotated. All tokens of a tile are of one sequence: its `slots`. Of each token, head and
-    split it leaves the weighted sum of values in `partial` float32 [tokens, H, most_splits, SIZE], unscaled, and the
-    largest score (base 2) and the sum of weights in `partial_stats` float32 [tokens, H, most_splits, 2]. GROUP: heads
-    of a group; PADDED and WIDE: GROUP and SIZE, rounded up to a power of two; ROWS: tokens × PADDED.
+    `queries` float32 [T, H, SIZE], rotated. All tokens of a tile are of one sequence: its `slots`. Of each token, head
+    and split it leaves the weighted sum of values in `partial` float32 [tokens, H, most_splits, SIZE], unscaled, and
+    the largest score (base 2) and the sum of weights in `partial_stats` float32 [tokens, H, most_splits, 2]. GROUP:
+    heads of a group; PADDED and WIDE: GROUP and SIZE, rounded up to a power of two; ROWS: tokens × PADDED.
     """
     group, tile, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     tile_size: tl.constexpr = ROWS // PADDED
@@ -223,8 +223,10 @@ def cache_kernel(variant: AttendCache) -> Kernel:
         },
         constants={
             **_constants(variant),
-            **{"ROWS": tile_rows(variant.head_size), "PADDED": power_of_2(variant.group)},
-            **{"SIZE": variant.head_size, "WIDE": wide},
+            "ROWS": tile_rows(variant.head_size),
+            "PADDED": power_of_2(variant.group),
+            "SIZE": variant.head_size,
+            "WIDE": wide,
         },
         num_warps=8 if wide > 128 else 4,
         # Wider heads leave no room in shared memory for a tile that is loaded ahead.
