@@ -376,7 +376,8 @@ def _log_softmax(x: NDArray[np.float64]) -> NDArray[np.float64]:
 def _exactness_of(session: CudaSession, contract: Contract, options: Options) -> dict[str, bool]:
     random = np.random.default_rng(2)
     tokens = random.integers(0, contract.vocab_size, contract.max_length)
-    lengths, widths = (1, 63, 200, 320, 700), tuple(range(1, 33))
+    lengths: tuple[int, ...] = (1, 63, 200, 320, 700)
+    widths: tuple[int, ...] = tuple(range(1, 33))
     if options.rehearse:
         # One of the two models goes over the end of a split, which takes an interpreter a minute.
         lengths, widths = (270,) if contract.num_layers == 1 else (40,), (2, 5)
