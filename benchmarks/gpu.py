@@ -39,6 +39,8 @@ LIMITS = {
     "latency-qwen3-8b": 80,
     "latency-llama-3-8b": 40,
 }
+# As the driver's names have them, the longer one first.
+GPUS = ("a100", "a10", "l40s", "rtx 4090", "h100", "h200")
 # In a rehearsal, all of them.
 _REHEARSAL_SECONDS = 200
 ROOT = Path(__file__).parents[1]
@@ -63,6 +65,7 @@ def main() -> int:
         print("\n".join(_lines(step, results["steps"][step])), flush=True)
         if options.json is not None:
             options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            _write_measured(step, results["steps"], options.json)
     failed = [step for step, one in results["steps"].items() if not one.get("ok", True) or "error" in one]
     print(f"failed: {', '.join(failed)}" if failed else "every step passed")
     return 1 if failed else 0
@@ -89,6 +92,17 @@ def _run(step: str, options: argparse.Namespace) -> dict[str, Any]:
         figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         figures["wall_s"] = round(time.perf_counter() - start, 1)
         return figures | ({"error": error} if error and "error" not in figures else {})
+
+
+def _write_measured(step: str, steps: dict[str, Any], path: Path) -> None:
+    """Beside the figures, a file for `quasar roofline --measured` and `quasar simulate --costs` (its "t_ms")."""
+    curve = steps[step].get("ms", {}).get("int8")
+    title = steps.get("environment", {}).get("gpu", "").lower()
+    known = next((name for name in GPUS if name in title), None)
+    if curve and known:
+        measured = json.dumps({"gpu": known.replace(" ", "-"), "t_ms": curve})
+        name = f"{path.stem}-{steps[step]['shape']}.json"
+        path.with_name(name).write_text(measured + "\n", encoding="utf-8")
 
 
 def _child(options: argparse.Namespace) -> int:
