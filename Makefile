@@ -6,7 +6,7 @@ NATIVE := plugins/cpu/libquasar_cpu.so
 PACKAGES := quasar plugins calibration export engines runtime evaluation
 CPP := $(wildcard plugins/cpu/native/*.?pp tests/plugins/cpu/*.cpp)
 
-.PHONY: demo test test-gpu test-native lint format clean
+.PHONY: demo gpu test test-gpu test-native lint format clean
 
 demo: .venv/installed $(NATIVE) $(ENGINE)/manifest.json
 	@$(BIN)/python examples/demo.py $(ENGINE)
@@ -16,6 +16,12 @@ $(ENGINE)/manifest.json: | .venv/installed
 
 test: .venv/installed $(NATIVE)
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+# Needs an NVIDIA GPU; takes the packages that $(PYTHON) has, and says what a step misses. Without a network or an install.
+gpu:
+	@mkdir -p build
+	-@PYTHONPATH=. $(PYTHON) plugins/cpu/toolchain.py
+	@$(PYTHON) benchmarks/gpu.py --json build/gpu.json
 
 # Needs an NVIDIA GPU, and TensorRT: .venv/bin/pip install '.[tensorrt]' (tensorrt-rtx is there already).
 test-gpu: .venv/installed

@@ -13,6 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
+from shapes import SHAPES
 
 from calibration.recipe import make_recipe
 from calibration.smoothing import SmoothingFactors
@@ -30,43 +31,7 @@ from export.weight_file import WeightFile
 from plugins.cpu.library import find_library
 from quasar.checkpoints import DecoderSpec
 from quasar.checkpoints.checkpoint_text import CheckpointText
-from quasar.checkpoints.spec import AttentionSpec, LayerSpec, MlpSpec, Rope
 
-SHAPES = {
-    "qwen3-1.7b": DecoderSpec(
-        architecture="qwen3",
-        layers=(
-            LayerSpec(
-                attention=AttentionSpec(
-                    num_heads=16, num_kv_heads=8, head_size=128, rope=Rope(theta=1e6), qk_norm="head"
-                ),
-                mlp=MlpSpec(intermediate_size=6144),
-            ),
-        )
-        * 28,
-        hidden_size=2048,
-        vocab_size=151936,
-        context_length=40960,
-        rms_norm_eps=1e-6,
-        tied_head=True,
-    ),
-    # SmolLM2-135M's body with the vocabulary of the Qwen models.
-    "smollm2-151936": DecoderSpec(
-        architecture="llama",
-        layers=(
-            LayerSpec(
-                attention=AttentionSpec(num_heads=9, num_kv_heads=3, head_size=64, rope=Rope(theta=1e5)),
-                mlp=MlpSpec(intermediate_size=1536),
-            ),
-        )
-        * 30,
-        hidden_size=576,
-        vocab_size=151936,
-        context_length=8192,
-        rms_norm_eps=1e-5,
-        tied_head=True,
-    ),
-}
 FILES = OnnxRuntimeFiles(
     graph="onnxruntime/verifier.onnx",
     probe="onnxruntime/probe.onnx",
@@ -165,7 +130,7 @@ def write_graphs(spec: DecoderSpec, contract: Contract, folder: Path) -> None:
             prepared, weights, capacity=contract.capacity, top_k=contract.top_k, producer_version="benchmark"
         )
     ir.save(model, folder / "verifier.onnx")
-    lower_for_onnxruntime(folder, "verifier.onnx", FILES, spec)
+    lower_for_onnxruntime(folder, "verifier.onnx", FILES, spec, contract.kv_dtype)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from random_engine import FILES, SHAPES, contract_of, write_graphs
+from random_engine import FILES, contract_of, write_graphs
+from shapes import SHAPES
 
 from engines import OnnxRuntimeOptions, load_engine
 from engines.onnxruntime.session import OnnxRuntimeSession

@@ -30,8 +30,8 @@ from export.publishing import locked, publish
 from quasar.errors import BuildError, QuasarError
 from quasar.files import atomic_path, sha256_file, write_json
 
-# What kernels are compiled for where no GPU and no option says otherwise: A100; GeForce 30, A10; GeForce 40, L40S;
-# H100, H200; GeForce 50.
+# What kernels are compiled for where no GPU and no option says otherwise: A100, A10, L40S, H100 and H200, and GeForce
+# from 30 to 50.
 DEFAULT_CAPABILITIES = ("8.0", "8.6", "8.9", "9.0", "12.0")
 
 

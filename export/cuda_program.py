@@ -49,6 +49,9 @@ class ProgramWriter:
         self._values = canonical.graph.initializers
         self._on_linear = on_linear
         self._tensors: dict[str, Tensor] = {}
+        self._embedded: set[str] = set()
+        # Values that are another one under a second name.
+        self._same: dict[str, str] = {}
 
     def write(self, cache_type: str) -> Program:
         """The whole program; raises `BuildError` for a node that has no CUDA form."""
@@ -65,8 +68,13 @@ class ProgramWriter:
     def _steps(self, node: ir.Node) -> list[Step]:
         """A node's steps: none for the tail that the LM head's kernels do themselves."""
         output = str(node.outputs[0].name)
-        given = [None if value is None else str(value.name) for value in node.inputs]
+        given = [None if value is None else self._same.get(str(value.name), str(value.name)) for value in node.inputs]
+        if node.op_type == "Cast" and str(given[0]) in self._embedded:
+            # Rows of the table are floats as soon as they are gathered.
+            self._same[output] = str(given[0])
+            return []
         if node.op_type == "Gather" and given[1] == names.INPUT_IDS:
+            self._embedded.add(output)
             return [self._embed(str(given[0]), output)]
         if node.op_type == "Gather" and given[1] == names.LOGITS_ROWS:
             return [Select(input=str(given[0]), columns=self._hidden(), output=output)]
@@ -84,7 +92,8 @@ class ProgramWriter:
         return Embed(table=self._put(table, stored), table_type=kind, columns=array.shape[1], output=output)
 
     def _linear(self, node: ir.Node, given: list[str | None], output: str) -> Step:
-        x, packed, _, bias, residual, norm = [*given, *[None] * (6 - len(given))]
+        given = [*given, *[None] * (6 - len(given))]
+        x, packed, _, bias, residual, norm = given
         name = str(packed).removesuffix(".packed")
         swiglu, epsilon = bool(_attribute(node, "swiglu", 0)), float(_attribute(node, "epsilon", 0.0))
         operator = precision_of(self._linears[name]).lowering(CUDA)

@@ -1,5 +1,6 @@
 """Running a Triton kernel on the CPU, in Triton's interpreter: for tests, and for the stand-in of a GPU."""
 
+import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -7,6 +8,9 @@ from typing import Any
 import numpy as np
 
 from plugins.gpu.kernel import Kernel
+
+# Triton's words for what pointers point to, and numpy's types with elements of that size.
+_ELEMENTS = {"i8": np.int8, "i32": np.int32, "i64": np.int64, "fp32": np.float32, "fp16": np.float16, "bf16": np.int16}
 
 
 def interpret(kernel: Kernel, grid: tuple[int, ...], arguments: Sequence[Any]) -> None:
@@ -19,6 +23,25 @@ def interpret(kernel: Kernel, grid: tuple[int, ...], arguments: Sequence[Any]) -
     # Hardware does not complain about an infinity either.
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"), _bfloat16_products():
         InterpretedFunction(kernel.function)[grid](*arguments, **kernel.constants)
+
+
+def interpret_at(kernel: Kernel, grid: tuple[int, ...], arguments: Sequence[int | float]) -> None:
+    """As `interpret`, with addresses of host memory as pointers."""
+    values = [_argument(kind, value) for kind, value in zip(kernel.signature.values(), arguments, strict=True)]
+    interpret(kernel, grid, values)
+
+
+def _argument(kind: str, value: float) -> Any:
+    """A pointer as a torch tensor of one element at its address, which is what the interpreter takes."""
+    import torch
+
+    if not kind.startswith("*"):
+        return value
+    element = np.dtype(_ELEMENTS[kind[1:]])
+    # No kernel reads what a null pointer points to.
+    at = (ctypes.c_uint8 * element.itemsize).from_address(int(value)) if value else bytearray(element.itemsize)
+    tensor = torch.from_numpy(np.frombuffer(memoryview(at), element))
+    return tensor.view(torch.bfloat16) if kind == "*bf16" else tensor
 
 
 @contextmanager

@@ -54,7 +54,8 @@ def rotate_append(  # type: ignore[no-untyped-def]
         c, s = tl.load(cos + angle, mask=rotated, other=1.0), tl.load(sin + angle, mask=rotated, other=0.0)
         x = tl.where(offsets < half, x * c - other * s, x * c + other * s)
     if head < heads:
-        tl.store(queries + (token * heads + head) * SIZE + offsets, x, mask=inside)
+        at_query = queries + (token * heads + head) * SIZE
+        tl.store(at_query + offsets, x, mask=inside)
     else:
         group = head - heads
         target = keys
@@ -62,8 +63,8 @@ def rotate_append(  # type: ignore[no-untyped-def]
             group = group - kv_heads
             target = values
         slot = tl.load(slots + token).to(tl.int64)
-        at = target + ((slot * kv_heads + group) * capacity + tl.load(destinations + token)) * SIZE
-        tl.store(at + offsets, x.to(keys.dtype.element_ty), mask=inside)
+        at_cache = target + ((slot * kv_heads + group) * capacity + tl.load(destinations + token)) * SIZE
+        tl.store(at_cache + offsets, x.to(keys.dtype.element_ty), mask=inside)
 
 
 def kernel_for(variant: RotateAppend) -> Kernel:

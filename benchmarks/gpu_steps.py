@@ -1,0 +1,488 @@
+"""The steps of benchmarks/gpu.py, each a function from its options to figures; each runs in a process of its own."""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gpu_device import Arrays, Runner
+from numpy.typing import NDArray
+from random_engine import FILES, contract_of, write_graphs
+from random_program import write_random_program
+from shapes import SHAPES
+
+from engines.contract import Contract
+from engines.cuda.launches import splits_of
+from engines.cuda.session import CudaSession
+from engines.onnxruntime.session import OnnxRuntimeSession
+from export.cuda_program import write_program
+from plugins.gpu.packing import TILE_INPUTS, TILE_OUTPUTS, pack_channels, pack_weight, tiles_of
+from plugins.gpu.variants import (
+    HEAD_TILE_TOKENS,
+    MERGED,
+    TILE_TOKENS,
+    AttendCache,
+    AttendPath,
+    LmHead,
+    MergeLikeliest,
+    NormQuantize,
+    RotateAppend,
+    W8A8Linear,
+    num_splits,
+    tile_tokens,
+)
+from plugins.verify_attention import verify_attention
+from plugins.w8a8_linear import quantize_rows, rms_norm, w8a8_linear
+from quasar.errors import QuasarError
+from quasar.numerics import quantize_weight
+
+WIDTHS = (1, 2, 4, 8, 16, 32)
+CACHED_LENGTHS = (256, 2048, 8192)
+_EPSILON = 1e-6
+_NATIVE = "native kernels, float16 cache"
+# What stands for a model in a rehearsal.
+_TINY = {"smollm2": "tiny-llama", "qwen3-1.7b": "tiny-qwen3"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What a step is given. `rehearse`: tiny shapes, without a GPU. `seconds`: when to stop measuring more."""
+
+    rehearse: bool
+    seconds: float
+    folder: Path
+
+    @property
+    def runner(self) -> Runner:
+        """A new one."""
+        return Runner(rehearse=self.rehearse)
+
+
+def environment(options: Options) -> dict[str, Any]:
+    """GPU, driver and versions; what a copy within its memory reaches in GB/s, read and written bytes counted."""
+    import importlib.metadata as metadata
+    import platform
+
+    versions = {}
+    for name in ("cuda-bindings", "triton", "torch", "numpy", "onnxruntime"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "none"
+    figures: dict[str, Any] = {"python": platform.python_version(), "versions": versions}
+    if options.rehearse:
+        return {**figures, "gpu": "none: a rehearsal"}
+    from engines.gpu.driver import find_gpu
+
+    gpu = find_gpu()
+    if gpu.found is None:
+        raise QuasarError(gpu.reason)
+    figures |= {
+        "gpu": gpu.found.name,
+        "compute_capability": gpu.found.compute_capability,
+        "cuda": gpu.found.driver,
+    }
+    try:
+        import torch
+    except ImportError:
+        return figures
+    source = torch.empty(1 << 32, dtype=torch.uint8, device="cuda").random_()
+    target = torch.empty_like(source)
+    times = [_seconds_on_gpu(lambda: target.copy_(source)) for _ in range(5)]
+    return {**figures, "copy_gb_s": round(2 * source.numel() / statistics.median(times) / 1e9, 1)}
+
+
+def kernels(options: Options) -> dict[str, Any]:
+    """Every kernel alone, on random data, against its reference in numpy."""
+    arrays, random = Arrays(options.runner), np.random.default_rng(0)
+    sizes = ((1, 4096, 4096), (7, 6144, 4096), (40, 1024, 12288))
+    if options.rehearse:
+        sizes = ((1, 130, 200), (5, 192, 300), (18, 66, 128))
+    figures: dict[str, Any] = {}
+    try:
+        for tokens, outputs, inputs in sizes:
+            figures[f"quantize {tokens}x{inputs}"] = _check_quantize(arrays, random, tokens, inputs)
+            for swiglu in (False, True):
+                ends = " swiglu" if swiglu else " residual"
+                name = f"linear {tokens}x{outputs}x{inputs}{ends}"
+                figures[name] = _check_linear(arrays, random, tokens, outputs, inputs, swiglu=swiglu)
+        vocabulary, hidden = (200, 130) if options.rehearse else (151936, 1024)
+        figures[f"lm_head {vocabulary}"] = _check_head(arrays, random, 5, vocabulary, hidden)
+        shapes = ((2, 1, 32, 290, 3),) if options.rehearse else ((32, 8, 128, 2000, 17), (9, 3, 64, 700, 8))
+        for shape in shapes:
+            figures[f"attention {shape[0]}/{shape[1]} heads of {shape[2]}"] = _check_attention(arrays, random, *shape)
+    finally:
+        arrays.close()
+    wrong = [name for name, one in figures.items() if not one["ok"]]
+    return {"checks": figures, "wrong": wrong, "ok": not wrong}
+
+
+def model(name: str, options: Options) -> dict[str, Any]:
+    """A whole model of random weights: exactness, and fidelity against the CPU engine.
+
+    Exactness: bits of logits at every width, of chains, trees and prompts, and greedy decoding with drafts. Fidelity:
+    KL and top-1 against the CPU engine of the same weights, whose cache has the same type.
+    """
+    length, last = (24, 8) if options.rehearse else (192, 32)
+    with _model(_TINY.get(name, name) if options.rehearse else name, options) as (session, contract, folder):
+        exact = _exactness_of(session, contract, options)
+        reference, title = _cpu_session(folder, contract)
+        tokens = np.random.default_rng(1).integers(0, contract.vocab_size, length)
+        # The prompt, then its end as a verify pass.
+        for one in (session, reference):
+            one.run(tokens[: length - last], 0, 1)
+        fed = tokens[length - last :]
+        ours, theirs = (one.run_logits(fed, length - last, last) for one in (session, reference))
+        divergence = _divergence(theirs, ours)
+    # Both engines round the same integers but where a float lies within its last bits of a tie: far below the KL of
+    # quantization, which is about 0.01. Stock kernels have another cache, whose rounding costs about as much as that.
+    ok = all(exact.values()) and divergence["kl"] < (1e-3 if title == _NATIVE else 0.03)
+    return {"exactness": exact, "fidelity": {"reference": title, **divergence}, "ok": ok}
+
+
+def latency(name: str, options: Options) -> dict[str, Any]:
+    """Milliseconds of a verify pass by cached length and width, beside BF16 and FP8 in torch, interleaved; memory."""
+    shape = "tiny-qwen3" if options.rehearse else name
+    lengths = (16, 300) if options.rehearse else CACHED_LENGTHS
+    widths = (1, 2) if options.rehearse else WIDTHS
+    spec = SHAPES[shape]
+    contract = replace(contract_of(spec, max(lengths) + 64), kv_dtype="float16")
+    weights = options.folder / "weights.bin"
+    start = time.perf_counter()
+    program = write_random_program(spec, contract, weights)
+    written = time.perf_counter() - start
+    runner = options.runner
+    start = time.perf_counter()
+    session = runner.session(program, weights, contract)
+    loaded = time.perf_counter() - start - runner.compile_seconds
+    weights.unlink()
+    figures: dict[str, Any] = {
+        "shape": shape,
+        "seconds": {
+            "write weights": round(written, 1),
+            "compile kernels": round(runner.compile_seconds, 1),
+            "load": round(loaded, 1),
+        },
+        "memory_bytes": {
+            "weights": session.memory().weights,
+            "cache": session.memory().cache,
+            "buffers": session.memory().buffers,
+        },
+        "ms": {},
+    }
+    others, skipped = _baselines(spec, contract, rehearse=options.rehearse)
+    figures |= {"skipped": skipped, "ok": True}
+    end = time.perf_counter() + options.seconds
+    for cached in lengths:
+        for width in widths:
+            if time.perf_counter() > end:
+                figures["stopped"] = f"before {cached} cached, width {width}: the time was up"
+                return figures
+            passes = {"int8": _pass_of(session, width, cached)}
+            passes |= {title: other.pass_of(width, cached) for title, other in others.items()}
+            for title, ms in _interleaved(passes, repeats=2 if options.rehearse else 15).items():
+                figures["ms"].setdefault(title, {}).setdefault(str(cached), {})[str(width)] = ms
+    return figures
+
+
+def _check_quantize(arrays: Arrays, random: np.random.Generator, tokens: int, columns: int) -> dict[str, Any]:
+    x = random.standard_normal((tokens, columns)).astype(np.float32)
+    weight = random.uniform(0.5, 1.5, columns).astype(np.float32)
+    q, a = _quantized(arrays, x)
+    exact = bool((q[:, :columns] == quantize_rows(x)[0]).all() and (a == quantize_rows(x)[1]).all())
+    q, a = _quantized(arrays, x, weight)
+    expected_q, expected_a = quantize_rows(rms_norm(x, weight, _EPSILON))
+    # The norm sums in float32: an integer near a tie may go to the other side.
+    off = np.abs(q[:, :columns].astype(np.int32) - expected_q)
+    near = bool(off.max() <= 1 and (off > 0).mean() < 0.01 and np.allclose(a, expected_a, rtol=1e-5))
+    return {"ok": exact and near, "exact": exact, "norm_within_one_step": near}
+
+
+def _quantized(
+    arrays: Arrays, x: NDArray[np.float32], weight: NDArray[np.float32] | None = None
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    tokens, columns = x.shape
+    stride = tiles_of(columns, TILE_INPUTS) * TILE_INPUTS
+    q, a = arrays.put(np.full((tokens, stride), 99, np.int8)), arrays.put(np.full(tokens, -1, np.float32))
+    norm = 0 if weight is None else arrays.put(weight)
+    arguments = (arrays.put(x), norm, q, a, columns, stride, _EPSILON)
+    arrays.run(NormQuantize.of(columns, norm=weight is not None), (tokens,), arguments)
+    return arrays.get(q, (tokens, stride), np.int8), arrays.get(a, (tokens,), np.float32)
+
+
+def _check_linear(
+    arrays: Arrays, random: np.random.Generator, tokens: int, outputs: int, inputs: int, *, swiglu: bool
+) -> dict[str, Any]:
+    x = random.standard_normal((tokens, inputs)).astype(np.float32)
+    weight = quantize_weight(random.standard_normal((outputs, inputs)).astype(np.float32) * inputs**-0.5)
+    finished = outputs // 2 if swiglu else outputs
+    residual = None if swiglu else random.standard_normal((tokens, finished)).astype(np.float32)
+    expected = w8a8_linear(x, weight.values, weight.scale, residual=residual, swiglu=swiglu)
+    q, a = (arrays.put(one) for one in _quantized(arrays, x))
+    packed, scale = (
+        arrays.put(one)
+        for one in (pack_weight(weight.values, swiglu=swiglu), pack_channels(weight.scale, swiglu=swiglu))
+    )
+    at_residual = 0 if residual is None else arrays.put(residual)
+    input_tiles, output_tiles, parts = tiles_of(inputs, TILE_INPUTS), tiles_of(finished, TILE_OUTPUTS), 1 + swiglu
+    worst, same, first = 0.0, True, None
+    for tile in TILE_TOKENS:
+        variant = W8A8Linear(tokens=tile, bias=False, residual=not swiglu, swiglu=swiglu)
+        token_tiles = tiles_of(tokens, tile)
+        sums = arrays.put(np.zeros(token_tiles * output_tiles * parts * TILE_OUTPUTS * tile, np.int32))
+        arrived = arrays.put(np.zeros(token_tiles * output_tiles, np.int32))
+        # Twice with splits: what the first leaves in the sums would show in the second.
+        for splits in (1, *[splits_of(output_tiles * token_tiles, input_tiles, 132)] * 2):
+            y = arrays.put(np.full((tokens, finished), np.nan, np.float32))
+            numbers = (tokens, finished, input_tiles, tiles_of(input_tiles, splits), splits)
+            pointers = (q, a, packed, scale, 0, at_residual, y, sums, arrived)
+            arrays.run(variant, (output_tiles, token_tiles, splits), (*pointers, *numbers))
+            found = arrays.get(y, (tokens, finished), np.float32)
+            first = found if first is None else first
+            same = same and np.array_equal(found, first)
+            worst = max(worst, float(np.abs(found - expected).max()))
+    # e^x of a GPU is within two units in the last place; everything else is exact.
+    return {"ok": same and worst <= (1e-5 if swiglu else 0.0), "same_bits": same, "largest_error": worst}
+
+
+def _check_head(
+    arrays: Arrays, random: np.random.Generator, tokens: int, vocabulary: int, inputs: int
+) -> dict[str, Any]:
+    x = random.standard_normal((tokens, inputs)).astype(np.float32)
+    weight = quantize_weight(random.standard_normal((vocabulary, inputs)).astype(np.float32) * inputs**-0.5)
+    weight.values[7] = weight.values[vocabulary - 1]
+    weight.scale[7] = weight.scale[vocabulary - 1]
+    expected = w8a8_linear(x, weight.values, weight.scale)
+    q, a = (arrays.put(one) for one in _quantized(arrays, x))
+    packed, scale = arrays.put(pack_weight(weight.values)), arrays.put(pack_channels(weight.scale))
+    tiles, k = tiles_of(vocabulary, TILE_OUTPUTS), 8
+    ok = True
+    for tile in HEAD_TILE_TOKENS:
+        logits = arrays.put(np.full((tokens, vocabulary), np.nan, np.float32))
+        keys, merged = (arrays.put(np.zeros((tokens, tiles, k), np.int64)) for _ in range(2))
+        ends = [arrays.put(np.zeros((tokens, count), np.int64)) for count in (1, k)]
+        arguments = (q, a, packed, scale, 0, logits, keys, tokens, vocabulary, tiles_of(inputs, TILE_INPUTS), 1)
+        arrays.run(LmHead(tokens=tile, likeliest=k, bias=False), (tiles, tiles_of(tokens, tile)), arguments)
+        parts = tiles_of(tiles * k, MERGED)
+        first, last = (MergeLikeliest(likeliest=k, final=final) for final in (False, True))
+        arrays.run(first, (tokens, parts), (keys, merged, *ends, tiles * k, k))
+        arrays.run(last, (tokens, 1), (merged, keys, *ends, parts * k, k))
+        found = arrays.get(logits, (tokens, vocabulary), np.float32)
+        likeliest = np.argsort(-expected, axis=1, kind="stable")[:, :k]
+        ok = ok and np.array_equal(found, expected)
+        ok = ok and np.array_equal(arrays.get(ends[1], (tokens, k), np.int64), likeliest)
+    return {"ok": ok}
+
+
+def _check_attention(
+    arrays: Arrays, random: np.random.Generator, heads: int, kv_heads: int, size: int, cached: int, tokens: int
+) -> dict[str, Any]:
+    capacity, reach = cached + 64, 32
+    angles = random.uniform(0, 6, (capacity, size // 2))
+    cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    caches = [random.standard_normal((kv_heads, capacity, size)).astype(np.float16) for _ in range(2)]
+    qkv = random.standard_normal((tokens, (heads + 2 * kv_heads) * size)).astype(np.float32)
+    keys, values = (cache.astype(np.float32) for cache in caches)
+    expected = verify_attention(
+        *(qkv, keys, values, cached, cached + np.arange(tokens), cos, sin),
+        num_heads=heads,
+        cache_dtype=np.dtype(np.float16),
+    )
+    tables = arrays.put(cos), arrays.put(sin)
+    shape: dict[str, Any] = {"group": heads // kv_heads, "head_size": size, "reach": reach, "cache_type": "float16"}
+    kinds = [kind(**shape, softcap=False, window=False) for kind in (AttendCache, AttendPath)]
+    rotate = RotateAppend(head_size=size, rotary=size, cache_type="float16", norm=False)
+
+    def attend(first: int, count: int) -> NDArray[np.float32]:
+        at_keys, at_values = (arrays.put(cache) for cache in caches)
+        positions = (cached + first + np.arange(count)).astype(np.int32)
+        at_positions, committed = arrays.put(positions), arrays.put(positions + 1)
+        zeros = arrays.put(np.zeros(max(count, reach * reach), np.int32))
+        context = arrays.put(np.full((count, heads * size), np.nan, np.float32))
+        # Keys and values of the tokens before are those of the whole pass.
+        before = arrays.put(qkv[: first + count])
+        all_positions = arrays.put((cached + np.arange(first + count)).astype(np.int32))
+        all_queries = arrays.put(np.zeros((first + count, heads * size), np.float32))
+        all_zeros = arrays.put(np.zeros(first + count, np.int32))
+        ends = (heads, kv_heads, capacity, 0.0)
+        at_caches = (at_keys, at_values)
+        fed = (before, *tables, 0, 0, all_positions, all_positions, all_zeros, all_queries, *at_caches, *ends)
+        arrays.run(rotate, (first + count, heads + 2 * kv_heads), fed)
+        rows = arrays.get(all_queries, (first + count, heads * size), np.float32)[first:]
+        queries = arrays.put(rows)
+        splits = max(1, num_splits(cached + tokens, reach))
+        partial = arrays.put(np.full((count, heads, splits, size), np.nan, np.float32))
+        stats = arrays.put(np.full((count, heads, splits, 2), np.nan, np.float32))
+        sizes = (heads, kv_heads, capacity, splits, size**-0.5, 0.0, 0)
+        tiles = tiles_of(count, tile_tokens(shape["group"], size))
+        scratch = (partial, stats)
+        over_cache = (queries, *at_caches, at_positions, zeros, *scratch, 0, count, *sizes)
+        arrays.run(kinds[0], (kv_heads, tiles, splits), over_cache)
+        over_path = (queries, *at_caches, at_positions, committed, zeros, zeros, *scratch, context, 0, *sizes)
+        arrays.run(kinds[1], (count, kv_heads), over_path)
+        return arrays.get(context, (count, heads * size), np.float32)
+
+    together = attend(0, tokens)
+    same = all(np.array_equal(attend(one, 1)[0], together[one]) for one in (0, tokens // 2, tokens - 1))
+    worst = float(np.abs(together - expected).max())
+    # Scores and weights keep 22 bits, exp2 of a GPU loses two of 24; contexts are averages of values near 1.
+    return {"ok": same and worst < 1e-4, "same_bits": same, "largest_error": worst}
+
+
+@contextmanager
+def _model(name: str, options: Options) -> Iterator[tuple[CudaSession, Contract, Path]]:
+    """A model of random weights: its CUDA session, and the folder with the CPU's graphs."""
+    spec = SHAPES[name]
+    contract = replace(contract_of(spec, 400 if options.rehearse else 1024), kv_dtype="float16")
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        path = Path(folder)
+        write_graphs(spec, contract, path)
+        linears = dict.fromkeys((linear.name for linear in spec.linears()), "w8a8-token")
+        graphs = (FILES.native_graph, "verifier.onnx")
+        program = write_program(path, graphs, contract, linears, path / "weights.bin", "float16")
+        with options.runner.session(program, path / "weights.bin", contract) as session:
+            yield session, contract, path
+
+
+def _cpu_session(folder: Path, contract: Contract) -> tuple[Any, str]:
+    """The native operators' session where they can run, else that of stock kernels; and which."""
+    from plugins.cpu.library import open_library
+
+    try:
+        library = open_library().path
+    except QuasarError:
+        return OnnxRuntimeSession(folder, folder / FILES.graph, contract), "stock kernels, float32 cache"
+    return OnnxRuntimeSession(folder, folder / FILES.native_graph, contract, library=library), _NATIVE
+
+
+def _divergence(theirs: NDArray[np.float32], ours: NDArray[np.float32]) -> dict[str, float]:
+    p, q = (_log_softmax(one.astype(np.float64)) for one in (theirs, ours))
+    kl = float((np.exp(p) * (p - q)).sum(axis=1).mean())
+    top1 = float((theirs.argmax(axis=1) == ours.argmax(axis=1)).mean())
+    return {"kl": kl, "top1": top1, "largest_difference": float(np.abs(theirs - ours).max())}
+
+
+def _log_softmax(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    shifted: NDArray[np.float64] = x - x.max(axis=1, keepdims=True)
+    logarithms: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return logarithms
+
+
+def _exactness_of(session: CudaSession, contract: Contract, options: Options) -> dict[str, bool]:
+    random = np.random.default_rng(2)
+    tokens = random.integers(0, contract.vocab_size, contract.max_length)
+    lengths: tuple[int, ...] = (1, 63, 200, 320, 700)
+    widths: tuple[int, ...] = tuple(range(1, 33))
+    if options.rehearse:
+        # One of the two models goes over the end of a split, which takes an interpreter a minute.
+        lengths, widths = (270,) if contract.num_layers == 1 else (40,), (2, 5)
+    found: dict[str, bool] = {"chains": True, "prompts": True, "trees": True}
+    for length in lengths:
+        _feed(session, tokens[:length], contract)
+        count = max(widths)
+        one_by_one = np.concatenate(
+            [session.run_logits(tokens[length + i : length + i + 1], length + i, 1) for i in range(count)]
+        )
+        for width in widths:
+            chain = session.run_logits(tokens[length : length + width], length, width)
+            found["chains"] &= np.array_equal(chain, one_by_one[:width])
+        # A path of five through a tree, with other tokens among them.
+        parents, path = [-1, -1, 1, 1, 3, 0, 4, 6], [1, 3, 4, 6, 7]
+        tree = random.integers(0, contract.vocab_size, 8)
+        known = min(len(path), count)
+        tree[path[:known]] = tokens[length : length + known]
+        logits = session.run_logits(tree, length, 8, parents)
+        found["trees"] &= np.array_equal(logits[path[:known]], one_by_one[:known])
+        _feed(session, tokens[: length + count], contract)
+        last = session.run_logits(tokens[length + count - 1 : length + count], length + count - 1, 1)
+        found["prompts"] &= np.array_equal(last[0], one_by_one[-1])
+    found["greedy decoding with drafts"] = _decodes_alike(session, tokens[:20], 6 if options.rehearse else 64)
+    return {name: bool(one) for name, one in found.items()}
+
+
+def _decodes_alike(session: CudaSession, prompt: NDArray[np.int64], count: int) -> bool:
+    """Plain decoding, and decoding with drafts of which some are wrong: the same tokens."""
+    pending = int(session.run(prompt, 0, 1)[0])
+    plain, length = [pending], len(prompt)
+    for _ in range(count):
+        plain.append(int(session.run([plain[-1]], length, 1)[0]))
+        length += 1
+    random = np.random.default_rng(3)
+    found, length = [int(session.run(prompt, 0, 1)[0])], len(prompt)
+    while len(found) <= count:
+        drafts = np.array(plain[len(found) : len(found) + 5])
+        drafts[random.random(len(drafts)) < 0.2] += 1
+        fed = np.array([found[-1], *(drafts % session.contract.vocab_size)])
+        targets = session.run(fed, length, len(fed)).tolist()
+        accepted = 0
+        while accepted < len(fed) - 1 and targets[accepted] == fed[accepted + 1]:
+            accepted += 1
+        found += targets[: accepted + 1]
+        length += accepted + 1
+    return found[: count + 1] == plain
+
+
+def _feed(session: CudaSession, tokens: NDArray[np.int64], contract: Contract) -> None:
+    for first in range(0, len(tokens), contract.prefill_chunk):
+        session.run(tokens[first : min(first + contract.prefill_chunk, len(tokens))], first, 1)
+
+
+def _pass_of(session: CudaSession, width: int, cached: int) -> Callable[[], object]:
+    tokens = np.arange(width)
+    return lambda: session.run(tokens, cached, width)
+
+
+def _baselines(spec: Any, contract: Contract, *, rehearse: bool) -> tuple[dict[str, Any], dict[str, str]]:
+    """Decoders in torch by title, and why others are not there."""
+    try:
+        import torch
+        from gpu_baselines import Decoder, Fp8Linears
+    except ImportError as error:
+        return {}, {"bf16": str(error), "fp8": str(error)}
+    device = "cpu" if rehearse else "cuda"
+    found: dict[str, Any] = {"bf16": Decoder(spec, contract.capacity, device)}
+    if rehearse or torch.cuda.get_device_capability() < (8, 9):
+        return found, {"fp8": "this device has no FP8 products"}
+    try:
+        found["fp8"] = Decoder(spec, contract.capacity, device, linears=Fp8Linears)
+    except RuntimeError as error:
+        return found, {"fp8": str(error).splitlines()[0]}
+    return found, {}
+
+
+def _interleaved(passes: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median milliseconds of each, in turns, after a few that are not counted."""
+    times: dict[str, list[float]] = {title: [] for title in passes}
+    for repeat in range(repeats + 3):
+        for title, one in passes.items():
+            start = time.perf_counter()
+            one()
+            if repeat >= 3 or repeats < 3:
+                times[title].append(1e3 * (time.perf_counter() - start))
+    return {title: round(statistics.median(ms), 4) for title, ms in times.items()}
+
+
+def _seconds_on_gpu(work: Callable[[], object]) -> float:
+    import torch
+
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    begin.record()
+    work()
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end)) / 1e3
+
+
+STEPS: dict[str, Callable[[Options], dict[str, Any]]] = {
+    "environment": environment,
+    "kernels": kernels,
+    "smollm2": lambda options: model("smollm2", options),
+    "qwen3-1.7b": lambda options: model("qwen3-1.7b", options),
+    "latency-qwen3-8b": lambda options: latency("qwen3-8b", options),
+    "latency-llama-3-8b": lambda options: latency("llama-3-8b", options),
+}

@@ -1,0 +1,165 @@
+"""A CUDA program of random weights for a decoder's shape, without a checkpoint or a graph: for latencies alone."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.contract import Contract
+from engines.cuda.program import Attention, Embed, Head, Linear, Program, Select, Step, Tensor
+from plugins.gpu.packing import TILE_INPUTS, TILE_OUTPUTS, tiles_of
+from quasar.checkpoints import DecoderSpec
+
+_ALIGNMENT = 256
+# Random bytes that are written again and again: their values change nothing about how long they take to read.
+_BLOCK = 1 << 24
+
+
+def write_random_program(spec: DecoderSpec, contract: Contract, weights: Path, cache_type: str = "float16") -> Program:
+    """The program of a decoder with q/k norms or without, as the exporter would write it; its tensors go to a file."""
+    with weights.open("wb") as file:
+        writer = _Writer(file)
+        steps = tuple(_steps(spec, contract, writer))
+    return Program(
+        cache_type=cache_type,
+        reach=contract.max_width,
+        top_k=contract.top_k,
+        tree=True,
+        tensors=writer.tensors,
+        steps=steps,
+    )
+
+
+class _Writer:
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.tensors: dict[str, Tensor] = {}
+        random = np.random.default_rng(0)
+        self._integers = random.integers(-127, 128, _BLOCK, np.int8)
+        # Exponents that keep sums of products near 1.
+        self._floats = random.uniform(0.5, 1.5, _BLOCK // 4).astype(np.float32)
+
+    def integers(self, name: str, outputs: int, inputs: int, *, swiglu: bool = False) -> tuple[str, str]:
+        """A packed weight and its scales, of sums of about the size of the inputs; their names."""
+        halves = 2 if swiglu else 1
+        tiles = halves * tiles_of(outputs // halves, TILE_OUTPUTS)
+        size = tiles * TILE_OUTPUTS * tiles_of(inputs, TILE_INPUTS) * TILE_INPUTS
+        scale = np.full(tiles * TILE_OUTPUTS, 1 / 73 / inputs**0.5, np.float32)
+        return self._put(f"{name}.weight", self._integers.view(np.uint8), size), self.floats(f"{name}.scale", scale)
+
+    def floats(self, name: str, values: NDArray[np.float32]) -> str:
+        """A tensor as it is."""
+        return self._put(name, np.ascontiguousarray(values).view(np.uint8).reshape(-1), values.nbytes)
+
+    def norm(self, name: str, size: int) -> str:
+        """Weights of a norm."""
+        return self.floats(name, self._floats[:size])
+
+    def table(self, name: str, rows: int, columns: int) -> str:
+        """A table of bfloat16 near 1."""
+        near_1 = (self._floats.view(np.uint32) >> 16).astype(np.uint16)
+        return self._put(name, near_1.view(np.uint8), 2 * rows * columns)
+
+    def _put(self, name: str, block: NDArray[np.uint8], size: int) -> str:
+        if name not in self.tensors:
+            offset = -(-self._file.tell() // _ALIGNMENT) * _ALIGNMENT
+            self._file.seek(offset)
+            left = size
+            while left > 0:
+                self._file.write(block[:left].data)
+                left -= min(left, len(block))
+            self.tensors[name] = Tensor(offset=offset, bytes=size)
+        return name
+
+
+def _steps(spec: DecoderSpec, contract: Contract, writer: _Writer) -> Iterator[Step]:
+    hidden, epsilon = spec.hidden_size, spec.rms_norm_eps
+    table = writer.table("embed_tokens.weight", spec.vocab_size, hidden)
+    yield Embed(table=table, table_type="bfloat16", columns=hidden, output="embedded")
+    x = "embedded"
+    for number, layer in enumerate(spec.layers):
+        attention, name = layer.attention, f"layers.{number}"
+        heads, kv_heads, size = attention.num_heads, attention.num_kv_heads, attention.head_size
+        angles = np.arange(contract.capacity)[:, None] / 1e4 ** (np.arange(size // 2) / (size // 2))
+        qkv = (heads + 2 * kv_heads) * size
+        yield _linear(
+            *(writer, f"{name}.qkv", x, hidden, qkv),
+            norm=writer.norm(f"{name}.norm", hidden),
+            epsilon=epsilon,
+            output=f"{name}.q",
+        )
+        yield Attention(
+            layer=number,
+            input=f"{name}.q",
+            cos=writer.floats("cos", np.cos(angles).astype(np.float32)),
+            sin=writer.floats("sin", np.sin(angles).astype(np.float32)),
+            q_norm=writer.norm(f"{name}.q_norm", size) if attention.qk_norm else "",
+            k_norm=writer.norm(f"{name}.k_norm", size) if attention.qk_norm else "",
+            heads=heads,
+            kv_heads=kv_heads,
+            head_size=size,
+            rotary=size,
+            scale=size**-0.5,
+            softcap=0.0,
+            window=0,
+            epsilon=epsilon,
+            output=f"{name}.context",
+        )
+        yield _linear(
+            *(writer, f"{name}.o", f"{name}.context", heads * size, hidden), residual=x, output=f"{name}.attended"
+        )
+        intermediate = layer.mlp.intermediate_size
+        yield _linear(
+            *(writer, f"{name}.gate_up", f"{name}.attended", hidden, 2 * intermediate),
+            norm=writer.norm(f"{name}.post_norm", hidden),
+            epsilon=epsilon,
+            swiglu=True,
+            output=f"{name}.mlp",
+        )
+        x = f"{name}.output"
+        yield _linear(
+            *(writer, f"{name}.down", f"{name}.mlp", intermediate, hidden), residual=f"{name}.attended", output=x
+        )
+    yield Select(input=x, columns=hidden, output="selected")
+    weight, scale = writer.integers("lm_head", spec.vocab_size, hidden)
+    yield Head(
+        input="selected",
+        norm=writer.norm("norm", hidden),
+        epsilon=epsilon,
+        weight=weight,
+        scale=scale,
+        bias="",
+        inputs=hidden,
+        vocabulary=spec.vocab_size,
+    )
+
+
+def _linear(
+    writer: _Writer,
+    name: str,
+    x: str,
+    inputs: int,
+    outputs: int,
+    *,
+    output: str,
+    norm: str = "",
+    epsilon: float = 0.0,
+    residual: str = "",
+    swiglu: bool = False,
+) -> Linear:
+    weight, scale = writer.integers(name, outputs, inputs, swiglu=swiglu)
+    return Linear(
+        input=x,
+        norm=norm,
+        epsilon=epsilon,
+        weight=weight,
+        scale=scale,
+        bias="",
+        residual=residual,
+        swiglu=swiglu,
+        inputs=inputs,
+        outputs=outputs // 2 if swiglu else outputs,
+        output=output,
+    )

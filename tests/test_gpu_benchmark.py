@@ -1,0 +1,68 @@
+"""What is to be run in scarce minutes on a GPU has been run before: `make gpu`'s steps on tiny shapes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from engines.gpu.driver import find_gpu
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "benchmarks" / "gpu.py"
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+
+
+def test_rehearsal(tmp_path):
+    path = tmp_path / "gpu.json"
+    done = run("--rehearse", "--json", str(path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.rstrip().endswith("every step passed")
+    steps = json.loads(path.read_text())["steps"]
+    assert [*steps] == [
+        *("environment", "kernels", "smollm2", "qwen3-1.7b"),
+        *("latency-qwen3-8b", "latency-llama-3-8b"),
+    ]
+    assert len(steps["kernels"]["checks"]) == 11
+    for name in ("smollm2", "qwen3-1.7b"):
+        assert all(steps[name]["exactness"].values())
+        assert steps[name]["fidelity"]["top1"] == 1
+    curves = steps["latency-qwen3-8b"]["ms"]
+    assert {title: {len(curve) for curve in surface.values()} for title, surface in curves.items()} == {
+        "int8": {2},
+        "bf16": {2},
+    }
+    assert min(ms for curve in curves["int8"].values() for ms in curve.values()) > 0
+
+
+def test_a_step_that_fails_leaves_the_others(tmp_path):
+    """Without a GPU and without a rehearsal, each step says why it has no figures."""
+    if find_gpu().found is not None:
+        return
+    path = tmp_path / "gpu.json"
+    done = run("--steps", "environment", "kernels", "--json", str(path))
+    assert done.returncode == 1
+    assert done.stdout.rstrip().endswith("failed: environment, kernels")
+    steps = json.loads(path.read_text())["steps"]
+    assert all("EngineError" in steps[name]["error"] or "QuasarError" in steps[name]["error"] for name in steps)
+    assert all(steps[name]["ok"] is False for name in steps)
+
+
+def test_help_names_every_step_with_its_limit():
+    done = run("--help")
+    assert done.returncode == 0
+    sys.path.insert(0, str(SCRIPT.parent))
+    try:
+        import gpu
+    finally:
+        sys.path.remove(str(SCRIPT.parent))
+    for step, seconds in gpu.LIMITS.items():
+        assert step in done.stdout
+        assert f"{seconds} s" in done.stdout
+    assert sum(gpu.LIMITS.values()) <= 360
+    assert os.access(SCRIPT, os.R_OK)
