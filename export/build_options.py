@@ -41,8 +41,9 @@ class BuildOptions:
 class CompileOptions:
     """What the user chose for a back end that is added to an engine directory.
 
-    No `compute_capabilities`: this machine's GPU, else (TensorRT-RTX) 8.6, 8.9 and 12.0. `fused_quantization`: amax
-    and INT8 quantization as one kernel of ours inside the plan (TensorRT only).
+    No `compute_capabilities`: this machine's GPU, else 8.6, 8.9 and 12.0, for CUDA 8.0 and 9.0 as well. `compute_type`:
+    of the KV cache, and with TensorRT of values around the matmuls. `fused_quantization`: amax and INT8 quantization as
+    one kernel of ours inside the plan (TensorRT only).
     """
 
     directory: Path

@@ -6,13 +6,14 @@ What a command runs is imported when it runs, so that its help answers at once.
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from enum import StrEnum
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from calibration.precisions.base import TENSORRT, Refused
-from calibration.precisions.catalog import DEFAULT_CHOICE, choices, choices_help, choices_on, precisions_for
+from calibration.precisions.base import CUDA, TENSORRT, Refused
+from calibration.precisions.catalog import DEFAULT_CHOICE, FLOAT, choices, choices_help, choices_on, precisions_for
 from engines.backends import BACKENDS
 from quasar.cli import command_of_lists, console, emit_json, new_app, progress_steps
 from quasar.errors import BuildError
@@ -40,12 +41,14 @@ _Capabilities = Annotated[
     typer.Option(
         _CAPABILITY,
         metavar="8.6 8.9 …",
-        help="What tensorrt-rtx compiles for (default: this machine's GPU, else 8.6 8.9 12.0).",
+        help="What cuda and tensorrt-rtx compile for (default: this machine's GPU, else 8.6 8.9 12.0, "
+        "with cuda 8.0 and 9.0 as well).",
         show_default=False,
     ),
 ]
 _ComputeType = Annotated[
-    Literal["float16", "bfloat16"], typer.Option(help="TensorRT's values around the matmuls and in the KV cache.")
+    Literal["float16", "bfloat16"],
+    typer.Option(help="Of the KV cache; TensorRT's values around the matmuls, too."),
 ]
 _Plugins = Annotated[
     list[Path] | None,
@@ -150,11 +153,14 @@ def build(
     from export.build_options import BuildOptions
 
     chosen = _compiled_backends(backend, compute_capability)
-    for made in precisions_for(precision) if chosen else ():
-        if isinstance(lowering := made.lowering(TENSORRT), Refused):
+    asked = [(f"--precision {precision}", made) for made in precisions_for(precision)]
+    asked += [("--keep-float", FLOAT)] if keep_float else []
+    for name, (option, made) in product(chosen, asked):
+        target = CUDA if name == CUDA else TENSORRT
+        if isinstance(lowering := made.lowering(target), Refused):
+            instead = "leave it out" if option == "--keep-float" else f"take --precision {choices_on(target)}"
             raise BuildError(
-                f"--precision {precision} makes linears {made.form}, and {lowering.reason}: "
-                f"take --precision {choices_on(TENSORRT)} with --backend {chosen[0]}"
+                f"{option} makes linears {made.form}, and {lowering.reason}: {instead} with --backend {name}"
             )
     options = BuildOptions(
         model=model,
@@ -190,7 +196,7 @@ def compile_backend(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="An engine directory.")],
     backend: Annotated[
         list[Backend],
-        typer.Option(help="tensorrt or tensorrt-rtx; may be given several times."),
+        typer.Option(help="cuda, tensorrt or tensorrt-rtx; may be given several times."),
     ],
     compute_capability: _Capabilities = None,
     compute_type: _ComputeType = "float16",
@@ -203,9 +209,10 @@ def compile_backend(
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print what was compiled as JSON.")] = False,
 ) -> None:
-    """Compile TensorRT plans into an engine directory, from its own graph: no checkpoint, no torch.
+    """Add a GPU back end to an engine directory, from its own graph: no checkpoint, no torch.
 
-    tensorrt compiles on the GPU that it will run on; tensorrt-rtx compiles for any RTX GPU, on any machine.
+    cuda compiles our kernels for any GPU from compute capability 8.0 on, on any machine; tensorrt-rtx plans for any RTX
+    GPU, on any machine; tensorrt plans on the GPU that they will run on.
     """
     from engines.directory import open_directory
     from export.inspect_backend import backend_json, print_backend
@@ -225,7 +232,9 @@ def inspect(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="An engine directory.")],
     backend: Annotated[
         Backend | None,
-        typer.Option(help="Show this back end: layers, matmuls, bindings, profiles, plans."),
+        typer.Option(
+            help="Show this back end: kernels and their registers; layers, matmuls, bindings, profiles, plans."
+        ),
     ] = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print it as JSON: the whole manifest, or the back end.")

@@ -42,7 +42,7 @@ COMMANDS = (
         module="export.cli",
         group="Make",
         programs=("export",),
-        help="Compile TensorRT plans into an engine directory, from its own graph: no checkpoint, no torch.",
+        help="Add a GPU back end to an engine directory, from its own graph: no checkpoint, no torch.",
     ),
     Command(
         name="inspect",

@@ -70,8 +70,8 @@ def load(
 
     Args:
         path: what `python -m export build` wrote; it is only read.
-        backend: "onnxruntime", "tensorrt" or "tensorrt-rtx"; None takes TensorRT where the directory has a plan for
-            this machine's GPU, else ONNX Runtime.
+        backend: "onnxruntime", "cuda", "tensorrt" or "tensorrt-rtx"; None takes the first of the last three that has
+            kernels or a plan for this machine's GPU, else ONNX Runtime.
         provider: ONNX Runtime's: "cpu".
         threads: ONNX Runtime's; 0 takes one per physical core.
         kernels: ONNX Runtime's: "native" (compiled with this package, or an error), "stock" (ONNX Runtime's own), or
@@ -130,7 +130,7 @@ class Engine:
 
     @property
     def backend(self) -> str:
-        """What runs the engine: "onnxruntime", "tensorrt" or "tensorrt-rtx"."""
+        """What runs the engine: "onnxruntime", "cuda", "tensorrt" or "tensorrt-rtx"."""
         return self._loaded.backend
 
     @property

@@ -35,7 +35,7 @@ Backend = Annotated[
     str | None,
     typer.Option(
         "--backend",
-        help="onnxruntime, tensorrt or tensorrt-rtx (default: TensorRT where DIR has a plan for this GPU).",
+        help="onnxruntime, cuda, tensorrt or tensorrt-rtx (default: one of the last three if DIR has it for this GPU).",
         show_default=False,
     ),
 ]

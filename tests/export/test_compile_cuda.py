@@ -408,3 +408,43 @@ def test_files_that_are_no_program_are_damaged(compiled_engine, tmp_path):
     path.write_text("{")
     with pytest.raises(DamagedEngineError, match=r"program\.json is no JSON .*: compile the engine again"):
         read_program(path)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "why", "instead"),
+    [
+        (
+            *("--precision", "w8a8-block"),
+            "makes linears in blocks of 32, and cuda has no form of w8a8-block",
+            "take --precision w8a8 with --backend cuda",
+        ),
+        (
+            *("--keep-float", "lm_head"),
+            "makes linears float, and cuda has no form of float",
+            "leave it out with --backend cuda",
+        ),
+    ],
+)
+def test_a_build_says_so_before_any_work(tmp_path, option, value, why, instead):
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "export",
+            "build",
+            tmp_path,
+            "-o",
+            tmp_path / "engine",
+            "--backend",
+            "cuda",
+            option,
+            value,
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    # A list is not repeated.
+    named = option if option == "--keep-float" else f"{option} {value}"
+    assert done.returncode == 2
+    assert done.stderr == f"error: {named} {why}: {instead}\n"
