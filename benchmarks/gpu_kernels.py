@@ -18,7 +18,7 @@ from shapes import SHAPES
 
 from export.compile_cuda import DEFAULT_CAPABILITIES
 from plugins.gpu.catalog import kernel_of
-from plugins.gpu.resources import resources_of
+from plugins.gpu.registers import resources_of
 
 
 def main() -> int:

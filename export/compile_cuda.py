@@ -153,7 +153,7 @@ def _compile(directory: Path, program: Program, capability: str, reporter: Repor
 
 def _compiled(program: Program, capability: str) -> Iterator[tuple[KernelRecord, bytes]]:
     from plugins.gpu.catalog import kernel_of  # Triton is optional
-    from plugins.gpu.resources import resources_of
+    from plugins.gpu.registers import resources_of
 
     for variant in program.variants():
         try:

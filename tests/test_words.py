@@ -93,6 +93,7 @@ SHARED_MODULES = {
     "backend.py": "every back end has one, with the same members",
     "base.py": "the base class that the other files of its folder extend",
     "builder.py": "engines/tensorrt builds plans, export builds graphs",
+    "catalog.py": "all precisions, and all GPU kernels",
     "cli.py": "every program has one",
     "compiled.py": "GPU kernels, and the sampler",
     "files.py": "the common functions, and a back end's part of the manifest",
@@ -111,6 +112,7 @@ SHARED_MODULES = {
 # Public classes of different packages that may share a name.
 SHARED_CLASSES = {
     "Generation": "what a caller gets; and the tag of that name in chat templates",
+    "Linear": "of a decoder's layer; and a step of a CUDA program",
     "Operator": "an entry of the operator table; and a lowering to one operator",
     "Targets": "devices that plans are compiled for; and the target's tokens in a pass",
 }

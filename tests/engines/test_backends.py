@@ -48,7 +48,7 @@ def test_what_all_share_imports_no_back_end(path):
     if path.name in ("__init__.py",):
         return
     folders = {f"engines.{folder.name}" for folder in FOLDER.iterdir() if (folder / "backend.py").is_file()}
-    assert folders == {"engines.onnxruntime", "engines.tensorrt"}
+    assert folders == {"engines.onnxruntime", "engines.cuda", "engines.tensorrt"}
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
             assert not any(f"{node.module}.".startswith(f"{folder}.") for folder in folders), f"{path}: {node.module}"

@@ -12,7 +12,7 @@ import pytest
 
 from plugins.gpu import kv_compact, quantize_per_token
 from plugins.gpu.catalog import kernel_of
-from plugins.gpu.resources import resources_of
+from plugins.gpu.registers import resources_of
 from plugins.gpu.tensorrt_plugin import own_parameters_only
 from plugins.gpu.variants import AttendCache, LmHead, W8A8Linear
 from quasar.errors import QuasarError
