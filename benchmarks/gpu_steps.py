@@ -241,7 +241,7 @@ def _check_linear(
             y = arrays.put(np.full((tokens, finished), np.nan, np.float32))
             numbers = (tokens, finished, input_tiles, tiles_of(input_tiles, splits), splits)
             pointers = (q, a, packed, scale, 0, at_residual, y, sums, arrived)
-            arrays.run(variant, (output_tiles, token_tiles, splits), (*pointers, *numbers))
+            arrays.run(variant, (token_tiles, output_tiles, splits), (*pointers, *numbers))
             found = arrays.get(y, (tokens, finished), np.float32)
             first = found if first is None else first
             same = same and np.array_equal(found, first)
@@ -267,7 +267,7 @@ def _check_head(
         keys, merged = (arrays.put(np.zeros((tokens, tiles, k), np.int64)) for _ in range(2))
         ends = [arrays.put(np.zeros((tokens, count), np.int64)) for count in (1, k)]
         arguments = (q, a, packed, scale, 0, logits, keys, tokens, vocabulary, tiles_of(inputs, TILE_INPUTS), 1)
-        arrays.run(LmHead(tokens=tile, likeliest=k, bias=False), (tiles, tiles_of(tokens, tile)), arguments)
+        arrays.run(LmHead(tokens=tile, likeliest=k, bias=False), (tiles_of(tokens, tile), tiles), arguments)
         parts = tiles_of(tiles * k, MERGED)
         first, last = (MergeLikeliest(likeliest=k, final=final) for final in (False, True))
         arrays.run(first, (tokens, parts), (keys, merged, *ends, tiles * k, k))

@@ -129,6 +129,8 @@ def _pack(directory: EngineDirectory, native: str, cache_type: str, reporter: Re
 
 
 def _compile(directory: Path, program: Program, capability: str, reporter: Reporter) -> KernelsFile:
+    from plugins.gpu.kernel import assembler_version  # Triton is optional
+
     reporter.stage("compile", f"compute capability {capability}")
     name = f"{FOLDER}/kernels-{capability}.zip"
     images: dict[str, bytes] = {}
@@ -140,7 +142,7 @@ def _compile(directory: Path, program: Program, capability: str, reporter: Repor
             step(1)
     with atomic_path(directory / name) as temporary:
         write_kernels(temporary, images, records)
-    return KernelsFile(file=name, compute_capability=capability)
+    return KernelsFile(file=name, compute_capability=capability, cuda=assembler_version(capability))
 
 
 def _compiled(program: Program, capability: str) -> Iterator[tuple[KernelRecord, bytes]]:

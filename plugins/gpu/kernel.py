@@ -68,6 +68,14 @@ class Kernel:
         )
 
 
+def assembler_version(compute_capability: str) -> str:
+    """CUDA's version of the assembler that Triton brings for a GPU, like "13.4": drivers of its first number run it."""
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    major, minor = compute_capability.split(".")
+    return str(get_ptxas(10 * int(major) + int(minor)).version)
+
+
 @contextmanager
 def _reproducible() -> Iterator[None]:
     """Compile without leaving anything in the user's home, and without this machine's paths in the image."""

@@ -36,12 +36,12 @@ def lm_head(  # type: ignore[no-untyped-def]
     OUTPUTS: tl.constexpr,  # noqa: N803
     INPUTS: tl.constexpr,  # noqa: N803
 ):
-    """As `w8a8_linear`, for the vocabulary's tile `program_id(0)` and the tile `program_id(1)` of tokens.
+    """As `w8a8_linear`, for the tile `program_id(0)` of tokens and the vocabulary's tile `program_id(1)`.
 
     `keys` int64 [T, tiles, LIKELIEST] gets the tile's largest keys; `logits` float32 [T, vocabulary] is written only
     if `writes_logits` is not 0.
     """
-    output_tile, token_tile = tl.program_id(0), tl.program_id(1)
+    token_tile, output_tile = tl.program_id(0), tl.program_id(1)
     token = token_tile * TOKENS + tl.arange(0, TOKENS)
     output = tl.arange(0, OUTPUTS)
     k = tl.arange(0, INPUTS)
@@ -69,7 +69,7 @@ def lm_head(  # type: ignore[no-untyped-def]
     key = (order << 32) | (0xFFFFFFFF - channel.to(tl.int64))[:, None]
     key = tl.where(result == result, key, _NOT_A_NUMBER)
     key = tl.where(written, key, _LEAST)
-    at_keys = keys + (token.to(tl.int64) * tl.num_programs(0) + output_tile) * LIKELIEST
+    at_keys = keys + (token.to(tl.int64) * tl.num_programs(1) + output_tile) * LIKELIEST
     for place in range(LIKELIEST):
         largest = tl.max(key, axis=0)
         tl.store(at_keys + place, largest, mask=token < tokens)

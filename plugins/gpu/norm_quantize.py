@@ -35,7 +35,7 @@ def norm_quantize(  # type: ignore[no-untyped-def]
     inside = offsets < columns
     values = tl.load(x + token * columns + offsets, mask=inside, other=0.0)
     if NORM:
-        mean = tl.sum(values * values, axis=0) / columns.to(tl.float32)
+        mean = tl.div_rn(tl.sum(values * values, axis=0), columns.to(tl.float32))
         norm = tl.sqrt_rn(mean + epsilon)
         values = tl.div_rn(values, tl.zeros_like(values) + norm) * tl.load(weight + offsets, mask=inside, other=0.0)
     finite = tl.abs(values) < float("inf")
@@ -65,6 +65,6 @@ def kernel_for(variant: NormQuantize) -> Kernel:
             "epsilon": "fp32",
         },
         constants={"NORM": int(variant.norm), "BLOCK": variant.block},
-        num_warps=min(16, max(1, variant.block // 512)),
-        aligned=("x", "weight", "q", "stride"),
+        num_warps=min(32, max(1, variant.block // 128)),
+        aligned=("x", "weight", "q", "stride", *(["columns"] if variant.aligned else [])),
     )

@@ -44,9 +44,10 @@ def rotate_append(  # type: ignore[no-untyped-def]
     x = tl.load(row + offsets, mask=inside, other=0.0)
     other = tl.load(row + partner, mask=rotated, other=0.0)
     if NORM:
+        size = tl.full((), SIZE, tl.float32)
         weight = q_norm if head < heads else k_norm
         if head < heads + kv_heads:
-            norm = tl.sqrt_rn(tl.sum(x * x, axis=0) / SIZE + epsilon)
+            norm = tl.sqrt_rn(tl.div_rn(tl.sum(x * x, axis=0), size) + epsilon)
             x = tl.div_rn(x, tl.zeros_like(x) + norm) * tl.load(weight + offsets, mask=inside, other=0.0)
             other = tl.div_rn(other, tl.zeros_like(x) + norm) * tl.load(weight + partner, mask=rotated, other=0.0)
     if head < heads + kv_heads:

@@ -165,7 +165,8 @@ def attend_path(  # type: ignore[no-untyped-def]
     largest = tl.full((_PATH_ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((_PATH_ROWS,), tl.float32)
     sums = tl.zeros((_PATH_ROWS, WIDE), tl.float32)
-    for split in range((tail + _SPLIT - 1) // _SPLIT):
+    # Eight splits are loaded at a time, and added one after the other.
+    for split in tl.range(0, (tail + _SPLIT - 1) // _SPLIT, loop_unroll_factor=8):
         at_partial = (index.to(tl.int64) * heads + head) * most_splits + split
         part = tl.load(partial + at_partial[:, None] * SIZE + column[None, :], mask=shown, other=0.0)
         highest = tl.load(partial_stats + 2 * at_partial, mask=real, other=float("-inf"))

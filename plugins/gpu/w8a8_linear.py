@@ -38,15 +38,18 @@ def w8a8_linear(  # type: ignore[no-untyped-def]
 ):
     """Y float32 [T, outputs] of q int8 [T, input_tiles · INPUTS] and a float32 [T].
 
-    Programs: (tile of outputs, tile of tokens, split of the inputs). `weight`: packed tiles (plugins.gpu.packing);
-    `scale` and `bias` float32 in their order. With SWIGLU a tile of gates and a tile of ups give silu(gate) · up.
-    `sums` int32 and `arrived` int32, zeros before and after: where splits add up; the last to arrive goes on.
+    Programs: (tile of tokens, tile of outputs, split of the inputs): those that read the same weights run side by side.
+    `weight`: packed tiles (plugins.gpu.packing); `scale` and `bias` float32 in their order. With SWIGLU a tile of gates
+    and a tile of ups give silu(gate) · up. `sums` int32 and `arrived` int32, zeros before and after: where splits add
+    up; the last to arrive goes on.
     """
-    output_tile, token_tile, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    token_tile, output_tile, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     token = token_tile * TOKENS + tl.arange(0, TOKENS)
     output = tl.arange(0, OUTPUTS)
     k = tl.arange(0, INPUTS)
     parts: tl.constexpr = 2 if SWIGLU else 1
+    # Weights that are read once should not push activations out of the cache.
+    policy: tl.constexpr = "evict_first" if TOKENS <= 32 else ""
     inputs = input_tiles * INPUTS
     first = split * tiles_per_split
     last = tl.minimum(first + tiles_per_split, input_tiles)
@@ -59,15 +62,18 @@ def w8a8_linear(  # type: ignore[no-untyped-def]
     ups = tl.zeros((OUTPUTS, TOKENS), tl.int32)
     for _ in range(first, last):
         x = tl.load(at_q, mask=inside, other=0)
-        # Weights are read once: they should not push activations out of the cache.
-        product = tl.dot(tl.load(at_weight, eviction_policy="evict_first"), x, product, out_dtype=tl.int32)
+        product = tl.dot(tl.load(at_weight, eviction_policy=policy), x, product, out_dtype=tl.int32)
         if SWIGLU:
-            up = tl.load(at_weight + input_tiles.to(tl.int64) * tile_bytes, eviction_policy="evict_first")
+            up = tl.load(at_weight + input_tiles.to(tl.int64) * tile_bytes, eviction_policy=policy)
             ups = tl.dot(up, x, ups, out_dtype=tl.int32)
         at_weight += tile_bytes
         at_q += INPUTS
-    tile = token_tile * tl.num_programs(0) + output_tile
+    tile = token_tile * tl.num_programs(1) + output_tile
     at_sums = sums + (tile.to(tl.int64) * parts * OUTPUTS + output[:, None]) * TOKENS + tl.arange(0, TOKENS)[None, :]
+    # Loaded before the splits wait for each other.
+    channel = output_tile * parts * OUTPUTS + output
+    amax = tl.load(a + token, mask=token < tokens, other=0.0)[None, :]
+    step = tl.load(scale + channel) * _UNIT_STEP
     before = 0
     if splits > 1:
         tl.atomic_add(at_sums, product, mask=inside, sem="relaxed")
@@ -84,10 +90,8 @@ def w8a8_linear(  # type: ignore[no-untyped-def]
             if SWIGLU:
                 ups = tl.atomic_xchg(at_sums + OUTPUTS * TOKENS, zeros, mask=inside, sem="relaxed")
             tl.store(arrived + tile, 0)
-        amax = tl.load(a + token, mask=token < tokens, other=0.0)[None, :]
-        channel = output_tile * parts * OUTPUTS + output
         # The reference's order: product · (1/127 · scale) · a, then the bias.
-        result = product.to(tl.float32) * (tl.load(scale + channel) * _UNIT_STEP)[:, None] * amax
+        result = product.to(tl.float32) * step[:, None] * amax
         if BIAS:
             result = result + tl.load(bias + channel)[:, None]
         if SWIGLU:
