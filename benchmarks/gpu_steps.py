@@ -160,6 +160,7 @@ def latency(name: str, options: Options) -> dict[str, Any]:
     start = time.perf_counter()
     session = runner.session(program, weights, contract)
     loaded = time.perf_counter() - start - runner.compile_seconds
+    overlapping = runner.session(program, weights, contract, overlap=True)
     weights.unlink()
     figures: dict[str, Any] = {
         "shape": shape,
@@ -183,8 +184,12 @@ def latency(name: str, options: Options) -> dict[str, Any]:
             if time.perf_counter() > end:
                 figures["stopped"] = f"before {cached} cached, width {width}: the time was up"
                 return figures
+            plain, other = (one.run(np.arange(width), cached, width).copy() for one in (session, overlapping))
+            if not np.array_equal(plain, other):
+                figures |= {"ok": False, "error": f"overlapping kernels gave other tokens at width {width}"}
             passes = {"int8": _pass_of(session, width, cached)}
-            passes |= {title: other.pass_of(width, cached) for title, other in others.items()}
+            passes["int8 overlapping"] = _pass_of(overlapping, width, cached)
+            passes |= {title: one.pass_of(width, cached) for title, one in others.items()}
             for title, ms in _interleaved(passes, repeats=2 if options.rehearse else 15).items():
                 figures["ms"].setdefault(title, {}).setdefault(str(cached), {})[str(width)] = ms
     return figures

@@ -35,6 +35,7 @@ def test_rehearsal(tmp_path):
     curves = steps["latency-qwen3-8b"]["ms"]
     assert {title: {len(curve) for curve in surface.values()} for title, surface in curves.items()} == {
         "int8": {2},
+        "int8 overlapping": {2},
         "bf16": {2},
     }
     assert min(ms for curve in curves["int8"].values() for ms in curve.values()) > 0

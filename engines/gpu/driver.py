@@ -142,16 +142,34 @@ class CudaDevice:
             self._call(self._driver.cuFuncSetAttribute(handle, attribute, shared_bytes))
         return LoadedKernel(handle=handle, threads=threads, shared_bytes=shared_bytes, types=tuple(types))
 
-    def launch(self, kernel: LoadedKernel, grid: tuple[int, ...], arguments: Sequence[int | float]) -> None:
-        """Run a kernel on the stream."""
+    def launch(
+        self, kernel: LoadedKernel, grid: tuple[int, ...], arguments: Sequence[int | float], *, overlap: bool = False
+    ) -> None:
+        """Run a kernel on the stream. `overlap`: it may start before the kernel before it has ended (9.0 and above)."""
         self._enter()
         values, types = (*arguments, *_SCRATCH_POINTERS), _argument_types(kernel.types)
         x, y, z = (*grid, 1, 1)[:3]
+        if overlap:
+            self._launch_overlapping(kernel, (x, y, z), (values, types))
+            return
         self._call(
             self._driver.cuLaunchKernel(
                 kernel.handle, x, y, z, kernel.threads, 1, 1, kernel.shared_bytes, self._stream, (values, types), 0
             )
         )
+
+    def _launch_overlapping(self, kernel: LoadedKernel, grid: tuple[int, int, int], arguments: tuple[Any, Any]) -> None:
+        """Programmatic dependent launch: the kernel waits for the one before it where its own code says so."""
+        driver = self._driver
+        attribute = driver.CUlaunchAttribute()
+        attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        attribute.value.programmaticStreamSerializationAllowed = 1
+        config = driver.CUlaunchConfig()
+        config.gridDimX, config.gridDimY, config.gridDimZ = grid
+        config.blockDimX, config.blockDimY, config.blockDimZ = kernel.threads, 1, 1
+        config.sharedMemBytes, config.hStream = kernel.shared_bytes, self._stream
+        config.attrs, config.numAttrs = [attribute], 1
+        self._call(driver.cuLaunchKernelEx(config, kernel.handle, arguments, 0))
 
     def launch_graph(self, executable: Any) -> None:
         """Put a recorded graph on the stream."""

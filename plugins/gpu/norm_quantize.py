@@ -5,6 +5,7 @@ of `BLOCK` values, in an order that is fixed when the kernel is compiled.
 """
 
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from plugins.gpu.kernel import Kernel
 from plugins.gpu.variants import NormQuantize
@@ -24,12 +25,16 @@ def norm_quantize(  # type: ignore[no-untyped-def]
     epsilon,
     NORM: tl.constexpr,  # noqa: N803
     BLOCK: tl.constexpr,  # noqa: N803
+    OVERLAP: tl.constexpr,  # noqa: N803
 ):
     """Token `program_id(0)` of x float32 [T, columns] → q int8 [T, stride] and a float32 [T].
 
     With NORM, what is quantized is x / sqrt(mean(x²) + epsilon) · weight. `stride` is `columns` rounded up to what the
     linear reads at a time; the values between are zeros. A token with a value that is not finite gets a = NaN.
     """
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
     token = tl.program_id(0).to(tl.int64)
     offsets = tl.arange(0, BLOCK)
     inside = offsets < columns
@@ -55,6 +60,7 @@ def kernel_for(variant: NormQuantize) -> Kernel:
     return Kernel(
         name=variant.name,
         function=norm_quantize,
+        overlaps=True,
         signature={
             "x": "*fp32",
             "weight": "*fp32",

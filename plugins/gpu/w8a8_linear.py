@@ -5,6 +5,7 @@ on how the inputs are split over programs.
 """
 
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from plugins.gpu.kernel import Kernel
 from plugins.gpu.packing import TILE_INPUTS, TILE_OUTPUTS
@@ -35,6 +36,7 @@ def w8a8_linear(  # type: ignore[no-untyped-def]
     TOKENS: tl.constexpr,  # noqa: N803
     OUTPUTS: tl.constexpr,  # noqa: N803
     INPUTS: tl.constexpr,  # noqa: N803
+    OVERLAP: tl.constexpr,  # noqa: N803
 ):
     """Y float32 [T, outputs] of q int8 [T, input_tiles · INPUTS] and a float32 [T].
 
@@ -55,6 +57,14 @@ def w8a8_linear(  # type: ignore[no-untyped-def]
     last = tl.minimum(first + tiles_per_split, input_tiles)
     tile_bytes: tl.constexpr = OUTPUTS * INPUTS
     base = weight + (output_tile.to(tl.int64) * parts * input_tiles + first) * tile_bytes
+    if OVERLAP:
+        gdc_launch_dependents()
+        # Weights do not depend on the kernel before: their first lines come while that one ends.
+        line = tl.minimum(tl.arange(0, 256) * 128, (last - first) * tile_bytes - 128)
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [base + line], tl.int32, is_pure=False, pack=1
+        )
+        gdc_wait()
     at_weight = base + output[:, None] * INPUTS + k[None, :]
     at_q = q + token[None, :].to(tl.int64) * inputs + first * INPUTS + k[:, None]
     inside = token[None, :] < tokens
@@ -117,6 +127,7 @@ def kernel_for(variant: W8A8Linear) -> Kernel:
     return Kernel(
         name=variant.name,
         function=w8a8_linear,
+        overlaps=True,
         signature={**pointers, **numbers},
         constants={
             "BIAS": int(variant.bias),
