@@ -96,14 +96,15 @@ def _run(step: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _write_measured(step: str, steps: dict[str, Any], path: Path) -> None:
-    """Beside the figures, a file for `quasar roofline --measured` and `quasar simulate --costs` (its "t_ms")."""
+    """Beside the figures, files for `quasar roofline --measured` and `quasar simulate --costs`."""
     curve = steps[step].get("ms", {}).get("int8")
     title = steps.get("environment", {}).get("gpu", "").lower()
     known = next((name for name in GPUS if name in title), None)
     if curve and known:
-        measured = json.dumps({"gpu": known.replace(" ", "-"), "t_ms": curve})
-        name = f"{path.stem}-{steps[step]['shape']}.json"
-        path.with_name(name).write_text(measured + "\n", encoding="utf-8")
+        stem = f"{path.stem}-{steps[step]['shape']}"
+        measured = {"gpu": known.replace(" ", "-"), "t_ms": curve}
+        for name, value in ((f"{stem}.json", measured), (f"{stem}-costs.json", curve)):
+            path.with_name(name).write_text(json.dumps(value) + "\n", encoding="utf-8")
 
 
 def _child(options: argparse.Namespace) -> int:
