@@ -11,7 +11,8 @@ Steps, each in a process of its own with a time limit, so that one that fails or
     smollm2             SmolLM2's shape: bits of logits at widths 1 to 32, of chains, trees, prompts;
                         decoding with drafts; KL and top-1 against the CPU engine of the same weights   40 s
     qwen3-1.7b          the same of Qwen3-1.7B's shape                                                 100 s
-    latency-qwen3-8b    ms of a pass by width at 256, 2048, 8192 cached tokens, beside BF16 and FP8     80 s
+    latency-qwen3-8b    (also with kernels that start before the one before them has ended, "overlapping")
+                        ms of a pass by width at 256, 2048, 8192 cached tokens, beside BF16 and FP8     80 s
     latency-llama-3-8b  the same of Llama-3-8B's shape                                                  40 s
 
 Needs numpy, cuda-bindings and Triton; torch for BF16 and FP8; onnx-ir and onnxruntime for the CPU's engine. A step
@@ -95,14 +96,15 @@ def _run(step: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _write_measured(step: str, steps: dict[str, Any], path: Path) -> None:
-    """Beside the figures, a file for `quasar roofline --measured` and `quasar simulate --costs` (its "t_ms")."""
+    """Beside the figures, files for `quasar roofline --measured` and `quasar simulate --costs`."""
     curve = steps[step].get("ms", {}).get("int8")
     title = steps.get("environment", {}).get("gpu", "").lower()
     known = next((name for name in GPUS if name in title), None)
     if curve and known:
-        measured = json.dumps({"gpu": known.replace(" ", "-"), "t_ms": curve})
-        name = f"{path.stem}-{steps[step]['shape']}.json"
-        path.with_name(name).write_text(measured + "\n", encoding="utf-8")
+        stem = f"{path.stem}-{steps[step]['shape']}"
+        measured = {"gpu": known.replace(" ", "-"), "t_ms": curve}
+        for name, value in ((f"{stem}.json", measured), (f"{stem}-costs.json", curve)):
+            path.with_name(name).write_text(json.dumps(value) + "\n", encoding="utf-8")
 
 
 def _child(options: argparse.Namespace) -> int:
@@ -146,7 +148,7 @@ def _latency_table(figures: dict[str, Any]) -> list[str]:
             cells = [f"{curve[width]:.3f}" if width in curve else "" for width in widths]
             rows.append(f"| {title} | {cached} | {' | '.join(cells)} |")
     for title, surface in figures["ms"].items():
-        if title == "int8":
+        if title.startswith("int8"):
             continue
         for cached, curve in surface.items():
             cells = [f"{ours[cached][width] / ms:.2f}" for width, ms in curve.items()]

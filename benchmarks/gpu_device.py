@@ -15,6 +15,7 @@ from engines.cuda.stand_in import stand_in_session
 from engines.gpu.device import Device, LoadedKernel
 from engines.gpu.driver import CudaDevice
 from engines.gpu.host_device import HostDevice
+from plugins.compiled import CompiledKernel
 from plugins.gpu.catalog import kernel_of
 from plugins.gpu.interpreter import interpret_at
 from plugins.gpu.variants import Variant
@@ -26,6 +27,7 @@ class Runner:
     def __init__(self, *, rehearse: bool) -> None:
         self.rehearse = rehearse
         self.compile_seconds = 0.0
+        self._compiled: dict[str, CompiledKernel] = {}
 
     def device(self) -> Device:
         """A device of its own."""
@@ -39,7 +41,9 @@ class Runner:
             kernel = kernel_of(variant)
             types = tuple(kernel.signature.values())
             if isinstance(device, CudaDevice):
-                made = kernel.compile(device.gpu.compute_capability)
+                if variant.name not in self._compiled:
+                    self._compiled[variant.name] = kernel.compile(device.gpu.compute_capability)
+                made = self._compiled[variant.name]
                 loaded[variant.name] = device.load_kernel(
                     made.image, made.entry, threads=made.threads, shared_bytes=made.shared_bytes, types=made.types
                 )
@@ -48,12 +52,18 @@ class Runner:
         self.compile_seconds += time.perf_counter() - start
         return loaded
 
-    def session(self, program: Program, weights: Path, contract: Contract, *, graphs: bool = True) -> CudaSession:
-        """A session on the GPU, or on its stand-in."""
+    def session(self, program: Program, weights: Path, contract: Contract, *, overlap: bool = False) -> CudaSession:
+        """A session on the GPU, or on its stand-in; `overlap` where the GPU can."""
         if self.rehearse:
-            return stand_in_session(program, weights, contract, graphs=graphs)
+            return stand_in_session(program, weights, contract)
         device = CudaDevice()
-        return CudaSession(program, weights, self.load(device, program.variants()), device, contract, graphs=graphs)
+        kernels = self.load(device, program.variants())
+        return CudaSession(program, weights, kernels, device, contract, overlap=overlap and overlaps(device))
+
+
+def overlaps(device: CudaDevice) -> bool:
+    """Whether kernels may start before those before them have ended."""
+    return int(device.gpu.compute_capability.split(".")[0]) >= 9
 
 
 class Arrays:

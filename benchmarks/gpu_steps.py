@@ -160,6 +160,7 @@ def latency(name: str, options: Options) -> dict[str, Any]:
     start = time.perf_counter()
     session = runner.session(program, weights, contract)
     loaded = time.perf_counter() - start - runner.compile_seconds
+    overlapping = runner.session(program, weights, contract, overlap=True)
     weights.unlink()
     figures: dict[str, Any] = {
         "shape": shape,
@@ -183,8 +184,12 @@ def latency(name: str, options: Options) -> dict[str, Any]:
             if time.perf_counter() > end:
                 figures["stopped"] = f"before {cached} cached, width {width}: the time was up"
                 return figures
+            plain, other = (one.run(np.arange(width), cached, width).copy() for one in (session, overlapping))
+            if not np.array_equal(plain, other):
+                figures |= {"ok": False, "error": f"overlapping kernels gave other tokens at width {width}"}
             passes = {"int8": _pass_of(session, width, cached)}
-            passes |= {title: other.pass_of(width, cached) for title, other in others.items()}
+            passes["int8 overlapping"] = _pass_of(overlapping, width, cached)
+            passes |= {title: one.pass_of(width, cached) for title, one in others.items()}
             for title, ms in _interleaved(passes, repeats=2 if options.rehearse else 15).items():
                 figures["ms"].setdefault(title, {}).setdefault(str(cached), {})[str(width)] = ms
     return figures
@@ -241,7 +246,7 @@ def _check_linear(
             y = arrays.put(np.full((tokens, finished), np.nan, np.float32))
             numbers = (tokens, finished, input_tiles, tiles_of(input_tiles, splits), splits)
             pointers = (q, a, packed, scale, 0, at_residual, y, sums, arrived)
-            arrays.run(variant, (output_tiles, token_tiles, splits), (*pointers, *numbers))
+            arrays.run(variant, (token_tiles, output_tiles, splits), (*pointers, *numbers))
             found = arrays.get(y, (tokens, finished), np.float32)
             first = found if first is None else first
             same = same and np.array_equal(found, first)
@@ -267,7 +272,7 @@ def _check_head(
         keys, merged = (arrays.put(np.zeros((tokens, tiles, k), np.int64)) for _ in range(2))
         ends = [arrays.put(np.zeros((tokens, count), np.int64)) for count in (1, k)]
         arguments = (q, a, packed, scale, 0, logits, keys, tokens, vocabulary, tiles_of(inputs, TILE_INPUTS), 1)
-        arrays.run(LmHead(tokens=tile, likeliest=k, bias=False), (tiles, tiles_of(tokens, tile)), arguments)
+        arrays.run(LmHead(tokens=tile, likeliest=k, bias=False), (tiles_of(tokens, tile), tiles), arguments)
         parts = tiles_of(tiles * k, MERGED)
         first, last = (MergeLikeliest(likeliest=k, final=final) for final in (False, True))
         arrays.run(first, (tokens, parts), (keys, merged, *ends, tiles * k, k))

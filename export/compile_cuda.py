@@ -137,6 +137,8 @@ def _name_by_content(path: Path) -> str:
 
 
 def _compile(directory: Path, program: Program, capability: str, reporter: Reporter) -> KernelsFile:
+    from plugins.gpu.kernel import assembler_version  # Triton is optional
+
     reporter.stage("compile", f"compute capability {capability}")
     path = directory / FOLDER / f"kernels-sm{capability.replace('.', '')}.zip"
     images: dict[str, bytes] = {}
@@ -148,7 +150,7 @@ def _compile(directory: Path, program: Program, capability: str, reporter: Repor
             step(1)
     with atomic_path(path) as temporary:
         write_kernels(temporary, images, records)
-    return KernelsFile(file=_name_by_content(path), compute_capability=capability)
+    return KernelsFile(file=_name_by_content(path), compute_capability=capability, cuda=assembler_version(capability))
 
 
 def _compiled(program: Program, capability: str) -> Iterator[tuple[KernelRecord, bytes]]:

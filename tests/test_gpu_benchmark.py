@@ -35,6 +35,7 @@ def test_rehearsal(tmp_path):
     curves = steps["latency-qwen3-8b"]["ms"]
     assert {title: {len(curve) for curve in surface.values()} for title, surface in curves.items()} == {
         "int8": {2},
+        "int8 overlapping": {2},
         "bf16": {2},
     }
     assert min(ms for curve in curves["int8"].values() for ms in curve.values()) > 0
@@ -66,3 +67,24 @@ def test_help_names_every_step_with_its_limit():
         assert f"{seconds} s" in done.stdout
     assert sum(gpu.LIMITS.values()) <= 360
     assert os.access(SCRIPT, os.R_OK)
+
+
+def test_latencies_are_written_for_the_roofline_and_the_replay(tmp_path):
+    from evaluation.roofline import read_measured
+
+    sys.path.insert(0, str(SCRIPT.parent))
+    try:
+        import gpu
+    finally:
+        sys.path.remove(str(SCRIPT.parent))
+    steps = {
+        "environment": {"gpu": "NVIDIA H100 80GB HBM3"},
+        "latency-qwen3-8b": {"shape": "qwen3-8b", "ms": {"int8": {"256": {"1": 3.5}}, "bf16": {"256": {"1": 6.0}}}},
+    }
+    gpu._write_measured("latency-qwen3-8b", steps, tmp_path / "gpu.json")
+    measured = read_measured(tmp_path / "gpu-qwen3-8b.json")
+    assert (measured.gpu, measured.ms) == ("h100", {256: {1: 3.5}})
+    assert json.loads((tmp_path / "gpu-qwen3-8b-costs.json").read_text()) == {"256": {"1": 3.5}}
+    # Of a GPU that the roofline does not know, nothing is written.
+    gpu._write_measured("latency-qwen3-8b", {**steps, "environment": {"gpu": "T4"}}, tmp_path / "other.json")
+    assert not list(tmp_path.glob("other*"))

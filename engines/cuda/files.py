@@ -41,10 +41,14 @@ class KernelRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelsFile:
-    """The kernels for one compute capability, as a path in the engine directory."""
+    """The kernels for one compute capability, as a path in the engine directory.
+
+    `cuda`: version of the assembler that made them; a driver for the same first number, or a later one, runs them.
+    """
 
     file: str
     compute_capability: str
+    cuda: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +84,7 @@ class CudaFiles:
         checked = check_fields(what, value, expected)
         if checked["cache_type"] not in CACHE_TYPES:
             raise DamagedEngineError(f"manifest.json: {what}.cache_type is {checked['cache_type']!r}")
-        one = {"file": str, "compute_capability": str}
+        one = {"file": str, "compute_capability": str, "cuda": str}
         kernels = tuple(KernelsFile(**check_fields(f"{what}.kernels", item, one)) for item in checked["kernels"])
         return cls(**{**checked, "kernels": kernels})
 

@@ -16,8 +16,8 @@ from plugins.gpu.variants import (
     tile_tokens,
 )
 
-# Programs of one linear per multiprocessor: enough loads are under way to keep the memory busy.
-_PROGRAMS_PER_MULTIPROCESSOR = 4
+# Programs of one linear per multiprocessor: as many as run at once, so that none waits for a second turn.
+_PROGRAMS_PER_MULTIPROCESSOR = 2
 # Tiles of inputs that a program sums at least.
 _LEAST_TILES = 4
 
@@ -151,7 +151,7 @@ def _linear(step: Linear, tokens: int, at: Addresses, limits: Limits) -> Launch:
     splits = 1 if is_prompt else splits_of(output_tiles * token_tiles, input_tiles, limits.multiprocessors)
     return Launch(
         kernel=linear_variant(step, tile).name,
-        grid=(output_tiles, token_tiles, splits),
+        grid=(token_tiles, output_tiles, splits),
         arguments=(
             *(at.quantized, at.amax, at.tensors[step.weight], at.tensors[step.scale]),
             at.tensors[step.bias] if step.bias else 0,
@@ -204,7 +204,7 @@ def _head(program: Program, step: Head, sizes: PassSizes, at: Addresses) -> Iter
     tiles, input_tiles = tiles_of(step.vocabulary, TILE_OUTPUTS), tiles_of(step.inputs, TILE_INPUTS)
     yield Launch(
         kernel=program.head_variant(step, tile).name,
-        grid=(tiles, tiles_of(sizes.rows, tile)),
+        grid=(tiles_of(sizes.rows, tile), tiles),
         arguments=(
             *(at.quantized, at.amax, at.tensors[step.weight], at.tensors[step.scale]),
             at.tensors[step.bias] if step.bias else 0,

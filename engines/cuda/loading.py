@@ -52,7 +52,16 @@ def find_placement(directory: EngineDirectory) -> Placement:
             f"{directory.path} has no kernels for this GPU ({gpu.found.name}, compute capability {capability}; "
             f"kernels: {has}): run {command} --compute-capability {capability}"
         )
+    if _major(gpu.found.driver) < _major(kernels.cuda):
+        raise EngineError(
+            f"the NVIDIA driver is for CUDA {gpu.found.driver}, and the kernels for compute capability {capability} "
+            f"need one for CUDA {_major(kernels.cuda)} or above: update the driver"
+        )
     return Placement(gpu=gpu.found, files=files, kernels=directory.file(kernels.file))
+
+
+def _major(version: str) -> int:
+    return int(version.split(".")[0])
 
 
 def load_cuda(directory: EngineDirectory) -> tuple[CudaSession, MachineRecord]:

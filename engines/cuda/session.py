@@ -44,6 +44,7 @@ class CudaSession:
         contract: Contract,
         *,
         graphs: bool = True,
+        overlap: bool = False,
     ) -> None:
         """Allocate everything, and bring the weights to the device.
 
@@ -52,6 +53,7 @@ class CudaSession:
             kernels: those of `program.variants()` by name, loaded on the device.
             device: is closed with the session.
             graphs: record each kind of verify pass once, and replay it (CUDA graphs).
+            overlap: let a kernel start before the one before it has ended; for compute capability 9.0 and above.
 
         Raises:
             EngineError: a kernel is missing, or the GPU has no room.
@@ -61,6 +63,7 @@ class CudaSession:
         self.max_logits_rows = contract.max_width
         self.takes_trees = program.tree
         self._program, self._kernels, self._device, self._graphs = program, kernels, device, graphs
+        self._overlap = overlap
         self._recorded: dict[PassSizes, RecordedWork] = {}
         self._seen: set[PassSizes] = set()
         self._num_rows = 0
@@ -212,8 +215,10 @@ class CudaSession:
 
     def _enqueue(self, sizes: PassSizes) -> None:
         self._inputs.upload()
-        for launch in launches(self._program, sizes, self._at, self._limits):
-            self._device.launch(self._kernels[launch.kernel], launch.grid, launch.arguments)
+        for index, launch in enumerate(launches(self._program, sizes, self._at, self._limits)):
+            # The first one follows a copy, which tells nobody that it is about to end.
+            overlap = self._overlap and index > 0
+            self._device.launch(self._kernels[launch.kernel], launch.grid, launch.arguments, overlap=overlap)
         self._device.download(self._tokens.view(np.uint8), self._at.next_tokens)
 
     def _allocate(self, weights: Path) -> None:

@@ -95,8 +95,10 @@ class Device(Protocol):
     ) -> "LoadedKernel":
         """A kernel from a compiled image (plugins.compiled)."""
 
-    def launch(self, kernel: "LoadedKernel", grid: tuple[int, ...], arguments: Sequence[int | float]) -> None:
-        """Run a kernel: pointers are addresses."""
+    def launch(
+        self, kernel: "LoadedKernel", grid: tuple[int, ...], arguments: Sequence[int | float], *, overlap: bool = False
+    ) -> None:
+        """Run a kernel: pointers are addresses. `overlap`: it may start before the kernel before it has ended."""
 
     def close(self) -> None:
         """Free everything that was allocated here; a second call does nothing."""

@@ -3,14 +3,15 @@
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Self
 
 from engines.gpu.device import Bytes, Gpu, LoadedKernel, OutOfMemoryError, array_at
 from quasar.errors import EngineError
 
 _INSTALL = "run pip install 'quasar-verifier[cuda]'"
-# Shared memory of a program that a kernel may have without asking for it.
-_SHARED_WITHOUT_ASKING = 48 << 10
+# Shared memory of a program that a kernel may have without asking for it: 48 KiB, of which 1 may be the system's.
+_SHARED_WITHOUT_ASKING = 47 << 10
 # Triton gives every kernel two more pointers after its own arguments, for scratch memory that ours do not use.
 _SCRATCH_POINTERS = (0, 0)
 _NUMBERS = {"i32": ctypes.c_int32, "i64": ctypes.c_int64, "fp32": ctypes.c_float}
@@ -81,7 +82,7 @@ class CudaDevice:
             raise OutOfMemoryError(f"{size} bytes do not fit the GPU, of which {self.free_bytes} are free")
         self._call((status,))
         self._allocated.append(address)
-        self._call(self._driver.cuMemsetD8Async(address, 0, size, self._stream))
+        self._call(self._driver.cuMemsetD8Async(address, 0, max(size, 1), self._stream))
         return int(address)
 
     def pinned(self, size: int) -> Bytes:
@@ -141,17 +142,34 @@ class CudaDevice:
             self._call(self._driver.cuFuncSetAttribute(handle, attribute, shared_bytes))
         return LoadedKernel(handle=handle, threads=threads, shared_bytes=shared_bytes, types=tuple(types))
 
-    def launch(self, kernel: LoadedKernel, grid: tuple[int, ...], arguments: Sequence[int | float]) -> None:
-        """Run a kernel on the stream."""
+    def launch(
+        self, kernel: LoadedKernel, grid: tuple[int, ...], arguments: Sequence[int | float], *, overlap: bool = False
+    ) -> None:
+        """Run a kernel on the stream. `overlap`: it may start before the kernel before it has ended (9.0 and above)."""
         self._enter()
-        values = (*arguments, *_SCRATCH_POINTERS)
-        types = (*(_argument_type(name) for name in kernel.types), *(ctypes.c_void_p for _ in _SCRATCH_POINTERS))
+        values, types = (*arguments, *_SCRATCH_POINTERS), _argument_types(kernel.types)
         x, y, z = (*grid, 1, 1)[:3]
+        if overlap:
+            self._launch_overlapping(kernel, (x, y, z), (values, types))
+            return
         self._call(
             self._driver.cuLaunchKernel(
                 kernel.handle, x, y, z, kernel.threads, 1, 1, kernel.shared_bytes, self._stream, (values, types), 0
             )
         )
+
+    def _launch_overlapping(self, kernel: LoadedKernel, grid: tuple[int, int, int], arguments: tuple[Any, Any]) -> None:
+        """Programmatic dependent launch: the kernel waits for the one before it where its own code says so."""
+        driver = self._driver
+        attribute = driver.CUlaunchAttribute()
+        attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        attribute.value.programmaticStreamSerializationAllowed = 1
+        config = driver.CUlaunchConfig()
+        config.gridDimX, config.gridDimY, config.gridDimZ = grid
+        config.blockDimX, config.blockDimY, config.blockDimZ = kernel.threads, 1, 1
+        config.sharedMemBytes, config.hStream = kernel.shared_bytes, self._stream
+        config.attrs, config.numAttrs = [attribute], 1
+        self._call(driver.cuLaunchKernelEx(config, kernel.handle, arguments, 0))
 
     def launch_graph(self, executable: Any) -> None:
         """Put a recorded graph on the stream."""
@@ -215,9 +233,11 @@ class CudaGraph:
             self._executable = None
 
 
-def _argument_type(name: str) -> Any:
-    """Ctypes' type of an argument from Triton's word for it."""
-    return ctypes.c_void_p if name.startswith("*") else _NUMBERS[name]
+@cache
+def _argument_types(names: tuple[str, ...]) -> tuple[Any, ...]:
+    """The types of a kernel's arguments for ctypes, from Triton's words for them; scratch pointers come last."""
+    own = (ctypes.c_void_p if name.startswith("*") else _NUMBERS[name] for name in names)
+    return (*own, *(ctypes.c_void_p for _ in _SCRATCH_POINTERS))
 
 
 def _driver() -> Any:

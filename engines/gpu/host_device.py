@@ -101,7 +101,14 @@ class HostDevice:
         """The kernel by its name."""
         return LoadedKernel(handle=entry, threads=threads, shared_bytes=shared_bytes, types=tuple(types))
 
-    def launch(self, kernel: LoadedKernel, grid: tuple[int, ...], arguments: Sequence[int | float]) -> None:
+    def launch(
+        self,
+        kernel: LoadedKernel,
+        grid: tuple[int, ...],
+        arguments: Sequence[int | float],
+        *,
+        overlap: bool = False,  # noqa: ARG002 - everything runs at once here
+    ) -> None:
         """Run it."""
         arguments = tuple(arguments)
         self.enqueue(lambda: self._run_kernel(kernel, grid, arguments))

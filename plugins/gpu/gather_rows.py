@@ -1,13 +1,17 @@
 """gather_rows as a Triton kernel: rows of a table as float32, for the embedding and the LM head's positions."""
 
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from plugins.gpu.kernel import Kernel
 from plugins.gpu.variants import COLUMNS, TRITON_TYPES, GatherRows
 
 
-def gather_rows(table, indices, y, columns, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+def gather_rows(table, indices, y, columns, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
     """Row `program_id(0)` of y float32 [M, columns] is row `indices`[that], int32 [M], of `table` [rows, columns]."""
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     offsets = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = offsets < columns
@@ -20,6 +24,7 @@ def kernel_for(variant: GatherRows) -> Kernel:
     return Kernel(
         name=variant.name,
         function=gather_rows,
+        overlaps=True,
         signature={
             "table": f"*{TRITON_TYPES[variant.table_type]}",
             "indices": "*i32",

@@ -22,7 +22,7 @@ def interpret(kernel: Kernel, grid: tuple[int, ...], arguments: Sequence[Any]) -
 
     # Hardware does not complain about an infinity either.
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"), _bfloat16_products():
-        InterpretedFunction(kernel.function)[grid](*arguments, **kernel.constants)
+        InterpretedFunction(kernel.function)[grid](*arguments, **kernel.constants_for(overlap=False))
 
 
 def interpret_at(kernel: Kernel, grid: tuple[int, ...], arguments: Sequence[int | float]) -> None:

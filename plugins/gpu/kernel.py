@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from plugins.compiled import CompiledKernel
 from quasar.errors import QuasarError
 
+# GPUs from this compute capability on let a kernel start before the one before it has ended.
+_OVERLAPPING = 9
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
@@ -19,6 +22,8 @@ class Kernel:
         signature: the types of its arguments in Triton's words.
         aligned: arguments that are always multiples of 16, so that 16 bytes are loaded at once.
         num_stages: tiles of a loop that are loaded ahead.
+        overlaps: whether its last constant, OVERLAP, says that it may start before the kernel before it has ended: it
+            waits for that itself, before it reads what others write. Compute capability 9.0 and above.
     """
 
     function: Callable[..., None]
@@ -28,6 +33,11 @@ class Kernel:
     name: str = ""
     aligned: tuple[str, ...] = ()
     num_stages: int = 3
+    overlaps: bool = False
+
+    def constants_for(self, *, overlap: bool) -> dict[str, int]:
+        """Every constant of the function."""
+        return {**self.constants, "OVERLAP": int(overlap)} if self.overlaps else self.constants
 
     def compile(self, compute_capability: str) -> CompiledKernel:
         """The kernel for a GPU like "8.9"; raises `QuasarError` with Triton's words if it cannot be compiled."""
@@ -37,10 +47,11 @@ class Kernel:
         from triton.compiler import ASTSource
 
         major, minor = compute_capability.split(".")
+        constants = self.constants_for(overlap=int(major) >= _OVERLAPPING)
         source = ASTSource(
             jit(self.function),
-            signature={**self.signature, **dict.fromkeys(self.constants, "constexpr")},
-            constexprs=self.constants,
+            signature={**self.signature, **dict.fromkeys(constants, "constexpr")},
+            constexprs=constants,
             attrs={
                 (position,): [["tt.divisibility", 16]]
                 for position, argument in enumerate(self.signature)
@@ -66,6 +77,14 @@ class Kernel:
             shared_bytes=int(compiled.metadata.shared),
             types=tuple(self.signature.values()),
         )
+
+
+def assembler_version(compute_capability: str) -> str:
+    """CUDA's version of the assembler that Triton brings for a GPU, like "13.4": drivers of its first number run it."""
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    major, minor = compute_capability.split(".")
+    return str(get_ptxas(10 * int(major) + int(minor)).version)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ largest keys of every tile, and `merge_likeliest` picks the largest of those, in
 """
 
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from plugins.gpu.kernel import Kernel
 from plugins.gpu.packing import TILE_INPUTS, TILE_OUTPUTS
@@ -35,18 +36,27 @@ def lm_head(  # type: ignore[no-untyped-def]
     TOKENS: tl.constexpr,  # noqa: N803
     OUTPUTS: tl.constexpr,  # noqa: N803
     INPUTS: tl.constexpr,  # noqa: N803
+    OVERLAP: tl.constexpr,  # noqa: N803
 ):
-    """As `w8a8_linear`, for the vocabulary's tile `program_id(0)` and the tile `program_id(1)` of tokens.
+    """As `w8a8_linear`, for the tile `program_id(0)` of tokens and the vocabulary's tile `program_id(1)`.
 
     `keys` int64 [T, tiles, LIKELIEST] gets the tile's largest keys; `logits` float32 [T, vocabulary] is written only
     if `writes_logits` is not 0.
     """
-    output_tile, token_tile = tl.program_id(0), tl.program_id(1)
+    token_tile, output_tile = tl.program_id(0), tl.program_id(1)
     token = token_tile * TOKENS + tl.arange(0, TOKENS)
     output = tl.arange(0, OUTPUTS)
     k = tl.arange(0, INPUTS)
-    at_weight = weight + output_tile.to(tl.int64) * input_tiles * (OUTPUTS * INPUTS)
-    at_weight = at_weight + output[:, None] * INPUTS + k[None, :]
+    base = weight + output_tile.to(tl.int64) * input_tiles * (OUTPUTS * INPUTS)
+    if OVERLAP:
+        gdc_launch_dependents()
+        # Weights do not depend on the kernel before: their first lines come while that one ends.
+        line = tl.minimum(tl.arange(0, 256) * 128, input_tiles * (OUTPUTS * INPUTS) - 128)
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [base + line], tl.int32, is_pure=False, pack=1
+        )
+        gdc_wait()
+    at_weight = base + output[:, None] * INPUTS + k[None, :]
     at_q = q + token[None, :].to(tl.int64) * (input_tiles * INPUTS) + k[:, None]
     inside = token[None, :] < tokens
     product = tl.zeros((OUTPUTS, TOKENS), tl.int32)
@@ -69,7 +79,7 @@ def lm_head(  # type: ignore[no-untyped-def]
     key = (order << 32) | (0xFFFFFFFF - channel.to(tl.int64))[:, None]
     key = tl.where(result == result, key, _NOT_A_NUMBER)
     key = tl.where(written, key, _LEAST)
-    at_keys = keys + (token.to(tl.int64) * tl.num_programs(0) + output_tile) * LIKELIEST
+    at_keys = keys + (token.to(tl.int64) * tl.num_programs(1) + output_tile) * LIKELIEST
     for place in range(LIKELIEST):
         largest = tl.max(key, axis=0)
         tl.store(at_keys + place, largest, mask=token < tokens)
@@ -86,12 +96,16 @@ def merge_likeliest(  # type: ignore[no-untyped-def]
     FINAL: tl.constexpr,  # noqa: N803
     LIKELIEST: tl.constexpr,  # noqa: N803
     MERGED: tl.constexpr,  # noqa: N803
+    OVERLAP: tl.constexpr,  # noqa: N803
 ):
     """The largest of the keys `program_id(1)` · MERGED … of row `program_id(0)` of `keys` int64 [T, count].
 
     They go to `merged` int64 [T, programs, LIKELIEST]; with FINAL, their tokens to `next_tokens` int64 [T] and
     `top_tokens` int64 [T, top_k].
     """
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     offsets = part * MERGED + tl.arange(0, MERGED)
     key = tl.load(keys + row * count + offsets, mask=offsets < count, other=_LEAST)
@@ -114,6 +128,7 @@ def head_kernel(variant: LmHead) -> Kernel:
     return Kernel(
         name=variant.name,
         function=lm_head,
+        overlaps=True,
         signature={
             **pointers,
             "keys": "*i64",
@@ -138,6 +153,7 @@ def merge_kernel(variant: MergeLikeliest) -> Kernel:
     return Kernel(
         name=variant.name,
         function=merge_likeliest,
+        overlaps=True,
         signature={**pointers, "count": "i32", "top_k": "i32"},
         constants={"FINAL": int(variant.final), "LIKELIEST": variant.likeliest, "MERGED": MERGED},
         num_warps=8,

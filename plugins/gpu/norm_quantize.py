@@ -5,6 +5,7 @@ of `BLOCK` values, in an order that is fixed when the kernel is compiled.
 """
 
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from plugins.gpu.kernel import Kernel
 from plugins.gpu.variants import NormQuantize
@@ -24,18 +25,22 @@ def norm_quantize(  # type: ignore[no-untyped-def]
     epsilon,
     NORM: tl.constexpr,  # noqa: N803
     BLOCK: tl.constexpr,  # noqa: N803
+    OVERLAP: tl.constexpr,  # noqa: N803
 ):
     """Token `program_id(0)` of x float32 [T, columns] → q int8 [T, stride] and a float32 [T].
 
     With NORM, what is quantized is x / sqrt(mean(x²) + epsilon) · weight. `stride` is `columns` rounded up to what the
     linear reads at a time; the values between are zeros. A token with a value that is not finite gets a = NaN.
     """
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
     token = tl.program_id(0).to(tl.int64)
     offsets = tl.arange(0, BLOCK)
     inside = offsets < columns
     values = tl.load(x + token * columns + offsets, mask=inside, other=0.0)
     if NORM:
-        mean = tl.sum(values * values, axis=0) / columns.to(tl.float32)
+        mean = tl.div_rn(tl.sum(values * values, axis=0), columns.to(tl.float32))
         norm = tl.sqrt_rn(mean + epsilon)
         values = tl.div_rn(values, tl.zeros_like(values) + norm) * tl.load(weight + offsets, mask=inside, other=0.0)
     finite = tl.abs(values) < float("inf")
@@ -55,6 +60,7 @@ def kernel_for(variant: NormQuantize) -> Kernel:
     return Kernel(
         name=variant.name,
         function=norm_quantize,
+        overlaps=True,
         signature={
             "x": "*fp32",
             "weight": "*fp32",
@@ -65,6 +71,6 @@ def kernel_for(variant: NormQuantize) -> Kernel:
             "epsilon": "fp32",
         },
         constants={"NORM": int(variant.norm), "BLOCK": variant.block},
-        num_warps=min(16, max(1, variant.block // 512)),
-        aligned=("x", "weight", "q", "stride"),
+        num_warps=min(32, max(1, variant.block // 128)),
+        aligned=("x", "weight", "q", "stride", *(["columns"] if variant.aligned else [])),
     )

@@ -1,6 +1,7 @@
 """rotate_append as a Triton kernel: q/k norms, rotation, queries, keys and values to the cache."""
 
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from plugins.gpu.kernel import Kernel
 from plugins.gpu.variants import TRITON_TYPES, RotateAppend, power_of_2
@@ -26,6 +27,7 @@ def rotate_append(  # type: ignore[no-untyped-def]
     SIZE: tl.constexpr,  # noqa: N803
     ROTARY: tl.constexpr,  # noqa: N803
     BLOCK: tl.constexpr,  # noqa: N803
+    OVERLAP: tl.constexpr,  # noqa: N803
 ):
     """Head `program_id(1)` of token `program_id(0)` of qkv float32 [T, (H + 2G) · SIZE]: queries, keys, then values.
 
@@ -33,6 +35,9 @@ def rotate_append(  # type: ignore[no-untyped-def]
     values of a head; `destinations` int32 [T] and `slots` int32 [T] say where in the caches [slots, G, S, SIZE] keys
     and values go; `queries` is float32 [T, H, SIZE]. With NORM, an RMS norm over a head comes first.
     """
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     offsets = tl.arange(0, BLOCK)
     inside = offsets < SIZE
@@ -44,9 +49,10 @@ def rotate_append(  # type: ignore[no-untyped-def]
     x = tl.load(row + offsets, mask=inside, other=0.0)
     other = tl.load(row + partner, mask=rotated, other=0.0)
     if NORM:
+        size = tl.full((), SIZE, tl.float32)
         weight = q_norm if head < heads else k_norm
         if head < heads + kv_heads:
-            norm = tl.sqrt_rn(tl.sum(x * x, axis=0) / SIZE + epsilon)
+            norm = tl.sqrt_rn(tl.div_rn(tl.sum(x * x, axis=0), size) + epsilon)
             x = tl.div_rn(x, tl.zeros_like(x) + norm) * tl.load(weight + offsets, mask=inside, other=0.0)
             other = tl.div_rn(other, tl.zeros_like(x) + norm) * tl.load(weight + partner, mask=rotated, other=0.0)
     if head < heads + kv_heads:
@@ -76,6 +82,7 @@ def kernel_for(variant: RotateAppend) -> Kernel:
     return Kernel(
         name=variant.name,
         function=rotate_append,
+        overlaps=True,
         signature={**floats, **integers, "queries": "*fp32", **caches, **numbers},
         constants={
             "NORM": int(variant.norm),

@@ -39,20 +39,24 @@ class GatherRows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NormQuantize:
-    """`norm_quantize` of tokens of up to `block` values; `norm`: with the RMS norm."""
+    """`norm_quantize` of tokens of up to `block` values; `norm`: with the RMS norm.
+
+    `aligned`: the values are a multiple of 16, so that 16 bytes are loaded at once.
+    """
 
     block: int
     norm: bool
+    aligned: bool
 
     @property
     def name(self) -> str:
         """Of the kernel."""
-        return f"norm_quantize_{self.block}" if self.norm else f"quantize_{self.block}"
+        return f"{'norm_' if self.norm else ''}quantize_{self.block}{'' if self.aligned else '_unaligned'}"
 
     @classmethod
     def of(cls, columns: int, *, norm: bool) -> "NormQuantize":
         """The one for tokens of so many values."""
-        return cls(block=power_of_2(max(columns, TILE_INPUTS)), norm=norm)
+        return cls(block=power_of_2(max(columns, TILE_INPUTS)), norm=norm, aligned=columns % 16 == 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ and values are rounded to that type, as in the operators of a CPU. The cache's b
 """
 
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from plugins.gpu.kernel import Kernel
 from plugins.gpu.variants import (
@@ -55,6 +56,7 @@ def attend_cache(  # type: ignore[no-untyped-def]
     PADDED: tl.constexpr,  # noqa: N803
     SIZE: tl.constexpr,  # noqa: N803
     WIDE: tl.constexpr,  # noqa: N803
+    OVERLAP: tl.constexpr,  # noqa: N803
 ):
     """Split `program_id(2)` for group `program_id(0)` and tile `program_id(1)` of the tokens from `first_token` on.
 
@@ -63,6 +65,9 @@ def attend_cache(  # type: ignore[no-untyped-def]
     the largest score (base 2) and the sum of weights in `partial_stats` float32 [tokens, H, most_splits, 2]. GROUP:
     heads of a group; PADDED and WIDE: GROUP and SIZE, rounded up to a power of two; ROWS: tokens × PADDED.
     """
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
     group, tile, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     tile_size: tl.constexpr = ROWS // PADDED
     row = tl.arange(0, ROWS)
@@ -140,12 +145,16 @@ def attend_path(  # type: ignore[no-untyped-def]
     GROUP: tl.constexpr,  # noqa: N803
     SIZE: tl.constexpr,  # noqa: N803
     WIDE: tl.constexpr,  # noqa: N803
+    OVERLAP: tl.constexpr,  # noqa: N803
 ):
     """Token `first_token + program_id(0)`, group `program_id(1)`: context float32 [T, H · SIZE], complete.
 
     `committed` int32 [T]: positions of a path below it lie at the same place in the cache; the later ones, of a tree,
     at `committed` + `ancestors` int32 [T, REACH], of which column d is the index of the ancestor at depth d.
     """
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
     index, group = tl.program_id(0), tl.program_id(1)
     token = (first_token + index).to(tl.int64)
     row = tl.arange(0, _PATH_ROWS)
@@ -165,7 +174,8 @@ def attend_path(  # type: ignore[no-untyped-def]
     largest = tl.full((_PATH_ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((_PATH_ROWS,), tl.float32)
     sums = tl.zeros((_PATH_ROWS, WIDE), tl.float32)
-    for split in range((tail + _SPLIT - 1) // _SPLIT):
+    # Eight splits are loaded at a time, and added one after the other.
+    for split in tl.range(0, (tail + _SPLIT - 1) // _SPLIT, loop_unroll_factor=8):
         at_partial = (index.to(tl.int64) * heads + head) * most_splits + split
         part = tl.load(partial + at_partial[:, None] * SIZE + column[None, :], mask=shown, other=0.0)
         highest = tl.load(partial_stats + 2 * at_partial, mask=real, other=float("-inf"))
@@ -212,6 +222,7 @@ def cache_kernel(variant: AttendCache) -> Kernel:
     return Kernel(
         name=variant.name,
         function=attend_cache,
+        overlaps=True,
         signature={
             **_caches(variant),
             "positions": "*i32",
@@ -241,6 +252,7 @@ def path_kernel(variant: AttendPath) -> Kernel:
     return Kernel(
         name=variant.name,
         function=attend_path,
+        overlaps=True,
         signature={
             **_caches(variant),
             "positions": "*i32",

@@ -5,6 +5,7 @@ on how the inputs are split over programs.
 """
 
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from plugins.gpu.kernel import Kernel
 from plugins.gpu.packing import TILE_INPUTS, TILE_OUTPUTS
@@ -35,23 +36,35 @@ def w8a8_linear(  # type: ignore[no-untyped-def]
     TOKENS: tl.constexpr,  # noqa: N803
     OUTPUTS: tl.constexpr,  # noqa: N803
     INPUTS: tl.constexpr,  # noqa: N803
+    OVERLAP: tl.constexpr,  # noqa: N803
 ):
     """Y float32 [T, outputs] of q int8 [T, input_tiles · INPUTS] and a float32 [T].
 
-    Programs: (tile of outputs, tile of tokens, split of the inputs). `weight`: packed tiles (plugins.gpu.packing);
-    `scale` and `bias` float32 in their order. With SWIGLU a tile of gates and a tile of ups give silu(gate) · up.
-    `sums` int32 and `arrived` int32, zeros before and after: where splits add up; the last to arrive goes on.
+    Programs: (tile of tokens, tile of outputs, split of the inputs): those that read the same weights run side by side.
+    `weight`: packed tiles (plugins.gpu.packing); `scale` and `bias` float32 in their order. With SWIGLU a tile of gates
+    and a tile of ups give silu(gate) · up. `sums` int32 and `arrived` int32, zeros before and after: where splits add
+    up; the last to arrive goes on.
     """
-    output_tile, token_tile, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    token_tile, output_tile, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     token = token_tile * TOKENS + tl.arange(0, TOKENS)
     output = tl.arange(0, OUTPUTS)
     k = tl.arange(0, INPUTS)
     parts: tl.constexpr = 2 if SWIGLU else 1
+    # Weights that are read once should not push activations out of the cache.
+    policy: tl.constexpr = "evict_first" if TOKENS <= 32 else ""
     inputs = input_tiles * INPUTS
     first = split * tiles_per_split
     last = tl.minimum(first + tiles_per_split, input_tiles)
     tile_bytes: tl.constexpr = OUTPUTS * INPUTS
     base = weight + (output_tile.to(tl.int64) * parts * input_tiles + first) * tile_bytes
+    if OVERLAP:
+        gdc_launch_dependents()
+        # Weights do not depend on the kernel before: their first lines come while that one ends.
+        line = tl.minimum(tl.arange(0, 256) * 128, (last - first) * tile_bytes - 128)
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [base + line], tl.int32, is_pure=False, pack=1
+        )
+        gdc_wait()
     at_weight = base + output[:, None] * INPUTS + k[None, :]
     at_q = q + token[None, :].to(tl.int64) * inputs + first * INPUTS + k[:, None]
     inside = token[None, :] < tokens
@@ -59,15 +72,18 @@ def w8a8_linear(  # type: ignore[no-untyped-def]
     ups = tl.zeros((OUTPUTS, TOKENS), tl.int32)
     for _ in range(first, last):
         x = tl.load(at_q, mask=inside, other=0)
-        # Weights are read once: they should not push activations out of the cache.
-        product = tl.dot(tl.load(at_weight, eviction_policy="evict_first"), x, product, out_dtype=tl.int32)
+        product = tl.dot(tl.load(at_weight, eviction_policy=policy), x, product, out_dtype=tl.int32)
         if SWIGLU:
-            up = tl.load(at_weight + input_tiles.to(tl.int64) * tile_bytes, eviction_policy="evict_first")
+            up = tl.load(at_weight + input_tiles.to(tl.int64) * tile_bytes, eviction_policy=policy)
             ups = tl.dot(up, x, ups, out_dtype=tl.int32)
         at_weight += tile_bytes
         at_q += INPUTS
-    tile = token_tile * tl.num_programs(0) + output_tile
+    tile = token_tile * tl.num_programs(1) + output_tile
     at_sums = sums + (tile.to(tl.int64) * parts * OUTPUTS + output[:, None]) * TOKENS + tl.arange(0, TOKENS)[None, :]
+    # Loaded before the splits wait for each other.
+    channel = output_tile * parts * OUTPUTS + output
+    amax = tl.load(a + token, mask=token < tokens, other=0.0)[None, :]
+    step = tl.load(scale + channel) * _UNIT_STEP
     before = 0
     if splits > 1:
         tl.atomic_add(at_sums, product, mask=inside, sem="relaxed")
@@ -84,10 +100,8 @@ def w8a8_linear(  # type: ignore[no-untyped-def]
             if SWIGLU:
                 ups = tl.atomic_xchg(at_sums + OUTPUTS * TOKENS, zeros, mask=inside, sem="relaxed")
             tl.store(arrived + tile, 0)
-        amax = tl.load(a + token, mask=token < tokens, other=0.0)[None, :]
-        channel = output_tile * parts * OUTPUTS + output
         # The reference's order: product · (1/127 · scale) · a, then the bias.
-        result = product.to(tl.float32) * (tl.load(scale + channel) * _UNIT_STEP)[:, None] * amax
+        result = product.to(tl.float32) * step[:, None] * amax
         if BIAS:
             result = result + tl.load(bias + channel)[:, None]
         if SWIGLU:
@@ -113,6 +127,7 @@ def kernel_for(variant: W8A8Linear) -> Kernel:
     return Kernel(
         name=variant.name,
         function=w8a8_linear,
+        overlaps=True,
         signature={**pointers, **numbers},
         constants={
             "BIAS": int(variant.bias),

@@ -132,7 +132,7 @@ def linear(x, values, scale, *, splits, tokens_of_tile, swiglu=False, bias=None,
         kernel_of(
             W8A8Linear(tokens=tokens_of_tile, bias=bias is not None, residual=residual is not None, swiglu=swiglu)
         ),
-        (tiles, token_tiles, splits),
+        (token_tiles, tiles, splits),
         q=q,
         a=a,
         weight=tensor(pack_weight(values, swiglu=swiglu)),
@@ -410,7 +410,7 @@ def test_head(vocabulary, tokens, top_k):
         for writes in (0, 1):
             run(
                 kernel_of(LmHead(tokens=tile, likeliest=most, bias=False)),
-                (tiles, tiles_of(tokens, tile)),
+                (tiles_of(tokens, tile), tiles),
                 q=q,
                 a=a,
                 weight=tensor(pack_weight(values)),

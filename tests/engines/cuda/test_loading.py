@@ -146,6 +146,15 @@ def test_kernels_for_another_gpu(compiled_engine, with_gpu):
     )
 
 
+def test_an_old_driver(compiled_engine, with_gpu):
+    needed = int(files_of(compiled_engine).kernels[0].cuda.split(".")[0])
+    with_gpu(replace(ADA, driver=f"{needed - 1}.9"))
+    assert one_line(compiled_engine) == (
+        f"the NVIDIA driver is for CUDA {needed - 1}.9, and the kernels for compute capability 8.9 need one for CUDA "
+        f"{needed} or above: update the driver"
+    )
+
+
 def test_a_kernel_that_the_file_lacks(engine, on_host_memory):
     name = files_of(engine).kernels[0].file
     with zipfile.ZipFile(engine / name) as archive:

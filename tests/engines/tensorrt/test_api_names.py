@@ -184,6 +184,7 @@ def test_cuda_python_has_what_is_used():
         *("CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL",),
         *("CUdevice_attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR",),
         *("CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT",),
+        *("CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION",),
         *("CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES",),
     ):
         owner, attribute = name.split(".")
