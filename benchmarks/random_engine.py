@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from shapes import SHAPES
 
-from calibration.recipe import make_recipe
+from calibration.recipe import Recipe, make_recipe
 from calibration.smoothing import SmoothingFactors
 from calibration.weights import PreparedWeights
 from engines.contract import Contract, capacity_for, top_k_for
@@ -119,11 +119,16 @@ def contract_of(spec: DecoderSpec, length: int) -> Contract:
     )
 
 
+def recipe_of(spec: DecoderSpec) -> Recipe:
+    """The precision of such an engine's linears."""
+    return make_recipe(spec, precision="w8a8", alpha=0.5)
+
+
 def write_graphs(spec: DecoderSpec, contract: Contract, folder: Path) -> None:
     """Canonical and lowered graphs of random weights."""
     import onnx_ir as ir
 
-    recipe = make_recipe(spec, precision="w8a8", alpha=0.5)
+    recipe = recipe_of(spec)
     prepared = PreparedWeights(RandomWeights(spec), recipe, SmoothingFactors())
     with WeightFile(folder / "verifier.onnx.data") as weights:
         model = build_verifier(

@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any, Self
 
 from engines.gpu.device import Bytes, Gpu, LoadedKernel, OutOfMemoryError, array_at
+from plugins.gpu.variants import TRITON_TYPES
 from quasar.errors import EngineError
 
 _INSTALL = "run pip install 'quasar-verifier[cuda]'"
@@ -14,7 +15,7 @@ _INSTALL = "run pip install 'quasar-verifier[cuda]'"
 _SHARED_WITHOUT_ASKING = 47 << 10
 # Triton gives every kernel two more pointers after its own arguments, for scratch memory that ours do not use.
 _SCRATCH_POINTERS = (0, 0)
-_NUMBERS = {"i32": ctypes.c_int32, "i64": ctypes.c_int64, "fp32": ctypes.c_float}
+_NUMBERS = {"i32": ctypes.c_int32, "i64": ctypes.c_int64, TRITON_TYPES["float32"]: ctypes.c_float}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 SECTIONS = {
     "Make": ["build", "compile", "inspect"],
     "Run": ["generate", "chat"],
-    "Measure": ["verify", "bench", "accuracy", "simulate", "report", "sweep", "compare", "time"],
+    "Measure": ["verify", "bench", "accuracy", "simulate", "report", "sweep", "compare", "time", "roofline"],
     "Installation": ["env"],
 }
 
