@@ -355,8 +355,9 @@ def test_keys_and_values_are_the_references():
     assert torch.equal(layer.keys[0], before)
 
 
-@pytest.mark.parametrize("cached", [0, 1, 62, 95, 130, 290, 353])
-@pytest.mark.parametrize(("heads", "groups"), [(4, 2), (3, 1)])
+@pytest.mark.parametrize(
+    ("cached", "heads", "groups"), [(0, 4, 2), (1, 3, 1), (62, 4, 2), (95, 3, 1), (130, 4, 2), (290, 3, 1), (353, 4, 2)]
+)
 def test_a_tokens_bits_depend_on_its_path_alone(cached, heads, groups):
     """The tokens of a path: one by one, as a chain, as a path of a tree, and with the rest of a wide pass before it."""
     layer = Layer(cached, heads=heads, groups=groups, size=16, rotary=16, cache_type="float16")
@@ -390,9 +391,8 @@ def likeliest(logits):
     return np.argsort(-logits, axis=1, kind="stable")
 
 
-@pytest.mark.parametrize("vocabulary", [64, 500, 1000])
-@pytest.mark.parametrize("tokens", [1, 18])
-@pytest.mark.parametrize("top_k", [0, 1, 8])
+@pytest.mark.parametrize(("vocabulary", "tokens"), [(64, 18), (500, 1), (1000, 2)])
+@pytest.mark.parametrize("top_k", [0, 8])
 def test_head(vocabulary, tokens, top_k):
     random = np.random.default_rng(vocabulary)
     x = random.standard_normal((tokens, 130)).astype(np.float32)
