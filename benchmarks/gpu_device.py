@@ -11,13 +11,11 @@ from numpy.typing import NDArray
 from engines.contract import Contract
 from engines.cuda.program import Program
 from engines.cuda.session import CudaSession
-from engines.cuda.stand_in import stand_in_session
+from engines.cuda.stand_in import stand_in_device, stand_in_kernels, stand_in_session
 from engines.gpu.device import Device, LoadedKernel
 from engines.gpu.driver import CudaDevice
-from engines.gpu.host_device import HostDevice
 from plugins.compiled import CompiledKernel
 from plugins.gpu.catalog import kernel_of
-from plugins.gpu.interpreter import interpret_at
 from plugins.gpu.variants import Variant
 
 
@@ -31,24 +29,21 @@ class Runner:
 
     def device(self) -> Device:
         """A device of its own."""
-        return HostDevice(run_kernel=_interpreted) if self.rehearse else CudaDevice()
+        return stand_in_device() if self.rehearse else CudaDevice()
 
     def load(self, device: Device, variants: Iterable[Variant]) -> dict[str, LoadedKernel]:
         """Kernels of variants on a device: compiled here for its compute capability."""
+        if not isinstance(device, CudaDevice):
+            return stand_in_kernels(variants)
         start = time.perf_counter()
         loaded = {}
         for variant in variants:
-            kernel = kernel_of(variant)
-            types = tuple(kernel.signature.values())
-            if isinstance(device, CudaDevice):
-                if variant.name not in self._compiled:
-                    self._compiled[variant.name] = kernel.compile(device.gpu.compute_capability)
-                made = self._compiled[variant.name]
-                loaded[variant.name] = device.load_kernel(
-                    made.image, made.entry, threads=made.threads, shared_bytes=made.shared_bytes, types=made.types
-                )
-            else:
-                loaded[variant.name] = LoadedKernel(handle=variant, threads=0, shared_bytes=0, types=types)
+            if variant.name not in self._compiled:
+                self._compiled[variant.name] = kernel_of(variant).compile(device.gpu.compute_capability)
+            made = self._compiled[variant.name]
+            loaded[variant.name] = device.load_kernel(
+                made.image, made.entry, threads=made.threads, shared_bytes=made.shared_bytes, types=made.types
+            )
         self.compile_seconds += time.perf_counter() - start
         return loaded
 
@@ -98,7 +93,3 @@ class Arrays:
     def close(self) -> None:
         """Free everything."""
         self.device.close()
-
-
-def _interpreted(kernel: LoadedKernel, grid: tuple[int, ...], arguments: Sequence[int | float]) -> None:
-    interpret_at(kernel_of(kernel.handle), grid, arguments)

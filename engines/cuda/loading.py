@@ -1,33 +1,30 @@
 """From an engine directory to a CUDA session on this machine's GPU: the kernels that fit it, and its record."""
 
-import logging
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from engines.contract import Contract
-from engines.cuda.files import NAME, CudaFiles, check_program, cuda_files, read_kernels, read_program
+from engines.cuda.files import NAME, CudaFiles, KernelsFile, check_program, cuda_files, read_kernels, read_program
 from engines.cuda.session import CudaSession
 from engines.directory import EngineDirectory
-from engines.gpu.device import Device, Gpu, LoadedKernel
+from engines.gpu.device import Device, Gpu
 from engines.gpu.driver import CudaDevice, find_gpu
-from engines.machine import Machine, user_cache
-from engines.probes.driver import ProbePlan, brief_plan, run_probes
-from engines.record import MachineRecord, keep_record, read_record
+from engines.gpu.record import gpu_machine, gpu_record
+from engines.probes.driver import ProbePlan, brief_plan
+from engines.record import MachineRecord
 from plugins.gpu.variants import BLOCK, SPLIT
 from quasar.errors import EngineError
 
-_log = logging.getLogger("quasar.engines")
 # The oldest GPUs with the integer product that Triton compiles to.
 LEAST_CAPABILITY = (8, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """Where a directory can run: the GPU, the files, and the file of the kernels that fit it."""
+    """Where a directory can run: the GPU, the files, and which of them has the kernels that fit it."""
 
     gpu: Gpu
     files: CudaFiles
-    kernels: Path
+    kernels: KernelsFile
 
 
 def find_placement(directory: EngineDirectory) -> Placement:
@@ -57,7 +54,7 @@ def find_placement(directory: EngineDirectory) -> Placement:
             f"the NVIDIA driver is for CUDA {gpu.found.driver}, and the kernels for compute capability {capability} "
             f"need one for CUDA {_major(kernels.cuda)} or above: update the driver"
         )
-    return Placement(gpu=gpu.found, files=files, kernels=directory.file(kernels.file))
+    return Placement(gpu=gpu.found, files=files, kernels=kernels)
 
 
 def _major(version: str) -> int:
@@ -87,8 +84,10 @@ def open_session(directory: EngineDirectory, placement: Placement, device: Devic
         program = read_program(path)
         check_program(path, program, contract)
         kernels = {
-            record.name: _load(device, record.entry, image, record.threads, record.shared_bytes, record.types)
-            for record, image in read_kernels(placement.kernels)
+            record.name: device.load_kernel(
+                image, record.entry, threads=record.threads, shared_bytes=record.shared_bytes, types=record.types
+            )
+            for record, image in read_kernels(directory.file(placement.kernels.file))
         }
     except BaseException:
         device.close()
@@ -96,34 +95,10 @@ def open_session(directory: EngineDirectory, placement: Placement, device: Devic
     return CudaSession(program, directory.file(files.weights), kernels, device, contract)
 
 
-def _load(
-    device: Device, entry: str, image: bytes, threads: int, shared_bytes: int, types: tuple[str, ...]
-) -> LoadedKernel:
-    return device.load_kernel(image, entry, threads=threads, shared_bytes=shared_bytes, types=types)
-
-
 def _record(directory: EngineDirectory, placement: Placement, session: CudaSession) -> MachineRecord:
-    """The user cache's record of this engine on this GPU, else a measurement."""
-    gpu = placement.gpu
-    machine = Machine(
-        system=f"CUDA {gpu.driver}",
-        processor=gpu.name,
-        instruction_sets=(f"sm{gpu.compute_capability.replace('.', '')}",),
-        library="quasar kernels",
-        provider="cuda",
-        threads=0,
-        cores=0,
-        kernels="",
-    )
-    kernels = directory.manifest.files[placement.files.kernels_for(gpu.compute_capability).file]["sha256"]  # type: ignore[union-attr]
-    name = f"{directory.manifest.engine_hash[:16]}-{kernels[:8]}-{machine.key}.json"
-    path = user_cache() / "machines" / name
-    record = read_record(path)
-    if record is None:
-        _log.info("%s was never measured on this GPU: probing it", directory.path)
-        record = run_probes(session, machine, probe_plan(session.contract))
-        keep_record(path, record)
-    return record
+    machine = gpu_machine(placement.gpu, "quasar kernels")
+    compiled = directory.manifest.files[placement.kernels.file]["sha256"][:8]
+    return gpu_record(directory, compiled, machine, session, probe_plan(session.contract))
 
 
 def probe_plan(contract: Contract) -> ProbePlan:

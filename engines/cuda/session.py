@@ -19,11 +19,12 @@ from engines.cuda.launches import Addresses, Limits, PassSizes, launches, sums_o
 from engines.cuda.program import Attention, Head, Linear, Program
 from engines.gpu.cache import DeviceCache
 from engines.gpu.device import Device, LoadedKernel, OutOfMemoryError, RecordedWork
+from engines.gpu.limits import check_pass, length_advice
 from engines.session import SessionMemory, rows_of
 from engines.tree import check_parents
 from plugins.gpu.packing import TILE_INPUTS, TILE_OUTPUTS, tiles_of
 from plugins.gpu.variants import num_splits, power_of_2
-from quasar.errors import EngineError, GenerationError
+from quasar.errors import EngineError
 
 Int64 = NDArray[np.int64]
 
@@ -173,13 +174,7 @@ class CudaSession:
         logits: bool,
     ) -> None:
         contract, width = self.contract, len(token_ids)
-        if not 0 < width <= contract.prefill_chunk or not 0 < num_logits_rows <= min(width, contract.max_width):
-            raise GenerationError(
-                f"{width} tokens with {num_logits_rows} asked for were fed; this engine takes up to "
-                f"{contract.prefill_chunk} tokens and gives up to {contract.max_width} back"
-            )
-        if not 0 <= cache_length <= contract.capacity - width:
-            raise GenerationError(f"{width} tokens after {cache_length} do not fit a cache of {contract.capacity}")
+        check_pass(contract, width, num_logits_rows, cache_length)
         checked = None
         if parents is not None:
             checked = check_parents(parents, width, contract, takes_trees=self.takes_trees)
@@ -279,15 +274,10 @@ class CudaSession:
         contract, per_position, free = self.contract, self._cache.bytes_per_position, self._free_bytes
         fixed = self._weight_bytes + self._buffer_bytes
         length = longest_for((free - fixed) // per_position)
-        fits = (
-            f"build with --max-length {length}"
-            if length >= 2 * contract.max_width
-            else "no --max-length fits beside it"
-        )
         return (
             f"the GPU has no room: the weights take {self._weight_bytes} bytes, the KV cache "
-            f"{per_position * contract.capacity} for {contract.max_length} tokens, and {free} bytes were free: {fits}, "
-            "or free memory on the GPU"
+            f"{per_position * contract.capacity} for {contract.max_length} tokens, and {free} bytes were free: "
+            f"{length_advice(length, contract)}"
         )
 
 

@@ -9,9 +9,10 @@ from engines.contract import Contract
 from engines.directory import EngineDirectory
 from engines.gpu.device import Gpu, LoadedKernel
 from engines.gpu.driver import CudaDevice, find_gpu
-from engines.machine import Machine, user_cache
-from engines.probes.driver import ProbePlan, brief_plan, run_probes
-from engines.record import MachineRecord, keep_record, read_record
+from engines.gpu.record import gpu_machine, gpu_record
+from engines.machine import user_cache
+from engines.probes.driver import ProbePlan, brief_plan
+from engines.record import MachineRecord
 from engines.tensorrt.builder import compile_plan, open_log
 from engines.tensorrt.library import Library, LibraryName, check_driver, open_library
 from engines.tensorrt.plans import TensorRtFiles, tensorrt_files
@@ -175,31 +176,10 @@ def _kernel(directory: EngineDirectory, placement: Placement, device: CudaDevice
     )
 
 
-def gpu_machine(library: Library, gpu: Gpu) -> Machine:
-    """The GPU and library as what row invariance and latencies depend on."""
-    return Machine(
-        system=f"CUDA {gpu.driver}",
-        processor=gpu.name,
-        instruction_sets=(f"sm{gpu.compute_capability.replace('.', '')}",),
-        library=f"{library.name} {library.version}",
-        provider="cuda",
-        threads=0,
-        cores=0,
-        kernels="",
-    )
-
-
 def _record(directory: EngineDirectory, placement: Placement, session: TensorRtSession) -> MachineRecord:
-    """The user cache's record of this engine on this GPU, else a measurement."""
-    machine = gpu_machine(placement.library, placement.gpu)
-    name = f"{directory.manifest.engine_hash[:16]}-{placement.files.compute_type}-{machine.key}.json"
-    path = user_cache() / "machines" / name
-    record = read_record(path)
-    if record is None:
-        _log.info("%s was never measured on this GPU: probing it", directory.path)
-        record = run_probes(session, machine, probe_plan(session.contract))
-        keep_record(path, record)
-    return record
+    library = placement.library
+    machine = gpu_machine(placement.gpu, f"{library.name} {library.version}")
+    return gpu_record(directory, placement.files.compute_type, machine, session, probe_plan(session.contract))
 
 
 def probe_plan(contract: Contract) -> ProbePlan:

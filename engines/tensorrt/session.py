@@ -17,11 +17,12 @@ from engines.cache_rows import CacheRows, Float32
 from engines.contract import Contract
 from engines.gpu.cache import DeviceCache
 from engines.gpu.device import Device, LoadedKernel, OutOfMemoryError, RecordedWork
+from engines.gpu.limits import check_pass, length_advice
 from engines.session import SessionMemory, rows_of
 from engines.tensorrt.bindings import check_bindings
 from engines.tensorrt.staging import Staging, Tokens
 from engines.tree import ancestor_mask, check_parents, depths
-from quasar.errors import EngineError, GenerationError
+from quasar.errors import EngineError
 
 Int64 = NDArray[np.int64]
 
@@ -231,13 +232,7 @@ class TensorRtSession:
         parents: Sequence[int] | Int64 | None,
     ) -> None:
         contract, width = self.contract, len(token_ids)
-        if not 0 < width <= contract.prefill_chunk or not 0 < num_logits_rows <= min(width, contract.max_width):
-            raise GenerationError(
-                f"{width} tokens with {num_logits_rows} asked for were fed; this engine takes up to "
-                f"{contract.prefill_chunk} tokens and gives up to {contract.max_width} back"
-            )
-        if not 0 <= cache_length <= contract.capacity - width:
-            raise GenerationError(f"{width} tokens after {cache_length} do not fit a cache of {contract.capacity}")
+        check_pass(contract, width, num_logits_rows, cache_length)
         checked = None if parents is None else check_parents(parents, width, contract)
         profile = VERIFY if width <= contract.max_width else PREFILL
         self._staging[profile].fill(
@@ -306,13 +301,8 @@ class TensorRtSession:
         contract, per_position, free = self.contract, self._cache.bytes_per_position, self._free_bytes
         fixed = self._scratch_bytes + 4 * contract.max_width * contract.vocab_size
         length = (free - fixed) // per_position - (contract.capacity - contract.max_length)
-        fits = (
-            f"build with --max-length {length}"
-            if length >= 2 * contract.max_width
-            else "no --max-length fits beside it"
-        )
         return (
             f"the GPU has no room: the plan takes {self._plan.plan_bytes} bytes, its scratch memory "
             f"{self._scratch_bytes}, the KV cache {per_position * contract.capacity} for {contract.max_length} tokens, "
-            f"and {free} bytes were free after the plan: {fits}, or free memory on the GPU"
+            f"and {free} bytes were free after the plan: {length_advice(length, contract)}"
         )

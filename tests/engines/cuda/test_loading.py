@@ -18,6 +18,7 @@ from engines.cuda.files import cuda_files, read_program
 from engines.cuda.loading import probe_plan
 from engines.cuda.session import CudaSession
 from engines.directory import open_directory
+from engines.gpu import record as gpu_record
 from engines.gpu.device import Gpu, LoadedKernel
 from engines.gpu.driver import GpuSearch
 from engines.gpu.host_device import HostDevice
@@ -84,7 +85,7 @@ def probed(tiny_engine, monkeypatch):
         machines.append(machine)
         return replace(record, machine=machine.to_json())
 
-    monkeypatch.setattr(loading, "run_probes", run_probes)
+    monkeypatch.setattr(gpu_record, "run_probes", run_probes)
     return machines
 
 
@@ -286,7 +287,7 @@ def test_a_failing_load_frees_the_device(compiled_engine, on_host_memory, monkey
     def fail(session, machine, plan):
         raise EngineError("no room")
 
-    monkeypatch.setattr(loading, "run_probes", fail)
+    monkeypatch.setattr(gpu_record, "run_probes", fail)
     assert one_line(compiled_engine) == "no room"
     assert on_host_memory.devices[-1].closed
 

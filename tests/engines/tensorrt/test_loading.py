@@ -12,6 +12,7 @@ import pytest
 import runtime
 from engines import loading as engines_loading
 from engines.directory import open_directory
+from engines.gpu import record as gpu_record
 from engines.gpu.device import Gpu
 from engines.gpu.driver import CudaDevice, GpuSearch, find_gpu
 from engines.gpu.host_device import HostDevice
@@ -154,7 +155,7 @@ def on_host_memory(engine, with_gpu, monkeypatch, tmp_path):
 
 def test_loading_measures_once_and_generates(engine, on_host_memory, monkeypatch):
     measured = []
-    monkeypatch.setattr(loading, "run_probes", measuring(measured, loading.run_probes))
+    monkeypatch.setattr(gpu_record, "run_probes", measuring(measured, gpu_record.run_probes))
     with runtime.load(engine, backend="tensorrt-rtx") as loaded:
         assert loaded.backend == "tensorrt-rtx"
         assert isinstance(loaded._loaded.session, TensorRtSession)
@@ -207,7 +208,7 @@ def test_a_failing_load_frees_the_device(engine, on_host_memory, monkeypatch):
     def fail(session, machine, plan):
         raise EngineError("no room")
 
-    monkeypatch.setattr(loading, "run_probes", fail)
+    monkeypatch.setattr(gpu_record, "run_probes", fail)
     with pytest.raises(EngineError, match="no room"):
         runtime.load(engine, backend="tensorrt-rtx")
     assert on_host_memory[-1].closed
