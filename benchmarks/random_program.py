@@ -26,7 +26,6 @@ def write_random_program(spec: DecoderSpec, contract: Contract, weights: Path, c
         cache_type=cache_type,
         reach=contract.max_width,
         top_k=contract.top_k,
-        tree=True,
         tensors=writer.tensors,
         steps=steps,
     )

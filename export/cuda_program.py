@@ -60,7 +60,6 @@ class ProgramWriter:
             cache_type=cache_type,
             reach=self._contract.max_width,
             top_k=self._contract.top_k,
-            tree=True,
             tensors=self._tensors,
             steps=tuple(steps),
         )

@@ -82,7 +82,6 @@ def program_of(
         cache_type="float16",
         reach=reach,
         top_k=top_k,
-        tree=True,
         tensors={name: Tensor(offset=256 * place, bytes=4) for place, name in enumerate(names)},
         steps=done,
     )

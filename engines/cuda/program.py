@@ -121,7 +121,6 @@ class Program:
     cache_type: str
     reach: int
     top_k: int
-    tree: bool
     tensors: Mapping[str, Tensor]
     steps: tuple[Step, ...]
 
@@ -165,8 +164,7 @@ class Program:
                     yield NormQuantize.of(step.inputs, norm=bool(step.norm))
                     yield from (self.head_variant(step, tokens) for tokens in HEAD_TILE_TOKENS)
                     yield from (MergeLikeliest(likeliest=self.likeliest, final=final) for final in (False, True))
-        if self.tree:
-            yield KvCompact()
+        yield KvCompact()
 
     def head_variant(self, step: Head, tokens: int) -> LmHead:
         """The LM head's kernel for tiles of so many tokens."""
@@ -197,7 +195,7 @@ class Program:
         )
 
 
-_SIZES: dict[str, Any] = {"cache_type": str, "reach": int, "top_k": int, "tree": bool}
+_SIZES: dict[str, Any] = {"cache_type": str, "reach": int, "top_k": int}
 
 
 def linear_variant(step: Linear, tokens: int) -> W8A8Linear:

@@ -62,7 +62,7 @@ class CudaSession:
         self.contract = contract
         self.num_layers = contract.num_layers
         self.max_logits_rows = contract.max_width
-        self.takes_trees = program.tree
+        self.takes_trees = True
         self._program, self._kernels, self._device, self._graphs = program, kernels, device, graphs
         self._overlap = overlap
         self._recorded: dict[PassSizes, RecordedWork] = {}
