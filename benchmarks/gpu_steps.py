@@ -228,7 +228,7 @@ def _check_linear(
     weight = quantize_weight(random.standard_normal((outputs, inputs)).astype(np.float32) * inputs**-0.5)
     finished = outputs // 2 if swiglu else outputs
     residual = None if swiglu else random.standard_normal((tokens, finished)).astype(np.float32)
-    expected = w8a8_linear(x, weight.values, weight.scale, residual=residual, swiglu=swiglu)
+    expected = w8a8_linear(x, weight.values, weight.scale, residual=residual, gate=int(swiglu))
     q, a = (arrays.put(one) for one in _quantized(arrays, x))
     packed, scale = (
         arrays.put(one)

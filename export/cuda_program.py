@@ -14,6 +14,7 @@ from engines import contract as names
 from engines.contract import Contract
 from engines.cuda.program import Attention, Embed, Head, Linear, Program, Select, Step, Tensor
 from plugins.gpu.packing import pack_channels
+from plugins.w8a8_linear import GELU, SILU
 from quasar.errors import BuildError
 from quasar.numerics import QuantizedWeight
 
@@ -94,7 +95,12 @@ class ProgramWriter:
         given = [*given, *[None] * (6 - len(given))]
         x, packed, _, bias, residual, norm = given
         name = str(packed).removesuffix(".packed")
-        swiglu, epsilon = bool(_attribute(node, "swiglu", 0)), float(_attribute(node, "epsilon", 0.0))
+        # Engines of earlier versions have `swiglu` in place of `gate`.
+        gate = int(_attribute(node, "gate", _attribute(node, "swiglu", 0)))
+        epsilon = float(_attribute(node, "epsilon", 0.0))
+        if gate == GELU:
+            raise BuildError(f"the linear {name} has a gate of gelu, which has no CUDA form")
+        swiglu = gate == SILU
         operator = precision_of(self._linears[name]).lowering(CUDA)
         assert isinstance(operator, Operator)
         values, scale = self._array(f"{name}.weight"), self._array(f"{name}.scale")

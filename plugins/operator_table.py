@@ -54,7 +54,7 @@ OPERATORS = {
         ),
         Operator(
             name="W8A8Linear",
-            summary="A linear with per-token INT8 activations: RMS norm before it, bias, residual or SwiGLU after it.",
+            summary="A linear with per-token INT8 activations: RMS norm before it, bias, residual or gate after it.",
             inputs={
                 "x": "float32 [..., K]",
                 "packed": "uint8 [tiles, K / 4, 32, 4] (plugins.cpu.packing)",
@@ -91,11 +91,11 @@ OPERATORS = {
                 "value": "float32 [1, G, S, D]",
                 "cache_lengths": "int64 [1]",
                 "position_ids": "int64 [1, T]",
-                "cos": "float32 [positions, R / 2]",
+                "cos": "float32 [positions, R / 2]; of 0 columns where a layer does not rotate",
                 "sin": "float32 [positions, R / 2]",
                 "tree_mask": "bool [1, T, T], optional: a chain without it",
-                "q_norm": "float32 [D], optional",
-                "k_norm": "float32 [D], optional",
+                "q_norm": "float32 [D], or [H·D] for all heads together; optional",
+                "k_norm": "float32 [D] or [G·D], optional",
             },
             outputs={"context": "float32 [1, T, H·D]", "present key": "[1, G, S, D]", "present value": "[1, G, S, D]"},
             reference=verify_attention,

@@ -35,9 +35,11 @@ def verify_attention(
     Args:
         qkv: float32 [T, (H + 2G)·D], before norms and rotation.
         key: float32 [G, S, D], rotated; the new positions are written after `cache_length`. `value` alike.
-        positions: int64 [T], rows of `cos` and `sin` [positions, R / 2], which rotate the first R values of a head.
+        positions: int64 [T], rows of `cos` and `sin` [positions, R / 2], which rotate the first R values of a head; a
+            layer that does not rotate has tables of 0 columns, of which no row is read.
         tree_mask: bool [T, T], token r sees itself and its ancestors; None: a chain.
-        q_norm: float32 [D], weight of an RMS norm over each head's vector before rotation. `k_norm` alike.
+        q_norm: float32 [D], weight of an RMS norm over each head's vector before rotation; or [H·D], of one over
+            all heads together. `k_norm` alike, [D] or [G·D].
         scale: of the scores; None: D^-0.5.
         softcap: scores become softcap · tanh(score / softcap); 0: they stay.
         window: a token sees that many positions of its path, itself included; 0: all.
@@ -50,8 +52,9 @@ def verify_attention(
     heads = qkv.reshape(width, num_heads + 2 * groups, size)
     q, k, v = np.split(heads, [num_heads, num_heads + groups], axis=1)
     if q_norm is not None and k_norm is not None:
-        q, k = rms_norm(q, q_norm, epsilon), rms_norm(k, k_norm, epsilon)
-    q, k = (_rotate(part, cos[positions][:, None], sin[positions][:, None]) for part in (q, k))
+        q, k = _norm(q, q_norm, epsilon), _norm(k, k_norm, epsilon)
+    if cos.shape[-1]:
+        q, k = (_rotate(part, cos[positions][:, None], sin[positions][:, None]) for part in (q, k))
     new = slice(cache_length, cache_length + width)
     for cache, of_heads in ((key, k), (value, v)):
         cache[:, new] = of_heads.swapaxes(0, 1).astype(cache_dtype).astype(np.float32)
@@ -69,6 +72,12 @@ def verify_attention(
             weights = np.exp(scores - scores.max())
             context[token, head] = weights @ value[group, path].astype(np.float64) / weights.sum()
     return context.reshape(width, -1)
+
+
+def _norm(heads: Float32, weight: Float32, epsilon: float) -> Float32:
+    """Of [T, heads, D]: over each head's vector, or over all together where the weight is as long as they are."""
+    values = heads.reshape(len(heads), -1) if len(weight) > heads.shape[-1] else heads
+    return rms_norm(values, weight, epsilon).reshape(heads.shape)
 
 
 def _rotate(x: Float32, cos: Float32, sin: Float32) -> Float32:

@@ -8,6 +8,10 @@ from quasar.numerics import BLOCK, UNIT_STEP
 
 Float32 = NDArray[np.float32]
 Int8 = NDArray[np.int8]
+# The attribute `gate`: what becomes of the first half of a linear's columns, which the other half is multiplied by.
+NO_GATE, SILU, GELU = 0, 1, 2
+# Of gelu's tanh: sqrt(2 / pi), and the factor on x³.
+_GELU_SLOPE, _GELU_CUBE = (2 / np.pi) ** 0.5, 0.044715
 
 
 def quantize_rows(x: Float32) -> tuple[Int8, Float32]:
@@ -29,7 +33,7 @@ def w8a8_linear(
     residual: Float32 | None = None,
     norm: Float32 | None = None,
     epsilon: float = 0.0,
-    swiglu: bool = False,
+    gate: int = NO_GATE,
 ) -> Float32:
     """The reference: y float32 [T, N] of x [T, K], values [N, K] and scale [N].
 
@@ -37,11 +41,11 @@ def w8a8_linear(
         bias: float32 [N], added to the product.
         residual: float32 [T, N], added last.
         norm: float32 [K], the weight of an RMS norm of x with `epsilon`.
-        swiglu: the first half of the columns are gates: y [T, N / 2] = silu(gate) · up.
+        gate: what the first half of the columns are: `NO_GATE`, `SILU` or `GELU`; y [T, N / 2] = act(gate) · up.
     """
     q, a = quantize_rows(x if norm is None else rms_norm(x, norm, epsilon))
     sums = (q.astype(np.int64) @ values.T.astype(np.int64)).astype(np.float32)
-    return _finish(sums * (UNIT_STEP * scale) * a[:, None], bias, residual, swiglu=swiglu)
+    return _finish(sums * (UNIT_STEP * scale) * a[:, None], bias, residual, gate=gate)
 
 
 def w8a8_block_linear(
@@ -53,7 +57,7 @@ def w8a8_block_linear(
     residual: Float32 | None = None,
     norm: Float32 | None = None,
     epsilon: float = 0.0,
-    swiglu: bool = False,
+    gate: int = NO_GATE,
 ) -> Float32:
     """As `w8a8_linear`, with one scale for every 32 inputs; blocks are added in order.
 
@@ -71,7 +75,7 @@ def w8a8_block_linear(
     for block in range(inputs // BLOCK):
         factor = (UNIT_STEP * scale[:, block])[None, :] * a[:, block, None]
         y = (sums[:, :, block].astype(np.float64) * factor + y).astype(np.float32)
-    return _finish(y, bias, residual, swiglu=swiglu)
+    return _finish(y, bias, residual, gate=gate)
 
 
 def rms_norm(x: Float32, weight: Float32, epsilon: float) -> Float32:
@@ -81,11 +85,28 @@ def rms_norm(x: Float32, weight: Float32, epsilon: float) -> Float32:
     return normed
 
 
-def _finish(y: Float32, bias: Float32 | None, residual: Float32 | None, *, swiglu: bool) -> Float32:
+def silu(x: Float32) -> Float32:
+    """X / (1 + e^-x)."""
+    with np.errstate(over="ignore"):
+        y: Float32 = x / (1 + np.exp(-x))
+    return y
+
+
+def gelu_tanh(x: Float32) -> Float32:
+    """X (1 + tanh(u)) / 2 with u = sqrt(2 / pi) (x + 0.044715 x³): `Gelu(approximate="tanh")` of ONNX.
+
+    Computed in float64 as x / (1 + e^-2u), which has digits where tanh(u) is near -1. Below -16 it is 0.
+    """
+    wide = x.astype(np.float64)
+    with np.errstate(over="ignore"):
+        exponential = np.exp(-2 * _GELU_SLOPE * (wide + _GELU_CUBE * wide**3))
+    return np.where(wide < -16, 0, wide / (1 + exponential)).astype(np.float32)
+
+
+def _finish(y: Float32, bias: Float32 | None, residual: Float32 | None, *, gate: int) -> Float32:
     if bias is not None:
         y = y + bias
-    if swiglu:
-        gate, up = np.split(y, 2, axis=-1)
-        with np.errstate(over="ignore"):
-            y = gate / (1 + np.exp(-gate)) * up
+    if gate != NO_GATE:
+        x, up = np.split(y, 2, axis=-1)
+        y = (silu(x) if gate == SILU else gelu_tanh(x)) * up
     return y if residual is None else residual + y

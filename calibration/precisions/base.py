@@ -62,7 +62,7 @@ class Operator:
 
     Attributes:
         pack: the quantized weight → the two tensors in the operator's order; None: the scale is read as it is. The flag
-            says that rows are gates and then ups of a SwiGLU that the operator takes in, as native operators do.
+            says that rows are gates and then ups of a gated MLP that the operator takes in, as native operators do.
         attributes: (outputs, inputs) → attributes of the node.
     """
 

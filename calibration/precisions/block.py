@@ -36,7 +36,7 @@ class InBlocks(Int8Weights):
         ONNXRUNTIME: Operator(
             op_type="MatMulNBits",
             domain="com.microsoft",
-            pack=lambda weight, swiglu: (_columns(weight.values), weight.scale),
+            pack=lambda weight, gated: (_columns(weight.values), weight.scale),
             attributes=lambda outputs, inputs: {
                 "K": inputs,
                 "N": outputs,
@@ -48,9 +48,9 @@ class InBlocks(Int8Weights):
         NATIVE: Operator(
             op_type="W8A8BlockLinear",
             domain=DOMAIN,
-            pack=lambda weight, swiglu: (
-                pack_weight(weight.values, swiglu=swiglu, blocks=True),
-                pack_block_scales(weight.scale, swiglu=swiglu),
+            pack=lambda weight, gated: (
+                pack_weight(weight.values, gated=gated, blocks=True),
+                pack_block_scales(weight.scale, gated=gated),
             ),
         ),
         TENSORRT: Refused(reason="TensorRT has no INT8 matmul with a scale per block"),

@@ -41,7 +41,7 @@ class PerToken(Int8Weights):
         NATIVE: Operator(
             op_type="W8A8Linear",
             domain=DOMAIN,
-            pack=lambda weight, swiglu: (pack_weight(weight.values, swiglu=swiglu), None),
+            pack=lambda weight, gated: (pack_weight(weight.values, gated=gated), None),
         ),
         TENSORRT: AsItIs(),
         CUDA: Operator(

@@ -10,6 +10,7 @@ from export.builder import GraphBuilder
 from export.passes.quantized_linear import QuantizedLinear, linears_with_operator
 from export.passes.stored_weights import StoredWeights
 from export.passes.walk import consumer, input_of, insert_after, only_user, other_input, prune
+from plugins.w8a8_linear import GELU, NO_GATE, SILU
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +22,7 @@ class _Linear:
     bias: ir.Value | None
     residual: ir.Value | None
     norm: ir.Node | None
-    swiglu: bool
+    gate: int
     output: ir.Value
 
 
@@ -29,7 +30,7 @@ class LinearsToNative(InPlacePass):
     """Linears for which a precision names a native operator → that operator; others stay as they are.
 
     A linear becomes one node with its bias, the RMS norm before it where nothing else reads that, and the residual sum
-    or SwiGLU after it.
+    or the gate after it. Where a norm stands between it and the residual sum, both stay as they are.
     """
 
     def __init__(self, weights: StoredWeights) -> None:
@@ -54,8 +55,8 @@ class LinearsToNative(InPlacePass):
         return PassResult(model, modified=modified)
 
     def _lower(self, graph: ir.Graph, linear: _Linear) -> None:
-        core, operator, swiglu = linear.core, linear.operator, linear.swiglu
-        packed, scale = self._weights.packed(graph, core, operator, "packed", "packed_scales", swiglu=swiglu)
+        core, operator, gate = linear.core, linear.operator, linear.gate
+        packed, scale = self._weights.packed(graph, core, operator, "packed", "packed_scales", gated=gate != NO_GATE)
         x, norm_weight, epsilon = core.x, None, 0.0
         if linear.norm is not None:
             x, norm_weight = input_of(linear.norm, 0), input_of(linear.norm, 1)
@@ -68,8 +69,8 @@ class LinearsToNative(InPlacePass):
             [x, packed, scale, linear.bias, linear.residual, norm_weight],
             str(linear.output.name),
             {
-                "outputs": columns // 2 if swiglu else columns,
-                "swiglu": int(swiglu),
+                "outputs": columns // 2 if gate != NO_GATE else columns,
+                "gate": gate,
                 "epsilon": epsilon,
                 **operator.attributes(columns, inputs),
             },
@@ -88,12 +89,24 @@ def _with_neighbours(core: QuantizedLinear, operator: Operator) -> _Linear:
         bias, output = other, add.outputs[0]
         add = only_user(output, "Add")
     split = only_user(output, "Split")
-    swiglu = split is not None and split.attributes.get("num_outputs") is not None
-    if split is not None and swiglu:
+    gate = NO_GATE if split is None else _gate_of(split)
+    if split is not None and gate != NO_GATE:
         output = consumer(split.outputs[1], "Mul").outputs[0]
     elif add is not None:
         residual, output = other_input(add, output), add.outputs[0]
     norm = core.x.producer()
     if norm is None or norm.op_type != "RMSNormalization" or len(core.x.uses()) != core.x_readers:
         norm = None
-    return _Linear(core=core, operator=operator, bias=bias, residual=residual, norm=norm, swiglu=swiglu, output=output)
+    return _Linear(core=core, operator=operator, bias=bias, residual=residual, norm=norm, gate=gate, output=output)
+
+
+def _gate_of(split: ir.Node) -> int:
+    """What the operator calls a split of [gate, up]; `NO_GATE` where it is another split, or an activation it lacks."""
+    if split.attributes.get("num_outputs") is None:
+        return NO_GATE
+    kinds = {node.op_type: node for node in split.outputs[0].consumers()}
+    if "Sigmoid" in kinds:
+        return SILU
+    if "Gelu" in kinds and kinds["Gelu"].attributes["approximate"].as_string() == "tanh":
+        return GELU
+    return NO_GATE

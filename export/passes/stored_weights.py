@@ -24,7 +24,7 @@ class StoredWeights:
         weight: str,
         scale: str,
         *,
-        swiglu: bool = False,
+        gated: bool = False,
     ) -> tuple[ir.Value, ir.Value]:
         """A linear's weight and scale as an operator reads them, as initializers `<linear>.<weight>` and `.<scale>`.
 
@@ -35,7 +35,7 @@ class StoredWeights:
             assert linear.weight.const_value is not None
             assert linear.scale.const_value is not None
             values, scales = linear.weight.const_value.numpy(), linear.scale.const_value.numpy()
-            packed = operator.pack(QuantizedWeight(values=values.T, scale=scales.T), swiglu)
+            packed = operator.pack(QuantizedWeight(values=values.T, scale=scales.T), gated)
             for name, array in zip(names, packed, strict=True):
                 if array is not None:
                     self._tensors[name] = self._file.append(name, array)

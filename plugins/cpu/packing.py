@@ -16,18 +16,18 @@ STEP = 4
 MOST_INPUTS = 65536
 
 
-def pack_weight(values: Int8, *, swiglu: bool = False, blocks: bool = False) -> UInt8:
+def pack_weight(values: Int8, *, gated: bool = False, blocks: bool = False) -> UInt8:
     """Weights int8 [N, K] → uint8 [tiles, padded K / 4, 32, 4], each value plus 128.
 
     Columns are padded to tiles of 32 and inputs to a multiple of 4, or of 32 where `blocks` share a scale. With
-    `swiglu` the first half of the columns are gates: their tiles and those of the second half alternate.
+    `gated` the first half of the columns are gates: their tiles and those of the second half alternate.
 
     Raises `QuasarError` if K is above 65536, where sums would leave 32 bits.
     """
     outputs, inputs = values.shape
     if inputs > MOST_INPUTS:
         raise QuasarError(f"a linear of {inputs} inputs came; at most {MOST_INPUTS} were expected")
-    if swiglu:
+    if gated:
         gate, up = (pack_weight(half, blocks=blocks) for half in np.split(values, 2))
         return np.stack([gate, up], axis=1).reshape(-1, *gate.shape[1:])
     unit = BLOCK if blocks else STEP
@@ -38,9 +38,9 @@ def pack_weight(values: Int8, *, swiglu: bool = False, blocks: bool = False) -> 
     return packed
 
 
-def pack_block_scales(scales: Float32, *, swiglu: bool = False) -> Float32:
+def pack_block_scales(scales: Float32, *, gated: bool = False) -> Float32:
     """Scales float32 [N, padded K / 32] → [tiles, padded K / 32, 32]."""
-    if swiglu:
+    if gated:
         gate, up = (pack_block_scales(half) for half in np.split(scales, 2))
         return np.stack([gate, up], axis=1).reshape(-1, *gate.shape[1:])
     outputs, blocks = scales.shape

@@ -54,7 +54,7 @@ def test_each_linear_is_one_node_with_its_neighbours(graphs):
     kinds = operators(model := lowered(folder, spec))
     assert kinds.count("VerifyAttention") == spec.num_layers
     if precision == "w8a8":
-        # Norms, biases, residuals and SwiGLU are in the linears; the embedding and the head's rows are gathered.
+        # Norms, biases, residuals and gates are in the linears; the embedding and the head's rows are gathered.
         assert set(kinds) == {"W8A8Linear", "VerifyAttention", "TopK", "Gather"}
         assert kinds.count("W8A8Linear") == len(list(spec.linears()))
     else:

@@ -37,7 +37,7 @@ class WeightsAlone(Int8Weights):
         ONNXRUNTIME: Operator(
             op_type="MatMulNBits",
             domain="com.microsoft",
-            pack=lambda weight, swiglu: (
+            pack=lambda weight, gated: (
                 (weight.values.view(np.uint8) ^ 0x80).reshape(len(weight.values), -1, BLOCK),
                 np.repeat(weight.scale[:, None], weight.values.shape[1] // BLOCK, axis=1),
             ),

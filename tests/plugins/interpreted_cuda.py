@@ -177,9 +177,9 @@ def test_linear(tokens, outputs, inputs, tokens_of_tile, splits, swiglu, has_bia
     finished = outputs // 2 if swiglu else outputs
     bias = random.standard_normal(outputs).astype(np.float32) if has_bias else None
     residual = random.standard_normal((tokens, finished)).astype(np.float32) if has_residual and not swiglu else None
-    parts = {"bias": bias, "residual": residual, "swiglu": swiglu}
-    y = linear(x, values, scale, splits=splits, tokens_of_tile=tokens_of_tile, **parts)
-    expected = linear_reference(x, values, scale, **parts)
+    parts = {"bias": bias, "residual": residual}
+    y = linear(x, values, scale, splits=splits, tokens_of_tile=tokens_of_tile, swiglu=swiglu, **parts)
+    expected = linear_reference(x, values, scale, gate=int(swiglu), **parts)
     if swiglu:
         # e^x of the interpreter and of the reference differ in the last place.
         np.testing.assert_allclose(y, expected, rtol=1e-6, atol=1e-6)

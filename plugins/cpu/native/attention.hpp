@@ -31,6 +31,16 @@ inline Cache* head_rows(const Attention& op, void* cache, int kv_head) {
   return static_cast<Cache*>(cache) + static_cast<size_t>(kv_head) * op.capacity * op.size;
 }
 
+// A head's values after the norm: over them alone, or with the factor of all heads together.
+inline void normalize_head(const Attention& op, const float* x, const float* weight, int head, float row_factor,
+                           float* y) {
+  if (op.row_norms) {
+    scale_by(row_factor, x, weight + static_cast<size_t>(head) * op.size, op.size, y);
+  } else {
+    scale_by(rms_factor(x, op.epsilon, op.size), x, weight, op.size, y);
+  }
+}
+
 // Norms, rotation, and the new token's keys and values into the cache.
 template <typename Cache>
 inline void append_row_to(const Attention& op, int row) {
@@ -39,10 +49,15 @@ inline void append_row_to(const Attention& op, int row) {
   const float* cos = op.cos + op.positions[row] * half;
   const float* sin = op.sin + op.positions[row] * half;
   alignas(64) float normed[kMostSize], rotated[kMostSize];
+  float q_factor = 0.0f, k_factor = 0.0f;
+  if (op.row_norms) {
+    q_factor = rms_factor(x, op.epsilon, op.heads * size);
+    k_factor = rms_factor(x + static_cast<size_t>(op.heads) * size, op.epsilon, op.kv_heads * size);
+  }
   for (int head = 0; head < op.heads; ++head) {
     const float* q = x + static_cast<size_t>(head) * size;
     if (op.q_norm != nullptr) {
-      rms_norm(q, op.q_norm, op.epsilon, size, normed);
+      normalize_head(op, q, op.q_norm, head, q_factor, normed);
       q = normed;
     }
     float* y = op.queries + ((static_cast<size_t>(head / group) * op.rows + row) * group + head % group) * size;
@@ -55,7 +70,7 @@ inline void append_row_to(const Attention& op, int row) {
     const float* k = x + static_cast<size_t>(op.heads + head) * size;
     const float* v = k + static_cast<size_t>(op.kv_heads) * size;
     if (op.k_norm != nullptr) {
-      rms_norm(k, op.k_norm, op.epsilon, size, normed);
+      normalize_head(op, k, op.k_norm, head, k_factor, normed);
       k = normed;
     }
     rotate(k, cos, sin, op.rotary, size, rotated);
@@ -83,7 +98,8 @@ inline size_t state_floats(const Attention& op) { return (static_cast<size_t>(op
 
 inline State partial_state(const Attention& op, int kv_head, int query, int block) {
   const int group = op.heads / op.kv_heads;
-  const size_t index = (static_cast<size_t>(kv_head) * op.rows * group + query) * op.blocks + block;
+  const size_t row = static_cast<size_t>(kv_head) * op.rows * group + query;
+  const size_t index = row * (op.blocks - op.first_block) + (block - op.first_block);
   float* o = op.partial + index * state_floats(op);
   return {o, o[state_floats(op) - 16], o[state_floats(op) - 15]};
 }
@@ -118,7 +134,7 @@ inline void attend_queries(const Attention& op, const float* queries, const floa
 }
 
 // One block for the queries [first, end) of a kv head; `states` takes their results, unseen blocks are left out
-// (`seen`).
+// (`seen`). Nothing is read of a block that none of them sees.
 template <typename Cache>
 inline void attend_block(const Attention& op, int kv_head, int block, int first, int end, float* t, State* states,
                          bool* seen) {
@@ -130,21 +146,26 @@ inline void attend_block(const Attention& op, int kv_head, int block, int first,
   const int slots = op.cached + op.rows - base;
   const bool shared = op.chain || base + kPositions <= op.cached;
   alignas(64) float s[kQueryRows * kPositions];
+  bool any = false;
+  for (int query = first; query < end; ++query) {
+    const Span span = row_span(op, query / group, block);
+    seen[query - first] = span.from < span.to;
+    any = any || seen[query - first];
+  }
+  if (!any) return;
   if (shared) {
     const Cache* keys = all_keys + static_cast<size_t>(base) * size;
     transpose(keys, slots < kPositions ? slots : kPositions, size, t);
     for (int query = first; query < end;) {
-      const Span span = row_span(op, query / group, block);
-      seen[query - first] = span.from < span.to;
       if (!seen[query - first]) {
         ++query;
         continue;
       }
+      const Span span = row_span(op, query / group, block);
       int same = 1;
       while (same < kQueryRows && query + same < end) {
         const Span other = row_span(op, (query + same) / group, block);
         if (other.from != span.from || other.to != span.to) break;
-        seen[query + same - first] = true;
         ++same;
       }
       attend_queries<kQueryRows, Cache>(op, queries + static_cast<size_t>(query) * size, t, values, span, same,
@@ -161,7 +182,6 @@ inline void attend_block(const Attention& op, int kv_head, int block, int first,
     const Span span = row_span(op, row, block);
     const int low = row * group > first ? row * group : first;
     const int high = (row + 1) * group < end ? (row + 1) * group : end;
-    for (int query = low; query < high; ++query) seen[query - first] = span.from < span.to;
     if (span.from >= span.to) continue;
     clear_lanes(span.to, size, t);
     for (int j = 0; j < span.to; ++j) {
@@ -180,8 +200,8 @@ inline void attend_block(const Attention& op, int kv_head, int block, int first,
 }
 
 int attention_tasks(const Attention& op) {
-  const int parts = op.streamed ? (op.rows + kStreamRows - 1) / kStreamRows : (op.blocks + op.run - 1) / op.run;
-  return op.kv_heads * parts;
+  const int blocks = op.blocks - op.first_block;
+  return op.kv_heads * (op.streamed ? (op.rows + kStreamRows - 1) / kStreamRows : (blocks + op.run - 1) / op.run);
 }
 
 template <typename Cache>
@@ -193,8 +213,9 @@ inline void attend_to(const Attention& op, int task) {
   State states[kQueries];
   bool seen[kQueries];
   if (!op.streamed) {
-    const int last = (part + 1) * op.run < op.blocks ? (part + 1) * op.run : op.blocks;
-    for (int block = part * op.run; block < last; ++block) {
+    const int start = op.first_block + part * op.run;
+    const int last = start + op.run < op.blocks ? start + op.run : op.blocks;
+    for (int block = start; block < last; ++block) {
       for (int first = 0; first < op.rows * group; first += kQueries) {
         const int end = first + kQueries < op.rows * group ? first + kQueries : op.rows * group;
         for (int query = first; query < end; ++query) states[query - first] = partial_state(op, kv_head, query, block);
@@ -212,7 +233,7 @@ inline void attend_to(const Attention& op, int task) {
     const int end = first + kQueries < last_row * group ? first + kQueries : last_row * group;
     State merged[kQueries];
     bool begun[kQueries] = {};
-    for (int block = 0; block < op.blocks; ++block) {
+    for (int block = op.first_block; block < op.blocks; ++block) {
       for (int i = 0; i < end - first; ++i) states[i] = {now + i * kMostSize, 0.0f, 0.0f};
       attend_block<Cache>(op, kv_head, block, first, end, t, states, seen);
       for (int i = 0; i < end - first; ++i) {

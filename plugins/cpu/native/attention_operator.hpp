@@ -95,8 +95,11 @@ struct VerifyAttention {
     checks.expect(tree.data == nullptr || tree.elements() == rows * rows,
                   "%s: a tree mask of %lld values for %lld tokens", kName, static_cast<long long>(tree.elements()),
                   static_cast<long long>(rows));
+    // Norms over all heads of a token together.
+    const bool row_norms = q_norm.data != nullptr && heads > 1 && q_norm.elements() == heads * size &&
+                           k_norm.elements() == kv_heads * size;
     checks.expect((q_norm.data == nullptr) == (k_norm.data == nullptr) &&
-                      (q_norm.data == nullptr || (q_norm.elements() == size && k_norm.elements() == size)),
+                      (q_norm.data == nullptr || (q_norm.elements() == size && k_norm.elements() == size) || row_norms),
                   "%s: norms do not fit a head of %lld", kName, static_cast<long long>(size));
     if (!checks.ok()) return;
     const int64_t cached = *lengths.as<int64_t>();
@@ -105,8 +108,9 @@ struct VerifyAttention {
                   static_cast<long long>(cached), static_cast<long long>(capacity));
     for (int64_t row = 0; checks.ok() && row < rows; ++row) {
       const int64_t position = positions.as<int64_t>()[row];
-      checks.expect(position >= 0 && position < cos.extents[0], "%s: position %lld came; 0 to %lld expected", kName,
-                    static_cast<long long>(position), static_cast<long long>(cos.extents[0] - 1));
+      checks.expect(half == 0 || (position >= 0 && position < cos.extents[0]),
+                    "%s: position %lld came; 0 to %lld expected", kName, static_cast<long long>(position),
+                    static_cast<long long>(cos.extents[0] - 1));
     }
     if (!checks.ok()) return;
 
@@ -138,13 +142,18 @@ struct VerifyAttention {
     op.sin = sin.as<float>();
     op.q_norm = q_norm.as<float>();
     op.k_norm = k_norm.as<float>();
+    op.row_norms = row_norms;
     op.chain = is_chain(tree, rows);
 
+    // The first token has no ancestor among the new ones, so that none sees further back.
+    op.first_block =
+        static_cast<int>(op.window > 0 && cached + 1 > op.window ? (cached + 1 - op.window) / kPositions : 0);
     op.blocks = static_cast<int>((cached + rows + kPositions - 1) / kPositions);
+    const int64_t blocks = op.blocks - op.first_block;
     const size_t state = (static_cast<size_t>(size) + 15) / 16 * 16 + 16;
-    const size_t partial = static_cast<size_t>(heads * rows) * op.blocks * state;
+    const size_t partial = static_cast<size_t>(heads * rows * blocks) * state;
     // At least four tasks a thread, in long runs where there are enough blocks.
-    const int64_t share = op.blocks * kv_heads / (4 * usable_cores());
+    const int64_t share = blocks * kv_heads / (4 * usable_cores());
     op.run = share < 1 ? 1 : share > 8 ? 8 : static_cast<int>(share);
     op.streamed = partial > kMostPartialFloats;
     const size_t queries = static_cast<size_t>(heads * rows * size), paths = op.chain ? 0 : rows * rows;

@@ -13,6 +13,9 @@ constexpr float kAmaxFloor = 6.103515625e-05f;  // 2^-14
 
 struct Level;
 
+// What becomes of the first half of a linear's columns: act(gate) * up. The numbers are those of the attribute.
+enum class Gate { kNone, kSilu, kGelu };
+
 // 16-bit floats, as a cache may hold them.
 struct Half {
   uint16_t bits;
@@ -22,14 +25,15 @@ struct Bfloat {
 };
 enum class CacheType { kFloat, kHalf, kBfloat };
 
-// y [rows, outputs] = dequantized(q · w), then bias, residual or SwiGLU. Weights are uint8 around 128, packed
-// [tiles, inputs / 4, 32 columns, 4]; with SwiGLU tiles alternate between gate and up.
+// y [rows, outputs] = dequantized(q · w), then bias, residual or gate. Weights are uint8 around 128, packed
+// [tiles, inputs / 4, 32 columns, 4]; where there are gates, tiles alternate between gate and up.
 struct Linear {
   const Level* level;
   int rows, inputs, outputs;
   int padded;                 // bytes of a quantized row: inputs rounded up to 4, or to 32 with block scales
   int tiles;                  // tiles of the packed weight
-  bool swiglu, blocks;
+  Gate gate;
+  bool blocks;
   const float* x;
   const float* norm;          // RMS norm weight [inputs] or null
   float epsilon;
@@ -55,7 +59,8 @@ struct Attention {
   const float* qkv;           // [rows, (heads + 2 kv_heads) * size]
   const int64_t* positions;   // [rows]
   const float *cos, *sin;     // [positions, rotary / 2]
-  const float *q_norm, *k_norm;
+  const float *q_norm, *k_norm;  // or null
+  bool row_norms;             // one norm over all heads of a token [heads * size], not one for each [size]
   CacheType cache_type;
   void *key, *value;          // [kv_heads, capacity, size]
   float* out;                 // [rows, heads * size]
@@ -65,20 +70,21 @@ struct Attention {
   const int32_t* path;        // [rows, rows]: those ancestors and the token itself, in order
   // Scratch.
   float* queries;             // [kv_heads, rows * group, size], rotated and scaled
-  int blocks;                 // logical blocks up to the deepest token
+  int first_block;            // logical blocks from the first one that a token sees
+  int blocks;                 // up to the deepest token
   int run;                    // blocks of one task
   bool streamed;              // one task follows all blocks of some tokens, instead of some blocks for all
-  float* partial;             // [heads * rows, blocks, size rounded up to 16, + 16]: output, then maximum and sum
+  float* partial;  // [heads * rows, blocks - first_block, size rounded up to 16, + 16]: output, then maximum and sum
 };
 
 // A draw from one row of logits [columns].
 struct Sampling {
   const float* logits;
   int64_t columns;
-  double temperature;         // above 0
-  int64_t top_k;              // 0: all
-  double top_p;               // 1: all
-  double min_p;               // 0: all
+  double temperature;  // above 0
+  int64_t top_k;  // 0: all
+  double top_p;  // 1: all
+  double min_p;  // 0: all
   uint64_t seed, position;
 };
 

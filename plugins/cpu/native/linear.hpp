@@ -1,17 +1,21 @@
 // W8A8Linear and W8A8BlockLinear: quantization of rows, and packed tiles times quantized rows.
 // Included once per level, after vector.hpp.
 
-// x / sqrt(mean(x^2) + epsilon) * weight.
-inline void rms_norm(const float* x, const float* weight, float epsilon, int count, float* y) {
+// 1 / sqrt(mean(x^2) + epsilon)
+inline float rms_factor(const float* x, float epsilon, int count) {
   Lanes squares = splat(0.0f);
   for (int i = 0; i < count; i += 16) {
     const Lanes v = load_first(x + i, count - i);
     squares = fma(v, v, squares);
   }
   const float mean = sum(squares) / static_cast<float>(count);
-  const Lanes factor = splat(1.0f / __builtin_sqrtf(mean + epsilon));
+  return 1.0f / __builtin_sqrtf(mean + epsilon);
+}
+
+// x * factor * weight
+inline void scale_by(float factor, const float* x, const float* weight, int count, float* y) {
   for (int i = 0; i < count; i += 16) {
-    const Lanes v = mul(mul(load_first(x + i, count - i), factor), load_first(weight + i, count - i));
+    const Lanes v = mul(mul(load_first(x + i, count - i), splat(factor)), load_first(weight + i, count - i));
     store_first(y + i, v, count - i);
   }
 }
@@ -64,7 +68,7 @@ void quantize_row(const Linear& op, int row) {
   const float* x = op.x + static_cast<size_t>(row) * op.inputs;
   if (op.norm != nullptr) {
     float* normed = op.normed + static_cast<size_t>(row) * op.inputs;
-    rms_norm(x, op.norm, op.epsilon, op.inputs, normed);
+    scale_by(rms_factor(x, op.epsilon, op.inputs), x, op.norm, op.inputs, normed);
     x = normed;
   }
   int8_t* q = op.q + static_cast<size_t>(row) * op.padded;
@@ -97,7 +101,7 @@ inline Ahead look_ahead(const Linear& op, const uint8_t* tile, int row) {
   const int passes = (op.rows + kMostRows - 1) / kMostRows;
   if (passes == 1) return {tile + kDistance, 4 * kTile};
   const int bytes = op.padded * kTile;
-  const int distance = op.swiglu ? 2 * bytes : bytes;
+  const int distance = op.gate != Gate::kNone ? 2 * bytes : bytes;
   return {tile + distance + static_cast<size_t>(row / kMostRows) * bytes / passes, 4 * kTile / passes};
 }
 inline void fetch(Ahead* ahead) {
@@ -196,17 +200,27 @@ inline void product(const Linear& op, int tile, int column, int columns, int row
 // x / (1 + e^-x)
 inline Lanes silu(Lanes x) { return div(x, add(splat(1.0f), exponential(sub(splat(0.0f), x)))); }
 
+// x (1 + tanh(u)) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3), as x / (1 + e^-2u), which loses no digits where tanh is
+// near -1: within 3e-7 |x|. Below -16 it is what it is there: less than 1e-37, where -x / e^88 would grow again.
+inline Lanes gelu(Lanes x) {
+  const Lanes minus_2u = mul(x, fma(mul(x, x), splat(-0.0713548163f), splat(-1.59576912f)));
+  return div(larger(splat(-16.0f), x), add(splat(1.0f), exponential(minus_2u)));
+}
+
 // Columns of one output tile for R rows.
 template <int R>
 inline void output_tile(const Linear& op, int tile, int row) {
   alignas(64) float y[R * kTile];
   const int column = tile * kTile;
   const int columns = op.outputs - column < kTile ? op.outputs - column : kTile;
-  if (op.swiglu) {
+  if (op.gate != Gate::kNone) {
     alignas(64) float gate[R * kTile];
     product<R>(op, 2 * tile, column, columns, row, gate);
     product<R>(op, 2 * tile + 1, op.outputs + column, columns, row, y);
-    for (int i = 0; i < R * kTile; i += 16) store(y + i, mul(silu(load(gate + i)), load(y + i)));
+    for (int i = 0; i < R * kTile; i += 16) {
+      const Lanes v = load(gate + i);
+      store(y + i, mul(op.gate == Gate::kSilu ? silu(v) : gelu(v), load(y + i)));
+    }
   } else {
     product<R>(op, tile, column, columns, row, y);
   }

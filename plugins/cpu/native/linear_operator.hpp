@@ -21,15 +21,21 @@ struct W8A8 {
 
   Api api;
   const Level* level;
-  int64_t outputs = 0, swiglu = 0;
+  int64_t outputs = 0, gate = 0;
   float epsilon = 0.0f;
 
   void read_attributes(Checks& checks, const KernelInfo* info) {
     checks.add(api.attribute(info, "outputs", &outputs));
-    checks.add(api.attribute(info, "swiglu", &swiglu));
+    // Engines of earlier versions have `swiglu` there, 0 or 1.
+    if (ort::Status* missing = api.attribute(info, "gate", &gate)) {
+      api.release(missing);
+      checks.add(api.attribute(info, "swiglu", &gate));
+    }
     checks.add(api.attribute(info, "epsilon", &epsilon));
     checks.expect(outputs > 0 && outputs < (1 << 30), "%s: %lld outputs came; a positive number was expected", kName,
                   static_cast<long long>(outputs));
+    checks.expect(gate >= 0 && gate <= 2, "%s: gate %lld came; 0 (none), 1 (silu) or 2 (gelu) was expected", kName,
+                  static_cast<long long>(gate));
   }
 
   void compute(Checks& checks, KernelContext* context) const {
@@ -42,8 +48,8 @@ struct W8A8 {
     const int64_t inputs = x.last(), rows = x.rows();
     const int64_t step = Blocks ? kBlock : 4;
     const int64_t padded = (inputs + step - 1) / step * step;
-    const int64_t columns = swiglu != 0 ? 2 * outputs : outputs;
-    const int64_t tiles = (outputs + kTile - 1) / kTile * (swiglu != 0 ? 2 : 1);
+    const int64_t columns = gate != 0 ? 2 * outputs : outputs;
+    const int64_t tiles = (outputs + kTile - 1) / kTile * (gate != 0 ? 2 : 1);
     checks.expect(x.rank >= 1 && inputs >= 1 && inputs <= kMostInputs,
                   "%s: rows of %lld values came; 1 to %lld expected", kName, static_cast<long long>(inputs),
                   static_cast<long long>(kMostInputs));
@@ -80,7 +86,7 @@ struct W8A8 {
     op.outputs = static_cast<int>(outputs);
     op.padded = static_cast<int>(padded);
     op.tiles = static_cast<int>(tiles);
-    op.swiglu = swiglu != 0;
+    op.gate = static_cast<Gate>(gate);
     op.blocks = Blocks;
     op.x = x.as<float>();
     op.norm = norm.as<float>();

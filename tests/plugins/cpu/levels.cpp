@@ -1,5 +1,7 @@
 // Runs every kernel of the level that QUASAR_CPU_LEVEL names on fixed inputs, and prints a hash of each result's bits.
 // The kernels are those of the library that is named, or, with QUASAR_LINKED, those linked in.
+#include <sys/mman.h>
+
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -34,15 +36,15 @@ static void print(const char* name, const std::vector<T>& values) {
   std::printf("%s %016llx\n", name, static_cast<unsigned long long>(hash));
 }
 
-static void run_linear(const Level& level, int rows, int inputs, int outputs, bool swiglu, bool blocks) {
+static void run_linear(const Level& level, int rows, int inputs, int outputs, Gate gate, bool blocks) {
   Linear op{};
   op.rows = rows;
   op.inputs = inputs;
   op.outputs = outputs;
   op.padded = blocks ? (inputs + 31) / 32 * 32 : (inputs + 3) / 4 * 4;
   const int output_tiles = (outputs + 31) / 32;
-  op.tiles = output_tiles * (swiglu ? 2 : 1);
-  op.swiglu = swiglu;
+  op.tiles = output_tiles * (gate != Gate::kNone ? 2 : 1);
+  op.gate = gate;
   op.blocks = blocks;
   op.epsilon = 1e-5f;
   const auto x = floats(static_cast<size_t>(rows) * inputs, 3.0f), norm = floats(inputs);
@@ -72,20 +74,35 @@ static void run_linear(const Level& level, int rows, int inputs, int outputs, bo
   print("linear", y);
 }
 
+// A copy of the caches of two heads whose pages below `unread` positions of each end the process if they are read.
+static float* guard(const std::vector<float>& cache, size_t unread, int size) {
+  constexpr size_t kPage = 4096;
+  const size_t bytes = cache.size() * sizeof(float), head = bytes / 2, end = unread * size * sizeof(float);
+  auto* copy = static_cast<char*>(mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  std::memcpy(copy, cache.data(), bytes);
+  for (size_t at : {size_t{0}, head}) {
+    const size_t first = (at + kPage - 1) / kPage * kPage, last = (at + end) / kPage * kPage;
+    if (first < last) mprotect(copy + first, last - first, PROT_NONE);
+  }
+  return reinterpret_cast<float*>(copy);
+}
+
 static void run_attention(const Level& level, int rows, int cached, int size, bool tree, float softcap, int window,
-                          CacheType type) {
+                          CacheType type, bool row_norms = false, int rotary = -1) {
   Attention op{};
   op.rows = rows;
   op.heads = 6;
   op.kv_heads = 2;
-  op.size = op.rotary = size;
+  op.size = size;
+  op.rotary = rotary < 0 ? size : rotary;
+  op.row_norms = row_norms;
   op.capacity = cached + rows + 128;
   op.cached = cached;
   op.window = window;
   op.scale = 1.0f / std::sqrt(static_cast<float>(size));
   op.softcap = softcap;
   op.epsilon = 1e-5f;
-  const auto qkv = floats(static_cast<size_t>(rows) * 10 * size, 3.0f), norm = floats(size);
+  const auto qkv = floats(static_cast<size_t>(rows) * 10 * size, 3.0f), norm = floats(6 * size);
   const auto cos = floats(static_cast<size_t>(op.capacity) * size / 2), sin = floats(cos.size());
   auto key = floats(static_cast<size_t>(2) * op.capacity * size), value = floats(key.size());
   std::vector<uint16_t> key_16(key.size()), value_16(key.size());
@@ -114,9 +131,11 @@ static void run_attention(const Level& level, int rows, int cached, int size, bo
   op.sin = sin.data();
   op.q_norm = op.k_norm = norm.data();
   op.cache_type = type;
-  op.key = type == CacheType::kFloat ? static_cast<void*>(key.data()) : key_16.data();
-  op.value = type == CacheType::kFloat ? static_cast<void*>(value.data()) : value_16.data();
   op.blocks = (cached + rows + 63) / 64;
+  op.first_block = window > 0 && cached + 1 > window ? (cached + 1 - window) / 64 : 0;
+  const size_t unread = static_cast<size_t>(op.first_block) * 64;
+  op.key = type == CacheType::kFloat ? static_cast<void*>(guard(key, unread, size)) : key_16.data();
+  op.value = type == CacheType::kFloat ? static_cast<void*>(guard(value, unread, size)) : value_16.data();
   op.run = 2;
   std::vector<float> queries(static_cast<size_t>(6) * rows * size), out(queries.size());
   std::vector<float> partial(static_cast<size_t>(6) * rows * op.blocks * ((size + 15) / 16 * 16 + 16));
@@ -131,7 +150,11 @@ static void run_attention(const Level& level, int rows, int cached, int size, bo
     if (op.streamed) break;
   }
   if (type == CacheType::kFloat) {
-    print("keys", key);
+    mprotect(op.key, key.size() * sizeof(float), PROT_READ);
+    const auto* keys = static_cast<float*>(op.key);
+    print("keys", std::vector<float>(keys, keys + key.size()));
+    munmap(op.key, key.size() * sizeof(float));
+    munmap(op.value, value.size() * sizeof(float));
   } else {
     print("keys", key_16);
     print("values", value_16);
@@ -154,7 +177,9 @@ int main(int count, char** arguments) {
   std::fprintf(stderr, "%s\n", level->name);
   for (int rows : {1, 2, 7, 17}) {
     for (int inputs : {1, 33, 128}) {
-      for (int kind = 0; kind < 4; ++kind) run_linear(*level, rows, inputs, 70, kind % 2 == 1, kind / 2 == 1);
+      for (Gate gate : {Gate::kNone, Gate::kSilu, Gate::kGelu}) {
+        for (bool blocks : {false, true}) run_linear(*level, rows, inputs, 70, gate, blocks);
+      }
     }
   }
   for (int size : {16, 24, 64}) {
@@ -162,6 +187,8 @@ int main(int count, char** arguments) {
       for (CacheType type : {CacheType::kFloat, CacheType::kHalf, CacheType::kBfloat}) {
         run_attention(*level, rows, 100, size, false, 0.0f, 0, type);
         run_attention(*level, rows, 64, size, true, 4.0f, 30, type);
+        run_attention(*level, rows, 200, size, true, 0.0f, 70, type, true, size / 2);
+        run_attention(*level, rows, 100, size, false, 0.0f, 0, type, true, 0);
       }
     }
   }

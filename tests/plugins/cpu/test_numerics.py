@@ -11,7 +11,7 @@ pytestmark = needs_library
 INPUTS = 8 * BLOCK
 # Every weight integer, and a last one that fills the block.
 STEPS = np.append(np.arange(-QMAX, QMAX + 1), 0).astype(np.float32)
-ATTRIBUTES = {"outputs": INPUTS, "swiglu": 0, "epsilon": 0.0}
+ATTRIBUTES = {"outputs": INPUTS, "gate": 0, "epsilon": 0.0}
 
 
 def rows():

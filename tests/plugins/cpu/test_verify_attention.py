@@ -25,7 +25,7 @@ class Case:
     """Random caches, rotary tables and norms of one shape."""
 
     def __init__(
-        self, seed, *, heads=4, groups=2, size=16, rotary=None, norms=False, softcap=0.0, window=0, cache="float32"
+        self, seed, *, heads=4, groups=2, size=16, rotary=None, norms="", softcap=0.0, window=0, cache="float32"
     ):
         self.random = random = np.random.default_rng(seed)
         self.heads, self.groups, self.size = heads, groups, size
@@ -33,9 +33,12 @@ class Case:
         self.key, self.value = (
             random.standard_normal((groups, CAPACITY, size), np.float32).astype(self.dtype) for _ in range(2)
         )
-        angles = np.outer(np.arange(CAPACITY), 10000.0 ** -np.linspace(0, 1, (rotary or size) // 2))
+        columns = (size if rotary is None else rotary) // 2
+        # A layer that does not rotate has no columns, and its positions may lie beyond the rows.
+        angles = np.outer(np.arange(CAPACITY if columns else 1), 10000.0 ** -np.linspace(0, 1, columns))
         self.cos, self.sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-        self.norms = [random.uniform(0.5, 1.5, size).astype(np.float32) for _ in range(2)] if norms else [None, None]
+        lengths = {"": (), "head": (size, size), "row": (heads * size, groups * size)}[norms]
+        self.norms = [random.uniform(0.5, 1.5, length).astype(np.float32) for length in lengths] or [None, None]
         self.options = {"epsilon": 1e-5, "softcap": softcap, "window": window}
 
     def rows(self, count):
@@ -108,16 +111,16 @@ class Case:
     length=st.sampled_from([0, 1, 2, 15, 31, 62, 63, 64, 65, 127, 128, 200, 300]),
     heads=st.sampled_from([(1, 1), (4, 2), (9, 3), (8, 1)]),
     size=st.sampled_from([2, 8, 16, 24, 64, 96, 128, 160, 256]),
-    partial=st.booleans(),
-    norms=st.booleans(),
+    rotated=st.sampled_from(["all", "half", "nothing"]),
+    norms=st.sampled_from(["", "head", "row"]),
     softcap=st.sampled_from([0.0, 5.0]),
     window=st.sampled_from([0, 1, 7, 64, 100]),
     tree=st.booleans(),
     cache=st.sampled_from(sorted(CACHES)),
     seed=st.integers(0, 2**31),
 )
-def test_it_equals_the_reference(level, rows, length, heads, size, partial, norms, softcap, window, tree, cache, seed):
-    rotary = size // 2 // 2 * 2 if partial and size >= 4 else size
+def test_it_equals_the_reference(level, rows, length, heads, size, rotated, norms, softcap, window, tree, cache, seed):
+    rotary = {"all": size, "half": size // 2 // 2 * 2, "nothing": 0}[rotated]
     case = Case(
         seed,
         heads=heads[0],
@@ -146,7 +149,7 @@ def test_it_equals_the_reference(level, rows, length, heads, size, partial, norm
 )
 def test_a_tree_has_the_bits_of_the_replayed_chain(size, cache):
     """Random trees of up to 32 tokens, junk siblings before and after, cache lengths from 0 to 2000."""
-    case = Case(size, heads=6, groups=2, size=size, norms=size == 128, cache=cache)
+    case = Case(size, heads=6, groups=2, size=size, norms={128: "head", 96: "row"}.get(size, ""), cache=cache)
     for length in (0, 1, 40, 63, 64, 65, 127, 128, 700, 2000):
         for width in (1, 2, 7, 16, 32):
             parents, path = random_tree(case.random, width)
@@ -157,14 +160,57 @@ def test_a_tree_has_the_bits_of_the_replayed_chain(size, cache):
                 assert context[path].tobytes() == expected.tobytes(), (length, width, threads)
 
 
-@pytest.mark.parametrize("options", [{"window": 50}, {"softcap": 20.0}, {"window": 50, "softcap": 3.0, "norms": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"window": 50},
+        {"softcap": 20.0},
+        {"window": 50, "softcap": 3.0, "norms": "head"},
+        # Heads of every family: sizes, and how many share a key; windows of less than a block, of one, of several.
+        {"window": 64, "size": 64, "heads": 3, "groups": 3, "norms": "row"},
+        {"window": 3, "size": 96, "heads": 8, "groups": 4, "rotary": 72},
+        {"window": 150, "size": 128, "heads": 7, "groups": 1, "rotary": 0},
+        {"window": 65, "size": 256, "heads": 8, "groups": 1, "softcap": 50.0, "cache": "bfloat16"},
+    ],
+)
 def test_windows_and_soft_caps_count_positions_of_the_path(options):
+    """Windows that begin among the committed positions, at a block's edge, and among the new ones."""
     case = Case(5, **options)
-    for length in (0, 20, 64, 130):
-        parents, path = random_tree(case.random, 24)
-        qkv = case.rows(24)
-        context, _, _ = case.run(qkv, length, level=LEVELS[0], parents=parents)
-        assert context[path].tobytes() == case.chain(qkv[path], length, level=LEVELS[0]).tobytes()
+    for length in (0, 20, 64, 130, 700):
+        for width in (5, 24):
+            parents, path = random_tree(case.random, width)
+            qkv = case.rows(width)
+            context, _, _ = case.run(qkv, length, level=LEVELS[0], parents=parents, threads=2)
+            path = path or [0]
+            assert context[path].tobytes() == case.chain(qkv[path], length, level=LEVELS[0]).tobytes()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("tree", [False, True])
+def test_nothing_outside_a_window_matters(level, tree):
+    """What lies before the first token's window may be anything, a value that is no number too."""
+    case = Case(3, window=70, size=64)
+    qkv, length = case.rows(33), 500
+    parents = random_tree(case.random, 33)[0] if tree else None
+    before = case.run(qkv, length, level=level, parents=parents)[0]
+    seen = length + 1 - 70
+    case.key[:, :seen], case.value[:, :seen] = np.nan, np.inf
+    np.testing.assert_array_equal(case.run(qkv, length, level=level, parents=parents)[0], before)
+    case.value[:, seen] = np.inf
+    assert not np.isfinite(case.run(qkv, length, level=level, parents=parents)[0][0]).all()
+
+
+@pytest.mark.parametrize("window", [1, 64, 130, 700])
+def test_a_windowed_token_has_the_same_bits_at_every_width(window):
+    """300 tokens are streamed, few are cut into blocks from their window on: the same bits."""
+    case = Case(8, heads=8, groups=2, size=64, window=window)
+    qkv, length = case.rows(300), 900
+    whole, keys, values = case.run(qkv, length, level=LEVELS[0], threads=2)
+    case.key[:, length : length + 300], case.value[:, length : length + 300] = keys, values
+    for start, width in ((0, 1), (1, 2), (8, 17), (57, 32), (200, 3), (299, 1)):
+        for level in LEVELS:
+            rows, _, _ = case.run(qkv[start : start + width], length + start, level=level)
+            np.testing.assert_array_equal(rows, whole[start : start + width], err_msg=f"{start}, {width}")
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -212,6 +258,10 @@ def test_what_lies_in_unused_slots_does_not_matter():
         (lambda inputs: inputs.__setitem__(7, np.ones((1, 3, 3), np.bool_)), "tree mask of 9 values for 2 tokens"),
         (lambda inputs: inputs.__setitem__(0, np.zeros((1, 2, 127), np.float32)), "rows of 127 values came"),
         (lambda inputs: inputs.__setitem__(8, np.ones(16, np.float32)), "norms do not fit"),
+        (
+            lambda inputs: inputs.__setitem__(slice(8, 10), [np.ones(64, np.float32), np.ones(16, np.float32)]),
+            "norms do not fit",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(change, message):

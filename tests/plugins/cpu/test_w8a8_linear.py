@@ -6,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from plugins.cpu.packing import TILE, pack_block_scales, pack_weight
-from plugins.w8a8_linear import quantize_rows, w8a8_block_linear, w8a8_linear
+from plugins.w8a8_linear import GELU, NO_GATE, SILU, gelu_tanh, quantize_rows, w8a8_block_linear, w8a8_linear
 from quasar.errors import QuasarError
 from quasar.numerics import BLOCK
 from tests.plugins.cpu.operators import LEVELS, needs_library, run_operator
@@ -22,14 +22,14 @@ shapes = {
 }
 
 
-def linear(x, values, scale, *, level, blocks=False, swiglu=False, threads=1, epsilon=0.0, **optional):
+def linear(x, values, scale, *, level, blocks=False, gate=NO_GATE, threads=1, epsilon=0.0, **optional):
     if blocks:
-        scale = pack_block_scales(scale, swiglu=swiglu)
-    packed = pack_weight(values, swiglu=swiglu, blocks=blocks)
+        scale = pack_block_scales(scale, gated=gate != NO_GATE)
+    packed = pack_weight(values, gated=gate != NO_GATE, blocks=blocks)
     inputs = [x, packed, scale, *(optional.get(name) for name in ("bias", "residual", "norm"))]
     attributes = {
-        "outputs": len(values) // 2 if swiglu else len(values),
-        "swiglu": int(swiglu),
+        "outputs": len(values) // 2 if gate != NO_GATE else len(values),
+        "gate": gate,
         "epsilon": float(epsilon),
     }
     return run_operator(
@@ -83,17 +83,76 @@ def test_products_bias_and_residual_round_as_the_reference_does(level, bias, res
 
 @pytest.mark.parametrize("level", LEVELS)
 @QUICK
-@given(bias=st.booleans(), **shapes)
-def test_swiglu(level, bias, rows, inputs, outputs, seed):
+@given(bias=st.booleans(), gate=st.sampled_from([SILU, GELU]), **shapes)
+def test_gates(level, bias, gate, rows, inputs, outputs, seed):
     random = np.random.default_rng(seed)
     x = random.standard_normal((rows, inputs), np.float32) * 3
     values = weights(random, 2 * outputs, inputs)
     scale = random.uniform(1e-3, 0.02, 2 * outputs).astype(np.float32)
     extra = {"bias": random.standard_normal(2 * outputs, np.float32)} if bias else {}
-    y = linear(x, values, scale, level=level, swiglu=True, **extra)
-    expected = w8a8_linear(x, values, scale, swiglu=True, **extra)
-    # Two products, a quotient and an exponential of 2 ulp: 6 ulp, and exponentials end at e^-87.
-    np.testing.assert_allclose(y, expected, rtol=8e-7, atol=1e-30)
+    y = linear(x, values, scale, level=level, gate=gate, **extra)
+    expected = w8a8_linear(x, values, scale, gate=gate, **extra)
+    # Of silu two products, a quotient and an exponential of 2 ulp: 6 ulp, and exponentials end at e^-87. Of gelu the
+    # rounding of 2u, up to 88 of 2^-23 each, becomes a relative error of its exponential.
+    np.testing.assert_allclose(y, expected, rtol=8e-7 if gate == SILU else 2.5e-5, atol=1e-30)
+
+
+def gated_columns(gates, *, level, gate, blocks=False):
+    """act(gate) of chosen float32 values, each twice: they are the bias of a linear whose product is 0."""
+    count = len(gates)
+    bias = np.append(gates, np.ones(count, np.float32))
+    scale = np.ones((2 * count, 1) if blocks else 2 * count, np.float32)
+    values = np.zeros((2 * count, 4), np.int8)
+    x = np.zeros((2, 4), np.float32)
+    return linear(x, values, scale, level=level, blocks=blocks, gate=gate, bias=bias)
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+@pytest.mark.parametrize("level", LEVELS)
+def test_gelu_of_every_size_of_value(level, blocks):
+    sizes = np.append(np.geomspace(1e-45, 3e38, 999), [np.finfo(np.float32).max, 0])
+    gates = np.concatenate([sizes, -sizes, np.linspace(-20, 20, 2001)]).astype(np.float32)
+    y = gated_columns(gates, level=level, gate=GELU, blocks=blocks)
+    np.testing.assert_array_equal(y[0], y[1])
+    expected = gelu_tanh(gates).astype(np.float64)
+    # A quotient, a sum and an exponential of 2 ulp, whose argument 2u has a relative error of 2^-22, which weighs
+    # |2u| e^-|2u| < 0.37: at most 4 ulp of x. Below -16 e^-88 is left; subnormal products are off by their last bit.
+    assert (np.abs(y[0] - expected) <= 2.5e-7 * np.abs(np.maximum(gates, -16).astype(np.float64)) + 1e-37).all()
+    # Where it is all of x, it is x itself, and where it is nothing no number that a residual sum could notice.
+    np.testing.assert_array_equal(y[0][gates > 12], gates[gates > 12])
+    assert (np.abs(y[0][gates < -16]) < 1e-37).all()
+    # The negative side has digits, where 1 + tanh(u) would have none left.
+    tail = (gates < -4) & (gates > -9)
+    assert (np.abs(y[0][tail] / expected[tail] - 1) < 2.5e-5).all()
+    assert not np.isnan(y).any()
+
+
+@pytest.mark.parametrize("gate", [SILU, GELU])
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_gate_that_is_no_number_makes_its_column_nan_and_no_other(level, gate):
+    gates = np.linspace(-3, 3, 40).astype(np.float32)
+    clean = gated_columns(gates, level=level, gate=gate)
+    gates[[0, 17, 39]] = np.nan
+    y = gated_columns(gates, level=level, gate=gate)
+    kept = ~np.isnan(gates)
+    assert np.isnan(y[:, ~kept]).all()
+    np.testing.assert_array_equal(y[:, kept], clean[:, kept])
+
+
+@pytest.mark.parametrize("gated", [0, 1])
+def test_graphs_of_earlier_versions_say_swiglu(gated):
+    """0 and 1 mean there what they mean as `gate`."""
+    random = np.random.default_rng(2)
+    x, values = random.standard_normal((3, 20), np.float32), weights(random, 80, 20)
+    scale = np.full(80, 0.01, np.float32)
+    inputs = [x, pack_weight(values, gated=bool(gated)), scale, None, None, None]
+    attributes = {"outputs": 40 if gated else 80, "epsilon": 0.0}
+    [y] = run_operator("W8A8Linear", inputs, attributes | {"swiglu": gated}, level=LEVELS[0])
+    np.testing.assert_array_equal(y, linear(x, values, scale, level=LEVELS[0], gate=gated))
+    with pytest.raises(Exception, match="swiglu"):
+        run_operator("W8A8Linear", inputs, attributes, level=LEVELS[0])
+    with pytest.raises(Exception, match=r"gate 3 came; 0 \(none\), 1 \(silu\) or 2 \(gelu\) was expected"):
+        run_operator("W8A8Linear", inputs, attributes | {"gate": 3}, level=LEVELS[0])
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -114,22 +173,22 @@ def test_the_norm_before_it(level, rows, inputs, outputs, seed):
 
 @pytest.mark.parametrize("level", LEVELS)
 @QUICK
-@given(bias=st.booleans(), residual=st.booleans(), swiglu=st.booleans(), **shapes)
-def test_block_linear(level, bias, residual, swiglu, rows, inputs, outputs, seed):
+@given(bias=st.booleans(), residual=st.booleans(), gate=st.sampled_from([NO_GATE, SILU, GELU]), **shapes)
+def test_block_linear(level, bias, residual, gate, rows, inputs, outputs, seed):
     random = np.random.default_rng(seed)
     x = random.standard_normal((rows, inputs), np.float32)
-    columns = 2 * outputs if swiglu else outputs
+    columns = 2 * outputs if gate != NO_GATE else outputs
     values = weights(random, columns, inputs)
     scale = random.uniform(1e-3, 0.02, (columns, -(-inputs // BLOCK))).astype(np.float32)
     optional = {
         "bias": random.standard_normal(columns, np.float32) if bias else None,
         "residual": random.standard_normal((rows, outputs), np.float32) if residual else None,
     }
-    y = linear(x, values, scale, level=level, blocks=True, swiglu=swiglu, **optional)
-    expected = w8a8_block_linear(x, values, scale, swiglu=swiglu, **optional)
-    # A fused multiply-add for each block; the reference rounds twice where float64 is not wide enough. With SwiGLU the
+    y = linear(x, values, scale, level=level, blocks=True, gate=gate, **optional)
+    expected = w8a8_block_linear(x, values, scale, gate=gate, **optional)
+    # A fused multiply-add for each block; the reference rounds twice where float64 is not wide enough. With a gate the
     # error of both factors, and the exponential's.
-    size = np.abs(expected) + np.abs(w8a8_block_linear(np.abs(x), np.abs(values), scale, swiglu=swiglu))
+    size = np.abs(expected) + np.abs(w8a8_block_linear(np.abs(x), np.abs(values), scale, gate=gate))
     np.testing.assert_array_less(np.abs(y - expected), 4e-6 * size + 1e-6)
 
 
@@ -162,14 +221,14 @@ def test_extreme_rows(level):
 
 
 @pytest.mark.parametrize("blocks", [False, True])
-@pytest.mark.parametrize("swiglu", [False, True])
-def test_levels_widths_and_threads_give_the_same_bits(blocks, swiglu):
+@pytest.mark.parametrize("gate", [NO_GATE, SILU, GELU])
+def test_levels_widths_and_threads_give_the_same_bits(blocks, gate):
     random = np.random.default_rng(11)
     x = random.standard_normal((33, 200), np.float32)
     values = weights(random, 140, 200)
     scale = random.uniform(1e-3, 0.02, (140, 7) if blocks else 140).astype(np.float32)
     norm = random.uniform(0.5, 1.5, 200).astype(np.float32)
-    options = {"blocks": blocks, "swiglu": swiglu, "norm": norm, "epsilon": 1e-5}
+    options = {"blocks": blocks, "gate": gate, "norm": norm, "epsilon": 1e-5}
     whole = linear(x, values, scale, level=LEVELS[0], **options)
     for level in LEVELS:
         for threads in (1, 2, 3):
@@ -190,7 +249,7 @@ def test_packing_puts_four_inputs_of_a_column_side_by_side():
     # Padding is a weight of zero.
     assert (packed[1, :, 3:] == 128).all()
     assert (packed[:, 1, :, 2:] == 128).all()
-    gate_up = pack_weight(np.concatenate([values, -values]), swiglu=True)
+    gate_up = pack_weight(np.concatenate([values, -values]), gated=True)
     np.testing.assert_array_equal(gate_up[0::2], packed)
     np.testing.assert_array_equal(gate_up[1::2], pack_weight(-values))
 
@@ -225,4 +284,4 @@ def test_tensors_that_do_not_fit_are_refused_before_they_are_read(message):
     if message.startswith("packed"):
         inputs[0] = np.ones((2, 9), np.float32)
     with pytest.raises(Exception, match=message):
-        run_operator("W8A8Linear", inputs, {"outputs": 40, "swiglu": 0, "epsilon": 0.0}, level=LEVELS[0])
+        run_operator("W8A8Linear", inputs, {"outputs": 40, "gate": 0, "epsilon": 0.0}, level=LEVELS[0])
