@@ -39,6 +39,21 @@ def tiny_config(architecture: str, **overrides: Any):
     return AutoConfig.for_model(architecture, **values)
 
 
+def tiny_config_json(architecture: str, **overrides: Any) -> dict[str, Any]:
+    """What the config.json of a tiny model holds, of families that transformers lacks as well."""
+    from quasar.checkpoints.architectures.families import ARCHITECTURES
+
+    model_class, options = WITHOUT_CLASS.get(architecture, (ARCHITECTURES[architecture].model_class, {}))
+    like = "llama" if architecture in WITHOUT_CLASS else architecture
+    values = tiny_config(like, **{**options, **overrides}).to_dict()
+    if architecture in WITHOUT_CLASS:
+        values["bias"] = values.pop("attention_bias")
+    if architecture == "internlm2":
+        # The family has no such option: heads divide the hidden size.
+        del values["head_dim"]
+    return {**values, "architectures": [model_class], "model_type": architecture}
+
+
 def tiny_torch_model(architecture: str, seed: int = 0, **overrides: Any):
     """A random model in float32, norms and biases random too: ones and zeros would hide mistakes."""
     import torch
@@ -86,15 +101,12 @@ def _save_without_class(folder: Path, architecture: str, seed: int, overrides: d
     import torch
     from safetensors.torch import save_file
 
-    model_class, options = WITHOUT_CLASS[architecture]
+    _, options = WITHOUT_CLASS[architecture]
     model = tiny_torch_model("llama", seed, **{**options, **overrides})
     model.save_pretrained(folder / "reference")
-    config = {**model.config.to_dict(), "architectures": [model_class], "model_type": architecture}
-    config["bias"] = config.pop("attention_bias")
+    config = tiny_config_json(architecture, **overrides)
     tensors = dict(model.state_dict())
     if architecture == "internlm2":
-        # The family has no such option: heads divide the hidden size.
-        del config["head_dim"]
         groups = model.config.num_key_value_heads
         for layer in range(model.config.num_hidden_layers):
             at = f"model.layers.{layer}."

@@ -33,7 +33,7 @@ def test_config_of_both_generations_means_the_same():
     old = spec_from_config({**LLAMA, "rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 4.0}}, {})
     new = spec_from_config({**LLAMA, "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5e5}}, {})
     assert old == new
-    assert old.rope == Rope(theta=5e5, kind="linear", factor=4.0)
+    assert old.ropes[0] == Rope(theta=5e5, kind="linear", factor=4.0)
     assert old.num_kv_heads == 4
 
 
@@ -50,7 +50,7 @@ def test_end_ids_come_from_the_generation_config():
         ({"architectures": None, "model_type": "mamba"}, "unsupported architecture: model_type 'mamba'"),
         ({"hidden_act": "gelu"}, "unsupported hidden_act 'gelu'"),
         ({"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 64}, "sliding-window attention"),
-        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "unsupported rope scaling 'dynamic'"),
+        ({"rope_scaling": {"rope_type": "ntk", "factor": 2.0}}, "unsupported rope scaling 'ntk'"),
         ({"rope_scaling": {"rope_type": "linear"}}, "rope scaling 'linear' lacks 'factor'"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
         ({"hidden_size": "64"}, "hidden_size is '64'; a positive integer"),
@@ -106,7 +106,7 @@ def test_rotary_tables_are_those_of_transformers(parameters):
     positions = torch.arange(3000)[None]
     cos, sin = LlamaRotaryEmbedding(config)(torch.zeros(1), positions)
     spec = spec_from_config({**config.to_dict(), "architectures": ["LlamaForCausalLM"]}, {})
-    ours = cos_sin_tables(spec.rope, 64, 3000)
+    ours = cos_sin_tables(spec.ropes[0], 64, 3000)
     # Angles up to 3000 in float32 carry 1e-4; a unit in the last place of a frequency shows there.
     np.testing.assert_allclose(ours[0], cos[0, :, :32].numpy(), atol=5e-4)
     np.testing.assert_allclose(ours[1], sin[0, :, :32].numpy(), atol=5e-4)

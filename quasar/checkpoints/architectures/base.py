@@ -124,16 +124,18 @@ class Architecture:
     """A decoder family.
 
     `name`: transformers' `model_type`, which manifests name as well. `model_class`: what `architectures` in config.json
-    names. `from_config`: config → spec. `weight_names`: canonical module → the family's own where the two differ, both
-    without the layer. `fused`: canonical modules that checkpoints, and transformers' model if there is one, hold as
-    parts of another. `reference`: None where transformers knows the family. `gguf`: None where its GGUF files are not
-    read. `smoothing`: at most one group for each linear; one without a group is not smoothed.
+    names; `other_classes`: what it may name as well. `from_config`: config → spec. `weight_names`: canonical module →
+    the family's own where the two differ, both without the layer. `fused`: canonical modules that checkpoints, and
+    transformers' model if there is one, hold as parts of another. `reference`: None where transformers knows the
+    family. `gguf`: None where its GGUF files are not read. `smoothing`: at most one group for each linear; one without
+    a group is not smoothed.
     """
 
     name: str
     model_class: str
     from_config: Callable[[HuggingFaceConfig], DecoderSpec]
     weight_names: Mapping[str, str] = field(default_factory=dict)
+    other_classes: tuple[str, ...] = ()
     fused: Mapping[str, FusedRows] = field(default_factory=dict)
     reference: Reference | None = None
     gguf: GgufFormat | None = None

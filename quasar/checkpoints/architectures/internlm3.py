@@ -21,4 +21,10 @@ def _from_config(config: HuggingFaceConfig) -> DecoderSpec:
     return config.decoder(_NAME, [LayerSpec(attention=attention, mlp=config.mlp(bias=bias))] * config.num_layers)
 
 
-INTERNLM3 = Architecture(name=_NAME, model_class="InternLM3ForCausalLM", from_config=_from_config)
+INTERNLM3 = Architecture(
+    name=_NAME,
+    model_class="InternLM3ForCausalLM",
+    # transformers runs the family as Llama, and saves it so.
+    other_classes=("LlamaForCausalLM",),
+    from_config=_from_config,
+)
