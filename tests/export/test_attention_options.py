@@ -13,6 +13,10 @@ PARENTS = np.array([-1, 0, 0, 1, 2, 4])
 SOFT_CAPPED = ("gemma2", {"num_hidden_layers": 2, "sliding_window": 16, "head_dim": 256, "attn_logit_softcapping": 3.0})
 WINDOWED = {
     "gemma3": ("gemma3_text", {"num_hidden_layers": 2, "sliding_window": 5, "sliding_window_pattern": 2}),
+    "gemma2": (
+        "gemma2",
+        {"num_hidden_layers": 2, "sliding_window": 4, "attn_logit_softcapping": 3.0, "query_pre_attn_scalar": 24},
+    ),
     "mistral": ("mistral", {"num_hidden_layers": 2, "sliding_window": 3}),
 }
 
