@@ -6,7 +6,7 @@ NATIVE := plugins/cpu/libquasar_cpu.so
 PACKAGES := quasar plugins calibration export engines runtime evaluation
 CPP := $(wildcard plugins/cpu/native/*.?pp tests/plugins/cpu/*.cpp)
 
-.PHONY: demo gpu test test-gpu test-native lint format clean
+.PHONY: demo gpu test test-full test-gpu test-native lint format clean
 
 demo: .venv/installed $(NATIVE) $(ENGINE)/manifest.json
 	@$(BIN)/python examples/demo.py $(ENGINE)
@@ -16,6 +16,10 @@ $(ENGINE)/manifest.json: | .venv/installed
 
 test: .venv/installed $(NATIVE)
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+# Every option of every architecture as well, where `make test` has a sample.
+test-full: .venv/installed $(NATIVE)
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "full or not full"
 
 # Needs an NVIDIA GPU; takes the packages that $(PYTHON) has, and says what a step misses. Without a network or an install.
 gpu:

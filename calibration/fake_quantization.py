@@ -94,5 +94,5 @@ class _SharedProduct:
 
 def module_of(model: Any, member: str) -> Any:
     """The torch module of a linear's member, or of a norm, by canonical name."""
-    own = ARCHITECTURES[model.config.model_type].checkpoint_name(member)
+    own = ARCHITECTURES[model.config.model_type].module_name(member)
     return model.lm_head if own == "lm_head" else model.model.get_submodule(own)

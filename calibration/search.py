@@ -26,7 +26,7 @@ from calibration.precisions.catalog import precision_of
 from calibration.quantized_folder import QuantizedFolder
 from calibration.quantized_model import LinearChoice, QuantizedModel
 from calibration.recipe import Recipe
-from calibration.smoothing import group_factor, tie_of
+from calibration.smoothing import group_factor, takes_factor, tie_of
 from calibration.statistics import ActivationStatistics
 from calibration.validation_split import Divergence, ValidationSplit
 from quasar.checkpoints import DecoderSpec
@@ -189,6 +189,8 @@ class Search:
         folder.save(name, values, scale)
 
     def _fixed(self, alpha: float | None, linear: Linear, sample: LinearSample) -> _Trial:
+        if not takes_factor(self._spec, linear.name):
+            alpha = None
         factor = self._factor(linear, sample, alpha)
         choice = LinearChoice(
             precision=self._recipe.linears[linear.name], alpha=alpha, smoothing="off" if alpha is None else "alpha"
@@ -199,7 +201,8 @@ class Search:
 
     def _best_alpha(self, _: QuantizedModel, linear: Linear, sample: LinearSample) -> _Trial:
         precision, thin = precision_of(self._recipe.linears[linear.name]), sample.thinned()
-        factors = {alpha: self._factor(linear, sample, alpha) for alpha in (None, *_ALPHAS)}
+        alphas = (None, *(_ALPHAS if takes_factor(self._spec, linear.name) else ()))
+        factors = {alpha: self._factor(linear, sample, alpha) for alpha in alphas}
         errors = {alpha: thin.error(precision, factor) for alpha, factor in factors.items()}
         alpha = min(errors, key=lambda one: errors[one])
         return self._with_clipping(linear, sample, replace(self._fixed(alpha, linear, sample).choice), factors[alpha])
@@ -207,7 +210,7 @@ class Search:
     def _learned_smoothing(self, base: QuantizedModel, linear: Linear, sample: LinearSample) -> _Trial:
         choice, factor = base.choices[linear.name], base.factors[linear.name]
         precision = precision_of(choice.precision)
-        if precision.learns_factors:
+        if precision.learns_factors and takes_factor(self._spec, linear.name):
             import torch
 
             tie = tie_of(self._spec, linear.name)

@@ -3,7 +3,8 @@
     y = W x = (W · s) (x / s)
 
 and `/ s` is folded into the operation that produces x, so the float model computes the same function. Which operation
-that is, the architecture says (`SmoothingGroup`). In pre-norm decoders:
+that is, the architecture says (`SmoothingGroup`); a linear without such an operation is not smoothed. In decoders with
+norms before attention and MLP:
 
     input_layernorm           → q/k/v        the norm's weight / s
     post_attention_layernorm  → gate/up      the norm's weight / s
@@ -24,7 +25,6 @@ from quasar.checkpoints import DecoderSpec
 from quasar.checkpoints.architectures.base import SmoothingGroup
 from quasar.checkpoints.architectures.families import ARCHITECTURES
 from quasar.checkpoints.spec import split_name
-from quasar.errors import CheckpointError
 
 if TYPE_CHECKING:
     import torch
@@ -59,19 +59,24 @@ def shared_over_query_group(per_channel: Float, spec: DecoderSpec) -> Float:
     return np.broadcast_to(heads.max(axis=1, keepdims=True), heads.shape).reshape(-1)
 
 
+def takes_factor(spec: DecoderSpec, linear: str) -> bool:
+    """Whether an operation makes a linear's input that can take a smoothing factor."""
+    return _group_of_consumer(spec, linear) is not None
+
+
 def group_factor(spec: DecoderSpec, linear: str, input_amax: Float, weight_amax: Float, alpha: float) -> Float:
-    """The smoothing factor float [inputs] of one linear, with what its producer needs to take it.
+    """The smoothing factor float [inputs] of one linear that `takes_factor`, with what its producer needs to take it.
 
     `input_amax`: of its input channels over the calibration text; `weight_amax`: of its weight per input channel.
     """
-    if _group_of_consumer(spec, linear).shared_by_query_heads:
+    if _shares_over_query_heads(spec, linear):
         input_amax, weight_amax = (shared_over_query_group(amax, spec) for amax in (input_amax, weight_amax))
     return smoothing_factor(input_amax, weight_amax, alpha)
 
 
 def tie_of(spec: DecoderSpec, linear: str) -> "Callable[[torch.Tensor], torch.Tensor] | None":
     """What makes a linear's log s (or its gradient) such that its producer can take it; None if it can take any."""
-    return partial(_tie_query_groups, spec) if _group_of_consumer(spec, linear).shared_by_query_heads else None
+    return partial(_tie_query_groups, spec) if _shares_over_query_heads(spec, linear) else None
 
 
 def _tie_query_groups(spec: DecoderSpec, log_factor: "torch.Tensor") -> "torch.Tensor":
@@ -107,9 +112,11 @@ def _groups(spec: DecoderSpec) -> tuple[SmoothingGroup, ...]:
     return ARCHITECTURES[spec.architecture].smoothing
 
 
-def _group_of_consumer(spec: DecoderSpec, linear: str) -> SmoothingGroup:
+def _group_of_consumer(spec: DecoderSpec, linear: str) -> SmoothingGroup | None:
     _, part = split_name(linear)
-    for group in _groups(spec):
-        if group.consumer == part:
-            return group
-    raise CheckpointError(f"the architecture {spec.architecture!r} has no smoothing group for {part}")
+    return next((group for group in _groups(spec) if group.consumer == part), None)
+
+
+def _shares_over_query_heads(spec: DecoderSpec, linear: str) -> bool:
+    group = _group_of_consumer(spec, linear)
+    return group is not None and group.shared_by_query_heads

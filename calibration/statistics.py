@@ -28,8 +28,8 @@ class ActivationStatistics:
     """What calibration saw, by linear name.
 
     `amax` float32 [inputs]; `samples` float16 [tokens, inputs], spread over the text; `num_tokens` in all.
-    `token_weights` float32 [tokens], for o_proj and down_proj, whose outputs are added to the residual stream: 1 / mean
-    square of that stream, which the next norm divides by.
+    `token_weights` float32 [tokens], for o_proj and down_proj: 1 / mean square of what the next norm divides by, which
+    is the residual stream that their outputs are added to, or these themselves where norms follow them.
     """
 
     amax: dict[str, Float32]
@@ -60,8 +60,13 @@ def collect_statistics(
     ]
     for index, layer in enumerate(cast("Any", model).model.layers):
         _, output, _, down = spec.layer_linears(index)
+        if spec.layers[index].output_norms:
+            for linear, norm in ((output, "attention_output_layernorm"), (down, "mlp_output_layernorm")):
+                module = module_of(model, f"layers.{index}.{norm}")
+                handles.append(module.register_forward_pre_hook(watch.normed_by(linear.name)))
+            continue
         residual = module_of(model, f"layers.{index}.post_attention_layernorm")
-        handles.append(residual.register_forward_pre_hook(watch.residual_before(output.name)))
+        handles.append(residual.register_forward_pre_hook(watch.normed_by(output.name)))
         handles.append(layer.register_forward_hook(watch.residual_after(down.name)))
     try:
         for batch in _batches(sequences):
@@ -108,7 +113,7 @@ class _Watch:
 
         return watch
 
-    def residual_before(self, name: str) -> Callable[[Any, tuple[Any, ...]], None]:
+    def normed_by(self, name: str) -> Callable[[Any, tuple[Any, ...]], None]:
         return lambda _, arguments: self._residual(name, arguments[0])
 
     def residual_after(self, name: str) -> Callable[[Any, tuple[Any, ...], Any], None]:

@@ -11,10 +11,10 @@ from calibration.precisions.base import Precision
 from calibration.precisions.catalog import precision_of
 from calibration.recipe import Recipe
 from calibration.smoothing import SmoothingFactors, fold, producer_factor
-from quasar.checkpoints import Checkpoint
+from quasar.checkpoints import Checkpoint, DecoderSpec
 from quasar.checkpoints.checkpoint import check_finite, read_float32
 from quasar.checkpoints.skipped_layers import own_name
-from quasar.checkpoints.spec import Linear
+from quasar.checkpoints.spec import Linear, split_name
 from quasar.numerics import SMALLEST_SCALE, Float32, QuantizedWeight
 
 
@@ -29,6 +29,24 @@ class PreparedLinear:
     weight: Float32 | QuantizedWeight
     bias: Float32 | None
     static_scale: float = 0.0
+
+
+def in_graph(name: str, tensor: Float32, spec: DecoderSpec) -> Float32:
+    """A stored tensor with the spec's factors folded in: a norm's offset, residual scales, the logits' scale."""
+    module, _, parameter = name.rpartition(".")
+    if spec.linear_of(module) is None and parameter == "weight" and module != "embed_tokens":
+        tensor = tensor + np.float32(spec.norm_offset) if spec.norm_offset else tensor
+        return tensor * np.float32(spec.logits_scale) if module == "norm" and spec.logits_scale != 1 else tensor
+    scale = output_scale(module, spec)
+    return tensor if scale == 1 else tensor * np.float32(scale)
+
+
+def output_scale(module: str, spec: DecoderSpec) -> float:
+    """The factor on what a projection makes: the layer's residual scale for o_proj and down_proj."""
+    layer, part = split_name(module)
+    if layer is None or part not in ("self_attn.o_proj", "mlp.down_proj"):
+        return 1.0
+    return spec.layers[layer].residual_scale
 
 
 class PreparedWeights:
@@ -79,11 +97,13 @@ class PreparedWeights:
         if any(linear.bias):
             bias = np.concatenate([self._folded(f"{member}.bias") for member in linear.members])
         precision = precision_of(self._recipe.linears[linear.name])
+        # A static scale is that of the float model's activations, and the head's have the logits' factor here.
+        logits_scale = self._whole.logits_scale if linear.name == self._whole.head.name else 1.0
         return PreparedLinear(
             precision=precision,
             weight=self._weight(linear, precision),
             bias=bias,
-            static_scale=self._static_scales.get(linear.name, 0.0),
+            static_scale=self._static_scales.get(linear.name, 0.0) * logits_scale,
         )
 
     def _own(self, name: str) -> str:
@@ -97,16 +117,17 @@ class PreparedWeights:
         return precision.quantize(weight)
 
     def _smoothed_rows(self, linear: Linear, scale: Float32) -> Float32:
-        """A row divided by its consumer's factor keeps its integers: its scale is divided."""
-        rows = np.ones(len(scale), np.float64)
+        """A row divided by its consumer's factor, or times the layer's scale, keeps its integers: its scale changes."""
+        rows = np.full(len(scale), 1 / output_scale(linear.members[0], self._whole), np.float64)
         start = 0
         for member, count in zip(linear.members, linear.rows, strict=True):
             if (factor := producer_factor(member, self._whole, self._factors)) is not None:
-                rows[start : start + count] = factor
+                rows[start : start + count] *= factor
             start += count
         smoothed: Float32 = (scale / rows.reshape(-1, *[1] * (scale.ndim - 1))).astype(np.float32)
         return smoothed.clip(SMALLEST_SCALE)
 
     def _folded(self, name: str) -> Float32:
-        tensor = fold(name, read_float32(self._checkpoint, name), self._whole, self._factors)
+        tensor = in_graph(name, read_float32(self._checkpoint, name), self._whole)
+        tensor = fold(name, tensor, self._whole, self._factors)
         return tensor.astype(np.float32, copy=False)

@@ -14,7 +14,7 @@ from engines import OnnxRuntimeOptions, load_engine
 from engines.directory import EngineDirectory
 from engines.text import open_codec
 from quasar.checkpoints import DecoderSpec, open_checkpoint
-from quasar.checkpoints.checkpoint import checkpoint_hash
+from quasar.checkpoints.checkpoint import at_length, checkpoint_hash
 from quasar.errors import CheckpointError
 from quasar.text import Prompt
 
@@ -53,7 +53,7 @@ def report(
             f"{checkpoint.location} is not the checkpoint that the engine was built from (its hash differs): "
             "name the float model with --float MODEL"
         )
-    model = load_float_model(checkpoint)
+    model = load_float_model(at_length(checkpoint, manifest.contract.max_length))
     sequences = float_texts(model, checkpoint.spec, loaded.directory, prompts, steps)
     with steps("fidelity", len(sequences)) as step:
         [compared] = compare_several(

@@ -25,6 +25,7 @@ from evaluation.report import Steps, float_texts
 from evaluation.swept_engine import SweptEngine
 from export.build_options import BuildOptions
 from quasar.checkpoints import DecoderSpec, open_checkpoint
+from quasar.checkpoints.checkpoint import at_length
 from quasar.cli import run
 from quasar.errors import BuildError, QuasarError
 from quasar.files import sha256_file, write_json
@@ -193,8 +194,8 @@ def _measure_fidelity(
     checkpoint: Any, directories: Mapping[str, Path], prompts: Sequence[Prompt], steps: Steps
 ) -> dict[str, dict[str, Any]]:
     """Recipe → figures."""
-    float_model = load_float_model(checkpoint)
     some = open_directory(next(iter(directories.values())))
+    float_model = load_float_model(at_length(checkpoint, some.manifest.contract.max_length))
     sequences = float_texts(float_model, checkpoint.spec, some, prompts, steps)
     readers = [engine_logits(load_engine(path).session) for path in directories.values()]
     with steps("fidelity", len(sequences)) as step:

@@ -49,7 +49,7 @@ from export.weight_file import WeightFile
 from export.workspace import Workspace, check_target, open_workspace
 from plugins.sample_token import SAMPLER
 from quasar.checkpoints import Checkpoint, open_checkpoint
-from quasar.checkpoints.checkpoint import checkpoint_hash
+from quasar.checkpoints.checkpoint import at_length, checkpoint_hash
 from quasar.checkpoints.skipped_layers import remaining_layers, renumbered
 from quasar.files import sha256_json
 
@@ -84,6 +84,8 @@ class _Build:
         refuse_overlap(self._calibration, self._evaluation, "the project's evaluation prompts")
         self._reporter.stage("checkpoint", options.model)
         self._checkpoint: Checkpoint = open_checkpoint(options.model)
+        length = choose_max_length(options.max_length, self._checkpoint.spec.context_length)
+        self._checkpoint = at_length(self._checkpoint, length)
         spec = self._checkpoint.spec
         # Layers are left out of the graph alone: what stays is quantized as in the engine that has all of them, so
         # that the two may share a cache.
@@ -97,7 +99,7 @@ class _Build:
             num_kv_heads=spec.num_kv_heads,
             head_size=spec.head_size,
             vocab_size=spec.vocab_size,
-            max_length=(length := choose_max_length(options.max_length, spec.context_length)),
+            max_length=length,
             capacity=capacity_for(length),
             max_width=options.max_width,
             tree_mask=options.tree_mask,

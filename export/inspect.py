@@ -11,11 +11,12 @@ from engines.manifest import Manifest
 from engines.onnxruntime.files import onnxruntime_files
 from engines.onnxruntime.kernels import STOCK, choose_kernels
 from engines.probes.row_invariance import RowInvariance
+from quasar.checkpoints.architectures.families import ARCHITECTURES
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-
+_LINEARS = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj", "lm_head")
 _EXACT = "exact ones (session.x64quantprecision), since this CPU's fast ones saturate; about half as fast"
 
 
@@ -60,6 +61,8 @@ def print_manifest(directory: EngineDirectory) -> None:
             f"alpha {manifest.calibration['alpha']}, {manifest.calibration['prompts']} prompts "
             f"({manifest.calibration['source']}), {manifest.calibration['tokens']} tokens",
         )
+        if unsmoothed := _unsmoothed(str(manifest.model.get("architecture"))):
+            table.add_row("not smoothed", f"{', '.join(unsmoothed)}: nothing that makes their input takes a factor")
         for name, value in _search_rows(manifest.calibration.get("search", {})):
             table.add_row(name, value)
     table.add_row("max length", f"{contract.max_length} tokens, KV cache {_mb(contract.cache_bytes)}")
@@ -96,6 +99,14 @@ def _linear_rows(linears: Mapping[str, str]) -> list[tuple[str, str]]:
             layers += [int(found[1])] if found else []
         rows.append((f"  {precision}", "; ".join(f"{kind} {_ranges(at)}".strip() for kind, at in by_kind.items())))
     return rows
+
+
+def _unsmoothed(architecture: str) -> list[str]:
+    """The linears of a layer, and the head, that a family has no smoothing group for."""
+    if architecture not in ARCHITECTURES:
+        return []
+    smoothed = {group.consumer for group in ARCHITECTURES[architecture].smoothing}
+    return [linear for linear in _LINEARS if linear not in smoothed]
 
 
 def _ranges(numbers: Sequence[int]) -> str:

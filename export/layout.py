@@ -10,6 +10,7 @@ from export.lowering import native_takes
 from quasar.checkpoints import DecoderSpec
 
 CANONICAL = "verifier.onnx"
+# At least so many, and one layer of each window that a layer has: attention with a window may sum in another order.
 _PROBE_LAYERS = 2
 _ONNXRUNTIME = OnnxRuntimeFiles(
     graph="onnxruntime/verifier.onnx",
@@ -25,9 +26,14 @@ _ONNXRUNTIME = OnnxRuntimeFiles(
 
 def onnxruntime_files(spec: DecoderSpec, linears: Mapping[str, str]) -> OnnxRuntimeFiles:
     """ONNX Runtime's graphs of an engine with these layers and precisions; "" for those that it does not need."""
-    files = replace(_ONNXRUNTIME, probe_layers=min(_PROBE_LAYERS, spec.num_layers))
+    files = replace(_ONNXRUNTIME, probe_layers=_num_probe_layers(spec))
     if not any(isinstance(precision_of(name).lowering(ONNXRUNTIME), Operator) for name in set(linears.values())):
         files = replace(files, weights="")
     if native_takes(spec) and not refusal(linears.values(), NATIVE):
         return files
     return replace(files, native_graph="", native_probe="", native_weights="")
+
+
+def _num_probe_layers(spec: DecoderSpec) -> int:
+    windows = [layer.attention.window for layer in spec.layers]
+    return max(min(_PROBE_LAYERS, spec.num_layers), *(windows.index(window) + 1 for window in windows))

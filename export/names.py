@@ -25,9 +25,25 @@ def layer_output(layer: int) -> str:
 HEAD_ROWS = "head_rows"
 # Value [B, M, hidden]: what the head reads.
 HEAD_INPUT = "norm.normed"
+# Tables float32 [capacity, rotary size / 2] of the first rope.
 COS_TABLE = "rotary.cos"
 SIN_TABLE = "rotary.sin"
 # Value bool [B, 1, T, S]: which cache slots, with the new positions in place, a new position sees.
 MASK = "mask"
 # Value [1]: how many positions this call feeds.
 NUM_ROWS = "num_rows"
+
+
+def cos_table(rope: int) -> str:
+    """The table of a rope, by its number in `DecoderSpec.ropes`."""
+    return COS_TABLE if rope == 0 else f"{COS_TABLE}.{rope}"
+
+
+def sin_table(rope: int) -> str:
+    """As `cos_table`."""
+    return SIN_TABLE if rope == 0 else f"{SIN_TABLE}.{rope}"
+
+
+def window_mask(window: int) -> str:
+    """Value bool [B, 1, T, S]: as `MASK`, for layers where a position sees `window` positions of its own path."""
+    return f"{MASK}.window_{window}"

@@ -6,6 +6,7 @@ One graph serves prefill and verification; `engines.contract` says what its inpu
 from collections.abc import Callable
 from typing import Any, assert_never
 
+import numpy as np
 import onnx_ir as ir
 
 from calibration.weights import PreparedWeights
@@ -16,7 +17,7 @@ from export.linears import add_linear
 from export.weight_file import WeightFile
 from quasar.checkpoints import DecoderSpec
 from quasar.checkpoints.rope import cos_sin_tables
-from quasar.checkpoints.spec import AttentionSpec, LayerSpec, Linear, MlpSpec
+from quasar.checkpoints.spec import AttentionSpec, LayerSpec, Linear, MlpSpec, Rope
 
 FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
 BATCH, TOKENS, CAPACITY, ROWS = "batch", "tokens", "capacity", "rows"
@@ -67,17 +68,15 @@ class _VerifierGraph:
             tuple(graph.input(name, FLOAT, cache_shape) for name in names.past_names(layer))
             for layer in range(spec.num_layers)
         ]
-        cos, sin = cos_sin_tables(spec.rope, spec.head_size, self._capacity)
-        self._cos = graph.weight(self._weights.append(inner.COS_TABLE, cos))
-        self._sin = graph.weight(self._weights.append(inner.SIN_TABLE, sin))
-        self._mask = self._causal_mask(ids) if tree is None else self._tree_mask(ids, tree)
+        self._tables = {rope: self._rotary_tables(number, rope) for number, rope in enumerate(spec.ropes)}
+        self._masks = self._causal_masks(ids) if tree is None else self._tree_masks(ids, tree)
 
         x = self._embed(ids)
         presents: list[ir.Value] = []
         for number, layer in enumerate(spec.layers):
             x, present = self._layer(number, layer, x)
             presents += present
-        logits = self._head(x, logits_rows)
+        logits = self._logits(x, logits_rows)
         tokens, top = self._top_tokens(logits, top_k)
 
         graph.output(tokens, INT64, [BATCH, ROWS])
@@ -88,15 +87,28 @@ class _VerifierGraph:
         return graph.model("verifier", producer_version)
 
     def _embed(self, ids: ir.Value) -> ir.Value:
-        table = self._prepared.embedding()
-        self._embedding = weight = self._graph.weight(self._weights.append("embed_tokens.weight", table))
+        graph, table = self._graph, self._prepared.embedding()
+        self._embedding = weight = graph.weight(self._weights.append("embed_tokens.weight", table))
         if weight.dtype == FLOAT:
-            return self._graph.op("Gather", [weight, ids], "embedded")
-        stored = self._graph.op("Gather", [weight, ids], "embedded.stored")
-        return self._graph.op("Cast", [stored], "embedded", {"to": int(FLOAT)})
+            embedded = graph.op("Gather", [weight, ids], "embedded")
+        else:
+            stored = graph.op("Gather", [weight, ids], "embedded.stored")
+            embedded = graph.op("Cast", [stored], "embedded", {"to": int(FLOAT)})
+        if self.spec.embedding_scale == 1:
+            return embedded
+        scale = graph.constant("embedding_scale", np.asarray(self.spec.embedding_scale, np.float32))
+        return graph.op("Mul", [embedded, scale], "embedded.scaled")
 
-    def _causal_mask(self, ids: ir.Value) -> ir.Value:
-        """Bool [B, 1, T, S]: the position fed as number r sees the slots up to cache_lengths + r."""
+    def _rotary_tables(self, number: int, rope: Rope) -> tuple[ir.Value, ir.Value]:
+        names = inner.cos_table(number), inner.sin_table(number)
+        tables = cos_sin_tables(rope, self.spec.head_size, self._capacity)
+        cos, sin = (
+            self._graph.weight(self._weights.append(name, table)) for name, table in zip(names, tables, strict=True)
+        )
+        return cos, sin
+
+    def _causal_masks(self, ids: ir.Value) -> dict[int | None, ir.Value]:
+        """Bool [B, 1, T, S] by window: the position fed as number r sees the slots up to cache_lengths + r."""
         graph = self._graph
         shape = graph.op("Shape", [ids], inner.NUM_ROWS, {"start": 1, "end": 2})
         count = graph.op("Squeeze", [shape], "num_rows.scalar")
@@ -104,27 +116,55 @@ class _VerifierGraph:
         lengths = graph.op("Unsqueeze", [self._lengths, graph.constant("axes.1_2_3", [1, 2, 3])], "mask.lengths")
         column = graph.op("Unsqueeze", [new, graph.constant("axes.1", [1])], "mask.column")
         last = graph.op("Add", [lengths, column], "mask.last_slot")
-        return graph.op("LessOrEqual", [self._slots(), last], inner.MASK)
+        slots = self._slots()
+        mask = graph.op("LessOrEqual", [slots, last], inner.MASK)
+        # In a chain a slot's number is its position.
+        return {None: mask, **self._window_masks(mask, slots)}
 
-    def _tree_mask(self, ids: ir.Value, tree: ir.Value) -> ir.Value:
-        """Bool [B, 1, T, S]: a position sees the committed slots, and of the new ones those that `tree_mask` names."""
+    def _tree_masks(self, ids: ir.Value, tree: ir.Value) -> dict[int | None, ir.Value]:
+        """Bool [B, 1, T, S] by window: a position sees committed slots, and of the new ones those of `tree_mask`."""
         graph = self._graph
         count = graph.op("Shape", [ids], inner.NUM_ROWS, {"start": 1, "end": 2})
         zeros = graph.constant("mask.first", [0])
         lengths = graph.op("Unsqueeze", [self._lengths, graph.constant("axes.1_2", [1, 2])], "mask.lengths")
+        slots = self._slots()
         # int64 [B, 1, S]: which new position lies in a slot; negative where a committed one does.
-        new = graph.op("Sub", [self._slots(), lengths], "mask.new_row")
+        new = graph.op("Sub", [slots, lengths], "mask.new_row")
         committed = graph.op("Less", [new, zeros], "mask.committed")
         fed = graph.op("Less", [new, count], "mask.fed")
         last = graph.op("Sub", [count, graph.constant("mask.one", [1])], "mask.last_row")
         column = graph.op("Min", [graph.op("Max", [new, zeros], "mask.from_first"), last], "mask.column")
         batch = graph.op("Shape", [ids], "mask.batch", {"start": 0, "end": 1})
-        slots = graph.op("Shape", [self._past[0][0]], "mask.num_slots", {"start": 2, "end": 3})
-        shape = graph.op("Concat", [batch, count, slots], "mask.shape", {"axis": 0})
+        num_slots = graph.op("Shape", [self._past[0][0]], "mask.num_slots", {"start": 2, "end": 3})
+        shape = graph.op("Concat", [batch, count, num_slots], "mask.shape", {"axis": 0})
         columns = graph.op("Expand", [column, shape], "mask.columns")
         seen = graph.op("GatherElements", [tree, columns], "mask.seen", {"axis": 2})
         visible = graph.op("Or", [committed, graph.op("And", [seen, fed], "mask.seen_and_fed")], "mask.rows")
-        return graph.op("Unsqueeze", [visible, graph.constant("axes.1", [1])], inner.MASK)
+        axis = graph.constant("axes.1", [1])
+        mask = graph.op("Unsqueeze", [visible, axis], inner.MASK)
+        if not self.spec.windows:
+            return {None: mask}
+        # A committed slot's number is its position; a new one has the position that is fed with it.
+        rows = graph.op("Unsqueeze", [self._positions, axis], "mask.row_positions")
+        fed_positions = graph.op("GatherElements", [rows, column], "mask.fed_positions", {"axis": 2})
+        positions = graph.op("Where", [committed, slots, fed_positions], "mask.slot_positions")
+        return {None: mask, **self._window_masks(mask, graph.op("Unsqueeze", [positions, axis], "mask.positions"))}
+
+    def _window_masks(self, mask: ir.Value, slot_positions: ir.Value) -> dict[int | None, ir.Value]:
+        """By window, what a position sees: of `mask`, the positions nearer than the window.
+
+        `slot_positions`: int64, broadcast to [B, 1, T, S].
+        """
+        graph = self._graph
+        masks: dict[int | None, ir.Value] = {}
+        for window in self.spec.windows:
+            name = inner.window_mask(window)
+            axes = graph.constant("axes.1_3", [1, 3])
+            before = graph.op("Sub", [self._positions, graph.constant(f"{name}.size", [window])], f"{name}.before")
+            hidden = graph.op("Unsqueeze", [before, axes], f"{name}.last_hidden")
+            near = graph.op("Greater", [slot_positions, hidden], f"{name}.near")
+            masks[window] = graph.op("And", [mask, near], name)
+        return masks
 
     def _slots(self) -> ir.Value:
         """The numbers of the cache slots: int64 [S]."""
@@ -136,11 +176,15 @@ class _VerifierGraph:
     def _layer(self, number: int, layer: LayerSpec, x: ir.Value) -> tuple[ir.Value, list[ir.Value]]:
         """The residual stream [B, T, hidden] → the same after a layer, and the layer's caches."""
         prefix = f"layers.{number}"
-        h = self._norm(f"{prefix}.input_layernorm", x)
+        h = self._norm(f"{prefix}.input_layernorm", x) if layer.input_norms else x
         attended, presents = self._attention(number, layer.attention, h)
+        if layer.output_norms:
+            attended = self._norm(f"{prefix}.attention_output_layernorm", attended)
         x = self._graph.op("Add", [x, attended], f"{prefix}.attended")
-        h = self._norm(f"{prefix}.post_attention_layernorm", x)
+        h = self._norm(f"{prefix}.post_attention_layernorm", x) if layer.input_norms else x
         h = self._mlp(number, layer.mlp, h)
+        if layer.output_norms:
+            h = self._norm(f"{prefix}.mlp_output_layernorm", h)
         return self._graph.op("Add", [x, h], inner.layer_output(number)), presents
 
     def _attention(self, number: int, attention: AttentionSpec, h: ir.Value) -> tuple[ir.Value, list[ir.Value]]:
@@ -152,15 +196,23 @@ class _VerifierGraph:
         sizes = graph.constant("qkv_sizes", [attention.query_size, attention.kv_size, attention.kv_size])
         parts = [f"{prefix}.{part}" for part in "qkv"]
         q, k, v = graph.ops("Split", [packed, sizes], f"{prefix}.split", parts, {"axis": -1})
+        if attention.qk_norm == "row":
+            q, k = self._norm(f"{prefix}.q_norm", q), self._norm(f"{prefix}.k_norm", k)
         norm = attention.qk_norm == "head"
-        q = self._rotate(f"{prefix}.q", self._heads(f"{prefix}.q", q, norm=norm))
-        k = self._rotate(f"{prefix}.k", self._heads(f"{prefix}.k", k, norm=norm))
+        q = self._rotate(f"{prefix}.q", self._heads(f"{prefix}.q", q, norm=norm), attention.rope)
+        k = self._rotate(f"{prefix}.k", self._heads(f"{prefix}.k", k, norm=norm), attention.rope)
         v = self._heads(f"{prefix}.v", v, norm=False)
         presents = [
             graph.op("TensorScatter", [past, new, self._lengths], name, {"axis": 2, "mode": "linear"})
             for past, new, name in zip(self._past[number], (k, v), names.present_names(number), strict=True)
         ]
-        heads = graph.op("Attention", [q, *presents, self._mask], inner.attention(number), {"is_causal": 0})
+        attributes: dict[str, Any] = {"is_causal": 0}
+        if attention.softmax_scale is not None:
+            attributes["scale"] = attention.softmax_scale
+        if attention.softcap:
+            attributes["softcap"] = attention.softcap
+        mask = self._masks[attention.window]
+        heads = graph.op("Attention", [q, *presents, mask], inner.attention(number), attributes)
         positions_first = graph.op("Transpose", [heads], f"{prefix}.rows_first", {"perm": [0, 2, 1, 3]})
         merged = graph.constant("merge_heads", [0, 0, attention.query_size])
         context = graph.op("Reshape", [positions_first, merged], inner.context(number))
@@ -174,36 +226,53 @@ class _VerifierGraph:
             x = self._norm(f"{name}_norm", x)
         return self._graph.op("Transpose", [x], f"{name}.heads_first", {"perm": [0, 2, 1, 3]})
 
-    def _rotate(self, name: str, x: ir.Value) -> ir.Value:
-        return self._graph.op(
-            "RotaryEmbedding", [x, self._cos, self._sin, self._positions], f"{name}.rotated", {"interleaved": 0}
-        )
+    def _rotate(self, name: str, x: ir.Value, rope: Rope | None) -> ir.Value:
+        if rope is None:
+            return x
+        attributes: dict[str, Any] = {"interleaved": 0}
+        if rope.rotary_size:
+            attributes["rotary_embedding_dim"] = rope.rotary_size
+        inputs = [x, *self._tables[rope], self._positions]
+        return self._graph.op("RotaryEmbedding", inputs, f"{name}.rotated", attributes)
 
     def _mlp(self, number: int, mlp: MlpSpec, h: ir.Value) -> ir.Value:
         """[B, T, hidden] → the same."""
         _, _, gate_up, down = self.spec.layer_linears(number)
         prefix = f"layers.{number}.mlp"
+        gate, up = self._gate_and_up(prefix, self._linear(gate_up, h, f"{prefix}.gate_up"))
         match mlp.kind:
             case "gated_silu":
-                h = self._gated_silu(prefix, self._linear(gate_up, h, f"{prefix}.gate_up"))
+                sigmoid = self._graph.op("Sigmoid", [gate], f"{prefix}.sigmoid")
+                gate = self._graph.op("Mul", [gate, sigmoid], f"{prefix}.silu")
+                h = self._graph.op("Mul", [gate, up], f"{prefix}.swiglu")
+            case "gated_gelu_tanh":
+                gate = self._graph.op("Gelu", [gate], f"{prefix}.gelu", {"approximate": "tanh"})
+                h = self._graph.op("Mul", [gate, up], f"{prefix}.geglu")
             case _:
                 assert_never(mlp.kind)
         return self._linear(down, h, f"{prefix}.output")
 
-    def _gated_silu(self, name: str, gate_up: ir.Value) -> ir.Value:
-        graph = self._graph
-        gate, up = graph.ops(
+    def _gate_and_up(self, name: str, gate_up: ir.Value) -> list[ir.Value]:
+        return self._graph.ops(
             "Split", [gate_up], f"{name}.split", [f"{name}.gate", f"{name}.up"], {"axis": -1, "num_outputs": 2}
         )
-        sigmoid = graph.op("Sigmoid", [gate], f"{name}.sigmoid")
-        return graph.op("Mul", [graph.op("Mul", [gate, sigmoid], f"{name}.silu"), up], f"{name}.swiglu")
 
-    def _head(self, x: ir.Value, logits_rows: ir.Value) -> ir.Value:
+    def _logits(self, x: ir.Value, logits_rows: ir.Value) -> ir.Value:
+        cap = self.spec.logits_softcap
+        if not cap:
+            return self._head(x, logits_rows, names.LOGITS)
+        graph = self._graph
+        head, value = self._head(x, logits_rows, "logits.head"), np.asarray(cap, np.float32)
+        divided = graph.op("Div", [head, graph.constant("logits.cap", value)], "logits.divided")
+        bounded = graph.op("Tanh", [divided], "logits.bounded")
+        return graph.op("Mul", [bounded, graph.constant("logits.cap", value)], names.LOGITS)
+
+    def _head(self, x: ir.Value, logits_rows: ir.Value, output: str) -> ir.Value:
         selected = self._graph.op("Gather", [x, logits_rows], inner.HEAD_ROWS, {"axis": 1})
         h = self._norm("norm", selected)
         if self.spec.tied_head and not self._prepared.is_quantized(self.spec.head.name):
-            return self._tied_head(h)
-        return self._linear(self.spec.head, h, names.LOGITS)
+            return self._tied_head(h, output)
+        return self._linear(self.spec.head, h, output)
 
     def _top_tokens(self, logits: ir.Value, top_k: int) -> tuple[ir.Value, ir.Value]:
         """`next_tokens` and `top_tokens`: the likeliest one is the first of the likeliest, so one pass finds both."""
@@ -213,14 +282,14 @@ class _VerifierGraph:
         _, top = graph.ops("TopK", [logits, count], names.TOP_TOKENS, outputs, attributes)
         return graph.op("Gather", [top, graph.constant("zero", 0)], names.NEXT_TOKENS, {"axis": -1}), top
 
-    def _tied_head(self, h: ir.Value) -> ir.Value:
+    def _tied_head(self, h: ir.Value, output: str) -> ir.Value:
         """The float head of a tied model reads the embedding's own tensor; back ends fold the transposition."""
         graph = self._graph
         columns = graph.op("Transpose", [self._embedding], "lm_head.columns", {"perm": [1, 0]})
         if self._embedding.dtype != FLOAT:
             columns = graph.op("Cast", [columns], "lm_head.columns.float", {"to": int(FLOAT)})
         self._on_linear()
-        return graph.op("MatMul", [h, columns], names.LOGITS)
+        return graph.op("MatMul", [h, columns], output)
 
     def _norm(self, name: str, x: ir.Value) -> ir.Value:
         weight = self._graph.weight(self._weights.append(f"{name}.weight", self._prepared.vector(f"{name}.weight")))

@@ -1,5 +1,7 @@
 """Lowering to ONNX Runtime: attention becomes GroupQueryAttention over packed q/k/v and a shared KV buffer."""
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, PreconditionError
@@ -9,6 +11,7 @@ from export import names as inner
 from export.builder import MICROSOFT, GraphBuilder
 from export.passes.walk import prune
 from quasar.checkpoints import DecoderSpec
+from quasar.checkpoints.spec import QkNorm
 
 _Values = dict[str | None, ir.Value]
 # Operators of the canonical attention that must be gone afterwards.
@@ -63,24 +66,40 @@ class LowerToOnnxRuntime(InPlacePass):
         spec, prefix = self._spec.layers[layer].attention, f"layers.{layer}.self_attn"
         new = GraphBuilder()
         packed = (
-            self._packed_with_norms(new, prefix, values, spare) if spec.qk_norm else values[inner.packed_qkv(layer)]
+            self._packed_with_norms(new, prefix, spec.qk_norm, values, spare)
+            if spec.qk_norm
+            else values[inner.packed_qkv(layer)]
         )
         padded = new.op("Concat", [packed, spare.zeros], f"{prefix}.padded", {"axis": 1})
+        # With a tree mask, the bias holds the window: the operator's own counts slots, not positions.
+        bias = spare.bias(spec.window)
+        attributes: dict[str, Any] = {
+            "num_heads": spec.num_heads,
+            "kv_num_heads": spec.num_kv_heads,
+            "do_rotary": int(spec.rope is not None),
+            "rotary_interleaved": 0,
+        }
+        if spec.window is not None and bias is None:
+            attributes["local_window_size"] = spec.window
+        if spec.softmax_scale is not None:
+            attributes["scale"] = spec.softmax_scale
+        if spec.softcap:
+            attributes["softcap"] = spec.softcap
+        rotation: list[ir.Value | None] = [None, None, None]
+        if spec.rope is not None:
+            # Tables narrower than half a head rotate its first values alone.
+            number = self._spec.ropes.index(spec.rope)
+            rotation = [values[inner.cos_table(number)], values[inner.sin_table(number)], spare.positions]
         past = [values[name] for name in names.past_names(layer)]
         attended, key, value = new.ops(
             "GroupQueryAttention",
             [
                 *(padded, None, None, *past, spare.last_row, spare.total),
-                *(values[inner.COS_TABLE], values[inner.SIN_TABLE], spare.positions, spare.bias),
+                *(*rotation, bias),
             ],
             inner.attention(layer),
             [f"{prefix}.padded_context", *names.present_names(layer)],
-            {
-                "num_heads": spec.num_heads,
-                "kv_num_heads": spec.num_kv_heads,
-                "do_rotary": 1,
-                "rotary_interleaved": 0,
-            },
+            attributes,
             domain=MICROSOFT,
         )
         old = values[inner.context(layer)]
@@ -95,12 +114,16 @@ class LowerToOnnxRuntime(InPlacePass):
         graph.insert_after(old_node, new.nodes)
 
     @staticmethod
-    def _packed_with_norms(new: GraphBuilder, prefix: str, values: _Values, spare: "_SparePositions") -> ir.Value:
+    def _packed_with_norms(
+        new: GraphBuilder, prefix: str, norm: QkNorm, values: _Values, spare: "_SparePositions"
+    ) -> ir.Value:
         """Queries and keys after their norms, packed again: on the CPU the operator itself has no norms."""
-        merged = [
-            new.op("Reshape", [values[f"{prefix}.{part}_norm.normed"], spare.merge_heads], f"{prefix}.{part}.merged")
-            for part in "qk"
-        ]
+        merged = [values[f"{prefix}.{part}_norm.normed"] for part in "qk"]
+        if norm == "head":
+            merged = [
+                new.op("Reshape", [normed, spare.merge_heads], f"{prefix}.{part}.merged")
+                for part, normed in zip("qk", merged, strict=True)
+            ]
         return new.op("Concat", [*merged, values[f"{prefix}.v"]], f"{prefix}.normed_qkv", {"axis": -1})
 
 
@@ -133,18 +156,26 @@ class _SparePositions:
         total = builder.op("Squeeze", [total_64], "spare.total_scalar")
         self.last_row = builder.op("Cast", [last], "spare.last_row", {"to": int(ir.DataType.INT32)})
         self.total = builder.op("Cast", [total], "spare.total", {"to": int(ir.DataType.INT32)})
-        self.bias = self._tree_bias(values[inner.MASK], spare, total_64) if names.TREE_MASK in values else None
+        self._biases: dict[int | None, ir.Value] = {}
+        if names.TREE_MASK in values:
+            for window in dict.fromkeys(layer.attention.window for layer in spec.layers):
+                mask = inner.MASK if window is None else inner.window_mask(window)
+                self._biases[window] = self._tree_bias(values[mask], mask.replace(inner.MASK, "spare"), spare, total_64)
 
-    def _tree_bias(self, mask: ir.Value, spare: ir.Value, total: ir.Value) -> ir.Value:
+    def bias(self, window: int | None) -> ir.Value | None:
+        """What layers with that window add to their scores; None without a tree mask."""
+        return self._biases.get(window)
+
+    def _tree_bias(self, mask: ir.Value, name: str, spare: ir.Value, total: ir.Value) -> ir.Value:
         """Float [B, 1, T + spare, total]: 0 where a position sees a slot; the operator itself hides later slots."""
         builder = self.builder
         hidden = builder.constant("spare.hidden", np.asarray(np.finfo(np.float32).min / 2, np.float32))
         seen = builder.constant("spare.seen", np.asarray(0, np.float32))
-        bias = builder.op("Where", [mask, seen, hidden], "spare.bias_of_slots")
-        used = builder.op("Slice", [bias, self.zero, total, builder.constant("spare.axis_3", [3])], "spare.bias_used")
+        bias = builder.op("Where", [mask, seen, hidden], f"{name}.bias_of_slots")
+        used = builder.op("Slice", [bias, self.zero, total, builder.constant("spare.axis_3", [3])], f"{name}.bias_used")
         before = builder.constant("spare.zeros_6", [0] * 6)
-        pads = builder.op("Concat", [before, spare, self.zero], "spare.bias_pads", {"axis": 0})
-        return builder.op("Pad", [used, pads], "spare.bias")
+        pads = builder.op("Concat", [before, spare, self.zero], f"{name}.bias_pads", {"axis": 0})
+        return builder.op("Pad", [used, pads], f"{name}.bias")
 
     def _count(self, spec: DecoderSpec, used: ir.Value) -> ir.Value:
         """`engines.contract.spare_positions` as a graph."""

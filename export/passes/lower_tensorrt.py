@@ -1,4 +1,4 @@
-"""Lowering to TensorRT: 16-bit values around the matmuls and in the cache, float32 between them, one additive mask."""
+"""Lowering to TensorRT: 16-bit values around the matmuls and in the cache, float32 between them, additive masks."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from engines.contract import Contract
 from engines.tensorrt.plans import ComputeType
 from export import names as inner
 from export.builder import GraphBuilder, initializer
-from export.passes.walk import prune
+from export.passes.walk import input_of, prune
 from quasar.numerics import QMAX
 
 _TYPES = {
@@ -22,6 +22,8 @@ _TYPES = {
     "float32": (ir.DataType.FLOAT, np.dtype(np.float32)),
 }
 _FLOAT = ir.DataType.FLOAT
+# Attention's input that holds the mask.
+_MASK_INPUT = 3
 # Added to the score of a hidden slot: exp underflows to exactly 0, and no float16 sum with a score overflows.
 _HIDDEN = -30000.0
 # Room between a matmul's largest possible float16 result and what float16 holds: the rounding of two scales.
@@ -34,8 +36,9 @@ class LowerToTensorRt(InPlacePass):
     Matmuls, attention and the KV cache are of the compute type. What stands between them is float32, which adds no
     latency, since TensorRT fuses it: the residual stream, norms, rotation, the per-token scales and their quantization.
     Attention gets an additive mask with `is_causal` 0: with 1, TensorRT aligns the new positions with the cache's first
-    slots. Its softmax is TensorRT's own (the parser refuses `softmax_precision`). Every DequantizeLinear gets a scale
-    of its own, in the compute type; in float16 a channel whose scale would be subnormal, or whose sum could overflow,
+    slots. Its softmax is TensorRT's own (the parser refuses `softmax_precision`); with a soft cap, which the parser
+    refuses as well, attention is spelled out. Every DequantizeLinear gets a scale of its own, in the compute type; in
+    float16 a channel whose scale would be subnormal, or whose sum could overflow,
     is rescaled by a power of two, which a factor after the matmul takes back.
     """
 
@@ -80,7 +83,9 @@ class LowerToTensorRt(InPlacePass):
                     self._cast_input(node, 1)
                 case "Gather" if node.inputs[0] is not None and node.inputs[0].name in graph.initializers:
                     self._embedding(node)
-        self._additive_mask()
+        self._additive_masks()
+        for node in [node for node in graph if node.op_type == "Attention" and "softcap" in node.attributes]:
+            self._spell_out(node)
         prune(model)
         return PassResult(model, modified=True)
 
@@ -134,10 +139,54 @@ class LowerToTensorRt(InPlacePass):
         if self._ir_type == _FLOAT:
             return
         new = GraphBuilder()
-        factor = self._constant(f"{node.name}.scale", np.asarray(self._contract.head_size**-0.5, np.float32))
+        own = node.attributes.get("scale")
+        scale = self._contract.head_size**-0.5 if own is None else own.as_float()
+        factor = self._constant(f"{node.name}.scale", np.asarray(scale, np.float32))
         node.replace_input_with(0, new.op("Mul", [node.inputs[0], factor], f"{node.name}.scaled_queries"))
         node.attributes["scale"] = ir.AttrFloat32("scale", 1.0)
         self._graph.insert_before(node, new.nodes)
+
+    def _spell_out(self, node: ir.Node) -> None:
+        """Attention with a soft cap, which TensorRT's operator lacks: products in the compute type, float32 between.
+
+        Query heads that share a kv head are rows of one product; the queries are scaled already.
+        """
+        new, at = GraphBuilder(), node.name
+        queries, keys, values, mask = (input_of(node, index) for index in range(_MASK_INPUT + 1))
+        groups, size, slots = self._contract.num_kv_heads, self._contract.head_size, self._contract.capacity
+
+        def shape(name: str, *extents: int) -> ir.Value:
+            return self._shared(f"attention.{name}", np.asarray(extents, np.int64))
+
+        def cast(value: ir.Value, kind: ir.DataType, name: str) -> ir.Value:
+            return value if self._ir_type == _FLOAT else new.op("Cast", [value], f"{at}.{name}", {"to": int(kind)})
+
+        if self._ir_type == _FLOAT:
+            own = node.attributes.get("scale")
+            scale = self._contract.head_size**-0.5 if own is None else own.as_float()
+            factor = self._constant(f"{at}.scale", np.asarray(scale, np.float32))
+            queries = new.op("Mul", [queries, factor], f"{at}.scaled_queries")
+        heads = new.op("Shape", [queries], f"{at}.shape", {"start": 0, "end": 2})
+        rows = new.op("Reshape", [queries, shape("query_rows", 0, groups, -1, size)], f"{at}.query_rows")
+        columns = new.op("Transpose", [keys], f"{at}.key_columns", {"perm": [0, 1, 3, 2]})
+        products = cast(new.op("MatMul", [rows, columns], f"{at}.products"), _FLOAT, "products.float32")
+        by_head = new.op("Concat", [heads, shape("slots", -1, slots)], f"{at}.score_shape", {"axis": 0})
+        scores = new.op("Reshape", [products, by_head], f"{at}.scores")
+        cap = self._constant(f"{at}.cap", np.asarray(node.attributes["softcap"].as_float(), np.float32))
+        bounded = new.op("Tanh", [new.op("Div", [scores, cap], f"{at}.divided")], f"{at}.bounded")
+        capped = new.op("Mul", [bounded, cap], f"{at}.capped")
+        masked = new.op("Add", [capped, cast(mask, _FLOAT, "mask")], f"{at}.masked")
+        weights = cast(new.op("Softmax", [masked], f"{at}.softmax", {"axis": -1}), self._ir_type, "weights")
+        weight_rows = new.op("Reshape", [weights, shape("weight_rows", 0, groups, -1, slots)], f"{at}.weight_rows")
+        summed = new.op("MatMul", [weight_rows, values], f"{at}.summed")
+        context_shape = new.op("Concat", [heads, shape("values", -1, size)], f"{at}.context_shape", {"axis": 0})
+        context = new.op("Reshape", [summed, context_shape], f"{at}.by_head")
+        ir.convenience.replace_all_uses_with(node.outputs[0], context)
+        self._graph.insert_after(node, new.nodes)
+
+    def _shared(self, name: str, array: NDArray[Any]) -> ir.Value:
+        found = self._graph.initializers.get(name)
+        return self._constant(name, array) if found is None else found
 
     def _embedding(self, node: ir.Node) -> None:
         """Keep a 16-bit table as it is; a float32 one is read in the compute type."""
@@ -147,18 +196,20 @@ class LowerToTensorRt(InPlacePass):
             self._cast_input(node, 0)
             self._cast_output(node)
 
-    def _additive_mask(self) -> None:
-        mask = next(value for node in self._graph for value in node.outputs if value.name == inner.MASK)
-        users = list(mask.uses())
-        new = GraphBuilder()
+    def _additive_masks(self) -> None:
+        """What every Attention adds to its scores, one value for each mask: of all slots, and of each window."""
         seen = self._constant("mask.seen_score", np.asarray(0, self._dtype))
         hidden = self._constant("mask.hidden_score", np.asarray(_HIDDEN, self._dtype))
-        additive = new.op("Where", [mask, seen, hidden], "mask.additive")
-        for use in users:
-            use.node.replace_input_with(use.idx, additive)
-        producer = mask.producer()
-        assert producer is not None
-        self._graph.insert_after(producer, new.nodes)
+        attention = [node for node in self._graph if node.op_type == "Attention"]
+        for mask in dict.fromkeys(input_of(node, _MASK_INPUT) for node in attention):
+            new = GraphBuilder()
+            additive = new.op("Where", [mask, seen, hidden], f"{mask.name}.additive")
+            for node in attention:
+                if node.inputs[_MASK_INPUT] is mask:
+                    node.replace_input_with(_MASK_INPUT, additive)
+            producer = mask.producer()
+            assert producer is not None
+            self._graph.insert_after(producer, new.nodes)
 
     def _cast_input(self, node: ir.Node, index: int) -> None:
         value = node.inputs[index]

@@ -40,6 +40,37 @@ class Checkpoint(Protocol):
         """
 
 
+def at_length(checkpoint: Checkpoint, max_length: int) -> Checkpoint:
+    """The checkpoint for sequences of up to `max_length` positions: itself, unless a rope depends on that."""
+    spec = checkpoint.spec.at_length(max_length)
+    return checkpoint if spec is checkpoint.spec else _WithSpec(checkpoint, spec)
+
+
+class _WithSpec:
+    """A checkpoint with another spec of the same tensors."""
+
+    def __init__(self, checkpoint: Checkpoint, spec: DecoderSpec) -> None:
+        self._checkpoint = checkpoint
+        self.spec = spec
+
+    @property
+    def location(self) -> Path:
+        return self._checkpoint.location
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return self._checkpoint.files
+
+    def read(self, name: str) -> NDArray[Any]:
+        return self._checkpoint.read(name)
+
+    def transformers_config(self) -> Any:
+        return self._checkpoint.transformers_config()
+
+    def text(self) -> CheckpointText:
+        return self._checkpoint.text()
+
+
 def checkpoint_hash(checkpoint: Checkpoint) -> str:
     """Hex SHA-256 over the names and hashes of the checkpoint's files."""
     return sha256_json({path.name: sha256_file(path) for path in checkpoint.files})

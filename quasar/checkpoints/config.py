@@ -25,15 +25,16 @@ def spec_from_config(config: Mapping[str, Any], generation: Mapping[str, Any]) -
 
 def _architecture(config: Mapping[str, Any]) -> Architecture:
     names, kind = config.get("architectures") or [], config.get("model_type")
-    by_class = {one.model_class: one for one in ARCHITECTURES.values()}
     if not names and kind in ARCHITECTURES:
         # transformers picks the model by model_type alone.
         return ARCHITECTURES[kind]
     for name in names:
-        if name in by_class:
+        by_type = {one.name: one for one in ARCHITECTURES.values() if name in (one.model_class, *one.other_classes)}
+        if by_type:
             # transformers picks the float model by model_type; both must mean the same.
-            if kind != by_class[name].name:
+            if kind not in by_type:
                 raise CheckpointError(f"config.json: model_type is {kind!r}, but {name} is named")
-            return by_class[name]
+            return by_type[kind]
+    by_class = [one.model_class for one in ARCHITECTURES.values()]
     came = ", ".join(map(str, names)) or f"model_type {config.get('model_type', 'unknown')!r}"
     raise CheckpointError(f"unsupported architecture: {came}; supported are {', '.join(by_class)}")

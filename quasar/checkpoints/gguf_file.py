@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quasar.checkpoints.architectures.base import GgufFormat
+from quasar.checkpoints.architectures.base import GgufFormat, fused_rows, stored_shapes
 from quasar.checkpoints.architectures.families import ARCHITECTURES
 from quasar.checkpoints.checkpoint_text import CheckpointText, chat_templates, sampling_defaults
 from quasar.checkpoints.gguf_header import GgufHeader
 from quasar.checkpoints.gguf_parts import check_parts, gguf_parts, open_gguf
 from quasar.checkpoints.gguf_tokenizer import tokenizer_from_gguf
-from quasar.checkpoints.spec import DecoderSpec, Rope
+from quasar.checkpoints.reference_config import reference_config
+from quasar.checkpoints.spec import DecoderSpec, split_name
 from quasar.errors import CheckpointError
 
 _SAMPLING = {
@@ -61,29 +62,15 @@ class GgufFile:
             value = np.array(tensor.data)
         else:
             value = dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
-        return self._format.restore(name, value, self.spec)
+        return self._format.restore(name, self._rows(name, value), self.spec)
 
     def transformers_config(self) -> Any:
         """A transformers config made from the header."""
-        from transformers import AutoConfig
-
-        spec, layer = self.spec, self.spec.layers[0]
-        return AutoConfig.for_model(
-            spec.architecture,
-            vocab_size=spec.vocab_size,
-            hidden_size=spec.hidden_size,
-            intermediate_size=layer.mlp.intermediate_size,
-            num_hidden_layers=spec.num_layers,
-            num_attention_heads=layer.attention.num_heads,
-            num_key_value_heads=spec.num_kv_heads,
-            max_position_embeddings=spec.context_length,
-            rms_norm_eps=spec.rms_norm_eps,
-            rope_parameters=_transformers_rope(spec.rope),
-            tie_word_embeddings=spec.tied_head,
-            bos_token_id=spec.bos_token_id,
-            eos_token_id=list(spec.eos_token_ids) or None,
-            **self._format.transformers_values(spec),
-        )
+        architecture = ARCHITECTURES[self.spec.architecture]
+        model_type, values = architecture.name, self._format.transformers_values(self.spec)
+        if (reference := architecture.reference) is not None:
+            model_type, values = reference.model_type, reference.values(self.spec)
+        return reference_config(self.spec, model_type, values)
 
     def text(self) -> CheckpointText:
         """The tokenizer that the header describes, its chat templates, end tokens and sampling defaults.
@@ -112,6 +99,11 @@ class GgufFile:
             ),
         )
 
+    def _rows(self, name: str, value: NDArray[Any]) -> NDArray[Any]:
+        """A tensor's own rows of the stored one, where that holds those of several."""
+        fused, (layer, _) = fused_rows(name, self._format.fused), split_name(name)
+        return value if fused is None or layer is None else value[fused.rows(self.spec.layers[layer])]
+
     def _find_format(self) -> GgufFormat:
         known = {one.gguf.architecture: one.gguf for one in ARCHITECTURES.values() if one.gguf}
         name = self._header.field("general.architecture")
@@ -124,8 +116,7 @@ class GgufFile:
     def _check_tensors(self) -> None:
         from gguf import dequantize
 
-        for name, shape in self.spec.tensors().items():
-            stored = self._format.tensor_name(name)
+        for stored, shape in stored_shapes(self.spec, self._format.tensor_name).items():
             came = self._header.tensor_shape(stored)
             if came != shape:
                 raise CheckpointError(
@@ -138,13 +129,3 @@ class GgufFile:
                 raise CheckpointError(
                     f"{self._path}: {stored} is stored as {tensor.tensor_type.name}, which cannot be dequantized"
                 ) from None
-
-
-def _transformers_rope(rope: Rope) -> dict[str, Any]:
-    if rope.kind in ("default", "divided"):
-        # Divided frequencies have no transformers form; whoever loads the float model sets them.
-        return {"rope_type": "default", "rope_theta": rope.theta}
-    values: dict[str, Any] = {"rope_type": rope.kind, "rope_theta": rope.theta, "factor": rope.factor}
-    if rope.kind == "yarn":
-        values["original_max_position_embeddings"] = rope.original_context_length
-    return values

@@ -5,13 +5,21 @@ A family's `from_config` puts a `DecoderSpec` together from these parts (`archit
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
-from quasar.checkpoints.spec import AttentionSpec, DecoderSpec, LayerSpec, MlpSpec, QkNorm, Rope
+from quasar.checkpoints.spec import AttentionSpec, DecoderSpec, LayerSpec, MlpKind, MlpSpec, QkNorm, Rope
 from quasar.errors import CheckpointError
 
+FULL, SLIDING = "full_attention", "sliding_attention"
 _DEFAULT_THETA = 10000.0
+_ROPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
+_MLPS: Mapping[str, MlpKind] = {
+    "silu": "gated_silu",
+    "swish": "gated_silu",
+    "gelu_pytorch_tanh": "gated_gelu_tanh",
+}
 
 
 class HuggingFaceConfig:
@@ -28,6 +36,19 @@ class HuggingFaceConfig:
     def value(self, key: str, default: Any = None) -> Any:
         """What the config says, as it stands there."""
         return self._config.get(key, default)
+
+    def with_defaults(self, defaults: Mapping[str, Any]) -> "HuggingFaceConfig":
+        """The config with a family's own values for what it leaves out; null is a value."""
+        return HuggingFaceConfig({**defaults, **self._config}, self._generation)
+
+    def with_values(self, values: Mapping[str, Any]) -> "HuggingFaceConfig":
+        """The config with other values in place of its own."""
+        return HuggingFaceConfig({**self._config, **values}, self._generation)
+
+    def refuse(self, key: str, *allowed: Any) -> None:
+        """Raise `CheckpointError` if an option has another value than the allowed ones; what is left out is allowed."""
+        if key in self._config and self._config[key] not in allowed:
+            raise CheckpointError(f"unsupported option: {key} {self._config[key]!r}")
 
     def flag(self, key: str) -> bool:
         """Whether an option is switched on."""
@@ -49,31 +70,56 @@ class HuggingFaceConfig:
     def context(self) -> int:
         """Positions that the model can tell apart."""
         context = self.size("max_position_embeddings")
-        if self.rope.kind == "yarn":
+        values = self.rope_values
+        if _kind(values) == "yarn":
             # max_position_embeddings may be the length before scaling; transformers does not limit a sequence by it.
             # Llama 3.2 says 131072 beside 32 times 8192: its factor is no length.
-            context = max(context, int(self.rope.factor * self.rope.original_context_length))
+            rope = self.rope_from(values)
+            context = max(context, int(rope.factor * rope.original_context_length))
         return context
+
+    @property
+    def rope_values(self) -> dict[str, Any]:
+        """What the config says of rotation: `rope_scaling`, or `rope_parameters` (transformers 5)."""
+        # In transformers' order, where a config has both.
+        return dict(self.value("rope_scaling") or self.value("rope_parameters") or {})
+
+    @property
+    def head_size(self) -> int:
+        """Values per head: `head_dim`, or else heads divide the hidden size."""
+        return int(self.value("head_dim") or self.size("hidden_size") // self.size("num_attention_heads"))
 
     @cached_property
     def rope(self) -> Rope:
-        """Both forms of config: `rope_parameters` (transformers 5) and `rope_theta` with `rope_scaling` (before)."""
-        context = self.size("max_position_embeddings")
-        # In transformers' order, where a config has both.
-        values: dict[str, Any] = dict(self.value("rope_scaling") or self.value("rope_parameters") or {})
-        for name, value in values.items():
-            if isinstance(value, Mapping):
-                raise CheckpointError(f"unsupported option: rope parameters for some layers alone ({name})")
-        kind = values.get("rope_type", values.get("type", "default"))
-        theta = float(values.get("rope_theta", self.value("rope_theta", _DEFAULT_THETA)))
+        """The rope of every layer, over the whole head."""
+        values = self.rope_values
         partial = values.get("partial_rotary_factor", self.value("partial_rotary_factor", 1.0))
         if partial not in (None, 1, 1.0):
             raise CheckpointError(f"unsupported option: partial_rotary_factor {partial} (the whole head must rotate)")
+        return self.rope_from(values)
+
+    @cached_property
+    def partial_rope(self) -> Rope:
+        """The rope of every layer, over the share of a head that `partial_rotary_factor` says."""
+        values = self.rope_values
+        partial = values.get("partial_rotary_factor", self.value("partial_rotary_factor"))
+        size = self.head_size if partial is None else int(self.head_size * float(partial))
+        return replace(self.rope_from(values), rotary_size=0 if size == self.head_size else size)
+
+    def rope_from(self, values: Mapping[str, Any]) -> Rope:
+        """A rope from `rope_parameters`, or from `rope_scaling` beside the config's own `rope_theta`."""
+        context = self.size("max_position_embeddings")
+        for name, value in values.items():
+            if isinstance(value, Mapping):
+                raise CheckpointError(f"unsupported option: rope parameters for some layers alone ({name})")
+        kind = _kind(values)
+        theta = float(values.get("rope_theta", self.value("rope_theta", _DEFAULT_THETA)))
         original = int(
             self.value("original_max_position_embeddings") or values.get("original_max_position_embeddings") or context
         )
         try:
-            if kind == "default":
+            # Dynamic scaling begins after max_position_embeddings, which is the longest sequence of an engine.
+            if kind in ("default", "dynamic"):
                 return Rope(theta=theta)
             if kind == "linear":
                 return Rope(theta=theta, kind="linear", factor=float(values["factor"]))
@@ -98,61 +144,95 @@ class HuggingFaceConfig:
                     attention_factor=_attention_factor(values, factor),
                     truncate=bool(values.get("truncate", True)),
                 )
+            if kind == "longrope":
+                return Rope(
+                    theta=theta,
+                    kind="divided",
+                    divisors=tuple(map(float, values["short_factor"])),
+                    long_divisors=tuple(map(float, values["long_factor"])),
+                    original_context_length=original,
+                    attention_factor=longrope_factor(
+                        values.get("attention_factor"), float(values.get("factor") or context / original), original
+                    ),
+                )
         except KeyError as missing:
             raise CheckpointError(f"config.json: rope scaling {kind!r} lacks {missing.args[0]!r}") from None
-        raise CheckpointError(f"unsupported rope scaling {kind!r}; supported are default, linear, llama3 and yarn")
+        raise CheckpointError(f"unsupported rope scaling {kind!r}; supported are {', '.join(_ROPES)}")
 
     def attention(
         self,
         *,
         head_size: int | None = None,
+        rope: Rope | Literal["config"] | None = "config",
         qkv_bias: bool = False,
         output_bias: bool = False,
         qk_norm: QkNorm | None = None,
         window: int | None = None,
+        softmax_scale: float | None = None,
+        softcap: float = 0.0,
     ) -> AttentionSpec:
-        """A layer's attention. `head_size`: where the config has no `head_dim`; else heads divide the hidden size."""
-        hidden, heads = self.size("hidden_size"), self.size("num_attention_heads")
+        """A layer's attention.
+
+        `head_size`: where the config has no `head_dim`; else heads divide the hidden size. `rope`: "config" is the one
+        of every layer.
+        """
+        heads = self.size("num_attention_heads")
         return AttentionSpec(
             num_heads=heads,
             num_kv_heads=int(self.value("num_key_value_heads") or heads),
-            head_size=int(self.value("head_dim") or head_size or hidden // heads),
-            rope=self.rope,
+            head_size=int(self.value("head_dim") or head_size or self.head_size),
+            rope=self.rope if rope == "config" else rope,
             qkv_bias=qkv_bias,
             output_bias=output_bias,
             qk_norm=qk_norm,
             window=window,
+            softmax_scale=softmax_scale,
+            softcap=softcap,
         )
 
-    def mlp(self, *, bias: bool = False) -> MlpSpec:
-        """A layer's MLP."""
-        activation = self.value("hidden_act", "silu")
-        if activation not in ("silu", "swish"):
-            raise CheckpointError(f"unsupported hidden_act {activation!r}: the graph has SwiGLU ('silu') alone")
-        return MlpSpec(intermediate_size=self.size("intermediate_size"), bias=bias)
+    def mlp(self, *, bias: bool = False, activation: str = "hidden_act") -> MlpSpec:
+        """A layer's MLP. `activation`: the option that names its activation; SiLU where that is left out."""
+        name = self.value(activation, "silu")
+        kind = _MLPS.get(name)
+        if kind is None:
+            raise CheckpointError(f"unsupported {activation} {name!r}; supported are {', '.join(_MLPS)}")
+        return MlpSpec(intermediate_size=self.size("intermediate_size"), kind=kind, bias=bias)
 
-    def windows(self) -> tuple[int | None, ...]:
-        """By layer, the window that `layer_types` gives it."""
+    def layer_types(self) -> tuple[str, ...]:
+        """By layer, `layer_types`; full attention where the config has none."""
         kinds = list(self.value("layer_types") or ())
         for kind in kinds:
-            if kind not in ("full_attention", "sliding_attention"):
-                raise CheckpointError(f"unsupported option: layer_types names {kind!r}; 'full_attention' was expected")
-        return tuple(
-            self.window() if kinds[layer : layer + 1] == ["sliding_attention"] else None
-            for layer in range(self.num_layers)
-        )
+            if kind not in (FULL, SLIDING):
+                raise CheckpointError(f"unsupported option: layer_types names {kind!r}; {FULL!r} was expected")
+        return tuple(kinds[layer] if layer < len(kinds) else FULL for layer in range(self.num_layers))
+
+    def windows(self) -> tuple[int | None, ...]:
+        """By layer, the window that `layer_types` gives it, for families that have `use_sliding_window`."""
+        return tuple(self.window() if kind == SLIDING else None for kind in self.layer_types())
 
     def window(self) -> int | None:
-        """The window of the layers that have one; None if it holds the whole context, and 0 where none is given."""
+        """The window of the layers that have one, for families that have `use_sliding_window`; 0 where none is given.
+
+        None if it holds the whole context.
+        """
         # The default is that of transformers' Qwen2 and Qwen3.
         window = self.value("sliding_window", 4096)
         if window is None or not self.flag("use_sliding_window"):
             # transformers cannot run such a layer.
             return 0
-        return int(window) if int(window) < self.context else None
+        return self.fitting_window(window)
+
+    def fitting_window(self, window: int | None) -> int | None:
+        """A window; None if it holds the whole context, or where there is none."""
+        return None if window is None or int(window) >= self.context else int(window)
+
+    def refuse_windows(self) -> None:
+        """Raise `CheckpointError` if a layer has a window: for families whose model in transformers has none."""
+        if SLIDING in self.layer_types():
+            raise CheckpointError("unsupported option: sliding-window attention (layer_types), which the family lacks")
 
     def decoder(self, architecture: str, layers: Iterable[LayerSpec]) -> DecoderSpec:
-        """The whole model. `architecture`: the family's name."""
+        """The whole model. `architecture`: the family's name. Scales and soft caps are the family's to add."""
         eos = (*_ids(self._generation.get("eos_token_id")), *_ids(self.value("eos_token_id")))
         return DecoderSpec(
             architecture=architecture,
@@ -165,6 +245,18 @@ class HuggingFaceConfig:
             bos_token_id=next(iter(_ids(self.value("bos_token_id"))), None),
             eos_token_ids=tuple(dict.fromkeys(eos)),
         )
+
+
+def longrope_factor(said: Any, factor: float, original: int) -> float:
+    """LongRoPE's factor on cos and sin: what a config says, or that of the paper (arXiv 2402.13753)."""
+    if said is not None:
+        return float(said)
+    return 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+
+
+def _kind(values: Mapping[str, Any]) -> Any:
+    kind = values.get("rope_type", values.get("type", "default"))
+    return "longrope" if kind == "su" else kind
 
 
 def _attention_factor(values: Mapping[str, Any], factor: float) -> float | None:

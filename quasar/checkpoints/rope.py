@@ -14,7 +14,8 @@ Float32 = NDArray[np.float32]
 
 
 def inverse_frequencies(rope: Rope, head_size: int) -> Float32:
-    """Angle per position of each rotated pair: float32 [head_size / 2]."""
+    """Angle per position of each rotated pair: float32 [rotary size / 2]."""
+    head_size = rope.rotated(head_size)
     exponents = np.arange(0, head_size, 2, dtype=np.float32) / np.float32(head_size)
     theta = np.full(exponents.shape, rope.theta, np.float32)
     base = np.reciprocal(np.power(theta, exponents)).astype(np.float32)
@@ -33,16 +34,16 @@ def inverse_frequencies(rope: Rope, head_size: int) -> Float32:
 
 
 def attention_scaling(rope: Rope) -> float:
-    """Factor on cos and sin: 1 except for YaRN, where it is `0.1 ln(factor) + 1` unless the config says otherwise."""
-    if rope.kind != "yarn":
-        return 1.0
+    """Factor on cos and sin: 1 unless the config says otherwise; YaRN's is `0.1 ln(factor) + 1`."""
     if rope.attention_factor is not None:
         return rope.attention_factor
+    if rope.kind != "yarn":
+        return 1.0
     return 1.0 if rope.factor <= 1 else 0.1 * math.log(rope.factor) + 1.0
 
 
 def cos_sin_tables(rope: Rope, head_size: int, num_positions: int) -> tuple[Float32, Float32]:
-    """Cos and sin tables, each float32 [num_positions, head_size / 2], with the attention scaling applied."""
+    """Cos and sin tables, each float32 [num_positions, rotary size / 2], with the attention scaling applied."""
     positions = np.arange(num_positions, dtype=np.float32)
     angles = positions[:, None] * inverse_frequencies(rope, head_size)[None, :]
     scaling = np.float32(attention_scaling(rope))

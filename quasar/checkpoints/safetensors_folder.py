@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quasar.checkpoints.architectures.base import fused_rows, stored_shapes
 from quasar.checkpoints.architectures.families import ARCHITECTURES
 from quasar.checkpoints.checkpoint_text import CheckpointText
 from quasar.checkpoints.config import spec_from_config
 from quasar.checkpoints.folder_text import folder_text
-from quasar.checkpoints.spec import DecoderSpec
+from quasar.checkpoints.reference_config import reference_config
+from quasar.checkpoints.spec import DecoderSpec, split_name
 from quasar.errors import CheckpointError
 from quasar.files import inside
 
@@ -60,14 +62,18 @@ class SafetensorsFolder:
 
     def read(self, name: str) -> NDArray[Any]:
         """One tensor by canonical name, in its stored precision."""
-        path, stored = self._shard_of[name]
+        path, stored = self._shard_of[self._own_name(name)]
         with _open_shard(path) as shard:
             tensor: NDArray[Any] = shard.get_tensor(stored)
-            return tensor
+        fused, (layer, _) = fused_rows(name, self._architecture.fused), split_name(name)
+        return tensor if fused is None or layer is None else tensor[fused.rows(self.spec.layers[layer])]
 
     def transformers_config(self) -> Any:
-        """`AutoConfig` of the folder; code from the checkpoint is never run."""
+        """`AutoConfig` of the folder, or of the family's reference; code from the checkpoint is never run."""
         from transformers import AutoConfig
+
+        if (reference := self._architecture.reference) is not None:
+            return reference_config(self.spec, reference.model_type, reference.values(self.spec))
 
         try:
             config = AutoConfig.from_pretrained(self._folder, local_files_only=True, trust_remote_code=False)
@@ -115,6 +121,10 @@ class SafetensorsFolder:
                     found[name] = (path, stored)
         return found
 
+    def _own_name(self, name: str) -> str:
+        """What the index calls a tensor, by canonical name: the fused one that it is part of has a name of its own."""
+        return name if fused_rows(name, self._architecture.fused) is None else self._architecture.checkpoint_name(name)
+
     def _leftover_quantization(self) -> str:
         """The method of a `quantization_config` beside float weights, where it does no harm; "" if there is none.
 
@@ -136,7 +146,7 @@ class SafetensorsFolder:
 
     def _stands_beside_a_weight(self) -> bool:
         """Whether a tensor belongs to a weight or stands for it (qweight, weight_scale, weight.absmax, …)."""
-        expected = self.spec.tensors()
+        expected = stored_shapes(self.spec, self._own_name)
         owners = {name.rpartition(".")[0] for name in expected}
         for name in self._shard_of:
             if name in expected or name.endswith(".bias"):
@@ -178,7 +188,7 @@ class SafetensorsFolder:
         return shards
 
     def _check_tensors(self) -> None:
-        expected = self.spec.tensors()
+        expected = stored_shapes(self.spec, self._own_name)
         for name, shape in expected.items():
             if name not in self._shard_of:
                 own = self._architecture.checkpoint_name(name)
@@ -191,7 +201,14 @@ class SafetensorsFolder:
                 raise CheckpointError(f"{path}: {stored} has shape {list(came)}; the config asks for {list(shape)}")
             if dtype not in _FLOAT_DTYPES:
                 raise CheckpointError(f"{path}: {stored} is stored as {dtype}; float weights were expected")
-        extra = [name for name in self._shard_of if name.endswith(".bias") and name not in expected and "_proj" in name]
+        modules = {name.rpartition(".")[0] for name in expected}
+        extra = [
+            name
+            for name in self._shard_of
+            if name.endswith(".bias")
+            and name not in expected
+            and ("_proj" in name or name.rpartition(".")[0] in modules)
+        ]
         if extra:
             own = self._architecture.checkpoint_name(extra[0])
             raise CheckpointError(f"{self._folder}: unexpected tensor {own!r}: the config has no such bias")

@@ -4,6 +4,7 @@ Canonical names are those of Llama's Hugging Face checkpoints without the leadin
 other families call the same tensors.
 """
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,13 +13,17 @@ from typing import Literal
 from quasar.errors import CheckpointError
 
 RopeKind = Literal["default", "linear", "llama3", "yarn", "divided"]
-# Norms of queries and keys: "head", an RMS norm over each head's vector, before rotation.
-QkNorm = Literal["head"]
-# MLPs: "gated_silu", down(silu(gate(x)) * up(x)).
-MlpKind = Literal["gated_silu"]
+# Norms of queries and keys, before rotation: "head", an RMS norm over each head's vector; "row", one over all query
+# heads together and one over all key heads.
+QkNorm = Literal["head", "row"]
+# MLPs: down(activation(gate(x)) * up(x)), the activation SiLU or GELU with tanh.
+MlpKind = Literal["gated_silu", "gated_gelu_tanh"]
 # Where RMS norms stand: on what attention and MLP read, on what they add to the residual stream, or on both.
 NormPlacement = Literal["before", "after", "around"]
 
+# Norms of a layer by canonical name: on what attention and the MLP read, and on what they add to the residual stream.
+_INPUT_NORMS = ("input_layernorm", "post_attention_layernorm")
+_OUTPUT_NORMS = ("attention_output_layernorm", "mlp_output_layernorm")
 _IN_LAYER = re.compile(r"layers\.(\d+)\.(.+)")
 
 
@@ -30,10 +35,15 @@ def split_name(name: str) -> tuple[int | None, str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rope:
-    """Rotary position embedding: base and scaling, with the parameters that `kind` uses (see `rope.py`)."""
+    """Rotary position embedding: base and scaling, with the parameters that `kind` uses (see `rope.py`).
+
+    `rotary_size`: how many first values of a head are rotated; 0 is the whole head. `long_divisors`: those that take
+    the place of `divisors` where sequences may be longer than `original_context_length` (`at_length`).
+    """
 
     theta: float
     kind: RopeKind = "default"
+    rotary_size: int = 0
     factor: float = 1.0
     original_context_length: int = 0
     low_freq_factor: float = 1.0
@@ -43,6 +53,18 @@ class Rope:
     attention_factor: float | None = None
     truncate: bool = True
     divisors: tuple[float, ...] = ()
+    long_divisors: tuple[float, ...] = ()
+
+    def rotated(self, head_size: int) -> int:
+        """How many values of a head are rotated."""
+        return self.rotary_size or head_size
+
+    def at_length(self, max_length: int) -> "Rope":
+        """The rope for sequences of up to `max_length` positions, which one set of divisors serves."""
+        if not self.long_divisors:
+            return self
+        long = max_length > self.original_context_length
+        return replace(self, divisors=self.long_divisors if long else self.divisors, long_divisors=())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,16 +89,17 @@ class Linear:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionSpec:
-    """Causal grouped-query attention of one layer, with rotary positions.
+    """Causal grouped-query attention of one layer.
 
-    `window`: how many positions a position sees, itself included; None is all of them. `softmax_scale`: the factor on
-    query times key; None is `head_size ** -0.5`. `softcap`: scores become `softcap * tanh(score / softcap)`; 0 is none.
+    `rope`: None where queries and keys are not rotated. `window`: how many positions a position sees, itself included;
+    None is all of them. `softmax_scale`: the factor on query times key; None is `head_size ** -0.5`. `softcap`: scores
+    become `softcap * tanh(score / softcap)`; 0 is none.
     """
 
     num_heads: int
     num_kv_heads: int
     head_size: int
-    rope: Rope
+    rope: Rope | None
     qkv_bias: bool = False
     output_bias: bool = False
     qk_norm: QkNorm | None = None
@@ -111,11 +134,25 @@ class MlpSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerSpec:
-    """One decoder layer: attention, then the MLP, each added to the residual stream."""
+    """One decoder layer: attention, then the MLP, each added to the residual stream, times `residual_scale`.
+
+    The scale is folded into the weights of o_proj and down_proj when they are prepared: no graph has it.
+    """
 
     attention: AttentionSpec
     mlp: MlpSpec
     norms: NormPlacement = "before"
+    residual_scale: float = 1.0
+
+    @property
+    def input_norms(self) -> bool:
+        """Whether norms stand before attention and MLP."""
+        return self.norms != "after"
+
+    @property
+    def output_norms(self) -> bool:
+        """Whether norms stand between attention or MLP and the residual stream."""
+        return self.norms != "before"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +160,9 @@ class DecoderSpec:
     """A decoder: an embedding, layers, a final RMS norm and the LM head.
 
     `architecture`: the family's name in `architectures.registry`. `layers`: those of the graph, in order.
+    `embedding_scale`: a factor on embedded tokens. `logits_scale`: a factor on logits, folded into the final norm's
+    weight when it is prepared. `logits_softcap`: logits become `logits_softcap * tanh(logits / logits_softcap)`; 0 is
+    none. `norm_offset`: added to the stored weight of every norm when it is prepared.
     """
 
     architecture: str
@@ -132,6 +172,10 @@ class DecoderSpec:
     context_length: int
     rms_norm_eps: float
     tied_head: bool = False
+    embedding_scale: float = 1.0
+    logits_scale: float = 1.0
+    logits_softcap: float = 0.0
+    norm_offset: float = 0.0
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
 
@@ -140,7 +184,7 @@ class DecoderSpec:
         """Layers of the graph."""
         return len(self.layers)
 
-    # `check` makes sure that layers share what follows: caches have one shape, and there is one pair of rotary tables.
+    # `check` makes sure that layers share what follows: caches have one shape.
 
     @property
     def num_kv_heads(self) -> int:
@@ -153,9 +197,30 @@ class DecoderSpec:
         return self.layers[0].attention.head_size
 
     @property
-    def rope(self) -> Rope:
-        """The rotary embedding of every layer."""
-        return self.layers[0].attention.rope
+    def ropes(self) -> tuple[Rope, ...]:
+        """The rotary embeddings of all layers, in order of first use: each has a pair of tables."""
+        ropes = (layer.attention.rope for layer in self.layers)
+        return tuple(dict.fromkeys(rope for rope in ropes if rope is not None))
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """The windows of all layers that have one, in order of first use."""
+        windows = (layer.attention.window for layer in self.layers)
+        return tuple(dict.fromkeys(window for window in windows if window is not None))
+
+    def at_length(self, max_length: int) -> "DecoderSpec":
+        """The decoder for sequences of up to `max_length` positions: where ropes depend on that, they are fixed."""
+        if not any(rope.long_divisors for rope in self.ropes):
+            return self
+        return replace(
+            self,
+            layers=tuple(
+                layer
+                if (rope := layer.attention.rope) is None
+                else replace(layer, attention=replace(layer.attention, rope=rope.at_length(max_length)))
+                for layer in self.layers
+            ),
+        )
 
     def keep_layers(self, remaining: Sequence[int]) -> "DecoderSpec":
         """The decoder that has only these layers, in this order, numbered anew."""
@@ -219,11 +284,19 @@ class DecoderSpec:
         """Canonical name → shape of every tensor that a checkpoint of this spec holds."""
         shapes: dict[str, tuple[int, ...]] = {"embed_tokens.weight": (self.vocab_size, self.hidden_size)}
         for number, layer in enumerate(self.layers):
-            shapes[f"layers.{number}.input_layernorm.weight"] = (self.hidden_size,)
-            shapes[f"layers.{number}.post_attention_layernorm.weight"] = (self.hidden_size,)
-            if layer.attention.qk_norm:
-                shapes[f"layers.{number}.self_attn.q_norm.weight"] = (layer.attention.head_size,)
-                shapes[f"layers.{number}.self_attn.k_norm.weight"] = (layer.attention.head_size,)
+            norms = [*(_INPUT_NORMS if layer.input_norms else ()), *(_OUTPUT_NORMS if layer.output_norms else ())]
+            for norm in norms:
+                shapes[f"layers.{number}.{norm}.weight"] = (self.hidden_size,)
+            attention = layer.attention
+            match attention.qk_norm:
+                case "head":
+                    sizes = (attention.head_size, attention.head_size)
+                case "row":
+                    sizes = (attention.query_size, attention.kv_size)
+                case None:
+                    continue
+            for part, size in zip("qk", sizes, strict=True):
+                shapes[f"layers.{number}.self_attn.{part}_norm.weight"] = (size,)
         shapes["norm.weight"] = (self.hidden_size,)
         for linear in self.linears():
             if linear.name == "lm_head" and self.tied_head:
@@ -239,15 +312,16 @@ class DecoderSpec:
         if not self.layers:
             raise CheckpointError("the model has no layers; at least one was expected")
         for layer in self.layers:
-            _refuse_unsupported(layer)
-        for layer in self.layers:
-            _check_sizes(layer.attention)
+            _check_layer(layer)
         shared = {
-            (layer.attention.num_heads, layer.attention.num_kv_heads, layer.attention.head_size, layer.attention.rope)
-            for layer in self.layers
+            (one.num_heads, one.num_kv_heads, one.head_size) for one in (layer.attention for layer in self.layers)
         }
         if len(shared) > 1:
-            raise CheckpointError("unsupported option: layers that differ in their heads or in their rope")
+            raise CheckpointError("unsupported option: layers that differ in their heads")
+        for name in ("embedding_scale", "logits_scale"):
+            _check_factor(name, getattr(self, name))
+        if not (math.isfinite(self.logits_softcap) and self.logits_softcap >= 0):
+            raise CheckpointError(f"unsupported option: a soft cap of {self.logits_softcap} on logits")
 
     def num_parameters(self) -> int:
         """Weights and biases that the checkpoint holds."""
@@ -260,20 +334,8 @@ class DecoderSpec:
         return total
 
 
-def _refuse_unsupported(layer: LayerSpec) -> None:
-    """The one place that refuses what a spec can say and `export` cannot emit yet."""
+def _check_layer(layer: LayerSpec) -> None:
     attention = layer.attention
-    if attention.window is not None:
-        raise CheckpointError("unsupported option: sliding-window attention (use_sliding_window)")
-    if attention.softmax_scale is not None:
-        raise CheckpointError(f"unsupported option: a softmax scale of its own ({attention.softmax_scale})")
-    if attention.softcap:
-        raise CheckpointError(f"unsupported option: a soft cap on attention scores ({attention.softcap})")
-    if layer.norms != "before":
-        raise CheckpointError(f"unsupported option: norms {layer.norms} attention and MLP; the graph has them before")
-
-
-def _check_sizes(attention: AttentionSpec) -> None:
     if attention.num_kv_heads < 1 or attention.num_heads % attention.num_kv_heads:
         raise CheckpointError(
             f"{attention.num_heads} query heads cannot share {attention.num_kv_heads} kv heads evenly"
@@ -282,6 +344,31 @@ def _check_sizes(attention: AttentionSpec) -> None:
         raise CheckpointError(
             f"unsupported head size {attention.head_size}: rotary attention in ONNX Runtime takes multiples of 16"
         )
-    rope = attention.rope
-    if rope.factor <= 0 or (rope.divisors and len(rope.divisors) != attention.head_size // 2):
+    if attention.window is not None and attention.window < 1:
+        raise CheckpointError(
+            "unsupported option: sliding-window attention without a window (sliding_window, use_sliding_window)"
+        )
+    if not (math.isfinite(attention.softcap) and attention.softcap >= 0):
+        raise CheckpointError(f"unsupported option: a soft cap of {attention.softcap} on attention scores")
+    _check_factor("softmax_scale", attention.scale)
+    _check_factor("residual_scale", layer.residual_scale)
+    if attention.rope is not None:
+        _check_rope(attention.rope, attention.head_size)
+
+
+def _check_factor(name: str, value: float) -> None:
+    """Factors are folded into scales of integers, which are positive."""
+    if not (math.isfinite(value) and value > 0):
+        raise CheckpointError(f"unsupported option: {name} is {value}; a positive number was expected")
+
+
+def _check_rope(rope: Rope, head_size: int) -> None:
+    if rope.rotary_size % 16 or not 0 <= rope.rotary_size <= head_size:
+        raise CheckpointError(
+            f"unsupported option: {rope.rotary_size} of {head_size} values of a head rotate; rotary attention in ONNX "
+            "Runtime takes multiples of 16"
+        )
+    pairs = rope.rotated(head_size) // 2
+    fits = all(len(divisors) in (0, pairs) for divisors in (rope.divisors, rope.long_divisors))
+    if rope.factor <= 0 or not fits:
         raise CheckpointError(f"the rope scaling does not fit: {rope}")

@@ -5,15 +5,30 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
+from calibration.float_model import load_float_model
 from quasar.checkpoints import open_checkpoint
+from quasar.checkpoints.checkpoint import at_length
 from quasar.checkpoints.config import spec_from_config
 from tests.graphs import export_graphs, lowered_session, run_canonical, run_in_chunks
-from tests.tiny import VOCABULARY, save_tiny_model, tiny_torch_model
+from tests.tiny import VOCABULARY, reference_model, save_tiny_model, tiny_torch_model
 
 # float32 sums in another order: a few units in the last place of logits of about 10, through 3 layers.
 TOLERANCE = 1e-4
+
+# Such that they change the logits: scores of a tiny model are small.
+CAPS = {"attn_logit_softcapping": 3.0, "final_logit_softcapping": 4.0}
+MULTIPLIERS = {
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.4,
+    "residual_multiplier": 0.6,
+    "logits_scaling": 0.5,
+}
+LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1.0 + pair / 4 for pair in range(8)],
+    "long_factor": [1.0 + pair for pair in range(8)],
+}
 
 MODELS = {
     "llama": ("llama", {}),
@@ -51,25 +66,95 @@ MODELS = {
     "qwen3": ("qwen3", {}),
     "qwen3-tied": ("qwen3", {"tie_word_embeddings": True}),
     "qwen3-wide-heads": ("qwen3", {"head_dim": 256, "num_hidden_layers": 2}),
+    "qwen2-windows": ("qwen2", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}),
+    "mistral": ("mistral", {"sliding_window": 16}),
+    "mistral-full": ("mistral", {"sliding_window": None, "tie_word_embeddings": True}),
+    "phi3": ("phi3", {}),
+    "phi3-partial": ("phi3", {"partial_rotary_factor": 0.5, "hidden_size": 128, "sliding_window": 16}),
+    "phi3-longrope": ("phi3", {"original_max_position_embeddings": 64, "rope_scaling": LONGROPE}),
+    "gemma2": ("gemma2", {"sliding_window": 16, "query_pre_attn_scalar": 24, **CAPS}),
+    "gemma2-tied-biases": ("gemma2", {"sliding_window": 16, "tie_word_embeddings": True, "attention_bias": True}),
+    "gemma2-wide-heads": ("gemma2", {"sliding_window": 16, "head_dim": 256, **CAPS}),
+    "gemma3": ("gemma3_text", {"sliding_window": 16, "num_hidden_layers": 7, "query_pre_attn_scalar": 24}),
+    "gemma3-scaled": (
+        "gemma3_text",
+        {
+            "sliding_window": 16,
+            "head_dim": 32,
+            "final_logit_softcapping": 4.0,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
+    ),
+    "smollm3": ("smollm3", {"no_rope_layer_interval": 2}),
+    "smollm3-windows": (
+        "smollm3",
+        {
+            "no_rope_layers": [0, 1, 0],
+            "use_sliding_window": True,
+            "sliding_window": 16,
+            "attention_bias": True,
+            "mlp_bias": True,
+        },
+    ),
+    "granite": ("granite", MULTIPLIERS),
+    "granite-biases": (
+        "granite",
+        {**MULTIPLIERS, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    ),
+    "olmo2": ("olmo2", {}),
+    "olmo2-biases": ("olmo2", {"attention_bias": True, "num_key_value_heads": 4}),
+    "openpangu": ("PanguEmbedded", {}),
+    "internlm2": ("internlm2", {}),
+    "internlm2-biases": ("internlm2", {"attention_bias": True, "num_key_value_heads": 1}),
+    "internlm3": ("internlm3", {}),
+    "internlm3-biases": ("internlm3", {"attention_bias": True, "mlp_bias": True}),
 }
+# One for each operation that a family brings; the others run with `make test-full`.
+SAMPLE = (
+    "llama",
+    "qwen3-wide-heads",
+    "phi3-partial",
+    "gemma2",
+    "gemma3",
+    "smollm3-windows",
+    "granite",
+    "olmo2",
+    "internlm2",
+)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_logits_are_those_of_transformers(name, tmp_path):
+def check_logits(name, folder, sizes):
+    """Logits of canonical and lowered graph against transformers' own, the tokens fed `size` at a time."""
     architecture, overrides = MODELS[name]
-    folder = save_tiny_model(tmp_path / "model", architecture, **overrides)
-    checkpoint = open_checkpoint(str(folder))
-    contract = export_graphs(checkpoint, tmp_path)
+    model_folder = save_tiny_model(folder / "model", architecture, **overrides)
+    checkpoint = at_length(open_checkpoint(str(model_folder)), 448)
+    contract = export_graphs(checkpoint, folder)
     tokens = np.random.default_rng(1).integers(0, VOCABULARY, 90)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.inference_mode():
-        expected = model(torch.from_numpy(tokens)[None]).logits[0].numpy()
+        expected = reference_model(model_folder)(torch.from_numpy(tokens)[None]).logits[0].numpy()
+        filled = load_float_model(checkpoint)(torch.from_numpy(tokens)[None]).logits[0].numpy()
 
     assert np.abs(expected).max() > 1, "logits so small would agree by accident"
-    session = lowered_session(tmp_path, contract)
-    for size in (len(tokens), 1, 2, 7):
+    np.testing.assert_allclose(filled, expected, rtol=0, atol=TOLERANCE)
+    session = lowered_session(folder, contract)
+    for size in sizes:
         np.testing.assert_allclose(run_in_chunks(session, tokens, size), expected, rtol=0, atol=TOLERANCE)
-    np.testing.assert_allclose(run_canonical(tmp_path, contract, tokens), expected, rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(run_canonical(folder, contract, tokens), expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_logits_are_those_of_transformers(name, tmp_path):
+    check_logits(name, tmp_path, (90, 7))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_are_those_of_transformers_for_every_option(name, tmp_path):
+    check_logits(name, tmp_path, (90, 1, 2, 7))
 
 
 def test_chunked_prefill_is_bit_identical_to_unchunked(tmp_path):

@@ -7,6 +7,8 @@ from onnx_ir.passes import PostconditionError, PreconditionError
 
 from engines import contract as names
 from engines.manifest import read_manifest
+from engines.tensorrt.builder import compile_plan
+from engines.tensorrt.library import open_library
 from export.builder import check_model
 from export.passes import FuseTokenQuantization, LowerToTensorRt
 from quasar.checkpoints import open_checkpoint
@@ -254,3 +256,36 @@ def divergence(p, q):
     """KL in nats of two rows of logits."""
     p, q = (row - row.max() - np.log(np.exp(row - row.max()).sum()) for row in (p, q))
     return float((np.exp(p) * (p - q)).sum())
+
+
+# Soft caps and windows; norms of whole rows after attention; a share of each head rotated; layers without rotation.
+FORMS = {
+    "gemma2": {"sliding_window": 16, "attn_logit_softcapping": 3.0, "num_hidden_layers": 2},
+    "olmo2": {"num_hidden_layers": 2},
+    "phi3": {"partial_rotary_factor": 0.5, "hidden_size": 128, "sliding_window": 16, "num_hidden_layers": 2},
+    "smollm3": {"no_rope_layer_interval": 2, "num_hidden_layers": 2},
+    "gemma3_text": {"sliding_window": 16, "sliding_window_pattern": 2, "num_hidden_layers": 2},
+}
+
+
+@pytest.mark.parametrize(
+    "family", [name if name == "gemma2" else pytest.param(name, marks=pytest.mark.full) for name in FORMS]
+)
+def test_tensorrt_takes_the_forms_of_attention(family, tmp_path):
+    checkpoint = open_checkpoint(str(save_tiny_model(tmp_path / "model", family, **FORMS[family])))
+    contract = export_graphs(checkpoint, tmp_path, precision="w8a8", max_length=64)
+    lowered(tmp_path, contract, "float16")
+    plan = compile_plan(
+        open_library("tensorrt-rtx"), tmp_path / "float16.onnx", tmp_path, contract, compute_capability="8.9"
+    )
+    assert plan.network["quantized_matmuls"] == 4 * contract.num_layers + 1
+    tokens = np.random.default_rng(4).integers(0, 320, 24)
+    # A spelled out attention knows the capacity.
+    values = run_every_operator(
+        tmp_path / "float16.onnx", tmp_path, feeds(contract, tokens, np.float16, contract.capacity)
+    )
+    session = exact_session(tmp_path / "canonical.onnx")
+    expected = session.run([names.LOGITS], feeds(contract, tokens, np.float32, contract.capacity))[0]
+    # As in `test_float16_computes_what_the_canonical_graph_does`.
+    error = np.abs(values[names.LOGITS] - expected).mean() / expected.std()
+    assert 0 < error < 0.04

@@ -2,17 +2,19 @@
 
 import ast
 import dataclasses
-from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from quasar.checkpoints import Rope
+from quasar.checkpoints.architectures.base import fused_rows, stored_shapes
 from quasar.checkpoints.architectures.families import ARCHITECTURES
 from quasar.checkpoints.config import spec_from_config
 from quasar.checkpoints.huggingface_config import HuggingFaceConfig
 from quasar.checkpoints.spec import split_name
 from quasar.errors import CheckpointError
-from tests.tiny import tiny_config
+from tests.tiny import tiny_config, tiny_config_json
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = [path.parent for path in ROOT.glob("*/__init__.py") if path.parent.name != "tests"]
@@ -22,7 +24,7 @@ TOKENIZERS = ROOT / "quasar" / "checkpoints" / "gguf_tokenizer.py"
 
 
 def spec_of(family):
-    return spec_from_config({**tiny_config(family).to_dict(), "architectures": [ARCHITECTURES[family].model_class]}, {})
+    return spec_from_config(tiny_config_json(family), {})
 
 
 def with_layer(spec, number, *, attention=None, mlp=None, **change):
@@ -50,14 +52,31 @@ def test_families_are_known_by_name_in_their_own_files_alone():
 def test_a_family_and_its_tensors(family):
     architecture, spec = ARCHITECTURES[family], spec_of(family)
     assert architecture.name == spec.architecture == family
-    consumers = Counter(group.consumer for group in architecture.smoothing)
-    assert consumers == Counter({split_name(linear.name)[1] for linear in spec.linears()})
+    consumers = [group.consumer for group in architecture.smoothing]
+    assert len(set(consumers)) == len(consumers)
+    unsmoothed = {split_name(linear.name)[1] for linear in spec.linears()} - set(consumers)
+    # What reads the residual stream itself has no producer.
+    assert unsmoothed == (set() if spec.layers[0].input_norms else {"self_attn.qkv_proj", "mlp.gate_up_proj"})
     modules = {split_name(name.rpartition(".")[0])[1] for name in spec.tensors()}
     assert {group.producer for group in architecture.smoothing} <= modules
     for name in spec.tensors():
-        assert architecture.canonical_name(architecture.checkpoint_name(name)) == name
-    stored = [architecture.gguf.tensor_name(name) for name in spec.tensors()]
-    assert len(set(stored)) == len(stored)
+        if fused_rows(name, architecture.fused) is None:
+            assert architecture.canonical_name(architecture.checkpoint_name(name)) == name
+    stored_names = [architecture.checkpoint_name, *([architecture.gguf.tensor_name] if architecture.gguf else [])]
+    for stored_name in stored_names:
+        rows = {}
+        for name, (first, *_) in spec.tensors().items():
+            rows[stored_name(name)] = rows.get(stored_name(name), 0) + first
+        assert rows == {name: shape[0] for name, shape in stored_shapes(spec, stored_name).items()}
+
+
+@pytest.mark.parametrize("family", [name for name, one in ARCHITECTURES.items() if one.fused])
+def test_fused_rows_are_every_row_once(family):
+    architecture, layer = ARCHITECTURES[family], spec_of(family).layers[0]
+    for stored in {one.stored for one in architecture.fused.values()}:
+        parts = [one.rows(layer) for one in architecture.fused.values() if one.stored == stored]
+        rows = np.concatenate(parts)
+        np.testing.assert_array_equal(np.sort(rows), np.arange(len(rows)))
 
 
 def test_layers_have_tensors_of_their_own():
@@ -76,12 +95,15 @@ def test_layers_have_tensors_of_their_own():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"attention": {"window": 64}}, "sliding-window attention"),
-        ({"attention": {"softmax_scale": 0.5}}, r"a softmax scale of its own \(0\.5\)"),
-        ({"attention": {"softcap": 50.0}}, r"a soft cap on attention scores \(50\.0\)"),
-        ({"norms": "after"}, "norms after attention and MLP"),
-        ({"norms": "around"}, "norms around attention and MLP"),
-        ({"attention": {"num_heads": 2}}, "layers that differ in their heads or in their rope"),
+        ({"attention": {"window": 0}}, "sliding-window attention without a window"),
+        ({"attention": {"softmax_scale": 0.0}}, r"softmax_scale is 0\.0"),
+        ({"attention": {"softcap": -1.0}}, r"a soft cap of -1\.0 on attention scores"),
+        ({"residual_scale": -0.5}, r"residual_scale is -0\.5"),
+        ({"attention": {"num_heads": 2}}, "layers that differ in their heads"),
+        ({"attention": {"head_size": 32}}, "layers that differ in their heads"),
+        ({"attention": {"rope": Rope(theta=1e4, rotary_size=7)}}, "7 of 16 values of a head rotate"),
+        ({"attention": {"rope": Rope(theta=1e4, rotary_size=32)}}, "32 of 16 values of a head rotate"),
+        ({"attention": {"rope": Rope(theta=1e4, long_divisors=(1.0,))}}, "the rope scaling does not fit"),
     ],
 )
 def test_what_no_graph_can_express_is_refused_in_any_layer(change, message):
@@ -92,6 +114,39 @@ def test_what_no_graph_can_express_is_refused_in_any_layer(change, message):
 def test_a_model_without_layers():
     with pytest.raises(CheckpointError, match="the model has no layers"):
         dataclasses.replace(spec_of("llama"), layers=()).check()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"logits_softcap": -1.0}, r"a soft cap of -1\.0 on logits"),
+        ({"logits_scale": 0.0}, r"logits_scale is 0\.0"),
+        ({"embedding_scale": float("inf")}, "embedding_scale is inf"),
+    ],
+)
+def test_factors_of_the_whole_model(change, message):
+    with pytest.raises(CheckpointError, match=message):
+        dataclasses.replace(spec_of("llama"), **change).check()
+
+
+def test_layers_may_have_ropes_and_windows_of_their_own():
+    first, second = Rope(theta=1e4), Rope(theta=1e6, rotary_size=16)
+    spec = spec_of("llama")
+    for layer, (rope, window) in enumerate([(second, 64), (None, None), (first, 64)]):
+        spec = with_layer(spec, layer, attention={"rope": rope, "window": window})
+    spec.check()
+    assert (spec.ropes, spec.windows) == ((second, first), (64,))
+
+
+def test_a_rope_with_two_sets_of_divisors_is_fixed_by_the_length():
+    divisors = {"divisors": (1.0,) * 8, "long_divisors": (2.0,) * 8, "original_context_length": 64}
+    spec = with_layer(spec_of("llama"), 0, attention={"rope": Rope(theta=1e4, kind="divided", **divisors)})
+    spec.check()
+    for length, divisor in ((64, 1.0), (65, 2.0)):
+        fixed = spec.at_length(length)
+        assert (fixed.ropes[0].divisors, fixed.ropes[0].long_divisors) == ((divisor,) * 8, ())
+        assert fixed.layers[1:] == spec.layers[1:]
+    assert fixed.at_length(64) is fixed
 
 
 def test_a_window_is_that_of_its_layers():

@@ -38,7 +38,7 @@ def same_logits(folder):
     # The same weights in the same model: sums in another memory order.
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
     # The graph's rotary tables are made from the spec, not by transformers.
-    rope, rotary = checkpoint.spec.rope, model.model.rotary_emb
+    rope, rotary = checkpoint.spec.ropes[0], model.model.rotary_emb
     np.testing.assert_allclose(inverse_frequencies(rope, checkpoint.spec.head_size), rotary.inv_freq, rtol=1e-5)
     assert attention_scaling(rope) == pytest.approx(rotary.attention_scaling)
 
@@ -170,7 +170,7 @@ def test_scaled_positions_reach_past_max_position_embeddings(folder, rope, conte
 )
 def test_rope_that_is_said_twice_is_read_in_transformers_order(folder, config):
     change(folder, **config)
-    assert open_checkpoint(str(folder)).spec.rope.kind != "default"
+    assert open_checkpoint(str(folder)).spec.ropes[0].kind != "default"
     same_logits(folder)
 
 
@@ -208,29 +208,38 @@ QWEN2 = {
     ],
 )
 def test_a_window_that_never_applies(harmless):
-    assert spec_from_config({**QWEN2, **harmless}, {}).num_layers == 3
+    assert windows_of({**QWEN2, **harmless}) == [None] * 3
+
+
+def windows_of(config):
+    return [layer.attention.window for layer in spec_from_config(config, {}).layers]
 
 
 def test_the_window_that_transformers_takes_where_none_is_said():
     config = {name: value for name, value in QWEN2.items() if name != "sliding_window"} | {"max_window_layers": 0}
-    assert spec_from_config(config, {}).num_layers == 3
-    with pytest.raises(CheckpointError, match="sliding-window attention"):
-        spec_from_config({**config, "max_position_embeddings": 4097}, {})
+    assert windows_of(config) == [None] * 3
+    assert windows_of({**config, "max_position_embeddings": 4097}) == [4096] * 3
 
 
 @pytest.mark.parametrize(
-    "windowed",
+    ("windowed", "windows"),
     [
-        {"max_window_layers": 1},
-        {"layer_types": ["full_attention", "full_attention", "sliding_attention"]},
-        # transformers fails in such a layer.
-        {"layer_types": ["sliding_attention"] * 3, "sliding_window": 512, "use_sliding_window": False},
+        ({"max_window_layers": 1}, [None, 64, 64]),
+        ({"layer_types": ["full_attention", "full_attention", "sliding_attention"]}, [None, None, 64]),
         # As long as max_position_embeddings, and shorter than the scaled context.
-        {"sliding_window": 512, "max_window_layers": 0, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+        (
+            {"sliding_window": 512, "max_window_layers": 0, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+            [512] * 3,
+        ),
     ],
 )
-def test_a_window_that_applies_is_refused(windowed):
-    with pytest.raises(CheckpointError, match="sliding-window attention"):
+def test_a_window_that_applies(windowed, windows):
+    assert windows_of({**QWEN2, **windowed}) == windows
+
+
+def test_a_window_that_transformers_fails_at_is_refused():
+    windowed = {"layer_types": ["sliding_attention"] * 3, "sliding_window": 512, "use_sliding_window": False}
+    with pytest.raises(CheckpointError, match="sliding-window attention without a window"):
         spec_from_config({**QWEN2, **windowed}, {})
 
 

@@ -12,10 +12,10 @@ from calibration.float_model import load_float_model
 from quasar.checkpoints import Rope, open_checkpoint
 from quasar.checkpoints.checkpoint import read_float32
 from quasar.checkpoints.config import spec_from_config
-from quasar.checkpoints.rope import cos_sin_tables, inverse_frequencies
+from quasar.checkpoints.rope import attention_scaling, cos_sin_tables, inverse_frequencies
 from quasar.checkpoints.sources import resolve
 from quasar.errors import CheckpointError
-from tests.tiny import save_tiny_model, tiny_config, tiny_torch_model
+from tests.tiny import save_tiny_model, tiny_config, tiny_config_json, tiny_torch_model
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
@@ -33,7 +33,7 @@ def test_config_of_both_generations_means_the_same():
     old = spec_from_config({**LLAMA, "rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 4.0}}, {})
     new = spec_from_config({**LLAMA, "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5e5}}, {})
     assert old == new
-    assert old.rope == Rope(theta=5e5, kind="linear", factor=4.0)
+    assert old.ropes[0] == Rope(theta=5e5, kind="linear", factor=4.0)
     assert old.num_kv_heads == 4
 
 
@@ -50,7 +50,7 @@ def test_end_ids_come_from_the_generation_config():
         ({"architectures": None, "model_type": "mamba"}, "unsupported architecture: model_type 'mamba'"),
         ({"hidden_act": "gelu"}, "unsupported hidden_act 'gelu'"),
         ({"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 64}, "sliding-window attention"),
-        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "unsupported rope scaling 'dynamic'"),
+        ({"rope_scaling": {"rope_type": "ntk", "factor": 2.0}}, "unsupported rope scaling 'ntk'"),
         ({"rope_scaling": {"rope_type": "linear"}}, "rope scaling 'linear' lacks 'factor'"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
         ({"hidden_size": "64"}, "hidden_size is '64'; a positive integer"),
@@ -106,10 +106,88 @@ def test_rotary_tables_are_those_of_transformers(parameters):
     positions = torch.arange(3000)[None]
     cos, sin = LlamaRotaryEmbedding(config)(torch.zeros(1), positions)
     spec = spec_from_config({**config.to_dict(), "architectures": ["LlamaForCausalLM"]}, {})
-    ours = cos_sin_tables(spec.rope, 64, 3000)
+    ours = cos_sin_tables(spec.ropes[0], 64, 3000)
     # Angles up to 3000 in float32 carry 1e-4; a unit in the last place of a frequency shows there.
     np.testing.assert_allclose(ours[0], cos[0, :, :32].numpy(), atol=5e-4)
     np.testing.assert_allclose(ours[1], sin[0, :, :32].numpy(), atol=5e-4)
+
+
+@pytest.mark.parametrize("length", [64, 65])
+def test_longrope_tables_are_those_of_transformers(length):
+    scaling = {
+        "rope_type": "longrope",
+        "short_factor": [1.0 + pair / 4 for pair in range(8)],
+        "long_factor": [1.0 + pair for pair in range(8)],
+    }
+    config = tiny_config("phi3", original_max_position_embeddings=64, rope_scaling=scaling)
+    from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
+
+    cos, sin = Phi3RotaryEmbedding(config)(torch.zeros(1), torch.arange(length)[None])
+    spec = spec_from_config({**config.to_dict(), "architectures": ["Phi3ForCausalLM"]}, {}).at_length(length)
+    ours = cos_sin_tables(spec.ropes[0], 16, length)
+    np.testing.assert_allclose(ours[0], cos[0, :, :8].numpy(), atol=1e-5)
+    np.testing.assert_allclose(ours[1], sin[0, :, :8].numpy(), atol=1e-5)
+    # sqrt(1 + ln(512 / 64) / ln 64)
+    assert attention_scaling(spec.ropes[0]) == pytest.approx(1.5**0.5)
+
+
+def test_dynamic_scaling_ends_where_it_would_begin():
+    spec = spec_from_config({**LLAMA, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, {})
+    assert (spec.ropes, spec.context_length) == ((Rope(theta=1e4),), 512)
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "message"),
+    [
+        (
+            "mistral",
+            {"layer_types": ["full_attention"] * 3, "sliding_window": 16},
+            "layer_types beside the sliding_window",
+        ),
+        ("phi3", {"attention_bias": True}, "attention_bias True"),
+        ("phi3", {"mlp_bias": True}, "mlp_bias True"),
+        ("phi3", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "8 of 16 values of a head rotate"),
+        ("phi3", {"layer_types": ["sliding_attention"] * 3}, "sliding-window attention"),
+        ("phi3", {"rope_scaling": {"type": "su", "short_factor": [1.0] * 8}}, "'longrope' lacks 'long_factor'"),
+        ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention True"),
+        ("gemma2", {"hidden_activation": "gelu"}, "unsupported hidden_activation 'gelu'"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention True"),
+        ("gemma3_text", {"attn_logit_softcapping": 50.0}, r"attn_logit_softcapping 50\.0"),
+        ("gemma3_text", {"rope_parameters": {"rope_theta": 1e4}}, "rope_parameters names 'rope_theta'"),
+        ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers has 2 entries; 3 were expected"),
+        ("smollm3", {"layer_types": ["sliding_attention"] * 3}, "sliding-window attention without a window"),
+        ("granite", {"layer_types": ["sliding_attention"] * 3}, "sliding-window attention"),
+        ("granite", {"residual_multiplier": 0}, r"residual_scale is 0\.0"),
+        ("olmo2", {"layer_types": ["sliding_attention"] * 3}, "sliding-window attention"),
+        ("PanguEmbedded", {"mlp_bias": True}, "mlp_bias True"),
+        ("internlm2", {"head_dim": 32}, "head_dim 32"),
+        ("internlm3", {"qkv_bias": True, "bias": False}, "qkv_bias True beside bias False"),
+    ],
+)
+def test_what_a_family_cannot_express_is_refused_by_name(family, change, message):
+    with pytest.raises(CheckpointError, match=message):
+        spec_from_config({**tiny_config_json(family), **change}, {})
+
+
+@pytest.mark.parametrize(
+    ("family", "check"),
+    [
+        ("mistral", lambda spec: spec.windows == () and spec.num_kv_heads == 2),
+        (
+            "gemma2",
+            lambda spec: spec.tied_head and spec.layers[0].attention.softcap == 50 and spec.logits_softcap == 30,
+        ),
+        ("gemma3_text", lambda spec: spec.tied_head and [rope.theta for rope in spec.ropes] == [1e4]),
+        ("smollm3", lambda spec: spec.tied_head and spec.ropes[0].theta == 2e6),
+        ("granite", lambda spec: spec.layers[0].attention.scale == 1 and not spec.tied_head),
+        ("olmo2", lambda spec: spec.rms_norm_eps == 1e-5),
+        ("PanguEmbedded", lambda spec: spec.layers[0].attention.output_bias and spec.ropes[0].theta == 16e6),
+        ("internlm2", lambda spec: spec.layers[0].attention.qkv_bias and spec.eos_token_ids == (2,)),
+    ],
+)
+def test_what_a_config_leaves_out_is_what_the_family_says(family, check):
+    sizes = {name: tiny_config_json(family)[name] for name in LLAMA} | {"num_key_value_heads": 2}
+    assert check(spec_from_config(sizes, {}))
 
 
 def test_divided_frequencies():

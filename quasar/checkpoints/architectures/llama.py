@@ -15,12 +15,10 @@ _NAME = "llama"
 
 def _from_config(config: HuggingFaceConfig) -> DecoderSpec:
     # `attention_bias` covers o as well.
+    config.refuse_windows()
     bias, mlp = config.flag("attention_bias"), config.mlp(bias=config.flag("mlp_bias"))
-    layers = (
-        LayerSpec(attention=config.attention(qkv_bias=bias, output_bias=bias, window=window), mlp=mlp)
-        for window in config.windows()
-    )
-    return config.decoder(_NAME, layers)
+    layer = LayerSpec(attention=config.attention(qkv_bias=bias, output_bias=bias), mlp=mlp)
+    return config.decoder(_NAME, [layer] * config.num_layers)
 
 
 def _from_header(header: GgufHeader) -> DecoderSpec:
@@ -28,7 +26,8 @@ def _from_header(header: GgufHeader) -> DecoderSpec:
     return header.decoder(_NAME, [layer] * header.num_layers)
 
 
-def _transformers_values(spec: DecoderSpec) -> Mapping[str, Any]:
+def llama_values(spec: DecoderSpec) -> Mapping[str, Any]:
+    """What a Llama config of transformers takes beyond what all of them do."""
     layer = spec.layers[0]
     return {
         "head_dim": layer.attention.head_size,
@@ -61,7 +60,7 @@ LLAMA = Architecture(
     gguf=GgufFormat(
         architecture=_NAME,
         from_header=_from_header,
-        transformers_values=_transformers_values,
+        transformers_values=llama_values,
         restore=_restore,
     ),
 )
