@@ -238,7 +238,7 @@ def _check_linear(
     input_tiles, output_tiles, parts = tiles_of(inputs, TILE_INPUTS), tiles_of(finished, TILE_OUTPUTS), 1 + swiglu
     worst, same, first = 0.0, True, None
     for tile in TILE_TOKENS:
-        variant = W8A8Linear(tokens=tile, bias=False, residual=not swiglu, swiglu=swiglu)
+        variant = W8A8Linear(tokens=tile, bias=False, residual=not swiglu, gate="silu" if swiglu else "")
         token_tiles = tiles_of(tokens, tile)
         sums = arrays.put(np.zeros(token_tiles * output_tiles * parts * TILE_OUTPUTS * tile, np.int32))
         arrived = arrays.put(np.zeros(token_tiles * output_tiles, np.int32))
@@ -272,8 +272,10 @@ def _check_head(
         logits = arrays.put(np.full((tokens, vocabulary), np.nan, np.float32))
         keys, merged = (arrays.put(np.zeros((tokens, tiles, k), np.int64)) for _ in range(2))
         ends = [arrays.put(np.zeros((tokens, count), np.int64)) for count in (1, k)]
-        arguments = (q, a, packed, scale, 0, logits, keys, tokens, vocabulary, tiles_of(inputs, TILE_INPUTS), 1)
-        arrays.run(LmHead(tokens=tile, likeliest=k, bias=False), (tiles_of(tokens, tile), tiles), arguments)
+        arguments = (q, a, packed, scale, 0, logits, keys, tokens, vocabulary, tiles_of(inputs, TILE_INPUTS), 1, 0.0)
+        arrays.run(
+            LmHead(tokens=tile, likeliest=k, bias=False, softcap=False), (tiles_of(tokens, tile), tiles), arguments
+        )
         parts = tiles_of(tiles * k, MERGED)
         first, last = (MergeLikeliest(likeliest=k, final=final) for final in (False, True))
         arrays.run(first, (tokens, parts), (keys, merged, *ends, tiles * k, k))

@@ -40,9 +40,9 @@ class _Writer:
         # Exponents that keep sums of products near 1.
         self._floats = random.uniform(0.5, 1.5, _BLOCK // 4).astype(np.float32)
 
-    def integers(self, name: str, outputs: int, inputs: int, *, swiglu: bool = False) -> tuple[str, str]:
+    def integers(self, name: str, outputs: int, inputs: int, *, gated: bool = False) -> tuple[str, str]:
         """A packed weight and its scales, of sums of about the size of the inputs; their names."""
-        halves = 2 if swiglu else 1
+        halves = 2 if gated else 1
         tiles = halves * tiles_of(outputs // halves, TILE_OUTPUTS)
         size = tiles * TILE_OUTPUTS * tiles_of(inputs, TILE_INPUTS) * TILE_INPUTS
         scale = np.full(tiles * TILE_OUTPUTS, 1 / 73 / inputs**0.5, np.float32)
@@ -76,7 +76,7 @@ class _Writer:
 def _steps(spec: DecoderSpec, contract: Contract, writer: _Writer) -> Iterator[Step]:
     hidden, epsilon = spec.hidden_size, spec.rms_norm_eps
     table = writer.table("embed_tokens.weight", spec.vocab_size, hidden)
-    yield Embed(table=table, table_type="bfloat16", columns=hidden, output="embedded")
+    yield Embed(table=table, table_type="bfloat16", columns=hidden, scale=1.0, output="embedded")
     x = "embedded"
     for number, layer in enumerate(spec.layers):
         attention, name = layer.attention, f"layers.{number}"
@@ -96,6 +96,7 @@ def _steps(spec: DecoderSpec, contract: Contract, writer: _Writer) -> Iterator[S
             sin=writer.floats("sin", np.sin(angles).astype(np.float32)),
             q_norm=writer.norm(f"{name}.q_norm", size) if attention.qk_norm else "",
             k_norm=writer.norm(f"{name}.k_norm", size) if attention.qk_norm else "",
+            row_norm=False,
             heads=heads,
             kv_heads=kv_heads,
             head_size=size,
@@ -114,7 +115,7 @@ def _steps(spec: DecoderSpec, contract: Contract, writer: _Writer) -> Iterator[S
             *(writer, f"{name}.gate_up", f"{name}.attended", hidden, 2 * intermediate),
             norm=writer.norm(f"{name}.post_norm", hidden),
             epsilon=epsilon,
-            swiglu=True,
+            gate="silu",
             output=f"{name}.mlp",
         )
         x = f"{name}.output"
@@ -130,6 +131,7 @@ def _steps(spec: DecoderSpec, contract: Contract, writer: _Writer) -> Iterator[S
         weight=weight,
         scale=scale,
         bias="",
+        softcap=0.0,
         inputs=hidden,
         vocabulary=spec.vocab_size,
     )
@@ -146,9 +148,9 @@ def _linear(
     norm: str = "",
     epsilon: float = 0.0,
     residual: str = "",
-    swiglu: bool = False,
+    gate: str = "",
 ) -> Linear:
-    weight, scale = writer.integers(name, outputs, inputs, swiglu=swiglu)
+    weight, scale = writer.integers(name, outputs, inputs, gated=bool(gate))
     return Linear(
         input=x,
         norm=norm,
@@ -157,8 +159,8 @@ def _linear(
         scale=scale,
         bias="",
         residual=residual,
-        swiglu=swiglu,
+        gate=gate,
         inputs=inputs,
-        outputs=outputs // 2 if swiglu else outputs,
+        outputs=outputs // 2 if gate else outputs,
         output=output,
     )

@@ -12,9 +12,10 @@ from calibration.precisions.base import CUDA, Operator
 from calibration.precisions.catalog import precision_of
 from engines import contract as names
 from engines.contract import Contract
-from engines.cuda.program import Attention, Embed, Head, Linear, Program, Select, Step, Tensor
+from engines.cuda.program import AddNorm, Attention, Embed, Head, Linear, Program, Select, Step, Tensor
+from export.passes.walk import only_user, other_input
 from plugins.gpu.packing import pack_channels
-from plugins.w8a8_linear import GELU, SILU
+from plugins.gpu.variants import GATES
 from quasar.errors import BuildError
 from quasar.numerics import QuantizedWeight
 
@@ -50,9 +51,12 @@ class ProgramWriter:
         self._values = canonical.graph.initializers
         self._on_linear = on_linear
         self._tensors: dict[str, Tensor] = {}
-        self._embedded: set[str] = set()
+        # Nodes that a step before them has taken in.
+        self._taken: set[ir.Node] = set()
         # Values that are another one under a second name.
         self._same: dict[str, str] = {}
+        # A sum → the RMS norm whose output it adds to the residual stream.
+        self._normed: dict[ir.Node, ir.Node] = {}
 
     def write(self, cache_type: str) -> Program:
         """The whole program; raises `BuildError` for a node that has no CUDA form."""
@@ -66,45 +70,90 @@ class ProgramWriter:
         )
 
     def _steps(self, node: ir.Node) -> list[Step]:
-        """A node's steps: none for the tail that the LM head's kernels do themselves."""
+        """A node's steps: none for what another step's kernels do themselves."""
+        if node in self._taken:
+            return []
         output = str(node.outputs[0].name)
         given = [None if value is None else self._same.get(str(value.name), str(value.name)) for value in node.inputs]
-        if node.op_type == "Cast" and str(given[0]) in self._embedded:
-            # Rows of the table are floats as soon as they are gathered.
-            self._same[output] = str(given[0])
-            return []
         if node.op_type == "Gather" and given[1] == names.INPUT_IDS:
-            self._embedded.add(output)
-            return [self._embed(str(given[0]), output)]
+            return [self._embed(node, str(given[0]))]
         if node.op_type == "Gather" and given[1] == names.LOGITS_ROWS:
             return [Select(input=str(given[0]), columns=self._hidden(), output=output)]
         if node.op_type == "W8A8Linear":
-            return [self._linear(node, given, output)]
+            return [self._linear(node, given)]
+        if node.op_type == "RMSNormalization" and (add := only_user(node.outputs[0], "Add")) is not None:
+            self._normed[add] = node
+            return []
+        if node in self._normed:
+            return [self._add_norm(node, output)]
         if node.op_type.startswith("VerifyAttention"):
             return [self._attention(node, given, output)]
         if output in (names.NEXT_TOKENS, names.TOP_TOKENS) or node.op_type in ("TopK", "ArgMax"):
             return []
         raise BuildError(f"the node {node.name or output} ({node.op_type}) has no CUDA form")
 
-    def _embed(self, table: str, output: str) -> Embed:
+    def _embed(self, node: ir.Node, table: str) -> Embed:
+        value, scale = node.outputs[0], 1.0
+        output = str(value.name)
+        # Rows of the table are floats as soon as they are gathered, and scaled.
+        if (cast := only_user(value, "Cast")) is not None:
+            value = self._take(cast, output)
+        if (mul := only_user(value, "Mul")) is not None and (factor := _scalar(other_input(mul, value))) is not None:
+            value, scale = self._take(mul, output), factor
         array = self._array(table)
         stored, kind = _smallest(array)
-        return Embed(table=self._put(table, stored), table_type=kind, columns=array.shape[1], output=output)
+        return Embed(
+            table=self._put(table, stored), table_type=kind, columns=array.shape[1], scale=scale, output=output
+        )
 
-    def _linear(self, node: ir.Node, given: list[str | None], output: str) -> Step:
+    def _take(self, node: ir.Node, name: str) -> ir.Value:
+        """Leave a node out: its output is what the step of the value `name` gives."""
+        self._taken.add(node)
+        self._same[str(node.outputs[0].name)] = name
+        return node.outputs[0]
+
+    def _name(self, value: ir.Value | None) -> str:
+        name = str(value.name) if value is not None else ""
+        return self._same.get(name, name)
+
+    def _add_norm(self, add: ir.Node, output: str) -> AddNorm:
+        norm = self._normed[add]
+        residual = other_input(add, norm.outputs[0])
+        weight = self._name(norm.inputs[1])
+        return AddNorm(
+            input=self._name(norm.inputs[0]),
+            norm=self._put(weight, self._array(weight)),
+            # The standard's own, where a node has none.
+            epsilon=float(_attribute(norm, "epsilon", 1e-5)),
+            residual=self._name(residual),
+            columns=len(self._array(weight)),
+            output=output,
+        )
+
+    def _softcap(self, logits: ir.Value) -> tuple[ir.Value, float]:
+        """What softcap · tanh(logits / softcap) gives, and softcap, where that follows; else `logits` and 0."""
+        divide = only_user(logits, "Div")
+        bounded = None if divide is None else only_user(divide.outputs[0], "Tanh")
+        multiply = None if bounded is None else only_user(bounded.outputs[0], "Mul")
+        if divide is None or bounded is None or multiply is None:
+            return logits, 0.0
+        caps = _scalar(divide.inputs[1]), _scalar(other_input(multiply, bounded.outputs[0]))
+        if caps[0] is None or caps[0] != caps[1]:
+            return logits, 0.0
+        self._taken |= {divide, bounded, multiply}
+        return multiply.outputs[0], caps[0]
+
+    def _linear(self, node: ir.Node, given: list[str | None]) -> Step:
         given = [*given, *[None] * (6 - len(given))]
         x, packed, _, bias, residual, norm = given
         name = str(packed).removesuffix(".packed")
-        # Engines of earlier versions have `swiglu` in place of `gate`.
-        gate = int(_attribute(node, "gate", _attribute(node, "swiglu", 0)))
-        epsilon = float(_attribute(node, "epsilon", 0.0))
-        if gate == GELU:
-            raise BuildError(f"the linear {name} has a gate of gelu, which has no CUDA form")
-        swiglu = gate == SILU
+        # Graphs of earlier versions have `swiglu`, 0 or 1.
+        gate = GATES[int(_attribute(node, "gate", _attribute(node, "swiglu", 0)))]
+        epsilon, gated = float(_attribute(node, "epsilon", 0.0)), bool(gate)
         operator = precision_of(self._linears[name]).lowering(CUDA)
         assert isinstance(operator, Operator)
         values, scale = self._array(f"{name}.weight"), self._array(f"{name}.scale")
-        weight, scales = operator.pack(QuantizedWeight(values=values.T, scale=scale), swiglu)
+        weight, scales = operator.pack(QuantizedWeight(values=values.T, scale=scale), gated)
         assert scales is not None
         common: dict[str, Any] = {
             "input": str(x),
@@ -112,35 +161,38 @@ class ProgramWriter:
             "epsilon": epsilon,
             "weight": self._put(f"{name}.weight", weight),
             "scale": self._put(f"{name}.scale", scales),
-            "bias": self._put(f"{name}.bias", pack_channels(self._array(bias), swiglu=swiglu)) if bias else "",
+            "bias": self._put(f"{name}.bias", pack_channels(self._array(bias), swiglu=gated)) if bias else "",
             "inputs": values.shape[0],
         }
         self._on_linear()
-        if output == names.LOGITS:
-            if residual or swiglu:
-                raise BuildError("the LM head has a residual or a SwiGLU, which has no CUDA form")
-            return Head(**common, vocabulary=values.shape[1])
-        outputs = values.shape[1] // 2 if swiglu else values.shape[1]
-        return Linear(**common, residual=residual or "", swiglu=swiglu, outputs=outputs, output=output)
+        logits, softcap = self._softcap(node.outputs[0])
+        if logits.name == names.LOGITS:
+            if residual or gated:
+                raise BuildError("the LM head has a residual or a gate, which has no CUDA form")
+            return Head(**common, softcap=softcap, vocabulary=values.shape[1])
+        outputs, output = values.shape[1] // 2 if gated else values.shape[1], str(node.outputs[0].name)
+        return Linear(**common, residual=residual or "", gate=gate, outputs=outputs, output=output)
 
     def _attention(self, node: ir.Node, given: list[str | None], output: str) -> Attention:
         qkv, past, _, _, _, cos, sin, *rest = given
         q_norm, k_norm = (*rest[1:], None, None)[:2]
         heads, kv_heads = int(_attribute(node, "num_heads", 0)), int(_attribute(node, "kv_num_heads", 0))
-        size = self._contract.head_size
+        size, angles = self._contract.head_size, self._array(str(cos)).shape[1]
         if heads // kv_heads > _MOST_GROUP:
             raise BuildError(f"{heads // kv_heads} heads share a kv head; CUDA's attention takes up to {_MOST_GROUP}")
         return Attention(
             layer=[names.past_names(layer)[0] for layer in range(self._contract.num_layers)].index(str(past)),
             input=str(qkv),
-            cos=self._put(str(cos), self._array(str(cos))),
-            sin=self._put(str(sin), self._array(str(sin))),
+            # A layer that does not rotate has tables of 0 columns.
+            cos=self._put(str(cos), self._array(str(cos))) if angles else "",
+            sin=self._put(str(sin), self._array(str(sin))) if angles else "",
             q_norm=self._put(q_norm, self._array(q_norm)) if q_norm else "",
             k_norm=self._put(k_norm, self._array(k_norm)) if k_norm else "",
+            row_norm=bool(q_norm) and len(self._array(str(q_norm))) > size,
             heads=heads,
             kv_heads=kv_heads,
             head_size=size,
-            rotary=2 * self._array(str(cos)).shape[1],
+            rotary=2 * angles,
             scale=float(_attribute(node, "scale", size**-0.5)),
             softcap=float(_attribute(node, "softcap", 0.0)),
             window=int(_attribute(node, "local_window_size", 0)),
@@ -152,10 +204,11 @@ class ProgramWriter:
         return int(self._array("embed_tokens.weight").shape[1])
 
     def _array(self, name: str) -> NDArray[Any]:
-        value = self._values[name].const_value
-        if value is None:
+        # What only a lowered graph has is there: tables of 0 columns.
+        value = self._values.get(name) or self._native.graph.initializers[name]
+        if value.const_value is None:
             raise BuildError(f"the canonical graph has no values of {name}")
-        return value.numpy()
+        return value.const_value.numpy()
 
     def _put(self, name: str, array: NDArray[Any]) -> str:
         """Write a tensor unless it is there; returns its name."""
@@ -186,6 +239,12 @@ def write_program(
 def _attribute(node: ir.Node, name: str, default: Any) -> Any:
     found = node.attributes.get(name)
     return default if found is None else found.value
+
+
+def _scalar(value: ir.Value | None) -> float | None:
+    """The one number of a constant; None where it is none."""
+    array = None if value is None or value.const_value is None else value.const_value.numpy()
+    return float(array.reshape(())) if array is not None and array.size == 1 else None
 
 
 def _smallest(table: NDArray[Any]) -> tuple[NDArray[Any], str]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from engines.cuda.program import Attention, Embed, Head, Linear, Program, Select, Step, Tensor
+from engines.cuda.program import AddNorm, Attention, Embed, Head, Linear, Program, Select, Step, Tensor
 
 
 def program_of(
@@ -21,8 +21,15 @@ def program_of(
     bias: bool = False,
     softcap: float = 0.0,
     window: int = 0,
+    gate: str = "silu",
+    rotary: int | None = None,
+    row_norm: bool = False,
+    output_norms: bool = False,
+    embedding_scale: float = 1.0,
+    logits_softcap: float = 0.0,
 ) -> Program:
     """The steps of a decoder, as the exporter writes them; tensors have a place, and nothing lies there."""
+    rotary = head_size if rotary is None else rotary
     names: list[str] = []
 
     def tensor(name: str, *, present: bool = True) -> str:
@@ -30,13 +37,28 @@ def program_of(
         return name if present else ""
 
     def linear(name: str, source: str, inputs: int, outputs: int, **rest: Any) -> Linear:
-        rest = {"norm": "", "bias": "", "residual": "", "swiglu": False, **rest}
+        rest = {"norm": "", "bias": "", "residual": "", "gate": "", **rest}
         weight, scale = tensor(f"{name}.weight"), tensor(f"{name}.scale")
         sizes = {"inputs": inputs, "outputs": outputs, "epsilon": 1e-6}
         return Linear(input=source, weight=weight, scale=scale, output=name, **sizes, **rest)
 
+    def added(name: str, source: str, inputs: int, stream: str) -> Iterator[Step]:
+        """A linear whose output is added to the residual stream, after a norm or at once."""
+        if not output_norms:
+            yield linear(name, source, inputs, hidden, residual=stream)
+            return
+        yield linear(f"{name}.product", source, inputs, hidden)
+        yield AddNorm(
+            input=f"{name}.product",
+            norm=tensor(f"{name}.norm"),
+            epsilon=1e-6,
+            residual=stream,
+            columns=hidden,
+            output=name,
+        )
+
     def steps() -> Iterator[Step]:
-        yield Embed(table=tensor("embed"), table_type="bfloat16", columns=hidden, output="embed")
+        yield Embed(table=tensor("embed"), table_type="bfloat16", columns=hidden, scale=embedding_scale, output="embed")
         stream = "embed"
         for layer in range(layers):
             at = f"layers.{layer}"
@@ -46,24 +68,25 @@ def program_of(
             yield Attention(
                 layer=layer,
                 input=f"{at}.qkv",
-                cos=tensor("cos"),
-                sin=tensor("sin"),
+                cos=tensor("cos", present=rotary > 0),
+                sin=tensor("sin", present=rotary > 0),
                 q_norm=tensor(f"{at}.q_norm", present=qk_norm),
                 k_norm=tensor(f"{at}.k_norm", present=qk_norm),
+                row_norm=row_norm,
                 heads=heads,
                 kv_heads=kv_heads,
                 head_size=head_size,
-                rotary=head_size,
+                rotary=rotary,
                 scale=head_size**-0.5,
                 softcap=softcap,
                 window=window,
                 epsilon=1e-6,
                 output=f"{at}.context",
             )
-            yield linear(f"{at}.o", f"{at}.context", heads * head_size, hidden, residual=stream)
+            yield from added(f"{at}.o", f"{at}.context", heads * head_size, stream)
             mlp_norm = tensor(f"{at}.mlp_norm")
-            yield linear(f"{at}.gate_up", f"{at}.o", hidden, intermediate, norm=mlp_norm, swiglu=True)
-            yield linear(f"{at}.down", f"{at}.gate_up", intermediate, hidden, residual=f"{at}.o")
+            yield linear(f"{at}.gate_up", f"{at}.o", hidden, intermediate, norm=mlp_norm, gate=gate)
+            yield from added(f"{at}.down", f"{at}.gate_up", intermediate, f"{at}.o")
             stream = f"{at}.down"
         yield Select(input=stream, columns=hidden, output="selected")
         yield Head(
@@ -71,6 +94,7 @@ def program_of(
             norm=tensor("norm"),
             epsilon=1e-6,
             bias="",
+            softcap=logits_softcap,
             inputs=hidden,
             weight=tensor("head.weight"),
             scale=tensor("head.scale"),
@@ -97,7 +121,7 @@ QWEN3_8B = {
     "qk_norm": True,
     "vocabulary": 151936,
 }
-# Wide heads with a cap on scores and a window, as Gemma 2 has them.
+# Wide heads with a cap on scores and a window, and everything else that Gemma 2 has.
 WIDE_HEADS = {
     "hidden": 4096,
     "intermediate": 12288,
@@ -106,4 +130,20 @@ WIDE_HEADS = {
     "head_size": 256,
     "softcap": 50.0,
     "window": 4096,
+    "gate": "gelu_tanh",
+    "output_norms": True,
+    "embedding_scale": 64.0,
+    "logits_softcap": 30.0,
+}
+# Norms over all heads together and after linears, as OLMo 2 has them, in a layer that does not rotate.
+ROW_NORMS = {
+    "hidden": 4096,
+    "intermediate": 11008,
+    "heads": 32,
+    "kv_heads": 32,
+    "head_size": 128,
+    "qk_norm": True,
+    "row_norm": True,
+    "output_norms": True,
+    "rotary": 0,
 }

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from engines.cuda.program import Attention, Embed, Head, Linear, Program, Select, Step
+from engines.cuda.program import AddNorm, Attention, Embed, Head, Linear, Program, Select, Step
 
 
 def plan_buffers(program: Program) -> tuple[dict[str, int], list[int]]:
@@ -37,13 +37,16 @@ def _read(step: Step) -> Iterator[str]:
             yield step.input
             if step.residual:
                 yield step.residual
+        case AddNorm():
+            yield step.input
+            yield step.residual
         case Attention() | Select() | Head():
             yield step.input
 
 
 def _written(step: Step) -> Iterator[tuple[str, int]]:
     match step:
-        case Embed() | Select():
+        case Embed() | Select() | AddNorm():
             yield step.output, step.columns
         case Linear():
             yield step.output, step.outputs

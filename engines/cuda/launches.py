@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from engines.cuda.program import Attention, Embed, Head, Linear, Program, Select, linear_variant
+from engines.cuda.program import AddNorm, Attention, Embed, Head, Linear, Program, Select, linear_variant
 from plugins.gpu.packing import TILE_INPUTS, TILE_OUTPUTS, tiles_of
 from plugins.gpu.variants import (
     COLUMNS,
@@ -12,6 +12,7 @@ from plugins.gpu.variants import (
     TILE_TOKENS,
     GatherRows,
     MergeLikeliest,
+    NormAdd,
     NormQuantize,
     tile_tokens,
 )
@@ -89,7 +90,7 @@ def launches(program: Program, sizes: PassSizes, at: Addresses, limits: Limits) 
             case Embed():
                 kernel = GatherRows(table_type=step.table_type).name
                 table, ids = at.tensors[step.table], at.inputs["token_ids"]
-                yield _gather(kernel, table, ids, at.buffers[step.output], tokens, step.columns)
+                yield _gather(kernel, table, ids, at.buffers[step.output], tokens, step.columns, step.scale)
             case Select():
                 kernel = GatherRows(table_type="float32").name
                 rows = at.inputs["logits_rows"]
@@ -98,6 +99,8 @@ def launches(program: Program, sizes: PassSizes, at: Addresses, limits: Limits) 
             case Linear():
                 yield _quantize(step, tokens, at)
                 yield _linear(step, tokens, at, limits)
+            case AddNorm():
+                yield _norm_add(step, tokens, at)
             case Attention():
                 yield from _attention(program, step, sizes, at, limits)
             case Head():
@@ -117,7 +120,7 @@ def splits_of(tiles: int, input_tiles: int, multiprocessors: int) -> int:
 def sums_of(step: Linear, multiprocessors: int) -> int:
     """Integers that the splits of a linear add up in, of any pass: those of a prompt's tiles are not split."""
     output_tiles, input_tiles = tiles_of(step.outputs, TILE_OUTPUTS), tiles_of(step.inputs, TILE_INPUTS)
-    parts = 2 if step.swiglu else 1
+    parts = 2 if step.gate else 1
     is_split = splits_of(output_tiles, input_tiles, multiprocessors) > 1
     return output_tiles * parts * TILE_OUTPUTS * TILE_TOKENS[-2] if is_split else 0
 
@@ -127,9 +130,9 @@ def token_tile(tokens: int, tiles: tuple[int, ...]) -> int:
     return next((tile for tile in tiles if tokens <= tile), tiles[-1])
 
 
-def _gather(kernel: str, table: int, indices: int, target: int, rows: int, columns: int) -> Launch:
+def _gather(kernel: str, table: int, indices: int, target: int, rows: int, columns: int, scale: float = 1.0) -> Launch:
     grid = (rows, tiles_of(columns, COLUMNS))
-    return Launch(kernel=kernel, grid=grid, arguments=(table, indices, target, columns))
+    return Launch(kernel=kernel, grid=grid, arguments=(table, indices, target, columns, scale))
 
 
 def _quantize(step: Linear | Head, tokens: int, at: Addresses) -> Launch:
@@ -162,16 +165,28 @@ def _linear(step: Linear, tokens: int, at: Addresses, limits: Limits) -> Launch:
     )
 
 
+def _norm_add(step: AddNorm, tokens: int, at: Addresses) -> Launch:
+    buffers, columns = at.buffers, step.columns
+    return Launch(
+        kernel=NormAdd.of(columns).name,
+        grid=(tokens,),
+        arguments=(
+            *(buffers[step.input], at.tensors[step.norm], buffers[step.residual], buffers[step.output]),
+            *(columns, step.epsilon),
+        ),
+    )
+
+
 def _attention(program: Program, step: Attention, sizes: PassSizes, at: Addresses, limits: Limits) -> Iterator[Launch]:
     rotate, over_cache, over_path = program.attention_variants(step)
     key, value = at.caches[step.layer]
     inputs, positions, slots = at.inputs, at.inputs["positions"], at.inputs["slots"]
-    norms = tuple(at.tensors[name] if name else 0 for name in (step.q_norm, step.k_norm))
+    read = tuple(at.tensors[name] if name else 0 for name in (step.cos, step.sin, step.q_norm, step.k_norm))
     yield Launch(
         kernel=rotate.name,
         grid=(sizes.tokens, step.heads + 2 * step.kv_heads),
         arguments=(
-            *(at.buffers[step.input], at.tensors[step.cos], at.tensors[step.sin], *norms),
+            *(at.buffers[step.input], *read),
             *(positions, inputs["destinations"], slots, at.queries, key, value),
             *(step.heads, step.kv_heads, limits.capacity, step.epsilon),
         ),
@@ -208,7 +223,7 @@ def _head(program: Program, step: Head, sizes: PassSizes, at: Addresses) -> Iter
         arguments=(
             *(at.quantized, at.amax, at.tensors[step.weight], at.tensors[step.scale]),
             at.tensors[step.bias] if step.bias else 0,
-            *(at.logits, at.keys, sizes.rows, step.vocabulary, input_tiles, int(sizes.logits)),
+            *(at.logits, at.keys, sizes.rows, step.vocabulary, input_tiles, int(sizes.logits), step.softcap),
         ),
     )
     count = tiles * program.likeliest

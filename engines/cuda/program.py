@@ -14,10 +14,12 @@ from plugins.gpu.variants import (
     KvCompact,
     LmHead,
     MergeLikeliest,
+    NormAdd,
     NormQuantize,
     RotateAppend,
     Variant,
     W8A8Linear,
+    power_of_2,
 )
 from quasar.errors import DamagedEngineError
 
@@ -35,19 +37,20 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Embed:
-    """output = rows of a table [V, columns] of float32, float16 or bfloat16, by token."""
+    """output = rows of a table [V, columns] of float32, float16 or bfloat16, by token, times `scale`."""
 
     table: str
     table_type: str
     columns: int
+    scale: float
     output: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Linear:
-    """output = x Wᵀ of the quantized x, after an RMS norm of x if `norm` is given; then bias, SwiGLU or the residual.
+    """output = x Wᵀ of the quantized x, after an RMS norm of x if `norm` is given; then bias, the gate or the residual.
 
-    `outputs`: columns of the output, half of the weight's with SwiGLU.
+    `gate`: one of `plugins.gpu.variants.GATES`. `outputs`: columns of the output, half of the weight's with a gate.
     """
 
     input: str
@@ -57,9 +60,21 @@ class Linear:
     scale: str
     bias: str
     residual: str
-    swiglu: bool
+    gate: str
     inputs: int
     outputs: int
+    output: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddNorm:
+    """output = residual + the RMS norm of the input."""
+
+    input: str
+    norm: str
+    epsilon: float
+    residual: str
+    columns: int
     output: str
 
 
@@ -67,7 +82,8 @@ class Linear:
 class Attention:
     """output = attention of a layer over packed q/k/v, whose keys and values go to the cache.
 
-    `cos` and `sin` float32 [positions, rotary / 2]; `q_norm` and `k_norm` float32 [head_size], or "".
+    `cos` and `sin` float32 [positions, rotary / 2], or "" where `rotary` is 0; `q_norm` and `k_norm` float32
+    [head_size], or with `row_norm` [heads · head_size] and [kv_heads · head_size], or "".
     """
 
     layer: int
@@ -76,6 +92,7 @@ class Attention:
     sin: str
     q_norm: str
     k_norm: str
+    row_norm: bool
     heads: int
     kv_heads: int
     head_size: int
@@ -98,7 +115,10 @@ class Select:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """The likeliest tokens after each selected row, and its logits if they are wanted."""
+    """The likeliest tokens after each selected row, and its logits if they are wanted.
+
+    `softcap`: logits become softcap · tanh(logit / softcap); 0: they stay.
+    """
 
     input: str
     norm: str
@@ -106,12 +126,14 @@ class Head:
     weight: str
     scale: str
     bias: str
+    softcap: float
     inputs: int
     vocabulary: int
 
 
-Step = Embed | Linear | Attention | Select | Head
-_STEPS: dict[str, type[Step]] = {kind.__name__.lower(): kind for kind in (Embed, Linear, Attention, Select, Head)}
+Step = Embed | Linear | AddNorm | Attention | Select | Head
+_KINDS = (Embed, Linear, AddNorm, Attention, Select, Head)
+_STEPS: dict[str, type[Step]] = {kind.__name__.lower(): kind for kind in _KINDS}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +166,11 @@ class Program:
             "window": step.window > 0,
         }
         rotate = RotateAppend(
-            head_size=step.head_size, rotary=step.rotary, cache_type=self.cache_type, norm=bool(step.q_norm)
+            head_size=step.head_size,
+            rotary=step.rotary,
+            cache_type=self.cache_type,
+            norm=bool(step.q_norm),
+            row=power_of_2(step.heads * step.head_size) if step.row_norm else 0,
         )
         return rotate, AttendCache(**shape), AttendPath(**shape)  # type: ignore[arg-type]
 
@@ -158,6 +184,8 @@ class Program:
                 case Linear():
                     yield NormQuantize.of(step.inputs, norm=bool(step.norm))
                     yield from (linear_variant(step, tokens) for tokens in TILE_TOKENS)
+                case AddNorm():
+                    yield NormAdd.of(step.columns)
                 case Attention():
                     yield from self.attention_variants(step)
                 case Head():
@@ -168,7 +196,7 @@ class Program:
 
     def head_variant(self, step: Head, tokens: int) -> LmHead:
         """The LM head's kernel for tiles of so many tokens."""
-        return LmHead(tokens=tokens, likeliest=self.likeliest, bias=bool(step.bias))
+        return LmHead(tokens=tokens, likeliest=self.likeliest, bias=bool(step.bias), softcap=step.softcap > 0)
 
     def to_json(self) -> dict[str, Any]:
         """The program's file."""
@@ -200,7 +228,7 @@ _SIZES: dict[str, Any] = {"cache_type": str, "reach": int, "top_k": int}
 
 def linear_variant(step: Linear, tokens: int) -> W8A8Linear:
     """A linear's kernel for tiles of so many tokens."""
-    return W8A8Linear(tokens=tokens, bias=bool(step.bias), residual=bool(step.residual), swiglu=step.swiglu)
+    return W8A8Linear(tokens=tokens, bias=bool(step.bias), residual=bool(step.residual), gate=step.gate)
 
 
 def _step(value: Any, file: str) -> Step:

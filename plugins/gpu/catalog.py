@@ -1,6 +1,15 @@
 """The kernel of every variant."""
 
-from plugins.gpu import gather_rows, kv_compact, lm_head, norm_quantize, rotate_append, verify_attention, w8a8_linear
+from plugins.gpu import (
+    gather_rows,
+    kv_compact,
+    lm_head,
+    norm_add,
+    norm_quantize,
+    rotate_append,
+    verify_attention,
+    w8a8_linear,
+)
 from plugins.gpu.kernel import Kernel
 from plugins.gpu.variants import (
     AttendCache,
@@ -9,6 +18,7 @@ from plugins.gpu.variants import (
     KvCompact,
     LmHead,
     MergeLikeliest,
+    NormAdd,
     NormQuantize,
     RotateAppend,
     Variant,
@@ -23,6 +33,8 @@ def kernel_of(variant: Variant) -> Kernel:
             return gather_rows.kernel_for(variant)
         case NormQuantize():
             return norm_quantize.kernel_for(variant)
+        case NormAdd():
+            return norm_add.kernel_for(variant)
         case W8A8Linear():
             return w8a8_linear.kernel_for(variant)
         case RotateAppend():

@@ -7,8 +7,19 @@ from plugins.gpu.kernel import Kernel
 from plugins.gpu.variants import COLUMNS, TRITON_TYPES, GatherRows
 
 
-def gather_rows(table, indices, y, columns, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
-    """Row `program_id(0)` of y float32 [M, columns] is row `indices`[that], int32 [M], of `table` [rows, columns]."""
+def gather_rows(  # type: ignore[no-untyped-def]
+    table,
+    indices,
+    y,
+    columns,
+    scale,
+    BLOCK: tl.constexpr,  # noqa: N803
+    OVERLAP: tl.constexpr,  # noqa: N803
+):
+    """Row `program_id(0)` of y float32 [M, columns] is row `indices`[that], int32 [M], of `table` [rows, columns].
+
+    It is multiplied by `scale` in float32: by 1, which changes no bit, where nothing is scaled.
+    """
     if OVERLAP:
         gdc_launch_dependents()
         gdc_wait()
@@ -16,7 +27,8 @@ def gather_rows(table, indices, y, columns, BLOCK: tl.constexpr, OVERLAP: tl.con
     offsets = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = offsets < columns
     source = tl.load(indices + row).to(tl.int64) * columns
-    tl.store(y + row * columns + offsets, tl.load(table + source + offsets, mask=inside).to(tl.float32), mask=inside)
+    values = tl.load(table + source + offsets, mask=inside).to(tl.float32) * scale
+    tl.store(y + row * columns + offsets, values, mask=inside)
 
 
 def kernel_for(variant: GatherRows) -> Kernel:
@@ -30,6 +42,7 @@ def kernel_for(variant: GatherRows) -> Kernel:
             "indices": "*i32",
             "y": "*fp32",
             "columns": "i32",
+            "scale": "fp32",
         },
         constants={"BLOCK": COLUMNS},
         num_warps=4,

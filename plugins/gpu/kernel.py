@@ -22,6 +22,7 @@ class Kernel:
         signature: the types of its arguments in Triton's words.
         aligned: arguments that are always multiples of 16, so that 16 bytes are loaded at once.
         num_stages: tiles of a loop that are loaded ahead.
+        most_registers: of a thread; None: what the assembler finds best.
         overlaps: whether its last constant, OVERLAP, says that it may start before the kernel before it has ended: it
             waits for that itself, before it reads what others write. Compute capability 9.0 and above.
     """
@@ -33,6 +34,7 @@ class Kernel:
     name: str = ""
     aligned: tuple[str, ...] = ()
     num_stages: int = 3
+    most_registers: int | None = None
     overlaps: bool = False
 
     def constants_for(self, *, overlap: bool) -> dict[str, int]:
@@ -59,7 +61,12 @@ class Kernel:
             },
         )
         # Contracting a * b + c would round once where the reference rounds twice.
-        options = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": False}
+        options = {
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+            "maxnreg": self.most_registers,
+            "enable_fp_fusion": False,
+        }
         with _reproducible():
             try:
                 compiled = triton_compile(

@@ -31,7 +31,9 @@ def lm_head(  # type: ignore[no-untyped-def]
     vocabulary,
     input_tiles,
     writes_logits,
+    softcap,
     BIAS: tl.constexpr,  # noqa: N803
+    SOFTCAP: tl.constexpr,  # noqa: N803
     LIKELIEST: tl.constexpr,  # noqa: N803
     TOKENS: tl.constexpr,  # noqa: N803
     OUTPUTS: tl.constexpr,  # noqa: N803
@@ -41,7 +43,7 @@ def lm_head(  # type: ignore[no-untyped-def]
     """As `w8a8_linear`, for the tile `program_id(0)` of tokens and the vocabulary's tile `program_id(1)`.
 
     `keys` int64 [T, tiles, LIKELIEST] gets the tile's largest keys; `logits` float32 [T, vocabulary] is written only
-    if `writes_logits` is not 0.
+    if `writes_logits` is not 0. With SOFTCAP both are of softcap · tanh(logit / softcap).
     """
     token_tile, output_tile = tl.program_id(0), tl.program_id(1)
     token = token_tile * TOKENS + tl.arange(0, TOKENS)
@@ -70,6 +72,9 @@ def lm_head(  # type: ignore[no-untyped-def]
     result = product.to(tl.float32) * (tl.load(scale + channel) * _UNIT_STEP)[:, None] * amax
     if BIAS:
         result = result + tl.load(bias + channel)[:, None]
+    if SOFTCAP:
+        # tanh(x) = 1 - 2 / (1 + e^2x); of numbers near 0 it keeps digits down to 1e-7, as far as softcap's own.
+        result = softcap * (1.0 - 2.0 / (1.0 + tl.exp(2.0 * result / softcap)))
     written = inside & (channel[:, None] < vocabulary)
     if writes_logits != 0:
         tl.store(logits + token[None, :].to(tl.int64) * vocabulary + channel[:, None], result, mask=written)
@@ -133,9 +138,11 @@ def head_kernel(variant: LmHead) -> Kernel:
             **pointers,
             "keys": "*i64",
             **dict.fromkeys(("tokens", "vocabulary", "input_tiles", "writes_logits"), "i32"),
+            "softcap": "fp32",
         },
         constants={
             "BIAS": int(variant.bias),
+            "SOFTCAP": int(variant.softcap),
             "LIKELIEST": variant.likeliest,
             "TOKENS": variant.tokens,
             "OUTPUTS": TILE_OUTPUTS,

@@ -24,6 +24,7 @@ def rotate_append(  # type: ignore[no-untyped-def]
     capacity,
     epsilon,
     NORM: tl.constexpr,  # noqa: N803
+    ROW: tl.constexpr,  # noqa: N803
     SIZE: tl.constexpr,  # noqa: N803
     ROTARY: tl.constexpr,  # noqa: N803
     BLOCK: tl.constexpr,  # noqa: N803
@@ -33,7 +34,9 @@ def rotate_append(  # type: ignore[no-untyped-def]
 
     `positions` int32 [T] are rows of `cos` and `sin` float32 [positions, ROTARY / 2], which rotate the first ROTARY
     values of a head; `destinations` int32 [T] and `slots` int32 [T] say where in the caches [slots, G, S, SIZE] keys
-    and values go; `queries` is float32 [T, H, SIZE]. With NORM, an RMS norm over a head comes first.
+    and values go; `queries` is float32 [T, H, SIZE]. With NORM, an RMS norm over a head comes first, with `q_norm` and
+    `k_norm` float32 [SIZE]; where ROW is not 0, one over all query heads, or all keys, of a token together: up to ROW
+    values, with `q_norm` [H · SIZE] and `k_norm` [G · SIZE]. ROTARY 0: nothing is rotated.
     """
     if OVERLAP:
         gdc_launch_dependents()
@@ -49,13 +52,23 @@ def rotate_append(  # type: ignore[no-untyped-def]
     x = tl.load(row + offsets, mask=inside, other=0.0)
     other = tl.load(row + partner, mask=rotated, other=0.0)
     if NORM:
-        size = tl.full((), SIZE, tl.float32)
         weight = q_norm if head < heads else k_norm
         if head < heads + kv_heads:
-            norm = tl.sqrt_rn(tl.div_rn(tl.sum(x * x, axis=0), size) + epsilon)
+            squares = x * x
+            size = tl.full((), SIZE, tl.float32)
+            if ROW:
+                # Every head's program sums the whole row, in the one order: no program waits for another.
+                first = 0 if head < heads else heads
+                count = (heads if head < heads else kv_heads) * SIZE
+                wide = tl.arange(0, ROW)
+                whole = tl.load(row + (first - head) * SIZE + wide, mask=wide < count, other=0.0)
+                squares = whole * whole
+                size = count.to(tl.float32)
+                weight += (head - first) * SIZE
+            norm = tl.sqrt_rn(tl.div_rn(tl.sum(squares, axis=0), size) + epsilon)
             x = tl.div_rn(x, tl.zeros_like(x) + norm) * tl.load(weight + offsets, mask=inside, other=0.0)
             other = tl.div_rn(other, tl.zeros_like(x) + norm) * tl.load(weight + partner, mask=rotated, other=0.0)
-    if head < heads + kv_heads:
+    if (ROTARY > 0) & (head < heads + kv_heads):
         angle = tl.load(positions + token).to(tl.int64) * half + tl.where(offsets < half, offsets, offsets - half)
         c, s = tl.load(cos + angle, mask=rotated, other=1.0), tl.load(sin + angle, mask=rotated, other=0.0)
         x = tl.where(offsets < half, x * c - other * s, x * c + other * s)
@@ -86,10 +99,12 @@ def kernel_for(variant: RotateAppend) -> Kernel:
         signature={**floats, **integers, "queries": "*fp32", **caches, **numbers},
         constants={
             "NORM": int(variant.norm),
+            "ROW": variant.row,
             "SIZE": variant.head_size,
             "ROTARY": variant.rotary,
             "BLOCK": power_of_2(variant.head_size),
         },
-        num_warps=1,
+        # A row has thousands of values, a head a few for each thread of a warp.
+        num_warps=min(8, max(1, variant.row // 512)),
         aligned=(*floats, *integers, "queries", *caches),
     )

@@ -16,6 +16,9 @@ PATH_ROWS = 16
 COLUMNS = 1024
 # Keys that one program of `merge_likeliest` looks at.
 MERGED = 2048
+# What becomes of a linear's first half of outputs before the other half is multiplied by it; the place is the number in
+# the native graph's attribute and in the kernel.
+GATES = ("", "silu", "gelu_tanh")
 # Numpy's names of floats, and Triton's.
 TRITON_TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
@@ -60,34 +63,60 @@ class NormQuantize:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class W8A8Linear:
-    """`w8a8_linear` with tiles of so many tokens, one of `TILE_TOKENS`, and what follows the product."""
+class NormAdd:
+    """`norm_add` of tokens of up to `block` values; `aligned` as in `NormQuantize`."""
 
-    tokens: int
-    bias: bool
-    residual: bool
-    swiglu: bool
+    block: int
+    aligned: bool
 
     @property
     def name(self) -> str:
         """Of the kernel."""
-        ends = (("bias", self.bias), ("residual", self.residual), ("swiglu", self.swiglu))
+        return f"norm_add_{self.block}{'' if self.aligned else '_unaligned'}"
+
+    @classmethod
+    def of(cls, columns: int) -> "NormAdd":
+        """The one for tokens of so many values."""
+        return cls(block=power_of_2(max(columns, TILE_INPUTS)), aligned=columns % 16 == 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class W8A8Linear:
+    """`w8a8_linear` with tiles of so many tokens, one of `TILE_TOKENS`, and what follows the product.
+
+    `gate`: one of `GATES`.
+    """
+
+    tokens: int
+    bias: bool
+    residual: bool
+    gate: str
+
+    @property
+    def name(self) -> str:
+        """Of the kernel."""
+        ends = (("bias", self.bias), ("residual", self.residual), (self.gate, bool(self.gate)))
         return f"w8a8_linear_{self.tokens}" + "".join(f"_{name}" for name, has in ends if has)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RotateAppend:
-    """`rotate_append` for heads of a size, of which the first `rotary` values are rotated; `norm`: q/k norms."""
+    """`rotate_append` for heads of a size, of which the first `rotary` values are rotated; `norm`: q/k norms.
+
+    `row`: 0 if a norm is over each head; else norms are over all heads of a token, of up to so many values.
+    """
 
     head_size: int
     rotary: int
     cache_type: str
     norm: bool
+    row: int = 0
 
     @property
     def name(self) -> str:
         """Of the kernel."""
-        return f"rotate_append_{self.head_size}_{self.rotary}{'_norm' if self.norm else ''}_{self.cache_type}"
+        norm = f"_norm{f'_{self.row}' if self.row else ''}" if self.norm else ""
+        return f"rotate_append_{self.head_size}_{self.rotary}{norm}_{self.cache_type}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,11 +165,13 @@ class LmHead:
     tokens: int
     likeliest: int
     bias: bool
+    softcap: bool
 
     @property
     def name(self) -> str:
         """Of the kernel."""
-        return f"lm_head_{self.tokens}_{self.likeliest}{'_bias' if self.bias else ''}"
+        ends = (("bias", self.bias), ("softcap", self.softcap))
+        return f"lm_head_{self.tokens}_{self.likeliest}" + "".join(f"_{name}" for name, has in ends if has)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,7 +195,7 @@ class KvCompact:
 
 
 Attend = AttendCache | AttendPath
-Variant = GatherRows | NormQuantize | W8A8Linear | RotateAppend | Attend | LmHead | MergeLikeliest | KvCompact
+Variant = GatherRows | NormQuantize | NormAdd | W8A8Linear | RotateAppend | Attend | LmHead | MergeLikeliest | KvCompact
 
 
 def tile_rows(head_size: int) -> int:

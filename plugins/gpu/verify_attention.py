@@ -78,6 +78,10 @@ def attend_cache(  # type: ignore[no-untyped-def]
     tail = tl.maximum(position - (REACH - 1), 0) // _BLOCK * _BLOCK
     end = tl.minimum((split + 1) * _SPLIT, tl.max(tl.where(real, tail, 0), axis=0))
     start = split * _SPLIT
+    if WINDOW:
+        # Blocks that no token of the tile sees add nothing to any of them.
+        oldest = tl.min(tl.where(real, tl.maximum(position - window + 1, 0), end), axis=0)
+        start = tl.maximum(start, oldest // _BLOCK * _BLOCK)
     if start < end:
         column = tl.arange(0, WIDE)
         inside = column < SIZE
@@ -174,8 +178,14 @@ def attend_path(  # type: ignore[no-untyped-def]
     largest = tl.full((_PATH_ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((_PATH_ROWS,), tl.float32)
     sums = tl.zeros((_PATH_ROWS, WIDE), tl.float32)
+    end_split = (tail + _SPLIT - 1) // _SPLIT
+    first_split = 0
+    if WINDOW:
+        # `attend_cache` leaves nothing of splits that end before the window, nor where the window starts at `tail`.
+        oldest = tl.maximum(position - window + 1, 0)
+        first_split = tl.where(oldest < tail, oldest // _SPLIT, end_split)
     # Eight splits are loaded at a time, and added one after the other.
-    for split in tl.range(0, (tail + _SPLIT - 1) // _SPLIT, loop_unroll_factor=8):
+    for split in tl.range(first_split, end_split, loop_unroll_factor=8):
         at_partial = (index.to(tl.int64) * heads + head) * most_splits + split
         part = tl.load(partial + at_partial[:, None] * SIZE + column[None, :], mask=shown, other=0.0)
         highest = tl.load(partial_stats + 2 * at_partial, mask=real, other=float("-inf"))
@@ -243,6 +253,9 @@ def cache_kernel(variant: AttendCache) -> Kernel:
         num_warps=8,
         # Wider heads leave no room in shared memory for a tile that is loaded ahead.
         num_stages=1 if wide > 128 else 2,
+        # As many as one program of a multiprocessor may have, less a little: left alone, the assembler aims at half of
+        # them for 12.0, where shared memory has no room for a second program, and spills.
+        most_registers=232,
         aligned=(*_caches(variant), *_SCRATCH),
     )
 

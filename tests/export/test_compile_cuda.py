@@ -123,7 +123,7 @@ def test_the_weights_are_the_engines(compiled_engine, tiny_engine):
     assert len(linears) == len(directory.manifest.linears)
     for step in linears:
         outputs = step.vocabulary if isinstance(step, Head) else step.outputs
-        swiglu = isinstance(step, Linear) and step.swiglu
+        swiglu = isinstance(step, Linear) and bool(step.gate)
         place, scale_place = program.tensors[step.weight], program.tensors[step.scale]
         packed = weights[place.offset : place.offset + place.bytes].view(np.int8)
         scales = weights[scale_place.offset : scale_place.offset + scale_place.bytes].view(np.float32)

@@ -3,8 +3,8 @@
 import pytest
 
 from engines.cuda.buffers import plan_buffers
-from engines.cuda.program import Attention, Embed, Head, Linear, Select
-from tests.programs import QWEN3_8B, SMOLLM2, WIDE_HEADS, program_of
+from engines.cuda.program import AddNorm, Attention, Embed, Head, Linear, Select
+from tests.programs import QWEN3_8B, ROW_NORMS, SMOLLM2, WIDE_HEADS, program_of
 
 
 def run_on(program, placed, blocks):
@@ -28,6 +28,8 @@ def run_on(program, placed, blocks):
             case Linear():
                 sources = [read(name) for name in (step.input, step.residual) if name]
                 write(step.output, step.outputs, sources)
+            case AddNorm():
+                write(step.output, step.columns, [read(step.input), read(step.residual)])
             case Attention():
                 write(step.output, step.heads * step.head_size, [read(step.input)])
             case Select():
@@ -36,7 +38,7 @@ def run_on(program, placed, blocks):
                 read(step.input)
 
 
-@pytest.mark.parametrize("shape", [SMOLLM2, QWEN3_8B, WIDE_HEADS])
+@pytest.mark.parametrize("shape", [SMOLLM2, QWEN3_8B, WIDE_HEADS, ROW_NORMS])
 @pytest.mark.parametrize("layers", [1, 2, 7])
 def test_no_buffer_is_overwritten_before_its_last_reader(shape, layers):
     program = program_of(**shape, layers=layers)
@@ -44,7 +46,8 @@ def test_no_buffer_is_overwritten_before_its_last_reader(shape, layers):
     run_on(program, placed, blocks)
     # The residual stream, and a step's input and output.
     assert len(blocks) <= 3
-    assert sum(blocks) <= shape["hidden"] + 2 * max(shape["intermediate"], 2 * shape["hidden"])
+    qkv = (shape["heads"] + 2 * shape["kv_heads"]) * shape["head_size"]
+    assert sum(blocks) <= shape["hidden"] + 2 * max(shape["intermediate"], qkv)
 
 
 def test_an_overwritten_buffer_is_seen():

@@ -9,7 +9,7 @@ from engines.cuda.program import Attention, Linear
 from plugins.gpu.catalog import kernel_of
 from plugins.gpu.packing import TILE_INPUTS, TILE_OUTPUTS, tiles_of
 from plugins.gpu.variants import SPLIT, TILE_TOKENS, num_splits
-from tests.programs import QWEN3_8B, SMOLLM2, WIDE_HEADS, program_of
+from tests.programs import QWEN3_8B, ROW_NORMS, SMOLLM2, WIDE_HEADS, program_of
 
 CHECKED = {"deadline": None, "database": None, "derandomize": True}
 LIMITS = Limits(capacity=4160, most_splits=16, multiprocessors=132)
@@ -85,14 +85,14 @@ def test_sums_have_room_in_every_pass(shape, reach):
             assert token_tiles * tile >= tokens
             if splits > 1:
                 assert output_tiles * token_tiles <= arrived
-                parts = 2 if launch.kernel.endswith("swiglu") else 1
+                parts = 2 if launch.kernel.endswith("silu") else 1
                 output = next(name for name, address in at.buffers.items() if address == launch.arguments[6])
                 used[output] = max(used[output], output_tiles * token_tiles * parts * TILE_OUTPUTS * tile)
     assert used == room
     assert any(used.values())
 
 
-@pytest.mark.parametrize("shape", [SMOLLM2, QWEN3_8B, WIDE_HEADS])
+@pytest.mark.parametrize("shape", [SMOLLM2, QWEN3_8B, WIDE_HEADS, ROW_NORMS])
 @pytest.mark.parametrize("tokens", [1, 17, 40])
 def test_arguments_are_those_of_the_kernel(shape, tokens):
     program = program_of(**shape, bias=True, layers=2)
@@ -110,7 +110,7 @@ def test_the_launches_of_a_pass_are_in_order():
     layer = [
         *("norm_quantize_512", "w8a8_linear_16", *attention),
         *("quantize_512", "w8a8_linear_16_residual"),
-        *("norm_quantize_512", "w8a8_linear_16_swiglu"),
+        *("norm_quantize_512", "w8a8_linear_16_silu"),
         *("quantize_1024", "w8a8_linear_16_residual"),
     ]
     first = ["gather_rows_bfloat16"]
@@ -119,6 +119,27 @@ def test_the_launches_of_a_pass_are_in_order():
     # A short context has nothing outside the end of its tokens' paths.
     short = [name for name in layer if not name.startswith("attend_cache")]
     assert [one.kernel for one in launched(program, 5, cached=20)] == [*first, *short, *short, *last]
+
+
+def test_norms_after_linears_and_factors():
+    """As Gemma 2 has them: a linear writes its product, which the norm adds to the stream; factors are arguments."""
+    options = {"gate": "gelu_tanh", "output_norms": True, "embedding_scale": 17.5, "logits_softcap": 30.0}
+    program, at = program_of(**SMALL, **options, rotary=0), addresses()
+    ordered = launched(program, 5, at=at)
+    assert [one.kernel for one in ordered] == [
+        *("gather_rows_bfloat16", "norm_quantize_512", "w8a8_linear_16"),
+        *("rotate_append_64_0_float16", "attend_path_3_64_32_float16"),
+        *("quantize_512", "w8a8_linear_16", "norm_add_512"),
+        *("norm_quantize_512", "w8a8_linear_16_gelu_tanh"),
+        *("quantize_1024", "w8a8_linear_16", "norm_add_512"),
+        *("gather_rows_float32", "norm_quantize_512", "lm_head_16_8_softcap", "merge_likeliest_8_final"),
+    ]
+    embed, rotate, added, select, head = (named(program, ordered[place]) for place in (0, 3, 7, 13, 15))
+    assert (embed["scale"], select["scale"], head["softcap"]) == (17.5, 1.0, 30.0)
+    assert (rotate["cos"], rotate["sin"]) == (0, 0)
+    buffers, tensors = at.buffers, at.tensors
+    assert (added["x"], added["residual"]) == (buffers["layers.0.o.product"], buffers["embed"])
+    assert (added["weight"], added["y"]) == (tensors["layers.0.o.norm"], buffers["layers.0.o"])
 
 
 def test_every_layer_has_its_own_cache():

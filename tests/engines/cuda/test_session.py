@@ -9,16 +9,32 @@ import pytest
 
 from tests.tiny import save_tiny_model
 
+# Interpreted passes take half a second each: as little as has groups, layers and a norm of each kind.
+SMALL = {"num_attention_heads": 2, "num_key_value_heads": 1}
+# Windows end within the few tokens that are decoded.
+CAPS = {"sliding_window": 4, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 4.0}
+SCALES = {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_scaling": 0.25}
+MODELS = {
+    "llama": ("llama", {}),
+    "qwen2": ("qwen2", {}),
+    "qwen3": ("qwen3", {}),
+    "phi3": ("phi3", {"partial_rotary_factor": 0.5, "hidden_size": 64, "sliding_window": 4}),
+    "gemma2": ("gemma2", CAPS),
+    "gemma2-wide-heads": ("gemma2", {**CAPS, "head_dim": 256}),
+    "gemma3": (
+        "gemma3_text",
+        {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"], "query_pre_attn_scalar": 24},
+    ),
+    "smollm3": ("smollm3", {"no_rope_layer_interval": 2}),
+    "granite": ("granite", {**SCALES, "attention_bias": True, "mlp_bias": True}),
+    "olmo2": ("olmo2", {"num_attention_heads": 4, "num_key_value_heads": 2}),
+}
 
-# Of the others, decoding alone: it runs whatever they have beside Llama, in half of the time.
-@pytest.mark.parametrize(
-    ("architecture", "only", "passed"),
-    [("llama", "", "6 passed"), ("qwen2", "decoding", "1 passed"), ("qwen3", "decoding", "1 passed")],
-)
-def test_a_session_on_the_stand_in(architecture, only, passed, shared_engine, make_once):
-    # Interpreted passes take half a second each: as little as has groups, layers and a norm of each kind.
-    small = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
-    model = make_once(f"cuda-{architecture}", lambda folder: save_tiny_model(folder / "model", architecture, **small))
+
+def check_session(name, layers, only, passed, shared_engine, make_once):
+    architecture, options = MODELS[name]
+    options = {"num_hidden_layers": layers, **SMALL, **options}
+    model = make_once(f"cuda-{name}-{layers}", lambda folder: save_tiny_model(folder / "model", architecture, **options))
     engine = shared_engine(model / "model", kv_dtype="float16")
     done = subprocess.run(
         [
@@ -32,3 +48,23 @@ def test_a_session_on_the_stand_in(architecture, only, passed, shared_engine, ma
     )
     assert done.returncode == 0, done.stdout
     assert passed in done.stdout.splitlines()[-1]
+
+
+# Of the others, decoding alone, and one layer: it runs whatever they have beside Llama, in a third of the time.
+@pytest.mark.parametrize(
+    ("name", "layers", "only", "passed"),
+    [
+        ("llama", 2, "", "6 passed"),
+        ("qwen2", 1, "decoding", "1 passed"),
+        ("qwen3", 1, "decoding", "1 passed"),
+        ("gemma2", 1, "decoding", "1 passed"),
+    ],
+)
+def test_a_session_on_the_stand_in(name, layers, only, passed, shared_engine, make_once):
+    check_session(name, layers, only, passed, shared_engine, make_once)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in ("llama", "qwen2", "qwen3")])
+def test_a_session_of_every_kind_of_layer(name, shared_engine, make_once):
+    check_session(name, 2, "decoding or one_value", "2 passed", shared_engine, make_once)
