@@ -2,13 +2,16 @@
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 from onnx_ir.passes import PreconditionError
 
 from engines.cache_rows import to_float32
 from engines.contract import TREE_MASK
 from engines.onnxruntime.session import OnnxRuntimeSession
+from engines.onnxruntime.session_options import session_options
 from engines.probes.tree_invariance import trees_are_exact
+from export.builder import GraphBuilder
 from export.passes import KeepLayers, LowerToNative, LowerToOnnxRuntime, StoredWeights
 from export.weight_file import WeightFile
 from plugins.cpu import toolchain
@@ -181,3 +184,38 @@ def test_caches_of_16_bits_are_exact_too(graphs, kv_dtype, step):
     session.write_rows(0, rows)
     np.testing.assert_array_equal(session.read_rows(0, 90), rows)
     np.testing.assert_array_equal(session.run_logits(tokens[60:], 60, 30), logits[60:])
+
+
+def standard(kind, columns):
+    """What native graphs leave to ONNX Runtime, x float32 [1, T, columns] → y, as the canonical graph has it."""
+    graph = GraphBuilder()
+    x = graph.input("x", ir.DataType.FLOAT, [1, "tokens", columns])
+    factor = graph.constant("factor", np.asarray(30, np.float32))
+    match kind:
+        case "output norm":
+            weight = np.random.default_rng(0).uniform(0.5, 1.5, columns).astype(np.float32)
+            given = [x, graph.constant("weight", weight)]
+            y = graph.op("Add", [x, graph.op("RMSNormalization", given, "normed", {"axis": -1, "epsilon": 1e-6})], "y")
+        case "gelu":
+            y = graph.op("Gelu", [x], "y", {"approximate": "tanh"})
+        case "silu":
+            y = graph.op("Mul", [x, graph.op("Sigmoid", [x], "sigmoid")], "y")
+        case _:
+            y = graph.op("Mul", [graph.op("Tanh", [graph.op("Div", [x, factor], "divided")], "bounded"), factor], "y")
+    graph.output(y, ir.DataType.FLOAT, [1, "tokens", columns])
+    return ir.to_proto(graph.model("standard", "test")).SerializeToString()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("kind", ["output norm", "gelu", "silu", "soft cap"])
+@pytest.mark.parametrize("columns", [90, 2304, 18433])
+def test_standard_operators_that_are_left_have_the_same_bits_at_every_width(kind, columns, threads):
+    """Whole vectors, and their ends: how a tensor is cut between threads is no part of a value."""
+    session = ort.InferenceSession(
+        standard(kind, columns), session_options(threads=threads, exact_integers=True), ["CPUExecutionProvider"]
+    )
+    x = np.random.default_rng(1).standard_normal((1, 17, columns), np.float32) * 3
+    [whole] = session.run(None, {"x": x})
+    for start, width in ((0, 1), (1, 2), (4, 7), (16, 1)):
+        [part] = session.run(None, {"x": x[:, start : start + width].copy()})
+        np.testing.assert_array_equal(part, whole[:, start : start + width], err_msg=f"{start}, {width}")
