@@ -28,6 +28,8 @@ HEAD_INPUT = "norm.normed"
 # Tables float32 [capacity, rotary size / 2] of the first rope.
 COS_TABLE = "rotary.cos"
 SIN_TABLE = "rotary.sin"
+# Table of no columns, for native layers that do not rotate.
+NO_ROTATION = "rotary.none"
 # Value bool [B, 1, T, S]: which cache slots, with the new positions in place, a new position sees.
 MASK = "mask"
 # Value [1]: how many positions this call feeds.

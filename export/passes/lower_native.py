@@ -1,11 +1,12 @@
 """Lowering to the native CPU operators: whole W8A8 linears, and attention in logical order (`plugins/cpu`)."""
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, PreconditionError
 
 from engines import contract as names
 from export import names as inner
-from export.builder import GraphBuilder
+from export.builder import GraphBuilder, initializer
 from export.passes.linears_to_native import LinearsToNative
 from export.passes.stored_weights import StoredWeights
 from export.passes.walk import insert_after, prune
@@ -57,6 +58,11 @@ class LowerToNative(InPlacePass):
             shape = ir.Shape(["batch", "tokens", "tokens"])
             tree = ir.Value(name=names.TREE_MASK, type=ir.TensorType(ir.DataType.BOOL), shape=shape)
             graph.inputs.append(tree)
+        if any(layer.attention.rope is None for layer in self._spec.layers[:layers]):
+            # What layers that do not rotate have for both tables: no value of a row is rotated.
+            nothing = initializer(ir.tensor(np.empty((1, 0), np.float32), name=inner.NO_ROTATION))
+            graph.register_initializer(nothing)
+            values[inner.NO_ROTATION] = nothing
         for layer in range(layers):
             self._lower_attention(graph, layer, values, tree)
         self._linears(model)
@@ -67,6 +73,10 @@ class LowerToNative(InPlacePass):
 
     def _lower_attention(self, graph: ir.Graph, layer: int, values: dict[str, ir.Value], tree: ir.Value) -> None:
         spec, prefix = self._spec.layers[layer].attention, f"layers.{layer}.self_attn"
+        tables = [inner.NO_ROTATION] * 2
+        if spec.rope is not None:
+            number = self._spec.ropes.index(spec.rope)
+            tables = [inner.cos_table(number), inner.sin_table(number)]
         norms = [values[f"{prefix}.{part}_norm.weight"] if spec.qk_norm else None for part in "qk"]
         old = values[inner.context(layer)]
         new = GraphBuilder()
@@ -77,8 +87,7 @@ class LowerToNative(InPlacePass):
                 *(values[name] for name in names.past_names(layer)),
                 values[names.CACHE_LENGTHS],
                 values[names.POSITION_IDS],
-                values[inner.COS_TABLE],
-                values[inner.SIN_TABLE],
+                *(values[table] for table in tables),
                 tree,
                 *norms,
             ],

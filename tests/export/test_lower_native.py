@@ -2,16 +2,20 @@
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 from onnx_ir.passes import PreconditionError
 
 from engines.cache_rows import to_float32
 from engines.contract import TREE_MASK
 from engines.onnxruntime.session import OnnxRuntimeSession
+from engines.onnxruntime.session_options import session_options
 from engines.probes.tree_invariance import trees_are_exact
+from export.builder import GraphBuilder
 from export.passes import KeepLayers, LowerToNative, LowerToOnnxRuntime, StoredWeights
 from export.weight_file import WeightFile
 from plugins.cpu import toolchain
+from plugins.w8a8_linear import GELU, NO_GATE, SILU
 from quasar.checkpoints import open_checkpoint
 from tests.graphs import export_graphs, lowered_session, native_session, run_in_chunks
 from tests.plugins.cpu.operators import needs_library
@@ -23,6 +27,18 @@ MODELS = {
     "qwen2": ("qwen2", {}),
     # Norms of queries and keys; one kv head for all.
     "qwen3": ("qwen3", {"num_key_value_heads": 1}),
+    # A window over some layers, soft caps, norms around, gates of gelu, a factor on embeddings, and a scale.
+    "gemma2": ("gemma2", {"sliding_window": 16, "attn_logit_softcapping": 3.0, "query_pre_attn_scalar": 24}),
+    # Two ropes; windows in all layers but one.
+    "gemma3": ("gemma3_text", {"sliding_window": 5, "sliding_window_pattern": 3}),
+    # Norms after, and over whole rows of queries and keys.
+    "olmo2": ("olmo2", {"num_key_value_heads": 1}),
+    # Every other layer does not rotate.
+    "smollm3": ("smollm3", {"no_rope_layer_interval": 2}),
+    "granite": ("granite", {"attention_multiplier": 0.4, "residual_multiplier": 0.6, "logits_scaling": 0.5}),
+    "mistral": ("mistral", {"sliding_window": 40}),
+    # Half of a head is rotated.
+    "phi3": ("phi3", {"partial_rotary_factor": 0.5, "hidden_size": 128, "sliding_window": 16}),
     "odd sizes": ("llama", {"hidden_size": 60, "intermediate_size": 90, "head_dim": 48, "tie_word_embeddings": True}),
 }
 
@@ -53,13 +69,37 @@ def test_each_linear_is_one_node_with_its_neighbours(graphs):
     folder, _, spec, precision = graphs
     kinds = operators(model := lowered(folder, spec))
     assert kinds.count("VerifyAttention") == spec.num_layers
+    after = sum(2 * layer.output_norms for layer in spec.layers)
     if precision == "w8a8":
-        # Norms, biases, residuals and gates are in the linears; the embedding and the head's rows are gathered.
-        assert set(kinds) == {"W8A8Linear", "VerifyAttention", "TopK", "Gather"}
-        assert kinds.count("W8A8Linear") == len(list(spec.linears()))
+        # Norms, biases, residuals and gates are in the linears; the embedding and the head's rows are gathered. A norm
+        # after a linear keeps the residual sum from it.
+        factors = ["Mul"] if spec.embedding_scale != 1 else []
+        capped = ["Div", "Tanh", "Mul"] if spec.logits_softcap else []
+        others = sorted(kind for kind in kinds if kind not in ("W8A8Linear", "VerifyAttention", "TopK", "Gather"))
+        assert others == sorted(["RMSNormalization", "Add"] * after + factors + capped)
+        linears = [node for node in model.graph if node.op_type == "W8A8Linear"]
+        assert len(linears) == len(list(spec.linears()))
+        gates = [node.attributes["gate"].as_int() for node in linears]
+        gate = GELU if spec.layers[0].mlp.kind == "gated_gelu_tanh" else SILU
+        assert gates == [NO_GATE, NO_GATE, gate, NO_GATE] * spec.num_layers + [NO_GATE]
     else:
-        assert kinds.count("RMSNormalization") == 2 * spec.num_layers + 1
+        before = sum(2 * layer.input_norms for layer in spec.layers)
+        assert kinds.count("RMSNormalization") == before + after + 1
         assert kinds.count("MatMul") == len(list(spec.linears()))
+    for node, layer in zip((n for n in model.graph if n.op_type == "VerifyAttention"), spec.layers, strict=True):
+        of = layer.attention
+        tables = [str(node.inputs[index].name) for index in (5, 6)]
+        if of.rope is None:
+            assert tables == ["rotary.none"] * 2
+            assert node.inputs[5].const_value.shape[1] == 0
+        else:
+            number = spec.ropes.index(of.rope)
+            assert tables == ["rotary.cos" + f".{number}" * (number > 0), "rotary.sin" + f".{number}" * (number > 0)]
+        assert node.attributes["local_window_size"].as_int() == (of.window or 0)
+        assert node.attributes["scale"].as_float() == np.float32(of.scale)
+        assert node.attributes["softcap"].as_float() == of.softcap
+        sizes = {None: [], "head": [of.head_size] * 2, "row": [of.query_size, of.kv_size]}[of.qk_norm]
+        assert [value.shape[0] for value in node.inputs[8:] if value is not None] == sizes
     assert TREE_MASK in {value.name for value in model.graph.inputs}
 
 
@@ -144,3 +184,38 @@ def test_caches_of_16_bits_are_exact_too(graphs, kv_dtype, step):
     session.write_rows(0, rows)
     np.testing.assert_array_equal(session.read_rows(0, 90), rows)
     np.testing.assert_array_equal(session.run_logits(tokens[60:], 60, 30), logits[60:])
+
+
+def standard(kind, columns):
+    """What native graphs leave to ONNX Runtime, x float32 [1, T, columns] → y, as the canonical graph has it."""
+    graph = GraphBuilder()
+    x = graph.input("x", ir.DataType.FLOAT, [1, "tokens", columns])
+    factor = graph.constant("factor", np.asarray(30, np.float32))
+    match kind:
+        case "output norm":
+            weight = np.random.default_rng(0).uniform(0.5, 1.5, columns).astype(np.float32)
+            given = [x, graph.constant("weight", weight)]
+            y = graph.op("Add", [x, graph.op("RMSNormalization", given, "normed", {"axis": -1, "epsilon": 1e-6})], "y")
+        case "gelu":
+            y = graph.op("Gelu", [x], "y", {"approximate": "tanh"})
+        case "silu":
+            y = graph.op("Mul", [x, graph.op("Sigmoid", [x], "sigmoid")], "y")
+        case _:
+            y = graph.op("Mul", [graph.op("Tanh", [graph.op("Div", [x, factor], "divided")], "bounded"), factor], "y")
+    graph.output(y, ir.DataType.FLOAT, [1, "tokens", columns])
+    return ir.to_proto(graph.model("standard", "test")).SerializeToString()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("kind", ["output norm", "gelu", "silu", "soft cap"])
+@pytest.mark.parametrize("columns", [90, 2304, 18433])
+def test_standard_operators_that_are_left_have_the_same_bits_at_every_width(kind, columns, threads):
+    """Whole vectors, and their ends: how a tensor is cut between threads is no part of a value."""
+    session = ort.InferenceSession(
+        standard(kind, columns), session_options(threads=threads, exact_integers=True), ["CPUExecutionProvider"]
+    )
+    x = np.random.default_rng(1).standard_normal((1, 17, columns), np.float32) * 3
+    [whole] = session.run(None, {"x": x})
+    for start, width in ((0, 1), (1, 2), (4, 7), (16, 1)):
+        [part] = session.run(None, {"x": x[:, start : start + width].copy()})
+        np.testing.assert_array_equal(part, whole[:, start : start + width], err_msg=f"{start}, {width}")

@@ -15,7 +15,7 @@ from plugins import OPERATORS, operator
 from plugins.kv_compact import kv_compact, launch_arguments
 from plugins.quantize_per_token import quantize_per_token
 from plugins.verify_attention import verify_attention
-from plugins.w8a8_linear import quantize_rows, w8a8_block_linear, w8a8_linear
+from plugins.w8a8_linear import GELU, SILU, gelu_tanh, quantize_rows, silu, w8a8_block_linear, w8a8_linear
 from quasar.errors import QuasarError
 from quasar.numerics import AMAX_FLOOR, quantize_tokens
 
@@ -208,3 +208,49 @@ def test_verify_attention_is_the_canonical_attention():
     np.testing.assert_allclose(context, expected[0].transpose(1, 0, 2).reshape(rows, -1), atol=1e-5, rtol=1e-5)
     np.testing.assert_allclose(key[None], keys, atol=1e-6)
     np.testing.assert_array_equal(value[None], values)
+
+
+def test_gates_are_the_standard_activations():
+    x = np.linspace(-12, 12, 4001).astype(np.float32)
+    feed = {"x": x}
+    gelu = evaluate([helper.make_node("Gelu", ["x"], ["y"], approximate="tanh")], feed, "y")
+    # The standard form adds 1 to tanh in float32: half a last place of 1, times x / 2.
+    np.testing.assert_allclose(gelu_tanh(x), gelu, atol=4e-7, rtol=3e-7)
+    nodes = [helper.make_node("Sigmoid", ["x"], ["s"]), helper.make_node("Mul", ["x", "s"], ["y"])]
+    np.testing.assert_allclose(silu(x), evaluate(nodes, feed, "y"), rtol=4e-7)
+    values, scale = np.eye(4, 2, dtype=np.int8) * 127, np.ones(4, np.float32)
+    rows = np.array([[1, 0.5]], np.float32)
+    # Gates are the first half of the columns, which here are x; ups are their bias.
+    for gate, act in ((SILU, silu), (GELU, gelu_tanh)):
+        y = w8a8_linear(rows, values, scale, bias=np.array([0, 0, 2, 3], np.float32), gate=gate)
+        gates = w8a8_linear(rows, values[:2], scale[:2])
+        np.testing.assert_array_equal(y, act(gates) * np.array([2, 3], np.float32))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_norms_over_whole_rows_and_no_rotation(groups):
+    """As if queries and keys came normalized; with tables of no columns they stay as they are."""
+    random = np.random.default_rng(4)
+    heads, size, length, rows = 4, 8, 3, 5
+    qkv = random.standard_normal((rows, (heads + 2 * groups) * size), np.float32)
+    weights = [random.uniform(0.5, 1.5, count * size).astype(np.float32) for count in (heads, groups)]
+    parts = np.split(qkv, [heads * size, (heads + groups) * size], axis=1)
+    norm = [helper.make_node("RMSNormalization", ["x", "w"], ["y"], axis=-1, epsilon=1e-5)]
+    normed = [evaluate(norm, {"x": part, "w": weight}, "y") for part, weight in zip(parts, weights, strict=False)]
+    key, value = (random.standard_normal((groups, 16, size), np.float32) for _ in range(2))
+    caches = [key.copy(), value.copy()]
+    positions, tables = np.arange(length, length + rows), [np.empty((1, 0), np.float32)] * 2
+    context = verify_attention(
+        *(qkv, *caches, length, positions, *tables),
+        num_heads=heads,
+        q_norm=weights[0],
+        k_norm=weights[1],
+        epsilon=1e-5,
+    )
+    split = np.concatenate([*normed, parts[2]], axis=1)
+    expected = verify_attention(split, key, value, length, positions, *tables, num_heads=heads)
+    # The standard operator sums in float32.
+    np.testing.assert_allclose(context, expected, atol=1e-6, rtol=1e-5)
+    np.testing.assert_allclose(caches[0], key, atol=1e-6)
+    new = slice(length, length + rows)
+    np.testing.assert_array_equal(key[:, new].swapaxes(0, 1).reshape(rows, -1), normed[1])
