@@ -200,7 +200,7 @@ def attend_path(  # type: ignore[no-untyped-def]
         place = block + tl.arange(0, _BLOCK)
         seen = place <= position
         if WINDOW:
-            seen = seen & (place > position - window)
+            seen = seen & (place >= oldest)
         depth = place - known
         drafted = seen & (depth >= 0)
         lookup = tl.load(ancestors + token * REACH + depth, mask=drafted, other=0)

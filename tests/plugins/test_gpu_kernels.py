@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 
 import pytest
@@ -14,11 +14,23 @@ from plugins.gpu import kv_compact, quantize_per_token
 from plugins.gpu.catalog import kernel_of
 from plugins.gpu.registers import resources_of
 from plugins.gpu.tensorrt_plugin import own_parameters_only
-from plugins.gpu.variants import AttendCache, LmHead, W8A8Linear
+from plugins.gpu.variants import AttendCache, AttendPath, LmHead, NormAdd, RotateAppend, W8A8Linear
 from quasar.errors import QuasarError
-from tests.programs import QWEN3_8B, SMOLLM2, WIDE_HEADS, program_of
+from tests.programs import QWEN3_8B, ROW_NORMS, SMOLLM2, WIDE_HEADS, program_of
 
 TARGETS = ["8.0", "8.6", "8.9", "9.0", "12.0"]
+
+
+# One of each kind that the shapes below lack.
+OTHERS = (
+    W8A8Linear(tokens=64, bias=True, residual=False, gate="gelu_tanh"),
+    LmHead(tokens=32, likeliest=8, bias=False, softcap=True),
+    NormAdd.of(4096),
+    RotateAppend(head_size=128, rotary=0, cache_type="float16", norm=True, row=4096),
+    # Left to the assembler, it spills for 12.0.
+    AttendCache(group=8, head_size=128, reach=32, cache_type="float16", softcap=False, window=False),
+    *(one for one in program_of(**WIDE_HEADS).variants() if isinstance(one, AttendCache | AttendPath)),
+)
 
 
 # Shared memory that one program may have, by compute capability (CUDA C programming guide, technical specifications).
@@ -27,7 +39,7 @@ SHARED_BYTES = {"8.0": 163 << 10, "8.6": 99 << 10, "8.9": 99 << 10, "9.0": 227 <
 REGISTERS = 255
 
 
-@pytest.mark.parametrize(("file", "tests"), [("interpreted.py", 2), ("interpreted_cuda.py", 38)])
+@pytest.mark.parametrize(("file", "tests"), [("interpreted.py", 2), ("interpreted_cuda.py", 55)])
 def test_kernels_equal_their_references_in_the_interpreter(file, tests):
     done = subprocess.run(
         [
@@ -45,10 +57,30 @@ def test_kernels_equal_their_references_in_the_interpreter(file, tests):
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_cuda_kernels_fit_every_gpu(target):
-    """Of three shapes: nothing spills, and linears are integer products whose weights are loaded ahead."""
-    shapes = [program_of(**shape).variants() for shape in (SMOLLM2, QWEN3_8B, WIDE_HEADS)]
+    """Of two shapes and what they lack: nothing spills, and linears are integer products of weights loaded ahead."""
+    shapes = [program_of(**shape).variants() for shape in (SMOLLM2, QWEN3_8B)]
+    # Three tiles of tokens with nothing, a residual or a gate after them, and two of the head; one more of each.
+    assert check_resources(target, [*chain.from_iterable(shapes), *OTHERS]) == 3 * 3 + 2 + 2
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("target", TARGETS)
+def test_kernels_of_every_family_fit_every_gpu(target):
+    """All kernels of two shapes that differ in everything, and attention of all groups, sizes and options."""
+    shapes = [program_of(**shape).variants() for shape in (WIDE_HEADS, ROW_NORMS)]
+    options = product((1, 2, 4, 8, 16), (64, 128, 256), (False, True), (False, True), ("float16", "bfloat16"))
+    attention = [
+        kind(group=group, head_size=size, reach=32, cache_type=cache_type, softcap=softcap, window=window)
+        for group, size, softcap, window, cache_type in options
+        for kind in (AttendCache, AttendPath)
+    ]
+    check_resources(target, [*chain.from_iterable(shapes), *attention])
+
+
+def check_resources(target, variants):
+    """Compile each once; returns how many have integer products."""
     linears = 0
-    for variant in dict.fromkeys(chain.from_iterable(shapes)):
+    for variant in dict.fromkeys(variants):
         compiled = kernel_of(variant).compile(target)
         resources = resources_of(compiled.image)
         assert resources.spilled_bytes == 0, variant
@@ -56,13 +88,14 @@ def test_cuda_kernels_fit_every_gpu(target):
         assert compiled.shared_bytes <= SHARED_BYTES[target], variant
         if isinstance(variant, W8A8Linear | LmHead):
             linears += 1
-            product = r"wgmma\.mma_async\.\S+\.s32\.s8\.s8" if target == "9.0" else r"mma\.sync\.\S+\.s32\.s8\.s8\.s32"
-            assert re.search(product, compiled.ptx), variant
+            instruction = (
+                r"wgmma\.mma_async\.\S+\.s32\.s8\.s8" if target == "9.0" else r"mma\.sync\.\S+\.s32\.s8\.s8\.s32"
+            )
+            assert re.search(instruction, compiled.ptx), variant
             # 16 bytes a thread, past the first level of the cache, while earlier ones are multiplied.
             assert re.search(r"cp\.async\.cg\.shared\.global.*, 0x10\b", compiled.ptx), variant
             assert "cp.async.ca" not in compiled.ptx, variant
-    # Three tiles of tokens with nothing, a residual or SwiGLU after them, and two of the head.
-    assert linears == 3 * 3 + 2
+    return linears
 
 
 def test_spilled_registers_are_counted():

@@ -1,6 +1,7 @@
 """The CUDA session with its kernels in Triton's interpreter, against the CPU engine of the same weights.
 
-Run by test_session.py: interpreted kernels need a process of their own. QUASAR_TEST_ENGINES names engine directories.
+Run by test_session.py: interpreted kernels need a process of their own. QUASAR_TEST_ENGINES names engine directories,
+QUASAR_TEST_PROMPTS is how many prompts are decoded.
 """
 
 import dataclasses
@@ -30,6 +31,7 @@ ENGINES = {Path(path).parent.name: Path(path) for path in os.environ["QUASAR_TES
 EXACT = RowInvariance(chain=1, widest=32, tree=True, prefill=True)
 # Repeated tokens, so that looking them up drafts something.
 PROMPTS = [[first, second, first] for first in (65, 70, 80, 90) for second in (66, 99)]
+PROMPTS = PROMPTS[: int(os.environ["QUASAR_TEST_PROMPTS"])]
 NEW_TOKENS = 5
 
 

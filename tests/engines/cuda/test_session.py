@@ -31,17 +31,24 @@ MODELS = {
 }
 
 
-def check_session(name, layers, only, passed, shared_engine, make_once):
+def check_session(name, layers, prompts, only, passed, *, shared_engine, make_once):
     architecture, options = MODELS[name]
     options = {"num_hidden_layers": layers, **SMALL, **options}
-    model = make_once(f"cuda-{name}-{layers}", lambda folder: save_tiny_model(folder / "model", architecture, **options))
+    model = make_once(
+        f"cuda-{name}-{layers}", lambda folder: save_tiny_model(folder / "model", architecture, **options)
+    )
     engine = shared_engine(model / "model", kv_dtype="float16")
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"),
             *("-k", only, str(Path(__file__).with_name("interpreted_session.py"))),
         ],
-        env={**os.environ, "TRITON_INTERPRET": "1", "QUASAR_TEST_ENGINES": str(engine)},
+        env={
+            **os.environ,
+            "TRITON_INTERPRET": "1",
+            "QUASAR_TEST_ENGINES": str(engine),
+            "QUASAR_TEST_PROMPTS": str(prompts),
+        },
         capture_output=True,
         text=True,
         check=False,
@@ -50,21 +57,22 @@ def check_session(name, layers, only, passed, shared_engine, make_once):
     assert passed in done.stdout.splitlines()[-1]
 
 
-# Of the others, decoding alone, and one layer: it runs whatever they have beside Llama, in a third of the time.
+# Of the others, decoding alone, and one layer: it runs whatever they have beside Llama, in a fifth of the time.
 @pytest.mark.parametrize(
-    ("name", "layers", "only", "passed"),
+    ("name", "layers", "prompts", "only", "passed"),
     [
-        ("llama", 2, "", "6 passed"),
-        ("qwen2", 1, "decoding", "1 passed"),
-        ("qwen3", 1, "decoding", "1 passed"),
-        ("gemma2", 1, "decoding", "1 passed"),
+        ("llama", 2, 8, "", "6 passed"),
+        ("qwen2", 1, 3, "decoding", "1 passed"),
+        ("qwen3", 1, 3, "decoding", "1 passed"),
+        ("gemma2", 1, 3, "decoding", "1 passed"),
     ],
 )
-def test_a_session_on_the_stand_in(name, layers, only, passed, shared_engine, make_once):
-    check_session(name, layers, only, passed, shared_engine, make_once)
+def test_a_session_on_the_stand_in(name, layers, prompts, only, passed, shared_engine, make_once):
+    check_session(name, layers, prompts, only, passed, shared_engine=shared_engine, make_once=make_once)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in ("llama", "qwen2", "qwen3")])
 def test_a_session_of_every_kind_of_layer(name, shared_engine, make_once):
-    check_session(name, 2, "decoding or one_value", "2 passed", shared_engine, make_once)
+    only = "decoding or one_value"
+    check_session(name, 2, 3, only, "2 passed", shared_engine=shared_engine, make_once=make_once)
