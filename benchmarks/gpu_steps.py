@@ -23,6 +23,7 @@ from engines.onnxruntime.session import OnnxRuntimeSession
 from export.cuda_program import write_program
 from plugins.gpu.packing import TILE_INPUTS, TILE_OUTPUTS, pack_channels, pack_weight, tiles_of
 from plugins.gpu.variants import (
+    GATES,
     HEAD_TILE_TOKENS,
     MERGED,
     TILE_TOKENS,
@@ -107,10 +108,9 @@ def kernels(options: Options) -> dict[str, Any]:
     try:
         for tokens, outputs, inputs in sizes:
             figures[f"quantize {tokens}x{inputs}"] = _check_quantize(arrays, random, tokens, inputs)
-            for swiglu in (False, True):
-                ends = " swiglu" if swiglu else " residual"
-                name = f"linear {tokens}x{outputs}x{inputs}{ends}"
-                figures[name] = _check_linear(arrays, random, tokens, outputs, inputs, swiglu=swiglu)
+            for gate in GATES:
+                name = f"linear {tokens}x{outputs}x{inputs} {gate or 'residual'}"
+                figures[name] = _check_linear(arrays, random, tokens, outputs, inputs, gate=gate)
         vocabulary, hidden = (200, 130) if options.rehearse else (151936, 1024)
         figures[f"lm_head {vocabulary}"] = _check_head(arrays, random, 5, vocabulary, hidden)
         shapes = ((2, 1, 32, 290, 3),) if options.rehearse else ((32, 8, 128, 2000, 17), (9, 3, 64, 700, 8))
@@ -222,23 +222,23 @@ def _quantized(
 
 
 def _check_linear(
-    arrays: Arrays, random: np.random.Generator, tokens: int, outputs: int, inputs: int, *, swiglu: bool
+    arrays: Arrays, random: np.random.Generator, tokens: int, outputs: int, inputs: int, *, gate: str
 ) -> dict[str, Any]:
     x = random.standard_normal((tokens, inputs)).astype(np.float32)
     weight = quantize_weight(random.standard_normal((outputs, inputs)).astype(np.float32) * inputs**-0.5)
-    finished = outputs // 2 if swiglu else outputs
-    residual = None if swiglu else random.standard_normal((tokens, finished)).astype(np.float32)
-    expected = w8a8_linear(x, weight.values, weight.scale, residual=residual, gate=int(swiglu))
+    gated = bool(gate)
+    finished = outputs // 2 if gated else outputs
+    residual = None if gated else random.standard_normal((tokens, finished)).astype(np.float32)
+    expected = w8a8_linear(x, weight.values, weight.scale, residual=residual, gate=GATES.index(gate))
     q, a = (arrays.put(one) for one in _quantized(arrays, x))
     packed, scale = (
-        arrays.put(one)
-        for one in (pack_weight(weight.values, swiglu=swiglu), pack_channels(weight.scale, swiglu=swiglu))
+        arrays.put(one) for one in (pack_weight(weight.values, swiglu=gated), pack_channels(weight.scale, swiglu=gated))
     )
     at_residual = 0 if residual is None else arrays.put(residual)
-    input_tiles, output_tiles, parts = tiles_of(inputs, TILE_INPUTS), tiles_of(finished, TILE_OUTPUTS), 1 + swiglu
+    input_tiles, output_tiles, parts = tiles_of(inputs, TILE_INPUTS), tiles_of(finished, TILE_OUTPUTS), 1 + gated
     worst, same, first = 0.0, True, None
     for tile in TILE_TOKENS:
-        variant = W8A8Linear(tokens=tile, bias=False, residual=not swiglu, gate="silu" if swiglu else "")
+        variant = W8A8Linear(tokens=tile, bias=False, residual=not gated, gate=gate)
         token_tiles = tiles_of(tokens, tile)
         sums = arrays.put(np.zeros(token_tiles * output_tiles * parts * TILE_OUTPUTS * tile, np.int32))
         arrived = arrays.put(np.zeros(token_tiles * output_tiles, np.int32))
@@ -253,7 +253,7 @@ def _check_linear(
             same = same and np.array_equal(found, first)
             worst = max(worst, float(np.abs(found - expected).max()))
     # e^x of a GPU is within two units in the last place; everything else is exact.
-    return {"ok": same and worst <= (1e-5 if swiglu else 0.0), "same_bits": same, "largest_error": worst}
+    return {"ok": same and worst <= (1e-5 if gated else 0.0), "same_bits": same, "largest_error": worst}
 
 
 def _check_head(

@@ -1,6 +1,7 @@
 """A CUDA program of random weights for a decoder's shape, without a checkpoint or a graph: for latencies alone."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -8,17 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.contract import Contract
-from engines.cuda.program import Attention, Embed, Head, Linear, Program, Select, Step, Tensor
+from engines.cuda.program import AddNorm, Attention, Embed, Head, Linear, Program, Select, Step, Tensor
 from plugins.gpu.packing import TILE_INPUTS, TILE_OUTPUTS, tiles_of
 from quasar.checkpoints import DecoderSpec
+from quasar.checkpoints.spec import AttentionSpec
 
 _ALIGNMENT = 256
+_GATES = {"gated_silu": "silu", "gated_gelu_tanh": "gelu_tanh"}
 # Random bytes that are written again and again: their values change nothing about how long they take to read.
 _BLOCK = 1 << 24
 
 
 def write_random_program(spec: DecoderSpec, contract: Contract, weights: Path, cache_type: str = "float16") -> Program:
-    """The program of a decoder with q/k norms or without, as the exporter would write it; its tensors go to a file."""
+    """The program of a decoder, as the exporter would write it; its tensors go to a file."""
     with weights.open("wb") as file:
         writer = _Writer(file)
         steps = tuple(_steps(spec, contract, writer))
@@ -76,52 +79,50 @@ class _Writer:
 def _steps(spec: DecoderSpec, contract: Contract, writer: _Writer) -> Iterator[Step]:
     hidden, epsilon = spec.hidden_size, spec.rms_norm_eps
     table = writer.table("embed_tokens.weight", spec.vocab_size, hidden)
-    yield Embed(table=table, table_type="bfloat16", columns=hidden, scale=1.0, output="embedded")
+    yield Embed(table=table, table_type="bfloat16", columns=hidden, scale=spec.embedding_scale, output="embedded")
     x = "embedded"
     for number, layer in enumerate(spec.layers):
         attention, name = layer.attention, f"layers.{number}"
         heads, kv_heads, size = attention.num_heads, attention.num_kv_heads, attention.head_size
-        angles = np.arange(contract.capacity)[:, None] / 1e4 ** (np.arange(size // 2) / (size // 2))
+        cos, sin, rotary = _tables(spec, attention, contract, writer)
+        by_row = attention.qk_norm == "row"
         qkv = (heads + 2 * kv_heads) * size
         yield _linear(
             *(writer, f"{name}.qkv", x, hidden, qkv),
-            norm=writer.norm(f"{name}.norm", hidden),
+            norm=writer.norm(f"{name}.norm", hidden) if layer.input_norms else "",
             epsilon=epsilon,
             output=f"{name}.q",
         )
         yield Attention(
             layer=number,
             input=f"{name}.q",
-            cos=writer.floats("cos", np.cos(angles).astype(np.float32)),
-            sin=writer.floats("sin", np.sin(angles).astype(np.float32)),
-            q_norm=writer.norm(f"{name}.q_norm", size) if attention.qk_norm else "",
-            k_norm=writer.norm(f"{name}.k_norm", size) if attention.qk_norm else "",
-            row_norm=False,
+            cos=cos,
+            sin=sin,
+            q_norm=writer.norm(f"{name}.q_norm", attention.query_size if by_row else size) if attention.qk_norm else "",
+            k_norm=writer.norm(f"{name}.k_norm", attention.kv_size if by_row else size) if attention.qk_norm else "",
+            row_norm=by_row,
             heads=heads,
             kv_heads=kv_heads,
             head_size=size,
-            rotary=size,
-            scale=size**-0.5,
-            softcap=0.0,
-            window=0,
+            rotary=rotary,
+            scale=attention.scale,
+            softcap=attention.softcap,
+            window=attention.window or 0,
             epsilon=epsilon,
             output=f"{name}.context",
         )
-        yield _linear(
-            *(writer, f"{name}.o", f"{name}.context", heads * size, hidden), residual=x, output=f"{name}.attended"
-        )
+        after = _After(writer=writer, spec=spec, norm=layer.output_norms)
+        yield from after.added(f"{name}.o", f"{name}.context", heads * size, x, f"{name}.attended")
         intermediate = layer.mlp.intermediate_size
         yield _linear(
             *(writer, f"{name}.gate_up", f"{name}.attended", hidden, 2 * intermediate),
-            norm=writer.norm(f"{name}.post_norm", hidden),
+            norm=writer.norm(f"{name}.post_norm", hidden) if layer.input_norms else "",
             epsilon=epsilon,
-            gate="silu",
+            gate=_GATES[layer.mlp.kind],
             output=f"{name}.mlp",
         )
         x = f"{name}.output"
-        yield _linear(
-            *(writer, f"{name}.down", f"{name}.mlp", intermediate, hidden), residual=f"{name}.attended", output=x
-        )
+        yield from after.added(f"{name}.down", f"{name}.mlp", intermediate, f"{name}.attended", x)
     yield Select(input=x, columns=hidden, output="selected")
     weight, scale = writer.integers("lm_head", spec.vocab_size, hidden)
     yield Head(
@@ -131,10 +132,46 @@ def _steps(spec: DecoderSpec, contract: Contract, writer: _Writer) -> Iterator[S
         weight=weight,
         scale=scale,
         bias="",
-        softcap=0.0,
+        softcap=spec.logits_softcap,
         inputs=hidden,
         vocabulary=spec.vocab_size,
     )
+
+
+def _tables(spec: DecoderSpec, attention: AttentionSpec, contract: Contract, writer: _Writer) -> tuple[str, str, int]:
+    """Cosines and sines of a layer's rope, and how many values of a head are rotated: "" and 0 without one."""
+    rope = attention.rope
+    if rope is None:
+        return "", "", 0
+    number, rotary = spec.ropes.index(rope), rope.rotated(attention.head_size)
+    angles = np.arange(contract.capacity)[:, None] / rope.theta ** (np.arange(rotary // 2) / (rotary // 2))
+    cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    return writer.floats(f"cos.{number}", cos), writer.floats(f"sin.{number}", sin), rotary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _After:
+    """What follows the linears that end in the residual stream: a norm, or nothing."""
+
+    writer: _Writer
+    spec: DecoderSpec
+    norm: bool
+
+    def added(self, name: str, x: str, inputs: int, stream: str, output: str) -> Iterator[Step]:
+        """Such a linear, added to `stream`."""
+        hidden, product = self.spec.hidden_size, f"{name}.product"
+        if not self.norm:
+            yield _linear(self.writer, name, x, inputs, hidden, residual=stream, output=output)
+            return
+        yield _linear(self.writer, name, x, inputs, hidden, output=product)
+        yield AddNorm(
+            input=product,
+            norm=self.writer.norm(f"{name}.norm", hidden),
+            epsilon=self.spec.rms_norm_eps,
+            residual=stream,
+            columns=hidden,
+            output=output,
+        )
 
 
 def _linear(

@@ -27,6 +27,19 @@ def _decoder(architecture: str, shape: ModelShape, *, theta: float, context: int
     )
 
 
+def _gemma2_layer(window: int | None) -> LayerSpec:
+    attention = AttentionSpec(
+        num_heads=16,
+        num_kv_heads=8,
+        head_size=256,
+        rope=Rope(theta=1e4),
+        window=window,
+        softcap=50.0,
+    )
+    mlp = MlpSpec(intermediate_size=14336, kind="gated_gelu_tanh")
+    return LayerSpec(attention=attention, mlp=mlp, norms="around")
+
+
 _SMOLLM2 = PUBLIC_SHAPES["smollm2"]
 SHAPES = {
     "smollm2": _decoder("llama", _SMOLLM2, theta=1e5, context=8192, epsilon=1e-5),
@@ -35,6 +48,18 @@ SHAPES = {
     "qwen3-1.7b": _decoder("qwen3", PUBLIC_SHAPES["qwen3-1.7b"], theta=1e6, context=40960),
     "qwen3-8b": _decoder("qwen3", PUBLIC_SHAPES["qwen3-8b"], theta=1e6, context=40960),
     "llama-3-8b": _decoder("llama", PUBLIC_SHAPES["llama-3-8b"], theta=5e5, context=8192, epsilon=1e-5),
+    # Wide heads, windows, soft caps, norms around: what kernels of other families take.
+    "gemma2-9b": DecoderSpec(
+        architecture="gemma2",
+        layers=tuple(_gemma2_layer(window) for window in (4096, None) * 21),
+        hidden_size=3584,
+        vocab_size=256000,
+        context_length=8192,
+        rms_norm_eps=1e-6,
+        tied_head=True,
+        embedding_scale=3584**0.5,
+        logits_softcap=30.0,
+    ),
     # For rehearsals in an interpreter.
     "tiny-qwen3": _decoder(
         "qwen3",

@@ -30,7 +30,7 @@ def test_rehearsal(tmp_path):
         *("environment", "kernels", "smollm2", "qwen3-1.7b"),
         *("latency-qwen3-8b", "latency-llama-3-8b"),
     ]
-    assert len(steps["kernels"]["checks"]) == 11
+    assert len(steps["kernels"]["checks"]) == 14
     for name in ("smollm2", "qwen3-1.7b"):
         assert all(steps[name]["exactness"].values())
         assert steps[name]["fidelity"]["top1"] == 1

@@ -101,7 +101,11 @@ def read_program(path: Path) -> Program:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DamagedEngineError(f"{path} is no JSON ({error}): compile the engine again") from None
-    return Program.from_json(value, path.name)
+    try:
+        return Program.from_json(value, path.name)
+    except DamagedEngineError as error:
+        # Of an earlier version, most likely: steps get fields.
+        raise DamagedEngineError(f"{error}: compile the engine again") from None
 
 
 def check_program(path: Path, program: Program, contract: Contract) -> None:

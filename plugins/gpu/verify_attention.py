@@ -255,7 +255,7 @@ def cache_kernel(variant: AttendCache) -> Kernel:
         num_stages=1 if wide > 128 else 2,
         # As many as one program of a multiprocessor may have, less a little: left alone, the assembler aims at half of
         # them for 12.0, where shared memory has no room for a second program, and spills.
-        most_registers=232,
+        most_registers=None if wide > 128 else 232,
         aligned=(*_caches(variant), *_SCRATCH),
     )
 

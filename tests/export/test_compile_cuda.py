@@ -391,14 +391,20 @@ def test_files_that_are_no_program_are_damaged(compiled_engine, tmp_path):
         return str(caught.value)
 
     for changed, expected in (
-        ([], "program.json: there is no list of steps"),
-        ({**program, "tensors": []}, "program.json: there are no tensors"),
-        ({**program, "reach": "x"}, "program.json: the program.reach is 'x'; int was expected"),
+        ([], "program.json: there is no list of steps: compile the engine again"),
+        ({**program, "tensors": []}, "program.json: there are no tensors: compile the engine again"),
+        (
+            {**program, "reach": "x"},
+            "program.json: the program.reach is 'x'; int was expected: compile the engine again",
+        ),
         (
             {**program, "steps": [{"step": "dance"}]},
-            "program.json: a step that this version does not know: {'step': 'dance'}",
+            "program.json: a step that this version does not know: {'step': 'dance'}: compile the engine again",
         ),
-        ({**program, "steps": [{"step": "select"}]}, "program.json: step select lacks the field 'input'"),
+        (
+            {**program, "steps": [{"step": "select"}]},
+            "program.json: step select lacks the field 'input': compile the engine again",
+        ),
         (
             {**program, "reach": 16},
             f"{path} is of an engine with 3 layers, {sizes}; this one has 3, 32 and 8: compile the engine again",

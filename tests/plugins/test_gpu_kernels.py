@@ -68,10 +68,10 @@ def test_cuda_kernels_fit_every_gpu(target):
 def test_kernels_of_every_family_fit_every_gpu(target):
     """All kernels of two shapes that differ in everything, and attention of all groups, sizes and options."""
     shapes = [program_of(**shape).variants() for shape in (WIDE_HEADS, ROW_NORMS)]
-    options = product((1, 2, 4, 8, 16), (64, 128, 256), (False, True), (False, True), ("float16", "bfloat16"))
+    options = product((1, 2, 4, 8, 16), (64, 128, 256), (False, True), (False, True))
     attention = [
-        kind(group=group, head_size=size, reach=32, cache_type=cache_type, softcap=softcap, window=window)
-        for group, size, softcap, window, cache_type in options
+        kind(group=group, head_size=size, reach=32, cache_type="float16", softcap=softcap, window=window)
+        for group, size, softcap, window in options
         for kind in (AttendCache, AttendPath)
     ]
     check_resources(target, [*chain.from_iterable(shapes), *attention])

@@ -64,7 +64,7 @@ def check_session(name, layers, prompts, only, passed, *, shared_engine, make_on
         ("llama", 2, 8, "", "6 passed"),
         ("qwen2", 1, 3, "decoding", "1 passed"),
         ("qwen3", 1, 3, "decoding", "1 passed"),
-        ("gemma2", 1, 3, "decoding", "1 passed"),
+        ("gemma2", 1, 2, "decoding", "1 passed"),
     ],
 )
 def test_a_session_on_the_stand_in(name, layers, prompts, only, passed, shared_engine, make_once):
