@@ -12,7 +12,7 @@ from quasar.checkpoints.huggingface_config import HuggingFaceConfig
 from quasar.checkpoints.spec import DecoderSpec, LayerSpec, split_name
 
 # Canonical module → llama.cpp's, in a block or outside of blocks, for pre-norm decoders.
-GGUF_MODULES: Mapping[str, str] = {
+GGUF_MODULES: dict[str, str] = {
     "embed_tokens": "token_embd",
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
@@ -27,6 +27,11 @@ GGUF_MODULES: Mapping[str, str] = {
     "mlp.down_proj": "ffn_down",
     "norm": "output_norm",
     "lm_head": "output",
+}
+# The norms of decoders that have them after attention and MLP.
+GGUF_OUTPUT_NORMS: dict[str, str] = {
+    "attention_output_layernorm": "post_attention_norm",
+    "mlp_output_layernorm": "post_ffw_norm",
 }
 
 
