@@ -23,6 +23,8 @@ _NAME = "gemma3_text"
 # Layers of the 27B model; every so many layers, one sees everything.
 _LARGE, _PATTERN = 62, 6
 _DEFAULTS = {
+    "vocab_size": 262208,
+    "num_attention_heads": 8,
     "num_key_value_heads": 4,
     "head_dim": 256,
     "hidden_activation": "gelu_pytorch_tanh",
@@ -115,6 +117,8 @@ def _from_config(config: HuggingFaceConfig) -> DecoderSpec:
 GEMMA3 = Architecture(
     name=_NAME,
     model_class="Gemma3ForCausalLM",
+    # Its images are left out.
+    wrapper_classes=("Gemma3ForConditionalGeneration",),
     from_config=_from_config,
     weight_names=WEIGHT_NAMES,
     gguf=GgufFormat(
