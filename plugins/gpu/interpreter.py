@@ -2,7 +2,9 @@
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -47,10 +49,19 @@ def _argument(kind: str, value: float) -> Any:
 
 @cache
 def _prepare() -> None:
-    """Put our product in place of the interpreter's."""
+    """Do once what the interpreter does at every call, for half of its time, and leave out what has no effect."""
+    import triton.language as tl
     from triton.runtime import interpreter
 
+    # Each launch, and each call of Triton's own functions, puts interpreted operators in place of the language's; a
+    # launch takes them out again. In a process that interprets nothing needs the others: they stay.
+    interpreter._patch_lang(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))  # noqa: SLF001
+    interpreter._patch_lang = lambda _: SimpleNamespace(restore=lambda: None)  # noqa: SLF001
     interpreter.InterpreterBuilder.create_dot = _product
+    # Sums and products of integers are computed again in 64 bits for an assertion that only `debug` makes.
+    builder = interpreter.interpreter_builder
+    if not builder.options.debug:
+        builder.options = replace(builder.options, sanitize_overflow=False)
 
 
 def _product(_: Any, a: Any, b: Any, d: Any, *options: Any) -> Any:  # noqa: ARG001 - those of Triton's operator
