@@ -1,4 +1,6 @@
-"""What the CUDA back end's kernels take of a GPU, as a table in Markdown; they are compiled here, and no GPU is needed.
+"""What kernels take of a GPU, as a table in Markdown: the CUDA back end's, and the linear of TensorRT plans.
+
+They are compiled here, and no GPU is needed.
 
     python benchmarks/gpu_kernels.py                                     (Qwen3-8B's shape: about two minutes)
     python benchmarks/gpu_kernels.py --shape smollm2 --compute-capability 8.9
@@ -17,6 +19,7 @@ from random_program import write_random_program
 from shapes import SHAPES
 
 from export.compile_cuda import DEFAULT_CAPABILITIES
+from plugins.gpu import integer_linear
 from plugins.gpu.catalog import kernel_of
 from plugins.gpu.registers import resources_of
 
@@ -34,14 +37,15 @@ def main() -> int:
     spilled = 0
     print(f"| kernel | threads | {' | '.join(capabilities)} |")
     print("|---|---|" + "---|" * len(capabilities))
-    for variant in program.variants():
+    kernels = {variant.name: kernel_of(variant) for variant in program.variants()}
+    for name, kernel in {**kernels, "integer_linear": integer_linear.KERNEL}.items():
         cells, threads = [], 0
         for capability in capabilities:
-            compiled = kernel_of(variant).compile(capability)
+            compiled = kernel.compile(capability)
             resources = resources_of(compiled.image)
             threads, spilled = compiled.threads, spilled + (resources.spilled_bytes > 0)
             cells.append(f"{resources.registers}, {compiled.shared_bytes / 1024:.0f}")
-        print(f"| `{variant.name}` | {threads} | {' | '.join(cells)} |", flush=True)
+        print(f"| `{name}` | {threads} | {' | '.join(cells)} |", flush=True)
     print(f"\n{spilled} kernels spill registers.")
     return int(spilled > 0)
 

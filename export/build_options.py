@@ -43,7 +43,8 @@ class CompileOptions:
 
     No `compute_capabilities`: this machine's GPU, else 8.6, 8.9 and 12.0, for CUDA 8.0 and 9.0 as well. `compute_type`:
     of the KV cache, and with TensorRT of values around the matmuls. `fused_quantization`: amax and INT8 quantization as
-    one kernel of ours inside the plan (TensorRT only).
+    one kernel of ours inside the plan (TensorRT only). `fused_linears`: that, and the rest of each linear that is W8A8
+    per token as another.
     """
 
     directory: Path
@@ -52,6 +53,7 @@ class CompileOptions:
     compute_type: ComputeType = "float16"
     plugins: tuple[Path, ...] = ()
     fused_quantization: bool = False
+    fused_linears: bool = False
 
 
 class Reporter(Protocol):

@@ -207,6 +207,12 @@ def compile_backend(
             "--fused-quantization", help="Quantize activations in a kernel of ours inside the plan (tensorrt)."
         ),
     ] = False,
+    fused_linears: Annotated[
+        bool,
+        typer.Option(
+            "--fused-linears", help="That, and the rest of each linear that is W8A8 per token in another (tensorrt)."
+        ),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print what was compiled as JSON.")] = False,
 ) -> None:
     """Add a GPU back end to an engine directory, from its own graph: no checkpoint, no torch.
@@ -219,7 +225,7 @@ def compile_backend(
 
     names = _compiled_backends(backend, compute_capability)
     for name in names:
-        _compile(directory, name, compute_capability, compute_type, plugin, fused_quantization)
+        _compile(directory, name, compute_capability, compute_type, plugin, fused_quantization, fused_linears)
     opened = open_directory(directory)
     if json:
         emit_json({name: backend_json(opened, name) for name in names})
@@ -276,6 +282,7 @@ def _compile(
     compute_type: Literal["float16", "bfloat16"],
     plugins: list[Path] | None = None,
     fused_quantization: bool = False,
+    fused_linears: bool = False,
 ) -> None:
     from export.build_options import CompileOptions
     from export.compilers import ahead_of_time_backends, compiler_of
@@ -287,6 +294,7 @@ def _compile(
             *(part for capability in capabilities or () for part in (_CAPABILITY, capability)),
             *(part for path in plugins or () for part in ("--plugin", path)),
             *(("--fused-quantization",) if fused_quantization else ()),
+            *(("--fused-linears",) if fused_linears else ()),
         )
         return
     options = CompileOptions(
@@ -296,6 +304,7 @@ def _compile(
         compute_type=compute_type,
         plugins=tuple(plugins or ()),
         fused_quantization=fused_quantization,
+        fused_linears=fused_linears,
     )
     compiler.compile_engine(options, ConsoleReporter())
 

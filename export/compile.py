@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from calibration.precisions.base import TENSORRT
+from calibration.precisions.catalog import precision_of
+from calibration.precisions.token import PerToken
 from engines.contract import Contract
 from engines.directory import EngineDirectory, open_directory
 from engines.gpu.driver import find_gpu
+from engines.manifest import Manifest
 from engines.tensorrt.builder import compile_plan
 from engines.tensorrt.library import (
     LIBRARIES,
@@ -26,8 +29,9 @@ from engines.tensorrt.plans import FOLDER, KernelFile, Plan, TensorRtFiles, tens
 from export.build_options import CompileOptions, Reporter, Silent
 from export.compilers import check_precisions
 from export.layout import CANONICAL
-from export.passes import FuseTokenQuantization, LowerToTensorRt
+from export.passes import FuseTokenQuantization, IntegerLinears, LowerToTensorRt
 from export.publishing import locked, publish
+from export.weight_file import WeightFile
 from quasar.errors import BuildError
 from quasar.files import atomic_path
 
@@ -42,11 +46,17 @@ def compile_engine(options: CompileOptions, reporter: Reporter | None = None) ->
     """
     reporter = Silent() if reporter is None else reporter
     library = _library_of(options.backend)
-    if options.fused_quantization and compiles_ahead(library):
-        raise BuildError("TensorRT-RTX has no plugin layer: --fused-quantization needs --backend tensorrt")
+    for option, asked in (
+        ("--fused-linears", options.fused_linears),
+        ("--fused-quantization", options.fused_quantization),
+    ):
+        if asked and compiles_ahead(library):
+            raise BuildError(f"TensorRT-RTX has no plugin layer: {option} needs --backend tensorrt")
     targets = choose_targets(library, options.compute_capabilities)
     directory = open_directory(options.directory)
     check_precisions(directory.manifest, TENSORRT)
+    if options.fused_linears:
+        _check_per_token(directory.manifest)
     with locked(directory.path):
         _Compilation(directory, options, targets, reporter).run()
     return open_directory(options.directory)
@@ -92,6 +102,15 @@ def choose_targets(backend: LibraryName, asked: tuple[str, ...]) -> Targets:
     return Targets(library=library, capabilities=(gpu.found.compute_capability,), here=True)
 
 
+def _check_per_token(manifest: Manifest) -> None:
+    """Raise `BuildError` naming a quantized linear that is not W8A8 per token, or that there is none that is."""
+    for name, precision in manifest.linears.items():
+        if precision != PerToken.name and precision_of(precision).is_quantized:
+            raise BuildError(f"--fused-linears takes linears that are {PerToken.title}; {name} is {precision}")
+    if PerToken.name not in manifest.linears.values():
+        raise BuildError(f"--fused-linears takes linears that are {PerToken.title}, and this engine has none")
+
+
 class _Compilation:
     def __init__(
         self, directory: EngineDirectory, options: CompileOptions, targets: Targets, reporter: Reporter
@@ -104,7 +123,7 @@ class _Compilation:
     def run(self) -> None:
         manifest, library = self._directory.manifest, self._targets.library
         self._reporter.stage("lower", f"{library.name} {library.version}: {self._options.compute_type}, KV in place")
-        graph, rescaled = self._lower(manifest.contract)
+        graph, weights, rescaled = self._lower(manifest.contract)
         kernels = self._kernels(manifest.contract)
         compiled: list[Plan] = []
         described: dict[str, Any] = {}
@@ -114,6 +133,7 @@ class _Compilation:
             compiled.append(plan)
         files = TensorRtFiles(
             graph=graph,
+            weights=weights,
             compute_type=self._options.compute_type,
             rescaled_channels=rescaled,
             **described,
@@ -126,27 +146,37 @@ class _Compilation:
         )
         publish(self._directory, library.name, files)
 
-    def _lower(self, contract: Contract) -> tuple[str, int]:
+    def _lower(self, contract: Contract) -> tuple[str, str, int]:
+        """The graph, the file of weights that were packed for it or "", and how many channels were rescaled."""
         import onnx_ir as ir
 
         name = f"{FOLDER}/verifier-{self._options.compute_type}.onnx"
+        weights = ""
         model = ir.load(self._directory.file(CANONICAL))
+        if self._options.fused_linears:
+            # Names of their own: the other library's graph may lie beside it.
+            name = f"{FOLDER}/verifier-{self._options.compute_type}-fused.onnx"
+            weights = f"{name}.data"
+            root = self._directory.path
+            with atomic_path(root / weights) as temporary, WeightFile(temporary, root, named=root / weights) as file:
+                IntegerLinears(file)(model)
         lowering = LowerToTensorRt(contract, self._options.compute_type)
         lowering(model)
-        if self._options.fused_quantization:
+        if self._options.fused_quantization or self._options.fused_linears:
             FuseTokenQuantization()(model)
-            self._register_plugin()
+            self._register_plugins()
         # Its large tensors stay where they are: the graph names them relative to the engine directory.
         with atomic_path(self._directory.path / name) as temporary:
             ir.save(model, temporary)
-        return name, lowering.rescaled_channels
+        return name, weights, lowering.rescaled_channels
 
-    def _register_plugin(self) -> None:
+    def _register_plugins(self) -> None:
         try:  # Triton is optional
             from plugins.gpu.tensorrt_plugin import register
         except ImportError:
             raise BuildError(
-                "--fused-quantization compiles a Triton kernel: run pip install 'quasar-verifier[trees]'"
+                "--fused-quantization and --fused-linears compile Triton kernels: run "
+                "pip install 'quasar-verifier[trees]'"
             ) from None
         register(self._targets.library.module, self._targets.capabilities[0])
 

@@ -41,8 +41,10 @@ def compile_engine(options: CompileOptions, reporter: Reporter | None = None) ->
     Raises `BuildError` for linears, graphs or capabilities that have no CUDA form, or if another run is at it.
     """
     reporter = Silent() if reporter is None else reporter
-    if options.plugins or options.fused_quantization:
-        raise BuildError("--plugin and --fused-quantization are TensorRT's: cuda has kernels of its own")
+    if options.plugins or options.fused_quantization or options.fused_linears:
+        raise BuildError(
+            "--plugin, --fused-quantization and --fused-linears are TensorRT's: cuda has kernels of its own"
+        )
     if options.compute_type not in CACHE_TYPES:
         raise BuildError(f"cuda keeps its KV cache in {' or '.join(CACHE_TYPES)}; {options.compute_type} came")
     capabilities = choose_capabilities(options.compute_capabilities)

@@ -18,8 +18,10 @@ class WeightFile:
     Graphs find the file by its path from `root`, the engine directory: by default the folder that it lies in.
     """
 
-    def __init__(self, path: Path, root: Path | None = None) -> None:
+    def __init__(self, path: Path, root: Path | None = None, *, named: Path | None = None) -> None:
+        """`named`: where the file is moved once it is whole, and where graphs find it."""
         self._path = path
+        self._named = path if named is None else named
         self._root = path.parent if root is None else root
         self._file: BinaryIO
 
@@ -39,7 +41,7 @@ class WeightFile:
         contiguous = np.ascontiguousarray(array)
         self._file.write(contiguous.view(np.uint8).reshape(-1).data)
         return ir.ExternalTensor(
-            self._path.relative_to(self._root).as_posix(),
+            self._named.relative_to(self._root).as_posix(),
             offset,
             contiguous.nbytes,
             ir.DataType.from_numpy(contiguous.dtype),

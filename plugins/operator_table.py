@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from plugins.integer_linear import integer_linear
 from plugins.kv_compact import kv_compact
 from plugins.quantize_per_token import quantize_per_token
 from plugins.sample_token import sample_token
@@ -51,6 +52,20 @@ OPERATORS = {
             outputs={"q": "int8 [T, K]", "a": "float32 [T]"},
             reference=quantize_per_token,
             implementations={"cpu": "plugins.quantize_per_token", "cuda": "plugins.gpu.quantize_per_token"},
+        ),
+        Operator(
+            name="integer_linear",
+            summary="A W8A8 linear of tokens that are quantized already: y = (q Wᵀ) · scale / 127 · a + bias.",
+            inputs={
+                "q": "int8 [..., K], K a multiple of 16",
+                "a": "float32 [..., 1]",
+                "weight": "int8 [tiles of N, tiles of K, 64, 128] (plugins.gpu.packing)",
+                "scale": "float32 [N]",
+                "bias": "float32 [N]",
+            },
+            outputs={"y": "float32 [..., N]"},
+            reference=integer_linear,
+            implementations={"cpu": "plugins.integer_linear", "cuda": "plugins.gpu.integer_linear"},
         ),
         Operator(
             name="W8A8Linear",

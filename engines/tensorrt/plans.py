@@ -46,6 +46,7 @@ class TensorRtFiles:
     `layers` counts the parsed network's layers by TensorRT's type names; `quantized_matmuls` of the `matmuls` have both
     operands from DEQUANTIZE. `kernels` are kv_compact's, one per compute capability, where the contract has trees.
     `rescaled_channels` counts output channels whose float16 scale was moved (`export.passes.LowerToTensorRt`).
+    `weights`: those that were packed for the graph; "": it reads the canonical ones.
     """
 
     graph: str
@@ -58,20 +59,26 @@ class TensorRtFiles:
     profiles: dict[str, dict[str, list[list[int]]]]
     kernels: tuple[KernelFile, ...]
     plans: tuple[Plan, ...]
+    weights: str = ""
 
     @property
     def names(self) -> list[str]:
         """Every file."""
         kernels, plans = [kernel.file for kernel in self.kernels], [plan.file for plan in self.plans]
-        return [self.graph, *kernels, *plans]
+        weights = [self.weights] if self.weights else []
+        return [self.graph, *weights, *kernels, *plans]
 
     def check(self, contract: Contract) -> None:
         """The plans are compared with the contract when they are loaded (`engines.tensorrt.bindings`)."""
 
     def to_json(self) -> dict[str, Any]:
         """The manifest's `backends.tensorrt` or `backends.tensorrt-rtx`."""
+        value = asdict(self)
+        if not self.weights:
+            # Earlier versions do not know the field.
+            del value["weights"]
         return {
-            **asdict(self),
+            **value,
             "kernels": [asdict(kernel) for kernel in self.kernels],
             "plans": [asdict(plan) for plan in self.plans],
         }
@@ -89,6 +96,7 @@ class TensorRtFiles:
             "matmuls": int,
             "quantized_matmuls": int,
             "profiles": dict,
+            **({"weights": str} if isinstance(value, Mapping) and "weights" in value else {}),
         }
         if not isinstance(value, Mapping) or not all(isinstance(value.get(name), list) for name in lists):
             raise DamagedEngineError(f"manifest.json: {what} lacks a list of bindings, kernels or plans")

@@ -1,6 +1,7 @@
 """Graph changes: each is a pass with a precondition, a postcondition and a truthful `modified`."""
 
 from export.passes.fuse_token_quantization import FuseTokenQuantization
+from export.passes.integer_linears import IntegerLinears
 from export.passes.keep_layers import KeepLayers
 from export.passes.linears_to_native import LinearsToNative
 from export.passes.linears_to_onnxruntime import LinearsToOnnxRuntime
@@ -12,6 +13,7 @@ from export.passes.unsigned_activations import UnsignedActivations
 
 __all__ = [
     "FuseTokenQuantization",
+    "IntegerLinears",
     "KeepLayers",
     "LinearsToNative",
     "LinearsToOnnxRuntime",

@@ -9,6 +9,8 @@ DOMAIN = "quasar.cuda"
 # A tile: so many outputs, each with so many inputs in a row. 64 is the long side of Hopper's integer product, 128 bytes
 # are a line of the cache.
 TILE_OUTPUTS, TILE_INPUTS = 64, 128
+# Inputs of rows of int8 without padding must be a multiple of this: 16 bytes are loaded at once.
+INPUT_MULTIPLE = 16
 
 
 def tiles_of(extent: int, tile: int) -> int:
@@ -24,6 +26,12 @@ def pack_weight(values: Int8, *, swiglu: bool = False) -> Int8:
     halves = np.split(values, 2) if swiglu else [values]
     tiles = np.stack([_tiles(half) for half in halves], axis=1)
     return tiles.reshape(-1, *tiles.shape[2:])
+
+
+def unpack_weight(tiles: Int8, outputs: int, inputs: int) -> Int8:
+    """Int8 [outputs, inputs] of what `pack_weight` made of it, without `swiglu`."""
+    rows, columns, _, _ = tiles.shape
+    return tiles.swapaxes(1, 2).reshape(rows * TILE_OUTPUTS, columns * TILE_INPUTS)[:outputs, :inputs]
 
 
 def pack_channels(values: NDArray[np.float32], *, swiglu: bool = False) -> NDArray[np.float32]:

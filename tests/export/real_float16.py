@@ -12,6 +12,7 @@ from onnx.external_data_helper import load_external_data_for_model
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
+from plugins.integer_linear import integer_linear as linear_reference
 from plugins.quantize_per_token import quantize_per_token as reference
 
 
@@ -47,10 +48,19 @@ class quantize_per_token(OpRun):  # noqa: N801 - the operator's name
         return q, a[..., None]
 
 
+class integer_linear(OpRun):  # noqa: N801 - the operator's name
+    """The plugin's reference."""
+
+    op_domain = "quasar"
+
+    def _run(self, q, a, weight, scale, bias, **attributes):
+        return (linear_reference(q, a, weight, scale, bias),)
+
+
 def run_every_operator(graph: Path, data_folder: Path, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Value → array of every node's output."""
     model = onnx.load(graph, load_external_data=False)
     load_external_data_for_model(model, str(data_folder))
-    evaluator = ReferenceEvaluator(model, new_ops=[MatMul, Attention, quantize_per_token])
+    evaluator = ReferenceEvaluator(model, new_ops=[MatMul, Attention, quantize_per_token, integer_linear])
     values = evaluator.run(None, feeds, intermediate=True)
     return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}

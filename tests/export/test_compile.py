@@ -7,12 +7,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
+from onnx import numpy_helper
+from onnx.external_data_helper import load_external_data_for_model
 
 import runtime
 from engines.directory import open_directory
-from engines.tensorrt.builder import compile_plan
+from engines.tensorrt.builder import CompiledPlan, compile_plan
 from engines.tensorrt.library import check_capabilities, open_library
 from engines.tensorrt.plans import tensorrt_files
 from export.build_options import CompileOptions
@@ -201,6 +204,49 @@ def test_plugins_need_full_tensorrt(engine, tmp_path):
         compiled(engine, plugins=(tmp_path / "libmine.so",))
     with pytest.raises(BuildError, match="no plugin layer: --fused-quantization needs --backend tensorrt"):
         compiled(engine, fused_quantization=True)
+    with pytest.raises(BuildError, match="no plugin layer: --fused-linears needs --backend tensorrt"):
+        compiled(engine, fused_linears=True)
+
+
+def test_fused_linears_have_a_graph_and_weights_of_their_own(engine, monkeypatch):
+    """What full TensorRT would be given, and what lies in the directory then."""
+    monkeypatch.setattr("export.compile.compiles_ahead", lambda library: False)
+    registered, seen = [], []
+    monkeypatch.setattr("plugins.gpu.tensorrt_plugin.register", lambda module, target: registered.append(target))
+
+    def compile_plan(library, graph, folder, contract, **options):
+        model = onnx.load(graph, load_external_data=False)
+        load_external_data_for_model(model, str(folder))
+        seen.append({node.op_type for node in model.graph.node})
+        tiles = [tensor for tensor in model.graph.initializer if tensor.name.endswith(".tiles")]
+        assert len(tiles) == 13
+        assert all(numpy_helper.to_array(tensor).shape[2:] == (64, 128) for tensor in tiles)
+        network = {"layers": {}, "matmuls": 0, "quantized_matmuls": 0}
+        return CompiledPlan(data=b"plan", network=network, bindings=[])
+
+    monkeypatch.setattr("export.compile.compile_plan", compile_plan)
+    files = tensorrt_files(compiled(engine, fused_linears=True).manifest)["tensorrt-rtx"]
+    assert registered == ["8.9"]
+    assert {"integer_linear", "quantize_per_token"} <= seen[0]
+    assert not {"MatMul", "QuantizeLinear", "DequantizeLinear"} & seen[0]
+    assert files.graph == "tensorrt/verifier-float16-fused.onnx"
+    assert files.weights == f"{files.graph}.data"
+    assert tensorrt_files(open_directory(engine).manifest)["tensorrt-rtx"] == files
+    left = {path.relative_to(engine).as_posix() for path in (engine / "tensorrt").iterdir()}
+    assert left == set(files.names)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"precision": "w8a8-static"}, r"linears that are W8A8 per token; layers\.0\.\S+ is w8a8-static$"),
+        ({"precision": "fp32"}, "linears that are W8A8 per token, and this engine has none$"),
+    ],
+)
+def test_fused_linears_are_per_token(options, expected, tiny_model, build_engine, monkeypatch):
+    monkeypatch.setattr("export.compile.compiles_ahead", lambda library: False)
+    with pytest.raises(BuildError, match=f"^--fused-linears takes {expected}"):
+        compiled(build_engine(tiny_model, **options), fused_linears=True)
 
 
 def test_trees_need_triton_where_they_are_compiled(tiny_model, build_engine, monkeypatch):

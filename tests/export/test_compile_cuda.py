@@ -266,9 +266,9 @@ def test_what_cuda_has_not_is_refused_in_a_sentence(engine, tmp_path):
     )
     for wrong in ("8", "8.x", "sm89"):
         assert one_line(compiled, engine, wrong) == (f"compute capability {wrong!r} came; one like 8.9 was expected")
-    for options in ({"plugins": (tmp_path / "libmine.so",)}, {"fused_quantization": True}):
+    for options in ({"plugins": (tmp_path / "libmine.so",)}, {"fused_quantization": True}, {"fused_linears": True}):
         assert one_line(compiled, engine, **options) == (
-            "--plugin and --fused-quantization are TensorRT's: cuda has kernels of its own"
+            "--plugin, --fused-quantization and --fused-linears are TensorRT's: cuda has kernels of its own"
         )
     assert not (engine / "cuda").exists()
 

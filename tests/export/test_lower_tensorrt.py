@@ -10,8 +10,10 @@ from engines.manifest import read_manifest
 from engines.tensorrt.builder import compile_plan
 from engines.tensorrt.library import open_library
 from export.builder import check_model
-from export.passes import FuseTokenQuantization, LowerToTensorRt
+from export.passes import FuseTokenQuantization, IntegerLinears, LowerToTensorRt
+from export.weight_file import WeightFile
 from quasar.checkpoints import open_checkpoint
+from quasar.errors import BuildError
 from tests.export.real_float16 import run_every_operator
 from tests.graphs import exact_session, export_graphs
 from tests.tiny import save_tiny_model
@@ -151,6 +153,72 @@ def test_fused_quantization_leaves_one_operator_per_linear(graphs):
     plain_logits = run_every_operator(folder / "float16.onnx", folder, values)[names.LOGITS]
     np.testing.assert_array_equal(fused_logits, plain_logits)
     assert not FuseTokenQuantization()(model).modified
+
+
+def with_integer_linears(folder):
+    model = ir.load(folder / "canonical.onnx")
+    with WeightFile(folder / "packed.data", folder) as weights:
+        assert IntegerLinears(weights)(model).modified
+        assert not IntegerLinears(weights)(model).modified
+    return model
+
+
+def test_fused_linears_are_two_operators_each(graphs):
+    folder, contract = graphs
+    linears = len(nodes(ir.load(folder / "canonical.onnx"), "MatMul"))
+    model = with_integer_linears(folder)
+    lowering = LowerToTensorRt(contract, "float16")
+    lowering(model)
+    FuseTokenQuantization()(model)
+    # Nothing is stored in float16 that could be too small or too large for it.
+    assert lowering.rescaled_channels == 0
+    fused = nodes(model, "integer_linear")
+    assert len(fused) == len(nodes(model, "quantize_per_token")) == linears == 3 * 4 + 1
+    assert fused[0].attributes["plugin_namespace"].as_string() == "quasar"
+    for kind in ("MatMul", "DequantizeLinear", "QuantizeLinear"):
+        assert not nodes(model, kind)
+    for node in fused:
+        tokens = node.inputs[0].producer()
+        assert tokens.op_type == "quantize_per_token"
+        assert node.inputs[1] is tokens.outputs[1]
+        # TensorRT sees the outputs in the scale's shape.
+        assert node.inputs[3].shape == node.inputs[4].shape
+    # A bias is added once: in the operator.
+    biases = {value.name for node in fused if not (value := node.inputs[4]).name.endswith(".no_bias")}
+    assert bool(biases) == (folder.name.startswith("qwen2"))
+    readers = [node.op_type for name in biases for node, _ in model.graph.initializers[name].uses()]
+    assert set(readers) <= {"integer_linear"}
+    assert next(value for value in model.graph.outputs if value.name == names.LOGITS).dtype == FLOAT
+
+
+def test_fused_linears_compute_what_the_canonical_graph_does(graphs):
+    """Attention and cache in float32: what differs from the canonical graph is that integers are summed exactly."""
+    folder, contract = graphs
+    model = with_integer_linears(folder)
+    LowerToTensorRt(contract, "float32")(model)
+    FuseTokenQuantization()(model)
+    ir.save(model, folder / "integer.onnx")
+    tokens = np.random.default_rng(4).integers(0, 320, 11)
+    values = run_every_operator(folder / "integer.onnx", folder, feeds(contract, tokens, np.float32, 64))
+    session = exact_session(folder / "canonical.onnx")
+    expected = session.run([names.LOGITS], feeds(contract, tokens, np.float32, contract.capacity))[0]
+    # A float32 sum that crosses a rounding edge of INT8 moves a value by a 127th of its token's amax.
+    assert np.abs(values[names.LOGITS] - expected).mean() < 0.01 * expected.std()
+
+
+def test_other_linears_stay_and_odd_ones_are_named(tiny_model, tmp_path):
+    export_graphs(open_checkpoint(str(tiny_model)), tmp_path, precision="fp32")
+    model = ir.load(tmp_path / "canonical.onnx")
+    with WeightFile(tmp_path / "packed.data") as weights:
+        assert not IntegerLinears(weights)(model).modified
+    export_graphs(open_checkpoint(str(tiny_model)), tmp_path, precision="w8a8")
+    model = ir.load(tmp_path / "canonical.onnx")
+    weight = model.graph.initializers["layers.0.self_attn.o_proj.weight"]
+    odd = weight.const_value.numpy()[:-4]
+    weight.const_value, weight.shape = ir.tensor(odd, name=weight.name), ir.Shape(odd.shape)
+    expected = rf"^layers\.0\.self_attn\.o_proj has {len(odd)} inputs; integer_linear takes a multiple of 16$"
+    with WeightFile(tmp_path / "packed.data") as weights, pytest.raises(BuildError, match=expected):
+        IntegerLinears(weights)(model)
 
 
 def test_conditions(graphs):

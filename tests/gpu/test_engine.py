@@ -1,5 +1,6 @@
 """A plan on a GPU: built, right, exact, fast, and gone when it is closed. Times are recorded, not asserted."""
 
+import shutil
 import time
 from statistics import median
 
@@ -13,6 +14,8 @@ from engines.gpu.driver import CudaDevice
 from engines.tensorrt.inspector import integer_kernels, plan_layers
 from engines.tree import ancestor_mask
 from evaluation.exactness import verify
+from export.build_options import CompileOptions
+from export.compile import compile_engine
 from export.inspect_backend import backend_json
 from plugins.gpu.kv_compact import KERNEL
 from plugins.kv_compact import kv_compact, launch_arguments
@@ -33,7 +36,8 @@ def test_the_plan_holds_what_the_graph_says(directory, library, record):
     record(f"{library.name}: plan of {plan['bytes'] / 1e6:.0f} MB for compute capability {plan['compute_capability']}")
 
 
-def test_logits_are_those_of_onnx_runtime(engine, reference, prompts, library, record):
+def agreement(engine, reference, prompts):
+    """Mean KL in nats, tokens whose likeliest next token is the same, and tokens."""
     divergences, same, total = [], 0, 0
     for prompt in prompts[:8]:
         ids = engine.encode(prompt.messages)[:64]
@@ -46,12 +50,31 @@ def test_logits_are_those_of_onnx_runtime(engine, reference, prompts, library, r
         divergences += (np.exp(p) * (p - q)).sum(axis=-1).tolist()
         same += int((p.argmax(-1) == q.argmax(-1)).sum())
         total += len(ids)
-    record(
-        f"{library.name}: KL against ONNX Runtime {np.mean(divergences):.4f} nats, {same} of {total} tokens the same"
-    )
+    return np.mean(divergences), same, total
+
+
+def test_logits_are_those_of_onnx_runtime(engine, reference, prompts, library, record):
+    divergence, same, total = agreement(engine, reference, prompts)
+    record(f"{library.name}: KL against ONNX Runtime {divergence:.4f} nats, {same} of {total} tokens the same")
     # Two INT8 verifiers whose roundings fall differently; against the float model both have 0.03 nats.
-    assert np.mean(divergences) < 0.05
+    assert divergence < 0.05
     assert same > 0.85 * total
+
+
+def test_linears_of_ours_inside_a_plan(built, reference, prompts, library, record, tmp_path):
+    if library.name != "tensorrt":
+        pytest.skip("TensorRT-RTX has no plugins")
+    directory = shutil.copytree(built, tmp_path / "engine")
+    compile_engine(CompileOptions(directory=directory, backend=library.name, fused_linears=True))
+    with runtime.load(directory, backend=library.name) as engine:
+        divergence, same, total = agreement(engine, reference, prompts)
+        parity = verify(engine, prompts[:8], {"max_new_tokens": 32})
+    record(
+        f"{library.name} --fused-linears: KL against ONNX Runtime {divergence:.4f} nats, {same} of {total} tokens the "
+        f"same, verify {parity.identical} of {parity.prompts} prompts identical"
+    )
+    assert divergence < 0.05
+    assert parity.identical == parity.prompts
 
 
 def test_top_tokens_are_the_likeliest(engine, prompts):

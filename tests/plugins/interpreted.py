@@ -6,9 +6,12 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from plugins.gpu import integer_linear as linear_kernel
 from plugins.gpu import kv_compact as kv_compact_kernel
 from plugins.gpu import quantize_per_token as quantize_kernel
 from plugins.gpu.interpreter import interpret
+from plugins.gpu.packing import TILE_OUTPUTS, pack_weight, tiles_of
+from plugins.integer_linear import integer_linear
 from plugins.kv_compact import kv_compact, launch_arguments
 from plugins.quantize_per_token import quantize_per_token
 
@@ -71,3 +74,31 @@ def test_quantize_per_token(x_type, rows, columns, padding, exponent, seed):
     expected_q, expected_a = quantize_per_token(padded[:, :columns].float().numpy())
     np.testing.assert_array_equal(q.numpy(), expected_q)
     np.testing.assert_array_equal(a.numpy(), expected_a)
+
+
+@settings(deadline=None, max_examples=25, database=None, derandomize=True)
+@given(
+    tokens=st.integers(1, 70),
+    outputs=st.sampled_from([2, 64, 66, 130]),
+    inputs=st.sampled_from([16, 128, 144, 304]),
+    seed=st.integers(0, 2**31),
+)
+@example(tokens=33, outputs=66, inputs=304, seed=0)
+def test_integer_linear(tokens, outputs, inputs, seed):
+    random = np.random.default_rng(seed)
+    q = random.integers(-128, 128, (tokens, inputs)).astype(np.int8)
+    values = random.integers(-127, 128, (outputs, inputs)).astype(np.int8)
+    values[0], q[-1] = 127, 127
+    a, scale, bias = (random.uniform(-1, 1, extent).astype(np.float32) for extent in (tokens, outputs, outputs))
+    packed = np.ascontiguousarray(pack_weight(values))
+    # What lies after the last row must not count, and no output may be left or written past the end.
+    rows = np.concatenate([q.reshape(-1), np.full(128, 99, np.int8)])
+    y = torch.full((tokens * outputs + 64,), np.nan)
+    interpret(
+        linear_kernel.KERNEL,
+        (tiles_of(tokens, linear_kernel.TOKENS), tiles_of(outputs, TILE_OUTPUTS)),
+        [*map(torch.from_numpy, (rows, a, packed, scale, bias)), tokens, inputs, outputs, y],
+    )
+    assert torch.isnan(y[tokens * outputs :]).all()
+    expected = integer_linear(q, a[:, None], packed, scale, bias)
+    np.testing.assert_array_equal(y[: tokens * outputs].reshape(tokens, outputs), expected)

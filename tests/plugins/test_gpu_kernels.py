@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from plugins.gpu import kv_compact, quantize_per_token
+from plugins.gpu import integer_linear, kv_compact, quantize_per_token
 from plugins.gpu.catalog import kernel_of
 from plugins.gpu.registers import resources_of
 from plugins.gpu.tensorrt_plugin import own_parameters_only
@@ -37,9 +37,11 @@ OTHERS = (
 SHARED_BYTES = {"8.0": 163 << 10, "8.6": 99 << 10, "8.9": 99 << 10, "9.0": 227 << 10, "12.0": 99 << 10}
 # Registers that one thread may have.
 REGISTERS = 255
+# Integer products of tensor cores, in PTX: those of compute capability 9.0 have a name of their own.
+INTEGER_PRODUCT = {True: r"wgmma\.mma_async\.\S+\.s32\.s8\.s8", False: r"mma\.sync\.\S+\.s32\.s8\.s8\.s32"}
 
 
-@pytest.mark.parametrize(("file", "tests"), [("interpreted.py", 2), ("interpreted_cuda.py", 55)])
+@pytest.mark.parametrize(("file", "tests"), [("interpreted.py", 3), ("interpreted_cuda.py", 55)])
 def test_kernels_equal_their_references_in_the_interpreter(file, tests):
     done = subprocess.run(
         [
@@ -88,10 +90,7 @@ def check_resources(target, variants):
         assert compiled.shared_bytes <= SHARED_BYTES[target], variant
         if isinstance(variant, W8A8Linear | LmHead):
             linears += 1
-            instruction = (
-                r"wgmma\.mma_async\.\S+\.s32\.s8\.s8" if target == "9.0" else r"mma\.sync\.\S+\.s32\.s8\.s8\.s32"
-            )
-            assert re.search(instruction, compiled.ptx), variant
+            assert re.search(INTEGER_PRODUCT[target == "9.0"], compiled.ptx), variant
             # 16 bytes a thread, past the first level of the cache, while earlier ones are multiplied.
             assert re.search(r"cp\.async\.cg\.shared\.global.*, 0x10\b", compiled.ptx), variant
             assert "cp.async.ca" not in compiled.ptx, variant
@@ -136,19 +135,36 @@ def targets_of(image):
     return {flags & 0xFF, (flags >> 8) & 0xFF}
 
 
-def test_tensorrt_gets_the_kernel_without_triton_scratch_pointers(tmp_path):
-    """And the PTX is still a program: assembled by the assembler that Triton brings."""
-    import triton
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_plugins_linear_fits_every_gpu_and_a_plain_launch(target):
+    compiled = integer_linear.KERNEL.compile(target)
+    resources = resources_of(compiled.image)
+    assert resources.spilled_bytes == 0
+    assert 0 < resources.registers <= REGISTERS
+    # More would have to be asked for, which a plugin cannot.
+    assert compiled.shared_bytes <= 48 << 10
+    assert re.search(INTEGER_PRODUCT[target == "9.0"], compiled.ptx)
+    # Rows without padding, and still 16 bytes at once.
+    assert re.search(r"cp\.async\.cg\.shared\.global.*, 0x10\b", compiled.ptx)
+    assert "cp.async.ca" not in compiled.ptx
 
-    kernel = quantize_per_token.KERNELS["float32"]
-    compiled = kernel.compile("8.9")
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("kernel", [quantize_per_token.KERNELS["float32"], integer_linear.KERNEL], ids=lambda one: "")
+def test_tensorrt_gets_kernels_without_triton_scratch_pointers(kernel, target, tmp_path):
+    """And the PTX is still a program: assembled by the assembler that Triton brings."""
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    compiled = kernel.compile(target)
     stripped = own_parameters_only(compiled.ptx, kernel)
-    assert compiled.ptx.count(".param .") == 7
-    assert stripped.count(".param .") == 5
+    parameters = len(kernel.signature)
+    assert compiled.ptx.count(".param .") == parameters + 2
+    assert stripped.count(".param .") == parameters
     source = tmp_path / "kernel.ptx"
     source.write_text(stripped)
-    ptxas = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
-    subprocess.run([ptxas, "-arch=sm_89", source, "-o", tmp_path / "kernel.cubin"], check=True)
-    used = stripped.replace("ret;", "ld.param.b64 %rd1, [quantize_per_token_param_5];\nret;")
+    architecture = re.search(r"\.target (\w+)", stripped)[1]
+    ptxas = get_ptxas(int(target.replace(".", ""))).path
+    subprocess.run([ptxas, f"-arch={architecture}", source, "-o", tmp_path / "kernel.cubin"], check=True)
+    used = stripped.replace("ret;", f"ld.param.b64 %rd1, [{compiled.entry}_param_{parameters}];\nret;")
     with pytest.raises(ValueError, match="uses its scratch pointer"):
         own_parameters_only(used + compiled.ptx, kernel)

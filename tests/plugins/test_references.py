@@ -12,6 +12,8 @@ from onnx.reference import ReferenceEvaluator
 
 from engines.tree import ancestor_mask, depths
 from plugins import OPERATORS, operator
+from plugins.gpu.packing import pack_weight
+from plugins.integer_linear import integer_linear
 from plugins.kv_compact import kv_compact, launch_arguments
 from plugins.quantize_per_token import quantize_per_token
 from plugins.verify_attention import verify_attention
@@ -22,7 +24,7 @@ from quasar.numerics import AMAX_FLOOR, quantize_tokens
 
 def test_the_registry_names_what_there_is():
     native = ["W8A8Linear", "W8A8BlockLinear", "VerifyAttention"]
-    assert list(OPERATORS) == ["kv_compact", "quantize_per_token", *native, "sample_token"]
+    assert list(OPERATORS) == ["kv_compact", "quantize_per_token", "integer_linear", *native, "sample_token"]
     for name, one in OPERATORS.items():
         assert operator(name) is one
         module = importlib.import_module(one.implementations["cpu"])
@@ -157,6 +159,16 @@ def test_w8a8_linear_is_the_canonical_linear():
     feed = {"q": q, "step": np.float32(1 / 127).reshape(()), "w": values.T.copy(), "scale": scale, "a": amax[:, None]}
     # The standard form sums dequantized products in float32; the reference sums integers.
     np.testing.assert_allclose(w8a8_linear(x, values, scale), evaluate(nodes, feed, "y"), rtol=1e-4, atol=1e-4)
+
+
+def test_a_linear_is_its_quantization_and_an_integer_linear():
+    random = np.random.default_rng(3)
+    x = random.standard_normal((5, 200)).astype(np.float32)
+    values = random.integers(-127, 128, (70, 200)).astype(np.int8)
+    scale, bias = random.uniform(1e-4, 1e-2, 70).astype(np.float32), random.standard_normal(70).astype(np.float32)
+    q, a = quantize_per_token(x)
+    y = integer_linear(q, a[:, None], pack_weight(values), scale, bias)
+    np.testing.assert_array_equal(y, w8a8_linear(x, values, scale, bias=bias))
 
 
 def test_a_block_linear_with_one_block_is_a_linear():

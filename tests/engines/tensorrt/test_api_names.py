@@ -121,12 +121,72 @@ tensorrt.plugin = tensorrt_bindings.plugin
 tensorrt.__name__ = "tensorrt"
 # The registry behind get_plugin_registry is one of the functions that do nothing.
 tensorrt_bindings.plugin._lib._register_plugin_creator = lambda *arguments: None
-from plugins.gpu.tensorrt_plugin import PLUGIN_ID, register
+from plugins.gpu.tensorrt_plugin import LINEAR, QUANTIZE, register
 register(tensorrt, "8.9")
 register(tensorrt, "8.9")
-plugin = tensorrt_bindings.plugin._lib.QDP_REGISTRY[PLUGIN_ID]
-print(plugin.plugin_id, plugin.input_tensor_names, plugin.num_outputs, plugin.aot_impl_func is not None)
+registry = tensorrt_bindings.plugin._lib.QDP_REGISTRY
+for name in (QUANTIZE, LINEAR):
+    plugin = registry[name]
+    print(plugin.plugin_id, plugin.input_tensor_names, plugin.num_outputs, plugin.aot_impl_func is not None)
 """
+
+
+# TensorRT's own expressions over numbers: what it does with the library's builder when it compiles a plan.
+LAUNCH = (
+    REGISTER
+    + """
+import operator
+from tensorrt_bindings.plugin import ShapeExprs, TensorDesc
+from tensorrt_bindings.plugin._tensor import SymIntExpr
+kinds = tensorrt.DimensionOperation
+functions = {kinds.PROD: operator.mul, kinds.SUM: operator.add, kinds.CEIL_DIV: lambda a, b: -(-a // b)}
+class Number:
+    def __init__(self, value, known=True):
+        self.value, self.known = value, known
+    def is_constant(self):
+        return self.known
+    def get_constant_value(self):
+        assert self.known
+        return self.value
+class Builder:
+    constant = staticmethod(Number)
+    @staticmethod
+    def operation(kind, a, b):
+        return Number(functions[kind](a.value, b.value), a.known and b.known)
+SymIntExpr._exprBuilder = Builder
+# Only the library makes objects of that class.
+tensorrt.IDimensionExpr = Number
+def tensor(kind, *shape, unknown=None):
+    desc = TensorDesc(ShapeExprs.from_tuple(shape), kind)
+    if unknown is not None:
+        desc.shape_expr[unknown]._int_expr.known = False
+    return desc
+FLOAT, INT8 = tensorrt.float32, tensorrt.int8
+def numbers(exprs):
+    return [expr._expr.value for expr in exprs]
+def launch(name, *inputs):
+    outputs = registry[name].register_func(*inputs)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    entry, ptx, params, arguments = registry[name].aot_impl_func(*inputs, outputs, 0)
+    grid = numbers((params.grid_x, params.grid_y, params.grid_z, params.block_x))
+    known = params.grid_x._expr.known
+    shapes = [numbers(output.shape_expr) for output in outputs]
+    print(entry, shapes, grid, known, numbers(arguments), f".entry {entry}(" in ptx)
+launch(QUANTIZE, tensor(FLOAT, 1, 33, 576, unknown=1))
+def linear(q=INT8, inputs=576, weight=(3, 5, 64, 128), unknown=1, bias=(130,)):
+    given = tensor(q, 1, 33, inputs, unknown=unknown), tensor(FLOAT, 1, 33, 1, unknown=1), tensor(INT8, *weight)
+    try:
+        launch(LINEAR, *given, tensor(FLOAT, 130), tensor(FLOAT, *bias))
+    except ValueError as error:
+        print(error)
+linear()
+linear(q=FLOAT)
+linear(inputs=568)
+linear(weight=(3, 4, 64, 128))
+linear(unknown=2)
+linear(bias=(1, 130))
+"""
+)
 
 
 @pytest.fixture(scope="module")
@@ -165,9 +225,26 @@ def test_tensorrt_has_them(run_with_stubs):
     assert missing == ["ICudaEngine.get_aliased_output", "NoSuchClass"]
 
 
-def test_the_quick_plugin_is_accepted_by_tensorrts_own_checks(run_with_stubs):
+def test_the_quick_plugins_are_accepted_by_tensorrts_own_checks(run_with_stubs):
     # What the registry that does nothing makes TensorRT print comes first.
-    assert run_with_stubs(REGISTER).splitlines()[-1].split() == ["quasar::quantize_per_token", "['x']", "2", "True"]
+    assert run_with_stubs(REGISTER).splitlines()[-2:] == [
+        "quasar::quantize_per_token ['x'] 2 True",
+        "quasar::integer_linear ['q', 'a', 'weight', 'scale', 'bias'] 1 True",
+    ]
+
+
+def test_the_quick_plugins_launch_what_their_shapes_need(run_with_stubs):
+    """Or refuse in a sentence: 33 tokens, which TensorRT knows when it runs, of 576 inputs to 130 outputs."""
+    plugin = "quasar::integer_linear takes"
+    assert run_with_stubs(LAUNCH).splitlines()[-7:] == [
+        "quantize_per_token [[1, 33, 576], [1, 33, 1]] [33, 1, 1, 128] False [576, 576] True",
+        "integer_linear [[1, 33, 130]] [2, 3, 1, 128] False [33, 576, 130] True",
+        f"{plugin} q as DataType.INT8 with 3 axes; DataType.FLOAT with 3 came",
+        f"{plugin} a multiple of 16 inputs; 568 came",
+        f"{plugin} a weight packed in [3, 5, 64, 128]; [3, 4, 64, 128] came",
+        f"{plugin} inputs that are known when the plan is compiled",
+        f"{plugin} bias as DataType.FLOAT with 1 axes; DataType.FLOAT with 2 came",
+    ]
 
 
 def test_cuda_python_has_what_is_used():
