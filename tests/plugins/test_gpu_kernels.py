@@ -39,7 +39,7 @@ SHARED_BYTES = {"8.0": 163 << 10, "8.6": 99 << 10, "8.9": 99 << 10, "9.0": 227 <
 REGISTERS = 255
 
 
-@pytest.mark.parametrize(("file", "tests"), [("interpreted.py", 2), ("interpreted_cuda.py", 55)])
+@pytest.mark.parametrize(("file", "tests"), [("interpreted.py", 2), ("interpreted_cuda.py", 52)])
 def test_kernels_equal_their_references_in_the_interpreter(file, tests):
     done = subprocess.run(
         [
