@@ -9,6 +9,9 @@ from quasar.checkpoints.huggingface_config import HuggingFaceConfig
 from quasar.checkpoints.spec import DecoderSpec
 from quasar.errors import CheckpointError
 
+# What a config with a `text_config` says for the whole model.
+_OUTER = ("bos_token_id", "eos_token_id", "tie_word_embeddings", "quantization_config")
+
 
 def spec_from_config(config: Mapping[str, Any], generation: Mapping[str, Any]) -> DecoderSpec:
     """The spec that `config.json` and `generation_config.json` describe.
@@ -21,6 +24,22 @@ def spec_from_config(config: Mapping[str, Any], generation: Mapping[str, Any]) -
         raise CheckpointError(f"config.json holds a value of the wrong kind ({error})") from None
     spec.check()
     return spec
+
+
+def decoder_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config of the decoder alone: `text_config` where a model takes images as well, else the config itself.
+
+    Raises `CheckpointError` if that is missing.
+    """
+    names = config.get("architectures") or []
+    wrapped = [one for one in ARCHITECTURES.values() if set(one.wrapper_classes).intersection(names)]
+    if not wrapped:
+        return config
+    own = config.get("text_config")
+    if not isinstance(own, Mapping):
+        raise CheckpointError(f"config.json: text_config is {own!r}; a JSON object was expected")
+    outer = {name: config[name] for name in _OUTER if name in config}
+    return {**outer, **own, "architectures": [wrapped[0].model_class], "model_type": wrapped[0].name}
 
 
 def _architecture(config: Mapping[str, Any]) -> Architecture:

@@ -6,13 +6,14 @@ A family's `GgufFormat.from_header` puts a `DecoderSpec` together from these par
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from quasar.checkpoints.checkpoint_text import END_TOKEN_NAMES, end_ids
 from quasar.checkpoints.gguf_tokenizer import GgufVocabulary
-from quasar.checkpoints.spec import AttentionSpec, DecoderSpec, LayerSpec, MlpSpec, QkNorm, Rope
+from quasar.checkpoints.huggingface_config import longrope_factor
+from quasar.checkpoints.spec import AttentionSpec, DecoderSpec, LayerSpec, MlpKind, MlpSpec, QkNorm, Rope
 from quasar.errors import CheckpointError
 
 _END_FIELDS = ("eos_token_id", "eot_token_id", "eom_token_id")
@@ -60,29 +61,53 @@ class GgufHeader:
         """Layers of the model."""
         return int(self.value("block_count"))
 
-    def attention(self, *, qk_norm: QkNorm | None = None) -> AttentionSpec:
-        """Every layer's attention; a bias is there if the first block has it."""
-        hidden, heads = int(self.value("embedding_length")), int(self.value("attention.head_count"))
-        head_size = int(self.value("attention.key_length", hidden // heads))
-        rotated = int(self.value("rope.dimension_count", head_size))
-        if rotated != head_size:
-            raise CheckpointError(f"{self._path}: unsupported option: {rotated} of {head_size} head channels rotate")
+    @property
+    def head_size(self) -> int:
+        """Values per head."""
+        heads = int(self.value("attention.head_count"))
+        return int(self.value("attention.key_length", int(self.value("embedding_length")) // heads))
+
+    def attention(
+        self,
+        *,
+        rope: Rope | Literal["header"] | None = "header",
+        qk_norm: QkNorm | None = None,
+        window: int | None = None,
+        softmax_scale: float | None = None,
+        softcap: float = 0.0,
+    ) -> AttentionSpec:
+        """A layer's attention; a bias is there if the first block has it. `rope`: "header": every layer's."""
+        heads = int(self.value("attention.head_count"))
         return AttentionSpec(
             num_heads=heads,
             num_kv_heads=int(self.value("attention.head_count_kv", heads)),
-            head_size=head_size,
-            rope=self._rope(),
+            head_size=self.head_size,
+            rope=self.rope() if rope == "header" else rope,
             qkv_bias="blk.0.attn_q.bias" in self.tensors,
             output_bias="blk.0.attn_output.bias" in self.tensors,
             qk_norm=qk_norm,
+            window=window,
+            softmax_scale=softmax_scale,
+            softcap=softcap,
         )
 
-    def mlp(self) -> MlpSpec:
+    def window(self) -> int | None:
+        """The window of the layers that have one; None if it holds the whole context, or where there is none."""
+        window = int(self.value("attention.sliding_window", 0))
+        return window if 0 < window < int(self.value("context_length")) else None
+
+    def factor(self, key: str, default: float) -> float:
+        """A float of the family, as the config said it."""
+        return _shortest(self.value(key, default))
+
+    def mlp(self, *, kind: MlpKind = "gated_silu") -> MlpSpec:
         """Every layer's MLP; a bias is there if the first block has it."""
         if self.value("expert_count", 0):
             raise CheckpointError(f"{self._path}: unsupported option: mixture of experts (expert_count)")
         return MlpSpec(
-            intermediate_size=int(self.value("feed_forward_length")), bias="blk.0.ffn_up.bias" in self.tensors
+            intermediate_size=int(self.value("feed_forward_length")),
+            kind=kind,
+            bias="blk.0.ffn_up.bias" in self.tensors,
         )
 
     def decoder(self, architecture: str, layers: Iterable[LayerSpec]) -> DecoderSpec:
@@ -121,11 +146,34 @@ class GgufHeader:
         ]
         return end_ids((*fields, *names))
 
-    def _rope(self) -> Rope:
-        theta = _shortest(self.value("rope.freq_base", 10000.0))
+    def rope(self, *, theta: float | None = None, partial: bool = False) -> Rope:
+        """The rope of every layer, or of those that have another theta. `partial`: a share of the head may rotate."""
+        head_size = self.head_size
+        rotated = int(self.value("rope.dimension_count", head_size))
+        if rotated != head_size and not partial:
+            raise CheckpointError(f"{self._path}: unsupported option: {rotated} of {head_size} head channels rotate")
+        size = 0 if rotated == head_size else rotated
+        if theta is not None:
+            return Rope(theta=theta, rotary_size=size)
+        theta = self.factor("rope.freq_base", 10000.0)
         if "rope_freqs.weight" in self.tensors:
-            divisors = np.asarray(self.tensors["rope_freqs.weight"].data, np.float32)
-            return Rope(theta=theta, kind="divided", divisors=tuple(divisors.tolist()))
+            return Rope(theta=theta, kind="divided", rotary_size=size, divisors=self._divisors("rope_freqs.weight"))
+        if "rope_factors_short.weight" in self.tensors:
+            context = int(self.value("context_length"))
+            original = int(self.value("rope.scaling.original_context_length", context))
+            return Rope(
+                theta=theta,
+                kind="divided",
+                rotary_size=size,
+                divisors=self._divisors("rope_factors_short.weight"),
+                long_divisors=self._divisors("rope_factors_long.weight"),
+                original_context_length=original,
+                attention_factor=longrope_factor(
+                    self.value("rope.scaling.attn_factor", None), context / original, original
+                ),
+            )
+        if size:
+            return Rope(theta=theta, rotary_size=size)
         kind = self.value("rope.scaling.type", "none")
         factor = _shortest(self.value("rope.scaling.factor", 1.0))
         if kind == "none":
@@ -136,6 +184,10 @@ class GgufHeader:
             original = int(self.value("rope.scaling.original_context_length"))
             return Rope(theta=theta, kind="yarn", factor=factor, original_context_length=original)
         raise CheckpointError(f"{self._path}: unsupported rope scaling {kind!r}; supported are linear and yarn")
+
+    def _divisors(self, name: str) -> tuple[float, ...]:
+        self.tensor_shape(name)
+        return tuple(np.asarray(self.tensors[name].data, np.float32).tolist())
 
 
 def _shortest(value: Any) -> float:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from quasar.checkpoints.architectures.base import fused_rows, stored_shapes
 from quasar.checkpoints.architectures.families import ARCHITECTURES
 from quasar.checkpoints.checkpoint_text import CheckpointText
-from quasar.checkpoints.config import spec_from_config
+from quasar.checkpoints.config import decoder_config, spec_from_config
 from quasar.checkpoints.folder_text import folder_text
 from quasar.checkpoints.reference_config import reference_config
 from quasar.checkpoints.spec import DecoderSpec, split_name
@@ -22,6 +22,8 @@ from quasar.files import inside
 
 _FLOAT_DTYPES = {"F32", "F16", "BF16", "F64"}
 _INDEX = "model.safetensors.index.json"
+# What stands before a decoder's names where a model has other parts: as published, and as transformers 5 saves it.
+_DECODER_PREFIXES = ("language_model.model.", "model.language_model.", "language_model.")
 _TEXT_FILES = (
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja"),
     *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.json"),
@@ -36,7 +38,9 @@ class SafetensorsFolder:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.config = _read_json(folder / "config.json", required=True)
+        whole = _read_json(folder / "config.json", required=True)
+        self.config = dict(decoder_config(whole))
+        self._is_wrapped = "text_config" in whole and "text_config" not in self.config
         self.spec: DecoderSpec = spec_from_config(
             self.config, _read_json(folder / "generation_config.json", required=False)
         )
@@ -79,6 +83,8 @@ class SafetensorsFolder:
             config = AutoConfig.from_pretrained(self._folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # transformers raises whatever its checks do
             raise CheckpointError(f"{self._folder}: transformers cannot read config.json ({error})") from None
+        if self._is_wrapped:
+            config = config.get_text_config()
         # What the weights say goes before what the config says.
         config.tie_word_embeddings = self.spec.tied_head
         if hasattr(config, "quantization_config"):
@@ -110,7 +116,10 @@ class SafetensorsFolder:
         for path in shards:
             with _open_shard(path) as shard:
                 for stored in shard.keys():  # noqa: SIM118 - a safetensors handle is not a dict
-                    name = self._architecture.canonical_name(stored.removeprefix("model."))
+                    inner = _decoder_name(stored) if self._is_wrapped else stored.removeprefix("model.")
+                    if inner is None:
+                        continue
+                    name = self._architecture.canonical_name(inner)
                     if name in found and named.get(stored) != path.name:
                         if stored not in named:
                             raise CheckpointError(
@@ -212,6 +221,14 @@ class SafetensorsFolder:
         if extra:
             own = self._architecture.checkpoint_name(extra[0])
             raise CheckpointError(f"{self._folder}: unexpected tensor {own!r}: the config has no such bias")
+
+
+def _decoder_name(stored: str) -> str | None:
+    """A tensor's name in the decoder alone, for models that take images as well; None for one of another part."""
+    for prefix in _DECODER_PREFIXES:
+        if stored.startswith(prefix):
+            return stored.removeprefix(prefix)
+    return stored if stored.startswith("lm_head.") else None
 
 
 def _weight_map(index: Path) -> dict[str, Any]:

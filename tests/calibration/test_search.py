@@ -44,15 +44,16 @@ def texts_of(count, seed=0):
 class Case:
     """A tiny model, its texts, and a search over it."""
 
-    def __init__(self, folder, architecture="llama", precision="w8a8", alpha="auto", loudness=20):
-        folder_of_model = save_tiny_model(folder / "model", architecture, num_hidden_layers=2)
+    def __init__(self, folder, architecture="llama", precision="w8a8", alpha="auto", loudness=20, **options):
+        folder_of_model = save_tiny_model(folder / "model", architecture, num_hidden_layers=2, **options)
         self.checkpoint = open_checkpoint(str(folder_of_model))
         self.spec = self.checkpoint.spec
         self.model = load_float_model(self.checkpoint)
         # Loud channels, as trained models have them.
         with torch.no_grad():
             for layer in self.model.model.layers:
-                layer.input_layernorm.weight[::7] *= loudness
+                if self.spec.layers[0].input_norms:
+                    layer.input_layernorm.weight[::7] *= loudness
         self.texts = texts_of(16)
         self.recipe = make_recipe(self.spec, precision=precision, alpha=alpha)
         self.fitted, self.held_out = split_validation(self.texts)
@@ -76,7 +77,7 @@ def test_the_validation_split_is_not_fitted_to():
     assert split_validation(few) == (few, few)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "phi3"])
 def test_fake_quantized_linears_are_the_model_s_own_where_nothing_is_rounded(architecture, tmp_path):
     """Fused members, biases and smoothing, to float32's rounding; outside, the model is what it was."""
     case = Case(tmp_path, architecture)
@@ -208,6 +209,42 @@ def test_the_artifact_holds_what_the_search_decided(case, tmp_path):
         assert weights.linear(linear).precision.name == precision
         if precision == "w8a8-block":
             assert weights.linear(linear).weight.scale.shape == (linear.outputs, linear.inputs // 32)
+
+
+def test_a_linear_whose_input_takes_no_factor_is_not_smoothed(tmp_path):
+    """With norms after attention and MLP, q/k/v and gate/up read the residual stream itself."""
+    case = Case(tmp_path, "olmo2")
+    unsmoothed = ("self_attn.qkv_proj", "mlp.gate_up_proj")
+    for model in (case.search._begin(0.5), case.search.run(case.validation)[0]):
+        for linear in case.spec.linears():
+            if linear.name.endswith(unsmoothed):
+                assert (model.choices[linear.name].alpha, model.choices[linear.name].smoothing) == (None, "off")
+                assert model.factors[linear.name] is None
+    smoothed = [name for name, factor in case.search._begin(0.5).factors.items() if factor is not None]
+    assert len(smoothed) == 2 * 2 + 1
+    # What o_proj makes is normed at once: its errors count as that norm sees them.
+    weights = case.search._statistics.token_weights
+    assert set(weights) == {
+        f"layers.{layer}.{part}" for layer in (0, 1) for part in ("self_attn.o_proj", "mlp.down_proj")
+    }
+
+
+def test_factors_of_the_model_are_folded_into_scales(tmp_path):
+    """Integers stay those that the search found: the residual's factor is in the scale, the logits' in the norm."""
+    options = {"residual_multiplier": 0.6, "logits_scaling": 0.5}
+    case = Case(tmp_path, "granite", "w8a8-static", alpha="off", **options)
+    quantized = case.search.run(None)[0]
+    integers = {name: folder.read(name) for name, folder in quantized.folders.items()}
+    scales = {name: choice.static_scale for name, choice in quantized.choices.items()}
+    weights = PreparedWeights(case.checkpoint, case.recipe, SmoothingFactors(), integers.__getitem__, scales)
+    for linear in case.spec.linears():
+        prepared = weights.linear(linear)
+        np.testing.assert_array_equal(prepared.weight.values, integers[linear.name].values)
+        factor = 0.6 if linear.name.endswith(("o_proj", "down_proj")) else 1.0
+        np.testing.assert_allclose(prepared.weight.scale, integers[linear.name].scale * factor, rtol=1e-6)
+        expected = scales[linear.name] * (2.0 if linear.name == "lm_head" else 1.0)
+        assert prepared.static_scale == pytest.approx(expected)
+    np.testing.assert_array_equal(weights.vector("norm.weight"), case.checkpoint.read("norm.weight") * 2)
 
 
 def test_bounds():

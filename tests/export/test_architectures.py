@@ -167,7 +167,15 @@ def test_chunked_prefill_is_bit_identical_to_unchunked(tmp_path):
         np.testing.assert_array_equal(run_in_chunks(session, tokens, size), whole)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        "llama",
+        "qwen2",
+        "qwen3",
+        *(pytest.param(name, marks=pytest.mark.full) for name in ("gemma2", "olmo2", "granite")),
+    ],
+)
 def test_lowering_keeps_the_quantized_graph(architecture, tmp_path):
     """Integer parts are exact, but float attention differs in its last bits, and per-token rounding amplifies that:
     a flipped rounding moves a logit by about one quantization step, so the mean error is what must be small."""

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from calibration.float_model import load_float_model
 from quasar.checkpoints import Rope, open_checkpoint
 from quasar.checkpoints.checkpoint import read_float32
-from quasar.checkpoints.config import spec_from_config
+from quasar.checkpoints.config import decoder_config, spec_from_config
 from quasar.checkpoints.rope import attention_scaling, cos_sin_tables, inverse_frequencies
 from quasar.checkpoints.sources import resolve
 from quasar.errors import CheckpointError
@@ -194,6 +194,34 @@ def test_divided_frequencies():
     base = inverse_frequencies(Rope(theta=1e4), 8)
     divided = inverse_frequencies(Rope(theta=1e4, kind="divided", divisors=(1, 2, 4, 8)), 8)
     np.testing.assert_allclose(divided, base / [1, 2, 4, 8])
+
+
+@pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
+def test_a_model_that_takes_images_has_a_decoder(prefix, tmp_path):
+    """Its text_config and its tensors behind a prefix; the other parts are left out."""
+    folder = save_tiny_model(tmp_path / "model", "gemma3_text", tie_word_embeddings=True, sliding_window=16)
+    alone = open_checkpoint(str(shutil.copytree(folder, tmp_path / "alone")))
+    text = json.loads((folder / "config.json").read_text())
+    outer = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "eos_token_id": [1, 106]}
+    del text["architectures"], text["eos_token_id"]
+    (folder / "config.json").write_text(json.dumps({**outer, "text_config": text}))
+    tensors = load_file(folder / "model.safetensors")
+    tensors = {name.replace("model.", prefix, 1): value for name, value in tensors.items()}
+    tensors["vision_tower.encoder.layers.0.self_attn.q_proj.bias"] = np.ones(3, np.float32)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    checkpoint = open_checkpoint(str(folder))
+    # generation_config.json names the token of the tiny model.
+    assert checkpoint.spec.eos_token_ids == (256, 1, 106)
+    assert (checkpoint.spec.layers, checkpoint.spec.tied_head) == (alone.spec.layers, True)
+    tokens = torch.arange(30)[None]
+    with torch.inference_mode():
+        torch.testing.assert_close(load_float_model(checkpoint)(tokens).logits, load_float_model(alone)(tokens).logits)
+
+
+def test_a_wrapped_decoder_that_is_missing():
+    config = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": None}
+    with pytest.raises(CheckpointError, match="text_config is None; a JSON object was expected"):
+        decoder_config(config)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from quasar.checkpoints.huggingface_config import HuggingFaceConfig
 from quasar.checkpoints.spec import DecoderSpec, LayerSpec, split_name
 
 # Canonical module → llama.cpp's, in a block or outside of blocks, for pre-norm decoders.
-GGUF_MODULES: Mapping[str, str] = {
+GGUF_MODULES: dict[str, str] = {
     "embed_tokens": "token_embd",
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
@@ -27,6 +27,11 @@ GGUF_MODULES: Mapping[str, str] = {
     "mlp.down_proj": "ffn_down",
     "norm": "output_norm",
     "lm_head": "output",
+}
+# The norms of decoders that have them after attention and MLP.
+GGUF_OUTPUT_NORMS: dict[str, str] = {
+    "attention_output_layernorm": "post_attention_norm",
+    "mlp_output_layernorm": "post_ffw_norm",
 }
 
 
@@ -124,8 +129,9 @@ class Architecture:
     """A decoder family.
 
     `name`: transformers' `model_type`, which manifests name as well. `model_class`: what `architectures` in config.json
-    names; `other_classes`: what it may name as well. `from_config`: config → spec. `weight_names`: canonical module →
-    the family's own where the two differ, both without the layer. `fused`: canonical modules that checkpoints, and
+    names; `other_classes`: what it may name as well; `wrapper_classes`: classes whose `text_config` is the family's,
+    and whose other parts an engine leaves out. `from_config`: config → spec. `weight_names`: canonical module → the
+    family's own where the two differ, both without the layer. `fused`: canonical modules that checkpoints, and
     transformers' model if there is one, hold as parts of another. `reference`: None where transformers knows the
     family. `gguf`: None where its GGUF files are not read. `smoothing`: at most one group for each linear; one without
     a group is not smoothed.
@@ -136,6 +142,7 @@ class Architecture:
     from_config: Callable[[HuggingFaceConfig], DecoderSpec]
     weight_names: Mapping[str, str] = field(default_factory=dict)
     other_classes: tuple[str, ...] = ()
+    wrapper_classes: tuple[str, ...] = ()
     fused: Mapping[str, FusedRows] = field(default_factory=dict)
     reference: Reference | None = None
     gguf: GgufFormat | None = None

@@ -2,12 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
-from quasar.checkpoints.architectures.base import Architecture
+import numpy as np
+from numpy.typing import NDArray
+
+from quasar.checkpoints.architectures.base import GGUF_MODULES, GGUF_OUTPUT_NORMS, Architecture, GgufFormat
+from quasar.checkpoints.gguf_header import GgufHeader
 from quasar.checkpoints.huggingface_config import FULL, SLIDING, HuggingFaceConfig
 from quasar.checkpoints.spec import DecoderSpec, LayerSpec
 
 _NAME = "gemma2"
+# Layers of the 27B model.
+_LARGE = 46
 _DEFAULTS = {
     "num_key_value_heads": 4,
     "head_dim": 256,
@@ -34,6 +41,62 @@ def gemma_decoder(name: str, config: HuggingFaceConfig, layers: list[LayerSpec])
         logits_softcap=float(config.value("final_logit_softcapping") or 0.0),
         norm_offset=1.0,
     )
+
+
+def gemma_modules() -> Mapping[str, str]:
+    """llama.cpp's names of a Gemma's modules."""
+    return GGUF_MODULES | GGUF_OUTPUT_NORMS
+
+
+def stored_norm(name: str, value: NDArray[Any], _: DecoderSpec) -> NDArray[Any]:
+    """llama.cpp stores norms with the 1 that the model adds."""
+    return value - np.float32(1) if name.endswith("norm.weight") else value
+
+
+def header_scale(header: GgufHeader, large: int) -> float:
+    """The factor on scores, which headers lack: llama.cpp knows the largest Gemma of a generation by its layers."""
+    heads = int(header.value("attention.head_count"))
+    size = int(header.value("embedding_length")) // heads if header.num_layers == large else header.head_size
+    return float(size**-0.5)
+
+
+def gemma_header_decoder(name: str, header: GgufHeader, layers: list[LayerSpec]) -> DecoderSpec:
+    """As `gemma_decoder`."""
+    return replace(
+        header.decoder(name, layers),
+        embedding_scale=float(int(header.value("embedding_length")) ** 0.5),
+        logits_softcap=header.factor("final_logit_softcapping", 0.0),
+        norm_offset=1.0,
+    )
+
+
+def gemma_values(spec: DecoderSpec) -> dict[str, Any]:
+    """What a Gemma config of transformers takes beyond what all of them do."""
+    attention = spec.layers[0].attention
+    windows = [layer.attention.window for layer in spec.layers]
+    return {
+        "head_dim": attention.head_size,
+        "attention_bias": attention.qkv_bias,
+        "query_pre_attn_scalar": round(attention.scale**-2),
+        "attn_logit_softcapping": attention.softcap or None,
+        "final_logit_softcapping": spec.logits_softcap or None,
+        "sliding_window": next((window for window in windows if window is not None), spec.context_length),
+    }
+
+
+def _from_header(header: GgufHeader) -> DecoderSpec:
+    scale, softcap = header_scale(header, _LARGE), header.factor("attn_logit_softcapping", 50.0)
+    layers = [
+        LayerSpec(
+            attention=header.attention(
+                window=None if layer % 2 else header.window(), softmax_scale=scale, softcap=softcap
+            ),
+            mlp=header.mlp(kind="gated_gelu_tanh"),
+            norms="around",
+        )
+        for layer in range(header.num_layers)
+    ]
+    return gemma_header_decoder(_NAME, header, layers)
 
 
 def _from_config(config: HuggingFaceConfig) -> DecoderSpec:
@@ -66,4 +129,11 @@ GEMMA2 = Architecture(
     model_class="Gemma2ForCausalLM",
     from_config=_from_config,
     weight_names=WEIGHT_NAMES,
+    gguf=GgufFormat(
+        architecture=_NAME,
+        from_header=_from_header,
+        transformers_values=gemma_values,
+        modules=gemma_modules(),
+        restore=stored_norm,
+    ),
 )

@@ -3,20 +3,34 @@
 from collections.abc import Mapping
 from typing import Any
 
-from quasar.checkpoints.architectures.base import Architecture
-from quasar.checkpoints.architectures.gemma2 import WEIGHT_NAMES, gemma_decoder
+from quasar.checkpoints.architectures.base import Architecture, GgufFormat
+from quasar.checkpoints.architectures.gemma2 import (
+    WEIGHT_NAMES,
+    gemma_decoder,
+    gemma_header_decoder,
+    gemma_modules,
+    gemma_values,
+    header_scale,
+    stored_norm,
+)
+from quasar.checkpoints.gguf_header import GgufHeader
 from quasar.checkpoints.huggingface_config import FULL, SLIDING, HuggingFaceConfig
+from quasar.checkpoints.reference_config import reference_rope
 from quasar.checkpoints.spec import DecoderSpec, LayerSpec, Rope
 from quasar.errors import CheckpointError
 
 _NAME = "gemma3_text"
+# Layers of the 27B model; every so many layers, one sees everything.
+_LARGE, _PATTERN = 62, 6
 _DEFAULTS = {
+    "vocab_size": 262208,
+    "num_attention_heads": 8,
     "num_key_value_heads": 4,
     "head_dim": 256,
     "hidden_activation": "gelu_pytorch_tanh",
     "max_position_embeddings": 131072,
     "sliding_window": 4096,
-    "sliding_window_pattern": 6,
+    "sliding_window_pattern": _PATTERN,
     "query_pre_attn_scalar": 256,
     "tie_word_embeddings": True,
 }
@@ -40,6 +54,34 @@ def _ropes(config: HuggingFaceConfig) -> Mapping[str, Rope]:
             values |= config.value("rope_scaling") or {}
         ropes[kind] = config.rope_from(values)
     return ropes
+
+
+def _from_header(header: GgufHeader) -> DecoderSpec:
+    # llama.cpp stores neither the pattern nor the theta of the layers with a window.
+    local = header.rope(theta=header.factor("rope.freq_base_swa", _THETAS[SLIDING][1]))
+    scale = header_scale(header, _LARGE)
+    layers = [
+        LayerSpec(
+            attention=header.attention(
+                rope=local if sliding else header.rope(),
+                qk_norm="head",
+                window=header.window() if sliding else None,
+                softmax_scale=scale,
+            ),
+            mlp=header.mlp(kind="gated_gelu_tanh"),
+            norms="around",
+        )
+        for sliding in ((layer + 1) % _PATTERN for layer in range(header.num_layers))
+    ]
+    return gemma_header_decoder(_NAME, header, layers)
+
+
+def _transformers_values(spec: DecoderSpec) -> Mapping[str, Any]:
+    ropes = {}
+    for layer, one in enumerate(spec.layers):
+        if one.attention.rope is not None:
+            ropes[SLIDING if (layer + 1) % _PATTERN else FULL] = reference_rope(one.attention.rope)
+    return {**gemma_values(spec), "rope_parameters": ropes}
 
 
 def _from_config(config: HuggingFaceConfig) -> DecoderSpec:
@@ -75,6 +117,15 @@ def _from_config(config: HuggingFaceConfig) -> DecoderSpec:
 GEMMA3 = Architecture(
     name=_NAME,
     model_class="Gemma3ForCausalLM",
+    # Its images are left out.
+    wrapper_classes=("Gemma3ForConditionalGeneration",),
     from_config=_from_config,
     weight_names=WEIGHT_NAMES,
+    gguf=GgufFormat(
+        architecture="gemma3",
+        from_header=_from_header,
+        transformers_values=_transformers_values,
+        modules=gemma_modules(),
+        restore=stored_norm,
+    ),
 )

@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from quasar.checkpoints.architectures.base import Architecture, FusedRows, Reference
-from quasar.checkpoints.architectures.llama import llama_values
+from quasar.checkpoints.architectures.base import Architecture, FusedRows, GgufFormat, Reference
+from quasar.checkpoints.architectures.llama import llama_values, restore_pairs
+from quasar.checkpoints.gguf_header import GgufHeader
 from quasar.checkpoints.huggingface_config import HuggingFaceConfig
 from quasar.checkpoints.spec import DecoderSpec, LayerSpec
 
@@ -31,6 +32,10 @@ def _from_config(config: HuggingFaceConfig) -> DecoderSpec:
     bias = config.flag("bias")
     layer = LayerSpec(attention=config.attention(qkv_bias=bias, output_bias=bias), mlp=config.mlp())
     return config.decoder(_NAME, [layer] * config.num_layers)
+
+
+def _from_header(header: GgufHeader) -> DecoderSpec:
+    return header.decoder(_NAME, [LayerSpec(attention=header.attention(), mlp=header.mlp())] * header.num_layers)
 
 
 def _packed(first: int, last: int | None) -> FusedRows:
@@ -59,4 +64,6 @@ INTERNLM2 = Architecture(
         "self_attn.v_proj": _packed(-1, None),
     },
     reference=Reference(model_type="llama", values=llama_values),
+    # llama.cpp stores q, k and v apart.
+    gguf=GgufFormat(architecture=_NAME, from_header=_from_header, restore=restore_pairs),
 )

@@ -36,7 +36,7 @@ def llama_values(spec: DecoderSpec) -> Mapping[str, Any]:
     }
 
 
-def _restore(name: str, value: NDArray[Any], spec: DecoderSpec) -> NDArray[Any]:
+def restore_pairs(name: str, value: NDArray[Any], spec: DecoderSpec) -> NDArray[Any]:
     """llama.cpp stores q and k rows pairwise interleaved; they are put back into the order of the two halves."""
     layer, rest = split_name(name)
     if layer is None:
@@ -61,6 +61,6 @@ LLAMA = Architecture(
         architecture=_NAME,
         from_header=_from_header,
         transformers_values=llama_values,
-        restore=_restore,
+        restore=restore_pairs,
     ),
 )

@@ -2,7 +2,14 @@
 
 from collections.abc import Mapping
 
-from quasar.checkpoints.architectures.base import POST_NORM_SMOOTHING, Architecture
+from quasar.checkpoints.architectures.base import (
+    GGUF_MODULES,
+    GGUF_OUTPUT_NORMS,
+    POST_NORM_SMOOTHING,
+    Architecture,
+    GgufFormat,
+)
+from quasar.checkpoints.gguf_header import GgufHeader
 from quasar.checkpoints.huggingface_config import HuggingFaceConfig
 from quasar.checkpoints.spec import DecoderSpec, LayerSpec
 
@@ -23,10 +30,21 @@ def _from_config(config: HuggingFaceConfig) -> DecoderSpec:
     return config.decoder(_NAME, [layer] * config.num_layers)
 
 
+def _from_header(header: GgufHeader) -> DecoderSpec:
+    layer = LayerSpec(attention=header.attention(qk_norm="row"), mlp=header.mlp(), norms="after")
+    return header.decoder(_NAME, [layer] * header.num_layers)
+
+
 OLMO2 = Architecture(
     name=_NAME,
     model_class="Olmo2ForCausalLM",
     from_config=_from_config,
     weight_names=_WEIGHT_NAMES,
+    gguf=GgufFormat(
+        architecture=_NAME,
+        from_header=_from_header,
+        transformers_values=lambda spec: {"attention_bias": spec.layers[0].attention.qkv_bias},
+        modules=GGUF_MODULES | GGUF_OUTPUT_NORMS,
+    ),
     smoothing=POST_NORM_SMOOTHING,
 )

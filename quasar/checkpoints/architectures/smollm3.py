@@ -1,16 +1,22 @@
 """SmolLM3: Llama's form, with layers that do not rotate queries and keys."""
 
-from quasar.checkpoints.architectures.base import Architecture
+from collections.abc import Mapping
+from typing import Any
+
+from quasar.checkpoints.architectures.base import Architecture, GgufFormat
+from quasar.checkpoints.architectures.llama import restore_pairs
+from quasar.checkpoints.gguf_header import GgufHeader
 from quasar.checkpoints.huggingface_config import FULL, SLIDING, HuggingFaceConfig
 from quasar.checkpoints.spec import DecoderSpec, LayerSpec
 from quasar.errors import CheckpointError
 
 _NAME = "smollm3"
+_INTERVAL = 4
 _DEFAULTS = {
     "num_key_value_heads": 4,
     "rope_theta": 2e6,
     "sliding_window": None,
-    "no_rope_layer_interval": 4,
+    "no_rope_layer_interval": _INTERVAL,
     "tie_word_embeddings": True,
 }
 
@@ -44,4 +50,28 @@ def _from_config(config: HuggingFaceConfig) -> DecoderSpec:
     return config.decoder(_NAME, layers)
 
 
-SMOLLM3 = Architecture(name=_NAME, model_class="SmolLM3ForCausalLM", from_config=_from_config)
+def _from_header(header: GgufHeader) -> DecoderSpec:
+    # llama.cpp stores no layers without rotation: it takes every fourth.
+    layers = [
+        LayerSpec(attention=header.attention(rope=header.rope() if (layer + 1) % _INTERVAL else None), mlp=header.mlp())
+        for layer in range(header.num_layers)
+    ]
+    return header.decoder(_NAME, layers)
+
+
+def _transformers_values(spec: DecoderSpec) -> Mapping[str, Any]:
+    layer = spec.layers[0]
+    return {"attention_bias": layer.attention.qkv_bias, "mlp_bias": layer.mlp.bias, "no_rope_layer_interval": _INTERVAL}
+
+
+SMOLLM3 = Architecture(
+    name=_NAME,
+    model_class="SmolLM3ForCausalLM",
+    from_config=_from_config,
+    gguf=GgufFormat(
+        architecture=_NAME,
+        from_header=_from_header,
+        transformers_values=_transformers_values,
+        restore=restore_pairs,
+    ),
+)

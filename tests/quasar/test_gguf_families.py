@@ -1,0 +1,149 @@
+"""GGUF files of every family against the transformers model that they hold; names are those of llama.cpp's package."""
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from calibration.float_model import load_float_model
+from quasar.checkpoints import open_checkpoint
+from quasar.checkpoints.checkpoint import at_length
+from tests.tiny import VOCABULARY, save_tiny_model, tiny_torch_model
+
+# What converters put into a header beyond sizes, by family: transformers' options and llama.cpp's keys for them.
+FAMILIES = {
+    "gemma2": (
+        {"query_pre_attn_scalar": 16, "sliding_window": 16, "attn_logit_softcapping": 3.0, "tie_word_embeddings": True},
+        {"attention.sliding_window": 16, "attn_logit_softcapping": 3.0, "final_logit_softcapping": 30.0},
+    ),
+    "gemma3_text": (
+        {
+            "query_pre_attn_scalar": 16,
+            "sliding_window": 16,
+            "num_hidden_layers": 7,
+            "rope_parameters": {"full_attention": {"rope_theta": 1e6, "rope_type": "linear", "factor": 8.0}},
+        },
+        {
+            "attention.sliding_window": 16,
+            "rope.freq_base": 1e6,
+            "rope.scaling.type": "linear",
+            "rope.scaling.factor": 8.0,
+        },
+    ),
+    "phi3": (
+        {"partial_rotary_factor": 0.5, "hidden_size": 128, "sliding_window": 16},
+        {"rope.dimension_count": 16, "attention.sliding_window": 16},
+    ),
+    "granite": (
+        {"attention_multiplier": 0.4, "embedding_multiplier": 3.0, "residual_multiplier": 0.6, "logits_scaling": 0.5},
+        {"attention.scale": 0.4, "embedding_scale": 3.0, "residual_scale": 0.6, "logit_scale": 0.5},
+    ),
+    "smollm3": ({"num_hidden_layers": 5}, {"rope.freq_base": 2e6}),
+    "olmo2": ({}, {}),
+    "internlm2": ({}, {}),
+}
+# Those whose q and k rows llama.cpp's converter interleaves, as Llama's.
+INTERLEAVED = ("granite", "smollm3", "internlm2")
+LONG, SHORT = [1.0 + pair for pair in range(8)], [1.0 + pair / 4 for pair in range(8)]
+
+
+def stored_tensors(family, model):
+    """Name → tensor as llama.cpp's converter writes them, from a model as transformers has it."""
+    config = model.config
+    architecture = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}[gguf_name(family)]
+    names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
+    found = {}
+    for name, parameter in model.state_dict().items():
+        tensor = parameter.numpy()
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        if family.startswith("gemma") and name.endswith("norm.weight"):
+            tensor = tensor + 1
+        for part, heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
+            if family in INTERLEAVED and f".{part}." in name:
+                halves = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, *tensor.shape[1:])
+                tensor = halves.swapaxes(1, 2).reshape(tensor.shape)
+        found[names.get_name(name, try_suffixes=(".weight", ".bias"))] = np.ascontiguousarray(tensor)
+    return found
+
+
+def gguf_name(family):
+    return "gemma3" if family == "gemma3_text" else family
+
+
+def write(path, family, model, fields, **tensors):
+    config = model.config
+    name = gguf_name(family)
+    writer = gguf.GGUFWriter(path, name)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if family.startswith("gemma"):
+        writer.add_key_length(config.head_dim)
+    for key, value in fields.items():
+        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
+        add(f"{name}.{key}", value)
+    for tensor, value in {**stored_tensors(family, model), **tensors}.items():
+        writer.add_tensor(tensor, value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_file_holds_the_model(family, tmp_path):
+    options, fields = FAMILIES[family]
+    model = tiny_torch_model("llama" if family == "internlm2" else family, **options)
+    checkpoint = open_checkpoint(str(write(tmp_path / "model.gguf", family, model, fields)))
+    tokens = torch.from_numpy(np.random.default_rng(0).integers(0, VOCABULARY, (1, 40)))
+    with torch.inference_mode():
+        expected = model(tokens).logits
+        again = load_float_model(checkpoint)(tokens).logits
+    # Weights by columns instead of rows: the same sums in another order. Norms of Gemma had 1 added and taken away.
+    torch.testing.assert_close(again, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_file_and_a_folder_have_one_spec(family, tmp_path):
+    options, fields = FAMILIES[family]
+    folder = save_tiny_model(tmp_path / "folder", family, **options)
+    own = folder / "reference" if family == "internlm2" else folder
+    model = AutoModelForCausalLM.from_pretrained(own, dtype=torch.float32)
+    file, whole = (
+        open_checkpoint(str(write(tmp_path / "model.gguf", family, model, fields))),
+        open_checkpoint(str(folder)),
+    )
+    # Factors went through float32.
+    assert [layer.attention.window for layer in file.spec.layers] == [
+        layer.attention.window for layer in whole.spec.layers
+    ]
+    assert (file.spec.ropes, file.spec.tied_head) == (whole.spec.ropes, whole.spec.tied_head)
+    for name in ("embedding_scale", "logits_scale", "logits_softcap", "norm_offset"):
+        assert getattr(file.spec, name) == pytest.approx(getattr(whole.spec, name))
+    assert file.spec.tensors() == whole.spec.tensors()
+    for name in whole.spec.tensors():
+        # The 1 of Gemma's norms, added and taken away in float32.
+        np.testing.assert_allclose(file.read(name), whole.read(name), rtol=0, atol=2e-7)
+
+
+@pytest.mark.parametrize("length", [64, 128])
+def test_divisors_of_long_contexts_are_tensors(length, tmp_path):
+    scaling = {"rope_type": "longrope", "short_factor": SHORT, "long_factor": LONG}
+    model = tiny_torch_model("phi3", original_max_position_embeddings=64, rope_scaling=scaling)
+    fields = {"rope.scaling.original_context_length": 64, "rope.scaling.attn_factor": 1.5**0.5}
+    factors = {"short": SHORT, "long": LONG}
+    tensors = {f"rope_factors_{name}.weight": np.asarray(value, np.float32) for name, value in factors.items()}
+    checkpoint = at_length(open_checkpoint(str(write(tmp_path / "m.gguf", "phi3", model, fields, **tensors))), length)
+    tokens = torch.from_numpy(np.random.default_rng(0).integers(0, VOCABULARY, (1, length)))
+    with torch.inference_mode():
+        expected = model(tokens).logits
+        again = load_float_model(checkpoint)(tokens).logits
+    # Sums in another order.
+    torch.testing.assert_close(again, expected, rtol=0, atol=1e-4)
