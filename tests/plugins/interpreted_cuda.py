@@ -376,7 +376,7 @@ def test_soft_caps_and_windows(softcap, window):
         np.testing.assert_allclose(layer.attend(qkv, cached, **options), expected, atol=4e-3)
 
 
-@pytest.mark.parametrize("window", [1, 20, 33, 64, 150, 257, 330])
+@pytest.mark.parametrize("window", [1, 33, 150, 257])
 def test_what_lies_before_a_window_is_not_read(window):
     """Of every place of a window's start among blocks and splits: a chain with wide heads, and paths of a tree.
 
