@@ -32,6 +32,7 @@ _KEYS = {
     "fidelity": dict,
     "row_invariance": dict,
     "cost_curve_ms": dict,
+    "build_seconds": dict,
     "cost_surface_ms": dict,
     "machine": dict,
     "backends": dict,
@@ -62,6 +63,7 @@ class Manifest:
     """The manifest of an engine directory.
 
     `backends`: what each back end has in it, by name, read by the back end itself (`engines.backends`).
+    `build_seconds`: what each stage of the build took.
     """
 
     producer: dict[str, str]
@@ -78,6 +80,7 @@ class Manifest:
     files: dict[str, dict[str, Any]]
     hashes: dict[str, str]
     sampling_defaults: dict[str, float | int] = field(default_factory=dict)
+    build_seconds: dict[str, float] = field(default_factory=dict)
 
     @property
     def engine_hash(self) -> str:
@@ -102,6 +105,7 @@ class Manifest:
             **({"sampling_defaults": self.sampling_defaults} if self.sampling_defaults else {}),
             "fidelity": self.fidelity,
             **self.record.to_json(),
+            **({"build_seconds": self.build_seconds} if self.build_seconds else {}),
             "backends": {name: section.to_json() for name, section in self.backends.items()},
             "calibration": self.calibration,
             "linears": self.linears,
@@ -121,7 +125,7 @@ class Manifest:
         # Engines that earlier versions built name no sampler; the first one is theirs.
         value = check_fields(
             "the top level",
-            {"sampler": _FIRST_SAMPLER, "sampling_defaults": {}, **value} if isinstance(value, dict) else value,
+            {"sampler": _FIRST_SAMPLER, "sampling_defaults": {}, "build_seconds": {}, **value} if isinstance(value, dict) else value,
             # Absent in engines that earlier versions built.
             _KEYS | ({"cost_noise": dict} if isinstance(value, dict) and "cost_noise" in value else {}),
         )
@@ -152,14 +156,15 @@ class Manifest:
             backends=_read_sections(value["backends"]),
             files=files,
             hashes=value["hashes"],
-            sampling_defaults=_sampling(value["sampling_defaults"]),
+            sampling_defaults=_numbers("sampling_defaults", value["sampling_defaults"]),
+            build_seconds=_numbers("build_seconds", value["build_seconds"]),
         )
 
 
-def _sampling(value: Mapping[str, Any]) -> dict[str, float | int]:
+def _numbers(key: str, value: Mapping[str, Any]) -> dict[str, float | int]:
     for name, item in value.items():
         if not isinstance(item, (int, float)) or isinstance(item, bool):
-            raise DamagedEngineError(f"manifest.json: sampling_defaults.{name} is {item!r}; a number was expected")
+            raise DamagedEngineError(f"manifest.json: {key}.{name} is {item!r}; a number was expected")
     return dict(value)
 
 

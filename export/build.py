@@ -154,6 +154,7 @@ class _Build:
             files=files,
             hashes={},
             sampling_defaults=text["sampling"],
+            build_seconds=workspace.seconds,
         )
         hashes = {
             "checkpoint": self._checkpoint_hash,
@@ -165,6 +166,8 @@ class _Build:
             **cache_treatments(self._quantization_path if self._recipe.quantizes else None),
         }
         workspace.publish(replace(manifest, hashes=hashes).to_json())
+        taken = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in manifest.build_seconds.items())
+        self._reporter.stage("", f"{sum(manifest.build_seconds.values()):.0f} s: {taken}")
 
     def _engine(self, room: float) -> MeasuredEngine:
         """Everything that follows from a quantization; `room`: the share of the bound that it aims at."""

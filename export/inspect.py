@@ -77,6 +77,9 @@ def print_manifest(directory: EngineDirectory) -> None:
         "measured on", f"{machine['processor']}, {machine['threads'] or machine['cores']} threads, {machine['library']}"
     )
     table.add_row("kernels", _kernels(directory))
+    if manifest.build_seconds:
+        stages = ", ".join(f"{name} {seconds:.0f}" for name, seconds in manifest.build_seconds.items())
+        table.add_row("built in", f"{sum(manifest.build_seconds.values()):.0f} s ({stages})")
     if manifest.record.exact_integers:
         table.add_row("integer kernels", _EXACT)
     table.add_row("files", f"{len(manifest.files)}, {_mb(sum(entry['bytes'] for entry in manifest.files.values()))}")

@@ -6,6 +6,7 @@ lie beside it as they will in `DIR`; `manifest.json` comes last. Whatever is kil
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ class Workspace:
         self._inputs = inputs
         self._lock: Any = None
         self._stages: dict[str, Any] = {}
+        # By stage, what each took, in all the runs that it took: a stage that is done again counts again.
+        self.seconds: dict[str, float] = {}
 
     @property
     def inputs_hash(self) -> str:
@@ -38,7 +41,9 @@ class Workspace:
     def stage(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The stage's result, from the state if it was finished before, else by doing the work."""
         if name not in self._stages:
+            start = time.monotonic()
             self._stages[name] = work()
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - start, 1)
             self._write_state()
         result: dict[str, Any] = self._stages[name]
         return result
@@ -50,7 +55,7 @@ class Workspace:
         self._write_state()
 
     def _write_state(self) -> None:
-        write_json(self._state_path, {"inputs": self._inputs, "stages": self._stages})
+        write_json(self._state_path, {"inputs": self._inputs, "stages": self._stages, "seconds": self.seconds})
 
     def files(self) -> dict[str, dict[str, Any]]:
         """Path → bytes and SHA-256 of every file of the engine, as the manifest lists them."""
@@ -104,7 +109,8 @@ class Workspace:
                 f"{self.path} holds an unfinished build with other inputs ({', '.join(changed)} differ): "
                 f"delete it (rm -r {self.path}) or run that build to its end"
             )
-        self._stages = state["stages"]
+        # Earlier versions measured none.
+        self._stages, self.seconds = state["stages"], state.get("seconds", {})
 
     def _release(self) -> None:
         if self._lock is not None:

@@ -31,3 +31,9 @@ def test_a_fixed_alpha_has_no_search(tiny_model, build_engine, capsys):
     shown = shown_of(build_engine(tiny_model, alpha="off"), capsys)
     assert "alpha off" in shown
     assert "held-out" not in shown
+
+
+def test_what_each_stage_took(tiny_engine, capsys):
+    seconds = open_directory(tiny_engine).manifest.build_seconds
+    assert list(seconds) == ["text", "calibrate", "export", "lower", "probe", "fidelity", "successors"]
+    assert f"built in {sum(seconds.values()):.0f} s (text {seconds['text']:.0f}, " in shown_of(tiny_engine, capsys)
