@@ -232,7 +232,7 @@ def _check_linear(
     expected = w8a8_linear(x, weight.values, weight.scale, residual=residual, gate=GATES.index(gate))
     q, a = (arrays.put(one) for one in _quantized(arrays, x))
     packed, scale = (
-        arrays.put(one) for one in (pack_weight(weight.values, swiglu=gated), pack_channels(weight.scale, swiglu=gated))
+        arrays.put(one) for one in (pack_weight(weight.values, gated=gated), pack_channels(weight.scale, gated=gated))
     )
     at_residual = 0 if residual is None else arrays.put(residual)
     input_tiles, output_tiles, parts = tiles_of(inputs, TILE_INPUTS), tiles_of(finished, TILE_OUTPUTS), 1 + gated

@@ -125,7 +125,9 @@ class Manifest:
         # Engines that earlier versions built name no sampler; the first one is theirs.
         value = check_fields(
             "the top level",
-            {"sampler": _FIRST_SAMPLER, "sampling_defaults": {}, "build_seconds": {}, **value} if isinstance(value, dict) else value,
+            {"sampler": _FIRST_SAMPLER, "sampling_defaults": {}, "build_seconds": {}, **value}
+            if isinstance(value, dict)
+            else value,
             # Absent in engines that earlier versions built.
             _KEYS | ({"cost_noise": dict} if isinstance(value, dict) and "cost_noise" in value else {}),
         )

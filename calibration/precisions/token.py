@@ -47,9 +47,9 @@ class PerToken(Int8Weights):
         CUDA: Operator(
             op_type="W8A8Linear",
             domain=tiles.DOMAIN,
-            pack=lambda weight, swiglu: (
-                tiles.pack_weight(weight.values, swiglu=swiglu),
-                tiles.pack_channels(weight.scale, swiglu=swiglu),
+            pack=lambda weight, gated: (
+                tiles.pack_weight(weight.values, gated=gated),
+                tiles.pack_channels(weight.scale, gated=gated),
             ),
         ),
     }

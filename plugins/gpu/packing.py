@@ -18,25 +18,25 @@ def tiles_of(extent: int, tile: int) -> int:
     return -(-extent // tile)
 
 
-def pack_weight(values: Int8, *, swiglu: bool = False) -> Int8:
+def pack_weight(values: Int8, *, gated: bool = False) -> Int8:
     """Int8 [outputs, inputs] → [tiles of outputs, tiles of inputs, 64, 128], zeros where the weight ends before a tile.
 
-    `swiglu`: the first half of the outputs are gates; a tile of gates is followed by the tile of its ups.
+    `gated`: the first half of the outputs are gates; a tile of gates is followed by the tile of its ups.
     """
-    halves = np.split(values, 2) if swiglu else [values]
+    halves = np.split(values, 2) if gated else [values]
     tiles = np.stack([_tiles(half) for half in halves], axis=1)
     return tiles.reshape(-1, *tiles.shape[2:])
 
 
 def unpack_weight(tiles: Int8, outputs: int, inputs: int) -> Int8:
-    """Int8 [outputs, inputs] of what `pack_weight` made of it, without `swiglu`."""
+    """Int8 [outputs, inputs] of what `pack_weight` made of it, without `gated`."""
     rows, columns, _, _ = tiles.shape
     return tiles.swapaxes(1, 2).reshape(rows * TILE_OUTPUTS, columns * TILE_INPUTS)[:outputs, :inputs]
 
 
-def pack_channels(values: NDArray[np.float32], *, swiglu: bool = False) -> NDArray[np.float32]:
+def pack_channels(values: NDArray[np.float32], *, gated: bool = False) -> NDArray[np.float32]:
     """Scales or biases float32 [outputs] in the order of `pack_weight`'s outputs, zeros after the last."""
-    halves = np.split(values, 2) if swiglu else [values]
+    halves = np.split(values, 2) if gated else [values]
     tiles = tiles_of(len(halves[0]), TILE_OUTPUTS)
     padded = np.zeros((len(halves), tiles * TILE_OUTPUTS), np.float32)
     for row, half in zip(padded, halves, strict=True):

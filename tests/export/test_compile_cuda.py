@@ -123,22 +123,22 @@ def test_the_weights_are_the_engines(compiled_engine, tiny_engine):
     assert len(linears) == len(directory.manifest.linears)
     for step in linears:
         outputs = step.vocabulary if isinstance(step, Head) else step.outputs
-        swiglu = isinstance(step, Linear) and bool(step.gate)
+        gated = isinstance(step, Linear) and bool(step.gate)
         place, scale_place = program.tensors[step.weight], program.tensors[step.scale]
         packed = weights[place.offset : place.offset + place.bytes].view(np.int8)
         scales = weights[scale_place.offset : scale_place.offset + scale_place.bytes].view(np.float32)
-        halves = 2 if swiglu else 1
+        halves = 2 if gated else 1
         expected = values[step.weight].const_value.numpy()
         assert expected.shape == (step.inputs, halves * outputs)
-        unpacked = unpack(packed, halves * outputs, step.inputs, swiglu=swiglu)
+        unpacked = unpack(packed, halves * outputs, step.inputs, gated=gated)
         np.testing.assert_array_equal(unpacked, expected.T)
-        channels = unpack_channels(scales, halves * outputs, swiglu=swiglu)
+        channels = unpack_channels(scales, halves * outputs, gated=gated)
         np.testing.assert_array_equal(channels, values[step.scale].const_value.numpy().reshape(-1))
 
 
-def unpack(packed, outputs, inputs, *, swiglu):
+def unpack(packed, outputs, inputs, *, gated):
     """The opposite of `pack_weight`, element by element: where the kernel looks for it."""
-    halves = 2 if swiglu else 1
+    halves = 2 if gated else 1
     input_tiles = -(-inputs // TILE_INPUTS)
     values = np.zeros((outputs, inputs), np.int8)
     flat, each = packed.reshape(-1), outputs // halves
@@ -149,24 +149,24 @@ def unpack(packed, outputs, inputs, *, swiglu):
     return values
 
 
-def unpack_channels(packed, outputs, *, swiglu):
-    halves = 2 if swiglu else 1
+def unpack_channels(packed, outputs, *, gated):
+    halves = 2 if gated else 1
     row, each = np.arange(outputs), outputs // halves
     half, place = row // each, row % each
     return packed[(place // TILE_OUTPUTS * halves + half) * TILE_OUTPUTS + place % TILE_OUTPUTS]
 
 
-@pytest.mark.parametrize("swiglu", [False, True])
+@pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize(("outputs", "inputs"), [(64, 128), (2, 1), (130, 300), (256, 129), (66, 127)])
-def test_packing_loses_nothing(outputs, inputs, swiglu):
+def test_packing_loses_nothing(outputs, inputs, gated):
     random = np.random.default_rng(outputs)
     # No zeros, which padding is made of.
     values = random.integers(1, 128, (outputs, inputs)).astype(np.int8)
     channels = random.uniform(1, 2, outputs).astype(np.float32)
-    packed, packed_channels = pack_weight(values, swiglu=swiglu), pack_channels(channels, swiglu=swiglu)
+    packed, packed_channels = pack_weight(values, gated=gated), pack_channels(channels, gated=gated)
     assert packed.shape[2:] == (TILE_OUTPUTS, TILE_INPUTS)
-    np.testing.assert_array_equal(unpack(packed, outputs, inputs, swiglu=swiglu), values)
-    np.testing.assert_array_equal(unpack_channels(packed_channels, outputs, swiglu=swiglu), channels)
+    np.testing.assert_array_equal(unpack(packed, outputs, inputs, gated=gated), values)
+    np.testing.assert_array_equal(unpack_channels(packed_channels, outputs, gated=gated), channels)
     assert np.count_nonzero(packed) == values.size
     assert np.count_nonzero(packed_channels) == outputs
     assert len(packed_channels) == packed.shape[0] * TILE_OUTPUTS
