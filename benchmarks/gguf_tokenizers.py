@@ -7,7 +7,7 @@ reason. Texts are encoded as content is: without BOS, and with control tokens as
 import argparse
 from pathlib import Path
 
-from quasar.checkpoints.gguf_parts import open_gguf
+from quasar.checkpoints.gguf_reader import GgufReader
 from quasar.checkpoints.gguf_tokenizer import GgufVocabulary, tokenizer_from_gguf
 from quasar.errors import CheckpointError
 
@@ -27,7 +27,7 @@ def _compare(path: Path) -> str:
     texts, expected = path.with_name(f"{path.name}.inp"), path.with_name(f"{path.name}.out")
     if not texts.is_file() or not expected.is_file():
         return "no reference pairs"
-    fields = open_gguf(path).fields
+    fields = GgufReader(path).fields
     try:
         vocabulary = GgufVocabulary.read(lambda key, default: fields[key].contents() if key in fields else default)
         tokenizer = tokenizer_from_gguf(vocabulary)

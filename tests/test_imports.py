@@ -172,3 +172,28 @@ def test_help_answers_at_once(arguments):
     )
     loaded = loaded_by(code)
     assert not loaded & {*HEAVY, *EVALUATION, "onnxruntime", "tokenizers"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", b'{"architectures": ["MambaForCausalLM"]}'),
+        ("config.json", b'{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "gelu"}'),
+        ("model.gguf", b"version https://git-lfs.github.com/spec/v1"),
+    ],
+)
+def test_a_build_refuses_without_the_libraries_that_make_one(tmp_path, name, content):
+    """What makes a refusal slow is what it imports."""
+    (tmp_path / name).write_bytes(content)
+    model = tmp_path if name == "config.json" else tmp_path / name
+    code = (
+        "from export.build import build\n"
+        "from export.build_options import BuildOptions\n"
+        "from pathlib import Path\n"
+        "from quasar.errors import CheckpointError\n"
+        f"options = BuildOptions(model={str(model)!r}, output=Path({str(tmp_path / 'engine')!r}))\n"
+        "try: build(options)\n"
+        "except CheckpointError: pass\n"
+        "else: assert False"
+    )
+    assert not loaded_by(code) & {"torch", "transformers", "gguf", "safetensors", "huggingface_hub", "onnxruntime"}

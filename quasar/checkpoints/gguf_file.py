@@ -10,7 +10,8 @@ from quasar.checkpoints.architectures.base import GgufFormat, fused_rows, stored
 from quasar.checkpoints.architectures.families import ARCHITECTURES
 from quasar.checkpoints.checkpoint_text import CheckpointText, chat_templates, sampling_defaults
 from quasar.checkpoints.gguf_header import GgufHeader
-from quasar.checkpoints.gguf_parts import check_parts, gguf_parts, open_gguf
+from quasar.checkpoints.gguf_parts import check_parts, gguf_parts
+from quasar.checkpoints.gguf_reader import GgufReader
 from quasar.checkpoints.gguf_tokenizer import tokenizer_from_gguf
 from quasar.checkpoints.reference_config import reference_config
 from quasar.checkpoints.spec import DecoderSpec, split_name
@@ -31,11 +32,12 @@ class GgufFile:
     def __init__(self, path: Path) -> None:
         self._parts = gguf_parts(path)
         self._path = path = self._parts[0]
-        readers = [open_gguf(part) for part in self._parts]
+        readers = [GgufReader(part) for part in self._parts]
+        # First of all: it is among the first fields, and the others are many.
+        self._format = _find_format(path, readers[0])
         check_parts(self._parts, readers)
         self._tensors = {tensor.name: tensor for reader in readers for tensor in reader.tensors}
         self._header = GgufHeader(path, readers[0].fields, self._tensors)
-        self._format = self._find_format()
         try:
             self.spec: DecoderSpec = self._format.from_header(self._header)
         except (TypeError, ValueError) as error:
@@ -104,15 +106,6 @@ class GgufFile:
         fused, (layer, _) = fused_rows(name, self._format.fused), split_name(name)
         return value if fused is None or layer is None else value[fused.rows(self.spec.layers[layer])]
 
-    def _find_format(self) -> GgufFormat:
-        known = {one.gguf.architecture: one.gguf for one in ARCHITECTURES.values() if one.gguf}
-        name = self._header.field("general.architecture")
-        if name in known:
-            return known[name]
-        raise CheckpointError(
-            f"unsupported architecture: GGUF {name!r} in {self._path}; supported are {', '.join(known)}"
-        )
-
     def _check_tensors(self) -> None:
         from gguf import dequantize
 
@@ -129,3 +122,14 @@ class GgufFile:
                 raise CheckpointError(
                     f"{self._path}: {stored} is stored as {tensor.tensor_type.name}, which cannot be dequantized"
                 ) from None
+
+
+def _find_format(path: Path, reader: GgufReader) -> GgufFormat:
+    known = {one.gguf.architecture: one.gguf for one in ARCHITECTURES.values() if one.gguf}
+    field = reader.find("general.architecture")
+    if field is None:
+        raise CheckpointError(f"{path}: the GGUF header lacks 'general.architecture'")
+    name = field.contents()
+    if name in known:
+        return known[name]
+    raise CheckpointError(f"unsupported architecture: GGUF {name!r} in {path}; supported are {', '.join(known)}")

@@ -102,8 +102,10 @@ class GgufHeader:
 
     def mlp(self, *, kind: MlpKind = "gated_silu") -> MlpSpec:
         """Every layer's MLP; a bias is there if the first block has it."""
-        if self.value("expert_count", 0):
-            raise CheckpointError(f"{self._path}: unsupported option: mixture of experts (expert_count)")
+        if experts := self.value("expert_count", 0):
+            raise CheckpointError(
+                f"{self._path}: unsupported option: mixture of experts ({self.architecture}.expert_count is {experts})"
+            )
         return MlpSpec(
             intermediate_size=int(self.value("feed_forward_length")),
             kind=kind,

@@ -5,12 +5,11 @@ The first part has the whole header; each part has its own tensors.
 
 import re
 from pathlib import Path
-from typing import Any
 
+from quasar.checkpoints.gguf_reader import MAGIC, GgufReader
 from quasar.errors import CheckpointError
 
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)?", re.IGNORECASE)
-_MAGIC = b"GGUF"
 
 
 def is_gguf(path: Path) -> bool:
@@ -19,7 +18,7 @@ def is_gguf(path: Path) -> bool:
         return True
     try:
         with path.open("rb") as file:
-            return file.read(len(_MAGIC)) == _MAGIC
+            return file.read(len(MAGIC)) == MAGIC
     except OSError:
         return False
 
@@ -42,18 +41,7 @@ def gguf_parts(path: Path) -> tuple[Path, ...]:
     return parts
 
 
-def open_gguf(path: Path) -> Any:
-    """The reader of one file; raises `CheckpointError` if it is not whole."""
-    from gguf import GGUFReader
-
-    try:
-        return GGUFReader(path)
-    # The reader has no error type of its own: a truncated file surfaces as whatever numpy or it trips over.
-    except (ValueError, IndexError, KeyError, OSError, OverflowError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not a whole GGUF file ({error}): download it again") from None
-
-
-def check_parts(parts: tuple[Path, ...], readers: list[Any]) -> None:
+def check_parts(parts: tuple[Path, ...], readers: list[GgufReader]) -> None:
     """Raise `CheckpointError` if headers and names do not agree on how many parts and tensors there are."""
     fields = readers[0].fields
     count = int(fields["split.count"].contents()) if "split.count" in fields else 1
