@@ -3,6 +3,8 @@
 import contextlib
 import json
 import logging
+import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ _FLOAT_DTYPES = {"F32", "F16", "BF16", "F64"}
 _INDEX = "model.safetensors.index.json"
 # What stands before a decoder's names where a model has other parts: as published, and as transformers 5 saves it.
 _DECODER_PREFIXES = ("language_model.model.", "model.language_model.", "language_model.")
+# Buffers that old versions of transformers saved in every layer: they follow from the config.
+_LEFTOVER = re.compile(r"rotary_emb\.|^(self_attn|attention)\.(masked_)?bias$")
 _TEXT_FILES = (
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja"),
     *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.json"),
@@ -110,7 +114,7 @@ class SafetensorsFolder:
             shards = [path for path in sorted(self._folder.glob("*.safetensors")) if not _is_other(path)]
         if not shards:
             pickled = next(iter(sorted(self._folder.glob("*.bin")) + sorted(self._folder.glob("*.pt"))), None)
-            hint = f" ({pickled.name} is a pickle, which is never opened: convert it to safetensors)" if pickled else ""
+            hint = f": {pickled.name} is a pickle, which is never opened; {_convert(self._folder)}" if pickled else ""
             raise CheckpointError(f"{self._folder} has no safetensors weights{hint}")
         found: dict[str, tuple[Path, str]] = {}
         for path in shards:
@@ -210,17 +214,26 @@ class SafetensorsFolder:
                 raise CheckpointError(f"{path}: {stored} has shape {list(came)}; the config asks for {list(shape)}")
             if dtype not in _FLOAT_DTYPES:
                 raise CheckpointError(f"{path}: {stored} is stored as {dtype}; float weights were expected")
-        modules = {name.rpartition(".")[0] for name in expected}
-        extra = [
-            name
-            for name in self._shard_of
-            if name.endswith(".bias")
-            and name not in expected
-            and ("_proj" in name or name.rpartition(".")[0] in modules)
-        ]
-        if extra:
-            own = self._architecture.checkpoint_name(extra[0])
-            raise CheckpointError(f"{self._folder}: unexpected tensor {own!r}: the config has no such bias")
+        for name in self._shard_of:
+            layer, rest = split_name(name)
+            ours = layer is not None and layer < self.spec.num_layers and not _LEFTOVER.search(rest)
+            outside = layer is None and name in ("norm.bias", "lm_head.bias")
+            if name not in expected and (ours or outside):
+                own = self._architecture.checkpoint_name(name)
+                kind = "bias" if name.endswith(".bias") else "weight"
+                raise CheckpointError(
+                    f"{self._folder}: unexpected tensor {own!r}: the config has no such {kind}, and without it this "
+                    "would be another model"
+                )
+
+
+def _convert(folder: Path) -> str:
+    code = (
+        f"from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; a, b = {str(folder)!r}, "
+        f"{folder.name + '-safetensors'!r}; M.from_pretrained(a).save_pretrained(b); "
+        "T.from_pretrained(a).save_pretrained(b)"
+    )
+    return f"convert it, if you trust it: python -c {shlex.quote(code)}"
 
 
 def _decoder_name(stored: str) -> str | None:

@@ -275,6 +275,26 @@ def test_tensors_that_do_not_fit(tiny_model, tmp_path):
         damaged(lambda tensors: tensors.update({"model.layers.0.self_attn.q_proj.bias": np.zeros(64, np.float32)}))
 
 
+@pytest.mark.parametrize("extra", ["self_attn.q_norm.weight", "input_layernorm.bias", "mlp.router.weight"])
+def test_a_weight_of_a_layer_that_the_spec_does_not_know(tiny_model, tmp_path, extra):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    tensors = load_file(tiny_model / "model.safetensors")
+    # What old versions of transformers saved beside the weights is passed over.
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(8, np.float32)
+    save_file(tensors, folder / "model.safetensors")
+    open_checkpoint(str(folder))
+    save_file({**tensors, f"model.layers.1.{extra}": np.zeros(64, np.float32)}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=rf"unexpected tensor 'layers\.1\.{extra}'"):
+        open_checkpoint(str(folder))
+
+
+def test_pickled_weights_come_with_the_command_that_converts_them(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"is a pickle, which is never opened; convert it.*python -c 'from tr"):
+        open_checkpoint(str(folder))
+
+
 def test_bfloat16_is_read_as_it_is(tmp_path):
     folder = save_tiny_model(tmp_path / "model", "llama", dtype="bfloat16")
     checkpoint = open_checkpoint(str(folder))
