@@ -1,6 +1,7 @@
-"""What `inspect` shows of a quantization."""
+"""What `inspect` shows of a quantization and of the files."""
 
 from engines.directory import open_directory
+from export.file_purposes import purpose
 from export.inspect import print_manifest
 
 
@@ -31,3 +32,19 @@ def test_a_fixed_alpha_has_no_search(tiny_model, build_engine, capsys):
     shown = shown_of(build_engine(tiny_model, alpha="off"), capsys)
     assert "alpha off" in shown
     assert "held-out" not in shown
+
+
+def test_every_file_is_shown_with_its_size_and_purpose(tiny_engine, capsys):
+    shown = shown_of(tiny_engine, capsys)
+    files = open_directory(tiny_engine).manifest.files
+    for name, entry in files.items():
+        assert purpose(name)
+        assert f"{entry['bytes'] / 1e6:.2f} {purpose(name).split()[0]}" in shown
+    listed = shown[shown.index(" path MB for ") :]
+    places = [listed.index(f" {name} ") for name in sorted(files, key=lambda name: -files[name]["bytes"])]
+    assert places == sorted(places)
+
+
+def test_files_of_an_unknown_back_end_are_called_so():
+    assert purpose("npu/weights.bin") == "npu: a back end's own"
+    assert purpose("tensorrt/verifier-float16-fused.onnx.data") == "TensorRT: INT8 weights in tiles"
