@@ -253,7 +253,5 @@ def _smallest(table: NDArray[Any]) -> tuple[NDArray[Any], str]:
 
     Tables in float32 are those of engines that earlier versions built.
     """
-    kind = exact_type(table)
-    if kind is None:
-        return np.ascontiguousarray(table, np.float32), "float32"
-    return np.ascontiguousarray(table.astype(kind)).view(np.uint16), kind.name
+    kind = exact_type(table) or np.dtype(np.float32)
+    return np.ascontiguousarray(table, kind), kind.name

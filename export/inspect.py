@@ -11,6 +11,7 @@ from engines.manifest import Manifest
 from engines.onnxruntime.files import onnxruntime_files
 from engines.onnxruntime.kernels import STOCK, choose_kernels
 from engines.probes.row_invariance import RowInvariance
+from export.file_purposes import purpose
 from quasar.checkpoints.architectures.families import ARCHITECTURES
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ def print_manifest(directory: EngineDirectory) -> None:
             table.add_row(f"{name} hash", value)
     out.print(table)
     out.print(_latency_table(directory))
+    out.print(_files_table(manifest))
 
 
 def _linear_rows(linears: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -165,6 +167,19 @@ def _latency_table(directory: EngineDirectory) -> "Table":
     for length, by_width in surface.items():
         style = "bold" if length == CURVE_LENGTH else None
         table.add_row(str(length), *(f"{by_width[width]:.1f}" for width in widths), style=style)
+    return table
+
+
+def _files_table(manifest: Manifest) -> "Table":
+    """Every file, the largest first."""
+    from rich.table import Table
+
+    table = Table(title="files", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table.add_column("path", overflow="fold")
+    table.add_column("MB", justify="right", no_wrap=True)
+    table.add_column("for", overflow="fold")
+    for name, entry in sorted(manifest.files.items(), key=lambda item: (-item[1]["bytes"], item[0])):
+        table.add_row(name, f"{entry['bytes'] / 1e6:.2f}", purpose(name))
     return table
 
 

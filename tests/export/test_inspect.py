@@ -1,6 +1,7 @@
-"""What `inspect` shows of a quantization."""
+"""What `inspect` shows of a quantization and of the files."""
 
 from engines.directory import open_directory
+from export.file_purposes import purpose
 from export.inspect import print_manifest
 
 
@@ -37,3 +38,19 @@ def test_what_each_stage_took(tiny_engine, capsys):
     seconds = open_directory(tiny_engine).manifest.build_seconds
     assert list(seconds) == ["text", "calibrate", "export", "lower", "probe", "fidelity", "successors"]
     assert f"built in {sum(seconds.values()):.0f} s (text {seconds['text']:.0f}, " in shown_of(tiny_engine, capsys)
+
+
+def test_every_file_is_shown_with_its_size_and_purpose(tiny_engine, capsys):
+    shown = shown_of(tiny_engine, capsys)
+    files = open_directory(tiny_engine).manifest.files
+    for name, entry in files.items():
+        assert purpose(name)
+        assert f"{entry['bytes'] / 1e6:.2f} {purpose(name).split()[0]}" in shown
+    listed = shown[shown.index(" path MB for ") :]
+    places = [listed.index(f" {name} ") for name in sorted(files, key=lambda name: -files[name]["bytes"])]
+    assert places == sorted(places)
+
+
+def test_files_of_an_unknown_back_end_are_called_so():
+    assert purpose("npu/weights.bin") == "npu: a back end's own"
+    assert purpose("tensorrt/verifier-float16-fused.onnx.data") == "TensorRT: INT8 weights in tiles"
