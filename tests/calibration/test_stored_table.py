@@ -71,5 +71,3 @@ def test_a_tied_float_head_reads_the_same_table(tmp_path, build_engine):
         tensors = ir.load(directory.file(name)).graph.initializers
         assert tensors["embed_tokens.weight"].dtype == ir.DataType.FLOAT16
         assert "lm_head.weight" not in tensors
-    # Measured on what is stored, head and all; the INT8 layers lose more than the table.
-    assert directory.manifest.fidelity["mean_kl_nats"] < 5e-3
