@@ -58,6 +58,7 @@ def test_golden_keys(engine):
         "cost_surface_ms",
         "cost_noise",
         "machine",
+        "build_seconds",
         "backends",
         "calibration",
         "linears",
