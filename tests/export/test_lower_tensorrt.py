@@ -341,7 +341,7 @@ FORMS = {
 )
 def test_tensorrt_takes_the_forms_of_attention(family, tmp_path):
     checkpoint = open_checkpoint(str(save_tiny_model(tmp_path / "model", family, **FORMS[family])))
-    contract = export_graphs(checkpoint, tmp_path, precision="w8a8", max_length=64)
+    contract = export_graphs(checkpoint, tmp_path, precision="w8a8", max_length=256)
     lowered(tmp_path, contract, "float16")
     plan = compile_plan(
         open_library("tensorrt-rtx"), tmp_path / "float16.onnx", tmp_path, contract, compute_capability="8.9"
