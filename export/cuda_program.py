@@ -161,7 +161,7 @@ class ProgramWriter:
             "epsilon": epsilon,
             "weight": self._put(f"{name}.weight", weight),
             "scale": self._put(f"{name}.scale", scales),
-            "bias": self._put(f"{name}.bias", pack_channels(self._array(bias), swiglu=gated)) if bias else "",
+            "bias": self._put(f"{name}.bias", pack_channels(self._array(bias), gated=gated)) if bias else "",
             "inputs": values.shape[0],
         }
         self._on_linear()
