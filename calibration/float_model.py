@@ -63,14 +63,16 @@ def _take_apart(model: Any, spec: DecoderSpec) -> None:
 
     Transformers' own models stack the parts one below the other.
     """
+    fused = ARCHITECTURES[model.config.model_type].fused
+    if not fused:
+        return
     from torch import cat, nn
 
     class Parts(nn.Module):
         def forward(self, x: "torch.Tensor") -> "torch.Tensor":
             return cat([part(x) for part in self.children()], dim=-1)
 
-    fused = ARCHITECTURES[model.config.model_type].fused
-    for layer, layer_spec in zip(model.model.layers if fused else (), spec.layers if fused else (), strict=True):
+    for layer, layer_spec in zip(model.model.layers, spec.layers, strict=True):
         for stored in dict.fromkeys(one.stored for one in fused.values()):
             whole, parts = layer.get_submodule(stored), Parts()
             for module, one in fused.items():

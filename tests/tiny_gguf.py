@@ -9,6 +9,17 @@ from tokenizers import pre_tokenizers
 SPECIAL = ("<|begin|>", "<|im_end|>", "<|eom|>", "<|endoftext|>")
 
 
+def add_sizes(writer: gguf.GGUFWriter, config) -> None:
+    """The sizes of a transformers config, as every family's header has them."""
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+
+
 def save_tiny_gguf(path: Path, *, pre: str = "llama-bpe", layers: int = 1, **fields) -> Path:
     """One layer of Llama; `fields`: more of the header, by GGUF key with `__` for dots; None leaves one out."""
     tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *SPECIAL]

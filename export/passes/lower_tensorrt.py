@@ -139,12 +139,16 @@ class LowerToTensorRt(InPlacePass):
         if self._ir_type == _FLOAT:
             return
         new = GraphBuilder()
+        node.replace_input_with(0, self._scaled(new, node))
+        node.attributes["scale"] = ir.AttrFloat32("scale", 1.0)
+        self._graph.insert_before(node, new.nodes)
+
+    def _scaled(self, new: GraphBuilder, node: ir.Node) -> ir.Value:
+        """An Attention's queries times the factor on its scores."""
         own = node.attributes.get("scale")
         scale = self._contract.head_size**-0.5 if own is None else own.as_float()
         factor = self._constant(f"{node.name}.scale", np.asarray(scale, np.float32))
-        node.replace_input_with(0, new.op("Mul", [node.inputs[0], factor], f"{node.name}.scaled_queries"))
-        node.attributes["scale"] = ir.AttrFloat32("scale", 1.0)
-        self._graph.insert_before(node, new.nodes)
+        return new.op("Mul", [input_of(node, 0), factor], f"{node.name}.scaled_queries")
 
     def _spell_out(self, node: ir.Node) -> None:
         """Attention with a soft cap, which TensorRT's operator lacks: products in the compute type, float32 between.
@@ -162,10 +166,7 @@ class LowerToTensorRt(InPlacePass):
             return value if self._ir_type == _FLOAT else new.op("Cast", [value], f"{at}.{name}", {"to": int(kind)})
 
         if self._ir_type == _FLOAT:
-            own = node.attributes.get("scale")
-            scale = self._contract.head_size**-0.5 if own is None else own.as_float()
-            factor = self._constant(f"{at}.scale", np.asarray(scale, np.float32))
-            queries = new.op("Mul", [queries, factor], f"{at}.scaled_queries")
+            queries = self._scaled(new, node)
         heads = new.op("Shape", [queries], f"{at}.shape", {"start": 0, "end": 2})
         rows = new.op("Reshape", [queries, shape("query_rows", 0, groups, -1, size)], f"{at}.query_rows")
         columns = new.op("Transpose", [keys], f"{at}.key_columns", {"perm": [0, 1, 3, 2]})

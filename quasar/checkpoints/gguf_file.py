@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quasar.checkpoints.architectures.base import GgufFormat, fused_rows, stored_shapes
+from quasar.checkpoints.architectures.base import GgufFormat, own_rows, stored_shapes
 from quasar.checkpoints.architectures.families import ARCHITECTURES
 from quasar.checkpoints.checkpoint_text import CheckpointText, chat_templates, sampling_defaults
 from quasar.checkpoints.gguf_header import GgufHeader
@@ -14,7 +14,7 @@ from quasar.checkpoints.gguf_parts import check_parts, gguf_parts
 from quasar.checkpoints.gguf_reader import GgufReader
 from quasar.checkpoints.gguf_tokenizer import tokenizer_from_gguf
 from quasar.checkpoints.reference_config import reference_config
-from quasar.checkpoints.spec import DecoderSpec, split_name
+from quasar.checkpoints.spec import DecoderSpec
 from quasar.errors import CheckpointError
 
 _SAMPLING = {
@@ -64,7 +64,7 @@ class GgufFile:
             value = np.array(tensor.data)
         else:
             value = dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
-        return self._format.restore(name, self._rows(name, value), self.spec)
+        return self._format.restore(name, own_rows(name, value, self.spec, self._format.fused), self.spec)
 
     def transformers_config(self) -> Any:
         """A transformers config made from the header."""
@@ -100,11 +100,6 @@ class GgufFile:
                 {name: header.field(f"general.sampling.{key}", None) for name, key in _SAMPLING.items()}, draws=draws
             ),
         )
-
-    def _rows(self, name: str, value: NDArray[Any]) -> NDArray[Any]:
-        """A tensor's own rows of the stored one, where that holds those of several."""
-        fused, (layer, _) = fused_rows(name, self._format.fused), split_name(name)
-        return value if fused is None or layer is None else value[fused.rows(self.spec.layers[layer])]
 
     def _check_tensors(self) -> None:
         from gguf import dequantize

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quasar.checkpoints.architectures.base import fused_rows, stored_shapes
+from quasar.checkpoints.architectures.base import fused_rows, own_rows, stored_shapes
 from quasar.checkpoints.architectures.families import ARCHITECTURES
 from quasar.checkpoints.checkpoint_text import CheckpointText
 from quasar.checkpoints.config import decoder_config, spec_from_config
@@ -73,8 +73,7 @@ class SafetensorsFolder:
         path, stored = self._shard_of[self._own_name(name)]
         with _open_shard(path) as shard:
             tensor: NDArray[Any] = shard.get_tensor(stored)
-        fused, (layer, _) = fused_rows(name, self._architecture.fused), split_name(name)
-        return tensor if fused is None or layer is None else tensor[fused.rows(self.spec.layers[layer])]
+        return own_rows(name, tensor, self.spec, self._architecture.fused)
 
     def transformers_config(self) -> Any:
         """`AutoConfig` of the folder, or of the family's reference; code from the checkpoint is never run."""

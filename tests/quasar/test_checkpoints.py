@@ -16,6 +16,7 @@ from quasar.checkpoints.rope import attention_scaling, cos_sin_tables, inverse_f
 from quasar.checkpoints.sources import resolve
 from quasar.errors import CheckpointError
 from tests.tiny import save_tiny_model, tiny_config, tiny_config_json, tiny_torch_model
+from tests.tiny_gguf import add_sizes
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
@@ -314,13 +315,7 @@ def write_gguf(path, architecture, model, config):
         return halves.swapaxes(1, 2).reshape(tensor.shape)
 
     writer = gguf.GGUFWriter(path, architecture)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    add_sizes(writer, config)
     writer.add_rope_freq_base(10000.0)
     if architecture == "qwen3":
         writer.add_key_length(config.head_dim)

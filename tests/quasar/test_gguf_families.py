@@ -10,6 +10,7 @@ from calibration.float_model import load_float_model
 from quasar.checkpoints import open_checkpoint
 from quasar.checkpoints.checkpoint import at_length
 from tests.tiny import VOCABULARY, save_tiny_model, tiny_torch_model
+from tests.tiny_gguf import add_sizes
 
 # What converters put into a header beyond sizes, by family: transformers' options and llama.cpp's keys for them.
 FAMILIES = {
@@ -76,13 +77,7 @@ def write(path, family, model, fields, **tensors):
     config = model.config
     name = gguf_name(family)
     writer = gguf.GGUFWriter(path, name)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    add_sizes(writer, config)
     if family.startswith("gemma"):
         writer.add_key_length(config.head_dim)
     for key, value in fields.items():

@@ -175,6 +175,12 @@ def fused_rows(name: str, fused: Mapping[str, FusedRows]) -> FusedRows | None:
     return fused.get(rest) or fused.get(rest.rpartition(".")[0])
 
 
+def own_rows(name: str, stored: NDArray[Any], spec: DecoderSpec, fused: Mapping[str, FusedRows]) -> NDArray[Any]:
+    """A tensor's own rows of the stored one that holds it, by canonical name: all of them unless it is fused."""
+    rows, (layer, _) = fused_rows(name, fused), split_name(name)
+    return stored if rows is None or layer is None else stored[rows.rows(spec.layers[layer])]
+
+
 def stored_shapes(spec: DecoderSpec, stored_name: Callable[[str], str]) -> dict[str, tuple[int, ...]]:
     """Stored name → shape of every tensor; those of canonical tensors that share a stored name stand in one."""
     shapes: dict[str, tuple[int, ...]] = {}

@@ -43,11 +43,6 @@ def gemma_decoder(name: str, config: HuggingFaceConfig, layers: list[LayerSpec])
     )
 
 
-def gemma_modules() -> Mapping[str, str]:
-    """llama.cpp's names of a Gemma's modules."""
-    return GGUF_MODULES | GGUF_OUTPUT_NORMS
-
-
 def stored_norm(name: str, value: NDArray[Any], _: DecoderSpec) -> NDArray[Any]:
     """llama.cpp stores norms with the 1 that the model adds."""
     return value - np.float32(1) if name.endswith("norm.weight") else value
@@ -133,7 +128,7 @@ GEMMA2 = Architecture(
         architecture=_NAME,
         from_header=_from_header,
         transformers_values=gemma_values,
-        modules=gemma_modules(),
+        modules=GGUF_MODULES | GGUF_OUTPUT_NORMS,
         restore=stored_norm,
     ),
 )

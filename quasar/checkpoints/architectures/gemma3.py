@@ -3,12 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from quasar.checkpoints.architectures.base import Architecture, GgufFormat
+from quasar.checkpoints.architectures.base import GGUF_MODULES, GGUF_OUTPUT_NORMS, Architecture, GgufFormat
 from quasar.checkpoints.architectures.gemma2 import (
     WEIGHT_NAMES,
     gemma_decoder,
     gemma_header_decoder,
-    gemma_modules,
     gemma_values,
     header_scale,
     stored_norm,
@@ -125,7 +124,7 @@ GEMMA3 = Architecture(
         architecture="gemma3",
         from_header=_from_header,
         transformers_values=_transformers_values,
-        modules=gemma_modules(),
+        modules=GGUF_MODULES | GGUF_OUTPUT_NORMS,
         restore=stored_norm,
     ),
 )
