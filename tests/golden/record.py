@@ -16,9 +16,10 @@ import runtime
 from tests.golden.cases import CASES, REAL_PROMPTS, TINY_PROMPTS, Case
 
 HERE = Path(__file__).parent
-# Engine of a case → folders below ENGINES. The real model is built anew where the test runs, and the search for its
-# smoothing factors ends elsewhere with another number of threads: larger noise, and builds with two threads and one.
-ENGINES = {"old": ["old"], "old-stock": ["old"], "qwen3": ["qwen3"], "smollm2": ["smollm2", "smollm2-1core"]}
+# Engine of a case → folder below ENGINES. The real model is built anew where the test runs: with `--alpha off`, since
+# the search for smoothing factors ends elsewhere with another CPU, or another number of threads. Its noise is larger:
+# the last bits of a layer flip roundings in the layers after it, and there are thirty.
+ENGINES = {"old": "old", "old-stock": "old", "qwen3": "qwen3", "smollm2": "smollm2"}
 NOISE = {"old": 0.005, "old-stock": 0.005, "qwen3": 0.005, "smollm2": 0.06}
 _SEEDS = 6
 _FEWEST = 5
@@ -39,18 +40,17 @@ def run(engine: runtime.Engine, case: Case, prompts: Sequence[str], noise: Any =
     return [int(token) for token in case.run(engine, noise, *prompts, **case.options)]
 
 
-def stable(engines: Sequence[runtime.Engine], case: Case) -> tuple[list[str], list[int]] | None:
-    """The first prompts whose tokens no noise and no other build changes, with those tokens."""
+def stable(engine: runtime.Engine, case: Case) -> tuple[list[str], list[int]] | None:
+    """The first prompts whose tokens no noise changes, with those tokens."""
     pool = REAL_PROMPTS if case.engine == "smollm2" else TINY_PROMPTS
     # Another beginning for every case: many prompts are seen.
     begin = CASES.index(case)
     for first in range(begin, begin + len(pool)):
         prompts = [pool[(first + place) % len(pool)] for place in range(case.prompts)]
-        ids = run(engines[0], case, prompts)
+        ids = run(engine, case, prompts)
         size = NOISE[case.engine]
-        again = (run(engine, case, prompts, noise_of(size, seed)) for engine in engines for seed in range(_SEEDS))
-        others = (run(engine, case, prompts) for engine in engines[1:])
-        if len(ids) > _FEWEST and all(one == ids for one in (*others, *again)):
+        again = (run(engine, case, prompts, noise_of(size, seed)) for seed in range(_SEEDS))
+        if len(ids) > _FEWEST and all(one == ids for one in again):
             return prompts, ids
     return None
 
@@ -58,17 +58,15 @@ def stable(engines: Sequence[runtime.Engine], case: Case) -> tuple[list[str], li
 def main(folder: Path) -> None:
     """Record all."""
     lines = []
-    for name, places in ENGINES.items():
-        kernels = "stock" if name == "old-stock" else None
-        engines = [runtime.load(folder / place, kernels=kernels) for place in places]
+    for name, place in ENGINES.items():
+        engine = runtime.load(folder / place, kernels="stock" if name == "old-stock" else None)
         for case in (case for case in CASES if case.engine == name):
-            found = stable(engines, case)
+            found = stable(engine, case)
             if found is None:
                 raise SystemExit(f"{case.name}: noise changes the tokens of every prompt; give it others")
             print(f"{case.name}: {len(found[1])} tokens", flush=True)
             lines.append(f'  "{case.name}": {json.dumps({"prompts": found[0], "token_ids": found[1]})}')
-        for engine in engines:
-            engine.close()
+        engine.close()
     (HERE / "generations.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
