@@ -15,6 +15,8 @@ from quasar.checkpoints.architectures.families import ARCHITECTURES
 if TYPE_CHECKING:
     import torch
 
+_VALUES_AT_ONCE = 1 << 25
+
 
 class LinearForm(Protocol):
     """What stands in for a linear of the float model."""
@@ -27,20 +29,34 @@ class LinearForm(Protocol):
 class FakeQuantizedLinear:
     """A linear as the verifier would compute it.
 
-    `weight` gives the smoothed weight that its integers stand for, float32 [outputs, inputs]; it is called on every
+    `weight` gives rows of the smoothed weight that its integers stand for, float32 [rows, inputs]; it is called on every
     use, so that a search need not hold a second model. `factor`: float32 [inputs], or None. `static_scale`: of
     activations, 0 where the precision has none.
     """
 
     precision: Precision
-    weight: "Callable[[], torch.Tensor]"
+    weight: "Callable[[slice], torch.Tensor]"
+    num_outputs: int
     factor: "torch.Tensor | None" = None
     static_scale: float = 0.0
 
     def product(self, x: "torch.Tensor") -> "torch.Tensor":
         """The linear's output without its bias, float32 [..., outputs], for x float32 [..., inputs]."""
+        import torch
+
         smoothed = x if self.factor is None else x / self.factor
-        return self.precision.fake_quantized_product(smoothed, self.weight(), self.static_scale)
+        parts = [
+            self.precision.fake_quantized_product(smoothed, self.weight(rows), self.static_scale)
+            for rows in row_slices(self.num_outputs, x.shape[-1])
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+
+def row_slices(outputs: int, inputs: int) -> Iterator[slice]:
+    """Rows of a weight [outputs, inputs] that hold at most 32 M values each: what is in float32 at once."""
+    rows = max(1, _VALUES_AT_ONCE // inputs)
+    for start in range(0, outputs, rows):
+        yield slice(start, min(start + rows, outputs))
 
 
 @contextmanager

@@ -1,8 +1,10 @@
 """What quantizing one linear does to its output, on a sample of its inputs."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from calibration.fake_quantization import row_slices
 from calibration.precisions.base import Precision
 from quasar.numerics import static_scale_of
 
@@ -18,24 +20,37 @@ _MOST_OUTPUTS = 3072
 class LinearSample:
     """A linear with inputs that calibration saw.
 
-    `x` float32 [tokens, inputs], `weight` float32 [outputs, inputs]; `token_weights` float32 [tokens]: the weight of
-    an error, 1 / mean square of the residual stream that the output is added to: errors as the next norm sees them.
+    `x` float32 [tokens, inputs], `weight` [outputs, inputs] in any float type; `amax` float32 [inputs]: of all inputs,
+    of which `x` may be a part. `token_weights` float32 [tokens]: the weight of an error, 1 / mean square of the
+    residual stream that the output is added to: errors as the next norm sees them.
     """
 
     x: "torch.Tensor"
     weight: "torch.Tensor"
+    amax: "torch.Tensor"
     token_weights: "torch.Tensor"
 
-    def fewer_tokens(self) -> "LinearSample":
-        """At most 512 tokens, evenly spread."""
-        tokens = slice(None, None, -(-len(self.x) // _MOST_TOKENS))
-        return LinearSample(x=self.x[tokens], weight=self.weight, token_weights=self.token_weights[tokens])
+    def thinned(self, tokens: int = _MOST_TOKENS) -> "LinearSample":
+        """At most so many tokens and 3072 outputs, evenly spread, the weight in float32."""
+        every = slice(None, None, -(-len(self.x) // tokens))
+        weight = self.weight[self.thin_outputs].float()
+        return replace(self, x=self.x[every], token_weights=self.token_weights[every], weight=weight)
 
-    def thinned(self) -> "LinearSample":
-        """At most 512 tokens and 3072 outputs, evenly spread."""
-        fewer = self.fewer_tokens()
-        outputs = slice(None, None, -(-len(self.weight) // _MOST_OUTPUTS))
-        return LinearSample(x=fewer.x, weight=self.weight[outputs], token_weights=fewer.token_weights)
+    @property
+    def thin_outputs(self) -> slice:
+        """The outputs of `thinned`."""
+        return slice(None, None, -(-len(self.weight) // _MOST_OUTPUTS))
+
+    def parts(self) -> Iterator[tuple[slice, "LinearSample"]]:
+        """Rows of the weight, and the sample with those alone, in float32: at most 32 M values at once."""
+        for rows in row_slices(*self.weight.shape):
+            yield rows, replace(self, weight=self.weight[rows].float())
+
+    def weight_amax(self) -> "torch.Tensor":
+        """The largest weight of each input, float32 [inputs]."""
+        import torch
+
+        return torch.stack([part.weight.abs().amax(0) for _, part in self.parts()]).amax(0)
 
     def error(
         self,
@@ -46,6 +61,8 @@ class LinearSample:
         static_scale: float | None = None,
     ) -> float:
         """Weighted squared error of the output under a precision, rounded to nearest, relative to the output's own.
+
+        The weight is float32.
 
         Args:
             factor: smoothing factor float32 [inputs].

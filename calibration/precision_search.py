@@ -7,12 +7,11 @@ always the one that gains most KL for a millisecond of a pass on this machine; g
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from calibration.fake_quantization import FakeQuantizedLinear
 from calibration.precisions.catalog import FLOAT, ladder
 from calibration.quantized_model import QuantizedModel
-from calibration.search import Progress, Search, StepFigures
 from calibration.sensitivity import Sensitivities, measure_sensitivities
 from calibration.validation_split import Divergence, ValidationSplit
 from quasar.checkpoints import DecoderSpec
@@ -20,6 +19,8 @@ from quasar.errors import BuildError
 
 if TYPE_CHECKING:
     import torch
+
+    from calibration.block_search import Progress
 
 # Milliseconds of a linear in a pass, by linear name and precision.
 LinearLatency = Mapping[str, Mapping[str, float]]
@@ -59,38 +60,47 @@ class Bound:
         return ", ".join(parts if self.min_top1 is None else [*parts, f"top-1 at least {self.min_top1:g}"])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RaisedFigures:
+    """How many linears were raised, and what the quantized model reached on the validation split."""
+
+    num_raised: int
+    kl: float
+    top1: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest's entry."""
+        step = f"{self.num_raised} linears raised"
+        return {"step": step, "kl": round(self.kl, 6), "top1": round(self.top1, 4), "kept": True}
+
+
 def raise_precisions(
-    search: Search,
-    base: QuantizedModel,
+    models: Mapping[str, QuantizedModel],
     validation: ValidationSplit,
     latency: LinearLatency,
     target: Bound,
     spec: DecoderSpec,
     model: "torch.nn.Module",
-    progress: Progress,
-) -> tuple[QuantizedModel, list[StepFigures]]:
+    progress: "Progress",
+) -> tuple[QuantizedModel, list[RaisedFigures]]:
     """The fastest quantized model found that meets the bound on the validation split, and the steps to it.
+
+    `models`: the whole model at every quantized precision of the ladder, where linears can have it.
 
     Raises `BuildError` with what was reached if only float linears would meet it.
     """
-    reached = search.measure(base, validation)
+    first, *higher = [rung.name for rung in ladder() if rung is not FLOAT]
+    base, raised = models[first], {name: models[name] for name in higher}
+    reached = validation.measure(base)
     if target.met(reached.kl, reached.top1):
         return base, []
-    first, *higher = [rung for rung in ladder() if rung is not FLOAT]
     forms: dict[str, dict[str, FakeQuantizedLinear]] = {
-        name: {first.name: form} for name, form in base.fake_quantized_linears().items()
+        name: {first: form} for name, form in base.fake_quantized_linears().items()
     }
-    raised: dict[str, QuantizedModel] = {}
-    for rung in higher:
-        fitting = [
-            linear.name
-            for linear in spec.linears()
-            if linear.name in base.choices and linear.inputs % rung.input_multiple == 0
-        ]
-        raised[rung.name] = search.raised(base, rung, fitting)
-        linears = raised[rung.name].fake_quantized_linears()
-        for name in fitting:
-            forms[name][rung.name] = linears[name]
+    for precision, quantized in raised.items():
+        for name, form in quantized.fake_quantized_linears().items():
+            if quantized.choices[name].precision == precision:
+                forms[name][precision] = form
     with progress("sensitivities", len(validation.sequences)) as step:
         sensitivities = measure_sensitivities(model, spec, validation.sequences, forms, on_sequence=step)
     climb = _Climb(sensitivities, latency)
@@ -107,9 +117,8 @@ def raise_precisions(
         # While the estimate is too hopeful, each try raises at least twice as many linears.
         at_least *= 2
         best = base.with_precisions(climb.precisions, raised)
-        reached = search.measure(best, validation)
-        name = f"{climb.num_raised} linears raised"
-        trace.append(StepFigures(step=name, kl=reached.kl, top1=reached.top1, kept=True))
+        reached = validation.measure(best)
+        trace.append(RaisedFigures(num_raised=climb.num_raised, kl=reached.kl, top1=reached.top1))
     return best, trace
 
 

@@ -1,30 +1,30 @@
 """From calibration text to a quantized model: statistics, search, and the artifact that the export reads."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from calibration.block_search import FITTED, HELD_OUT, OTHERS, BlockSearch, Progress
+from calibration.float_blocks import FloatBlocks
+from calibration.float_model import load_float_model
 from calibration.precision_search import Bound, LinearLatency, raise_precisions
-from calibration.precisions.catalog import FLOAT
+from calibration.precisions.base import Precision
+from calibration.precisions.catalog import FLOAT, ladder
 from calibration.quantized_folder import QuantizedFolder
-from calibration.quantized_model import LinearChoice, QuantizedModel
+from calibration.quantized_model import LinearChoice
 from calibration.recipe import Recipe
-from calibration.search import Progress, Search
+from calibration.search import Effort
 from calibration.smoothing import SmoothingFactors
-from calibration.sqnr import LinearFigures, linear_figures
-from calibration.statistics import ActivationStatistics, collect_statistics
+from calibration.sqnr import LinearFigures
 from calibration.texts import TokenizedText
-from calibration.validation_split import ValidationSplit, split_validation
-from quasar.checkpoints import DecoderSpec
+from calibration.validation_split import Divergence, ValidationSplit, split_validation
+from quasar.checkpoints import Checkpoint
 from quasar.files import atomic_path, write_json
 from quasar.numerics import QuantizedWeight
-
-if TYPE_CHECKING:
-    import torch
 
 _CHOICES, _FACTORS = "choices.json", "factors.safetensors"
 
@@ -100,61 +100,72 @@ class Quantized:
 
 
 def quantize_model(
-    model: "torch.nn.Module",
-    spec: DecoderSpec,
+    checkpoint: Checkpoint,
     recipe: Recipe,
     texts: Sequence[TokenizedText],
     folder: Path,
     progress: Progress,
+    *,
+    others: Sequence[TokenizedText] = (),
     goal: FidelityGoal | None = None,
+    effort: Effort = "normal",
 ) -> Quantized:
-    """Quantize a float model by a recipe; integers go below `folder`.
+    """Quantize a checkpoint by a recipe; integers go below `folder`, where an interrupted run goes on.
 
-    With alpha "auto", or a goal of precision "auto", a quarter of the texts is the validation split: nothing is fitted
-    to it, and steps are judged on it.
+    With alpha "auto", a gate, or a goal of precision "auto", a quarter of the texts is the validation split: nothing is
+    fitted to it, and it judges what was. The float model reads `others` as well, for `calibration.float_reference`.
     """
-    searches = recipe.alpha == "auto" or goal is not None
+    blocks = FloatBlocks(checkpoint)
+    searches = recipe.alpha == "auto" or recipe.gate is not None or goal is not None
     fitted, held_out = split_validation(texts) if searches else (list(texts), [])
-    with progress("statistics", len(fitted)) as step:
-        statistics = collect_statistics(model, spec, [text.tokens for text in fitted], on_batch=step)
-    search = Search(model, spec, recipe, statistics, folder, progress)
-    record: dict[str, Any] = {"alpha": recipe.alpha, "tokens": statistics.num_tokens}
+    search = BlockSearch(
+        blocks,
+        recipe,
+        {FITTED: fitted, HELD_OUT: held_out, OTHERS: others},
+        folder,
+        progress,
+        alternatives=_alternatives(recipe, goal),
+        effort=effort,
+    )
+    walked = search.run()
+    del search, blocks
+    chosen = next(iter(walked.models))
+    record: dict[str, Any] = {"alpha": recipe.alpha, "effort": effort, "tokens": walked.num_tokens}
     if searches:
-        validation = ValidationSplit(model, held_out, spec.vocab_size)
-        best, trace = search.run(validation)
-        if goal is not None:
-            best, steps = raise_precisions(search, best, validation, goal.latency, goal.bound, spec, model, progress)
-            trace += steps
         record["search"] = {
-            "held_back_tokens": validation.num_tokens,
-            "steps": [step.to_json() for step in trace],
+            "held_back_tokens": walked.held_out_tokens,
+            "steps": walked.trace,
+            "precisions": {name: divergence.to_json() for name, divergence in walked.divergences.items()},
         }
-    else:
-        best, _ = search.run(None)
-    figures = _figures(search, best, recipe, spec, statistics, progress)
+    if recipe.gate is not None:
+        chosen = _through_gate(recipe.gate, walked.divergences)
+        record["gate"] = {"max_answers_kl": recipe.gate, "chosen": chosen}
+    best, figures = walked.models[chosen], dict(walked.figures[chosen])
+    if goal is not None:
+        model = load_float_model(checkpoint)
+        validation = ValidationSplit(model, checkpoint.spec, held_out)
+        best, steps = raise_precisions(
+            walked.models, validation, goal.latency, goal.bound, checkpoint.spec, model, progress
+        )
+        record["search"]["raised"] = [step.to_json() for step in steps]
+        for name, choice in best.choices.items():
+            own = walked.figures.get(choice.precision, {}).get(name)
+            figures[name] = own or replace(figures[name], choice=choice, sqnr_db=None)
+    names = [linear.name for linear in checkpoint.spec.linears()]
     quantization = Quantization(
-        choices={name: figure.choice for name, figure in figures.items()},
+        choices={name: best.choices[name] for name in names},
         factors=best.smoothing_factors(),
         folders=best.folders,
     )
-    return Quantized(quantization=quantization, figures=figures, record=record)
+    return Quantized(quantization=quantization, figures={name: figures[name] for name in names}, record=record)
 
 
-def _figures(
-    search: Search,
-    best: QuantizedModel,
-    recipe: Recipe,
-    spec: DecoderSpec,
-    statistics: ActivationStatistics,
-    progress: Callable[..., Any],
-) -> dict[str, LinearFigures]:
-    import torch
+def _alternatives(recipe: Recipe, goal: FidelityGoal | None) -> list[Precision]:
+    """What linears are quantized to beside the recipe's precision: all rungs above it, or the next one for a gate."""
+    rungs = [rung for rung in ladder()[1:] if rung is not FLOAT]
+    return rungs if goal is not None else rungs[:1] if recipe.gate is not None else []
 
-    quantized, figures = best.fake_quantized_linears(), {}
-    with progress("figures", len(recipe.linears)) as step:
-        for linear in spec.linears():
-            sample, amax = search.sample(linear).fewer_tokens(), torch.from_numpy(statistics.amax[linear.name])
-            choice = best.choices.get(linear.name, LinearChoice(precision=FLOAT.name))
-            figures[linear.name] = linear_figures(sample, choice, quantized.get(linear.name), amax)
-            step(1)
-    return figures
+
+def _through_gate(gate: float, divergences: Mapping[str, Divergence]) -> str:
+    """The first precision whose answers are near enough to the float model's, else the last one."""
+    return next((name for name, found in divergences.items() if found.answers_kl <= gate), list(divergences)[-1])

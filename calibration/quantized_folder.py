@@ -35,6 +35,14 @@ class QuantizedFolder:
         tensors = load_file(self._file(linear))
         return torch.from_numpy(tensors["values"]), torch.from_numpy(tensors["scale"])
 
+    def num_outputs(self, linear: str) -> int:
+        """Rows of a linear's weight."""
+        from safetensors import safe_open
+
+        with safe_open(self._file(linear), framework="numpy") as file:
+            rows: int = file.get_slice("scale").get_shape()[0]
+        return rows
+
     def read(self, linear: str) -> QuantizedWeight | None:
         """The same in numpy, as `quantize_weight` gives it; None for a linear that was not saved."""
         if not self._file(linear).is_file():

@@ -51,6 +51,7 @@ class QuantizedModel:
             name: FakeQuantizedLinear(
                 precision=precision_of(choice.precision),
                 weight=partial(self._weight, name),
+                num_outputs=self.folders[name].num_outputs(name),
                 factor=self.factors[name],
                 static_scale=choice.static_scale,
             )
@@ -81,6 +82,6 @@ class QuantizedModel:
             by_linear={name: factor.numpy() for name, factor in self.factors.items() if factor is not None}
         )
 
-    def _weight(self, name: str) -> "torch.Tensor":
+    def _weight(self, name: str, rows: slice) -> "torch.Tensor":
         values, scale = self.folders[name].load(name)
-        return apply_scale(values.float(), scale)
+        return apply_scale(values[rows].float(), scale[rows])

@@ -11,17 +11,24 @@ from quasar.errors import BuildError
 
 Alpha = float | Literal["auto", "off"]
 
+# How far from the float model's the answers of the default precision may be: mean KL in nats where answers are
+# predicted. Above it a finer one is taken.
+GATE_KL = 0.005
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """How a model is quantized: what `--precision` asked for, a precision per linear (names, in graph order), alpha.
 
-    `alpha` is SmoothQuant's: "auto" is searched (`calibration.search`), "off" does not smooth.
+    `alpha` is SmoothQuant's: "auto" is searched (`calibration.search`), "off" does not smooth. `gate`: the largest KL
+    on answers, in nats, with which `precision` is taken; above it, the next finer one is. None: `precision` was asked
+    for.
     """
 
     precision: str
     alpha: Alpha
     linears: dict[str, str]
+    gate: float | None = None
 
     def is_quantized(self, linear: str) -> bool:
         """Whether a linear gets integer weights."""
@@ -50,8 +57,8 @@ def parse_alpha(text: str | float | None) -> Alpha:
     return alpha
 
 
-def make_recipe(spec: DecoderSpec, *, precision: str, alpha: Alpha, keep_float: Sequence[str] = ()) -> Recipe:
-    """The recipe for a spec. A `keep_float` pattern (shell style) names linears, fused or as in the checkpoint.
+def make_recipe(spec: DecoderSpec, *, precision: str | None, alpha: Alpha, keep_float: Sequence[str] = ()) -> Recipe:
+    """The recipe for a spec; precision None is the default one, behind its gate. A `keep_float` pattern (shell style) names linears, fused or as in the checkpoint.
 
     Raises `BuildError` for a pattern that matches nothing, and for inputs that a precision cannot split into blocks.
     """
@@ -68,6 +75,7 @@ def make_recipe(spec: DecoderSpec, *, precision: str, alpha: Alpha, keep_float: 
                 "layers.0.self_attn.qkv_proj, layers.0.mlp.down_proj and lm_head"
             )
         kept |= matches
+    gate, precision = (GATE_KL, DEFAULT_CHOICE) if precision is None else (None, precision)
     everywhere = precisions_for(precision)[0]
     linears = {linear.name: FLOAT if linear.name in kept else everywhere for linear in spec.linears()}
     for linear in spec.linears():
@@ -77,4 +85,5 @@ def make_recipe(spec: DecoderSpec, *, precision: str, alpha: Alpha, keep_float: 
                 f"{linear.name} has {linear.inputs} inputs; --precision {precision} needs a multiple of {multiple}: "
                 f"keep it float (--keep-float {linear.name}), or take --precision {DEFAULT_CHOICE}"
             )
-    return Recipe(precision=precision, alpha=alpha, linears={name: chosen.name for name, chosen in linears.items()})
+    names = {name: chosen.name for name, chosen in linears.items()}
+    return Recipe(precision=precision, alpha=alpha, linears=names, gate=gate)

@@ -1,6 +1,7 @@
 """How much each linear loses by quantization, on a sample of its own inputs."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import log10
 from pathlib import Path
@@ -8,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from calibration.fake_quantization import FakeQuantizedLinear
 from calibration.output_error import LinearSample
+from calibration.precisions.catalog import FLOAT
 from calibration.quantized_model import LinearChoice
+from calibration.search import QuantizedLinear
 
 if TYPE_CHECKING:
     import torch
 
 # The file of an engine directory that holds the figures.
 LINEAR_FIGURES = "calibration.json"
+_MOST_TOKENS = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +38,32 @@ class LinearFigures:
         figures = asdict(self)
         return {**figures.pop("choice"), **figures}
 
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> "LinearFigures":
+        """What `to_json` gave."""
+        own = {name: entry[name] for name in ("sqnr_db", "amax_before", "amax_after")}
+        choice = LinearChoice(**{name: value for name, value in entry.items() if name not in own})
+        return cls(choice=choice, **own)
+
+
+def linear_figures(sample: LinearSample, quantized: QuantizedLinear) -> LinearFigures:
+    """The figures of a quantized linear, on a part of its sample."""
+    factor = quantized.trial.factor
+    return LinearFigures(
+        choice=quantized.trial.choice,
+        sqnr_db=output_sqnr_db(sample.thinned(_MOST_TOKENS), quantized.form(sample.thin_outputs)),
+        amax_before=round(float(sample.amax.max()), 4),
+        amax_after=round(float((sample.amax if factor is None else sample.amax / factor).max()), 4),
+    )
+
+
+def float_figures(amax: "torch.Tensor") -> LinearFigures:
+    """Of a linear that stays float; `amax` float32 [inputs]: of its input over the calibration text."""
+    largest = round(float(amax.max()), 4)
+    return LinearFigures(
+        choice=LinearChoice(precision=FLOAT.name), sqnr_db=None, amax_before=largest, amax_after=largest
+    )
+
 
 def output_sqnr_db(sample: LinearSample, quantized: FakeQuantizedLinear) -> float:
     """10 log10(Σ y² / Σ (y - ŷ)²) of y = x Wᵀ against its quantized form ŷ, over a sample of inputs."""
@@ -41,22 +71,6 @@ def output_sqnr_db(sample: LinearSample, quantized: FakeQuantizedLinear) -> floa
     noise = float((exact - quantized.product(sample.x)).double().square().sum())
     signal = float(exact.double().square().sum())
     return round(10 * log10(max(signal, 1e-30) / max(noise, 1e-30)), 2)
-
-
-def linear_figures(
-    sample: LinearSample, choice: LinearChoice, quantized: FakeQuantizedLinear | None, amax: "torch.Tensor"
-) -> LinearFigures:
-    """The figures of one linear; `quantized` is None if it stays float.
-
-    `amax` float32 [inputs]: of its input over the calibration text.
-    """
-    after = amax if quantized is None or quantized.factor is None else amax / quantized.factor
-    return LinearFigures(
-        choice=choice,
-        sqnr_db=None if quantized is None else output_sqnr_db(sample, quantized),
-        amax_before=round(float(amax.max()), 4),
-        amax_after=round(float(after.max()), 4),
-    )
 
 
 def read_linear_figures(directory: Path) -> dict[str, dict[str, Any]]:

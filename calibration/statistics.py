@@ -1,136 +1,107 @@
-"""Activation statistics: amax per input channel of every linear, and a sample of its inputs, from forward hooks."""
+"""Activation statistics: amax per input channel of a block's linears, and a sample of their inputs, from hooks."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from calibration.fake_quantization import module_of
+from calibration.output_error import LinearSample
 from quasar.checkpoints import DecoderSpec
+from quasar.checkpoints.spec import Linear
 
 if TYPE_CHECKING:
     import torch
 
-Float32 = NDArray[np.float32]
-Float16 = NDArray[np.float16]
-
-_BATCH_TOKENS = 2048
 # Tokens whose inputs are kept per linear, for the searches and the figures per linear.
-SAMPLE_TOKENS = 2048
-# Samples are kept in float16; larger values are clamped to its largest number.
-_LARGEST = float(np.finfo(np.float16).max)
+_SAMPLE_TOKENS = 2048
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ActivationStatistics:
-    """What calibration saw, by linear name.
+def sample_every(total_tokens: int) -> int:
+    """n, so that every n-th of so many tokens is kept: at most 2048."""
+    return max(1, -(-total_tokens // _SAMPLE_TOKENS))
 
-    `amax` float32 [inputs]; `samples` float16 [tokens, inputs], spread over the text; `num_tokens` in all.
-    `token_weights` float32 [tokens], for o_proj and down_proj: 1 / mean square of what the next norm divides by, which
-    is the residual stream that their outputs are added to, or these themselves where norms follow them.
+
+@dataclass(slots=True)
+class InputStatistics:
+    """What calibration saw of one linear's inputs, batch after batch.
+
+    `amax` float32 [inputs]; `parts` float32 [tokens, inputs] each, every n-th token; `weights` float32 [tokens] each.
     """
 
-    amax: dict[str, Float32]
-    samples: dict[str, Float16]
-    token_weights: dict[str, Float32]
-    num_tokens: int
+    amax: "torch.Tensor | None" = None
+    parts: "list[torch.Tensor]" = field(default_factory=list)
+    weights: "list[torch.Tensor]" = field(default_factory=list)
 
-    def weights_of_tokens(self, linear: str) -> Float32:
-        """The weight of each sampled token's output error, float32 [tokens]: 1 for linears off the residual stream."""
-        weights = self.token_weights.get(linear)
-        return np.ones(len(self.samples[linear]), np.float32) if weights is None else weights
+    def add(self, tokens: "torch.Tensor", every: int) -> None:
+        """Add inputs float32 [tokens, inputs]."""
+        largest = tokens.abs().amax(dim=0)
+        self.amax = largest if self.amax is None else largest.maximum(self.amax)
+        self.parts.append(tokens[::every].clone())
 
+    def sample(self, weight: "torch.Tensor") -> LinearSample:
+        """The linear's sample; a token's weight is 1 off the residual stream."""
+        import torch
 
-def collect_statistics(
-    model: "torch.nn.Module",
-    spec: DecoderSpec,
-    sequences: Sequence[Sequence[int]],
-    on_batch: Callable[[int], None] = lambda count: None,
-) -> ActivationStatistics:
-    """Run the float model over token sequences, in batches of at most 2048 padded tokens, and watch every linear."""
-    import torch
-
-    total = sum(map(len, sequences))
-    watch = _Watch(spec, total)
-    handles = [
-        module_of(model, linear.members[0]).register_forward_pre_hook(watch.hook(linear.name))
-        for linear in spec.linears()
-    ]
-    for index, layer in enumerate(cast("Any", model).model.layers):
-        _, output, _, down = spec.layer_linears(index)
-        if spec.layers[index].output_norms:
-            for linear, norm in ((output, "attention_output_layernorm"), (down, "mlp_output_layernorm")):
-                module = module_of(model, f"layers.{index}.{norm}")
-                handles.append(module.register_forward_pre_hook(watch.normed_by(linear.name)))
-            continue
-        residual = module_of(model, f"layers.{index}.post_attention_layernorm")
-        handles.append(residual.register_forward_pre_hook(watch.normed_by(output.name)))
-        handles.append(layer.register_forward_hook(watch.residual_after(down.name)))
-    try:
-        for batch in _batches(sequences):
-            longest = max(map(len, batch))
-            ids = torch.zeros((len(batch), longest), dtype=torch.long)
-            real = torch.zeros((len(batch), longest), dtype=torch.bool)
-            for row, tokens in enumerate(batch):
-                ids[row, : len(tokens)] = torch.tensor(tokens)
-                real[row, : len(tokens)] = True
-            watch.real = real
-            # Padding stands after the sequence, where causal attention cannot see it.
-            with torch.inference_mode():
-                model(input_ids=ids, use_cache=False)
-            on_batch(len(batch))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return ActivationStatistics(
-        amax={name: value.numpy() for name, value in watch.amax.items()},
-        samples={name: np.concatenate(parts) for name, parts in watch.samples.items()},
-        token_weights={name: np.concatenate(parts) for name, parts in watch.token_weights.items()},
-        num_tokens=total,
-    )
+        assert self.amax is not None
+        x = torch.cat(self.parts)
+        weights = torch.cat(self.weights) if self.weights else torch.ones(len(x))
+        return LinearSample(x=x, weight=weight, amax=self.amax, token_weights=weights)
 
 
-class _Watch:
-    """Keeps running maxima and every n-th token of each linear's input."""
+class BlockWatch:
+    """Watches the four linears of a block while the float model computes it.
 
-    def __init__(self, spec: DecoderSpec, total_tokens: int) -> None:
-        self.amax: dict[str, torch.Tensor] = {}
-        self.samples: dict[str, list[Float16]] = {linear.name: [] for linear in spec.linears()}
-        self.token_weights: dict[str, list[Float32]] = {}
+    `every`: which tokens are kept (`sample_every`).
+    """
+
+    def __init__(self, model: Any, spec: DecoderSpec, index: int, every: int) -> None:
+        self._model = model
+        self._spec = spec
+        self._index = index
+        self._every = every
+        # Which positions of the batch are no padding: bool [sequences, longest].
         self.real: torch.Tensor
-        self._every = max(1, -(-total_tokens // SAMPLE_TOKENS))
+        self.inputs = {linear.name: InputStatistics() for linear in spec.layer_linears(index)}
 
-    def hook(self, name: str) -> Callable[[Any, tuple[Any, ...]], None]:
-        def watch(_: Any, arguments: tuple[Any, ...]) -> None:
-            tokens = arguments[0].detach()[self.real].float()
-            largest = tokens.abs().amax(dim=0)
-            known = self.amax.get(name)
-            self.amax[name] = largest if known is None else largest.maximum(known)
-            kept = tokens[:: self._every].clamp(-_LARGEST, _LARGEST)
-            self.samples[name].append(kept.numpy().astype(np.float16))
-
-        return watch
-
-    def normed_by(self, name: str) -> Callable[[Any, tuple[Any, ...]], None]:
-        return lambda _, arguments: self._residual(name, arguments[0])
-
-    def residual_after(self, name: str) -> Callable[[Any, tuple[Any, ...], Any], None]:
-        # Older transformers give a layer's output in a tuple.
-        return lambda _, arguments, output: self._residual(name, output[0] if isinstance(output, tuple) else output)
-
-    def _residual(self, name: str, stream: Any) -> None:
-        tokens = stream.detach()[self.real][:: self._every].float()
-        weights = 1 / tokens.square().mean(dim=-1).clamp_min(1e-12)
-        self.token_weights.setdefault(name, []).append(weights.numpy())
-
-
-def _batches(sequences: Sequence[Sequence[int]]) -> list[list[Sequence[int]]]:
-    batches: list[list[Sequence[int]]] = []
-    for tokens in sorted(sequences, key=len):
-        if batches and (len(batches[-1]) + 1) * len(tokens) <= _BATCH_TOKENS:
-            batches[-1].append(tokens)
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Inside, every linear's inputs are kept, and the weight of each kept token."""
+        _, output, _, down = linears = self._spec.layer_linears(self._index)
+        handles = [
+            module_of(self._model, linear.members[0]).register_forward_pre_hook(self._input_of(linear))
+            for linear in linears
+        ]
+        layer = self._model.model.layers[self._index]
+        if self._spec.layers[self._index].output_norms:
+            # What the next norm divides by are the outputs themselves where norms follow them.
+            for linear, norm in ((output, "attention_output_layernorm"), (down, "mlp_output_layernorm")):
+                module = module_of(self._model, f"layers.{self._index}.{norm}")
+                handles.append(module.register_forward_pre_hook(self._normed_by(linear)))
         else:
-            batches.append([tokens])
-    return batches
+            residual = module_of(self._model, f"layers.{self._index}.post_attention_layernorm")
+            handles.append(residual.register_forward_pre_hook(self._normed_by(output)))
+            handles.append(layer.register_forward_hook(self._residual_after(down)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def samples(self, weights: "Mapping[str, torch.Tensor]") -> dict[str, LinearSample]:
+        """The linears' samples by name, with their weights float32 [outputs, inputs]."""
+        return {name: self.inputs[name].sample(weight) for name, weight in weights.items()}
+
+    def _input_of(self, linear: Linear) -> Callable[[Any, tuple[Any, ...]], None]:
+        return lambda _, arguments: self.inputs[linear.name].add(arguments[0][self.real], self._every)
+
+    def _normed_by(self, linear: Linear) -> Callable[[Any, tuple[Any, ...]], None]:
+        return lambda _, arguments: self._weigh(linear, arguments[0])
+
+    def _residual_after(self, linear: Linear) -> Callable[[Any, tuple[Any, ...], Any], None]:
+        # Older transformers give a layer's output in a tuple.
+        return lambda _, arguments, output: self._weigh(linear, output[0] if isinstance(output, tuple) else output)
+
+    def _weigh(self, linear: Linear, stream: "torch.Tensor") -> None:
+        tokens = stream[self.real][:: self._every]
+        self.inputs[linear.name].weights.append(1 / tokens.square().mean(dim=-1).clamp_min(1e-12))

@@ -1,8 +1,8 @@
-"""The validation split: calibration text that is held out of fitting, to judge the steps of a search."""
+"""The validation split: calibration text that is held out of fitting, to judge what was fitted."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,10 +11,14 @@ from calibration.texts import TokenizedText
 if TYPE_CHECKING:
     import torch
 
+    from calibration.quantized_model import QuantizedModel
+    from quasar.checkpoints import DecoderSpec
+
 # One text in four is held out; with fewer than eight texts, none can be spared.
 _ONE_IN = 4
 _FEWEST = 8
-# Limits: the float model's probabilities at every position stay in memory.
+_ROWS_AT_ONCE = 64
+# Limits of a whole model's reference: its logits at every position stay in memory.
 _MOST_POSITIONS = 2048
 _MOST_BYTES = 1 << 30
 
@@ -30,43 +34,89 @@ def split_validation(texts: Sequence[TokenizedText], seed: int = 0) -> tuple[lis
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Divergence:
-    """From the float model: mean KL in nats, and the share of positions with the same most likely token."""
+    """From the float model: mean KL in nats, and the share of positions with the same most likely token.
+
+    `answers_kl`: the mean over positions that predict an answer's tokens alone; over all where no text has an answer.
+    """
 
     kl: float
     top1: float
+    answers_kl: float
+
+    def to_json(self) -> dict[str, Any]:
+        """By the fields' names."""
+        return asdict(self)
+
+
+class DivergenceSums:
+    """Sums over positions, of which `Divergence` holds the means."""
+
+    def __init__(self) -> None:
+        self._kl = self._answers_kl = 0.0
+        self._positions = self._agreeing = self._answers = 0
+
+    def add(self, exact: "torch.Tensor", logits: "torch.Tensor", answers: "torch.Tensor") -> None:
+        """Add positions: logits float32 [rows, vocabulary] of the float model and of another, bool [rows]."""
+        import torch
+
+        for start in range(0, len(exact), _ROWS_AT_ONCE):
+            rows = slice(start, start + _ROWS_AT_ONCE)
+            log_p = torch.log_softmax(exact[rows].float(), dim=-1)
+            log_q = torch.log_softmax(logits[rows].float(), dim=-1)
+            kl = (log_p.exp() * (log_p - log_q)).sum(-1).double()
+            self._kl += float(kl.sum())
+            self._answers_kl += float(kl[answers[rows]].sum())
+            self._agreeing += int((log_p.argmax(-1) == log_q.argmax(-1)).sum())
+            self._positions += len(kl)
+            self._answers += int(answers[rows].sum())
+
+    def divergence(self) -> Divergence:
+        """The means so far."""
+        kl = max(0.0, self._kl / max(1, self._positions))
+        answers_kl = max(0.0, self._answers_kl / self._answers) if self._answers else kl
+        return Divergence(kl=kl, top1=self._agreeing / max(1, self._positions), answers_kl=answers_kl)
+
+
+def in_answer(text: TokenizedText) -> "torch.Tensor":
+    """Which positions of a text predict a token of its answer: bool [tokens]."""
+    import torch
+
+    positions = torch.arange(len(text.tokens))
+    return (positions >= len(text.prompt) - 1) & (positions < len(text.tokens) - 1)
 
 
 class ValidationSplit:
-    """The float model's log-probabilities at up to 2048 positions, to compare quantized models with."""
+    """A whole float model's logits at up to 2048 positions, to compare quantized models with."""
 
-    def __init__(self, model: "torch.nn.Module", texts: Sequence[TokenizedText], vocab_size: int) -> None:
+    def __init__(self, model: "torch.nn.Module", spec: "DecoderSpec", texts: Sequence[TokenizedText]) -> None:
         self._model = model
-        self.sequences: list[tuple[int, ...]] = []
-        left = min(_MOST_POSITIONS, _MOST_BYTES // (4 * vocab_size))
+        self._spec = spec
+        self._texts: list[TokenizedText] = []
+        left = min(_MOST_POSITIONS, _MOST_BYTES // (4 * spec.vocab_size))
         for text in texts:
-            if left > 0:
-                self.sequences.append(text.tokens[:left])
-                left -= len(self.sequences[-1])
-        self._reference = [self._log_probabilities(sequence) for sequence in self.sequences]
+            if left >= len(text.tokens):
+                self._texts.append(text)
+                left -= len(text.tokens)
+        self._reference = [self._logits(text) for text in self._texts]
 
     @property
-    def num_tokens(self) -> int:
-        """Positions that are compared."""
-        return sum(map(len, self.sequences))
+    def sequences(self) -> list[tuple[int, ...]]:
+        """The token sequences that are compared."""
+        return [text.tokens for text in self._texts]
 
-    def measure(self) -> Divergence:
-        """Of the model as it computes now (see `fake_quantization.fake_quantized`)."""
-        kl = agreeing = 0.0
-        for sequence, log_p in zip(self.sequences, self._reference, strict=True):
-            log_q = self._log_probabilities(sequence)
-            kl += float((log_p.exp() * (log_p - log_q)).sum())
-            agreeing += int((log_p.argmax(-1) == log_q.argmax(-1)).sum())
-        positions = max(1, self.num_tokens)
-        return Divergence(kl=max(0.0, kl / positions), top1=agreeing / positions)
+    def measure(self, quantized: "QuantizedModel") -> Divergence:
+        """A quantized model's divergence from the float model."""
+        from calibration.fake_quantization import fake_quantized
 
-    def _log_probabilities(self, sequence: Sequence[int]) -> "torch.Tensor":
+        sums = DivergenceSums()
+        with fake_quantized(self._model, self._spec, quantized.fake_quantized_linears()):
+            for text, reference in zip(self._texts, self._reference, strict=True):
+                sums.add(reference, self._logits(text), in_answer(text))
+        return sums.divergence()
+
+    def _logits(self, text: TokenizedText) -> "torch.Tensor":
         import torch
 
         with torch.inference_mode():
-            logits = self._model(input_ids=torch.tensor([list(sequence)]), use_cache=False).logits[0]
-            return torch.log_softmax(logits.float(), dim=-1)
+            logits: torch.Tensor = self._model(input_ids=torch.tensor([list(text.tokens)]), use_cache=False).logits[0]
+            return logits
