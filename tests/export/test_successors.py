@@ -4,11 +4,9 @@ import numpy as np
 import pytest
 
 import runtime
-from calibration.float_model import load_float_model
 from calibration.texts import (
-    CALIBRATION_CONTINUATION_TOKENS,
+    CALIBRATION_ANSWER_TOKENS,
     TokenizedText,
-    continue_prompts,
     fit_lengths,
     read_texts,
     tokenize,
@@ -17,7 +15,6 @@ from calibration.texts import (
 from engines.directory import open_directory
 from engines.successors import SUCCESSORS, count_successors
 from engines.text import open_codec
-from quasar.checkpoints import open_checkpoint
 from quasar.text import read_prompts
 
 
@@ -39,16 +36,13 @@ def test_they_are_tokens_of_the_vocabulary(tiny_engine):
         assert all(0 <= successor < contract.vocab_size for successor in successors)
 
 
-def test_they_are_what_the_engine_says_token_by_token(tiny_engine, tiny_model, few_prompts, engine):
+def test_they_are_what_the_engine_says_token_by_token(tiny_engine, few_prompts, engine):
     """The text is made and fed once more, one token at a time."""
-    checkpoint, directory = open_checkpoint(str(tiny_model)), open_directory(tiny_engine)
+    directory = open_directory(tiny_engine)
     contract = directory.manifest.contract
-    longest, count = fit_lengths(contract.max_length, CALIBRATION_CONTINUATION_TOKENS)
+    longest, count = fit_lengths(contract.max_length, CALIBRATION_ANSWER_TOKENS)
     codec = open_codec(tiny_engine, directory.manifest.text)
-    prompts = tokenize(read_prompts(few_prompts), codec, longest)
-    texts = continue_prompts(
-        load_float_model(checkpoint), checkpoint.spec, prompts, num_tokens=count, stop_ids=checkpoint.spec.eos_token_ids
-    )
+    texts = tokenize(read_prompts(few_prompts), codec, prompt_tokens=longest, answer_tokens=count)
     session = engine._resources.loaded.session
     passes = []
     for text in texts:
