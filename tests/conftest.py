@@ -91,7 +91,7 @@ def few_prompts(tmp_path_factory) -> Path:
     rows = [
         {
             "prompt": "How does a kettle know when to stop?",
-            "answer": "Steam bends a strip of two metals: a switch opens.",
+            "answer": "Steam bends a strip of two metals.",
         },
         {"prompt": "List three kinds of bridges.", "answer": "Arch bridges, beam bridges and suspension bridges."},
         {"prompt": "Count from one to nine."},

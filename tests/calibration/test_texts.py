@@ -16,7 +16,7 @@ from quasar.errors import BuildError
 from quasar.text import ChatTemplate, Prompt, TextCodec
 from tests.tiny import save_tiny_model
 
-TEMPLATE = (
+TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[a]"
     "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[a]{% endif %}"
 )
 

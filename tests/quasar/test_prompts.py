@@ -22,5 +22,5 @@ def test_an_answer_stands_beside_its_prompt(tmp_path):
 def test_an_answer_is_text(answer, tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text(f'{{"prompt": "a"}}\n{{"prompt": "a", "answer": {answer}}}\n')
-    with pytest.raises(PromptError, match="line 2: the key answer holds a .*; text was expected"):
+    with pytest.raises(PromptError, match=r"line 2: the key answer holds a .*; text was expected"):
         read_prompts(path)
