@@ -91,10 +91,10 @@ def few_prompts(tmp_path_factory) -> Path:
     rows = [
         {
             "prompt": "How does a kettle know when to stop?",
-            "answer": "Steam bends a strip of two metals.",
+            "answer": "Steam bends two metals: the switch flips.",
         },
-        {"prompt": "List three kinds of bridges.", "answer": "Arch bridges, beam bridges and suspension bridges."},
-        {"prompt": "Count from one to nine."},
+        {"prompt": "List three kinds of bridges.", "answer": "Arches, beams; quays with ropes (JKLM, VWXYZ)."},
+        {"prompt": "Count from one to nine.", "answer": "1, 2, 3, 4, 5, 6, 7, 8, 9 – Größe: fünf!"},
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
