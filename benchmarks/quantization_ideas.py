@@ -22,7 +22,14 @@ from calibration.quantized_model import QuantizedModel
 from calibration.recipe import make_recipe
 from calibration.search import STEPS, Search
 from calibration.statistics import collect_statistics
-from calibration.texts import CALIBRATION_CONTINUATION_TOKENS, calibration_prompts, continue_prompts, tokenize
+from calibration.texts import (
+    CALIBRATION_ANSWER_TOKENS,
+    MAX_PROMPT_TOKENS,
+    calibration_prompts,
+    calibration_tokens,
+    fit_texts,
+    tokenize,
+)
 from calibration.validation_split import ValidationSplit, split_validation
 from engines.directory import open_directory
 from engines.text import open_codec
@@ -35,7 +42,6 @@ if TYPE_CHECKING:
     import torch
 
 _CLIP = 0.95
-_MOST_PROMPT_TOKENS = 512
 
 
 class Clipped:
@@ -80,10 +86,9 @@ def main() -> None:
     spec, model = checkpoint.spec, load_float_model(checkpoint)
     texts = float_texts(model, spec, directory, read_prompts(options.prompts, options.limit), quiet)
     codec = open_codec(directory.path, directory.manifest.text)
-    tokens = tokenize(calibration_prompts(None), codec, _MOST_PROMPT_TOKENS)
-    calibration = continue_prompts(
-        model, spec, tokens, num_tokens=CALIBRATION_CONTINUATION_TOKENS, stop_ids=spec.eos_token_ids
-    )
+    prompts = calibration_prompts(None)
+    tokenized = tokenize(prompts, codec, prompt_tokens=MAX_PROMPT_TOKENS, answer_tokens=CALIBRATION_ANSWER_TOKENS)
+    _, calibration = fit_texts(prompts, tokenized, calibration_tokens(spec.num_parameters()))
     recipe = make_recipe(spec, precision="w8a8", alpha="auto")
     found: dict[str, list[dict[str, Any]]] = {}
     for seed in range(options.seeds):

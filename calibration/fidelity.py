@@ -166,7 +166,7 @@ def compare(
     engine: LogitsReader,
     on_text: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Fidelity on the prompts' own tokens, and under `continuation` on the float model's continuations.
+    """Fidelity on the prompts' own tokens, and under `continuation` on what follows them.
 
     A continuation's positions are the ones that predict its tokens, which is where a verifier decides.
     """

@@ -1,35 +1,36 @@
-"""The texts that a model is calibrated and measured on: prompts, and the float model's own continuations of them."""
+"""The texts that a model is calibrated and measured on: prompts, and what a good assistant answers."""
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import as_file, files
+from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from quasar.checkpoints import DecoderSpec
 from quasar.errors import BuildError
 from quasar.files import sha256_json, write_json
 from quasar.text import Prompt, TextCodec, read_prompts
+from quasar.text.prompts import turn_order
 
-if TYPE_CHECKING:
-    import torch
-
-# A prompt contributes at most so many of its tokens, and so many tokens of continuation.
+# A prompt contributes at most so many of its tokens, and so many tokens of its answer.
 MAX_PROMPT_TOKENS = 512
-CALIBRATION_CONTINUATION_TOKENS = 64
+CALIBRATION_ANSWER_TOKENS = 64
+EVALUATION_ANSWER_TOKENS = 32
 MAX_CALIBRATION_PROMPTS = 256
-# Many prompts at once read the weights once; their KV cache stays below 1 GiB.
-_MAX_BATCH = 64
-_MAX_CACHE_BYTES = 1 << 30
+# Two slow cores do about 1e11 multiply-adds a second: one minute of float passes. Fewer tokens say too little of what
+# activations look like; more of them say little that is new.
+_MULTIPLY_ADDS = 6_000_000_000_000
+_FEWEST_TOKENS = 1024
+_MOST_TOKENS = 8192
 # A text this short may stand inside another by chance.
 _MIN_CONTAINED_CHARACTERS = 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizedText:
-    """A prompt's tokens (chat template applied) and the float model's greedy continuation of them."""
+    """A prompt's tokens (chat template applied) and the first ones of what follows: its answer, or none."""
 
     prompt: tuple[int, ...]
     continuation: tuple[int, ...]
@@ -57,8 +58,8 @@ def fingerprint(prompt: Prompt) -> str:
 
 
 def prompts_hash(prompts: Sequence[Prompt]) -> str:
-    """Hex SHA-256 over the fingerprints of a set of prompts, in order."""
-    return sha256_json([fingerprint(prompt) for prompt in prompts])
+    """Hex SHA-256 over the fingerprints and answers of a set of prompts, in order."""
+    return sha256_json([[fingerprint(prompt), prompt.answer] for prompt in prompts])
 
 
 def refuse_overlap(calibration: Sequence[Prompt], evaluation: Sequence[Prompt], what: str) -> None:
@@ -81,57 +82,36 @@ def fit_lengths(max_length: int, continuation_tokens: int) -> tuple[int, int]:
     return min(MAX_PROMPT_TOKENS, max_length - continuation), continuation
 
 
-def tokenize(prompts: Sequence[Prompt], codec: TextCodec, max_tokens: int) -> list[tuple[int, ...]]:
-    """Token ids of each prompt, chat template applied, at most the first `max_tokens`."""
-    return [tuple(codec.encode_chat(prompt.messages)[:max_tokens]) for prompt in prompts]
-
-
-def continue_prompts(
-    model: "torch.nn.Module",
-    spec: DecoderSpec,
-    prompts: Sequence[tuple[int, ...]],
-    *,
-    num_tokens: int,
-    stop_ids: Sequence[int],
-    on_batch: Callable[[int], None] = lambda count: None,
+def tokenize(
+    prompts: Sequence[Prompt], codec: TextCodec, *, prompt_tokens: int, answer_tokens: int
 ) -> list[TokenizedText]:
-    """The float model's greedy continuation of each prompt, in batches of similar length, up to one of `stop_ids`."""
-    import torch
-    from transformers import GenerationConfig
-
-    pad = stop_ids[0] if stop_ids else 0
-    config = GenerationConfig(
-        max_new_tokens=num_tokens, do_sample=False, eos_token_id=list(stop_ids) or None, pad_token_id=pad
-    )
-    texts: dict[int, TokenizedText] = {}
-    for batch in _batches(spec, [len(prompt) + num_tokens for prompt in prompts]):
-        longest = max(len(prompts[index]) for index in batch)
-        ids = torch.full((len(batch), longest), pad, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, index in enumerate(batch):
-            ids[row, longest - len(prompts[index]) :] = torch.tensor(prompts[index])
-            mask[row, longest - len(prompts[index]) :] = 1
-        with torch.inference_mode():
-            generated = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)  # type: ignore[operator]
-        for row, index in enumerate(batch):
-            new = generated[row, longest:].tolist()
-            end = next((place + 1 for place, token in enumerate(new) if token in stop_ids), len(new))
-            texts[index] = TokenizedText(prompt=prompts[index], continuation=tuple(new[:end]))
-        on_batch(len(batch))
-    return [texts[index] for index in range(len(prompts))]
+    """Each prompt, chat template applied, and its answer as the assistant's turn: at most so many tokens of either."""
+    return [
+        TokenizedText(
+            prompt=tuple(codec.encode_chat(prompt.messages)[:prompt_tokens]),
+            continuation=tuple(codec.encode_answer(prompt.answer)[:answer_tokens]) if prompt.answer else (),
+        )
+        for prompt in prompts
+    ]
 
 
-def _batches(spec: DecoderSpec, lengths: Sequence[int]) -> list[list[int]]:
-    """Indices of sequences of similar length, as many at once as the bound on their KV cache allows."""
-    position_bytes = sum(2 * layer.attention.kv_size * 4 for layer in spec.layers)
-    batches: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
-        fits = _MAX_CACHE_BYTES // (position_bytes * lengths[index])
-        if batches and len(batches[-1]) < min(_MAX_BATCH, fits):
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-    return batches
+def calibration_tokens(num_parameters: int) -> int:
+    """How many tokens of calibration text a model of that size is given: one minute of float passes, 1024 to 8192."""
+    return min(max(_MULTIPLY_ADDS // (2 * num_parameters), _FEWEST_TOKENS), _MOST_TOKENS)
+
+
+def fit_texts(
+    prompts: Sequence[Prompt], texts: Sequence[TokenizedText], max_tokens: int
+) -> tuple[list[Prompt], list[TokenizedText]]:
+    """The prompts, and their texts, that fit `max_tokens` in all: one from each category in turn, in file order.
+
+    A text is kept whole or dropped; the first one is always kept.
+    """
+    order = turn_order(prompts)
+    totals = accumulate(len(texts[index].tokens) for index in order)
+    fitting = max(1, sum(total <= max_tokens for total in totals))
+    kept = sorted(order[:fitting])
+    return [prompts[index] for index in kept], [texts[index] for index in kept]
 
 
 def _normalized(prompt: Prompt) -> str:

@@ -9,10 +9,11 @@ from calibration.engine_logits import engine_logits
 from calibration.fidelity import compare_several, torch_logits
 from calibration.float_model import load_float_model
 from calibration.sqnr import read_linear_figures
-from calibration.texts import TokenizedText, continue_prompts, fingerprint, fit_lengths, tokenize
+from calibration.texts import TokenizedText, fingerprint, fit_lengths
 from engines import OnnxRuntimeOptions, load_engine
 from engines.directory import EngineDirectory
 from engines.text import open_codec
+from evaluation.continuations import continue_prompts
 from quasar.checkpoints import DecoderSpec, open_checkpoint
 from quasar.checkpoints.checkpoint import at_length, checkpoint_hash
 from quasar.errors import CheckpointError
@@ -84,7 +85,8 @@ def float_texts(
     """The prompts' tokens, by an engine's tokenizer and template, and the float model's continuations of them."""
     manifest = directory.manifest
     prompt_tokens, num_tokens = fit_lengths(manifest.contract.max_length, REPORT_CONTINUATION_TOKENS)
-    token_ids = tokenize(prompts, open_codec(directory.path, manifest.text), prompt_tokens)
+    codec = open_codec(directory.path, manifest.text)
+    token_ids = [tuple(codec.encode_chat(prompt.messages)[:prompt_tokens]) for prompt in prompts]
     with steps("float model continues the prompts", len(token_ids)) as step:
         return continue_prompts(
             model, spec, token_ids, num_tokens=num_tokens, stop_ids=manifest.text.eos_token_ids, on_batch=step

@@ -13,13 +13,15 @@ from calibration.precisions.catalog import AUTO, refusal
 from calibration.quantization import Quantization
 from calibration.recipe import Recipe, make_recipe, parse_alpha
 from calibration.texts import (
-    CALIBRATION_CONTINUATION_TOKENS,
+    CALIBRATION_ANSWER_TOKENS,
+    EVALUATION_ANSWER_TOKENS,
     TokenizedText,
     calibration_prompts,
-    continue_prompts,
+    calibration_tokens,
     default_prompts,
     describe_texts,
     fit_lengths,
+    fit_texts,
     prompts_hash,
     read_texts,
     refuse_overlap,
@@ -52,11 +54,11 @@ from quasar.checkpoints import Checkpoint, open_checkpoint
 from quasar.checkpoints.checkpoint import at_length, checkpoint_hash
 from quasar.checkpoints.skipped_layers import remaining_layers, renumbered
 from quasar.files import sha256_json
+from quasar.text import Prompt
 
 if TYPE_CHECKING:
     import torch
 
-_EVALUATION_CONTINUATION_TOKENS = 32
 _ENGINE_STAGES = ("calibrate", "export", "lower", "probe", "fidelity")
 
 
@@ -234,17 +236,22 @@ class _Build:
         files, sampling = write_text_files(self._checkpoint, self._workspace.path)
         return {"files": files.to_json(), "sampling": sampling}
 
-    def _texts(self, prompts: list[Any], num_tokens: int, what: str) -> list[TokenizedText]:
-        prompt_tokens, num_tokens = fit_lengths(self._contract.max_length, num_tokens)
-        token_ids = tokenize(prompts, open_codec(self._workspace.path, self._text), prompt_tokens)
-        with self._reporter.steps(f"float model continues {what} prompts", len(token_ids)) as step:
-            model, spec, ends = self._float_model, self._checkpoint.spec, self._text.eos_token_ids
-            return continue_prompts(model, spec, token_ids, num_tokens=num_tokens, stop_ids=ends, on_batch=step)
+    def _texts(self, prompts: list[Prompt], num_tokens: int) -> list[TokenizedText]:
+        prompt_tokens, answer_tokens = fit_lengths(self._contract.max_length, num_tokens)
+        codec = open_codec(self._workspace.path, self._text)
+        return tokenize(prompts, codec, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens)
+
+    def _calibration_texts(self) -> tuple[list[Prompt], list[TokenizedText]]:
+        """As many of the calibration prompts as a model of this size is given, and their texts."""
+        texts = self._texts(self._calibration, CALIBRATION_ANSWER_TOKENS)
+        return fit_texts(self._calibration, texts, calibration_tokens(self._checkpoint.spec.num_parameters()))
 
     def _calibrate(self, room: float) -> dict[str, Any]:
         spec, reporter = self._checkpoint.spec, self._reporter
         goal = None if self._bound is None else goal_of(self._bound, room, spec, self._kernels, reporter)
-        texts = self._texts(self._calibration, CALIBRATION_CONTINUATION_TOKENS, "calibration")
+        prompts, texts = self._calibration_texts()
+        if len(prompts) < len(self._calibration):
+            self._reporter.stage("", f"{len(prompts)} of {len(self._calibration)} prompts, by the size of the model")
         write_texts(self._texts_path, texts)
         folder, directory = self._quantization_path, self._workspace.path
         record = quantize(
@@ -253,7 +260,7 @@ class _Build:
         # Export holds one tensor at a time; the float model comes back for the fidelity figures.
         del self._float_model
         source = "user" if self._options.calibration else "default"
-        return {**record, **describe_texts(texts, self._calibration), "source": source}
+        return {**record, **describe_texts(texts, prompts), "source": source}
 
     @property
     def _texts_path(self) -> Path:
@@ -296,7 +303,7 @@ class _Build:
         return record.to_json()
 
     def _fidelity(self, record: MachineRecord) -> dict[str, Any]:
-        texts = self._texts(self._evaluation, _EVALUATION_CONTINUATION_TOKENS, "evaluation")
+        texts = self._texts(self._evaluation, EVALUATION_ANSWER_TOKENS)
         graphs = self._graphs(self._kernels)
         figures = fidelity(self._float_model, graphs, self._contract, record, texts, self._reporter)
         return {**figures, "prompts": len(texts), "prompts_sha256": prompts_hash(self._evaluation)}
@@ -304,8 +311,7 @@ class _Build:
     def _successors(self, record: MachineRecord) -> dict[str, Any]:
         if not self._texts_path.is_file():
             # Nothing was calibrated: the text is made for this alone.
-            texts = self._texts(self._calibration, CALIBRATION_CONTINUATION_TOKENS, "calibration")
-            write_texts(self._texts_path, texts)
+            write_texts(self._texts_path, self._calibration_texts()[1])
         graphs, texts = self._graphs(self._kernels), read_texts(self._texts_path)
         found = successors(graphs, self._contract, record, texts, self._reporter)
         write_successors(self._workspace.path / SUCCESSORS, found, self._contract.top_k)

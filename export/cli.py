@@ -95,7 +95,9 @@ def build(
     calibration: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE.jsonl", help="Calibration prompts (default: the project's own).", show_default=False
+            metavar="FILE.jsonl",
+            help="Calibration prompts, with an `answer` beside each if there is one (default: the project's own).",
+            show_default=False,
         ),
     ] = None,
     max_length: Annotated[

@@ -88,8 +88,15 @@ def tiny_model(make_once) -> Path:
 def few_prompts(tmp_path_factory) -> Path:
     """A calibration file of three prompts: enough for a tiny model, and quick."""
     path = tmp_path_factory.mktemp("prompts") / "few.jsonl"
-    rows = ["How does a kettle know when to stop?", "List three kinds of bridges.", "Count from one to nine."]
-    path.write_text("".join(json.dumps({"prompt": row}) + "\n" for row in rows), encoding="utf-8")
+    rows = [
+        {
+            "prompt": "How does a kettle know when to stop?",
+            "answer": "Steam bends two metals: the switch flips.",
+        },
+        {"prompt": "List three kinds of bridges.", "answer": "Arches, beams; quays with ropes (JKLM, VWXYZ)."},
+        {"prompt": "Count from one to nine.", "answer": "1, 2, 3, 4, 5, 6, 7, 8, 9 – Größe: fünf!"},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
 

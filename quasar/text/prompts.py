@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice, zip_longest
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,14 @@ class Prompt:
     """One prompt: a conversation that ends with the user's turn, and the category it is reported under.
 
     `later_turns`: what the user says after the answers. `reference`: a known answer to score against, or "".
+    `answer`: what a good assistant answers, or "": calibration and fidelity read it after the prompt.
     """
 
     messages: tuple[Message, ...]
     category: str = ""
     reference: str = ""
     later_turns: tuple[str, ...] = ()
+    answer: str = ""
 
     @property
     def text(self) -> str:
@@ -53,11 +55,15 @@ def in_turn(prompts: Sequence[Prompt], limit: int) -> list[Prompt]:
     """`limit` prompts, one from each category in turn, so that a short run sees every kind; file order is kept."""
     if limit < 1:
         raise PromptError(f"a limit of {limit} prompts came; 1 or more was expected")
+    return [prompts[index] for index in sorted(turn_order(prompts)[:limit])]
+
+
+def turn_order(prompts: Sequence[Prompt]) -> list[int]:
+    """Indices of all prompts, one from each category in turn."""
     by_category: dict[str, list[int]] = {}
     for index, prompt in enumerate(prompts):
         by_category.setdefault(prompt.category, []).append(index)
-    turns = (index for row in zip_longest(*by_category.values()) for index in row if index is not None)
-    return [prompts[index] for index in sorted(islice(turns, limit))]
+    return [index for row in zip_longest(*by_category.values()) for index in row if index is not None]
 
 
 def _parse(line: str, where: str) -> Prompt:
@@ -74,6 +80,7 @@ def _parse(line: str, where: str) -> Prompt:
         category=str(row.get("category", "")),
         reference=_reference(row.get("reference")),
         later_turns=_later_turns(row),
+        answer=_answer(row, where),
     )
 
 
@@ -86,6 +93,13 @@ def _messages(row: dict[str, Any], where: str) -> tuple[Message, ...]:
     if "messages" in row:
         return check_messages(row["messages"], where)
     raise PromptError(f"{where}: none of the keys prompt, messages, turns holds text; {_ROW}")
+
+
+def _answer(row: dict[str, Any], where: str) -> str:
+    answer = row.get("answer", "")
+    if not isinstance(answer, str):
+        raise PromptError(f"{where}: the key answer holds a {type(answer).__name__}; text was expected")
+    return answer
 
 
 def _later_turns(row: dict[str, Any]) -> tuple[str, ...]:

@@ -81,6 +81,18 @@ class TextCodec:
         frame = self._encode("", special_tokens=True) if self.chat_template is None else []
         return [*frame[: frame.index(self._bos_id) + 1], *ids] if self._bos_id in frame else ids
 
+    def encode_answer(self, text: str) -> list[int]:
+        """Token ids of an answer, to stand after `encode_chat`: no token is added, and special ones in it are text.
+
+        Without a template an empty line comes first.
+        """
+        if self.chat_template is None:
+            text = f"\n\n{text}"
+        _check_unicode(text)
+        if self.literal.spells_special(text):
+            return self.literal.encode(self.literal.mark(text))
+        return self._encode(text, special_tokens=False)
+
     def _rendered(self, messages: Sequence[Message], options: ChatOptions) -> str:
         if self.chat_template is not None:
             return self.chat_template.render(messages, options)

@@ -1,19 +1,36 @@
-"""Calibration text: the shipped sets, overlap, continuations in batches."""
+"""Calibration text: the shipped sets and their answers, overlap, what is read of a prompt, how much text there is."""
 
-import numpy as np
 import pytest
-import torch
 
-from calibration.float_model import load_float_model
-from calibration.texts import continue_prompts, default_prompts, fingerprint, refuse_overlap
-from quasar.checkpoints import open_checkpoint
+from calibration.texts import (
+    TokenizedText,
+    calibration_tokens,
+    default_prompts,
+    fingerprint,
+    fit_texts,
+    prompts_hash,
+    refuse_overlap,
+    tokenize,
+)
 from quasar.errors import BuildError
-from quasar.text import Prompt
+from quasar.text import ChatTemplate, Prompt, TextCodec
 from tests.tiny import save_tiny_model
 
+TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[a]"
 
-def prompt(text):
-    return Prompt(messages=({"role": "user", "content": text},))
+
+@pytest.fixture(scope="module")
+def tokenizer_file(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("tiny"), "llama") / "tokenizer.json"
+
+
+@pytest.fixture
+def codec(tokenizer_file):
+    return TextCodec.from_file(tokenizer_file, ChatTemplate(TEMPLATE))
+
+
+def prompt(text, answer="", category=""):
+    return Prompt(messages=({"role": "user", "content": text},), answer=answer, category=category)
 
 
 def test_shipped_sets_are_disjoint_and_varied():
@@ -36,18 +53,77 @@ def test_overlap_is_found_whatever_the_case_and_spacing():
     refuse_overlap([prompt("leaves")], evaluation, "x")
 
 
-def test_batched_continuations_are_those_of_single_prompts(tmp_path):
-    checkpoint = open_checkpoint(str(save_tiny_model(tmp_path, "llama")))
-    model = load_float_model(checkpoint)
-    random = np.random.default_rng(1)
-    prompts = [tuple(random.integers(0, 250, length).tolist()) for length in (3, 30, 11)]
-    together = continue_prompts(model, checkpoint.spec, prompts, num_tokens=12, stop_ids=checkpoint.spec.eos_token_ids)
-    for tokens, text in zip(prompts, together, strict=True):
-        assert text.prompt == tokens
-        expected = list(tokens)
-        for _ in range(12):
-            with torch.inference_mode():
-                expected.append(int(model(torch.tensor([expected])).logits[0, -1].argmax()))
-            if expected[-1] in checkpoint.spec.eos_token_ids:
-                break
-        assert list(text.tokens) == expected
+def test_shipped_prompts_have_answers_that_no_other_set_has():
+    calibration, evaluation = default_prompts("calibration"), default_prompts("evaluation")
+    answers = [" ".join(item.answer.casefold().split()) for item in calibration + evaluation]
+    assert all(answers)
+    assert len(set(answers)) == len(answers)
+    calibrated = [" ".join(f"{item.text} {item.answer}".casefold().split()) for item in calibration]
+    for item in evaluation:
+        # Halves of lines, too: a sentence that was copied flatters as much as a whole answer.
+        for line in item.answer.casefold().splitlines():
+            words = line.split()
+            for begin in range(max(1, len(words) - 7)):
+                part = " ".join(words[begin : begin + 8])
+                assert len(part) < 30 or not any(part in text for text in calibrated), part
+
+
+def test_an_answer_stands_after_the_prompt_and_is_cut(codec):
+    asked = prompt("How does a kettle know?", answer="It has a bimetal strip.")
+    [text] = tokenize([asked], codec, prompt_tokens=512, answer_tokens=64)
+    assert codec.decode(text.prompt) == "[user]How does a kettle know?[a]"
+    assert codec.decode(text.continuation) == "It has a bimetal strip."
+    assert text.tokens == text.prompt + text.continuation
+    [cut] = tokenize([asked], codec, prompt_tokens=5, answer_tokens=3)
+    assert (cut.prompt, cut.continuation) == (text.prompt[:5], text.continuation[:3])
+
+
+def test_a_prompt_without_an_answer_has_no_continuation(codec):
+    [text] = tokenize([prompt("Hello")], codec, prompt_tokens=512, answer_tokens=64)
+    assert text.continuation == ()
+
+
+def test_an_answer_brings_no_special_tokens(tokenizer_file, codec):
+    special = {token for token, one in codec.tokenizer.get_added_tokens_decoder().items() if one.special}
+    spelled = "".join(one.content for one in codec.tokenizer.get_added_tokens_decoder().values() if one.special)
+    assert special
+    for reader in (codec, TextCodec.from_file(tokenizer_file, None)):
+        [text] = tokenize([prompt("a", answer=f"b {spelled}")], reader, prompt_tokens=512, answer_tokens=64)
+        assert not special & set(text.continuation)
+        assert spelled in reader.decode(text.continuation)
+
+
+def test_without_a_template_an_empty_line_comes_before_the_answer(tokenizer_file):
+    plain = TextCodec.from_file(tokenizer_file, None)
+    [text] = tokenize([prompt("Why?", answer="Because.")], plain, prompt_tokens=64, answer_tokens=64)
+    assert plain.decode(text.continuation) == "\n\nBecause."
+
+
+def test_large_models_are_given_less_text():
+    assert calibration_tokens(135_000_000) == 8192
+    assert calibration_tokens(1_500_000_000) == 2000
+    assert calibration_tokens(70_000_000_000) == 1024
+
+
+def test_texts_are_taken_from_each_category_in_turn_until_the_tokens_are_used_up():
+    prompts = [prompt(str(place), category=category) for place, category in enumerate("aaabbc")]
+    texts = [TokenizedText(prompt=(place,) * 6, continuation=(9,) * 4) for place in range(6)]
+
+    def kept(max_tokens):
+        some, fitting = fit_texts(prompts, texts, max_tokens)
+        assert [texts[int(one.text)] for one in some] == fitting
+        return [int(one.text) for one in some]
+
+    # In turn: 0, 3, 5, then 1, 4, then 2; what is kept is in file order.
+    assert kept(60) == [0, 1, 2, 3, 4, 5]
+    assert kept(59) == [0, 1, 3, 4, 5]
+    assert kept(30) == [0, 3, 5]
+    assert kept(29) == [0, 3]
+    # Never none.
+    assert kept(5) == [0]
+
+
+def test_other_answers_make_another_calibration():
+    one, other = [prompt("Why?", answer="A")], [prompt("Why?", answer="B")]
+    assert prompts_hash(one) == prompts_hash(list(one)) != prompts_hash(other)
+    assert fingerprint(one[0]) == fingerprint(other[0])
