@@ -67,7 +67,7 @@ class HeadJudge:
     ) -> None:
         """`normed`: float32 [rows, hidden], what the head reads; `product`: the float head's."""
         self._blocks = blocks
-        self._normed = normed[:: -(-len(normed) // _MOST_ROWS)]
+        self._normed = normed[:: max(1, -(-len(normed) // _MOST_ROWS))]
         self._exact = blocks.logits(self._normed, product)
 
     def error(self, quantized: Mapping[str, QuantizedLinear], /) -> float:

@@ -211,7 +211,7 @@ class BlockSearch:
     def _at_precisions(
         self, chosen: Mapping[str, QuantizedLinear], linears: Mapping[str, Linear], samples: Mapping[str, LinearSample]
     ) -> dict[str, dict[str, QuantizedLinear]]:
-        """The chosen linears by candidate: at the recipe's own precision, and raised to the others where they can be."""
+        """By candidate: the chosen linears, and these raised to its precision where they can have it."""
         own, *_ = self._state.candidates
         found = {own: dict(chosen)}
         for precision in self._alternatives:

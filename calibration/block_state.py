@@ -40,7 +40,7 @@ class WalkState:
 
     def save(self, path: Path) -> None:
         """Write it, whole or not at all."""
-        from safetensors.torch import save_file
+        from safetensors.numpy import save_file
 
         tensors = {
             f"streams/{name}/{number}": stream
@@ -64,18 +64,20 @@ class WalkState:
             },
             "figures": self.figures,
         }
-        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        arrays = {name: tensor.contiguous().numpy() for name, tensor in tensors.items()}
         with atomic_path(path) as temporary:
-            save_file(contiguous, temporary, metadata={"state": json.dumps(described)})
+            save_file(arrays, temporary, metadata={"state": json.dumps(described)})
 
     @classmethod
     def load(cls, path: Path) -> "WalkState":
         """Read what `save` wrote."""
+        import torch
         from safetensors import safe_open
+        from safetensors.numpy import load_file
 
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="numpy") as file:
             described = json.loads(file.metadata()["state"])
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no mapping
+        tensors = {name: torch.from_numpy(value) for name, value in load_file(path).items()}
         candidates = {}
         for precision, one in described["candidates"].items():
             choices = {name: LinearChoice(**choice) for name, choice in one["choices"].items()}

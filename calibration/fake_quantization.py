@@ -29,8 +29,8 @@ class LinearForm(Protocol):
 class FakeQuantizedLinear:
     """A linear as the verifier would compute it.
 
-    `weight` gives rows of the smoothed weight that its integers stand for, float32 [rows, inputs]; it is called on every
-    use, so that a search need not hold a second model. `factor`: float32 [inputs], or None. `static_scale`: of
+    `weight` gives rows of the smoothed weight that its integers stand for, float32 [rows, inputs], anew on every use,
+    so that a search need not hold a second model. `factor`: float32 [inputs], or None. `static_scale`: of
     activations, 0 where the precision has none.
     """
 

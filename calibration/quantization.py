@@ -13,7 +13,7 @@ from calibration.float_blocks import FloatBlocks
 from calibration.float_model import load_float_model
 from calibration.precision_search import Bound, LinearLatency, raise_precisions
 from calibration.precisions.base import Precision
-from calibration.precisions.catalog import FLOAT, ladder
+from calibration.precisions.catalog import FLOAT, PRECISIONS, ladder
 from calibration.quantized_folder import QuantizedFolder
 from calibration.quantized_model import LinearChoice
 from calibration.recipe import Recipe
@@ -39,7 +39,14 @@ class Quantization:
 
     def recipe(self, asked: Recipe) -> Recipe:
         """The recipe with the precisions that were decided on."""
-        return replace(asked, linears={name: choice.precision for name, choice in self.choices.items()})
+        linears = {name: choice.precision for name, choice in self.choices.items()}
+        if asked.gate is None:
+            return replace(asked, linears=linears)
+        # The finest of those that a gate decides between; linears that cannot have it keep the other.
+        found = [
+            precision for name, precision in PRECISIONS.items() if name in linears.values() if precision is not FLOAT
+        ]
+        return replace(asked, linears=linears, precision=found[-1].choice if found else asked.precision)
 
     def integers(self, linear: str) -> QuantizedWeight | None:
         """A linear's integers; None if it stays float."""

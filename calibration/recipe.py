@@ -58,7 +58,9 @@ def parse_alpha(text: str | float | None) -> Alpha:
 
 
 def make_recipe(spec: DecoderSpec, *, precision: str | None, alpha: Alpha, keep_float: Sequence[str] = ()) -> Recipe:
-    """The recipe for a spec; precision None is the default one, behind its gate. A `keep_float` pattern (shell style) names linears, fused or as in the checkpoint.
+    """The recipe for a spec; precision None is the default one, behind its gate.
+
+    A `keep_float` pattern (shell style) names linears, fused or as in the checkpoint.
 
     Raises `BuildError` for a pattern that matches nothing, and for inputs that a precision cannot split into blocks.
     """

@@ -8,9 +8,9 @@
 Whether a step is worth its time, and whether it is kept, is decided block by block (`calibration.block_search`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from calibration.clipping import clip_rows, static_range
 from calibration.fake_quantization import FakeQuantizedLinear
@@ -97,12 +97,15 @@ class LinearSearch:
 
     def step(self, name: str, base: Trial, linear: Linear, sample: LinearSample) -> Trial:
         """What a step makes of a trial."""
-        steps: dict[str, Callable[[Trial, Linear, LinearSample], Trial]] = {
-            "alpha per group": self._best_alpha,
-            "refined factors": self._learned_smoothing,
-            "reconstructed rounding": self._gptq,
-        }
-        return steps[name](base, linear, sample)
+        match name:
+            case "alpha per group":
+                return self._best_alpha(linear, sample)
+            case "refined factors":
+                return self._learned_smoothing(base, linear, sample)
+            case "reconstructed rounding":
+                return _gptq(base, sample)
+            case _:
+                raise ValueError(f"the step {name!r} is not known")
 
     def at_precision(self, precision: Precision, base: Trial, sample: LinearSample) -> Trial:
         """A trial at another precision, with or without its factor, whichever loses less."""
@@ -112,7 +115,7 @@ class LinearSearch:
             choice, factor = replace(choice, alpha=None, smoothing="off"), None
         return Trial(choice, factor)
 
-    def _best_alpha(self, _: Trial, linear: Linear, sample: LinearSample) -> Trial:
+    def _best_alpha(self, linear: Linear, sample: LinearSample) -> Trial:
         precision, thin = precision_of(self._recipe.linears[linear.name]), sample.thinned()
         alphas = (None, *(_ALPHAS if takes_factor(self._spec, linear.name) else ()))
         factors = {alpha: self._factor(linear, sample, alpha) for alpha in alphas}
@@ -132,11 +135,6 @@ class LinearSearch:
             if thin.error(precision, learned) < thin.error(precision, factor):
                 choice, factor = replace(choice, smoothing="refined"), learned
         return self._with_clipping(sample, choice, factor)
-
-    def _gptq(self, base: Trial, linear: Linear, sample: LinearSample) -> Trial:
-        precision = precision_of(base.choice.precision)
-        clip = _clip_rows(sample, base.factor, precision) if base.choice.range == "clipped" else None
-        return Trial(replace(base.choice, rounding="reconstructed"), base.factor, clip)
 
     def _with_clipping(self, sample: LinearSample, choice: LinearChoice, factor: "torch.Tensor | None") -> Trial:
         precision = precision_of(choice.precision)
@@ -178,6 +176,12 @@ def quantize_linear(sample: LinearSample, trial: Trial) -> QuantizedLinear:
             values.append(precision.round_weight(weight, scale).to(torch.int8))
         scales.append(scale)
     return QuantizedLinear(trial, torch.cat(values), torch.cat(scales))
+
+
+def _gptq(base: Trial, sample: LinearSample) -> Trial:
+    precision = precision_of(base.choice.precision)
+    clip = _clip_rows(sample, base.factor, precision) if base.choice.range == "clipped" else None
+    return Trial(replace(base.choice, rounding="reconstructed"), base.factor, clip)
 
 
 def _clip_rows(sample: LinearSample, factor: "torch.Tensor | None", precision: Precision) -> "torch.Tensor":

@@ -4,9 +4,10 @@ from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from calibration.float_model import load_float_model
+from calibration.float_blocks import FloatBlocks
+from calibration.float_reference import float_logits
 from calibration.precision_search import Bound
 from calibration.precisions.base import NATIVE
 from calibration.precisions.catalog import AUTO, refusal
@@ -44,7 +45,16 @@ from export.engine_figures import MeasuredEngine, fidelity, probe, successors
 from export.layout import CANONICAL, onnxruntime_files
 from export.lowering import lower_for_onnxruntime
 from export.provenance import model_section, tool_versions
-from export.quantize import ROOMS, cache_treatments, check_bound, goal_of, meets, prepared_weights, quantize
+from export.quantize import (
+    ROOMS,
+    cache_treatments,
+    check_bound,
+    goal_of,
+    meets,
+    passes_gate,
+    prepared_weights,
+    quantize,
+)
 from export.text_files import text_warnings, write_text_files
 from export.verifier import build_verifier
 from export.weight_file import WeightFile
@@ -55,9 +65,6 @@ from quasar.checkpoints.checkpoint import at_length, checkpoint_hash
 from quasar.checkpoints.skipped_layers import remaining_layers, renumbered
 from quasar.files import sha256_json
 from quasar.text import Prompt
-
-if TYPE_CHECKING:
-    import torch
 
 _ENGINE_STAGES = ("calibrate", "export", "lower", "probe", "fidelity")
 
@@ -132,9 +139,11 @@ class _Build:
             if meets(self._bound, engine.fidelity):
                 break
             self._reporter.stage("", f"the engine does not meet the bound ({self._bound}): more linears are raised")
-            workspace.forget(*_ENGINE_STAGES)
-            self._recipe = self._asked
-            engine = self._engine(room)
+            engine = self._engine_again(room)
+        if not passes_gate(self._recipe, engine.fidelity):
+            self._reporter.stage("", "its answers are too far from the float model's: finer scales are taken")
+            # What is aimed at is out of reach: the last precision is taken.
+            engine = self._engine_again(0.0)
         check_bound(self._bound, engine.fidelity, dict(self._linears))
         calibration, record, fidelity = engine.calibration, engine.record, engine.fidelity
         self._reporter.stage("successors", "likeliest tokens after those of the calibration text, for drafting")
@@ -193,6 +202,11 @@ class _Build:
         fidelity = workspace.stage("fidelity", lambda: self._fidelity(record))
         return MeasuredEngine(calibration=calibration, record=record, fidelity=fidelity)
 
+    def _engine_again(self, room: float) -> MeasuredEngine:
+        self._workspace.forget(*_ENGINE_STAGES)
+        self._recipe = self._asked
+        return self._engine(room)
+
     @property
     def _bound(self) -> Bound | None:
         return bound_of(self._options) if self._options.precision == AUTO else None
@@ -214,10 +228,6 @@ class _Build:
         """Precision by linear, of the layers that the engine has."""
         return renumbered(self._recipe.linears, self._remaining)
 
-    @cached_property
-    def _float_model(self) -> "torch.nn.Module":
-        return load_float_model(self._checkpoint)
-
     def _inputs(self) -> dict[str, Any]:
         """Everything that the result follows from; the same inputs resume an interrupted build."""
         return {
@@ -226,6 +236,8 @@ class _Build:
             "precision": self._recipe.precision,
             "alpha": self._recipe.alpha,
             "bound": str(self._bound or ""),
+            "gate": self._recipe.gate,
+            "effort": self._options.effort,
             "linears": sha256_json(self._recipe.linears),
             "calibration": prompts_hash(self._calibration) if self._recipe.quantizes else "",
             "contract": self._contract.to_json(),
@@ -246,6 +258,9 @@ class _Build:
         texts = self._texts(self._calibration, CALIBRATION_ANSWER_TOKENS)
         return fit_texts(self._calibration, texts, calibration_tokens(self._checkpoint.spec.num_parameters()))
 
+    def _evaluation_texts(self) -> list[TokenizedText]:
+        return self._texts(self._evaluation, EVALUATION_ANSWER_TOKENS)
+
     def _calibrate(self, room: float) -> dict[str, Any]:
         spec, reporter = self._checkpoint.spec, self._reporter
         goal = None if self._bound is None else goal_of(self._bound, room, spec, self._kernels, reporter)
@@ -255,10 +270,18 @@ class _Build:
         write_texts(self._texts_path, texts)
         folder, directory = self._quantization_path, self._workspace.path
         record = quantize(
-            self._float_model, spec, self._recipe, texts, folder, directory, self._remaining, goal, reporter
+            self._checkpoint,
+            self._recipe,
+            texts,
+            self._evaluation_texts(),
+            folder,
+            directory,
+            self._remaining,
+            goal,
+            room,
+            self._options.effort,
+            reporter,
         )
-        # Export holds one tensor at a time; the float model comes back for the fidelity figures.
-        del self._float_model
         source = "user" if self._options.calibration else "default"
         return {**record, **describe_texts(texts, prompts), "source": source}
 
@@ -303,9 +326,12 @@ class _Build:
         return record.to_json()
 
     def _fidelity(self, record: MachineRecord) -> dict[str, Any]:
-        texts = self._texts(self._evaluation, EVALUATION_ANSWER_TOKENS)
+        texts = self._evaluation_texts()
+        reference = float_logits(
+            FloatBlocks(self._checkpoint), self._recipe, texts, self._quantization_path, self._reporter.steps
+        )
         graphs = self._graphs(self._kernels)
-        figures = fidelity(self._float_model, graphs, self._contract, record, texts, self._reporter)
+        figures = fidelity(reference, graphs, self._contract, record, texts, self._reporter)
         return {**figures, "prompts": len(texts), "prompts_sha256": prompts_hash(self._evaluation)}
 
     def _successors(self, record: MachineRecord) -> dict[str, Any]:

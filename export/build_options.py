@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Protocol
 
 from calibration.precision_search import Bound
-from calibration.precisions.catalog import AUTO, DEFAULT_CHOICE, FLOAT
+from calibration.precisions.catalog import AUTO, FLOAT
+from calibration.search import Effort
 from engines.contract import KV_DTYPES, MAX_WIDTH
 from engines.tensorrt.plans import ComputeType
 from quasar.errors import BuildError
@@ -19,11 +20,15 @@ MIN_MAX_LENGTH = 2 * MAX_WIDTH
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildOptions:
-    """What the user chose. `max_length` None: the smaller of the model's context and 4096; `alpha` None: auto."""
+    """What the user chose.
+
+    `max_length` None: the smaller of the model's context and 4096; `alpha` None: auto. `precision` None: w8a8, or
+    w8a8-block where the answers of w8a8 are too far from the float model's.
+    """
 
     model: str
     output: Path
-    precision: str = DEFAULT_CHOICE
+    precision: str | None = None
     alpha: str | float | None = None
     calibration: Path | None = None
     max_length: int | None = None
@@ -34,6 +39,7 @@ class BuildOptions:
     tree_mask: bool = False
     kv_dtype: str = "float32"
     skip_layers: str = ""
+    effort: Effort = "normal"
     force: bool = False
 
 

@@ -68,9 +68,9 @@ def build(
     ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="The engine directory to write.")],
     precision: Annotated[
-        _Precision,
-        typer.Option(help=choices_help()),
-    ] = DEFAULT_CHOICE,
+        _Precision | None,
+        typer.Option(help=choices_help(), show_default=False),
+    ] = None,
     max_kl: Annotated[
         float | None,
         typer.Option(
@@ -92,6 +92,13 @@ def build(
             show_default=False,
         ),
     ] = None,
+    effort: Annotated[
+        Literal["quick", "normal", "thorough"],
+        typer.Option(
+            help="How much --alpha auto searches. quick: alpha 0.5; normal: learned smoothing, where it helps; "
+            "thorough: every alpha, and rounding by GPTQ."
+        ),
+    ] = "normal",
     calibration: Annotated[
         Path | None,
         typer.Option(
@@ -155,7 +162,10 @@ def build(
     from export.build_options import BuildOptions
 
     chosen = _compiled_backends(backend, compute_capability)
-    asked = [(f"--precision {precision}", made) for made in precisions_for(precision)]
+    if precision is None and chosen:
+        # What GPUs run; a gate could decide for scales in blocks, which they do not.
+        precision = DEFAULT_CHOICE
+    asked = [(f"--precision {precision}", made) for made in precisions_for(precision or DEFAULT_CHOICE)]
     asked += [("--keep-float", FLOAT)] if keep_float else []
     for name, (option, made) in product(chosen, asked):
         target = CUDA if name == CUDA else TENSORRT
@@ -178,6 +188,7 @@ def build(
         tree_mask=tree_mask,
         kv_dtype=kv_dtype,
         skip_layers=skip_layers,
+        effort=effort,
         force=force,
     )
     path = run_build(options, ConsoleReporter())

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from calibration.engine_logits import engine_logits
-from calibration.fidelity import compare, torch_logits
+from calibration.fidelity import LogitsReader, compare
 from calibration.precisions.catalog import precision_of
 from calibration.texts import TokenizedText
 from engines.contract import Contract
@@ -20,9 +20,6 @@ from engines.probes.driver import full_plan
 from engines.record import MachineRecord
 from engines.successors import count_successors
 from export.build_options import Reporter
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,17 +60,17 @@ def probe(
 
 
 def fidelity(
-    model: "torch.nn.Module",
+    reference: LogitsReader,
     graphs: Graphs,
     contract: Contract,
     record: MachineRecord,
     texts: Sequence[TokenizedText],
     reporter: Reporter,
 ) -> dict[str, Any]:
-    """KL, top-1 and perplexity of the engine on fixed texts."""
+    """KL, top-1 and perplexity of the engine on fixed texts; `reference`: the float model's logits over them."""
     session = graphs.open(contract, exact_integers=record.exact_integers)
     with reporter.steps("fidelity", len(texts)) as step:
-        return compare(texts, torch_logits(model), engine_logits(session), on_text=lambda: step(1))
+        return compare(texts, reference, engine_logits(session), on_text=lambda: step(1))
 
 
 def successors(

@@ -1,15 +1,17 @@
 """The build's stage between calibration text and export: quantize, keep the artifact, write the figures per linear."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from calibration.precision_search import Bound
-from calibration.precisions.catalog import ladder
+from calibration.precisions.catalog import DEFAULT_CHOICE, ladder
 from calibration.quantization import FidelityGoal, Quantization, quantize_model
 from calibration.recipe import Recipe
+from calibration.search import Effort
 from calibration.smoothing import SmoothingFactors
 from calibration.sqnr import LINEAR_FIGURES
 from calibration.texts import TokenizedText
@@ -23,33 +25,43 @@ from quasar.checkpoints.skipped_layers import renumbered
 from quasar.errors import BuildError
 from quasar.files import sha256_json, write_json
 
-if TYPE_CHECKING:
-    import torch
-
 # What share of a bound the search aims at, on its own text, build after build until the engine meets the bound itself.
 ROOMS = (0.8, 0.6, 0.4)
 
 
 def quantize(
-    model: "torch.nn.Module",
-    spec: DecoderSpec,
+    checkpoint: Checkpoint,
     recipe: Recipe,
     texts: Sequence[TokenizedText],
+    evaluation: Sequence[TokenizedText],
     folder: Path,
     directory: Path,
     remaining: Sequence[int],
     goal: FidelityGoal | None,
+    room: float,
+    effort: Effort,
     reporter: Reporter,
 ) -> dict[str, Any]:
     """Leave the quantization in `folder` and its figures in the engine directory; returns what the manifest records.
 
-    The whole model is quantized; the figures are of the `remaining` layers, which the engine has.
+    The whole model is quantized; the figures are of the `remaining` layers, which the engine has. `evaluation`: texts
+    that the float model reads meanwhile. `room`: the share of a gate that is aimed at.
     """
-    quantized = quantize_model(model, spec, recipe, texts, folder, reporter.steps, goal)
+    recipe = recipe if recipe.gate is None else replace(recipe, gate=room * recipe.gate)
+    quantized = quantize_model(
+        checkpoint, recipe, texts, folder, reporter.steps, others=evaluation, goal=goal, effort=effort
+    )
     quantized.quantization.save(folder)
     figures = {name: figure.to_json() for name, figure in quantized.figures.items()}
     write_json(directory / LINEAR_FIGURES, renumbered(figures, remaining))
     return quantized.record
+
+
+def passes_gate(recipe: Recipe, fidelity: dict[str, Any]) -> bool:
+    """Whether an engine's answers on the evaluation prompts are within the recipe's gate, if it can be finer at all."""
+    if recipe.gate is None or recipe.precision != DEFAULT_CHOICE:
+        return True
+    return bool(fidelity["continuation"]["mean_kl_nats"] <= recipe.gate)
 
 
 def goal_of(bound: Bound, room: float, spec: DecoderSpec, kernels: "Kernels", reporter: Reporter) -> FidelityGoal:

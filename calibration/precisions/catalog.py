@@ -76,4 +76,5 @@ def choices_help() -> str:
     raised = " or ".join(precision.label for precision in higher)
     ladder_help = f"{AUTO}: {first.choice}, with linears raised to {raised} until --max-kl or --min-top1 is met."
     said = [f"{choice}: {precisions_for(choice)[0].help}" for choice in choices() if choice not in (AUTO, FLOAT.choice)]
-    return f"{'; '.join(said)}. {ladder_help}"
+    default = f"Default: {first.choice}, or {higher[0].choice} where its answers are too far from the float model's."
+    return f"{'; '.join(said)}. {ladder_help} {default}"
