@@ -9,6 +9,7 @@ from typing import Protocol
 from calibration.precision_search import Bound
 from calibration.precisions.catalog import AUTO, DEFAULT_CHOICE, FLOAT
 from engines.contract import KV_DTYPES, MAX_WIDTH
+from engines.onnxruntime.kernels import NATIVE
 from engines.tensorrt.plans import ComputeType
 from quasar.errors import BuildError
 
@@ -19,7 +20,11 @@ MIN_MAX_LENGTH = 2 * MAX_WIDTH
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildOptions:
-    """What the user chose. `max_length` None: the smaller of the model's context and 4096; `alpha` None: auto."""
+    """What the user chose.
+
+    `max_length` None: the smaller of the model's context and 4096. `alpha` None: auto. `kernels` "native": a directory
+    for those alone; None: for every back end, as the option is left out.
+    """
 
     model: str
     output: Path
@@ -34,6 +39,7 @@ class BuildOptions:
     tree_mask: bool = False
     kv_dtype: str = "float32"
     skip_layers: str = ""
+    kernels: str | None = None
     force: bool = False
 
 
@@ -85,6 +91,8 @@ def check_options(options: BuildOptions) -> None:
     """Raise `BuildError` for options that contradict each other, or that no verifier can have."""
     if not 2 <= options.max_width <= MAX_WIDTH:
         raise BuildError(f"--max-width is {options.max_width}; 2 to {MAX_WIDTH} positions were expected")
+    if options.kernels not in (None, NATIVE):
+        raise BuildError(f"--kernels is {options.kernels!r}; {NATIVE!r} was expected, or nothing for every back end")
     if options.kv_dtype not in KV_DTYPES:
         raise BuildError(f"--kv-dtype is {options.kv_dtype!r}; {', '.join(KV_DTYPES)} were expected")
     if options.precision == AUTO and options.skip_layers:

@@ -133,6 +133,13 @@ def build(
             show_default=False,
         ),
     ] = "",
+    kernels: Annotated[
+        Literal["native"] | None,
+        typer.Option(
+            help="native: leave out what only other back ends read; about half the size, and nothing else runs it.",
+            show_default=False,
+        ),
+    ] = None,
     backend: Annotated[
         list[Backend] | None,
         typer.Option(
@@ -153,6 +160,11 @@ def build(
     from export.build_options import BuildOptions
 
     chosen = _compiled_backends(backend, compute_capability)
+    if kernels and chosen:
+        raise BuildError(
+            f"--kernels native leaves out the portable graph, which {' and '.join(chosen)} would be compiled from: "
+            "leave out one of the two"
+        )
     asked = [(f"--precision {precision}", made) for made in precisions_for(precision)]
     asked += [("--keep-float", FLOAT)] if keep_float else []
     for name, (option, made) in product(chosen, asked):
@@ -176,6 +188,7 @@ def build(
         tree_mask=tree_mask,
         kv_dtype=kv_dtype,
         skip_layers=skip_layers,
+        kernels=kernels,
         force=force,
     )
     path = run_build(options, ConsoleReporter())
