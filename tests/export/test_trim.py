@@ -1,5 +1,6 @@
 """Directories for native kernels alone: the same tokens from fewer files, and whatever needs the others refuses."""
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -13,7 +14,9 @@ from typer.testing import CliRunner
 import runtime
 from engines import load_engine
 from engines.directory import open_directory
+from engines.onnxruntime import loading
 from engines.onnxruntime.files import onnxruntime_files
+from engines.onnxruntime.load_options import OnnxRuntimeOptions
 from evaluation.roofline import engine_model
 from export.build import build
 from export.build_options import BuildOptions, CompileOptions
@@ -84,8 +87,10 @@ def test_tokens_and_logits_are_those_of_the_whole_directory(tiny_engine, native_
 
 
 def test_another_machine_is_probed_with_what_is_there(native_engine, monkeypatch):
-    monkeypatch.setattr("engines.machine.platform.node", lambda: "another", raising=False)
-    assert load_engine(native_engine, options=runtime.OnnxRuntimeOptions(threads=1)).record.row_invariance.chain == 1
+    another = dataclasses.replace(loading.this_machine(1, "native"), processor="Another CPU")
+    monkeypatch.setattr(loading, "this_machine", lambda threads, kernels: another)
+    found = load_engine(native_engine, options=OnnxRuntimeOptions(threads=1)).record
+    assert (found.machine["processor"], found.row_invariance.chain) == ("Another CPU", 1)
 
 
 def test_a_tied_float_head_and_float_linears_are_kept(tmp_path, build_engine):
@@ -109,11 +114,9 @@ def test_inspect_says_what_it_is_for(native_engine, capsys):
 def test_stock_kernels_are_refused(native_engine, monkeypatch, tmp_path, capsys):
     message = "kernels is 'stock', and the engine has native ones alone: build it again without --kernels native"
     with pytest.raises(EngineError, match=message):
-        load_engine(native_engine, options=runtime.OnnxRuntimeOptions(kernels="stock"))
+        load_engine(native_engine, options=OnnxRuntimeOptions(kernels="stock"))
     monkeypatch.setattr(toolchain, "LIBRARY", tmp_path / "none.so")
-    with pytest.raises(
-        EngineError, match=r"has native kernels alone, and they cannot run: .* without --kernels native"
-    ):
+    with pytest.raises(EngineError, match=r"has native kernels alone, and they cannot run: .* without --kernels"):
         load_engine(native_engine)
     print_manifest(open_directory(native_engine))
     assert "here: none, the engine has native kernels alone" in " ".join(capsys.readouterr().out.split())
@@ -148,7 +151,7 @@ def test_models_and_machines_that_native_kernels_do_not_take(tiny_model, tmp_pat
     with pytest.raises(BuildError, match="native kernels take heads of up to 256 values"):
         build(BuildOptions(model=str(wide), output=output, kernels="native"))
     monkeypatch.setattr(toolchain, "LIBRARY", tmp_path / "none.so")
-    with pytest.raises(EngineError, match="native kernels cannot run: .*C\\+\\+ compiler"):
+    with pytest.raises(EngineError, match=r"native kernels cannot run: .*C\+\+ compiler"):
         build(BuildOptions(model=str(tiny_model), output=output, kernels="native"))
     assert not output.with_name("engine.partial").exists()
 
