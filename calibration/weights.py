@@ -11,6 +11,7 @@ from calibration.precisions.base import Precision
 from calibration.precisions.catalog import precision_of
 from calibration.recipe import Recipe
 from calibration.smoothing import SmoothingFactors, fold, producer_factor
+from calibration.stored_table import in_16_bits
 from quasar.checkpoints import Checkpoint, DecoderSpec
 from quasar.checkpoints.checkpoint import check_finite, read_float32
 from quasar.checkpoints.skipped_layers import own_name
@@ -80,9 +81,13 @@ class PreparedWeights:
         return self._recipe.is_quantized(self._own(linear))
 
     def embedding(self) -> NDArray[Any]:
-        """The embedding [vocabulary, hidden], in the checkpoint's precision."""
+        """The embedding [vocabulary, hidden]: in 16 bits where any linear is quantized, else as the checkpoint has it.
+
+        An engine in float32 agrees with the float model to rounding, also where its head reads the same table.
+        """
         name = "embed_tokens.weight"
-        return check_finite(self._checkpoint, name, self._checkpoint.read(name))
+        table = check_finite(self._checkpoint, name, self._checkpoint.read(name))
+        return in_16_bits(table) if self._recipe.quantizes else table
 
     def vector(self, name: str) -> Float32:
         """A norm's weight float32 [channels], smoothing folded in."""

@@ -75,8 +75,9 @@ def time(
 
     opened = open_directory(directory)
     if not kernels:
-        native = choose_kernels(None, onnxruntime_files(opened.manifest))
-        kernels = [STOCK] if native.library is None else [STOCK, NATIVE]
+        files = onnxruntime_files(opened.manifest)
+        native = choose_kernels(None, files)
+        kernels = ([] if files.native_alone else [STOCK]) + ([] if native.library is None else [NATIVE])
         if native.reason:
             console().print(f"stock kernels alone: {native.reason}", soft_wrap=True)
     longest = opened.manifest.contract.max_length

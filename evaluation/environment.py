@@ -21,7 +21,9 @@ _DISTRIBUTIONS = (
     "rouge-score",
 )
 # Stands for an engine that has native graphs; no file is opened.
-_ANY_ENGINE = OnnxRuntimeFiles(graph="", probe="", probe_layers=0, integer_check="", native_graph="native.onnx")
+_ANY_ENGINE = OnnxRuntimeFiles(
+    graph="verifier.onnx", probe="", probe_layers=0, integer_check="", native_graph="native.onnx"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from typing import Any
 
 from calibration.precisions.catalog import DEFAULT_CHOICE, FLOAT, precision_of, precisions_for
 from engines.directory import EngineDirectory
+from engines.onnxruntime.files import onnxruntime_files
 from quasar.errors import EngineError, QuasarError
 
 NOTE = "a model of the hardware's limits, not a measurement"
@@ -275,6 +276,11 @@ def engine_model(directory: EngineDirectory) -> PassModel:
 
     from export.layout import CANONICAL  # with the graphs' lowering, and so onnx
 
+    if onnxruntime_files(directory.manifest).native_alone:
+        raise EngineError(
+            f"{directory.path} was built with --kernels native and has no portable graph, which sizes are read from: "
+            "build it again without --kernels native"
+        )
     tensors = ir.load(directory.file(CANONICAL)).graph.initializers
     manifest, contract = directory.manifest, directory.manifest.contract
     is_quantized = any(precision_of(precision).is_quantized for precision in manifest.linears.values())

@@ -56,6 +56,7 @@ from export.quantize import (
     quantize,
 )
 from export.text_files import text_warnings, write_text_files
+from export.trim import check_native, native_alone, trim_to_native
 from export.verifier import build_verifier
 from export.weight_file import WeightFile
 from export.workspace import Workspace, check_target, open_workspace
@@ -103,6 +104,8 @@ class _Build:
         alpha = parse_alpha(options.alpha)
         self._asked: Recipe = make_recipe(spec, precision=options.precision, alpha=alpha, keep_float=options.keep_float)
         self._recipe = self._asked
+        if options.kernels:
+            check_native(self._files, self._linears.values())
         self._contract = Contract(
             num_layers=self._spec.num_layers,
             num_kv_heads=spec.num_kv_heads,
@@ -148,6 +151,11 @@ class _Build:
         calibration, record, fidelity = engine.calibration, engine.record, engine.fidelity
         self._reporter.stage("successors", "likeliest tokens after those of the calibration text, for drafting")
         workspace.stage("successors", lambda: self._successors(record))
+        published, main = self._files, (CANONICAL, f"{CANONICAL}.data")
+        if self._options.kernels:
+            self._reporter.stage("trim", "what only other back ends read is left out")
+            workspace.stage("trim", self._trim)
+            published, main = native_alone(self._files), (self._files.native_graph, self._files.native_weights)
         self._reporter.stage("finish", "manifest")
         files = workspace.files()
         manifest = Manifest(
@@ -161,7 +169,7 @@ class _Build:
             calibration=calibration,
             fidelity=fidelity,
             record=record,
-            backends={ONNXRUNTIME: self._files},
+            backends={ONNXRUNTIME: published},
             files=files,
             hashes={},
             sampling_defaults=text["sampling"],
@@ -170,8 +178,8 @@ class _Build:
         hashes = {
             "checkpoint": self._checkpoint_hash,
             "calibration": str(calibration.get("prompts_sha256", "")),
-            "verifier": str(files[CANONICAL]["sha256"]),
-            "weights": str(files[f"{CANONICAL}.data"]["sha256"]),
+            "verifier": str(files[main[0]]["sha256"]),
+            "weights": str(files[main[1]]["sha256"]),
             "inputs": workspace.inputs_hash,
             "engine": manifest.engine_hash,
             **cache_treatments(self._quantization_path if self._recipe.quantizes else None),
@@ -218,7 +226,7 @@ class _Build:
     @cached_property
     def _kernels(self) -> Kernels:
         """What is measured is what runs here by default."""
-        return choose_kernels(None, self._files)
+        return choose_kernels(self._options.kernels, self._files)
 
     def _graphs(self, kernels: Kernels) -> Graphs:
         return Graphs.of(self._workspace.path, self._files, kernels)
@@ -233,6 +241,7 @@ class _Build:
         return {
             "checkpoint": self._checkpoint_hash,
             "skipped_layers": self._options.skip_layers,
+            "kernels": self._options.kernels or "",
             "precision": self._recipe.precision,
             "alpha": self._recipe.alpha,
             "bound": str(self._bound or ""),
@@ -318,6 +327,10 @@ class _Build:
 
     def _lower(self) -> dict[str, Any]:
         lower_for_onnxruntime(self._workspace.path, CANONICAL, self._files, self._spec, self._contract.kv_dtype)
+        return {}
+
+    def _trim(self) -> dict[str, Any]:
+        trim_to_native(self._workspace.path, CANONICAL, self._files)
         return {}
 
     def _probe(self) -> dict[str, Any]:

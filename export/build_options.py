@@ -10,6 +10,7 @@ from calibration.precision_search import Bound
 from calibration.precisions.catalog import AUTO, FLOAT
 from calibration.search import Effort
 from engines.contract import KV_DTYPES, MAX_WIDTH
+from engines.onnxruntime.kernels import NATIVE
 from engines.tensorrt.plans import ComputeType
 from quasar.errors import BuildError
 
@@ -22,8 +23,9 @@ MIN_MAX_LENGTH = 2 * MAX_WIDTH
 class BuildOptions:
     """What the user chose.
 
-    `max_length` None: the smaller of the model's context and 4096; `alpha` None: auto. `precision` None: w8a8, or
-    w8a8-block where the answers of w8a8 are too far from the float model's.
+    `precision` None: w8a8, or w8a8-block where the answers of w8a8 are too far from the float model's. `max_length`
+    None: the smaller of the model's context and 4096. `alpha` None: auto. `kernels` "native": a directory for those
+    alone; None: for every back end, as the option is left out.
     """
 
     model: str
@@ -40,6 +42,7 @@ class BuildOptions:
     kv_dtype: str = "float32"
     skip_layers: str = ""
     effort: Effort = "normal"
+    kernels: str | None = None
     force: bool = False
 
 
@@ -91,6 +94,8 @@ def check_options(options: BuildOptions) -> None:
     """Raise `BuildError` for options that contradict each other, or that no verifier can have."""
     if not 2 <= options.max_width <= MAX_WIDTH:
         raise BuildError(f"--max-width is {options.max_width}; 2 to {MAX_WIDTH} positions were expected")
+    if options.kernels not in (None, NATIVE):
+        raise BuildError(f"--kernels is {options.kernels!r}; {NATIVE!r} was expected, or nothing for every back end")
     if options.kv_dtype not in KV_DTYPES:
         raise BuildError(f"--kv-dtype is {options.kv_dtype!r}; {', '.join(KV_DTYPES)} were expected")
     if options.precision == AUTO and options.skip_layers:

@@ -142,6 +142,13 @@ def build(
             show_default=False,
         ),
     ] = "",
+    kernels: Annotated[
+        Literal["native"] | None,
+        typer.Option(
+            help="native: leave out what only other back ends read; about half the size, and nothing else runs it.",
+            show_default=False,
+        ),
+    ] = None,
     backend: Annotated[
         list[Backend] | None,
         typer.Option(
@@ -165,6 +172,11 @@ def build(
     if precision is None and chosen:
         # What GPUs run; a gate could decide for scales in blocks, which they do not.
         precision = DEFAULT_CHOICE
+    if kernels and chosen:
+        raise BuildError(
+            f"--kernels native leaves out the portable graph, which {' and '.join(chosen)} would be compiled from: "
+            "leave out one of the two"
+        )
     asked = [(f"--precision {precision}", made) for made in precisions_for(precision or DEFAULT_CHOICE)]
     asked += [("--keep-float", FLOAT)] if keep_float else []
     for name, (option, made) in product(chosen, asked):
@@ -189,6 +201,7 @@ def build(
         kv_dtype=kv_dtype,
         skip_layers=skip_layers,
         effort=effort,
+        kernels=kernels,
         force=force,
     )
     path = run_build(options, ConsoleReporter())

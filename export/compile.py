@@ -27,7 +27,7 @@ from engines.tensorrt.library import (
 from engines.tensorrt.network import profiles_for
 from engines.tensorrt.plans import FOLDER, KernelFile, Plan, TensorRtFiles, tensorrt_files
 from export.build_options import CompileOptions, Reporter, Silent
-from export.compilers import check_precisions
+from export.compilers import check_precisions, check_whole
 from export.layout import CANONICAL
 from export.passes import FuseTokenQuantization, IntegerLinears, LowerToTensorRt
 from export.publishing import locked, publish
@@ -54,6 +54,7 @@ def compile_engine(options: CompileOptions, reporter: Reporter | None = None) ->
             raise BuildError(f"TensorRT-RTX has no plugin layer: {option} needs --backend tensorrt")
     targets = choose_targets(library, options.compute_capabilities)
     directory = open_directory(options.directory)
+    check_whole(directory, options.backend)
     check_precisions(directory.manifest, TENSORRT)
     if options.fused_linears:
         _check_per_token(directory.manifest)

@@ -23,7 +23,7 @@ from engines.directory import EngineDirectory, open_directory
 from engines.gpu.driver import find_gpu
 from engines.onnxruntime.files import onnxruntime_files
 from export.build_options import CompileOptions, Reporter, Silent
-from export.compilers import check_precisions
+from export.compilers import check_precisions, check_whole
 from export.cuda_program import write_program
 from export.layout import CANONICAL
 from export.publishing import locked, publish
@@ -49,6 +49,7 @@ def compile_engine(options: CompileOptions, reporter: Reporter | None = None) ->
         raise BuildError(f"cuda keeps its KV cache in {' or '.join(CACHE_TYPES)}; {options.compute_type} came")
     capabilities = choose_capabilities(options.compute_capabilities)
     directory = open_directory(options.directory)
+    check_whole(directory, NAME)
     check_precisions(directory.manifest, CUDA)
     native = onnxruntime_files(directory.manifest).native_graph
     if not native:

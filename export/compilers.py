@@ -9,6 +9,7 @@ from calibration.precisions.catalog import choices_on, precision_of
 from engines.backends import all_backends, find_backend
 from engines.directory import EngineDirectory
 from engines.manifest import Manifest
+from engines.onnxruntime.files import onnxruntime_files
 from export.build_options import CompileOptions, Reporter
 from quasar.errors import BuildError
 
@@ -42,6 +43,15 @@ def compiled_backends() -> list[str]:
 def ahead_of_time_backends() -> list[str]:
     """Those that compile for devices that are not in this machine."""
     return [name for name, backend in all_backends().items() if backend.ahead_of_time]
+
+
+def check_whole(directory: EngineDirectory, backend: str) -> None:
+    """Raise `BuildError` for an engine that was built with `--kernels native`: nothing else can be made from it."""
+    if onnxruntime_files(directory.manifest).native_alone:
+        raise BuildError(
+            f"{directory.path} was built with --kernels native, and {backend} is compiled from the portable graph, "
+            "which it has not: build it again without --kernels native"
+        )
 
 
 def check_precisions(manifest: Manifest, backend: str) -> None:

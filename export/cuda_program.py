@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from calibration.precisions.base import CUDA, Operator
 from calibration.precisions.catalog import precision_of
+from calibration.stored_table import exact_type
 from engines import contract as names
 from engines.contract import Contract
 from engines.cuda.program import AddNorm, Attention, Embed, Head, Linear, Program, Select, Step, Tensor
@@ -248,13 +249,9 @@ def _scalar(value: ir.Value | None) -> float | None:
 
 
 def _smallest(table: NDArray[Any]) -> tuple[NDArray[Any], str]:
-    """A table float32 in the smallest type that holds its values exactly, and that type's name."""
-    values = np.ascontiguousarray(table, np.float32)
-    bits = values.view(np.uint32)
-    if not (bits & 0xFFFF).any():
-        return (bits >> 16).astype(np.uint16), "bfloat16"
-    with np.errstate(over="ignore"):
-        half = values.astype(np.float16)
-    if np.array_equal(half.astype(np.float32), values):
-        return half, "float16"
-    return values, "float32"
+    """A table in the smallest type that holds its values exactly, and that type's name.
+
+    Tables in float32 are those of engines that earlier versions built.
+    """
+    kind = exact_type(table) or np.dtype(np.float32)
+    return np.ascontiguousarray(table, kind), kind.name

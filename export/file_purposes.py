@@ -10,6 +10,7 @@ _PURPOSES = {
     "onnxruntime/verifier.onnx.data": "CPU, stock kernels: weights in blocks",
     "onnxruntime/probe.onnx": "CPU, stock kernels: probes of row invariance",
     "onnxruntime/native.onnx": "CPU, native kernels",
+    "onnxruntime/native.onnx.shared.data": "CPU, native kernels: embedding, norms, tables, float weights",
     "onnxruntime/native.onnx.data": "CPU, native kernels: INT8 weights, packed",
     "onnxruntime/native_probe.onnx": "CPU, native kernels: probes of row invariance",
     "onnxruntime/integer_check.onnx": "CPU: whether its integer kernels saturate",

@@ -13,6 +13,7 @@ from engines.onnxruntime.kernels import STOCK, choose_kernels
 from engines.probes.row_invariance import RowInvariance
 from export.file_purposes import purpose
 from quasar.checkpoints.architectures.families import ARCHITECTURES
+from quasar.errors import EngineError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,7 +27,9 @@ def print_summary(directory: EngineDirectory) -> None:
     from rich.console import Console
 
     out, manifest = Console(highlight=False), directory.manifest
-    weights = manifest.files["verifier.onnx.data"]["bytes"]
+    files = onnxruntime_files(manifest)
+    read = (files.native_weights, files.native_shared) if files.native_alone else ("verifier.onnx.data",)
+    weights = sum(manifest.files[name]["bytes"] for name in read)
     out.print()
     out.print(f"[bold]{manifest.model['name']}[/bold], {manifest.precision}, {_count(manifest.model['parameters'])}")
     table = _pairs()
@@ -78,6 +81,8 @@ def print_manifest(directory: EngineDirectory) -> None:
         "measured on", f"{machine['processor']}, {machine['threads'] or machine['cores']} threads, {machine['library']}"
     )
     table.add_row("kernels", _kernels(directory))
+    if onnxruntime_files(manifest).native_alone:
+        table.add_row("built for", "native kernels alone (--kernels native)")
     if manifest.build_seconds:
         stages = ", ".join(f"{name} {seconds:.0f}" for name, seconds in manifest.build_seconds.items())
         table.add_row("built in", f"{sum(manifest.build_seconds.values()):.0f} s ({stages})")
@@ -139,6 +144,8 @@ def _kernels(directory: EngineDirectory) -> str:
     measured = str(directory.manifest.record.machine.get("kernels", STOCK))
     try:
         here = choose_kernels(None, onnxruntime_files(directory.manifest))
+    except EngineError as error:
+        return f"measured: {measured}; here: none, {error}"
     except ImportError:
         return f"measured: {measured}; here: ONNX Runtime is not installed"
     why = f" ({here.reason})" if here.reason else ""

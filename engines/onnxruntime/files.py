@@ -10,34 +10,44 @@ from engines.manifest import Manifest
 from quasar.errors import DamagedEngineError, EngineError
 
 NAME = "onnxruntime"
-_OPTIONAL_FILES = ("weights", "native_graph", "native_probe", "native_weights")
+_OPTIONAL_FILES = ("graph", "probe", "weights", "native_graph", "native_probe", "native_weights", "native_shared")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnnxRuntimeFiles:
     """The lowered graph, its cut-down copy for probes and the integer check, as paths in the engine directory.
 
+    `graph` and `probe`: "" in engines built for native kernels alone.
     `weights`: of linears in blocks, as MatMulNBits reads them; "" without such.
     `native_graph` and `native_probe`: the same for the native operators; "" in engines of earlier versions.
-    `native_weights`: what those read, packed.
+    `native_weights`: what those read, packed. `native_shared`: what else they read, where there is no canonical graph
+    whose file has it.
     """
 
-    graph: str
-    probe: str
+    graph: str = ""
+    probe: str = ""
     probe_layers: int
     integer_check: str
     weights: str = ""
     native_graph: str = ""
     native_probe: str = ""
     native_weights: str = ""
+    native_shared: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:
         """Every file."""
         return tuple(name for name in self.to_json().values() if isinstance(name, str))
 
+    @property
+    def native_alone(self) -> bool:
+        """Whether the engine was built with `--kernels native`: nothing else can run it, or be compiled from it."""
+        return not self.graph
+
     def check(self, contract: Contract) -> None:
-        """Raise `DamagedEngineError` if the cut-down copy has layers that the engine has not."""
+        """Raise `DamagedEngineError` if no graph is there, or the cut-down copy has layers that the engine has not."""
+        if not self.graph and not self.native_graph:
+            raise DamagedEngineError("manifest.json names no graph for ONNX Runtime")
         if not 1 <= self.probe_layers <= contract.num_layers:
             raise DamagedEngineError(f"manifest.json gives its probe {self.probe_layers} layers")
 
@@ -49,7 +59,7 @@ class OnnxRuntimeFiles:
     def from_json(cls, value: Mapping[str, Any]) -> "OnnxRuntimeFiles":
         """Read it; raises `DamagedEngineError` naming what does not fit."""
         optional = dict.fromkeys((name for name in _OPTIONAL_FILES if name in value), str)
-        required = {"graph": str, "probe": str, "probe_layers": int, "integer_check": str}
+        required = {"probe_layers": int, "integer_check": str}
         return cls(**check_fields("backends.onnxruntime", value, required | optional))
 
 

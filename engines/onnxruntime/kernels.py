@@ -9,6 +9,7 @@ from plugins.cpu.library import find_library, is_slow
 from quasar.errors import EngineError, QuasarError
 
 STOCK, NATIVE = "stock", "native"
+_BUILD_WHOLE = "build it again without --kernels native"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,21 +37,28 @@ def choose_kernels(wanted: str | None, files: OnnxRuntimeFiles) -> Kernels:
         wanted: "stock", "native" (or an error), or None for the best.
 
     Raises:
-        EngineError: native kernels were asked for and cannot run; another name came.
+        EngineError: native kernels were asked for, or are all that the engine has, and cannot run; stock ones were
+            asked for, and the engine has none; another name came.
     """
     if wanted not in (None, STOCK, NATIVE):
         raise EngineError(f"kernels is {wanted!r}; {STOCK!r} or {NATIVE!r} was expected")
     if wanted == STOCK:
+        if files.native_alone:
+            raise EngineError(f"kernels is {STOCK!r}, and the engine has native ones alone: {_BUILD_WHOLE}")
         return Kernels()
     try:
         if not files.native_graph:
             raise QuasarError("the engine has no native graph: an earlier version built it, or heads are above 256")
         library = find_library()
-        asked = wanted == NATIVE or os.environ.get("QUASAR_CPU_LEVEL")
+        asked = wanted == NATIVE or files.native_alone or os.environ.get("QUASAR_CPU_LEVEL")
         if is_slow(library) and not asked:
             raise QuasarError("this CPU has none of AVX2, AVX-VNNI, AVX512-VNNI and NEON dot products")
     except QuasarError as error:
         if wanted == NATIVE:
             raise EngineError(f"native kernels cannot run: {error}") from None
+        if files.native_alone:
+            raise EngineError(
+                f"the engine has native kernels alone, and they cannot run: {error}; mend that, or {_BUILD_WHOLE}"
+            ) from None
         return Kernels(reason=str(error))
     return Kernels(library=library.path, level=library.level)

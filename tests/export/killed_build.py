@@ -8,16 +8,18 @@ from pathlib import Path
 _HEAVY = ["torch", "transformers", "onnx", "onnx_ir", "onnxruntime", "calibration.float_model", "export.build"]
 
 
-def start_build(model: Path, output: Path, calibration: Path, stop_after: str = "") -> multiprocessing.Process:
+def start_build(
+    model: Path, output: Path, calibration: Path, stop_after: str = "", **options: str
+) -> multiprocessing.Process:
     """Start a build; with `stop_after` it kills itself right after that stage is recorded."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_HEAVY)
-    process = context.Process(target=_build, args=(str(model), output, calibration, stop_after))
+    process = context.Process(target=_build, args=(str(model), output, calibration, stop_after, options))
     process.start()
     return process
 
 
-def _build(model: str, output: Path, calibration: Path, stop_after: str) -> None:
+def _build(model: str, output: Path, calibration: Path, stop_after: str, options: dict[str, str]) -> None:
     from export.build import build
     from export.build_options import BuildOptions
     from export.workspace import Workspace
@@ -31,4 +33,4 @@ def _build(model: str, output: Path, calibration: Path, stop_after: str) -> None
         return result
 
     Workspace.stage = stop
-    build(BuildOptions(model=model, output=output, calibration=calibration))
+    build(BuildOptions(model=model, output=output, calibration=calibration, **options))

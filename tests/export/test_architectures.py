@@ -177,14 +177,19 @@ def test_chunked_prefill_is_bit_identical_to_unchunked(tmp_path):
     ],
 )
 def test_lowering_keeps_the_quantized_graph(architecture, tmp_path):
-    """Integer parts are exact, but float attention differs in its last bits, and per-token rounding amplifies that:
-    a flipped rounding moves a logit by about one quantization step, so the mean error is what must be small."""
+    """Integer parts are exact, but float attention differs in its last bits, and per-token rounding amplifies that: a
+    rounding that flips moves logits by about a quantization step (seen: 0.008 of their spread, in one text of three at
+    most). So most texts must agree much better than a step, and none may be further off than flips explain."""
     folder = save_tiny_model(tmp_path / "model", architecture)
     contract = export_graphs(open_checkpoint(str(folder)), tmp_path, precision="w8a8")
-    tokens = np.random.default_rng(3).integers(0, VOCABULARY, 60)
-    canonical = run_canonical(tmp_path, contract, tokens)
-    lowered = run_in_chunks(lowered_session(tmp_path, contract), tokens, len(tokens))
-    assert np.abs(lowered - canonical).mean() < 5e-3 * np.abs(canonical).std()
+    session, errors = lowered_session(tmp_path, contract), []
+    for seed in range(3, 8):
+        tokens = np.random.default_rng(seed).integers(0, VOCABULARY, 60)
+        canonical = run_canonical(tmp_path, contract, tokens)
+        lowered = run_in_chunks(session, tokens, len(tokens))
+        errors.append(np.abs(lowered - canonical).mean() / np.abs(canonical).std())
+    assert np.median(errors) < 1e-3
+    assert max(errors) < 2e-2
 
 
 class InMemory:

@@ -16,6 +16,7 @@ from calibration.precisions.int8 import Int8Weights, dequantized
 from calibration.quantization import quantize_model
 from calibration.recipe import make_recipe
 from calibration.search import STEPS
+from calibration.stored_table import in_16_bits
 from calibration.texts import TokenizedText
 from engines import load_engine
 from engines.onnxruntime.files import onnxruntime_files
@@ -70,6 +71,7 @@ def engine(tiny_model, build_engine):
 def test_the_engine_computes_what_is_fake_quantized(engine, tiny_model):
     checkpoint, precision = open_checkpoint(str(tiny_model)), PRECISIONS[WeightsAlone.name]
     model, linears = load_float_model(checkpoint), {}
+    stored = in_16_bits(checkpoint.read("embed_tokens.weight")).astype(np.float32)
     for linear in checkpoint.spec.linears():
         weight = torch.cat([module_of(model, member).weight for member in linear.members]).detach()
         rounded = precision.rounded(weight, precision.scales_of(weight))
@@ -77,6 +79,8 @@ def test_the_engine_computes_what_is_fake_quantized(engine, tiny_model):
     tokens = np.random.default_rng(3).integers(0, checkpoint.spec.vocab_size, 24)
     with torch.inference_mode():
         exact = model(torch.from_numpy(tokens)[None]).logits[0].numpy()
+        # The engine stores its embedding in 16 bits.
+        module_of(model, "embed_tokens").weight.copy_(torch.from_numpy(stored))
         with fake_quantized(model, checkpoint.spec, linears):
             expected = model(torch.from_numpy(tokens)[None]).logits[0].numpy()
     found = load_engine(engine).session.run_logits(tokens, 0, len(tokens))
