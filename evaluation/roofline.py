@@ -14,6 +14,7 @@ from typing import Any
 
 from calibration.precisions.catalog import DEFAULT_CHOICE, FLOAT, precision_of, precisions_for
 from engines.directory import EngineDirectory
+from export.layout import CANONICAL
 from quasar.errors import EngineError, QuasarError
 
 NOTE = "a model of the hardware's limits, not a measurement"
@@ -270,10 +271,8 @@ def engine_model(directory: EngineDirectory) -> PassModel:
 
     Raises `EngineError` for a graph that lacks the weight of a linear.
     """
-    # Both bring in onnx, which a shape without an engine does not need.
+    # It brings in onnx, which a shape without an engine does not need.
     import onnx_ir as ir
-
-    from export.layout import CANONICAL  # with the graphs' lowering, and so onnx
 
     tensors = ir.load(directory.file(CANONICAL)).graph.initializers
     manifest, contract = directory.manifest, directory.manifest.contract

@@ -37,15 +37,11 @@ from engines.successors import SUCCESSORS, write_successors
 from engines.text import open_codec
 from engines.text_files import TextFiles
 from export.build_options import BuildOptions, Reporter, Silent, bound_of, check_options, choose_max_length
-from export.builder import check_model
 from export.engine_figures import MeasuredEngine, fidelity, probe, successors
 from export.layout import CANONICAL, onnxruntime_files
-from export.lowering import lower_for_onnxruntime
 from export.provenance import model_section, tool_versions
 from export.quantize import ROOMS, cache_treatments, check_bound, goal_of, meets, prepared_weights, quantize
 from export.text_files import text_warnings, write_text_files
-from export.verifier import build_verifier
-from export.weight_file import WeightFile
 from export.workspace import Workspace, check_target, open_workspace
 from plugins.sample_token import SAMPLER
 from quasar.checkpoints import Checkpoint, open_checkpoint
@@ -266,6 +262,11 @@ class _Build:
     def _export(self) -> dict[str, Any]:
         import onnx_ir as ir
 
+        # They import onnx_ir as well, which a refusal does not wait for.
+        from export.builder import check_model
+        from export.verifier import build_verifier
+        from export.weight_file import WeightFile
+
         directory = self._workspace.path
         folder = self._quantization_path if self._recipe.quantizes else None
         prepared = prepared_weights(self._checkpoint, self._recipe, folder, self._remaining)
@@ -287,6 +288,9 @@ class _Build:
         return {}
 
     def _lower(self) -> dict[str, Any]:
+        # It imports onnx_ir, which a refusal does not wait for.
+        from export.lowering import lower_for_onnxruntime
+
         lower_for_onnxruntime(self._workspace.path, CANONICAL, self._files, self._spec, self._contract.kv_dtype)
         return {}
 
