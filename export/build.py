@@ -41,7 +41,7 @@ from export.engine_figures import MeasuredEngine, fidelity, probe, successors
 from export.layout import CANONICAL, onnxruntime_files
 from export.provenance import model_section, tool_versions
 from export.quantize import ROOMS, cache_treatments, check_bound, goal_of, meets, prepared_weights, quantize
-from export.text_files import text_warnings, write_text_files
+from export.text_files import check_prompts, checked_text, text_warnings, write_text_files
 from export.workspace import Workspace, check_target, open_workspace
 from plugins.sample_token import SAMPLER
 from quasar.checkpoints import Checkpoint, open_checkpoint
@@ -102,6 +102,11 @@ class _Build:
             kv_dtype=options.kv_dtype,
             top_k=top_k_for(spec.vocab_size),
         )
+        # Before the hash, which reads every byte of the checkpoint.
+        self._reporter.stage("tokenizer", "tokenizer and chat template")
+        self._checkpoint_text = checked_text(self._checkpoint)
+        check_prompts(self._checkpoint_text, self._calibration, "calibration")
+        check_prompts(self._checkpoint_text, self._evaluation, "evaluation")
         self._checkpoint_hash = checkpoint_hash(self._checkpoint)
         workspace = open_workspace(output, self._inputs(), force=options.force)
         if workspace is None:
@@ -116,7 +121,6 @@ class _Build:
 
     def _stages(self) -> None:
         workspace = self._workspace
-        self._reporter.stage("tokenizer", "tokenizer and chat template")
         text = workspace.stage("text", self._write_text)
         self._text = TextFiles.from_json(text["files"])
         for warning in text_warnings(self._text):
@@ -227,7 +231,7 @@ class _Build:
         }
 
     def _write_text(self) -> dict[str, Any]:
-        files, sampling = write_text_files(self._checkpoint, self._workspace.path)
+        files, sampling = write_text_files(self._checkpoint_text, self._workspace.path)
         return {"files": files.to_json(), "sampling": sampling}
 
     def _texts(self, prompts: list[Any], num_tokens: int, what: str) -> list[TokenizedText]:

@@ -19,6 +19,7 @@ from export.passes import (
 from export.weight_file import WeightFile
 from quasar.checkpoints import DecoderSpec
 
+
 def lower_for_onnxruntime(
     directory: Path, canonical: str, files: OnnxRuntimeFiles, spec: DecoderSpec, kv_dtype: str = "float32"
 ) -> None:

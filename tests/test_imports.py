@@ -177,8 +177,14 @@ def test_help_answers_at_once(arguments):
 
 
 LLAMA = {
-    **{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 96},
-    **{"num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 99, "max_position_embeddings": 512},
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "vocab_size": 99,
+    "max_position_embeddings": 512,
 }
 
 

@@ -369,6 +369,9 @@ def _check_rope(rope: Rope, head_size: int) -> None:
             "Runtime takes multiples of 16"
         )
     pairs = rope.rotated(head_size) // 2
-    fits = all(len(divisors) in (0, pairs) for divisors in (rope.divisors, rope.long_divisors))
+    fits = all(
+        len(divisors) in (0, pairs) and all(math.isfinite(one) and one > 0 for one in divisors)
+        for divisors in (rope.divisors, rope.long_divisors)
+    )
     if rope.factor <= 0 or not fits:
         raise CheckpointError(f"the rope scaling does not fit: {rope}")
