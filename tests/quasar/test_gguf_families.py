@@ -46,6 +46,7 @@ FAMILIES = {
     "smollm3": ({"num_hidden_layers": 5}, {"rope.freq_base": 2e6}),
     "olmo2": ({}, {}),
     "internlm2": ({}, {}),
+    "seed_oss": ({"attention_out_bias": True, "head_dim": 32}, {"attention.key_length": 32}),
 }
 # Those whose q and k rows llama.cpp's converter interleaves, as Llama's.
 INTERLEAVED = ("granite", "smollm3", "internlm2")
