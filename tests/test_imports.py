@@ -148,6 +148,7 @@ def test_generating_needs_no_build_libraries(tiny_engine):
         ("export", "build"),
         ("export", "compile"),
         ("export", "inspect"),
+        ("export", "list"),
         ("engines",),
         ("engines", "compare"),
         ("engines", "time"),
