@@ -15,6 +15,7 @@ from typing import Any
 from calibration.precisions.catalog import DEFAULT_CHOICE, FLOAT, precision_of, precisions_for
 from engines.directory import EngineDirectory
 from engines.onnxruntime.files import onnxruntime_files
+from export.layout import CANONICAL
 from quasar.errors import EngineError, QuasarError
 
 NOTE = "a model of the hardware's limits, not a measurement"
@@ -271,10 +272,8 @@ def engine_model(directory: EngineDirectory) -> PassModel:
 
     Raises `EngineError` for a graph that lacks the weight of a linear.
     """
-    # Both bring in onnx, which a shape without an engine does not need.
+    # It brings in onnx, which a shape without an engine does not need.
     import onnx_ir as ir
-
-    from export.layout import CANONICAL  # with the graphs' lowering, and so onnx
 
     if onnxruntime_files(directory.manifest).native_alone:
         raise EngineError(

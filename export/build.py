@@ -40,10 +40,8 @@ from engines.successors import SUCCESSORS, write_successors
 from engines.text import open_codec
 from engines.text_files import TextFiles
 from export.build_options import BuildOptions, Reporter, Silent, bound_of, check_options, choose_max_length
-from export.builder import check_model
 from export.engine_figures import MeasuredEngine, fidelity, probe, successors
 from export.layout import CANONICAL, onnxruntime_files
-from export.lowering import lower_for_onnxruntime
 from export.provenance import model_section, tool_versions
 from export.quantize import (
     ROOMS,
@@ -55,10 +53,8 @@ from export.quantize import (
     prepared_weights,
     quantize,
 )
-from export.text_files import text_warnings, write_text_files
+from export.text_files import check_prompts, checked_text, text_warnings, write_text_files
 from export.trim import check_native, native_alone, trim_to_native
-from export.verifier import build_verifier
-from export.weight_file import WeightFile
 from export.workspace import Workspace, check_target, open_workspace
 from plugins.sample_token import SAMPLER
 from quasar.checkpoints import Checkpoint, open_checkpoint
@@ -118,6 +114,11 @@ class _Build:
             kv_dtype=options.kv_dtype,
             top_k=top_k_for(spec.vocab_size),
         )
+        # Before the hash, which reads every byte of the checkpoint.
+        self._reporter.stage("tokenizer", "tokenizer and chat template")
+        self._checkpoint_text = checked_text(self._checkpoint)
+        check_prompts(self._checkpoint_text, self._calibration, "calibration")
+        check_prompts(self._checkpoint_text, self._evaluation, "evaluation")
         self._checkpoint_hash = checkpoint_hash(self._checkpoint)
         workspace = open_workspace(output, self._inputs(), force=options.force)
         if workspace is None:
@@ -132,7 +133,6 @@ class _Build:
 
     def _stages(self) -> None:
         workspace = self._workspace
-        self._reporter.stage("tokenizer", "tokenizer and chat template")
         text = workspace.stage("text", self._write_text)
         self._text = TextFiles.from_json(text["files"])
         for warning in text_warnings(self._text):
@@ -254,7 +254,7 @@ class _Build:
         }
 
     def _write_text(self) -> dict[str, Any]:
-        files, sampling = write_text_files(self._checkpoint, self._workspace.path)
+        files, sampling = write_text_files(self._checkpoint_text, self._workspace.path)
         return {"files": files.to_json(), "sampling": sampling}
 
     def _texts(self, prompts: list[Prompt], num_tokens: int) -> list[TokenizedText]:
@@ -305,6 +305,11 @@ class _Build:
     def _export(self) -> dict[str, Any]:
         import onnx_ir as ir
 
+        # They import onnx_ir as well, which a refusal does not wait for.
+        from export.builder import check_model
+        from export.verifier import build_verifier
+        from export.weight_file import WeightFile
+
         directory = self._workspace.path
         folder = self._quantization_path if self._recipe.quantizes else None
         prepared = prepared_weights(self._checkpoint, self._recipe, folder, self._remaining)
@@ -326,6 +331,9 @@ class _Build:
         return {}
 
     def _lower(self) -> dict[str, Any]:
+        # It imports onnx_ir, which a refusal does not wait for.
+        from export.lowering import lower_for_onnxruntime
+
         lower_for_onnxruntime(self._workspace.path, CANONICAL, self._files, self._spec, self._contract.kv_dtype)
         return {}
 

@@ -1,4 +1,4 @@
-"""The commands that make engines: build an engine directory, add back ends to it, look into one.
+"""The commands that make engines: build an engine directory, add back ends to it, look into one, list what is built.
 
 What a command runs is imported when it runs, so that its help answers at once.
 """
@@ -286,6 +286,19 @@ def inspect(
         emit_json(opened.raw_manifest)
     else:
         print_manifest(opened)
+
+
+@app.command("list")
+def list_families(
+    json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """List the architectures that can be built: their names and models, their options, what is tested of each."""
+    from export.list_architectures import architectures_json, print_architectures
+
+    if json:
+        emit_json(architectures_json())
+    else:
+        print_architectures()
 
 
 def _compiled_backends(backends: list[str] | None, capabilities: list[str] | None) -> list[str]:

@@ -6,12 +6,14 @@ from dataclasses import replace
 from calibration.precisions.base import NATIVE, ONNXRUNTIME, Operator
 from calibration.precisions.catalog import precision_of, refusal
 from engines.onnxruntime.files import OnnxRuntimeFiles
-from export.lowering import native_takes
+from plugins.cpu.packing import MOST_INPUTS
 from quasar.checkpoints import DecoderSpec
 
 CANONICAL = "verifier.onnx"
 # At least so many, and one layer of each window that a layer has: attention with a window may sum in another order.
 _PROBE_LAYERS = 2
+# The largest head of VerifyAttention.
+MOST_HEAD_SIZE = 256
 _ONNXRUNTIME = OnnxRuntimeFiles(
     graph="onnxruntime/verifier.onnx",
     probe="onnxruntime/probe.onnx",
@@ -32,6 +34,11 @@ def onnxruntime_files(spec: DecoderSpec, linears: Mapping[str, str]) -> OnnxRunt
     if native_takes(spec) and not refusal(linears.values(), NATIVE):
         return files
     return replace(files, native_graph="", native_probe="", native_weights="")
+
+
+def native_takes(spec: DecoderSpec) -> bool:
+    """Whether the native operators run this decoder: heads of up to 256 values, linears of up to 65536 inputs."""
+    return spec.head_size <= MOST_HEAD_SIZE and max(linear.inputs for linear in spec.linears()) <= MOST_INPUTS
 
 
 def _num_probe_layers(spec: DecoderSpec) -> int:

@@ -17,16 +17,7 @@ from export.passes import (
     UnsignedActivations,
 )
 from export.weight_file import WeightFile
-from plugins.cpu.packing import MOST_INPUTS
 from quasar.checkpoints import DecoderSpec
-
-# The largest head of VerifyAttention.
-MOST_HEAD_SIZE = 256
-
-
-def native_takes(spec: DecoderSpec) -> bool:
-    """Whether the native operators run this decoder: heads of up to 256 values, linears of up to 65536 inputs."""
-    return spec.head_size <= MOST_HEAD_SIZE and max(linear.inputs for linear in spec.linears()) <= MOST_INPUTS
 
 
 def lower_for_onnxruntime(

@@ -19,7 +19,6 @@ from calibration.weights import PreparedWeights
 from engines.manifest import CACHE_TREATMENTS
 from engines.onnxruntime.kernels import Kernels
 from export.build_options import Reporter
-from export.linear_latency import measure_linear_latency
 from quasar.checkpoints import Checkpoint, DecoderSpec
 from quasar.checkpoints.skipped_layers import renumbered
 from quasar.errors import BuildError
@@ -66,6 +65,9 @@ def passes_gate(recipe: Recipe, fidelity: dict[str, Any]) -> bool:
 
 def goal_of(bound: Bound, room: float, spec: DecoderSpec, kernels: "Kernels", reporter: Reporter) -> FidelityGoal:
     """A bound with the latency of linears on this machine."""
+    # It imports onnx_ir, which a build that is refused does not wait for.
+    from export.linear_latency import measure_linear_latency
+
     shapes = {(linear.inputs, linear.outputs) for linear in spec.linears()}
     with reporter.steps("latency of linears", len(shapes)) as step:
         latency = measure_linear_latency(spec, kernels, on_shape=step)

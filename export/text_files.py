@@ -1,6 +1,7 @@
 """Tokenizer and chat templates of a checkpoint, as the torch-free runtime reads them, and its end tokens."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from engines.text_files import TextFiles
@@ -8,7 +9,7 @@ from quasar.checkpoints import Checkpoint
 from quasar.checkpoints.checkpoint_text import CheckpointText, EndToken
 from quasar.errors import CheckpointError, PromptError
 from quasar.files import atomic_path, write_text
-from quasar.text import ChatTemplate, Detokenizer
+from quasar.text import ChatTemplate, Detokenizer, Prompt, TextCodec
 from quasar.text.detokenizer import UnknownDecoderError
 
 TOKENIZER, CHAT_TEMPLATE = "tokenizer.json", "chat_template.jinja"
@@ -16,10 +17,11 @@ _TEMPLATE_NAME = re.compile(r"[A-Za-z0-9_-]+")
 _QUESTION, _ANSWER = "quasar-asks", "quasar-answers"
 
 
-def write_text_files(checkpoint: Checkpoint, directory: Path) -> tuple[TextFiles, dict[str, float | int]]:
-    """Write `tokenizer.json` and the chat templates; returns what the manifest says of them, and sampling defaults.
+def checked_text(checkpoint: Checkpoint) -> CheckpointText:
+    """A checkpoint's tokenizer and chat templates, as the runtime can use them.
 
-    Raises `CheckpointError` if the checkpoint has no tokenizer, or one that the runtime cannot use.
+    Raises `CheckpointError` if the checkpoint has no tokenizer, one that the runtime cannot use, or one that belongs to
+    other weights.
     """
     text = checkpoint.text()
     try:
@@ -27,12 +29,31 @@ def write_text_files(checkpoint: Checkpoint, directory: Path) -> tuple[TextFiles
     except UnknownDecoderError as error:
         raise CheckpointError(f"{checkpoint.location}: {error}; its tokens cannot be made text") from None
     _check_vocabulary(checkpoint, text)
+    for name in text.chat_templates:
+        if not _TEMPLATE_NAME.fullmatch(name):
+            raise CheckpointError(f"{checkpoint.location}: a chat template is named {name!r}; letters, digits, - and _")
+    return text
+
+
+def check_prompts(text: CheckpointText, prompts: Sequence[Prompt], kind: str) -> None:
+    """Raise `PromptError` naming a prompt that the chat template refuses, or cannot render, and what it says of it.
+
+    `kind`: what the prompts are for.
+    """
+    codec = TextCodec(text.tokenizer, _chat_template(text), bos_token=text.bos_token)
+    for number, prompt in enumerate(prompts, start=1):
+        try:
+            codec.encode_chat(prompt.messages)
+        except PromptError as error:
+            raise PromptError(f"{kind} prompt {number} ({prompt.text[:60]!r}…): {error}") from None
+
+
+def write_text_files(text: CheckpointText, directory: Path) -> tuple[TextFiles, dict[str, float | int]]:
+    """Write `tokenizer.json` and the chat templates; returns what the manifest says of them, and sampling defaults."""
     with atomic_path(directory / TOKENIZER) as temporary:
         text.tokenizer.save(str(temporary))
     files = {}
     for name, source in text.chat_templates.items():
-        if not _TEMPLATE_NAME.fullmatch(name):
-            raise CheckpointError(f"{checkpoint.location}: a chat template is named {name!r}; letters, digits, - and _")
         files[name] = CHAT_TEMPLATE if name == "default" else f"chat_template.{name}.jinja"
         write_text(directory / files[name], source)
     ends = end_tokens(text)
@@ -71,11 +92,10 @@ def end_tokens(text: CheckpointText) -> list[EndToken]:
 
 def _turn_end(text: CheckpointText) -> int | None:
     """The special token that the default template writes after an answer, if there is one."""
-    source = text.chat_templates.get("default")
-    if not source:
+    template = _chat_template(text)
+    if template is None or "default" not in template.names:
         return None
     messages = ({"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER})
-    template = ChatTemplate(source, bos_token=text.bos_token, eos_token=text.eos_token)
     try:
         # Both, so that what a template puts before the next answer is not taken for the end of this one.
         rendered = template.render((*messages, {"role": "user", "content": _QUESTION}))  # type: ignore[arg-type]
@@ -89,6 +109,14 @@ def _turn_end(text: CheckpointText) -> int | None:
     begins = rendered.partition(_QUESTION)[0]
     name = max(starts, key=len, default="")
     return None if not name or name in begins else special[name]
+
+
+def _chat_template(text: CheckpointText) -> ChatTemplate | None:
+    """As an engine has it."""
+    named = dict(text.chat_templates)
+    if not named:
+        return None
+    return ChatTemplate(named.pop("default", ""), bos_token=text.bos_token, eos_token=text.eos_token, named=named)
 
 
 def _check_vocabulary(checkpoint: Checkpoint, text: CheckpointText) -> None:

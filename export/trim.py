@@ -4,13 +4,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-import onnx_ir as ir
-
 from calibration.precisions.base import NATIVE
 from calibration.precisions.catalog import choices_on, refusal
 from engines.onnxruntime.files import OnnxRuntimeFiles
 from engines.onnxruntime.kernels import choose_kernels
-from export.weight_file import WeightFile
 from quasar.errors import BuildError
 from quasar.files import atomic_path
 
@@ -49,6 +46,11 @@ def trim_to_native(directory: Path, canonical: str, files: OnnxRuntimeFiles) -> 
 
 def _own_shared_tensors(directory: Path, canonical: str, files: OnnxRuntimeFiles) -> None:
     """Write what the native graphs read of the canonical weights, and make them read it there."""
+    # Imported here, since a refusal does not wait for it.
+    import onnx_ir as ir
+
+    from export.weight_file import WeightFile
+
     source = ir.load(directory / canonical).graph.initializers
     models = {name: ir.load(directory / name) for name in (files.native_graph, files.native_probe)}
     shared: dict[str, ir.ExternalTensor] = {}

@@ -52,6 +52,13 @@ COMMANDS = (
         help="Show what an engine directory holds: model, precision, fidelity, row invariance, latencies, hashes.",
     ),
     Command(
+        name="list",
+        module="export.cli",
+        group="Make",
+        programs=("export",),
+        help="List the architectures that can be built: their names and models, their options, what is tested of each.",
+    ),
+    Command(
         name="generate",
         module="runtime.cli",
         group="Run",

@@ -1,6 +1,8 @@
 """Who may import whom, and that nothing heavy is imported before it is needed."""
 
 import ast
+import json
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -146,6 +148,7 @@ def test_generating_needs_no_build_libraries(tiny_engine):
         ("export", "build"),
         ("export", "compile"),
         ("export", "inspect"),
+        ("export", "list"),
         ("engines",),
         ("engines", "compare"),
         ("engines", "time"),
@@ -174,26 +177,52 @@ def test_help_answers_at_once(arguments):
     assert not loaded & {*HEAVY, *EVALUATION, "onnxruntime", "tokenizers"}
 
 
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "vocab_size": 99,
+    "max_position_embeddings": 512,
+}
+
+
+def gguf_head(architecture):
+    """The first field of a GGUF file, which says that three more follow; nothing does."""
+    key, value = b"general.architecture", architecture.encode()
+    field = struct.pack("<Q", len(key)) + key + struct.pack("<IQ", 8, len(value)) + value
+    return b"GGUF" + struct.pack("<IQQ", 3, 5, 4) + field
+
+
 @pytest.mark.parametrize(
-    ("name", "content"),
+    ("name", "content", "message"),
     [
-        ("config.json", b'{"architectures": ["MambaForCausalLM"]}'),
-        ("config.json", b'{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "gelu"}'),
-        ("model.gguf", b"version https://git-lfs.github.com/spec/v1"),
+        ("config.json", b'{"architectures": ["MambaForCausalLM"]}', "unsupported architecture: MambaForCausalLM"),
+        ("config.json", json.dumps({**LLAMA, "hidden_act": "gelu"}).encode(), "unsupported hidden_act"),
+        ("config.json", json.dumps(LLAMA).encode(), "has no safetensors weights"),
+        ("model.gguf", b"version https://git-lfs.github.com/spec/v1", "not a GGUF file"),
+        ("model.gguf", gguf_head("mamba"), "unsupported architecture: GGUF 'mamba'"),
+        ("README.md", b"", "config.json is missing"),
+        ("engine/notes.txt", b"", "exists and is no engine directory"),
     ],
 )
-def test_a_build_refuses_without_the_libraries_that_make_one(tmp_path, name, content):
-    """What makes a refusal slow is what it imports."""
+def test_a_build_refuses_without_the_libraries_that_make_one(tmp_path, name, content, message):
+    """What makes a refusal slow is what it imports: the command itself, so that its own imports count."""
+    (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(content)
-    model = tmp_path if name == "config.json" else tmp_path / name
+    model = tmp_path / name if name == "model.gguf" else tmp_path
     code = (
-        "from export.build import build\n"
-        "from export.build_options import BuildOptions\n"
-        "from pathlib import Path\n"
-        "from quasar.errors import CheckpointError\n"
-        f"options = BuildOptions(model={str(model)!r}, output=Path({str(tmp_path / 'engine')!r}))\n"
-        "try: build(options)\n"
-        "except CheckpointError: pass\n"
-        "else: assert False"
+        "import runpy, sys\n"
+        f"sys.argv = ['x', 'build', {str(model)!r}, '-o', {str(tmp_path / 'engine')!r}]\n"
+        "sys.stderr = sys.stdout\n"
+        "try: runpy.run_module('export', run_name='__main__')\n"
+        "except SystemExit as end: assert end.code == 2"
     )
-    assert not loaded_by(code) & {"torch", "transformers", "gguf", "safetensors", "huggingface_hub", "onnxruntime"}
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\nprint(*sys.modules)"], capture_output=True, text=True, check=True
+    )
+    *said, loaded = done.stdout.splitlines()
+    assert message in " ".join(said)
+    assert not set(loaded.split()) & {*HEAVY, "onnxruntime", "tokenizers", "jinja2", "sympy"}

@@ -1,5 +1,6 @@
 """A tiny GGUF model with random weights and a tokenizer of single bytes."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import gguf
@@ -20,8 +21,21 @@ def add_sizes(writer: gguf.GGUFWriter, config) -> None:
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
 
 
-def save_tiny_gguf(path: Path, *, pre: str = "llama-bpe", layers: int = 1, **fields) -> Path:
-    """One layer of Llama; `fields`: more of the header, by GGUF key with `__` for dots; None leaves one out."""
+def save_tiny_gguf(
+    path: Path,
+    *,
+    pre: str = "llama-bpe",
+    layers: int = 1,
+    tokenizer: bool = True,
+    rows: int = 256 + len(SPECIAL),
+    extra: Mapping[str, np.ndarray] | None = None,
+    **fields,
+) -> Path:
+    """One layer of Llama.
+
+    `rows`: of the embedding. `extra`: more tensors. `fields`: more of the header, by GGUF key with `__` for dots; None
+    leaves one out.
+    """
     tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *SPECIAL]
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(layers)
@@ -32,11 +46,12 @@ def save_tiny_gguf(path: Path, *, pre: str = "llama-bpe", layers: int = 1, **fie
     writer.add_head_count_kv(2)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(1e4)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
-    writer.add_token_list(tokens)
-    writer.add_token_types([1] * 256 + [3] * len(SPECIAL))
-    writer.add_token_merges(["a b"] if pre == "none" else [])
+    if tokenizer:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(pre)
+        writer.add_token_list(tokens)
+        writer.add_token_types([1] * 256 + [3] * len(SPECIAL))
+        writer.add_token_merges(["a b"] if pre == "none" else [])
     values = {"tokenizer__ggml__bos_token_id": 256, "tokenizer__ggml__eos_token_id": 257, **fields}
     for key, value in values.items():
         name = key.replace("__", ".")
@@ -51,7 +66,7 @@ def save_tiny_gguf(path: Path, *, pre: str = "llama-bpe", layers: int = 1, **fie
         elif value is not None:
             writer.add_array(name, value)
     random = np.random.default_rng(0)
-    shapes = {"token_embd.weight": (len(tokens), 64), "output_norm.weight": (64,)}
+    shapes = {"token_embd.weight": (rows, 64), "output_norm.weight": (64,)}
     for layer in range(layers):
         for part, shape in {
             "attn_norm": (64,),
@@ -68,6 +83,8 @@ def save_tiny_gguf(path: Path, *, pre: str = "llama-bpe", layers: int = 1, **fie
     for name, shape in shapes.items():
         value = random.standard_normal(shape) * 0.15 if len(shape) > 1 else random.random(shape) + 0.5
         writer.add_tensor(name, value.astype(np.float32))
+    for name, value in (extra or {}).items():
+        writer.add_tensor(name, value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

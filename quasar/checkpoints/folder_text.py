@@ -17,6 +17,9 @@ from quasar.errors import CheckpointError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+# What any of transformers' tokenizers is made from; tokenizer_config.json and chat templates are no tokenizer.
+_TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*", "tekken.json", "*.tiktoken")
+
 _log = logging.getLogger("quasar.checkpoints")
 
 
@@ -25,6 +28,11 @@ def folder_text(folder: Path, config: Mapping[str, Any], generation: Mapping[str
 
     Raises `CheckpointError` if there is no tokenizer, or none that the `tokenizers` library can run.
     """
+    if not any(path for pattern in _TOKENIZERS for path in folder.glob(pattern)):
+        raise CheckpointError(
+            f"{folder} has no tokenizer: tokenizer.json was expected beside the weights, or what it is made from "
+            "(tokenizer.model, vocab.json): download it from where the weights are from"
+        )
     from transformers import AutoTokenizer
 
     try:

@@ -1,5 +1,6 @@
 """A GGUF file: spec from its header, weights dequantized block by block to float32."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,13 @@ _SAMPLING = {
     "min_p": "min_p",
     "repetition_penalty": "penalty_repeat",
 }
+# Divisors of rotary frequencies, as llama.cpp names them.
+_ROPE_DIVISORS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
+_BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
+# A buffer of old conversions, which follows from the header.
+_LEFTOVERS = ("attn_rot_embd.weight",)
+# What a model that takes images has beside its decoder, where both are in one file.
+_OTHER_PARTS = ("v.", "mm.")
 
 
 class GgufFile:
@@ -104,7 +112,8 @@ class GgufFile:
     def _check_tensors(self) -> None:
         from gguf import dequantize
 
-        for stored, shape in stored_shapes(self.spec, self._format.tensor_name).items():
+        expected = stored_shapes(self.spec, self._format.tensor_name)
+        for stored, shape in expected.items():
             came = self._header.tensor_shape(stored)
             if came != shape:
                 raise CheckpointError(
@@ -117,6 +126,24 @@ class GgufFile:
                 raise CheckpointError(
                     f"{self._path}: {stored} is stored as {tensor.tensor_type.name}, which cannot be dequantized"
                 ) from None
+        for stored in self._tensors:
+            if stored not in expected and self._changes_the_decoder(stored):
+                raise CheckpointError(
+                    f"{self._path}: unexpected tensor {stored!r}: the family has no such tensor here, and without it "
+                    "this would be another model"
+                )
+
+    def _changes_the_decoder(self, stored: str) -> bool:
+        """Whether a tensor that the spec does not name has a part in what the decoder computes."""
+        if stored in _ROPE_DIVISORS:
+            # Llama 3's files have them, and the header reads them (`GgufHeader.rope`); a family that does not would
+            # rotate by other frequencies than the file's.
+            return not any(rope.kind == "divided" for rope in self.spec.ropes)
+        block = _BLOCK.match(stored)
+        if block is not None:
+            # Blocks after the last one predict further tokens (llama.cpp's nextn).
+            return int(block[1]) < self.spec.num_layers and block[2] not in _LEFTOVERS
+        return not stored.startswith(_OTHER_PARTS)
 
 
 def _find_format(path: Path, reader: GgufReader) -> GgufFormat:

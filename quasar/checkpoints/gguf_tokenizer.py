@@ -33,6 +33,8 @@ _QWEN35 = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+# Seed's: line ends are pieces of their own after punctuation, too.
+_SEED = _QWEN2.replace(r"+[\r\n]*|", "+|")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +76,7 @@ RULES: Mapping[str, _Rule] = {
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), _QWEN2_RULE),
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r"), _DIGITS_GPT2),
     **dict.fromkeys(("gpt-2", "gpt2", "phi-2", "olmo", "mpt"), _Rule(splits=(_GPT2,))),
+    "seed-coder": _Rule(splits=(_SEED,)),
     "qwen35": _Rule(splits=(_QWEN35,)),
     "deepseek-coder": _DEEPSEEK_CODER,
     "deepseek-llm": _DEEPSEEK_LLM,

@@ -5,6 +5,7 @@ import json
 import logging
 import re
 import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ _INDEX = "model.safetensors.index.json"
 _DECODER_PREFIXES = ("language_model.model.", "model.language_model.", "language_model.")
 # Buffers that old versions of transformers saved in every layer: they follow from the config.
 _LEFTOVER = re.compile(r"rotary_emb\.|^(self_attn|attention)\.(masked_)?bias$")
+_NUMBERED = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 _TEXT_FILES = (
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja"),
     *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.json"),
@@ -119,10 +121,9 @@ class SafetensorsFolder:
         for path in shards:
             with _open_shard(path) as shard:
                 for stored in shard.keys():  # noqa: SIM118 - a safetensors handle is not a dict
-                    inner = _decoder_name(stored) if self._is_wrapped else stored.removeprefix("model.")
-                    if inner is None:
+                    name = self._canonical_name(stored)
+                    if name is None:
                         continue
-                    name = self._architecture.canonical_name(inner)
                     if name in found and named.get(stored) != path.name:
                         if stored not in named:
                             raise CheckpointError(
@@ -131,7 +132,36 @@ class SafetensorsFolder:
                             )
                         continue
                     found[name] = (path, stored)
+        if named:
+            self._check_index(index, named, found)
+        else:
+            _check_numbers(self._folder, shards)
         return found
+
+    def _canonical_name(self, stored: str) -> str | None:
+        """A stored tensor's canonical name; None for one of another part of the model."""
+        inner = _decoder_name(stored) if self._is_wrapped else stored.removeprefix("model.")
+        return None if inner is None else self._architecture.canonical_name(inner)
+
+    def _check_index(self, index: Path, named: Mapping[str, Any], found: Mapping[str, tuple[Path, str]]) -> None:
+        """Raise `CheckpointError` naming a tensor of which index and shards do not say the same.
+
+        They are of different downloads or conversions then, and so may the weights be.
+        """
+        again = "download the folder again, or delete the index if the shards are those of the model"
+        for stored, shard in named.items():
+            name = self._canonical_name(stored)
+            if name is None or _is_leftover(name):
+                continue
+            if name not in found:
+                raise CheckpointError(f"{index} says that {shard} holds {stored!r}, and no shard does: {again}")
+            if found[name][0].name != shard:
+                raise CheckpointError(
+                    f"{index} says that {shard} holds {stored!r}, and {found[name][0].name} does: {again}"
+                )
+        for name, (path, stored) in found.items():
+            if stored not in named and not _is_leftover(name):
+                raise CheckpointError(f"{path} holds {stored!r}, which {_INDEX} does not name: {again}")
 
     def _own_name(self, name: str) -> str:
         """What the index calls a tensor, by canonical name: the fused one that it is part of has a name of its own."""
@@ -214,8 +244,8 @@ class SafetensorsFolder:
             if dtype not in _FLOAT_DTYPES:
                 raise CheckpointError(f"{path}: {stored} is stored as {dtype}; float weights were expected")
         for name in self._shard_of:
-            layer, rest = split_name(name)
-            ours = layer is not None and layer < self.spec.num_layers and not _LEFTOVER.search(rest)
+            layer, _ = split_name(name)
+            ours = layer is not None and layer < self.spec.num_layers and not _is_leftover(name)
             outside = layer is None and name in ("norm.bias", "lm_head.bias")
             if name not in expected and (ours or outside):
                 own = self._architecture.checkpoint_name(name)
@@ -223,6 +253,23 @@ class SafetensorsFolder:
                 raise CheckpointError(
                     f"{self._folder}: unexpected tensor {own!r}: the config has no such {kind}, and without it this "
                     "would be another model"
+                )
+
+
+def _is_leftover(name: str) -> bool:
+    return _LEFTOVER.search(split_name(name)[1]) is not None
+
+
+def _check_numbers(folder: Path, shards: Sequence[Path]) -> None:
+    """Raise `CheckpointError` naming a numbered shard that is missing, where no index says which there are."""
+    numbered = [found for path in shards if (found := _NUMBERED.fullmatch(path.name))]
+    for found in numbered:
+        base, _, count = found.groups()
+        for number in range(1, int(count) + 1):
+            name = f"{base}-{number:05d}-of-{count}.safetensors"
+            if not (folder / name).is_file():
+                raise CheckpointError(
+                    f"{folder} has {found[0]}, and {name} is missing: download all {int(count)} shards"
                 )
 
 

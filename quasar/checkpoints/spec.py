@@ -159,7 +159,7 @@ class LayerSpec:
 class DecoderSpec:
     """A decoder: an embedding, layers, a final RMS norm and the LM head.
 
-    `architecture`: the family's name in `architectures.registry`. `layers`: those of the graph, in order.
+    `architecture`: the family's name in `architectures.families`. `layers`: those of the graph, in order.
     `embedding_scale`: a factor on embedded tokens. `logits_scale`: a factor on logits, folded into the final norm's
     weight when it is prepared. `logits_softcap`: logits become `logits_softcap * tanh(logits / logits_softcap)`; 0 is
     none. `norm_offset`: added to the stored weight of every norm when it is prepared.
@@ -369,6 +369,9 @@ def _check_rope(rope: Rope, head_size: int) -> None:
             "Runtime takes multiples of 16"
         )
     pairs = rope.rotated(head_size) // 2
-    fits = all(len(divisors) in (0, pairs) for divisors in (rope.divisors, rope.long_divisors))
+    fits = all(
+        len(divisors) in (0, pairs) and all(math.isfinite(one) and one > 0 for one in divisors)
+        for divisors in (rope.divisors, rope.long_divisors)
+    )
     if rope.factor <= 0 or not fits:
         raise CheckpointError(f"the rope scaling does not fit: {rope}")

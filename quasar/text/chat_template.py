@@ -103,6 +103,8 @@ class ChatTemplate:
             )
         except SecurityError as error:
             raise PromptError(f"the chat template reaches for Python internals and is refused ({error})") from None
+        except PromptError:
+            raise  # what the template itself says of the conversation
         # A template is a program of its own: whatever it raises, it cannot render.
         except Exception as error:
             raise PromptError(f"the chat template cannot render this conversation ({error})") from None
@@ -182,7 +184,5 @@ def _to_json(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-def _raise_exception(message: str) -> None:
-    from jinja2 import TemplateError
-
-    raise TemplateError(message)
+def _raise_exception(message: object) -> NoReturn:
+    raise PromptError(f"the chat template refuses this conversation: {' '.join(str(message).split())}")

@@ -12,7 +12,7 @@ from calibration.precisions import catalog
 from calibration.precisions.base import NATIVE, ONNXRUNTIME, TENSORRT, AsItIs, Operator, Refused
 from calibration.precisions.catalog import PRECISIONS, choices, choices_on, ladder, precision_of, precisions_for
 from calibration.recipe import make_recipe
-from export.lowering import native_takes
+from export.layout import native_takes
 from quasar.checkpoints import open_checkpoint
 from quasar.errors import BuildError
 from quasar.numerics import QuantizedWeight, dequantize_weight

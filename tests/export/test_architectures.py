@@ -112,7 +112,11 @@ MODELS = {
     "internlm2-biases": ("internlm2", {"attention_bias": True, "num_key_value_heads": 1}),
     "internlm3": ("internlm3", {}),
     "internlm3-biases": ("internlm3", {"attention_bias": True, "mlp_bias": True}),
+    "seed-oss": ("seed_oss", {}),
+    "seed-oss-biases": ("seed_oss", {"attention_bias": False, "attention_out_bias": True, "mlp_bias": True}),
 }
+# Families whose quantized graph is lowered; the first three with `make test`.
+QUANTIZED = ("llama", "qwen2", "qwen3", "gemma2", "olmo2", "granite", "seed_oss")
 # One for each operation that a family brings; the others run with `make test-full`.
 SAMPLE = (
     "llama",
@@ -168,13 +172,7 @@ def test_chunked_prefill_is_bit_identical_to_unchunked(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "architecture",
-    [
-        "llama",
-        "qwen2",
-        "qwen3",
-        *(pytest.param(name, marks=pytest.mark.full) for name in ("gemma2", "olmo2", "granite")),
-    ],
+    "architecture", [*QUANTIZED[:3], *(pytest.param(name, marks=pytest.mark.full) for name in QUANTIZED[3:])]
 )
 def test_lowering_keeps_the_quantized_graph(architecture, tmp_path):
     """Integer parts are exact, but float attention differs in its last bits, and per-token rounding amplifies that: a

@@ -57,10 +57,10 @@ def check_network(value, num_layers, linears, *, quantized=True):
     assert updates["present.0.key"] == "past_key_values.0.key"
 
 
-@pytest.mark.parametrize(
-    ("architecture", "options"),
-    [("llama", {}), ("qwen2", {"tree_mask": True, "max_width": 16}), ("qwen3", {"precision": "fp32"})],
-)
+COMPILED = {"llama": {}, "qwen2": {"tree_mask": True, "max_width": 16}, "qwen3": {"precision": "fp32"}}
+
+
+@pytest.mark.parametrize(("architecture", "options"), COMPILED.items())
 def test_random_models_compile_for_three_gpus(architecture, options, build_engine, tmp_path):
     model = save_tiny_model(tmp_path / "model", architecture)
     directory = compiled(build_engine(model, **options), *CAPABILITIES)

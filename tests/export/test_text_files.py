@@ -5,9 +5,12 @@ import json
 import pytest
 
 from engines.text_files import TextFiles
-from export.text_files import text_warnings, write_text_files
+from export.build import build
+from export.build_options import BuildOptions
+from export.text_files import check_prompts, checked_text, text_warnings, write_text_files
 from quasar.checkpoints import open_checkpoint
-from quasar.errors import CheckpointError, DamagedEngineError
+from quasar.errors import CheckpointError, DamagedEngineError, PromptError, QuasarError
+from quasar.text import Prompt
 from tests.tiny import VOCABULARY, save_tiny_model, save_tokenizer
 
 
@@ -25,7 +28,7 @@ def test_end_tokens_are_the_union_of_every_source(folder, tmp_path):
     """The ids: <|end|> 256 (the tokenizer's and the template's), <|user|> 257, <|assistant|> 258, <|system|> 259."""
     change(folder / "config.json", eos_token_id=257)
     change(folder / "generation_config.json", eos_token_id=[258, 257])
-    files, _ = write_text_files(open_checkpoint(str(folder)), tmp_path)
+    files, _ = write_text_files(checked_text(open_checkpoint(str(folder))), tmp_path)
     assert {one["id"]: (one["token"], tuple(one["sources"])) for one in files.end_tokens} == {
         258: ("<|assistant|>", ("generation_config.json",)),
         257: ("<|user|>", ("generation_config.json", "config.json")),
@@ -47,7 +50,7 @@ def test_end_tokens_are_the_union_of_every_source(folder, tmp_path):
 )
 def test_the_end_of_a_turn_is_what_a_template_writes_after_an_answer(folder, tmp_path, template, found):
     save_tokenizer(folder, template)
-    files, _ = write_text_files(open_checkpoint(str(folder)), tmp_path)
+    files, _ = write_text_files(checked_text(open_checkpoint(str(folder))), tmp_path)
     sources = [source for one in files.end_tokens for source in one["sources"]]
     assert ("the chat template's end of a turn" in sources) == found
 
@@ -55,11 +58,11 @@ def test_the_end_of_a_turn_is_what_a_template_writes_after_an_answer(folder, tmp
 def test_sampling_defaults_are_the_checkpoints(folder, tmp_path):
     path = folder / "generation_config.json"
     change(path, do_sample=True, temperature=0.6, top_p=0.95, top_k=20, max_new_tokens=9)
-    _, sampling = write_text_files(open_checkpoint(str(folder)), tmp_path)
+    _, sampling = write_text_files(checked_text(open_checkpoint(str(folder))), tmp_path)
     assert sampling == {"temperature": 0.6, "top_p": 0.95, "top_k": 20}
     # transformers does not draw where the file does not say so.
     change(path, do_sample=False)
-    _, sampling = write_text_files(open_checkpoint(str(folder)), tmp_path)
+    _, sampling = write_text_files(checked_text(open_checkpoint(str(folder))), tmp_path)
     assert sampling["temperature"] == 0
 
 
@@ -69,7 +72,7 @@ def test_named_templates_have_files_of_their_own(folder, tmp_path):
         chat_template=[{"name": "default", "template": "d"}, {"name": "tool_use", "template": "t"}],
     )
     (folder / "chat_template.jinja").unlink(missing_ok=True)
-    files, _ = write_text_files(open_checkpoint(str(folder)), tmp_path)
+    files, _ = write_text_files(checked_text(open_checkpoint(str(folder))), tmp_path)
     assert (files.chat_template, files.named_templates) == (
         "chat_template.jinja",
         {"tool_use": "chat_template.tool_use.jinja"},
@@ -80,10 +83,50 @@ def test_named_templates_have_files_of_their_own(folder, tmp_path):
 def test_a_token_without_a_row_of_the_embedding_is_named(tmp_path):
     folder = save_tiny_model(tmp_path / "model", "llama", vocab_size=258)
     with pytest.raises(CheckpointError, match=r"token '<\|assistant\|>' with id 258, the embedding only 258 rows"):
-        write_text_files(open_checkpoint(str(folder)), tmp_path)
+        write_text_files(checked_text(open_checkpoint(str(folder))), tmp_path)
     # More rows than tokens is how embeddings are padded.
     folder = save_tiny_model(tmp_path / "padded", "llama", vocab_size=VOCABULARY)
-    write_text_files(open_checkpoint(str(folder)), tmp_path)
+    write_text_files(checked_text(open_checkpoint(str(folder))), tmp_path)
+
+
+def test_an_added_token_without_a_row_of_the_embedding_is_named(tmp_path):
+    folder = save_tiny_model(tmp_path / "model", "llama", vocab_size=260)
+    checked_text(open_checkpoint(str(folder)))
+    change(folder / "tokenizer_config.json", added_tokens_decoder={"260": {"content": "<|tool|>", "special": True}})
+    with pytest.raises(CheckpointError, match=r"token '<\|tool\|>' with id 260, the embedding only 260 rows"):
+        checked_text(open_checkpoint(str(folder)))
+
+
+def test_a_folder_without_a_tokenizer(folder):
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match=r"has no tokenizer: tokenizer\.json was expected"):
+        checked_text(open_checkpoint(str(folder)))
+
+
+def test_what_a_template_says_of_a_prompt_is_said(folder):
+    save_tokenizer(folder, "{% if messages[0].content == 'b' %}{{ raise_exception('No\n b!') }}{% endif %}a")
+    text = checked_text(open_checkpoint(str(folder)))
+    prompts = [Prompt(messages=({"role": "user", "content": content},)) for content in "ab"]
+    check_prompts(text, prompts[:1], "calibration")
+    message = r"^calibration prompt 2 \('b'…\): the chat template refuses this conversation: No b!$"
+    with pytest.raises(PromptError, match=message):
+        check_prompts(text, prompts, "calibration")
+
+
+@pytest.mark.parametrize("damage", ["tokenizer", "vocabulary", "template"])
+def test_text_is_checked_before_the_checkpoints_files_are_hashed(damage, tmp_path, few_prompts, monkeypatch):
+    """A hash reads every byte, which takes a minute for eight billion weights."""
+    folder = save_tiny_model(tmp_path / "model", "llama", vocab_size=258 if damage == "vocabulary" else VOCABULARY)
+    if damage == "tokenizer":
+        (folder / "tokenizer.json").unlink()
+    if damage == "template":
+        save_tokenizer(folder, "{{ raise_exception('Only tools may speak') }}")
+    monkeypatch.setattr("export.build.checkpoint_hash", lambda checkpoint: pytest.fail("hashed"))
+    options = BuildOptions(model=str(folder), output=tmp_path / "engine", calibration=few_prompts)
+    messages = {"tokenizer": "has no tokenizer", "vocabulary": "only 258 rows", "template": "Only tools may speak"}
+    with pytest.raises(QuasarError, match=messages[damage]):
+        build(options)
+    assert not (tmp_path / "engine").exists()
 
 
 def test_a_build_warns_of_answers_without_an_end_and_without_a_template():

@@ -268,7 +268,7 @@ def test_an_index_that_was_left_over_from_before_a_merge(folder):
 
 
 def test_a_tensor_that_two_shards_hold(folder):
-    first, second = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+    first, second = FIRST, SECOND
     weights = shards(
         folder,
         (first, lambda names: names),
@@ -276,7 +276,8 @@ def test_a_tensor_that_two_shards_hold(folder):
         index=lambda names: dict.fromkeys(names, first),
     )
     name = sorted(weights)[0]
-    save_file({name: torch.zeros_like(weights[name])}, folder / second, metadata={"format": "pt"})
+    again = {name: torch.zeros_like(weights[name]), "another": torch.zeros(1)}
+    save_file(again, folder / second, metadata={"format": "pt"})
     index = folder / "model.safetensors.index.json"
     content = json.loads(index.read_text())
     content["weight_map"]["another"] = second
@@ -288,10 +289,69 @@ def test_a_tensor_that_two_shards_hold(folder):
         open_checkpoint(str(folder))
 
 
+FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+
+
+def halves(folder, **changes):
+    """The folder as two shards with an index in which `changes` say where tensors are; None leaves one out."""
+
+    def index(names):
+        shard_of = {name: FIRST if number < len(names) // 2 else SECOND for number, name in enumerate(names)}
+        shard_of |= {name.replace("__", "."): shard for name, shard in changes.items()}
+        return {name: shard for name, shard in shard_of.items() if shard is not None}
+
+    first, second = (lambda names: names[: len(names) // 2]), (lambda names: names[len(names) // 2 :])
+    return shards(folder, (FIRST, first), (SECOND, second), index=index)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"model__norm__weight": FIRST},
+            rf"says that {FIRST} holds 'model\.norm\.weight', and {SECOND} does: download the folder again",
+        ),
+        (
+            {"model__layers__1__self_attn__q_norm__weight": SECOND},
+            rf"says that {SECOND} holds 'model\.layers\.1\.self_attn\.q_norm\.weight', and no shard does",
+        ),
+        ({"model__norm__weight": None}, rf"{SECOND} holds 'model\.norm\.weight', which .*index\.json does not name"),
+    ],
+)
+def test_an_index_that_lies(folder, changes, message):
+    halves(folder, **changes)
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(str(folder))
+
+
+def test_a_buffer_that_the_index_alone_names_is_passed_over(folder):
+    halves(folder, model__layers__0__self_attn__rotary_emb__inv_freq=FIRST)
+    same_logits(folder)
+
+
 def test_an_index_names_a_tensor_that_no_shard_has(folder):
     only = "model-00001-of-00001.safetensors"
     shards(folder, (only, lambda names: names[:-1]), index=lambda names: dict.fromkeys(names, only))
-    with pytest.raises(CheckpointError, match="is missing from the safetensors weights"):
+    with pytest.raises(CheckpointError, match=r"holds 'model\.norm\.weight', and no shard does"):
+        open_checkpoint(str(folder))
+
+
+def test_shards_without_an_index_are_read_if_all_are_there(folder):
+    weights = halves(folder)
+    (folder / "model.safetensors.index.json").unlink()
+    checkpoint = open_checkpoint(str(folder))
+    np.testing.assert_array_equal(checkpoint.read("norm.weight"), weights["model.norm.weight"])
+    (folder / FIRST).unlink()
+    with pytest.raises(CheckpointError, match=f"has {SECOND}, and {FIRST} is missing: download all 2 shards"):
+        open_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize("kept", [0, 5, 400, -1])
+def test_a_shard_that_was_cut_off_is_named(folder, kept):
+    halves(folder)
+    path = folder / SECOND
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(CheckpointError, match=rf"{SECOND} is not a whole safetensors file .*: download it again"):
         open_checkpoint(str(folder))
 
 

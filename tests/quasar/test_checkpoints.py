@@ -163,6 +163,9 @@ def test_dynamic_scaling_ends_where_it_would_begin():
         ("PanguEmbedded", {"mlp_bias": True}, "mlp_bias True"),
         ("internlm2", {"head_dim": 32}, "head_dim 32"),
         ("internlm3", {"qkv_bias": True, "bias": False}, "qkv_bias True beside bias False"),
+        ("seed_oss", {"layer_types": ["sliding_attention"] * 3}, "sliding-window attention"),
+        ("seed_oss", {"hidden_act": "relu2"}, "unsupported hidden_act 'relu2'"),
+        ("seed_oss", {"partial_rotary_factor": 0.5}, r"partial_rotary_factor 0\.5"),
     ],
 )
 def test_what_a_family_cannot_express_is_refused_by_name(family, change, message):
@@ -184,6 +187,8 @@ def test_what_a_family_cannot_express_is_refused_by_name(family, change, message
         ("olmo2", lambda spec: spec.rms_norm_eps == 1e-5),
         ("PanguEmbedded", lambda spec: spec.layers[0].attention.output_bias and spec.ropes[0].theta == 16e6),
         ("internlm2", lambda spec: spec.layers[0].attention.qkv_bias and spec.eos_token_ids == (2,)),
+        ("seed_oss", lambda spec: spec.head_size == 128 and spec.layers[0].attention.qkv_bias),
+        ("seed_oss", lambda spec: not (spec.layers[0].attention.output_bias or spec.layers[0].mlp.bias)),
     ],
 )
 def test_what_a_config_leaves_out_is_what_the_family_says(family, check):
@@ -357,7 +362,10 @@ def write_gguf(path, architecture, model, config):
     writer.close()
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
+GGUF_FAMILIES = ("llama", "qwen2", "qwen3")
+
+
+@pytest.mark.parametrize("architecture", GGUF_FAMILIES)
 def test_gguf_holds_the_same_model(architecture, tmp_path):
     model = tiny_torch_model(architecture)
     write_gguf(tmp_path / "model.gguf", architecture, model, model.config)

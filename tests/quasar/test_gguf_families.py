@@ -1,5 +1,7 @@
 """GGUF files of every family against the transformers model that they hold; names are those of llama.cpp's package."""
 
+import re
+
 import gguf
 import numpy as np
 import pytest
@@ -9,8 +11,9 @@ from transformers import AutoModelForCausalLM
 from calibration.float_model import load_float_model
 from quasar.checkpoints import open_checkpoint
 from quasar.checkpoints.checkpoint import at_length
+from quasar.errors import CheckpointError
 from tests.tiny import VOCABULARY, save_tiny_model, tiny_torch_model
-from tests.tiny_gguf import add_sizes
+from tests.tiny_gguf import add_sizes, save_tiny_gguf
 
 # What converters put into a header beyond sizes, by family: transformers' options and llama.cpp's keys for them.
 FAMILIES = {
@@ -43,6 +46,7 @@ FAMILIES = {
     "smollm3": ({"num_hidden_layers": 5}, {"rope.freq_base": 2e6}),
     "olmo2": ({}, {}),
     "internlm2": ({}, {}),
+    "seed_oss": ({"attention_out_bias": True, "head_dim": 32}, {"attention.key_length": 32}),
 }
 # Those whose q and k rows llama.cpp's converter interleaves, as Llama's.
 INTERLEAVED = ("granite", "smollm3", "internlm2")
@@ -142,3 +146,35 @@ def test_divisors_of_long_contexts_are_tensors(length, tmp_path):
         again = load_float_model(checkpoint)(tokens).logits
     # Sums in another order.
     torch.testing.assert_close(again, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "extra", ["blk.0.attn_q_norm.weight", "blk.1.ffn_gate_inp.weight", "output.bias", "cls.weight"]
+)
+def test_a_tensor_that_the_family_does_not_know(extra, tmp_path):
+    with pytest.raises(CheckpointError, match=rf"m\.gguf: unexpected tensor '{re.escape(extra)}'"):
+        open_checkpoint(str(save_tiny_gguf(tmp_path / "m.gguf", layers=2, extra={extra: np.ones(64, np.float32)})))
+
+
+@pytest.mark.parametrize(
+    "extra", ["blk.0.attn_rot_embd.weight", "blk.1.nextn.eh_proj.weight", "v.blk.0.attn_q.weight", "mm.0.weight"]
+)
+def test_tensors_that_have_no_part_in_the_decoder(extra, tmp_path):
+    open_checkpoint(str(save_tiny_gguf(tmp_path / "m.gguf", extra={extra: np.ones(64, np.float32)})))
+
+
+def test_divisors_of_rotary_frequencies_are_data(tmp_path):
+    divisors = np.linspace(1, 8, 8, dtype=np.float32)
+    path = save_tiny_gguf(tmp_path / "m.gguf", extra={"rope_freqs.weight": divisors})
+    (rope,) = open_checkpoint(str(path)).spec.ropes
+    assert (rope.kind, rope.divisors) == ("divided", tuple(divisors.tolist()))
+    divisors[3] = 0
+    with pytest.raises(CheckpointError, match="the rope scaling does not fit"):
+        open_checkpoint(str(save_tiny_gguf(tmp_path / "m.gguf", extra={"rope_freqs.weight": divisors})))
+
+
+def test_divisors_that_are_not_read(tmp_path):
+    """Those of long contexts alone say nothing of short ones."""
+    extra = {"rope_factors_long.weight": np.ones(8, np.float32)}
+    with pytest.raises(CheckpointError, match=r"unexpected tensor 'rope_factors_long\.weight'"):
+        open_checkpoint(str(save_tiny_gguf(tmp_path / "m.gguf", extra=extra)))

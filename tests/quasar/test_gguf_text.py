@@ -3,7 +3,7 @@
 import pytest
 
 import runtime
-from export.text_files import write_text_files
+from export.text_files import checked_text, write_text_files
 from quasar.checkpoints import open_checkpoint
 from quasar.errors import CheckpointError
 from tests.tiny_gguf import save_tiny_gguf
@@ -19,7 +19,7 @@ def test_every_field_and_every_name_that_ends_a_text(tmp_path):
         tokenizer__ggml__eom_token_id=258,
         tokenizer__chat_template=CHATML,
     )
-    files, _ = write_text_files(open_checkpoint(str(path)), tmp_path)
+    files, _ = write_text_files(checked_text(open_checkpoint(str(path))), tmp_path)
     assert {one["token"]: one["sources"] for one in files.end_tokens} == {
         "<|endoftext|>": ["eos_token_id", "the name <|endoftext|>"],
         "<|im_end|>": ["eot_token_id", "the name <|im_end|>"],
@@ -59,6 +59,18 @@ def test_an_unknown_pre_tokenizer_is_named_before_any_work(tmp_path, build_engin
     path = save_tiny_gguf(tmp_path / "m.gguf", pre="exaone9")
     with pytest.raises(CheckpointError, match=r"m\.gguf: unsupported pre-tokenizer: GGUF 'exaone9'"):
         build_engine(path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tokenizer": False}, r"m\.gguf: the header has no tokens .*: the file holds no tokenizer"),
+        ({"rows": 258}, r"token '<\|eom\|>' with id 258, the embedding only 258 rows"),
+    ],
+)
+def test_a_tokenizer_that_is_missing_or_of_another_model(options, message, tmp_path):
+    with pytest.raises(CheckpointError, match=message):
+        checked_text(open_checkpoint(str(save_tiny_gguf(tmp_path / "m.gguf", **options))))
 
 
 def test_an_engine_from_a_gguf_of_llama_3s_kind(tmp_path, build_engine):

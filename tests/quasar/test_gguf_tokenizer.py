@@ -59,6 +59,12 @@ def published(kind):
             pre_tokenizers.Split(Regex(CL100K.replace("{1,3}", "")), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ],
+        "seed-coder": [
+            pre_tokenizers.Split(
+                Regex(CL100K.replace("{1,3}", "{1}").replace("]+[\\r\\n]*", "\\r\\n]+")), behavior="isolated"
+            ),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ],
         "gpt-2": [pre_tokenizers.ByteLevel(add_prefix_space=False)],
     }[kind]
     tokenizer = Tokenizer(models.BPE())
@@ -88,7 +94,7 @@ def fields_of(tokenizer, pre):
     )
 
 
-@pytest.mark.parametrize("kind", ["smollm", "llama-bpe", "qwen2", "gpt-2"])
+@pytest.mark.parametrize("kind", ["smollm", "llama-bpe", "qwen2", "seed-coder", "gpt-2"])
 def test_byte_level_kinds_cut_as_the_published_tokenizers_do(kind):
     expected = published(kind)
     ours = tokenizer_from_gguf(fields_of(expected, kind))

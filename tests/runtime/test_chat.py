@@ -9,6 +9,7 @@ import pytest
 
 import runtime
 from runtime.chat import HELP, chat, interrupts_set
+from tests.tiny import CHAT_TEMPLATE, save_tiny_model, save_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,19 @@ def test_an_error_is_a_line_and_the_chat_goes_on(engine):
     said = run(engine, "word " * 200, "hello")
     assert "error: the prompt has" in said
     assert engine.generate("hello", max_new_tokens=8).text in said
+
+
+def test_what_a_template_says_of_a_conversation_is_one_sentence(tmp_path, build_engine):
+    folder = save_tiny_model(tmp_path / "model", "llama")
+    refusal = "{% if messages[0].content == 'no' %}{{ raise_exception('Say\n yes') }}{% endif %}"
+    save_tokenizer(folder, refusal + CHAT_TEMPLATE)
+    path, said = build_engine(folder), "error: the chat template refuses this conversation: Say yes\n"
+    with runtime.load(path) as engine:
+        answer = engine.generate("hello", max_new_tokens=8).text
+        assert run(engine, "no", "hello") == f"{HELP}\n{said}{answer}\n\n"
+    program = [sys.executable, "-m", "runtime", "generate", str(path), "no"]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
 
 
 def test_ctrl_c_stops_the_answer(engine):

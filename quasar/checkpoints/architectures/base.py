@@ -1,4 +1,4 @@
-"""What a decoder family says of itself; `registry` lists the families."""
+"""What a decoder family says of itself; `families` lists them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -135,6 +135,9 @@ class Architecture:
     transformers' model if there is one, hold as parts of another. `reference`: None where transformers knows the
     family. `gguf`: None where its GGUF files are not read. `smoothing`: at most one group for each linear; one without
     a group is not smoothed.
+
+    For people, in `export list`: `models`: those of the family that they know. `options`: what a checkpoint may have.
+    `tested`: which of `checks.CHECKS` the tests run.
     """
 
     name: str
@@ -147,6 +150,9 @@ class Architecture:
     reference: Reference | None = None
     gguf: GgufFormat | None = None
     smoothing: tuple[SmoothingGroup, ...] = PRE_NORM_SMOOTHING
+    models: str = ""
+    options: str = ""
+    tested: tuple[str, ...] = ()
 
     def checkpoint_name(self, name: str) -> str:
         """What checkpoints call a tensor or module, or the fused one that it is part of, without the leading `model.`.

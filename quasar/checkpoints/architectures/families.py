@@ -13,6 +13,7 @@ from quasar.checkpoints.architectures.openpangu import OPENPANGU
 from quasar.checkpoints.architectures.phi3 import PHI3
 from quasar.checkpoints.architectures.qwen2 import QWEN2
 from quasar.checkpoints.architectures.qwen3 import QWEN3
+from quasar.checkpoints.architectures.seed_oss import SEED_OSS
 from quasar.checkpoints.architectures.smollm3 import SMOLLM3
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -31,5 +32,6 @@ ARCHITECTURES: dict[str, Architecture] = {
         OPENPANGU,
         INTERNLM2,
         INTERNLM3,
+        SEED_OSS,
     )
 }

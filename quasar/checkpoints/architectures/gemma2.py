@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quasar.checkpoints.architectures.base import GGUF_MODULES, GGUF_OUTPUT_NORMS, Architecture, GgufFormat
+from quasar.checkpoints.architectures.checks import CUDA, FLOAT, GGUF, NATIVE, STOCK, TENSORRT
 from quasar.checkpoints.gguf_header import GgufHeader
 from quasar.checkpoints.huggingface_config import FULL, SLIDING, HuggingFaceConfig
 from quasar.checkpoints.spec import DecoderSpec, LayerSpec
@@ -131,4 +132,7 @@ GEMMA2 = Architecture(
         modules=GGUF_MODULES | GGUF_OUTPUT_NORMS,
         restore=stored_norm,
     ),
+    models="Gemma 2",
+    options="sliding windows by layer, soft caps of scores and logits, biases of attention, wide heads",
+    tested=(FLOAT, STOCK, NATIVE, CUDA, TENSORRT, GGUF),
 )

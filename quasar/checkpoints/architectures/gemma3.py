@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from quasar.checkpoints.architectures.base import GGUF_MODULES, GGUF_OUTPUT_NORMS, Architecture, GgufFormat
+from quasar.checkpoints.architectures.checks import CUDA, FLOAT, GGUF, NATIVE, TENSORRT
 from quasar.checkpoints.architectures.gemma2 import (
     WEIGHT_NAMES,
     gemma_decoder,
@@ -127,4 +128,7 @@ GEMMA3 = Architecture(
         modules=GGUF_MODULES | GGUF_OUTPUT_NORMS,
         restore=stored_norm,
     ),
+    models="Gemma 3, text alone (images are left out)",
+    options="sliding windows and ropes by layer, a soft cap of logits, rope scaling",
+    tested=(FLOAT, NATIVE, CUDA, TENSORRT, GGUF),
 )

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from quasar.checkpoints.architectures.base import Architecture, GgufFormat
+from quasar.checkpoints.architectures.checks import CUDA, FLOAT, GGUF, NATIVE, STOCK
 from quasar.checkpoints.architectures.llama import restore_pairs
 from quasar.checkpoints.gguf_header import GgufHeader
 from quasar.checkpoints.huggingface_config import HuggingFaceConfig
@@ -65,4 +66,7 @@ GRANITE = Architecture(
         transformers_values=_transformers_values,
         restore=restore_pairs,
     ),
+    models="Granite 3.x, dense",
+    options="factors on embeddings, scores, residual and logits, biases of attention and MLP, tied head",
+    tested=(FLOAT, STOCK, NATIVE, CUDA, GGUF),
 )

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quasar.checkpoints.architectures.base import Architecture, FusedRows, GgufFormat, Reference
+from quasar.checkpoints.architectures.checks import FLOAT, GGUF
 from quasar.checkpoints.architectures.llama import llama_values, restore_pairs
 from quasar.checkpoints.gguf_header import GgufHeader
 from quasar.checkpoints.huggingface_config import HuggingFaceConfig
@@ -66,4 +67,7 @@ INTERNLM2 = Architecture(
     reference=Reference(model_type="llama", values=llama_values),
     # llama.cpp stores q, k and v apart.
     gguf=GgufFormat(architecture=_NAME, from_header=_from_header, restore=restore_pairs),
+    models="InternLM 2 and 2.5",
+    options="biases of attention",
+    tested=(FLOAT, GGUF),
 )

@@ -1,6 +1,7 @@
 """InternLM 3: Llama's form, with heads of 128 values and two names for its biases."""
 
 from quasar.checkpoints.architectures.base import Architecture
+from quasar.checkpoints.architectures.checks import FLOAT
 from quasar.checkpoints.huggingface_config import HuggingFaceConfig
 from quasar.checkpoints.spec import DecoderSpec, LayerSpec
 from quasar.errors import CheckpointError
@@ -27,4 +28,7 @@ INTERNLM3 = Architecture(
     # transformers runs the family as Llama, and saves it so.
     other_classes=("LlamaForCausalLM",),
     from_config=_from_config,
+    models="InternLM 3",
+    options="biases of attention and MLP together",
+    tested=(FLOAT,),
 )

@@ -6,6 +6,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from quasar.checkpoints.architectures.base import Architecture, GgufFormat
+from quasar.checkpoints.architectures.checks import CUDA, FLOAT, GGUF, NATIVE, STOCK, TENSORRT
 from quasar.checkpoints.gguf_header import GgufHeader
 from quasar.checkpoints.huggingface_config import HuggingFaceConfig
 from quasar.checkpoints.spec import DecoderSpec, LayerSpec, split_name
@@ -63,4 +64,7 @@ LLAMA = Architecture(
         transformers_values=llama_values,
         restore=restore_pairs,
     ),
+    models="Llama 2 and 3, SmolLM2, TinyLlama, Yi, Falcon 3",
+    options="biases of attention and MLP, tied head, rope scaling",
+    tested=(FLOAT, STOCK, NATIVE, CUDA, TENSORRT, GGUF),
 )

@@ -1,6 +1,7 @@
 """Mistral: Llama's form, with one sliding window for every layer where the config has one."""
 
 from quasar.checkpoints.architectures.base import Architecture
+from quasar.checkpoints.architectures.checks import FLOAT, NATIVE
 from quasar.checkpoints.huggingface_config import HuggingFaceConfig
 from quasar.checkpoints.spec import DecoderSpec, LayerSpec
 from quasar.errors import CheckpointError
@@ -20,4 +21,11 @@ def _from_config(config: HuggingFaceConfig) -> DecoderSpec:
 
 
 # llama.cpp stores the family as Llama.
-MISTRAL = Architecture(name=_NAME, model_class="MistralForCausalLM", from_config=_from_config)
+MISTRAL = Architecture(
+    name=_NAME,
+    model_class="MistralForCausalLM",
+    from_config=_from_config,
+    models="Mistral 7B, Mistral Nemo",
+    options="one sliding window for every layer or none, tied head; its GGUF files say llama",
+    tested=(FLOAT, NATIVE),
+)

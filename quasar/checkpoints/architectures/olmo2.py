@@ -9,6 +9,7 @@ from quasar.checkpoints.architectures.base import (
     Architecture,
     GgufFormat,
 )
+from quasar.checkpoints.architectures.checks import CUDA, FLOAT, GGUF, NATIVE, STOCK, TENSORRT
 from quasar.checkpoints.gguf_header import GgufHeader
 from quasar.checkpoints.huggingface_config import HuggingFaceConfig
 from quasar.checkpoints.spec import DecoderSpec, LayerSpec
@@ -47,4 +48,7 @@ OLMO2 = Architecture(
         modules=GGUF_MODULES | GGUF_OUTPUT_NORMS,
     ),
     smoothing=POST_NORM_SMOOTHING,
+    models="OLMo 2",
+    options="norms after attention and MLP, biases of attention",
+    tested=(FLOAT, STOCK, NATIVE, CUDA, TENSORRT, GGUF),
 )

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from quasar.checkpoints.architectures.base import Architecture, Reference
+from quasar.checkpoints.architectures.checks import FLOAT
 from quasar.checkpoints.architectures.llama import llama_values
 from quasar.checkpoints.huggingface_config import HuggingFaceConfig
 from quasar.checkpoints.spec import DecoderSpec, LayerSpec
@@ -33,4 +34,7 @@ OPENPANGU = Architecture(
     model_class="PanguEmbeddedForCausalLM",
     from_config=_from_config,
     reference=Reference(model_type="llama", values=llama_values),
+    models="openPangu Embedded",
+    options="biases of attention",
+    tested=(FLOAT,),
 )

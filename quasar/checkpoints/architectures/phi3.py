@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from quasar.checkpoints.architectures.base import Architecture, FusedRows, GgufFormat, stacked_rows
+from quasar.checkpoints.architectures.checks import CUDA, FLOAT, GGUF, NATIVE, TENSORRT
 from quasar.checkpoints.gguf_header import GgufHeader
 from quasar.checkpoints.huggingface_config import HuggingFaceConfig
 from quasar.checkpoints.reference_config import reference_rope
@@ -69,4 +70,7 @@ PHI3 = Architecture(
         transformers_values=_transformers_values,
         fused=_fused("attn_qkv", "ffn_up"),
     ),
+    models="Phi-3 mini and medium, Phi-3.5 mini, Phi-4, Phi-4 mini",
+    options="a share of each head rotated, one sliding window, longrope",
+    tested=(FLOAT, NATIVE, CUDA, TENSORRT, GGUF),
 )

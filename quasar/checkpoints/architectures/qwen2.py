@@ -1,6 +1,7 @@
 """Qwen2 and Qwen2.5: biases on q, k and v alone, and a sliding window from some layer on, where it is switched on."""
 
 from quasar.checkpoints.architectures.base import Architecture, GgufFormat
+from quasar.checkpoints.architectures.checks import CUDA, FLOAT, GGUF, NATIVE, STOCK, TENSORRT
 from quasar.checkpoints.gguf_header import GgufHeader
 from quasar.checkpoints.huggingface_config import HuggingFaceConfig
 from quasar.checkpoints.spec import DecoderSpec, LayerSpec
@@ -36,4 +37,7 @@ QWEN2 = Architecture(
     model_class="Qwen2ForCausalLM",
     from_config=_from_config,
     gguf=GgufFormat(architecture=_NAME, from_header=_from_header),
+    models="Qwen 2 and 2.5, Qwen2.5-Coder, DeepSeek-R1-Distill-Qwen",
+    options="sliding windows by layer, tied head, rope scaling",
+    tested=(FLOAT, STOCK, NATIVE, CUDA, TENSORRT, GGUF),
 )

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from quasar.checkpoints.architectures.base import Architecture, GgufFormat
+from quasar.checkpoints.architectures.checks import CUDA, FLOAT, GGUF, NATIVE, STOCK, TENSORRT
 from quasar.checkpoints.architectures.qwen2 import windows
 from quasar.checkpoints.gguf_header import GgufHeader
 from quasar.checkpoints.huggingface_config import HuggingFaceConfig
@@ -40,4 +41,7 @@ QWEN3 = Architecture(
     model_class="Qwen3ForCausalLM",
     from_config=_from_config,
     gguf=GgufFormat(architecture=_NAME, from_header=_from_header, transformers_values=_transformers_values),
+    models="Qwen 3, dense",
+    options="biases of attention, sliding windows by layer, tied head, wide heads, rope scaling",
+    tested=(FLOAT, STOCK, NATIVE, CUDA, TENSORRT, GGUF),
 )

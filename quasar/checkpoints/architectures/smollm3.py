@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from quasar.checkpoints.architectures.base import Architecture, GgufFormat
+from quasar.checkpoints.architectures.checks import CUDA, FLOAT, GGUF, NATIVE, TENSORRT
 from quasar.checkpoints.architectures.llama import restore_pairs
 from quasar.checkpoints.gguf_header import GgufHeader
 from quasar.checkpoints.huggingface_config import FULL, SLIDING, HuggingFaceConfig
@@ -74,4 +75,7 @@ SMOLLM3 = Architecture(
         transformers_values=_transformers_values,
         restore=restore_pairs,
     ),
+    models="SmolLM3",
+    options="layers without rotation, sliding windows by layer, biases of attention and MLP",
+    tested=(FLOAT, NATIVE, CUDA, TENSORRT, GGUF),
 )
