@@ -11,8 +11,10 @@ from calibration.validation_split import DivergenceSums
 if TYPE_CHECKING:
     import torch
 
+# Of held-out text, that judge a block.
+_ENOUGH_TOKENS = 512
 # Places of held-out text that judge the head.
-_MOST_ROWS = 256
+_MOST_ROWS = 128
 
 
 class Judge(Protocol):
@@ -41,7 +43,12 @@ class BlockJudge:
         """`before`, `after`: float hidden states that the block reads and makes, [sequences, longest, hidden] each."""
         self._blocks = blocks
         self._index = index
-        self._batches = list(zip(batches, before, after, strict=True))
+        self._batches: list[tuple[Batch, torch.Tensor, torch.Tensor]] = []
+        tokens = 0
+        for batch, read, made in zip(batches, before, after, strict=True):
+            if tokens < _ENOUGH_TOKENS:
+                self._batches.append((batch, read, made))
+                tokens += sum(batch.lengths)
 
     def error(self, quantized: Mapping[str, QuantizedLinear], /) -> float:
         """Of the block with these linears quantized."""
@@ -57,7 +64,7 @@ class BlockJudge:
 
 
 class HeadJudge:
-    """By the KL divergence of the distributions at up to 256 places, from the float head over the same inputs."""
+    """By the KL divergence of the distributions at up to 128 places, from the float head over the same inputs."""
 
     def __init__(
         self,

@@ -122,9 +122,9 @@ class BlockSearch:
         return self._walked()
 
     def _begin(self) -> None:
-        embedded = {
-            name: self._blocks.embed([text.tokens for text in texts]) for name, texts in self._texts.items() if texts
-        }
+        embedded = self._blocks.embed(
+            {name: [text.tokens for text in texts] for name, texts in self._texts.items() if texts}
+        )
         self._batches = {name: [batch for batch, _ in pairs] for name, pairs in embedded.items()}
         if self.state_path.is_file():
             self._state = WalkState.load(self.state_path)

@@ -15,7 +15,7 @@ from quasar.checkpoints.architectures.families import ARCHITECTURES
 if TYPE_CHECKING:
     import torch
 
-_VALUES_AT_ONCE = 1 << 25
+_VALUES_AT_ONCE = 1 << 23
 
 
 class LinearForm(Protocol):
@@ -53,7 +53,7 @@ class FakeQuantizedLinear:
 
 
 def row_slices(outputs: int, inputs: int) -> Iterator[slice]:
-    """Rows of a weight [outputs, inputs] that hold at most 32 M values each: what is in float32 at once."""
+    """Rows of a weight [outputs, inputs] that hold at most 8 M values each: what is in float32 at once."""
     rows = max(1, _VALUES_AT_ONCE // inputs)
     for start in range(0, outputs, rows):
         yield slice(start, min(start + rows, outputs))

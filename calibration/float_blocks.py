@@ -4,7 +4,7 @@ Hidden states of all texts wait between blocks. Transformers' own modules comput
 block its masks and rotations in one pass in which no block computes, and these are kept.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from quasar.checkpoints.checkpoint import check_finite, read_head
 if TYPE_CHECKING:
     import torch
 
-_BATCH_TOKENS = 2048
+_BATCH_TOKENS = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,32 +61,41 @@ class FloatBlocks:
             self._names.setdefault(block, []).append(name)
         fill(self.model, checkpoint, ["norm.weight"], torch.float32)
 
-    def embed(self, sequences: Sequence[Sequence[int]]) -> "list[tuple[Batch, torch.Tensor]]":
-        """Batches of at most 2048 padded tokens, shortest sequences first, with what the first block reads of each.
+    def embed(self, texts: Mapping[str, Sequence[Sequence[int]]]) -> "dict[str, list[tuple[Batch, torch.Tensor]]]":
+        """By the name of a set of token sequences: batches, with what the first block reads of each.
 
-        Hidden states are float32 [sequences, longest, hidden].
+        Batches are those of `batches_of`; hidden states are float32 [sequences, longest, hidden].
         """
         import torch
 
-        used = sorted({token for tokens in sequences for token in tokens})
+        used = sorted({token for sequences in texts.values() for tokens in sequences for token in tokens})
         row_of = {token: row for row, token in enumerate(used)}
-        table = to_torch(_rows(self._checkpoint, used)).float()
         embedding = self.model.model.embed_tokens
         empty = embedding.weight
         # Rows of the tokens that occur, and ids to match: the whole table may be gigabytes.
+        table = to_torch(_rows(self._checkpoint, used)).float()
         embedding.weight = torch.nn.Parameter(table, requires_grad=False)
         embedding.padding_idx = None
-        batches = []
-        for indices in batches_of(sequences):
-            longest = max(len(sequences[index]) for index in indices)
-            ids = torch.zeros((len(indices), longest), dtype=torch.long)
-            for row, index in enumerate(indices):
-                ids[row, : len(sequences[index])] = torch.tensor([row_of[token] for token in sequences[index]])
-            hidden, keywords = self._record(ids)
-            lengths = tuple(len(sequences[index]) for index in indices)
-            batches.append((Batch(indices=tuple(indices), lengths=lengths, keywords=keywords), hidden))
+        embedded = {
+            name: [
+                self._embedded(indices, [[row_of[token] for token in one] for one in sequences])
+                for indices in batches_of(sequences)
+            ]
+            for name, sequences in texts.items()
+        }
         embedding.weight = empty
-        return batches
+        return embedded
+
+    def _embedded(self, indices: Sequence[int], rows: Sequence[Sequence[int]]) -> "tuple[Batch, torch.Tensor]":
+        """A batch of sequences of the compact table's rows."""
+        import torch
+
+        lengths = tuple(len(rows[index]) for index in indices)
+        ids = torch.zeros((len(indices), max(lengths)), dtype=torch.long)
+        for number, index in enumerate(indices):
+            ids[number, : len(rows[index])] = torch.tensor(rows[index])
+        hidden, keywords = self._record(ids)
+        return Batch(indices=tuple(indices), lengths=lengths, keywords=keywords), hidden
 
     def _record(self, ids: "torch.Tensor") -> "tuple[torch.Tensor, tuple[dict[str, Any], ...]]":
         """What the first block reads, and what transformers passes to every block."""
@@ -195,7 +204,7 @@ def _rows(checkpoint: Checkpoint, tokens: Sequence[int]) -> Any:
 
 
 def batches_of(sequences: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Indices of sequences that are computed together: at most 2048 padded tokens, shortest sequences first."""
+    """Indices of sequences that are computed together: at most 1024 padded tokens, shortest sequences first."""
     batches: list[list[int]] = []
     for index in sorted(range(len(sequences)), key=lambda index: len(sequences[index])):
         if batches and (len(batches[-1]) + 1) * len(sequences[index]) <= _BATCH_TOKENS:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 _STEPS = 80
 _RATE = 0.05
 # What a gradient step reads at most: a sample of tokens and outputs is enough for the maxima.
-_MOST_TOKENS = 1024
-_MOST_OUTPUTS = 768
+_MOST_TOKENS = 512
+_MOST_OUTPUTS = 512
 # Adam's own constants (arXiv 1412.6980). It is written out below, since torch.optim rounds in another order from
 # version to version, and the same build must give the same bytes.
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8

@@ -2,7 +2,7 @@
 
     fixed                    SmoothQuant with one alpha, rounded to nearest: where a search begins
     alpha per group          the alpha (or no smoothing) with the smallest error; clipping where that helps
-    refined factors          learned smoothing (`calibration.learned_smoothing`)
+    refined factors          learned smoothing (`calibration.learned_smoothing`); the range of static activations
     reconstructed rounding   GPTQ (`calibration.gptq`)
 
 Whether a step is worth its time, and whether it is kept, is decided block by block (`calibration.block_search`).
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     import torch
 
 FIRST_ALPHA = 0.5
+# That tell whether a factor helps at another precision.
+_FEW_TOKENS = 128
 _ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 Effort = Literal["quick", "normal", "thorough"]
@@ -109,7 +111,7 @@ class LinearSearch:
 
     def at_precision(self, precision: Precision, base: Trial, sample: LinearSample) -> Trial:
         """A trial at another precision, with or without its factor, whichever loses less."""
-        factor, thin = base.factor, sample.thinned()
+        factor, thin = base.factor, sample.thinned(_FEW_TOKENS)
         choice = replace(base.choice, precision=precision.name, range="max", rounding="nearest", static_scale=0.0)
         if factor is not None and thin.error(precision, None) < thin.error(precision, factor):
             choice, factor = replace(choice, alpha=None, smoothing="off"), None
@@ -126,15 +128,16 @@ class LinearSearch:
     def _learned_smoothing(self, base: Trial, linear: Linear, sample: LinearSample) -> Trial:
         choice, factor = base.choice, base.factor
         precision = precision_of(choice.precision)
-        if precision.learns_factors and takes_factor(self._spec, linear.name):
-            import torch
+        if precision.has_static_scale:
+            return self._with_clipping(sample, choice, factor)
+        if not (precision.learns_factors and takes_factor(self._spec, linear.name)):
+            return base
+        import torch
 
-            tie, thin = tie_of(self._spec, linear.name), sample.thinned()
-            start = torch.ones(linear.inputs) if factor is None else factor
-            learned = learn_factor(start, sample.x, thin.weight, sample.token_weights, tie)
-            if thin.error(precision, learned) < thin.error(precision, factor):
-                choice, factor = replace(choice, smoothing="refined"), learned
-        return self._with_clipping(sample, choice, factor)
+        thin = sample.thinned()
+        start = torch.ones(linear.inputs) if factor is None else factor
+        learned = learn_factor(start, thin.x, thin.weight, thin.token_weights, tie_of(self._spec, linear.name))
+        return Trial(replace(choice, smoothing="refined", range="max"), learned)
 
     def _with_clipping(self, sample: LinearSample, choice: LinearChoice, factor: "torch.Tensor | None") -> Trial:
         precision = precision_of(choice.precision)

@@ -19,11 +19,11 @@ MAX_PROMPT_TOKENS = 512
 CALIBRATION_ANSWER_TOKENS = 64
 EVALUATION_ANSWER_TOKENS = 32
 MAX_CALIBRATION_PROMPTS = 256
-# Two slow cores do about 1e11 multiply-adds a second: one minute of float passes. Fewer tokens say too little of what
-# activations look like; more of them say little that is new.
-_MULTIPLY_ADDS = 6_000_000_000_000
+# Two slow cores do nearly 1e11 operations a second: less than a minute of float passes. Fewer tokens say too little of
+# what activations look like; more of them say little that is new.
+_OPERATIONS = 4_000_000_000_000
 _FEWEST_TOKENS = 1024
-_MOST_TOKENS = 8192
+_MOST_TOKENS = 4096
 # A text this short may stand inside another by chance.
 _MIN_CONTAINED_CHARACTERS = 40
 
@@ -96,8 +96,8 @@ def tokenize(
 
 
 def calibration_tokens(num_parameters: int) -> int:
-    """How many tokens of calibration text a model of that size is given: one minute of float passes, 1024 to 8192."""
-    return min(max(_MULTIPLY_ADDS // (2 * num_parameters), _FEWEST_TOKENS), _MOST_TOKENS)
+    """How many tokens of calibration text a model of that size is given: less than a minute of passes, 1024 to 4096."""
+    return min(max(_OPERATIONS // (2 * num_parameters), _FEWEST_TOKENS), _MOST_TOKENS)
 
 
 def fit_texts(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # One text in four is held out; with fewer than eight texts, none can be spared.
 _ONE_IN = 4
 _FEWEST = 8
-_ROWS_AT_ONCE = 64
+_ROWS_AT_ONCE = 32
 # Limits of a whole model's reference: its logits at every position stay in memory.
 _MOST_POSITIONS = 2048
 _MOST_BYTES = 1 << 30

@@ -343,7 +343,8 @@ class _Build:
 
     def _probe(self) -> dict[str, Any]:
         graphs = self._graphs(self._kernels)
-        record = probe(graphs, self._graphs(Kernels()), self._contract, self._linears, self._kernels, self._reporter)
+        stock, effort = self._graphs(Kernels()), self._options.effort
+        record = probe(graphs, stock, self._contract, self._linears, self._kernels, effort, self._reporter)
         return record.to_json()
 
     def _fidelity(self, record: MachineRecord) -> dict[str, Any]:

@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 from calibration.engine_logits import engine_logits
 from calibration.fidelity import LogitsReader, compare
 from calibration.precisions.catalog import precision_of
+from calibration.search import Effort
 from calibration.texts import TokenizedText
 from engines.contract import Contract
 from engines.onnxruntime.executed import check_integer_matmuls, executed_kernels
 from engines.onnxruntime.graphs import Graphs
 from engines.onnxruntime.kernels import Kernels
 from engines.onnxruntime.probing import probe_graphs, runs_stock_integers, this_machine
-from engines.probes.driver import full_plan
+from engines.probes.driver import full_plan, sampled_plan
 from engines.record import MachineRecord
 from engines.successors import count_successors
 from export.build_options import Reporter
@@ -37,11 +38,13 @@ def probe(
     contract: Contract,
     linears: Mapping[str, str],
     kernels: Kernels,
+    effort: Effort,
     reporter: Reporter,
 ) -> MachineRecord:
     """Integer matmuls, row invariance and latency with `kernels`; `stock`: the portable graph, which is checked too."""
     stock_integers = runs_stock_integers(graphs.graph)
-    plan = full_plan(contract)
+    thorough = effort == "thorough"
+    plan = full_plan(contract) if thorough else sampled_plan(contract, fixed_order=kernels.fixed_order)
     with reporter.steps("probes and latency", plan.count_steps(contract)) as step:
         record = probe_graphs(
             graphs,

@@ -29,6 +29,11 @@ class Kernels:
         """What people and records read: "native avx512-vnni", or "stock"."""
         return f"{NATIVE} {self.level}" if self.library is not None else STOCK
 
+    @property
+    def fixed_order(self) -> bool:
+        """Whether attention's order of summation is written down, as the native operator's is."""
+        return self.library is not None
+
 
 def choose_kernels(wanted: str | None, files: OnnxRuntimeFiles) -> Kernels:
     """Native kernels where the engine has their graph and this machine a library that is faster than stock kernels.

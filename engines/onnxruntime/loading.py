@@ -93,7 +93,7 @@ def _record(directory: EngineDirectory, machine: Machine, threads: int, graphs: 
             graphs,
             contract,
             machine,
-            brief_plan(contract),
+            brief_plan(contract, fixed_order=graphs.library is not None),
             has_integers=runs_stock_integers(graphs.graph),
             threads=threads,
         )

@@ -9,11 +9,14 @@ from engines.machine import Machine
 from engines.probes.prefill_invariance import prefill_is_exact
 from engines.probes.row_invariance import (
     BOUNDARY_STEP,
+    BRIEF_WIDTHS,
+    WIDTHS,
     Sweep,
     boundary_lengths,
     brief_sweeps,
     find_row_invariance,
     full_sweeps,
+    sampled_boundary_lengths,
 )
 from engines.probes.tree_invariance import trees_are_exact
 from engines.record import MachineRecord
@@ -50,23 +53,46 @@ class ProbePlan:
         return lengths + boundaries + len(surface_lengths(contract))
 
 
+def sampled_plan(contract: Contract, *, fixed_order: bool = False) -> ProbePlan:
+    """A build's: samples on the whole graph, whose passes are what takes long; the cut-down one is looked at closely.
+
+    `fixed_order`: the kernels' order of summation is written down, so that samples serve there, too: even a cut-down
+    graph has the whole LM head, and all lengths together take minutes with a large one.
+    """
+    cut_down, _ = brief_sweeps(contract) if fixed_order else full_sweeps(contract)
+    _, whole = brief_sweeps(contract)
+    last = contract.max_length - max(WIDTHS)
+    return ProbePlan(
+        cut_down=tuple(cut_down),
+        whole=(*whole, Sweep(first=last, last=last, widths=BRIEF_WIDTHS)) if last > 0 else tuple(whole),
+        boundaries=_boundaries(contract, fixed_order),
+        prefill_positions=_BRIEF_PREFILL_POSITIONS,
+        least_rounds=4,
+        seconds=4.0,
+    )
+
+
 def full_plan(contract: Contract) -> ProbePlan:
-    """A build's: a few minutes."""
+    """A thorough build's: minutes, with a large model many."""
     cut_down, whole = full_sweeps(contract)
     return ProbePlan(cut_down=tuple(cut_down), whole=tuple(whole), boundaries=boundary_lengths(contract))
 
 
-def brief_plan(contract: Contract) -> ProbePlan:
-    """A first load's on another machine, where somebody waits: a few seconds."""
+def brief_plan(contract: Contract, *, fixed_order: bool = False) -> ProbePlan:
+    """A first load's on another machine, where somebody waits: a few seconds. `fixed_order`: as in `sampled_plan`."""
     cut_down, whole = brief_sweeps(contract)
     return ProbePlan(
         cut_down=tuple(cut_down),
         whole=tuple(whole),
-        boundaries=boundary_lengths(contract),
+        boundaries=_boundaries(contract, fixed_order),
         prefill_positions=_BRIEF_PREFILL_POSITIONS,
         least_rounds=4,
         seconds=1.5,
     )
+
+
+def _boundaries(contract: Contract, fixed_order: bool) -> Sequence[int]:
+    return sampled_boundary_lengths(contract) if fixed_order else boundary_lengths(contract)
 
 
 def run_probes(

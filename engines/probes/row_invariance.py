@@ -17,6 +17,8 @@ from engines.session import Session, fill_randomly
 
 # Every width up to 17, and some up to the widest verify call.
 WIDTHS = (*range(1, 18), 20, 24, 28, 32)
+# Those of them at which kernels are known to change their path.
+BRIEF_WIDTHS = (1, 2, 3, 4, 5, 8, 9, 14, 15, 16, 17, 24, 32)
 # Plain decoding is padded to at most this width; a wider one would be slower than what drafts save.
 _MAX_BASE = 16
 _ENOUGH_DRAFTS = 8
@@ -24,6 +26,8 @@ _SEED = 20260
 _CUT_DOWN_LENGTHS = 160
 # Positions and token sets of the second look for boundaries.
 _REACH, _MORE_TOKEN_SETS = 8, 2
+# Of a sample of lengths at which boundaries are looked for: a prime, so that no block size divides it.
+_FIRST_BOUNDARIES, _BOUNDARY_STRIDE = 320, 61
 # Boundaries are looked for in steps of so many lengths, as far as progress is concerned.
 BOUNDARY_STEP = 64
 
@@ -91,9 +95,8 @@ def brief_sweeps(contract: Contract) -> tuple[list[Sweep], list[Sweep]]:
     lengths = frozenset(
         {1, 2, 3, 7, 8, 15, 16, 33, 48, 61, 62, 63, 64, 65, 127, 128, 160, 175, 177, 185, 192, 255, 320}
     )
-    widths = (1, 2, 3, 4, 5, 8, 9, 14, 15, 16, 17, 24, 32)
-    cut_down = [Sweep(first=1, last=last, only=lengths, widths=widths)]
-    whole = [Sweep(first=256, last=256, widths=widths)] if contract.max_length >= 256 + max(WIDTHS) else []
+    cut_down = [Sweep(first=1, last=last, only=lengths, widths=BRIEF_WIDTHS)]
+    whole = [Sweep(first=256, last=256, widths=BRIEF_WIDTHS)] if contract.max_length >= 256 + max(WIDTHS) else []
     return cut_down, whole
 
 
@@ -131,6 +134,12 @@ def find_row_invariance(
 def boundary_lengths(contract: Contract) -> range:
     """The cache lengths at which boundaries are looked for: all."""
     return range(1, contract.max_length - 1)
+
+
+def sampled_boundary_lengths(contract: Contract) -> list[int]:
+    """Some of them, for kernels whose order of summation is written down: the first ones, then every 61st, the last."""
+    lengths = boundary_lengths(contract)
+    return [*lengths[:_FIRST_BOUNDARIES], *lengths[_FIRST_BOUNDARIES:-1:_BOUNDARY_STRIDE], *lengths[-1:]]
 
 
 def _find_boundaries(

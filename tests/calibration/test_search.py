@@ -428,7 +428,7 @@ def test_tokens_are_weighed_by_what_the_next_norm_divides_by(architecture, tmp_p
     """The residual stream, or where norms follow attention and MLP, what these normalize."""
     case = Case(tmp_path, architecture)
     blocks = FloatBlocks(case.checkpoint)
-    ((batch, hidden),) = blocks.embed([case.texts[0].tokens])
+    ((batch, hidden),) = blocks.embed({FITTED: [case.texts[0].tokens]})[FITTED]
     watch = BlockWatch(blocks.model, case.spec, 0, every=3)
     watch.real = batch.real
     norms = []
