@@ -15,7 +15,8 @@ from quasar.checkpoints.architectures.families import ARCHITECTURES
 if TYPE_CHECKING:
     import torch
 
-_VALUES_AT_ONCE = 1 << 23
+# Larger than what the C library keeps when it is freed.
+_VALUES_AT_ONCE = 1 << 24
 
 
 class LinearForm(Protocol):
@@ -53,7 +54,7 @@ class FakeQuantizedLinear:
 
 
 def row_slices(outputs: int, inputs: int) -> Iterator[slice]:
-    """Rows of a weight [outputs, inputs] that hold at most 8 M values each: what is in float32 at once."""
+    """Rows of a weight [outputs, inputs] that hold at most 16 M values each: what is in float32 at once."""
     rows = max(1, _VALUES_AT_ONCE // inputs)
     for start in range(0, outputs, rows):
         yield slice(start, min(start + rows, outputs))

@@ -42,7 +42,7 @@ class LinearSample:
         return slice(None, None, -(-len(self.weight) // _MOST_OUTPUTS))
 
     def parts(self) -> Iterator[tuple[slice, "LinearSample"]]:
-        """Rows of the weight, and the sample with those alone, in float32: at most 8 M values at once."""
+        """Rows of the weight, and the sample with those alone, in float32: at most 16 M values at once."""
         for rows in row_slices(*self.weight.shape):
             yield rows, replace(self, weight=self.weight[rows].float())
 

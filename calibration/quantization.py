@@ -174,7 +174,6 @@ def _alternatives(recipe: Recipe, goal: FidelityGoal | None) -> list[Precision]:
 
 
 def _through_gate(gate: float, divergences: Mapping[str, Divergence]) -> str:
-    """The first precision that is near enough to the float model, by all positions and by answers, else the last one."""
-    return next(
-        (name for name, found in divergences.items() if max(found.kl, found.answers_kl) <= gate), list(divergences)[-1]
-    )
+    """The first precision near enough to the float model, by all positions and by answers, else the last one."""
+    kls = {name: max(found.kl, found.answers_kl) for name, found in divergences.items()}
+    return next((name for name, kl in kls.items() if kl <= gate), list(kls)[-1])

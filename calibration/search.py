@@ -167,18 +167,19 @@ def quantize_linear(sample: LinearSample, trial: Trial) -> QuantizedLinear:
 
     precision = precision_of(trial.choice.precision)
     x = sample.x if trial.factor is None else sample.x / trial.factor
-    values, scales = [], []
+    values = torch.empty(sample.weight.shape, dtype=torch.int8)
+    scales: list[torch.Tensor] = []
     for rows, part in sample.parts():
         weight = part.weight if trial.factor is None else part.weight * trial.factor
         scale = precision.scales_of(weight)
         if trial.clip is not None:
             scale = scale * trial.clip[rows, None]
         if trial.choice.rounding == "reconstructed":
-            values.append(gptq_round(weight, scale, x, precision))
+            values[rows] = gptq_round(weight, scale, x, precision)
         else:
-            values.append(precision.round_weight(weight, scale).to(torch.int8))
+            values[rows] = precision.round_weight(weight, scale).to(torch.int8)
         scales.append(scale)
-    return QuantizedLinear(trial, torch.cat(values), torch.cat(scales))
+    return QuantizedLinear(trial, values, torch.cat(scales))
 
 
 def _gptq(base: Trial, sample: LinearSample) -> Trial:

@@ -205,7 +205,6 @@ def test_a_thorough_search_tries_every_step(case):
     walked = case.walk("thorough", name="thorough")
     assert [step["step"] for step in walked.trace] == list(STEPS["thorough"])
     choices = walked.models["w8a8-token"].choices.values()
-    assert {choice.alpha for choice in choices} > {0.5}
     assert "reconstructed" in {choice.rounding for choice in choices}
 
 
