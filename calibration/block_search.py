@@ -25,7 +25,7 @@ from calibration.precisions.catalog import FLOAT, precision_of
 from calibration.quantized_folder import QuantizedFolder
 from calibration.quantized_model import LinearChoice, QuantizedModel
 from calibration.recipe import Recipe
-from calibration.search import STEPS, Effort, LinearSearch, QuantizedLinear, Trial, quantize_linear
+from calibration.search import LinearSearch, QuantizedLinear, Trial, quantize_linear
 from calibration.sqnr import LinearFigures, float_figures, linear_figures
 from calibration.statistics import BlockWatch, InputStatistics, sample_every
 from calibration.texts import TokenizedText
@@ -52,8 +52,9 @@ _ROWS_AT_ONCE = 128
 class Walked:
     """What a walk leaves: a quantized model by precision, the recipe's own first, its divergence and figures.
 
-    `divergences`: from the float model over held-out text; without such text there are none. `trace`: what the steps of
-    the search reached, as the manifest has it.
+    `divergences`: from the float model over held-out text; without such text there are none. `trace`: of each step of
+    the search, as the manifest has it, in how many blocks it was tried and kept, the mean share by which it lowered
+    their errors, and whether it was dropped.
     """
 
     models: dict[str, QuantizedModel]
@@ -67,8 +68,9 @@ class Walked:
 class BlockSearch:
     """Walks the blocks of a float model.
 
-    `alternatives`: precisions that every linear which can have them is quantized to as well, beside the recipe's own.
-    Text in `others` passes the float model alone: its hidden states are in the state at the end.
+    `steps`: those of `calibration.search`, tried in this order. `alternatives`: precisions that every linear which can
+    have them is quantized to as well, beside the recipe's own. Text in `others` passes the float model alone: its
+    hidden states are in the state at the end.
     """
 
     def __init__(
@@ -80,7 +82,7 @@ class BlockSearch:
         progress: Progress,
         *,
         alternatives: Sequence[Precision] = (),
-        effort: Effort = "normal",
+        steps: Sequence[str] = (),
     ) -> None:
         self._blocks = blocks
         self._spec = blocks.spec
@@ -89,7 +91,7 @@ class BlockSearch:
         self._folder = folder
         self._progress = progress
         self._alternatives = alternatives
-        self._steps = STEPS[effort] if recipe.alpha == "auto" and texts.get(HELD_OUT) else ()
+        self._steps = steps if recipe.alpha == "auto" and texts.get(HELD_OUT) else ()
         self._search = LinearSearch(self._spec, recipe)
         self._batches: dict[str, list[Batch]] = {}
         self._state = WalkState()
@@ -323,7 +325,7 @@ class BlockSearch:
                 precision: {name: LinearFigures.from_json(entry) for name, entry in linears.items()}
                 for precision, linears in figures["linears"].items()
             },
-            trace=list(figures["steps"].values()),
+            trace=[{**step, "gain": round(step["gain"] / step["blocks"], 4)} for step in figures["steps"].values()],
             num_tokens=self._num_tokens(FITTED),
             held_out_tokens=self._num_tokens(HELD_OUT),
         )

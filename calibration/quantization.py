@@ -17,7 +17,7 @@ from calibration.precisions.catalog import FLOAT, PRECISIONS, ladder
 from calibration.quantized_folder import QuantizedFolder
 from calibration.quantized_model import LinearChoice
 from calibration.recipe import Recipe
-from calibration.search import Effort
+from calibration.search import STEPS, Effort
 from calibration.smoothing import SmoothingFactors
 from calibration.sqnr import LinearFigures
 from calibration.texts import TokenizedText
@@ -115,6 +115,7 @@ def quantize_model(
     *,
     others: Sequence[TokenizedText] = (),
     goal: FidelityGoal | None = None,
+    room: float = 1.0,
     effort: Effort = "normal",
 ) -> Quantized:
     """Quantize a checkpoint by a recipe; integers go below `folder`, where an interrupted run goes on.
@@ -132,7 +133,7 @@ def quantize_model(
         folder,
         progress,
         alternatives=_alternatives(recipe, goal),
-        effort=effort,
+        steps=STEPS[effort],
     )
     walked = search.run()
     del search, blocks
@@ -142,11 +143,15 @@ def quantize_model(
         record["search"] = {
             "held_back_tokens": walked.held_out_tokens,
             "steps": walked.trace,
-            "precisions": {name: divergence.to_json() for name, divergence in walked.divergences.items()},
+            "precisions": {
+                name: {key: round(value, 6) for key, value in divergence.to_json().items()}
+                for name, divergence in walked.divergences.items()
+            },
         }
     if recipe.gate is not None:
-        chosen = _through_gate(recipe.gate, walked.divergences)
-        record["gate"] = {"max_answers_kl": recipe.gate, "chosen": chosen}
+        chosen = _through_gate(room * recipe.gate, walked.divergences)
+        judged_on = "held-out text" if room else "evaluation prompts"
+        record["gate"] = {"max_answers_kl": recipe.gate, "judged_on": judged_on, "precision": chosen}
     best, figures = walked.models[chosen], dict(walked.figures[chosen])
     if goal is not None:
         model = load_float_model(checkpoint)

@@ -56,9 +56,14 @@ svg { max-width: 100%; height: auto; } summary { cursor: pointer; margin-top: 2r
 {% if linears %}
 {% if steps %}
 {% call section(
-    "Search", "What each step reached on %s tokens of the validation split." | format(held_back_tokens)
+    "Search", "In how many blocks each step was kept, and by how much it lowered their errors there."
 ) %}
-{{ table(["step", "KL, nats", "top-1", "kept"], steps) }}
+{{ table(["step", "blocks", "kept", "errors smaller by", "dropped"], steps) }}
+{% endcall %}
+{% endif %}
+{% if reached %}
+{% call section("Held-out text", "What quantized models reached on %s tokens of it." | format(held_back_tokens)) %}
+{{ table(["model", "KL, nats", "KL on answers", "top-1"], reached) }}
 {% endcall %}
 {% endif %}
 {% for title, about, drawing in drawings %}
@@ -98,8 +103,9 @@ def html_page(figures: Mapping[str, Any]) -> str:
         summary=[_summary_row(label, figures[key] if key else figures) for label, key in _SUMMARIES],
         by_position=by_position(figures["details"]),
         margins=_margin_rows(figures["details"]),
-        steps=[_step_row(step) for step in search["steps"]] if search else [],
-        held_back_tokens=search["held_back_tokens"] if search else 0,
+        steps=[_step_row(step) for step in search.get("steps", []) if "blocks" in step],
+        reached=_reached_rows(search),
+        held_back_tokens=search.get("held_back_tokens", 0),
         drawings=_drawings(linears) if linears else [],
         linears=[[name, *(_cell(entry[key]) for key in _COLUMNS)] for name, entry in linears.items()],
     )
@@ -132,7 +138,19 @@ def _margin_rows(details: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _step_row(step: Mapping[str, Any]) -> list[str]:
-    return [step["step"], f"{step['kl']:.4f}", f"{100 * step['top1']:.2f} %", "yes" if step["kept"] else "no"]
+    gain, dropped = f"{100 * step['gain']:.0f} %", "yes" if step["dropped"] else "no"
+    return [step["step"], str(step["blocks"]), str(step["kept"]), gain, dropped]
+
+
+def _reached_rows(search: Mapping[str, Any]) -> list[list[str]]:
+    """Whole models at each precision, and the mixed ones on the way to a bound."""
+    rows = [
+        [name, f"{found['kl']:.4f}", f"{found['answers_kl']:.4f}", f"{100 * found['top1']:.2f} %"]
+        for name, found in search.get("precisions", {}).items()
+    ]
+    return rows + [
+        [step["step"], f"{step['kl']:.4f}", "-", f"{100 * step['top1']:.2f} %"] for step in search.get("raised", [])
+    ]
 
 
 def _drawings(linears: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -67,7 +67,7 @@ def print_manifest(directory: EngineDirectory) -> None:
         )
         if unsmoothed := _unsmoothed(str(manifest.model.get("architecture"))):
             table.add_row("not smoothed", f"{', '.join(unsmoothed)}: nothing that makes their input takes a factor")
-        for name, value in _search_rows(manifest.calibration.get("search", {})):
+        for name, value in _search_rows(manifest.calibration):
             table.add_row(name, value)
     table.add_row("max length", f"{contract.max_length} tokens, KV cache {_mb(contract.cache_bytes)}")
     for name, value in _fidelity_rows(manifest.fidelity):
@@ -130,13 +130,30 @@ def _ranges(numbers: Sequence[int]) -> str:
     return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
-def _search_rows(search: Mapping[str, Any]) -> list[tuple[str, str]]:
-    if not search:
+def _search_rows(calibration: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the search found, and why the default precision is what it is."""
+    search, gate = calibration.get("search", {}), calibration.get("gate")
+    if "precisions" not in search:
         return []
     steps = ", ".join(
-        f"{step['step']} {step['kl']:.4f}{'' if step['kept'] else ' (not kept)'}" for step in search["steps"]
+        f"{step['step']} kept in {step['kept']} of {step['blocks']} blocks, errors {100 * step['gain']:.0f} % smaller"
+        + (" (dropped)" if step["dropped"] else "")
+        for step in search["steps"]
     )
-    return [("search", f"KL on {search['held_back_tokens']} held-out tokens: {steps}")]
+    rows = [("search", steps)] if steps else []
+    found = ", ".join(
+        f"{name} {reached['kl']:.4f} ({reached['answers_kl']:.4f} on answers)"
+        for name, reached in search["precisions"].items()
+    )
+    rows.append(("", f"KL on {search['held_back_tokens']} held-out tokens: {found}"))
+    if raised := search.get("raised"):
+        rows.append(("", ", ".join(f"{step['step']} {step['kl']:.4f}" for step in raised)))
+    if gate is not None:
+        limit = f"KL {gate['max_answers_kl']:g} on {gate['judged_on']}"
+        first = next(iter(search["precisions"]))
+        why = f"within {limit}" if gate["precision"] == first else f"{first} is not within {limit}"
+        rows.append(("default", f"{gate['precision']}: {why}"))
+    return rows
 
 
 def _kernels(directory: EngineDirectory) -> str:

@@ -1,7 +1,6 @@
 """The build's stage between calibration text and export: quantize, keep the artifact, write the figures per linear."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +45,8 @@ def quantize(
     The whole model is quantized; the figures are of the `remaining` layers, which the engine has. `evaluation`: texts
     that the float model reads meanwhile. `room`: the share of a gate that is aimed at.
     """
-    recipe = recipe if recipe.gate is None else replace(recipe, gate=room * recipe.gate)
     quantized = quantize_model(
-        checkpoint, recipe, texts, folder, reporter.steps, others=evaluation, goal=goal, effort=effort
+        checkpoint, recipe, texts, folder, reporter.steps, others=evaluation, goal=goal, room=room, effort=effort
     )
     quantized.quantization.save(folder)
     figures = {name: figure.to_json() for name, figure in quantized.figures.items()}

@@ -104,11 +104,12 @@ def few_prompts(tmp_path_factory) -> Path:
 def shared_engine(make_once, few_prompts) -> Callable[..., Path]:
     """An engine that is built once in a run: read it, and never write there. Options are those of `BuildOptions`.
 
-    Tiny models are calibrated on few prompts.
+    Tiny models are calibrated on few prompts. Without a precision they are W8A8 per token, gate or no gate.
     """
 
     def build_shared(model: Path | str, **options) -> Path:
-        if model != "smollm2" and options.get("precision") != "fp32":
+        options.setdefault("precision", "w8a8")
+        if model != "smollm2" and options["precision"] != "fp32":
             options["calibration"] = few_prompts
         named = {**options, "calibration": "", "model": str(model), "files": _hashes(Path(model))}
         folder = make_once(

@@ -79,13 +79,21 @@ def test_sqnr_rises_when_outliers_are_smoothed():
     x = RANDOM.standard_normal((40, 64)).astype(np.float32)
     x[:, 5] *= 100
     weight = RANDOM.standard_normal((32, 64)).astype(np.float32)
-    sample = LinearSample(x=torch.from_numpy(x), weight=torch.from_numpy(weight), token_weights=torch.ones(40))
+    sample = LinearSample(
+        x=torch.from_numpy(x),
+        weight=torch.from_numpy(weight),
+        amax=torch.from_numpy(np.abs(x).max(0)),
+        token_weights=torch.ones(40),
+    )
 
     def sqnr(factor):
         smoothed = sample.weight if factor is None else sample.weight * factor
         precision = precision_of("w8a8-token")
         rounded = precision.rounded(smoothed, precision.scales_of(smoothed))
-        return output_sqnr_db(sample, FakeQuantizedLinear(precision=precision, weight=lambda: rounded, factor=factor))
+        form = FakeQuantizedLinear(
+            precision=precision, weight=rounded.__getitem__, num_outputs=len(rounded), factor=factor
+        )
+        return output_sqnr_db(sample, form)
 
     plain = sqnr(None)
     assert sqnr((sample.x.abs().amax(0) / sample.weight.abs().amax(0)).sqrt()) > plain + 5

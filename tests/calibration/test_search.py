@@ -70,7 +70,7 @@ class Case:
             self.folder / name,
             silent,
             alternatives=alternatives,
-            effort=effort,
+            steps=STEPS[effort],
         )
 
     def walk(self, *args, **options):
@@ -311,11 +311,18 @@ def test_the_gate_decides_by_the_answers(case, tmp_path):
         quantized = quantize_model(case.checkpoint, recipe, case.texts, tmp_path, silent)
         found[gate] = quantized
         assert quantized.record["gate"]["max_answers_kl"] == gate
-    assert found[1e9].record["gate"]["chosen"] == "w8a8-token"
+        assert quantized.record["gate"]["judged_on"] == "held-out text"
+    assert found[1e9].record["gate"]["precision"] == "w8a8-token"
     assert found[1e9].quantization.recipe(recipe).precision == "w8a8"
-    assert found[1e-9].record["gate"]["chosen"] == "w8a8-block"
+    assert found[1e-9].record["gate"]["precision"] == "w8a8-block"
     assert found[1e-9].quantization.recipe(recipe).precision == "w8a8-block"
     assert set(found[1e-9].record["search"]["precisions"]) == {"w8a8-token", "w8a8-block"}
+    failed = quantize_model(case.checkpoint, replace(case.recipe, gate=1e9), case.texts, tmp_path, silent, room=0.0)
+    assert failed.record["gate"] == {
+        "max_answers_kl": 1e9,
+        "judged_on": "evaluation prompts",
+        "precision": "w8a8-block",
+    }
 
 
 def test_sensitivities_are_the_kl_that_one_linear_adds(tmp_path):

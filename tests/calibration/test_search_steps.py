@@ -31,7 +31,10 @@ def sample_with_outliers(tokens=200, inputs=64, outputs=48, seed=0) -> LinearSam
     x = torch.randn((tokens, inputs), generator=random) @ mixing
     x[:, ::9] *= 40
     return LinearSample(
-        x=x, weight=torch.randn((outputs, inputs), generator=random) * 0.1, token_weights=torch.ones(tokens)
+        x=x,
+        weight=torch.randn((outputs, inputs), generator=random) * 0.1,
+        amax=x.abs().amax(0),
+        token_weights=torch.ones(tokens),
     )
 
 

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calibration.fake_quantization import module_of
+from calibration.float_blocks import FloatBlocks
 from calibration.float_model import load_float_model
 from calibration.smoothing import (
     SmoothingFactors,
@@ -16,7 +17,7 @@ from calibration.smoothing import (
     smoothing_factor,
     takes_factor,
 )
-from calibration.statistics import collect_statistics
+from calibration.statistics import BlockWatch
 from calibration.weights import in_graph
 from quasar.checkpoints import open_checkpoint
 from quasar.checkpoints.checkpoint import read_float32
@@ -121,29 +122,36 @@ def test_factor_is_smoothquants():
 def test_statistics_are_the_maxima_that_torch_sees(tmp_path):
     """Against a loop over single sequences, without batches and padding."""
     checkpoint = open_checkpoint(str(save_tiny_model(tmp_path, "llama")))
-    model = load_float_model(checkpoint)
+    model, spec = load_float_model(checkpoint), checkpoint.spec
     random = np.random.default_rng(8)
     texts = [random.integers(0, VOCABULARY, length).tolist() for length in (3, 17, 40, 5)]
-    statistics = collect_statistics(model, checkpoint.spec, texts)
-    assert statistics.num_tokens == 65
+    blocks, found = FloatBlocks(checkpoint), {}
+    embedded = blocks.embed({"": texts})[""]
+    streams = [hidden for _, hidden in embedded]
+    for index in range(spec.num_layers):
+        watch = BlockWatch(blocks.model, spec, index, every=1)
+        with blocks.block(index), watch.watching():
+            for number, (batch, _) in enumerate(embedded):
+                watch.real = batch.real
+                streams[number] = blocks.run_block(index, batch, streams[number])
+        found |= watch.inputs
     seen = {}
 
-    def watch(name):
+    def watch_all(name):
         def hook(module, arguments):
             amax = arguments[0][0].abs().amax(dim=0)
             seen[name] = torch.maximum(seen[name], amax) if name in seen else amax
 
         return hook
 
-    for linear in checkpoint.spec.linears():
-        member = linear.members[0]
-        module = model.lm_head if member == "lm_head" else model.model.get_submodule(member)
-        module.register_forward_pre_hook(watch(linear.name))
+    linears = [linear for linear in spec.linears() if linear.name != "lm_head"]
+    for linear in linears:
+        model.model.get_submodule(linear.members[0]).register_forward_pre_hook(watch_all(linear.name))
     with torch.inference_mode():
         for text in texts:
             model(torch.tensor([text]))
-    assert set(seen) == set(statistics.amax) == {linear.name for linear in checkpoint.spec.linears()}
+    assert set(seen) == set(found) == {linear.name for linear in linears}
     for name, amax in seen.items():
         # Batched float32 sums run in another order.
-        np.testing.assert_allclose(statistics.amax[name], amax.numpy(), rtol=1e-4, atol=1e-5)
-        assert len(statistics.samples[name]) == 65
+        np.testing.assert_allclose(found[name].amax.numpy(), amax.numpy(), rtol=1e-4, atol=1e-5)
+        assert sum(map(len, found[name].parts)) == 65

@@ -100,8 +100,8 @@ def test_without_a_template_an_empty_line_comes_before_the_answer(tokenizer_file
 
 
 def test_large_models_are_given_less_text():
-    assert calibration_tokens(135_000_000) == 8192
-    assert calibration_tokens(1_500_000_000) == 2000
+    assert calibration_tokens(135_000_000) == 4096
+    assert calibration_tokens(1_500_000_000) == 1333
     assert calibration_tokens(70_000_000_000) == 1024
 
 

@@ -74,7 +74,9 @@ def test_tables_hold_the_figures(figures):
     assert f"{figures['mean_kl_nats']:.4f}" in page
     assert f"{figures['continuation']['mean_kl_nats']:.4f}" in page
     for step in figures["search"]["steps"]:
-        assert f"<td>{step['step']}</td><td>{step['kl']:.4f}</td>" in page
+        assert f"<td>{step['step']}</td><td>{step['blocks']}</td><td>{step['kept']}</td>" in page
+    for name, reached in figures["search"]["precisions"].items():
+        assert f"<td>{name}</td><td>{reached['kl']:.4f}</td>" in page
     for row in figures["details"]["prompts"]["margins"]:
         assert f"<td>below {row['below']:g}</td><td>{100 * row['rows']:.1f} %</td>" in page
 

@@ -83,7 +83,7 @@ def test_precision_auto_raises_linears_until_the_engine_meets_its_bound(tiny_mod
     raised = [name for name, precision in manifest.linears.items() if precision != "w8a8-token"]
     assert 0 < len(raised) < len(manifest.linears)
     assert manifest.record.row_invariance.chain == 1
-    assert manifest.calibration["search"]["steps"][-1]["step"].endswith("linears raised")
+    assert manifest.calibration["search"]["raised"][-1]["step"].endswith("linears raised")
 
 
 def test_a_bound_that_no_engine_meets_says_what_was_reached(tiny_model, few_prompts, tmp_path):

@@ -23,9 +23,26 @@ def test_precisions_are_mapped(tiny_model, build_engine, capsys):
 def test_search_is_shown_step_by_step(tiny_engine, capsys):
     shown = shown_of(tiny_engine, capsys)
     search = open_directory(tiny_engine).manifest.calibration["search"]
-    assert f"KL on {search['held_back_tokens']} held-out tokens: alpha 0.5 {search['steps'][0]['kl']:.4f}" in shown
-    for step in search["steps"]:
-        assert f"{step['step']} {step['kl']:.4f}{'' if step['kept'] else ' (not kept)'}" in shown
+    (step,) = search["steps"]
+    assert f"refined factors kept in {step['kept']} of 4 blocks, errors {100 * step['gain']:.0f} % smaller" in shown
+    reached = search["precisions"]["w8a8-token"]
+    assert (
+        f"KL on {search['held_back_tokens']} held-out tokens: w8a8-token {reached['kl']:.4f} "
+        f"({reached['answers_kl']:.4f} on answers)"
+    ) in shown
+    assert "default" not in shown
+
+
+def test_the_default_precision_says_why(tiny_model, build_engine, capsys):
+    """Rounding errors of a random model are far above the gate."""
+    engine = build_engine(tiny_model, precision=None)
+    shown = shown_of(engine, capsys)
+    manifest = open_directory(engine).manifest
+    gate = manifest.calibration["gate"]
+    assert manifest.precision == "w8a8-block"
+    assert set(manifest.linears.values()) == {"w8a8-block"}
+    assert gate["precision"] == "w8a8-block"
+    assert f"default w8a8-block: w8a8-token is not within KL 0.005 on {gate['judged_on']}" in shown
 
 
 def test_a_fixed_alpha_has_no_search(tiny_model, build_engine, capsys):

@@ -75,7 +75,9 @@ def test_the_engine_computes_what_is_fake_quantized(engine, tiny_model):
     for linear in checkpoint.spec.linears():
         weight = torch.cat([module_of(model, member).weight for member in linear.members]).detach()
         rounded = precision.rounded(weight, precision.scales_of(weight))
-        linears[linear.name] = FakeQuantizedLinear(precision=precision, weight=lambda rounded=rounded: rounded)
+        linears[linear.name] = FakeQuantizedLinear(
+            precision=precision, weight=rounded.__getitem__, num_outputs=linear.outputs
+        )
     tokens = np.random.default_rng(3).integers(0, checkpoint.spec.vocab_size, 24)
     with torch.inference_mode():
         exact = model(torch.from_numpy(tokens)[None]).logits[0].numpy()
@@ -109,6 +111,6 @@ def test_the_search_takes_it(engine, tiny_model, tmp_path):
     tokens = random.integers(0, spec.vocab_size, (8, 32)).tolist()
     texts = [TokenizedText(prompt=tuple(row[:20]), continuation=tuple(row[20:])) for row in tokens]
     recipe = make_recipe(spec, precision=WeightsAlone.choice, alpha="auto")
-    found = quantize_model(load_float_model(checkpoint), spec, recipe, texts, tmp_path, Silent().steps)
-    assert [step["step"] for step in found.record["search"]["steps"]] == ["alpha 0.5", *STEPS]
+    found = quantize_model(checkpoint, recipe, texts, tmp_path, Silent().steps, effort="thorough")
+    assert [step["step"] for step in found.record["search"]["steps"]] == list(STEPS["thorough"])
     assert all(figure.sqnr_db > 30 for figure in found.figures.values())
