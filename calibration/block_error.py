@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from calibration.fake_quantization import fake_quantized
 from calibration.float_blocks import Batch, FloatBlocks
-from calibration.search import QuantizedLinear
+from calibration.search import RoundedLinear
 from calibration.validation_split import DivergenceSums
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ _MOST_ROWS = 128
 class Judge(Protocol):
     """Says how far quantized linears are from float ones."""
 
-    def error(self, quantized: Mapping[str, QuantizedLinear], /) -> float:
+    def error(self, quantized: Mapping[str, RoundedLinear], /) -> float:
         """Smaller is better."""
 
 
@@ -50,7 +50,7 @@ class BlockJudge:
                 self._batches.append((batch, read, made))
                 tokens += sum(batch.lengths)
 
-    def error(self, quantized: Mapping[str, QuantizedLinear], /) -> float:
+    def error(self, quantized: Mapping[str, RoundedLinear], /) -> float:
         """Of the block with these linears quantized."""
         forms = {name: linear.form() for name, linear in quantized.items()}
         total = tokens = 0.0
@@ -77,7 +77,7 @@ class HeadJudge:
         self._normed = normed[:: max(1, -(-len(normed) // _MOST_ROWS))]
         self._exact = blocks.logits(self._normed, product)
 
-    def error(self, quantized: Mapping[str, QuantizedLinear], /) -> float:
+    def error(self, quantized: Mapping[str, RoundedLinear], /) -> float:
         """Of the one linear, the head."""
         import torch
 

@@ -25,7 +25,7 @@ from calibration.precisions.catalog import FLOAT, precision_of
 from calibration.quantized_folder import QuantizedFolder
 from calibration.quantized_model import LinearChoice, QuantizedModel
 from calibration.recipe import Recipe
-from calibration.search import LinearSearch, QuantizedLinear, Trial, quantize_linear
+from calibration.search import LinearSearch, RoundedLinear, Trial, quantize_linear
 from calibration.sqnr import LinearFigures, float_figures, linear_figures
 from calibration.statistics import BlockWatch, InputStatistics, sample_every
 from calibration.texts import TokenizedText
@@ -174,14 +174,16 @@ class BlockSearch:
 
     def _choose(
         self, linears: Mapping[str, Linear], samples: Mapping[str, LinearSample], judge: Judge
-    ) -> dict[str, QuantizedLinear]:
+    ) -> dict[str, RoundedLinear]:
         """The best numbers that the steps find; each is kept if `judge` says so."""
         linears = {name: linear for name, linear in linears.items() if self._recipe.is_quantized(name)}
         best = {
             name: quantize_linear(samples[name], self._search.begin(linear, samples[name]))
             for name, linear in linears.items()
         }
-        steps = [step for step in self._steps if not self._record(step).get("dropped")]
+        if not best:
+            return best
+        steps = [step for step in self._steps if not self._record(step)["dropped"]]
         least = judge.error(best) if steps else 0.0
         for step in steps:
             trials = {
@@ -211,8 +213,8 @@ class BlockSearch:
             record["dropped"] = record["gain"] < _LEAST_GAIN * _JUDGED_BLOCKS
 
     def _at_precisions(
-        self, chosen: Mapping[str, QuantizedLinear], linears: Mapping[str, Linear], samples: Mapping[str, LinearSample]
-    ) -> dict[str, dict[str, QuantizedLinear]]:
+        self, chosen: Mapping[str, RoundedLinear], linears: Mapping[str, Linear], samples: Mapping[str, LinearSample]
+    ) -> dict[str, dict[str, RoundedLinear]]:
         """By candidate: the chosen linears, and these raised to its precision where they can have it."""
         own, *_ = self._state.candidates
         found = {own: dict(chosen)}
@@ -225,7 +227,7 @@ class BlockSearch:
         return found
 
     def _keep(
-        self, precision: str, quantized: Mapping[str, QuantizedLinear], samples: Mapping[str, LinearSample]
+        self, precision: str, quantized: Mapping[str, RoundedLinear], samples: Mapping[str, LinearSample]
     ) -> None:
         """Write a candidate's integers, and note what was chosen."""
         candidate, folder = self._state.candidates[precision], QuantizedFolder(self._folder / precision)
@@ -238,7 +240,7 @@ class BlockSearch:
             candidate.choices[name], candidate.factors[name] = LinearChoice(precision=FLOAT.name), None
             figures[name] = float_figures(samples[name].amax).to_json()
 
-    def _advance(self, precision: str, index: int, quantized: Mapping[str, QuantizedLinear]) -> None:
+    def _advance(self, precision: str, index: int, quantized: Mapping[str, RoundedLinear]) -> None:
         """Bring a candidate's hidden states past a block."""
         candidate = self._state.candidates[precision]
         forms = {name: linear.form() for name, linear in quantized.items()}

@@ -58,7 +58,7 @@ def parse_alpha(text: str | float | None) -> Alpha:
 
 
 def make_recipe(spec: DecoderSpec, *, precision: str | None, alpha: Alpha, keep_float: Sequence[str] = ()) -> Recipe:
-    """The recipe for a spec; precision None is the default one, behind its gate.
+    """The recipe for a spec; precision None is the default one, which a gate decides on.
 
     A `keep_float` pattern (shell style) names linears, fused or as in the checkpoint.
 

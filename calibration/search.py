@@ -53,7 +53,7 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True)
-class QuantizedLinear:
+class RoundedLinear:
     """A trial and its integers: `values` int8 [outputs, inputs], `scale` float32 [outputs, scales]."""
 
     trial: Trial
@@ -161,7 +161,7 @@ class LinearSearch:
         return torch.from_numpy(factor).float()
 
 
-def quantize_linear(sample: LinearSample, trial: Trial) -> QuantizedLinear:
+def quantize_linear(sample: LinearSample, trial: Trial) -> RoundedLinear:
     """The integers of a linear, rows at a time."""
     import torch
 
@@ -179,7 +179,7 @@ def quantize_linear(sample: LinearSample, trial: Trial) -> QuantizedLinear:
         else:
             values[rows] = precision.round_weight(weight, scale).to(torch.int8)
         scales.append(scale)
-    return QuantizedLinear(trial, values, torch.cat(scales))
+    return RoundedLinear(trial, values, torch.cat(scales))
 
 
 def _gptq(base: Trial, sample: LinearSample) -> Trial:

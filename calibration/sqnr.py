@@ -11,7 +11,7 @@ from calibration.fake_quantization import FakeQuantizedLinear
 from calibration.output_error import LinearSample
 from calibration.precisions.catalog import FLOAT
 from calibration.quantized_model import LinearChoice
-from calibration.search import QuantizedLinear
+from calibration.search import RoundedLinear
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +46,7 @@ class LinearFigures:
         return cls(choice=choice, **own)
 
 
-def linear_figures(sample: LinearSample, quantized: QuantizedLinear) -> LinearFigures:
+def linear_figures(sample: LinearSample, quantized: RoundedLinear) -> LinearFigures:
     """The figures of a quantized linear, on a part of its sample."""
     factor = quantized.trial.factor
     return LinearFigures(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from calibration.fake_quantization import fake_quantized
 from calibration.texts import TokenizedText
 
 if TYPE_CHECKING:
@@ -106,8 +107,6 @@ class ValidationSplit:
 
     def measure(self, quantized: "QuantizedModel") -> Divergence:
         """A quantized model's divergence from the float model."""
-        from calibration.fake_quantization import fake_quantized
-
         sums = DivergenceSums()
         with fake_quantized(self._model, self._spec, quantized.fake_quantized_linears()):
             for text, reference in zip(self._texts, self._reference, strict=True):

@@ -11,7 +11,6 @@ from calibration.precisions.base import Precision
 from calibration.precisions.catalog import precision_of
 from calibration.recipe import Recipe
 from calibration.smoothing import SmoothingFactors, fold, producer_factor
-from calibration.stored_table import in_16_bits
 from quasar.checkpoints import Checkpoint, DecoderSpec
 from quasar.checkpoints.checkpoint import check_finite, read_float32
 from quasar.checkpoints.skipped_layers import own_name
@@ -85,6 +84,8 @@ class PreparedWeights:
 
         An engine in float32 agrees with the float model to rounding, also where its head reads the same table.
         """
+        from calibration.stored_table import in_16_bits  # with ml_dtypes, which a refused build does not wait for
+
         name = "embed_tokens.weight"
         table = check_finite(self._checkpoint, name, self._checkpoint.read(name))
         return in_16_bits(table) if self._recipe.quantizes else table

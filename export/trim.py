@@ -49,7 +49,7 @@ def _own_shared_tensors(directory: Path, canonical: str, files: OnnxRuntimeFiles
     # Imported here, since a refusal does not wait for it.
     import onnx_ir as ir
 
-    from export.weight_file import WeightFile
+    from export.weight_file import WeightFile  # it imports onnx_ir
 
     source = ir.load(directory / canonical).graph.initializers
     models = {name: ir.load(directory / name) for name in (files.native_graph, files.native_probe)}

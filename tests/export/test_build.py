@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from calibration import recipe as recipes
 from calibration.precision_search import Bound
 from engines.directory import open_directory
+from export import build as export_build
 from export.build import build
 from export.build_options import BuildOptions
 from export.quantize import check_bound
@@ -84,6 +86,26 @@ def test_precision_auto_raises_linears_until_the_engine_meets_its_bound(tiny_mod
     assert 0 < len(raised) < len(manifest.linears)
     assert manifest.record.row_invariance.chain == 1
     assert manifest.calibration["search"]["raised"][-1]["step"].endswith("linears raised")
+
+
+def test_the_default_is_in_blocks_where_answers_are_too_far_off(tiny_model, few_prompts, tmp_path, monkeypatch):
+    """Held-out text says so at once, or the finished engine does on the evaluation prompts."""
+    engines = {}
+    for judge in ("held-out text", "evaluation prompts"):
+        with monkeypatch.context() as patch:
+            if judge == "held-out text":
+                patch.setattr(recipes, "GATE_KL", 1e-9)
+            else:
+                patch.setattr(export_build, "passes_gate", lambda recipe, fidelity: False)
+            options = BuildOptions(
+                model=str(tiny_model), output=tmp_path / judge, calibration=few_prompts, max_length=256, effort="quick"
+            )
+            engines[judge] = open_directory(build(options)).manifest
+        manifest = engines[judge]
+        assert manifest.calibration["gate"]["judged_on"] == judge
+        assert manifest.precision == "w8a8-block"
+        assert set(manifest.linears.values()) == {"w8a8-block"}
+    assert len({one.hashes["weights"] for one in engines.values()}) == 1
 
 
 def test_a_bound_that_no_engine_meets_says_what_was_reached(tiny_model, few_prompts, tmp_path):

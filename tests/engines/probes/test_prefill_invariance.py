@@ -91,9 +91,20 @@ def test_one_other_bit(session):
     assert not prefill_is_exact(session(), CHAIN)
 
 
+class OtherSecond(Exact):
+    """Cached rows of position 40 of the second chunk differ."""
+
+    def run_logits(self, token_ids, cache_length, num_logits_rows):
+        rows = super().run_logits(token_ids, cache_length, num_logits_rows)
+        if len(token_ids) > 32 and cache_length == self.contract.prefill_chunk:
+            self.rows[0, 1, 0, cache_length + 40, 0] += 1
+        return rows
+
+
 def test_only_so_many_positions():
-    assert prefill_is_exact(OtherRows(), CHAIN, positions=32)
-    assert not prefill_is_exact(OtherRows(), CHAIN, positions=41)
+    """Of one chunk, after another one."""
+    assert prefill_is_exact(OtherSecond(), CHAIN, positions=32)
+    assert not prefill_is_exact(OtherSecond(), CHAIN, positions=41)
 
 
 def test_not_where_a_chunk_cannot_be_seen():
