@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from calibration.fake_quantization import row_slices
+from calibration.fake_quantization import module_of, row_slices
 from calibration.float_model import check_filled, empty_float_model, fill, to_torch
 from quasar.checkpoints import Checkpoint
 from quasar.checkpoints.checkpoint import check_finite, read_head
@@ -155,7 +155,7 @@ class FloatBlocks:
         import torch
 
         with torch.no_grad():
-            states: torch.Tensor = self.model.model.norm(hidden)
+            states: torch.Tensor = module_of(self.model, "norm")(hidden)
             return states
 
     def head(self) -> "torch.Tensor":

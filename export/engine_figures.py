@@ -1,7 +1,7 @@
 """What a build measures of its engine on this machine: probes, latency, and fidelity against the float model."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,10 @@ from engines.probes.driver import full_plan, sampled_plan
 from engines.record import MachineRecord
 from engines.successors import count_successors
 from export.build_options import Reporter
+from export.layout import CANONICAL
+
+# Of weights: above it, the stock graph is checked on its first layers.
+_LARGE_BYTES = 2 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,12 +58,31 @@ def probe(
             has_integers=stock_integers,
             on_step=lambda: step(1),
         )
-    integers = [name for name, precision in linears.items() if precision_of(precision).has_integer_activations]
-    if integers:
-        # The portable path must not silently run in float, whatever runs here.
-        ran = executed_kernels(stock.directory, stock.graph, contract, exact_integers=record.exact_integers)
-        check_integer_matmuls(ran, integers)
+    _check_stock_integers(stock, contract, linears, exact_integers=record.exact_integers)
     return record
+
+
+def _check_stock_integers(
+    stock: Graphs, contract: Contract, linears: Mapping[str, str], *, exact_integers: bool
+) -> None:
+    """The portable path must not silently run in float, whatever runs here.
+
+    ONNX Runtime keeps packed copies of all weights in memory: of a large model the first layers are checked, which have
+    every form of linear that the others have.
+    """
+    graph, checked = stock.graph, contract
+    if (stock.directory / f"{CANONICAL}.data").stat().st_size > _LARGE_BYTES:
+        graph, checked = stock.probe, replace(contract, num_layers=stock.probe_layers)
+    integers = [
+        name
+        for name, precision in linears.items()
+        if precision_of(precision).has_integer_activations
+        and (checked is contract or name.startswith(tuple(f"layers.{layer}." for layer in range(stock.probe_layers))))
+    ]
+    if integers:
+        check_integer_matmuls(
+            executed_kernels(stock.directory, graph, checked, exact_integers=exact_integers), integers
+        )
 
 
 def fidelity(

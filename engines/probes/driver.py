@@ -56,8 +56,8 @@ class ProbePlan:
 def sampled_plan(contract: Contract, *, fixed_order: bool = False) -> ProbePlan:
     """A build's: samples on the whole graph, whose passes are what takes long; the cut-down one is looked at closely.
 
-    `fixed_order`: the kernels' order of summation is written down, so that samples serve there, too: even a cut-down
-    graph has the whole LM head, and all lengths together take minutes with a large one.
+    `fixed_order`: the kernels' order of summation is written down, so that samples serve there, too: passes for every
+    length take minutes even of two layers, where these are large.
     """
     cut_down, _ = brief_sweeps(contract) if fixed_order else full_sweeps(contract)
     _, whole = brief_sweeps(contract)

@@ -11,12 +11,17 @@ import pytest
 from calibration import recipe as recipes
 from calibration.precision_search import Bound
 from engines.directory import open_directory
+from engines.onnxruntime.executed import check_integer_matmuls
+from engines.onnxruntime.files import onnxruntime_files
+from engines.onnxruntime.graphs import Graphs
+from engines.onnxruntime.kernels import Kernels
 from export import build as export_build
+from export import engine_figures
 from export.build import build
 from export.build_options import BuildOptions
 from export.quantize import check_bound
 from plugins.cpu import toolchain
-from quasar.errors import BuildError
+from quasar.errors import BuildError, EngineError
 from tests.export.killed_build import start_build
 from tests.tiny import save_tiny_model
 
@@ -106,6 +111,30 @@ def test_the_default_is_in_blocks_where_answers_are_too_far_off(tiny_model, few_
         assert manifest.precision == "w8a8-block"
         assert set(manifest.linears.values()) == {"w8a8-block"}
     assert len({one.hashes["weights"] for one in engines.values()}) == 1
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_the_portable_graph_is_checked_whatever_its_size(tiny_engine, large, monkeypatch):
+    """Of a large model its first layers; a linear that is not there is named either way."""
+    directory = open_directory(tiny_engine)
+    manifest, files = directory.manifest, onnxruntime_files(directory.manifest)
+    if large:
+        monkeypatch.setattr(engine_figures, "_LARGE_BYTES", 0)
+    stock = Graphs.of(directory.path, files, Kernels())
+    checked = []
+
+    def check(ran, names):
+        checked.extend(names)
+        return check_integer_matmuls(ran, names)
+
+    monkeypatch.setattr(engine_figures, "check_integer_matmuls", check)
+    engine_figures._check_stock_integers(stock, manifest.contract, manifest.linears, exact_integers=True)
+    layers = {name.split(".")[1] for name in checked if name.startswith("layers.")}
+    assert layers == ({"0", "1"} if large else {"0", "1", "2"})
+    assert ("lm_head" in checked) == (not large)
+    linears = {**manifest.linears, "layers.0.other": "w8a8-token"}
+    with pytest.raises(EngineError, match=r"layers\.0\.other ran as nothing"):
+        engine_figures._check_stock_integers(stock, manifest.contract, linears, exact_integers=True)
 
 
 def test_a_bound_that_no_engine_meets_says_what_was_reached(tiny_model, few_prompts, tmp_path):

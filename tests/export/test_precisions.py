@@ -45,7 +45,10 @@ def fake_quantized_logits(checkpoint, precision, tokens):
         weight = torch.cat([module_of(model, member).weight for member in linear.members]).numpy()
         rounded = torch.from_numpy(dequantize_weight(precision_of(precision).quantize(weight)))
         linears[linear.name] = FakeQuantizedLinear(
-            precision=precision_of(precision), weight=lambda rounded=rounded: rounded, static_scale=STATIC_SCALE
+            precision=precision_of(precision),
+            weight=rounded.__getitem__,
+            num_outputs=linear.outputs,
+            static_scale=STATIC_SCALE,
         )
     with torch.inference_mode(), fake_quantized(model, checkpoint.spec, linears):
         return model(torch.from_numpy(tokens)[None]).logits[0].numpy()

@@ -15,7 +15,7 @@ from quasar.commands import COMMANDS
 
 ROOT = Path(__file__).parents[2]
 SECTIONS = {
-    "Make": ["build", "compile", "inspect"],
+    "Make": ["build", "compile", "inspect", "list"],
     "Run": ["generate", "chat"],
     "Measure": ["verify", "bench", "accuracy", "simulate", "report", "sweep", "compare", "time", "roofline"],
     "Installation": ["env"],
