@@ -52,7 +52,7 @@ def library(request):
 def built(tmp_path_factory) -> Path:
     """SmolLM2 in W8A8 with trees of width 16, on ONNX Runtime."""
     path = tmp_path_factory.mktemp("gpu") / "engine"
-    return build(BuildOptions(model="smollm2", output=path, tree_mask=True, max_width=16))
+    return build(BuildOptions(model="smollm2", output=path, precision="w8a8", tree_mask=True, max_width=16))
 
 
 @pytest.fixture(scope="session")
