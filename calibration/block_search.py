@@ -101,6 +101,11 @@ class BlockSearch:
         """The file of the walk's state."""
         return self._folder / "walk.safetensors"
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether a walk has come to its end in this folder."""
+        return self.state_path.is_file() and WalkState.load(self.state_path).num_done > self._spec.num_layers
+
     def run(self) -> Walked:
         """Walk, or go on from where an earlier walk was stopped."""
         self._begin()
@@ -255,8 +260,8 @@ class BlockSearch:
         if not state.candidates:
             return
         weight = self._blocks.head()
-        forms: dict[str, Any] = dict.fromkeys(state.candidates, head_product(weight))
         exact = head_product(weight)
+        forms: dict[str, Any] = dict.fromkeys(state.candidates, exact)
         samples = {head.name: self._head_sample(weight)}
         chosen = self._choose({head.name: head}, samples, HeadJudge(self._blocks, self._held_out_rows(), exact))
         for precision, quantized in self._at_precisions(chosen, {head.name: head}, samples).items():

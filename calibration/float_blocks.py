@@ -76,12 +76,10 @@ class FloatBlocks:
         table = to_torch(_rows(self._checkpoint, used)).float()
         embedding.weight = torch.nn.Parameter(table, requires_grad=False)
         embedding.padding_idx = None
+        rows = {name: [[row_of[token] for token in one] for one in sequences] for name, sequences in texts.items()}
         embedded = {
-            name: [
-                self._embedded(indices, [[row_of[token] for token in one] for one in sequences])
-                for indices in batches_of(sequences)
-            ]
-            for name, sequences in texts.items()
+            name: [self._embedded(indices, sequences) for indices in batches_of(sequences)]
+            for name, sequences in rows.items()
         }
         embedding.weight = empty
         return embedded

@@ -23,11 +23,14 @@ _ROWS_AT_ONCE = 128
 def float_logits(
     blocks: FloatBlocks, recipe: Recipe, texts: Sequence[TokenizedText], folder: Path, progress: Progress
 ) -> LogitsReader:
-    """Reads logits float32 [positions, V] of the `others` of a walk in `folder`; walks with them if none was there."""
-    path = folder / "walk.safetensors"
-    if not path.is_file():
-        BlockSearch(blocks, recipe, {OTHERS: texts}, folder, progress).run()
-    streams = WalkState.load(path).streams[OTHERS]
+    """Reads logits float32 [positions, V] of the `others` of a walk in `folder`.
+
+    Without a finished walk there, it walks with them alone, or goes on with such a walk that was stopped.
+    """
+    search = BlockSearch(blocks, recipe, {OTHERS: texts}, folder, progress)
+    if not search.is_finished:
+        search.run()
+    streams = WalkState.load(search.state_path).streams[OTHERS]
     sequences = [text.tokens for text in texts]
     hidden: dict[tuple[int, ...], torch.Tensor] = {}
     for indices, stream in zip(batches_of(sequences), streams, strict=True):

@@ -75,10 +75,9 @@ class RoundedLinear:
 class LinearSearch:
     """Chooses how to quantize single linears of a decoder, by a recipe."""
 
-    def __init__(self, spec: DecoderSpec, recipe: Recipe, *, clip_weights: bool = True) -> None:
+    def __init__(self, spec: DecoderSpec, recipe: Recipe) -> None:
         self._spec = spec
         self._recipe = recipe
-        self._clip_weights = clip_weights
 
     def begin(self, linear: Linear, sample: LinearSample) -> Trial:
         """With the recipe's alpha, or the first one of a search."""
@@ -144,7 +143,7 @@ class LinearSearch:
         if precision.has_static_scale:
             scale, name = static_range(sample.thinned(), factor, precision, _largest(sample, factor))
             return Trial(replace(choice, range=name, static_scale=scale), factor)
-        if not (precision.clips_weights and self._clip_weights):
+        if not precision.clips_weights:
             return Trial(choice, factor)
         thin = sample.thinned()
         clip = clip_rows(thin, factor, precision)

@@ -295,6 +295,32 @@ def test_a_block_at_a_time_is_the_whole_float_model(case, tmp_path):
         np.testing.assert_allclose(np.concatenate(list(read(text.tokens))), expected, atol=1e-4)
 
 
+def test_a_float_walk_that_was_stopped_is_no_reference(case, tmp_path, monkeypatch):
+    """It goes on from its block: hidden states half way through the model are not what the head reads."""
+    monkeypatch.setattr(block_search, "_SAVE_SECONDS", 0.0)
+    texts, recipe = texts_of(3, seed=3), make_recipe(case.spec, precision="fp32", alpha="off")
+    visit = BlockSearch._visit
+
+    class KilledError(Exception):
+        pass
+
+    def stopping(self, index):
+        if index == 1:
+            raise KilledError
+        visit(self, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BlockSearch, "_visit", stopping)
+        with pytest.raises(KilledError):
+            float_logits(FloatBlocks(case.checkpoint), recipe, texts, tmp_path, silent)
+    assert (tmp_path / "walk.safetensors").is_file()
+    read = float_logits(FloatBlocks(case.checkpoint), recipe, texts, tmp_path, silent)
+    with torch.no_grad():
+        expected = case.model(torch.tensor([texts[0].tokens])).logits[0].numpy()
+    # Sums in another order.
+    np.testing.assert_allclose(np.concatenate(list(read(texts[0].tokens))), expected, atol=1e-4)
+
+
 def test_only_one_block_has_weights(case):
     blocks = FloatBlocks(case.checkpoint)
     layers = blocks.model.model.layers
