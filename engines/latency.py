@@ -14,9 +14,10 @@ from engines.session import Session, fill_randomly
 
 CURVE_WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16)
 CURVE_LENGTH = 256
+# Rounds before those that count.
+WARM_UP = 2
 
 _FILLED_AT_ONCE = 64
-_WARM_UP = 2
 
 # Cached length → width → milliseconds.
 LatencySurface = dict[int, dict[int, float]]
@@ -124,7 +125,7 @@ def _time_passes(
     up count from below zero.
     """
     times: list[PassTimes] = [{width: [] for width in widths} for _ in sessions]
-    made = -_WARM_UP
+    made = -WARM_UP
     while goes_on(made, times):
         for width in widths:
             for session, taken in zip(sessions, times, strict=True):

@@ -9,7 +9,7 @@ from engines.onnxruntime.files import NAME, onnxruntime_files
 from engines.onnxruntime.graphs import Graphs
 from engines.onnxruntime.kernels import choose_kernels
 from engines.onnxruntime.load_options import OnnxRuntimeOptions
-from engines.onnxruntime.probing import mend, probe_graphs, runs_stock_integers, this_machine
+from engines.onnxruntime.probing import mend, mends_quickly, probe_graphs, runs_stock_integers, this_machine
 from engines.onnxruntime.threads import shared_threads
 from engines.probes.driver import brief_plan
 from engines.record import MachineRecord, keep_record, read_record
@@ -84,6 +84,11 @@ def _record(directory: EngineDirectory, machine: Machine, threads: int, graphs: 
     if known is not None and not _is_noisy(known):
         return known
     contract = directory.manifest.contract
+    if known is not None and not mends_quickly(known):
+        _log.info(
+            "%s has latencies of a busy machine (%s), and its passes are long: kept", directory.path, known.cost_noise
+        )
+        return known
     if known is not None:
         _log.info("%s has latencies of a busy machine (%s): measuring them again", directory.path, known.cost_noise)
         record = mend(known, graphs, contract, threads=threads)

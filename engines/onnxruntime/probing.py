@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.contract import Contract
-from engines.latency import Latency, better, measure_latency
+from engines.latency import WARM_UP, Latency, better, measure_latency
 from engines.machine import Machine, cpu_machine
 from engines.onnxruntime.graphs import Graphs
 from engines.onnxruntime.kernels import STOCK
@@ -19,8 +19,9 @@ from engines.probes.integer_check import INPUT, OUTPUT, integers_are_exact
 from engines.record import MachineRecord
 from quasar.errors import EngineError
 
-# Limits of a second latency measurement at load, where somebody waits.
-_MEND_ROUNDS, _MEND_SECONDS = 4, 1.5
+# Limits of a second latency measurement at load, where somebody waits: rounds, seconds for each cached length, and
+# seconds that the rounds may take by the latencies known until then.
+_MEND_ROUNDS, _MEND_SECONDS, _MEND_LIMIT = 4, 1.5, 20.0
 
 
 def this_machine(threads: int, kernels: str = STOCK) -> Machine:
@@ -91,6 +92,12 @@ def probe_graphs(
     cut_down = graphs.open_probe(contract, threads=threads, exact_integers=exact)
     whole = graphs.open(contract, threads=threads, exact_integers=exact)
     return run_probes(whole, machine, plan, cut_down=cut_down, exact_integers=exact, on_step=on_step)
+
+
+def mends_quickly(record: MachineRecord) -> bool:
+    """Whether `mend` takes seconds, not the minutes that the passes of an 8B model add up to."""
+    round_ms = sum(sum(by_width.values()) for by_width in record.cost_surface_ms.values())
+    return (WARM_UP + _MEND_ROUNDS) * round_ms <= 1e3 * _MEND_LIMIT
 
 
 def mend(record: MachineRecord, graphs: Graphs, contract: Contract, *, threads: int = 0) -> MachineRecord:

@@ -167,6 +167,15 @@ def test_quiet_latencies_are_not_measured_again(built_noisily, monkeypatch, nois
     assert again.record.cost_surface_ms == slow
 
 
+def test_passes_of_a_second_are_not_timed_again_at_load(built_noisily, monkeypatch):
+    directory, _ = built_noisily
+    found_at_load(monkeypatch, [])
+    slow = {16: {1: 500.0, 8: 900.0}, 4096: {1: 900.0, 8: 1500.0}}
+    record = replace(directory.manifest.record, cost_surface_ms=slow)
+    again = loading.load_opened(replace(directory, manifest=replace(directory.manifest, record=record)))
+    assert again.record == record
+
+
 def test_a_look_at_load_leaves_the_session_s_cache_alone(built_noisily):
     directory, _ = built_noisily
     loaded = loading.load_opened(directory)
