@@ -26,6 +26,21 @@ class SessionMemory:
     buffers: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Positions:
+    """The positions of one sequence that a pass feeds.
+
+    `tokens` int64 [T] take the places of `slot` from `cache_length` on. `parents` int64 [T] (engines.tree) makes them a
+    tree. The target's token is wanted after each of the last `num_logits`.
+    """
+
+    tokens: Int64
+    cache_length: int
+    num_logits: int
+    slot: int = 0
+    parents: Int64 | None = None
+
+
 def rows_of(out: Float32, count: int, columns: int) -> Float32:
     """The first `count` rows of a buffer for logits; raises `ValueError` unless a session can write them in place."""
     if out.dtype != np.float32 or out.shape[1:] != (columns,) or len(out) < count or not out.flags.c_contiguous:

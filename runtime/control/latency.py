@@ -2,7 +2,7 @@
 
 import math
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,8 @@ _SURFACE_WEIGHT = 8.0
 # A pass that took so many times what was expected was interrupted: it counts as this much. No latency falls below so
 # much of what was recorded.
 _MOST_RATIO, _LEAST_RATIO = 2.0, 0.1
+# Passes that the correction of shared ones remembers.
+_SHARED_MEMORY = 20.0
 # Rounds between two corrections.
 _CORRECTED_EVERY = 32
 
@@ -38,6 +40,11 @@ class LatencyModel:
         self._prior = [_SURFACE_WEIGHT * sum(part) / 2 for part in zip(*map(_terms, (1, min(widest, 8))), strict=True)]
         self._sums = [0.0] * 5
         self._correction = [1.0] * widest
+        self._widest = widest
+        few = min(4, widest - 1)
+        self._slope = float(self._surface[0][-1] - self._surface[0][-1 - few]) / max(1, few)
+        # Seen / expected of passes that sequences share, beside the correction of others.
+        self._shared = 1.0
         self._corrections = 0
         # Step of cached length → seconds by width: as recorded, and corrected.
         self._recorded: dict[int, list[float]] = {}
@@ -64,6 +71,55 @@ class LatencyModel:
         if self._corrections % _CORRECTED_EVERY == 0:
             self._correction = self._line()
             self._known.clear()
+
+    def of_pass(self, parts: Sequence[tuple[int, int]], *, most: int) -> "Latencies":
+        """Latencies of a pass that sequences share, by the number of drafts beyond what they feed anyway.
+
+        The linears' time goes by the positions of all; what attention to a sequence's own cache takes is added.
+
+        Args:
+            parts: cached length and width of each sequence.
+            most: further drafts, at most.
+        """
+        total = sum(width for _, width in parts)
+        attention = sum(self._attention(cached, width) for cached, width in parts)
+        each = attention / total if total else 0.0
+        factor = self._correction_at(total) * self._shared
+        return Latencies(
+            [factor * (self._linears(total + count) + attention + each * count) for count in range(most + 1)]
+        )
+
+    def correct_pass(self, parts: Sequence[tuple[int, int]], seconds: float) -> None:
+        """A pass that sequences shared took so long."""
+        expected = self.of_pass(parts, most=0).seconds[0]
+        ratio = min(max(seconds / expected, _LEAST_RATIO), _MOST_RATIO)
+        self._shared *= 1 + (ratio - 1) / _SHARED_MEMORY
+
+    def positions_within(self, seconds: float) -> int:
+        """How many positions a pass may hold to take so long, little of it for attention; 0 or more."""
+        first, last = self._linears(1), self._linears(self._widest)
+        per_position = (last - first) / max(1, self._widest - 1)
+        return 0 if seconds <= first else int((seconds - first) / max(per_position, 1e-9)) + 1
+
+    def _linears(self, width: int) -> float:
+        """Recorded seconds of a pass of this width after the fewest cached positions."""
+        curve = self._surface[0]
+        if width <= len(curve):
+            return float(curve[width - 1])
+        # Beyond what was recorded, each position takes as long as the last ones did.
+        return float(curve[-1] + self._slope * (width - len(curve)))
+
+    def _attention(self, cached: int, width: int) -> float:
+        """Recorded seconds that a sequence's cached positions add to a pass."""
+        width = min(width, self._widest)
+        step = cached // _LENGTH_STEP
+        recorded = self._recorded.get(step)
+        if recorded is None:
+            recorded = self._recorded[step] = self._interpolated(step * _LENGTH_STEP + _LENGTH_STEP // 2)
+        return max(0.0, recorded[width - 1] - self._linears(width))
+
+    def _correction_at(self, width: int) -> float:
+        return self._correction[min(width, self._widest) - 1]
 
     def _interpolated(self, cache_length: int) -> list[float]:
         if len(self._lengths) == 1:
