@@ -23,6 +23,7 @@ from runtime.conversation import Conversation
 from runtime.events import Event, Generation, gather, gather_all
 from runtime.generation_options import GenerationOptions, Signal
 from runtime.loop import Round
+from runtime.metrics import Metrics
 from runtime.option_keywords import OptionsDict, cancel_of, make_options, takes_options
 from runtime.prompt_ids import Prompt, Prompts, encode_prompt
 from runtime.refusals import ENGINE_CLOSED
@@ -294,6 +295,10 @@ class Engine:
             swapped_out=resources.scheduler.swapped_out_bytes(),
             drafters=resources.draft_engines.nbytes,
         )
+
+    def metrics(self) -> Metrics:
+        """What the scheduler does and has done: requests that run and wait, sequences per pass, use of the cache."""
+        return self._open().scheduler.metrics()
 
     def _start(self, prompt: Prompt, options: OptionsDict, *, most_unread: int | None) -> Iterator[Event]:
         resources, checked = self._open(), self._options(options)

@@ -250,8 +250,7 @@ class GenerationOptions:
     priority: int = option(
         0,
         "lower ones go first where requests wait for each other.",
-        must(lambda value: is_integer(value), "an integer was expected"),
-        Flag(int, "N", "Lower ones go first."),
+        must(is_integer, "an integer was expected"),
     )
     cache_salt: str | None = option(
         None,

@@ -26,6 +26,7 @@ from runtime.control.candidates import JointSelection, Prepared, select_jointly
 from runtime.control.controller import Knowledge
 from runtime.kv_cache import PREFIX_STEP, KVCache
 from runtime.loop import Round
+from runtime.metrics import Metrics, Tally
 from runtime.refusals import CLOSED, ENGINE_CLOSED, GENERATING
 from runtime.segment import NO_PROPOSAL, Proposal, Segment
 from runtime.slots import ScheduledSequence, Slots
@@ -71,6 +72,7 @@ class Scheduler:
         self._most_sequences = session.max_sequences if self._shares else 1
         self._most_positions = min(session.max_positions, max_batch_tokens or session.max_positions)
         self._stall_seconds, self._queue_limit = stall_seconds, queue_limit
+        self._num_slots = session.num_slots
         self._slots = Slots(session)
         self._process = os.getpid()
         self._changed = threading.Condition()
@@ -81,7 +83,8 @@ class Scheduler:
         self._closed = False
         self._active: list[ActiveRequest] = []
         self._released: list[ScheduledSequence] = []
-        self._arrivals = self._passes = 0
+        self._arrivals = 0
+        self._tally = Tally()
         self._sequences: weakref.WeakSet[ScheduledSequence] = weakref.WeakSet()
         self._at_exit = False
 
@@ -105,6 +108,31 @@ class Scheduler:
         with self._changed:
             swapped_out = [sequence.swapped_out for sequence in self._sequences]
         return sum(positions.nbytes for positions in swapped_out if positions is not None)
+
+    def metrics(self) -> Metrics:
+        """How things stand, and what was done since the load."""
+        with self._changed:
+            tally, going = self._tally, [one for one in self._active if one.goes_on]
+            owners = self._slots.owners
+            contract = self._verifier.contract
+            return Metrics(
+                running=sum(one.started for one in going),
+                waiting=sum(not one.started for one in going),
+                swapped_out=sum(one.swapped_out is not None for one in self._sequences),
+                slots=self._num_slots,
+                slots_used=len(owners),
+                positions=self._num_slots * contract.max_length,
+                positions_used=sum(one.cache.length for one in owners),
+                passes=tally.passes,
+                sequences_per_pass=dict(tally.sequences_per_pass),
+                prompt_tokens=tally.prompt_tokens,
+                drafted_tokens=tally.drafted_tokens,
+                accepted_tokens=tally.accepted_tokens,
+                emitted_tokens=tally.emitted_tokens,
+                reused_tokens=tally.reused_tokens,
+                pass_seconds=tally.pass_seconds,
+                host_seconds=tally.host_seconds,
+            )
 
     def begin(self, sequence: ScheduledSequence) -> None:
         """A generation of the sequence is to come; raises `GenerationError` if it has one already."""
@@ -289,15 +317,15 @@ class Scheduler:
                 self._changed.notify_all()
         if not chosen:
             return len(going) < len(batch)
-        start = time.perf_counter()
-        self._passes += 1
+        start, before = time.perf_counter(), self._tally.pass_seconds
         for request in chosen:
-            request.last_pass = self._passes
+            request.last_pass = self._tally.passes + 1
             request.joins(start)
         fed = self._segments(chosen)
         if fed:
             self._verify(fed)
         now = time.perf_counter()
+        self._tally.host_seconds += now - start - (self._tally.pass_seconds - before)
         for request in chosen:
             request.leaves(now)
             if not request.goes_on and not request.scheduled.outlives:
@@ -366,6 +394,7 @@ class Scheduler:
             if size != 0:
                 with _own_error(request):
                     fed.append((request, request.decoding.sequence.next_pass(most=size)))
+        self._tally.prompt_tokens += sum(len(segment.tokens) for _, segment in fed)
         room -= sum(len(segment.tokens) for _, segment in fed)
         proposals = self._proposals(decoding, [segment for _, segment in fed], room)
         for request, proposal in zip(decoding, proposals, strict=True):
@@ -461,6 +490,7 @@ class Scheduler:
                     self._verify([one])
             return
         seconds = time.perf_counter() - start
+        self._tally.count_pass(len(fed), seconds)
         if len(fed) > 1 and self._knowledge is not None:
             self._knowledge().latency.correct_pass(
                 [(segment.cache_length, len(segment.tokens)) for _, segment in fed], seconds
@@ -474,6 +504,7 @@ class Scheduler:
         with self._changed:
             for request, step in steps:
                 request.give(step)
+                self._tally.count_round(step)
 
     def _forget_released(self) -> None:
         for sequence in self._released:

@@ -104,6 +104,11 @@ class Slots:
             sequence.swapped_out = None
         return True
 
+    @property
+    def owners(self) -> list[ScheduledSequence]:
+        """The sequences that have a slot."""
+        return [slot.owner for slot in self._slots if slot.owner is not None]
+
     def release(self, sequence: ScheduledSequence) -> None:
         """The sequence is needed no more; what it leaves in its slot may serve others."""
         self.leave(sequence)
