@@ -110,8 +110,8 @@ class Session(Protocol):
         """Free the session's memory."""
 
 
-def fill_randomly(session: Session, random: np.random.Generator, first: int, count: int) -> None:
-    """Overwrite `count` cache positions from `first` on with normally distributed values."""
+def fill_randomly(session: Session, random: np.random.Generator, first: int, count: int, *, slot: int = 0) -> None:
+    """Overwrite `count` cache positions of a slot from `first` on with normally distributed values."""
     like = session.read_rows(first, first + 1)
     values = random.standard_normal((*like.shape[:-2], count, like.shape[-1]), np.float32)
-    session.write_rows(first, from_float32(values, like.dtype))
+    session.write_rows(first, from_float32(values, like.dtype), slot=slot)

@@ -68,7 +68,7 @@ class Scheduler:
         session = verifier.session
         self._verifier, self._exact, self._knowledge = verifier, exact, knowledge
         # Where a prompt's bits depend on where it is cut, or plain decoding is padded, sequences do not share passes.
-        self._shares = session.max_sequences > 1 and exact.prefill and exact.chain == 1
+        self._shares = session.max_sequences > 1 and exact.batch and exact.prefill and exact.chain == 1
         self._most_sequences = session.max_sequences if self._shares else 1
         self._most_positions = min(session.max_positions, max_batch_tokens or session.max_positions)
         self._stall_seconds, self._queue_limit = stall_seconds, queue_limit

@@ -41,8 +41,12 @@ class LatencyModel:
         self._sums = [0.0] * 5
         self._correction = [1.0] * widest
         self._widest = widest
-        few = min(4, widest - 1)
-        self._slope = float(self._surface[0][-1] - self._surface[0][-1 - few]) / max(1, few)
+        # After the fewest cached positions, wider passes are known as well, and their slope goes on.
+        shortest = surface_ms[self._lengths[0]]
+        known = max(widest, *shortest)
+        self._wide = _curve(shortest, np.arange(1, known + 1)) / 1e3
+        few = min(known // 2, known - 1)
+        self._slope = float(self._wide[-1] - self._wide[-1 - few]) / max(1, few)
         # Seen / expected of passes that sequences share, beside the correction of others.
         self._shared = 1.0
         self._corrections = 0
@@ -97,13 +101,14 @@ class LatencyModel:
 
     def positions_within(self, seconds: float) -> int:
         """How many positions a pass may hold to take so long, little of it for attention; 0 or more."""
-        first, last = self._linears(1), self._linears(self._widest)
-        per_position = (last - first) / max(1, self._widest - 1)
-        return 0 if seconds <= first else int((seconds - first) / max(per_position, 1e-9)) + 1
+        known = len(self._wide)
+        if seconds < self._wide[-1]:
+            return int(np.searchsorted(self._wide, seconds, side="right"))
+        return known + int((seconds - self._wide[-1]) / max(self._slope, 1e-9))
 
     def _linears(self, width: int) -> float:
         """Recorded seconds of a pass of this width after the fewest cached positions."""
-        curve = self._surface[0]
+        curve = self._wide
         if width <= len(curve):
             return float(curve[width - 1])
         # Beyond what was recorded, each position takes as long as the last ones did.

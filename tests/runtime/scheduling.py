@@ -16,7 +16,7 @@ from runtime.stopping import StopRules
 from runtime.testing import TableSession, run_loop
 from runtime.verifier import Verifier
 
-EXACT = RowInvariance(chain=1, widest=32, tree=True, prefill=True)
+EXACT = RowInvariance(chain=1, widest=32, tree=True, prefill=True, batch=True)
 KINDS = 7
 
 

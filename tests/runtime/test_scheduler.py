@@ -130,7 +130,7 @@ class TestPasses:
         assert order.count(0) == 5
 
     def test_a_lower_priority_number_goes_first_and_takes_a_slot(self):
-        service = Service(slots=1, exact=RowInvariance(chain=1, widest=32, prefill=True))
+        service = Service(slots=1)
         slow = service.start([1], 30, priority=5, most_unread=None)
         first = service.scheduler.take(slow)
         assert service.answer([2, 3], 10, priority=0) == answer_alone([2, 3], 10)
@@ -156,11 +156,12 @@ class TestPasses:
     @pytest.mark.parametrize(
         "exact",
         [
-            RowInvariance(chain=1, widest=32),
-            RowInvariance(chain=4, widest=32, prefill=True),
+            RowInvariance(chain=1, widest=32, batch=True),
+            RowInvariance(chain=4, widest=32, prefill=True, batch=True),
+            RowInvariance(chain=1, widest=32, prefill=True),
             RowInvariance(chain=None, widest=1),
         ],
-        ids=["prompts depend on where they are cut", "plain decoding is padded", "no width is exact"],
+        ids=["prompts depend on where they are cut", "plain decoding is padded", "not exact", "no width is exact"],
     )
     def test_kernels_that_are_not_exact_run_one_sequence_a_pass(self, exact):
         service = Service(slots=3, exact=exact)
