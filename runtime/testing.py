@@ -6,9 +6,11 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.batches import only_sequence
+from engines.cache_rows import check_slot
 from engines.contract import Contract
 from engines.probes.row_invariance import RowInvariance
-from engines.session import Session, SessionMemory
+from engines.session import Positions, Session, SessionMemory
 from runtime.control.control import Control, NoControl
 from runtime.control.fixed import FixedControl
 from runtime.drafters import Drafter
@@ -59,13 +61,12 @@ class TableSession:
             top_k=top_k,
         )
         self.num_layers, self.takes_trees = 1, True
-        self.max_logits_rows = max(self.contract.max_width, prefill_chunk)
+        self.max_logits_rows = self.max_positions = max(self.contract.max_width, prefill_chunk)
+        self.num_slots = self.max_sequences = 1
         self._next_token, self._next_logits = next_token, next_logits
         self._cached = np.full(self.contract.capacity, -1, np.int64)
         self._top: Int64 | None = np.empty((0, top_k), np.int64) if top_k else None
         self.calls: list[tuple[int, tuple[int, ...]]] = []
-        self.num_layers, self.takes_trees = 1, True
-        self.max_logits_rows = max(self.contract.max_width, prefill_chunk)
 
     @property
     def top_tokens(self) -> Int64 | None:
@@ -102,17 +103,35 @@ class TableSession:
         out[: len(rows)] = rows
         return out[: len(rows)]
 
-    def read_rows(self, first: int, end: int, layers: abc.Sequence[int] | None = None) -> Float32:  # noqa: ARG002
+    def run_batch(self, batch: abc.Sequence[Positions], *, logits: Float32 | None = None) -> Int64:
+        """The target's tokens after the wanted positions of one sequence: int64 [num_logits]; it has one slot."""
+        one = only_sequence(batch)
+        if logits is None:
+            return self.run(one.tokens, one.cache_length, one.num_logits, one.parents)
+        rows = self.run_logits(one.tokens, one.cache_length, one.num_logits, one.parents, out=logits)
+        return np.asarray(rows.argmax(axis=-1), np.int64)
+
+    def read_rows(
+        self,
+        first: int,
+        end: int,
+        layers: abc.Sequence[int] | None = None,  # noqa: ARG002 - it has one
+        *,
+        slot: int = 0,
+    ) -> Float32:
         """A copy of cached positions: float32 [1, 1, 1, positions, 1], the tokens."""
+        check_slot(slot, 1)
         positions: Float32 = self._cached[first:end].astype(np.float32).reshape(1, 1, 1, -1, 1)
         return positions
 
-    def write_rows(self, first: int, rows: Float32) -> None:
+    def write_rows(self, first: int, rows: Float32, *, slot: int = 0) -> None:
         """Overwrite cached positions."""
+        check_slot(slot, 1)
         self._cached[first : first + rows.size] = rows.reshape(-1).astype(np.int64)
 
-    def compact(self, cache_length: int, path: abc.Sequence[int] | Int64) -> None:
+    def compact(self, cache_length: int, path: abc.Sequence[int] | Int64, *, slot: int = 0) -> None:
         """Move the new positions of an accepted tree path to the front."""
+        check_slot(slot, 1)
         places = np.asarray(path, np.int64)
         self._cached[cache_length : cache_length + len(places)] = self._cached[cache_length + places]
 
