@@ -93,7 +93,8 @@ def measure_latency(
         agreed = agreed and _agree(runs)
         on_length()
     if session.max_sequences > 1:
-        wide = [width for width in SHARED_WIDTHS if max(widths) < width <= session.max_logits_rows]
+        most = min(session.max_logits_rows, session.contract.max_length - lengths[0])
+        wide = [width for width in SHARED_WIDTHS if max(widths) < width <= most]
         (runs,) = _time_passes([session], _tokens([session], wide), lengths[0], wide, _few_rounds, clock)
         surface[lengths[0]].update({width: round(1e3 * min(times), 3) for width, times in runs.items()})
     noise = Noise(agreed=agreed, spread=round(median(spreads), 3), waited=waited_share(before, threads()))

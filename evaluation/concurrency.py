@@ -127,8 +127,9 @@ def bench_together(
     `itl_ms` (to the first token of a request, and from one token to the next; tokens of one event come at equal
     distances) with `p50` and `p95`, and `sequences_per_pass` and `acceptance_length`, means.
     """
-    for options in arms.values():
-        engine.generate(prompts[0].messages, max_new_tokens=8, ignore_eos=True, **options)
+    for given in arms.values():
+        warm = cast("OptionsDict", {**given, "max_new_tokens": 8, "ignore_eos": True})
+        engine.generate(prompts[0].messages, **warm)
     runs: dict[tuple[int, str], list[_Run]] = {}
     for turn in range(rounds):
         order = [(number, arm) for number in concurrencies for arm in arms]
