@@ -114,7 +114,11 @@ class RaggedInputs:
         np.add(self._count[:num_logits], before, out=self._rows.array[:num_logits])
         mask = self._no_mask
         if any(one.parents is not None for one in batch):
-            mask = self._ort.OrtValue.ortvalue_from_numpy(self._place_trees(batch, positions, starts.tolist()))
+            depth, values = self._trees(batch, widths)
+            is_tree = np.array([one.parents is not None for one in batch])
+            places = np.repeat(lengths[is_tree], np.array(widths)[is_tree])
+            positions[np.repeat(is_tree, widths)] = np.add(places, depth, out=places)
+            mask = self._ort.OrtValue.ortvalue_from_numpy(values)
         binding.bind_ortvalue_input(names.INPUT_IDS, self._ids.value(rows))
         binding.bind_ortvalue_input(names.POSITION_IDS, self._positions.value(rows))
         binding.bind_ortvalue_input(names.CACHE_LENGTHS, self._lengths.value(count))
@@ -123,21 +127,21 @@ class RaggedInputs:
         binding.bind_ortvalue_input(names.LOGITS_ROWS, self._rows.value(num_logits))
         binding.bind_ortvalue_input(names.TREE_MASK, mask)
 
-    def _place_trees(self, batch: Sequence[Positions], positions: Int64, starts: list[int]) -> NDArray[np.bool_]:
-        """Give the positions of trees their places, and return the mask of all sequences: bool [ΣT²]."""
-        widths = [len(one.tokens) for one in batch]
+    def _trees(self, batch: Sequence[Positions], widths: list[int]) -> tuple[Int64, NDArray[np.bool_]]:
+        """The depths of all trees' tokens, and the mask of all sequences: bool [ΣT²]."""
         trees = [(one.parents, width) for one, width in zip(batch, widths, strict=True) if one.parents is not None]
         depth, packed = pack_trees(trees, self._contract)
+        if len(trees) == len(batch):
+            return depth, packed
         parts: list[NDArray[np.bool_]] = []
-        token = value = 0
-        for one, start, width in zip(batch, starts[:-1], widths, strict=True):
+        first = 0
+        for one, width in zip(batch, widths, strict=True):
             if one.parents is None:
                 parts.append(self._chain(width))
-                continue
-            np.add(depth[token : token + width], one.cache_length, out=positions[start : start + width])
-            parts.append(packed[value : value + width * width])
-            token, value = token + width, value + width * width
-        return np.concatenate(parts)
+            else:
+                parts.append(packed[first : first + width * width])
+                first += width * width
+        return depth, np.concatenate(parts)
 
     def _chain(self, width: int) -> NDArray[np.bool_]:
         return self._chains[width] if width < len(self._chains) else np.tri(width, dtype=np.bool_).reshape(-1)
