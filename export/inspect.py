@@ -245,7 +245,8 @@ def _invariance(found: RowInvariance) -> str:
     if found.chain is None:
         return "none: speculation is refused on this machine"
     crossing = f", not across {len(found.boundaries)} totals" if found.boundaries else ""
-    more = f"{', trees exact' if found.tree else ''}{', prefill exact' if found.prefill else ''}"
+    exact = {"trees": found.tree, "prefill": found.prefill, "batches": found.batch}
+    more = "".join(f", {name} exact" for name, holds in exact.items() if holds)
     return f"chains exact at widths {found.chain} to {found.widest}{crossing}{more}"
 
 
