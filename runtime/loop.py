@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from runtime.control.candidates import Prepared
-from runtime.control.control import Control
+from runtime.control.control import Control, NoControl
 from runtime.sampling.logprobs import TokenLogprob
 from runtime.segment import NO_PROPOSAL, Outcome, Proposal, Segment, Targets
 from runtime.sequence import Sequence
@@ -52,6 +52,8 @@ class Decoding:
         """`interrupted`: asked before every pass; a reason ends the sequence, and stays."""
         self.sequence, self.control, self.interrupted = sequence, control, interrupted
         self._verifier = verifier
+        # Plain decoding: nobody has to be asked, or told.
+        self._plain = type(control) is NoControl
         self._prompt = sequence.tokens
         # Its first pass is under way; the first token is there.
         self.begun = self.answered = False
@@ -77,7 +79,7 @@ class Decoding:
 
     def propose(self) -> Proposal:
         """The control's drafts for the next round; none for a prompt."""
-        if self.sequence.prompt_left:
+        if self._plain or self.sequence.prompt_left:
             return NO_PROPOSAL
         start = time.perf_counter()
         proposal = self.control.propose(self.sequence.tokens, self.sequence.most_drafts, self.sequence.cache_length)
@@ -86,6 +88,8 @@ class Decoding:
 
     def prepare(self) -> Proposal | Prepared:
         """As `propose`, for a pass that other sequences share: what a controller may choose from is left open."""
+        if self._plain:
+            return NO_PROPOSAL
         sequence, start = self.sequence, time.perf_counter()
         prepared = self.control.prepare(sequence.tokens, sequence.most_drafts, sequence.cache_length)
         self._draft_seconds += time.perf_counter() - start
@@ -99,14 +103,16 @@ class Decoding:
             alone: whether it held no other sequence: then it tells what a pass of this width takes.
         """
         start = time.perf_counter()
-        outcome = self.sequence.absorb(segment, targets)
+        outcome = self.sequence.absorb(segment, targets, tells=not self._plain)
         self._verifier.keep_path(segment, outcome.path)
         seconds += time.perf_counter() - start
         self._seconds += seconds
         if not len(outcome.tokens):
             return None
-        if self.answered:
-            self.control.learn(replace(outcome, seconds=seconds if alone else 0.0))
+        if self._plain:
+            self.answered = True
+        elif self.answered:
+            self.control.learn(replace(outcome, seconds=seconds) if alone else outcome)
         else:
             self.answered = True
             self.control.begin(self._prompt, int(outcome.tokens[0]), outcome.successors)

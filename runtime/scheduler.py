@@ -461,7 +461,7 @@ class Scheduler:
             shape += [
                 (request.decoding.sequence.cache_length, width) for request, width in zip(decoding, widths, strict=True)
             ]
-            drafts = max(0, min(room - sum(widths) + len(widths), sum(part.most for part in parts)))
+            drafts = max(0, min(room - sum(widths) + len(widths), sum(len(part.candidates.tokens) for part in parts)))
             others = len(decoding) - len(parts) + len(fed)
             selection = select_jointly(parts, self._knowledge().latency.of_pass(shape, most=drafts), others=others)
         proposals: list[Proposal] = []
@@ -529,16 +529,21 @@ class Scheduler:
             )
 
 
-@contextmanager
-def _own_error(request: ActiveRequest) -> Iterator[None]:
+class _own_error:  # noqa: N801 - a context manager, used as a function
     """What a request's own code raises is its consumer's; an interrupt of the whole thread is raised here as well."""
-    try:
-        yield
-    except Exception as error:
-        request.error = error
-    except BaseException as error:
-        request.error = error
-        raise
+
+    __slots__ = ("_request",)
+
+    def __init__(self, request: ActiveRequest) -> None:
+        self._request = request
+
+    def __enter__(self) -> None:
+        """Nothing to prepare."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        if error is not None:
+            self._request.error = error
+        return error is None or isinstance(error, Exception)
 
 
 def _close_at_exit(scheduler: "weakref.ref[Scheduler]") -> None:

@@ -145,8 +145,10 @@ class Sequence:
             slot=self._cache.slot,
         )
 
-    def absorb(self, segment: Segment, targets: Targets) -> Outcome:
+    def absorb(self, segment: Segment, targets: Targets, *, tells: bool = True) -> Outcome:
         """Accept the drafts that the target chose, commit their cache positions, and emit tokens.
+
+        `tells`: somebody wants to know what was likely after each token (`Outcome.seen`).
 
         A chunk before the prompt's last emits nothing. The path of a tree is still to be moved in the session's cache
         (`Verifier.keep_path`).
@@ -175,7 +177,7 @@ class Sequence:
         if not prompt:
             # The pending token and the drafts before the last token, which has no cache position yet.
             self._cache.commit(segment.tokens[list(path)])
-        seen, successors = seen_tokens(segment, targets.successors, path)
+        seen, successors = seen_tokens(segment, targets.successors, path) if tells else (None, None)
         return Outcome(
             segment=segment,
             tokens=self._tokens[first : self._length].copy(),

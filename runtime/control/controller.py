@@ -24,6 +24,8 @@ _LEAST_REACH = 8
 # round in which it was not asked: what was slow once is tried again, as what was wrong once is. After so many such
 # rounds the newest one counts alone.
 _NEWEST, _FORGOTTEN, _LONG_UNASKED = 0.1, 0.002, 32
+# After so many shared passes without a draft, drafters are asked once in so many.
+_PATIENT = 8
 
 
 class Knowledge:
@@ -72,6 +74,8 @@ class Controller:
         self._unasked = dict.fromkeys(self._slow_names, 0)
         # The slow drafter that was asked, by place, for how many tokens, and what it said.
         self._asked: tuple[int, int, Candidates] | None = None
+        # Shared passes since drafts of this sequence were verified.
+        self._passes_unused = 0
         # How many tokens the fast drafters are asked for.
         self._reach = _LEAST_REACH
 
@@ -96,7 +100,11 @@ class Controller:
     def prepare(self, context: Int64, most: int, cache_length: int) -> Prepared | None:  # noqa: ARG002 - the form of `Control`
         """As `Control`: what the fast drafters propose. A slow one would hold up all sequences of the pass."""
         most = min(most, self._most)
-        candidates = self._ask(context, most)
+        # Drafters that brought nothing to the latest passes are asked in a few of them: sixteen sequences' drafts take
+        # as long to make as a part of a small model's pass.
+        asks = self._passes_unused < _PATIENT or self._passes_unused % _PATIENT == 0
+        self._passes_unused += 1
+        candidates = self._ask(context, most if asks else 0)
         return Prepared(
             candidates=merge([]) if candidates is None else candidates,
             probability=self._probability,
@@ -107,6 +115,8 @@ class Controller:
     def settle(self, chosen: Sequence[int], *, tokens: float, seconds: float) -> Proposal:
         """As `Control`."""
         candidates = self._candidates
+        if chosen:
+            self._passes_unused = 0
         if candidates is None or not chosen:
             return Proposal(draft=NO_PROPOSAL.draft, expected_tokens=1.0, expected_seconds=seconds)
         used = dict.fromkeys(self._names[candidates.drafters[place]] for place in chosen)

@@ -18,6 +18,8 @@ _SURFACE_WEIGHT = 8.0
 _MOST_RATIO, _LEAST_RATIO = 2.0, 0.1
 # Passes that the correction of shared ones remembers.
 _SHARED_MEMORY = 20.0
+# Shapes of shared passes whose linears' time is kept.
+_MOST_KNOWN = 4096
 # Rounds between two corrections.
 _CORRECTED_EVERY = 32
 
@@ -47,6 +49,8 @@ class LatencyModel:
         self._wide = _curve(shortest, np.arange(1, known + 1)) / 1e3
         few = min(known // 2, known - 1)
         self._slope = float(self._wide[-1] - self._wide[-1 - few]) / max(1, few)
+        # (Positions, further ones at most) → seconds of the linears, and the fewest that each further one adds.
+        self._ahead: dict[tuple[int, int], tuple[Float64, Float64]] = {}
         # Seen / expected of passes that sequences share, beside the correction of others.
         self._shared = 1.0
         self._corrections = 0
@@ -89,9 +93,9 @@ class LatencyModel:
         attention = sum(self._attention(cached, width) for cached, width in parts)
         each = attention / total if total else 0.0
         factor = self._correction_at(total) * self._shared
-        return Latencies(
-            [factor * (self._linears(total + count) + attention + each * count) for count in range(most + 1)]
-        )
+        linears, ahead = self._linears_ahead(total, most)
+        seconds = factor * (linears + attention + each * np.arange(most + 1))
+        return Latencies(seconds.tolist(), (factor * (ahead + each)).tolist())
 
     def correct_pass(self, parts: Sequence[tuple[int, int]], seconds: float) -> None:
         """A pass that sequences shared took so long."""
@@ -105,6 +109,16 @@ class LatencyModel:
         if seconds < self._wide[-1]:
             return int(np.searchsorted(self._wide, seconds, side="right"))
         return known + int((seconds - self._wide[-1]) / max(self._slope, 1e-9))
+
+    def _linears_ahead(self, total: int, most: int) -> tuple[Float64, Float64]:
+        """Seconds of the linears of `total` positions and 0 to `most` more, and `Latencies.least_ahead` of them."""
+        known = self._ahead.get((total, most))
+        if known is None:
+            if len(self._ahead) > _MOST_KNOWN:
+                self._ahead.clear()
+            seconds = np.array([self._linears(total + count) for count in range(most + 1)])
+            known = self._ahead[total, most] = (seconds, _least_ahead(seconds))
+        return known
 
     def _linears(self, width: int) -> float:
         """Recorded seconds of a pass of this width after the fewest cached positions."""
@@ -153,15 +167,11 @@ class Latencies:
 
     __slots__ = ("_padded", "least_ahead", "seconds")
 
-    def __init__(self, seconds: list[float]) -> None:
+    def __init__(self, seconds: list[float], least_ahead: list[float] | None = None) -> None:
+        """`least_ahead`: where it is known already."""
         self.seconds = seconds
         self._padded: dict[int, Latencies] = {}
-        last = len(seconds)
-        self.least_ahead = [
-            min((seconds[more] - seconds[here]) / (more - here) for more in range(here + 1, last))
-            for here in range(last - 1)
-        ]
-        self.least_ahead.append(math.inf)
+        self.least_ahead = _least_ahead(np.array(seconds)).tolist() if least_ahead is None else least_ahead
 
     def padded(self, plain_width: int) -> "Latencies":
         """The same where narrower passes are made as wide as this."""
@@ -171,6 +181,16 @@ class Latencies:
             narrow = plain_width - 1
             self._padded[plain_width] = Latencies([self.seconds[narrow]] * narrow + self.seconds[narrow:])
         return self._padded[plain_width]
+
+
+def _least_ahead(seconds: Float64) -> Float64:
+    """Of each number of drafts, the fewest seconds that each of any number after it adds; after the last, infinity."""
+    count = np.arange(len(seconds))
+    steps = count[None] - count[:, None]
+    rises = np.full((len(seconds), len(seconds)), math.inf)
+    np.divide(seconds[None] - seconds[:, None], steps, out=rises, where=steps > 0)
+    least: Float64 = rises.min(axis=1)
+    return least
 
 
 def _terms(width: float, ratio: float = 1.0) -> tuple[float, float, float, float, float]:
