@@ -107,7 +107,7 @@ def shared_beginning(engine: runtime.Engine, shared: int) -> dict[str, Any]:
     warm: dict[int, tuple[int, ...]] = {}
 
     def ask(place: int) -> None:
-        answer = engine.generate(prompts[place], max_new_tokens=16, ignore_eos=True, cache_salt="one tenant")
+        answer = engine.generate(prompts[place], max_new_tokens=16, ignore_eos=True, cache_salt="shared")
         warm[place] = answer.token_ids
 
     threads = [threading.Thread(target=ask, args=(place,)) for place in range(REQUESTS)]

@@ -54,7 +54,7 @@ class ActiveRequest:
 
     @property
     def has_room(self) -> bool:
-        """Whether its reader is not too far behind."""
+        """Whether its reader has not left too many steps unread."""
         return self._most_unread is None or len(self.unread) < self._most_unread
 
     @property

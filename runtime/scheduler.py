@@ -2,7 +2,7 @@
 
 Sequences that are there at the same time share passes: each has a slot of the session's KV cache, and a pass holds
 chunks of prompts and decoding sequences with their drafts. Tokens do not depend on it: a position's bits come from its
-own path alone. Where the session takes one sequence a pass, they take turns.
+own path alone. Where the session takes one sequence a pass, each pass is of another.
 
 The thread that waits for a step makes the passes itself while nobody else waits; where several wait, a thread of the
 scheduler's own makes them, for as long as there is work.
@@ -411,7 +411,7 @@ class Scheduler:
             decoding.found(self._slots.copy_prefix(request.scheduled, decoding.sequence.tokens))
 
     def _follows(self, request: ActiveRequest, prompts: Sequence[ActiveRequest]) -> bool:
-        """Whether another prompt is being fed that begins as this one and is not behind it: it waits for its positions.
+        """Whether another prompt is being fed that begins as this one and is as far: this one waits for its positions.
 
         What the other one has by now is copied first.
         """

@@ -21,7 +21,7 @@ class ServiceLimits:
             the latencies known.
         queue_limit: requests that may wait for their first pass; None: any number.
         prefix_cache: whose positions may serve a request's prompt where it begins with the same tokens: "salted", those
-            of requests with the same `cache_salt`; "shared", those without a salt are one tenant, too; "off".
+            of requests with the same `cache_salt`; "shared", those without a salt serve each other, too; "off".
     """
 
     max_batch_tokens: int | None = None

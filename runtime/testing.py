@@ -6,6 +6,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.batches import only_sequence
+from engines.cache_rows import check_slot
 from engines.contract import Contract
 from engines.probes.row_invariance import RowInvariance
 from engines.session import Positions, Session, SessionMemory
@@ -82,6 +84,8 @@ class TableSession:
 
     def run_batch(self, batch: abc.Sequence[Positions], *, logits: Float32 | None = None) -> Int64:
         """Feed positions of sequences; the target's tokens after the wanted ones: int64 [M], and their `logits`."""
+        if self.num_slots == 1:
+            only_sequence(batch)
         self.passes.append([(one.cache_length, tuple(one.tokens.tolist())) for one in batch])
         contexts = [context for one in batch for context in self._feed(one)]
         if self._top is not None:
@@ -127,15 +131,18 @@ class TableSession:
         slot: int = 0,
     ) -> Float32:
         """A copy of cached positions: float32 [1, 1, 1, positions, 1], the tokens."""
+        check_slot(slot, self.num_slots)
         positions: Float32 = self._cached[slot, first:end].astype(np.float32).reshape(1, 1, 1, -1, 1)
         return positions
 
     def write_rows(self, first: int, rows: Float32, *, slot: int = 0) -> None:
         """Overwrite cached positions."""
+        check_slot(slot, self.num_slots)
         self._cached[slot, first : first + rows.size] = rows.reshape(-1).astype(np.int64)
 
     def compact(self, cache_length: int, path: abc.Sequence[int] | Int64, *, slot: int = 0) -> None:
         """Move the new positions of an accepted tree path to the front."""
+        check_slot(slot, self.num_slots)
         places = np.asarray(path, np.int64)
         self._cached[slot, cache_length : cache_length + len(places)] = self._cached[slot, cache_length + places]
 
