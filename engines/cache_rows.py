@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from plugins.kv_compact import kv_compact
+from quasar.errors import GenerationError
 
 Float32 = NDArray[np.float32]
 # Cache positions in the cache's own type.
 CacheRows = NDArray[Any]
-# Per layer keys and values, [1, G, S, D] each.
+# Per layer keys and values, [slots, G, S, D] each.
 HostCacheArrays = list[tuple[NDArray[Any], NDArray[Any]]]
 # The name of a cache's type in a contract or a plan → numpy's.
 CACHE_DTYPES: dict[str, np.dtype[Any]] = {
@@ -26,25 +27,37 @@ CACHE_DTYPES: dict[str, np.dtype[Any]] = {
 
 
 class HostCaches:
-    """The caches of a session in host memory: per layer keys and values [1, G, S, D]."""
+    """The caches of a session in host memory: per layer keys and values [slots, G, S, D]."""
 
     caches: HostCacheArrays
 
-    def read_rows(self, first: int, end: int, layers: Sequence[int] | None = None) -> CacheRows:
+    def read_rows(self, first: int, end: int, layers: Sequence[int] | None = None, *, slot: int = 0) -> CacheRows:
         """A copy of positions `first` to `end` of some layers, or of all."""
+        self._check_slot(slot)
         chosen = self.caches if layers is None else [self.caches[layer] for layer in layers]
-        return np.stack([np.stack([cache[0, :, first:end] for cache in pair]) for pair in chosen])
+        return np.stack([np.stack([cache[slot, :, first:end] for cache in pair]) for pair in chosen])
 
-    def compact(self, cache_length: int, path: Sequence[int] | NDArray[np.int64]) -> None:
+    def compact(self, cache_length: int, path: Sequence[int] | NDArray[np.int64], *, slot: int = 0) -> None:
         """Move the new positions of an accepted tree path, ascending indices of the last call, to the front."""
-        kv_compact((cache for pair in self.caches for cache in pair), cache_length, path)
+        self._check_slot(slot)
+        kv_compact((cache[slot] for pair in self.caches for cache in pair), cache_length, path)
 
-    def write_rows(self, first: int, rows: CacheRows) -> None:
+    def write_rows(self, first: int, rows: CacheRows, *, slot: int = 0) -> None:
         """Overwrite the positions from `first` on, of all layers; raises `ValueError` for another type."""
+        self._check_slot(slot)
         check_dtype(rows, self.caches[0][0].dtype)
         for pair, block in zip(self.caches, rows, strict=True):
             for cache, part in zip(pair, block, strict=True):
-                cache[0, :, first : first + part.shape[1]] = part
+                cache[slot, :, first : first + part.shape[1]] = part
+
+    def _check_slot(self, slot: int) -> None:
+        check_slot(slot, len(self.caches[0][0]))
+
+
+def check_slot(slot: int, num_slots: int) -> None:
+    """Raise `GenerationError` unless the cache has that slot."""
+    if not 0 <= slot < num_slots:
+        raise GenerationError(f"cache slot {slot} was named; 0 to {num_slots - 1} are there")
 
 
 def check_dtype(rows: CacheRows, dtype: DTypeLike) -> None:

@@ -1,17 +1,24 @@
 """The verifier's contract: tensor names, shapes and dtypes that every back end and the runtime agree on.
 
-| tensor | dtype [shape] | meaning |
-|---|---|---|
-| input_ids | int64 [B, T] | pending token and drafts, or a chunk of the prompt |
-| position_ids | int64 [B, T] | rotary positions |
-| cache_lengths | int64 [B] | committed positions; token t of this call is written at cache_lengths + t |
-| tree_mask | bool [B, T, T] | new token r sees new token c (ancestors and itself); only where the contract has it |
-| logits_rows | int64 [M] | the fed positions that reach the final norm and the LM head |
-| past_key_values.{i}.key / .value | float32 [B, G, S, D] | the cache, preallocated and bound once |
-| present.{i}.key / .value | the same buffer as past | updated in place |
-| next_tokens | int64 [B, M] | the target's token after each of those positions |
-| top_tokens | int64 [B, M, k] | its k likeliest ones, likeliest first, ties by lower id; where the contract has it |
-| logits | float32 [B, M, V] | only when asked for |
+| tensor | dtype [shape] | ragged form | meaning |
+|---|---|---|---|
+| input_ids | int64 [B, T] | [1, R] | pending token and drafts, or a chunk of the prompt |
+| position_ids | int64 [B, T] | [1, R] | rotary positions |
+| cache_lengths | int64 [B] | [B] | committed positions; token t of a sequence is written at cache_lengths + t |
+| tree_mask | bool [B, T, T] | [ΣT²] or [0] | new token r sees new token c (ancestors and itself) |
+| sequence_starts | | int64 [B + 1] | the first of each sequence's tokens, ascending from 0; then R |
+| cache_slots | | int64 [B] | distinct: which of the caches is a sequence's own |
+| logits_rows | int64 [M] | [M] | the fed positions that reach the final norm and the LM head |
+| past_key_values.{i}.key / .value | float32 [B, G, S, D] | [slots, G, S, D] | the caches, preallocated and bound once |
+| present.{i}.key / .value | the same buffer as past | as past | updated in place |
+| next_tokens | int64 [B, M] | [1, M] | the target's token after each of those positions |
+| top_tokens | int64 [B, M, k] | [1, M, k] | its k likeliest ones, likeliest first, ties by lower id |
+| logits | float32 [B, M, V] | [1, M, V] | only when asked for |
+
+The canonical form is that of the portable graph and of its lowerings to stock kernels and TensorRT, which run one
+sequence. Graphs of native kernels have the ragged form: the R positions of B sequences in one row, one sequence after
+the other. There `tree_mask` is each sequence's own [T, T] after the other's, or no value: every sequence is a chain.
+`tree_mask` of a canonical graph, and `top_tokens`, are only where the contract has them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,6 +32,8 @@ INPUT_IDS = "input_ids"
 POSITION_IDS = "position_ids"
 CACHE_LENGTHS = "cache_lengths"
 TREE_MASK = "tree_mask"
+SEQUENCE_STARTS = "sequence_starts"
+CACHE_SLOTS = "cache_slots"
 LOGITS_ROWS = "logits_rows"
 NEXT_TOKENS = "next_tokens"
 TOP_TOKENS = "top_tokens"

@@ -14,10 +14,14 @@ from engines.session import Session, fill_randomly
 
 CURVE_WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16)
 CURVE_LENGTH = 256
+# Of passes that sequences share, after the fewest cached positions alone: what the linears take.
+SHARED_WIDTHS = (32, 64, 128)
 # Rounds before those that count.
 WARM_UP = 2
 
 _FILLED_AT_ONCE = 64
+# Rounds of passes that are so wide: one of them takes as long as a round of the others.
+_SHARED_ROUNDS = 3
 
 # Cached length → width → milliseconds.
 LatencySurface = dict[int, dict[int, float]]
@@ -58,6 +62,8 @@ def measure_latency(
 ) -> Latency:
     """Time verify passes that give every position's token, until the smallest times of two halves of the rounds agree.
 
+    Where sequences share passes, wider ones are timed as well, after the fewest cached positions.
+
     Other work makes passes slower and never faster, so the latency is what both halves reached: the larger of their
     smallest times. Overwrites the cache.
 
@@ -86,6 +92,11 @@ def measure_latency(
         spreads += [median(times) / min(times) for times in runs.values()]
         agreed = agreed and _agree(runs)
         on_length()
+    if session.max_sequences > 1:
+        most = min(session.max_logits_rows, session.contract.max_length - lengths[0])
+        wide = [width for width in SHARED_WIDTHS if max(widths) < width <= most]
+        (runs,) = _time_passes([session], _tokens([session], wide), lengths[0], wide, _few_rounds, clock)
+        surface[lengths[0]].update({width: round(1e3 * min(times), 3) for width, times in runs.items()})
     noise = Noise(agreed=agreed, spread=round(median(spreads), 3), waited=waited_share(before, threads()))
     return Latency(surface_ms=surface, noise=noise)
 
@@ -138,6 +149,10 @@ def _time_passes(
     return times
 
 
+def _few_rounds(made: int, times: list[PassTimes]) -> bool:  # noqa: ARG001 - the form of `_time_passes`
+    return made < _SHARED_ROUNDS - WARM_UP
+
+
 def better(one: Latency, other: Latency) -> Latency:
     """Of two measurements of one engine on one machine, the quiet one; of two noisy ones, the lower time of each."""
     if one.noise.noisy != other.noise.noisy:
@@ -163,7 +178,8 @@ def _agree(runs: Mapping[int, Sequence[float]]) -> bool:
 
 
 def _tokens(sessions: Sequence[Session], widths: Sequence[int]) -> NDArray[np.int64]:
-    return np.random.default_rng(3).integers(0, min(session.contract.vocab_size for session in sessions), max(widths))
+    vocab_size = min(session.contract.vocab_size for session in sessions)
+    return np.random.default_rng(3).integers(0, vocab_size, max(widths, default=0))
 
 
 def fill_cache(session: Session, length: int) -> None:

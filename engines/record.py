@@ -58,6 +58,8 @@ class MachineRecord:
         # Absent in engines that earlier versions built: not probed.
         if not isinstance(prefill := invariance.get("prefill", False), bool):
             raise DamagedEngineError(f"manifest.json: row_invariance is {invariance!r}; prefill does not fit")
+        if not isinstance(batch := invariance.get("batch", False), bool):
+            raise DamagedEngineError(f"manifest.json: row_invariance is {invariance!r}; batch does not fit")
         boundaries = invariance.get("boundaries")
         if not isinstance(boundaries, list) or not all(isinstance(total, int) for total in boundaries):
             raise DamagedEngineError(f"manifest.json: row_invariance is {invariance!r}; boundaries must be totals")
@@ -82,6 +84,7 @@ class MachineRecord:
                 boundaries=tuple(sorted(boundaries)),
                 tree=invariance["tree"],
                 prefill=prefill,
+                batch=batch,
             ),
             exact_integers=exact,
             cost_surface_ms=surface,

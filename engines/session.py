@@ -26,6 +26,21 @@ class SessionMemory:
     buffers: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Positions:
+    """The positions of one sequence that a pass feeds: `tokens` int64 [T], in `slot` from `cache_length` on.
+
+    `parents` int64 [T] (engines.tree) makes them a tree. The target's token is wanted after each of the last
+    `num_logits`; 0 where it is wanted after none.
+    """
+
+    tokens: Int64
+    cache_length: int
+    num_logits: int
+    slot: int = 0
+    parents: Int64 | None = None
+
+
 def rows_of(out: Float32, count: int, columns: int) -> Float32:
     """The first `count` rows of a buffer for logits; raises `ValueError` unless a session can write them in place."""
     if out.dtype != np.float32 or out.shape[1:] != (columns,) or len(out) < count or not out.flags.c_contiguous:
@@ -39,14 +54,19 @@ class Session(Protocol):
     """One loaded verifier with its KV cache.
 
     `max_logits_rows`: so many positions of one call can be asked for. `takes_trees`: `parents` may come.
+    `num_slots`: sequences that the cache holds, each in a slot of its own. `max_sequences`: of one pass; 1 where
+    sequences cannot share one. `max_positions`: fed in one pass, all sequences together.
 
-    Arrays that `run` and `top_tokens` return are views that the next call overwrites.
+    Arrays that `run`, `run_batch` and `top_tokens` return are views that the next call overwrites.
     """
 
     contract: Contract
     num_layers: int
     max_logits_rows: int
     takes_trees: bool
+    num_slots: int
+    max_sequences: int
+    max_positions: int
 
     def run(
         self,
@@ -55,7 +75,7 @@ class Session(Protocol):
         num_logits_rows: int,
         parents: Sequence[int] | Int64 | None = None,
     ) -> Int64:
-        """Feed T tokens after `cache_length` committed positions; `parents` (engines.tree) makes them a tree.
+        """Feed T tokens after `cache_length` committed positions of slot 0; `parents` (engines.tree) makes them a tree.
 
         Returns the target's token after each of the last `num_logits_rows` of them: int64 [M].
         """
@@ -71,21 +91,38 @@ class Session(Protocol):
     ) -> Float32:
         """As `run`, but returns logits float32 [M, V] of those positions: a new array, or the first rows of `out`."""
 
+    def run_batch(self, batch: Sequence[Positions], *, logits: Float32 | None = None) -> Int64:
+        """Feed positions of several sequences, each in a slot of its own, in one pass where the session can.
+
+        A position's bits are those that it has alone. Where `max_sequences` is 1, a session with several slots runs
+        one pass for each sequence.
+
+        Args:
+            logits: float32 [M or more, V], contiguous: the logits of the wanted positions are written there as well.
+
+        Returns:
+            The target's token after each wanted position, sequence after sequence: int64 [M].
+
+        Raises:
+            GenerationError: the batch does not fit the session.
+            ValueError: `logits` cannot take them.
+        """
+
     @property
     def top_tokens(self) -> Int64 | None:
-        """The target's likeliest tokens after each position that the latest `run` or `run_logits` was asked for.
+        """The target's likeliest tokens after each position that the latest call was asked for.
 
         int64 [M, contract.top_k], likeliest first, ties by lower id; the first column is what `run` returned. No
         rows before the first call; None where the engine has no such output (`contract.top_k` 0).
         """
 
-    def read_rows(self, first: int, end: int, layers: Sequence[int] | None = None) -> CacheRows:
+    def read_rows(self, first: int, end: int, layers: Sequence[int] | None = None, *, slot: int = 0) -> CacheRows:
         """A copy of positions, of some layers or of all, in the cache's own type: [layers, 2, G, positions, D]."""
 
-    def write_rows(self, first: int, rows: CacheRows) -> None:
+    def write_rows(self, first: int, rows: CacheRows, *, slot: int = 0) -> None:
         """Overwrite the positions from `first` on, of all layers; raises `ValueError` for another type."""
 
-    def compact(self, cache_length: int, path: Sequence[int] | Int64) -> None:
+    def compact(self, cache_length: int, path: Sequence[int] | Int64, *, slot: int = 0) -> None:
         """Move the new positions of an accepted tree path, ascending indices of the last call, to the front."""
 
     def memory(self) -> SessionMemory:
@@ -95,8 +132,8 @@ class Session(Protocol):
         """Free the session's memory."""
 
 
-def fill_randomly(session: Session, random: np.random.Generator, first: int, count: int) -> None:
-    """Overwrite `count` cache positions from `first` on with normally distributed values."""
+def fill_randomly(session: Session, random: np.random.Generator, first: int, count: int, *, slot: int = 0) -> None:
+    """Overwrite `count` cache positions of a slot from `first` on with normally distributed values."""
     like = session.read_rows(first, first + 1)
     values = random.standard_normal((*like.shape[:-2], count, like.shape[-1]), np.float32)
-    session.write_rows(first, from_float32(values, like.dtype))
+    session.write_rows(first, from_float32(values, like.dtype), slot=slot)

@@ -52,3 +52,37 @@ def ancestor_mask(parents: Int64) -> NDArray[np.bool_]:
         if parent >= 0:
             mask[index] |= mask[parent]
     return mask
+
+
+def pack_trees(
+    trees: Sequence[tuple[Sequence[int] | Int64, int]], contract: Contract
+) -> tuple[Int64, NDArray[np.bool_]]:
+    """Of several trees (parents, width), checked as `check_parents` does: depths [ΣT], and masks [ΣT²] in one row.
+
+    They are those of `depths` and `ancestor_mask`, one tree's after the other's, but found for all tokens at once:
+    from generation to generation, since a pass of many sequences cannot wait for its tokens one by one.
+    """
+    widths = np.array([width for _, width in trees], np.int64)
+    parents = np.concatenate([np.asarray(one, np.int64) for one, _ in trees])
+    first = np.repeat(np.cumsum(widths) - widths, widths)
+    if len(first) == len(parents):
+        token = np.arange(len(parents)) - first
+        fits = not ((parents < -1) | (parents >= token)).any() and widths.max() <= contract.max_width
+    if len(first) != len(parents) or not fits or any(len(one) != width for one, width in trees):
+        for one, width in trees:
+            check_parents(one, width, contract, takes_trees=True)
+    squares = widths * widths
+    # Where a token's row of the masks begins.
+    row = np.repeat(np.cumsum(squares) - squares, widths) + token * np.repeat(widths, widths)
+    masks = np.zeros(int(squares.sum()), np.bool_)
+    masks[row + token] = True
+    depth = np.zeros(len(parents), np.int64)
+    left = np.flatnonzero(parents >= 0)
+    above = parents[left]
+    while len(left):
+        masks[row[left] + above] = True
+        depth[left] += 1
+        above = parents[first[left] + above]
+        has_more = above >= 0
+        left, above = left[has_more], above[has_more]
+    return depth, masks

@@ -4,7 +4,7 @@ What a command runs is imported when it runs, so that its help answers at once.
 """
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,11 +24,23 @@ from runtime.cli_options import (
     load_engine,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from quasar.text import Prompt
+    from runtime.api import Engine
+
 app = new_app()
 
 Prompts = Annotated[Path, typer.Option("--prompts", metavar="FILE.jsonl", help="Rows with prompt, messages or turns.")]
 Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="N prompts, one from each category in turn.")]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON.")]
+
+
+Concurrency = Annotated[
+    int | None,
+    typer.Option("--concurrency", min=1, metavar="N", help="N requests at a time, against each alone."),
+]
 
 
 @app.command(cls=command_of_lists(**LISTS))
@@ -41,6 +53,10 @@ def verify(
         str, typer.Option("--turns", metavar="first|all", help="all: later turns too, in a conversation.")
     ] = "first",
     limit: Limit = None,
+    concurrency: Concurrency = None,
+    cancel_share: Annotated[
+        float, typer.Option(min=0.0, max=1.0, metavar="P", help="With --concurrency: this share is cancelled half-way.")
+    ] = 0.0,
     backend: Backend = None,
     kernels: Kernels = None,
     threads: Threads = 0,
@@ -50,8 +66,9 @@ def verify(
     """Decode every prompt plainly and speculatively; exit code 1 if any token or length differs.
 
     With --temperature both draw with --seed (0 if none is given). With --turns all, plain answers start from an empty
-    cache and speculative ones go on with the conversation's. Exit code 1 as well if the drafter drafted nothing at
-    all: then nothing was verified.
+    cache and speculative ones go on with the conversation's. With --concurrency, plain answers are made one by one and
+    speculative ones many at a time, beginning, and with --cancel-share ending, at random. Exit code 1 as well if the
+    drafter drafted nothing at all: then nothing was verified.
     """
     import contextlib
 
@@ -67,8 +84,13 @@ def verify(
         raise GenerationError("--deadline ends two runs at different places, so they cannot be compared: leave it out")
     if options["seed"] is None:
         options["seed"] = 0
+    if concurrency is not None and (turns != "first" or record is not None):
+        raise GenerationError("--concurrency takes single answers: leave --turns and --record out")
     rows = read_prompts(prompts, limit)
     engine = load_engine(directory, options["drafter"], backend=backend, kernels=kernels, threads=threads)
+    if concurrency is not None:
+        _verify_together(engine, rows, options, concurrency=concurrency, cancel_share=cancel_share, json=json)
+        return
     with (
         contextlib.nullcontext() if record is None else runtime.Recorder(record) as recorder,
         progress_steps("plain and speculative", len(rows)) as step,
@@ -100,7 +122,43 @@ def verify(
         raise typer.Exit(1)
 
 
-@app.command()
+def _verify_together(
+    engine: "Engine",
+    rows: "Sequence[Prompt]",
+    options: Any,
+    *,
+    concurrency: int,
+    cancel_share: float,
+    json: Path | None,
+) -> None:
+    from evaluation.concurrency import verify_together
+
+    with progress_steps("alone and together", 2 * len(rows)) as step:
+        found = verify_together(
+            engine,
+            rows,
+            options,
+            concurrency=concurrency,
+            cancel_share=cancel_share,
+            seed=options["seed"],
+            on_prompt=lambda: step(1),
+        )
+    print(
+        f"identical: {found.identical} of {found.prompts} prompts, {found.cancelled} of them cancelled, {found.tokens} "
+        f"tokens, {found.drafted} drafted, up to {found.widest} sequences a pass"
+    )
+    for prompt, position in found.differences:
+        print(f"prompt {prompt}: token {position} differs from the answer alone")
+    if json is not None:
+        emit_json(found.to_json(), json)
+    if options["drafter"] != "none" and found.drafted == 0:
+        console().print("nothing was drafted, so nothing was verified: give more or longer prompts")
+        raise typer.Exit(1)
+    if found.identical != found.prompts:
+        raise typer.Exit(1)
+
+
+@app.command(cls=command_of_lists(concurrency=r"\d+"))
 def bench(
     directory: Directory,
     prompts: Prompts,
@@ -111,16 +169,40 @@ def bench(
     limit: Limit = None,
     drafter: DrafterName = "auto",
     num_draft_tokens: DraftTokens = None,
+    concurrency: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--concurrency",
+            min=1,
+            metavar="N …",
+            help="So many requests at a time, plain and with drafts, in place of the other comparison.",
+            show_default=False,
+        ),
+    ] = None,
     backend: Backend = None,
     kernels: Kernels = None,
     threads: Threads = 0,
     json: Json = None,
 ) -> None:
-    """Time {float, quantized} × {plain, speculative}, and fixed prompt lookup, interleaved prompt by prompt."""
+    """Time {float, quantized} × {plain, speculative}, and fixed prompt lookup, interleaved prompt by prompt.
+
+    With --concurrency: throughput, time to the first token and time between tokens of many requests at once.
+    """
     import runtime
     from quasar.text import read_prompts
 
     check_output(json)
+    if concurrency:
+        if float_directory is not None:
+            raise GenerationError("--concurrency measures one engine: leave --float out")
+        _bench_together(
+            runtime.load(directory, backend=backend, kernels=kernels, threads=threads, max_sequences=max(concurrency)),
+            read_prompts(prompts, limit),
+            concurrency,
+            max_new_tokens=max_new_tokens,
+            json=json,
+        )
+        return
     from evaluation.bench import bench as run_bench
     from evaluation.bench import make_arms
     from evaluation.tables import print_bench
@@ -141,6 +223,24 @@ def bench(
             on_run=lambda: step(1),
         )
     print_bench(result)
+    if json is not None:
+        emit_json(result, json)
+
+
+def _bench_together(
+    engine: "Engine",
+    rows: "Sequence[Prompt]",
+    concurrency: "Sequence[int]",
+    *,
+    max_new_tokens: int,
+    json: Path | None,
+) -> None:
+    from evaluation.concurrency import ARMS, ROUNDS, bench_together
+    from evaluation.tables import print_together
+
+    with progress_steps("runs", ROUNDS * len(ARMS) * len(concurrency)) as step:
+        result = bench_together(engine, rows, concurrency, max_new_tokens=max_new_tokens, on_run=lambda: step(1))
+    print_together(result)
     if json is not None:
         emit_json(result, json)
 

@@ -14,6 +14,7 @@ from engines.directory import open_directory
 from engines.latency import LatencySurface
 from engines.loaded import LoadedEngine
 from engines.probes.row_invariance import RowInvariance
+from engines.session import Positions
 from quasar.errors import GenerationError, PromptError
 from runtime.control.latency import LatencyModel
 from runtime.drafters.draft_engine import DraftEngines
@@ -59,16 +60,11 @@ class ClockedSession:
         """Everything else is the session's own."""
         return getattr(self._session, name)
 
-    def run(
-        self,
-        token_ids: Sequence[int],
-        cache_length: int,
-        num_logits_rows: int,
-        parents: Sequence[int] | None = None,
-    ) -> Any:
+    def run_batch(self, batch: Sequence[Positions], *, logits: Any = None) -> Any:
         """As the session's own."""
-        with self._clock.charging(self._latency.of(cache_length).seconds[len(token_ids) - 1]):
-            return self._session.run(token_ids, cache_length, num_logits_rows, parents)
+        seconds = sum(self._latency.of(one.cache_length).seconds[len(one.tokens) - 1] for one in batch)
+        with self._clock.charging(seconds):
+            return self._session.run_batch(batch, logits=logits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

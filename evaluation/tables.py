@@ -34,6 +34,27 @@ def print_bench(result: dict[str, Any]) -> None:
             out.print(f"  {category or 'all'}: {figures}", soft_wrap=True)
 
 
+def print_together(result: dict[str, Any]) -> None:
+    """What `bench --concurrency` found: a row for each number of requests and way to decode."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    columns = ("requests", "arm", "tokens/s", "of 1 plain", "first token ms", "p95", "between ms", "p95", "a pass")
+    for column in columns:
+        add_column(table, column, names=column == "arm")
+    found = result["concurrency"]
+    least = found[min(found, key=int)]["plain"]["tokens_per_second"]
+    for number, arms in found.items():
+        for name, arm in arms.items():
+            table.add_row(
+                number,
+                name,
+                f"{arm['tokens_per_second']:.1f}",
+                f"{arm['tokens_per_second'] / least:.2f}",
+                *(f"{arm[kind][part]:.1f}" for kind in ("ttft_ms", "itl_ms") for part in ("p50", "p95")),
+                f"{arm['sequences_per_pass']:.1f}",
+            )
+    Console(highlight=False).print(table)
+
+
 def print_replay(result: dict[str, Any]) -> None:
     """What a replay came to, in all and by category."""
     table = Table(box=None, padding=(0, 2, 0, 0))

@@ -185,12 +185,14 @@ def _latency_table(directory: EngineDirectory) -> "Table":
     title = f"milliseconds of a verify pass{'' if noise is None else f' ({noise})'}"
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     table.add_column("cached length", justify="right")
-    widths = list(next(iter(surface.values())))
+    widths = sorted({width for by_width in surface.values() for width in by_width})
     for width in widths:
         table.add_column(f"t({width})", justify="right")
     for length, by_width in surface.items():
         style = "bold" if length == CURVE_LENGTH else None
-        table.add_row(str(length), *(f"{by_width[width]:.1f}" for width in widths), style=style)
+        table.add_row(
+            str(length), *(f"{by_width[width]:.1f}" if width in by_width else "" for width in widths), style=style
+        )
     return table
 
 
@@ -243,7 +245,8 @@ def _invariance(found: RowInvariance) -> str:
     if found.chain is None:
         return "none: speculation is refused on this machine"
     crossing = f", not across {len(found.boundaries)} totals" if found.boundaries else ""
-    more = f"{', trees exact' if found.tree else ''}{', prefill exact' if found.prefill else ''}"
+    exact = {"trees": found.tree, "prefill": found.prefill, "batches": found.batch}
+    more = "".join(f", {name} exact" for name, holds in exact.items() if holds)
     return f"chains exact at widths {found.chain} to {found.widest}{crossing}{more}"
 
 

@@ -8,7 +8,7 @@ from plugins.integer_linear import integer_linear
 from plugins.kv_compact import kv_compact
 from plugins.quantize_per_token import quantize_per_token
 from plugins.sample_token import sample_token
-from plugins.verify_attention import verify_attention
+from plugins.verify_attention import verify_attention_batch
 from plugins.w8a8_linear import w8a8_block_linear, w8a8_linear
 from quasar.errors import QuasarError
 
@@ -101,19 +101,25 @@ OPERATORS = {
             name="VerifyAttention",
             summary="Norms, rotation, append to the cache, and attention of each new position over its own path.",
             inputs={
-                "qkv": "float32 [1, T, (H + 2G)·D]",
-                "key": "float32 [1, G, S, D], the cache; updated in place where present is bound to it",
-                "value": "float32 [1, G, S, D]",
-                "cache_lengths": "int64 [1]",
-                "position_ids": "int64 [1, T]",
-                "cos": "float32 [positions, R / 2]; of 0 columns where a layer does not rotate",
-                "sin": "float32 [positions, R / 2]",
-                "tree_mask": "bool [1, T, T], optional: a chain without it",
+                "qkv": "float32 [1, R, (H + 2G)·D]: the positions of B sequences, one sequence after the other",
+                "key": "float32 [slots, G, S, D], the caches; updated in place where present is bound to it",
+                "value": "float32 [slots, G, S, D]",
+                "cache_lengths": "int64 [B]",
+                "position_ids": "int64 [1, R]",
+                "cos": "float32 [positions, angles]; of 0 columns where a layer does not rotate",
+                "sin": "float32 [positions, angles]",
+                "tree_mask": "bool, each sequence's [T, T] after the other's; optional, or of no value: all are chains",
                 "q_norm": "float32 [D], or [H·D] for all heads together; optional",
                 "k_norm": "float32 [D] or [G·D], optional",
+                "sequence_starts": "int64 [B + 1]: each sequence's first row, then R; optional: one sequence",
+                "cache_slots": "int64 [B], distinct; optional with the one before: a batch is one sequence in slot 0",
             },
-            outputs={"context": "float32 [1, T, H·D]", "present key": "[1, G, S, D]", "present value": "[1, G, S, D]"},
-            reference=verify_attention,
+            outputs={
+                "context": "float32 [1, R, H·D]",
+                "present key": "[slots, G, S, D]",
+                "present value": "[slots, G, S, D]",
+            },
+            reference=verify_attention_batch,
             implementations={"cpu": "plugins.cpu.library"},
         ),
         Operator(

@@ -1,4 +1,7 @@
-"""VerifyAttention: new tokens, a chain or a tree, over a cache; each in the order of its own path."""
+"""VerifyAttention: new tokens, a chain or a tree, over a cache; each in the order of its own path.
+
+A batch holds the tokens of several sequences in one row, each with a slot of the cache, a length and a tree of its own.
+"""
 
 from typing import Any
 
@@ -72,6 +75,65 @@ def verify_attention(
             weights = np.exp(scores - scores.max())
             context[token, head] = weights @ value[group, path].astype(np.float64) / weights.sum()
     return context.reshape(width, -1)
+
+
+def verify_attention_batch(
+    qkv: Float32,
+    key: Float32,
+    value: Float32,
+    cache_lengths: NDArray[np.int64],
+    positions: NDArray[np.int64],
+    cos: Float32,
+    sin: Float32,
+    *,
+    sequence_starts: NDArray[np.int64],
+    cache_slots: NDArray[np.int64],
+    num_heads: int,
+    tree_mask: NDArray[np.bool_] | None = None,
+    q_norm: Float32 | None = None,
+    k_norm: Float32 | None = None,
+    epsilon: float = 0.0,
+    scale: float | None = None,
+    softcap: float = 0.0,
+    window: int = 0,
+    cache_dtype: np.dtype[Any] = _FLOAT32,
+) -> Float32:
+    """The reference for a batch of B sequences: context float32 [R, H·D]. The rest is as `verify_attention` has it.
+
+    Args:
+        qkv: float32 [R, (H + 2G)·D], the tokens of all sequences; `positions` alike.
+        key: float32 [slots, G, S, D]. `value` alike.
+        cache_lengths: int64 [B].
+        sequence_starts: int64 [B + 1], ascending from 0: the first token of each sequence, then R.
+        cache_slots: int64 [B], distinct: whose cache a sequence has.
+        tree_mask: bool, one sequence's [T, T] after the other's; of no value, or None: every sequence is a chain.
+    """
+    context = np.empty((len(qkv), qkv.shape[-1] * num_heads // (num_heads + 2 * key.shape[1])), np.float32)
+    masks = np.empty(0, np.bool_) if tree_mask is None else tree_mask
+    seen = 0
+    for sequence, slot in enumerate(cache_slots):
+        rows = slice(sequence_starts[sequence], sequence_starts[sequence + 1])
+        width = rows.stop - rows.start
+        context[rows] = verify_attention(
+            qkv[rows],
+            key[slot],
+            value[slot],
+            int(cache_lengths[sequence]),
+            positions[rows],
+            cos,
+            sin,
+            num_heads=num_heads,
+            tree_mask=masks[seen : seen + width * width].reshape(width, width) if len(masks) else None,
+            q_norm=q_norm,
+            k_norm=k_norm,
+            epsilon=epsilon,
+            scale=scale,
+            softcap=softcap,
+            window=window,
+            cache_dtype=cache_dtype,
+        )
+        seen += width * width
+    return context
 
 
 def _norm(heads: Float32, weight: Float32, epsilon: float) -> Float32:

@@ -8,7 +8,8 @@
     │   ├── DamagedEngineError     files are missing or are not the ones that the manifest names
     │   └── NewerEngineError       written by a later version of this project
     └── GenerationError        a request that this engine cannot honour
-        └── ContextLimitError      prompt (and new tokens) do not fit the KV cache
+        ├── ContextLimitError      prompt (and new tokens) do not fit the KV cache
+        └── QueueFullError         as many requests wait as the engine lets wait: try again later
 
 Every message says what came, what was expected and what to do, in one line.
 """
@@ -48,3 +49,7 @@ class GenerationError(QuasarError):
 
 class ContextLimitError(GenerationError):
     """The prompt does not fit the engine's KV cache."""
+
+
+class QueueFullError(GenerationError):
+    """As many requests wait as the engine lets wait (`load(queue_limit=…)`)."""

@@ -13,6 +13,7 @@ from runtime.drafters import Corpus, Draft, Drafter, PromptLookup, Recycling, Su
 from runtime.events import Event, Generation
 from runtime.generation_options import GenerationOptions
 from runtime.loop import Round
+from runtime.metrics import Metrics
 from runtime.sampling.logprobs import TokenLogprob
 from runtime.stats import Stats
 from runtime.traces import Recorder
@@ -27,6 +28,7 @@ __all__ = [
     "Generation",
     "GenerationOptions",
     "Memory",
+    "Metrics",
     "PromptLookup",
     "Recorder",
     "Recycling",

@@ -1,7 +1,7 @@
 """The public API: `load` → `Engine.generate`, which is a loop over `Engine.stream`."""
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack, cast, overload
@@ -16,19 +16,23 @@ from engines.loading import choose_backend, load_opened
 from engines.record import MachineRecord
 from quasar.errors import EngineError, GenerationError
 from quasar.text import Message, TextCodec
+from runtime.active_request import UNREAD
 from runtime.asynchronous import collect, in_thread
 from runtime.chat_options import completes
 from runtime.conversation import Conversation
-from runtime.events import Event, Generation, gather
+from runtime.events import Event, Generation, gather, gather_all
 from runtime.generation_options import GenerationOptions, Signal
 from runtime.loop import Round
+from runtime.metrics import Metrics
 from runtime.option_keywords import OptionsDict, cancel_of, make_options, takes_options
 from runtime.prompt_ids import Prompt, Prompts, encode_prompt
+from runtime.refusals import ENGINE_CLOSED
 from runtime.request import Hooks, start_request
 from runtime.resources import EngineResources
-from runtime.scheduler import ENGINE_CLOSED
 from runtime.segment import Segment
 from runtime.sequence import check_prompt
+from runtime.service_limits import ServiceLimits, default_slots
+from runtime.slots import PrefixCache
 from runtime.stats import Stats
 
 # The keywords of `load` that are a back end's options, where the caller left them alone.
@@ -62,6 +66,11 @@ def load(
     threads: int = 0,
     kernels: str | None = None,
     rebuild: bool = False,
+    max_sequences: int | None = None,
+    max_batch_tokens: int | None = None,
+    max_stall_ms: float = 100.0,
+    queue_limit: int | None = None,
+    prefix_cache: PrefixCache = "salted",
     options: object | None = None,
     on_round: Callable[[Round], None] | None = None,
     on_generation: Callable[[Stats], None] | None = None,
@@ -77,25 +86,46 @@ def load(
         kernels: ONNX Runtime's: "native" (compiled with this package, or an error), "stock" (ONNX Runtime's own), or
             None for native ones where they can run. They differ in speed and in the last bits of logits.
         rebuild: where no TensorRT plan fits this GPU and library, compile one into the user's cache.
+        max_sequences: slots of the KV cache: so many sequences share passes, others wait or are swapped out. None: as
+            many as a quarter of the machine's memory holds, 16 at most, on ONNX Runtime; else 1.
+        max_batch_tokens, max_stall_ms, queue_limit, prefix_cache: as `ServiceLimits` has them.
         options: the back end's load options as one object (`engines.OnnxRuntimeOptions`, `engines.TensorRtOptions`), in
-            place of the four above; without a `backend`, one that takes such options is chosen.
-        on_round: called with every step of every generation, in the thread that generates.
+            place of provider, threads, kernels, rebuild and max_sequences; without a `backend`, one that takes such
+            options is chosen.
+        on_round: called with every step of every generation, in the thread that reads it.
         on_generation: called with the statistics of every generation. What these two raise is logged.
 
     Raises:
         EngineError: no engine directory, damaged, written by a newer version, or not runnable here; `options` of
-            another back end, or beside one of the four.
+            another back end, or beside keywords that they take the place of; a limit that cannot be honoured.
     """
+    limits = ServiceLimits(
+        max_batch_tokens=max_batch_tokens,
+        max_stall_ms=max_stall_ms,
+        queue_limit=queue_limit,
+        prefix_cache=prefix_cache,
+    )
+    if max_sequences is not None and max_sequences < 1:
+        raise EngineError(f"max_sequences is {max_sequences}; 1 or more was expected")
     if backend is not None:
         find_backend(backend)
     keywords = {"provider": provider, "threads": threads, "kernels": kernels, "rebuild": rebuild}
-    if options is not None and keywords != _KEYWORD_DEFAULTS:
-        raise EngineError("options came beside provider, threads, kernels or rebuild: pass one or the other")
+    if options is not None and (keywords != _KEYWORD_DEFAULTS or max_sequences is not None):
+        raise EngineError(
+            "options came beside provider, threads, kernels, rebuild or max_sequences: pass one or the other"
+        )
     directory = open_directory(Path(path))
     chosen = choose_backend(directory, options) if backend is None else find_backend(backend)
-    options = chosen.make_options(keywords) if options is None else options
+    if options is None:
+        slots = default_slots(directory.manifest.contract) if max_sequences is None else max_sequences
+        options = chosen.make_options({**keywords, "slots": slots})
     loaded = load_opened(directory, backend=chosen.name, options=options)
-    return Engine(loaded, Hooks(on_round=on_round, on_generation=on_generation))
+    if max_sequences is not None and loaded.session.num_slots != max_sequences:
+        loaded.session.close()
+        raise EngineError(
+            f"max_sequences is {max_sequences}; the back end {chosen.name} runs {loaded.session.num_slots} here"
+        )
+    return Engine(loaded, Hooks(on_round=on_round, on_generation=on_generation), limits)
 
 
 class Engine:
@@ -105,8 +135,8 @@ class Engine:
     cache until it ends or its consumer leaves it alone for a moment (docs/runtime.md).
     """
 
-    def __init__(self, loaded: LoadedEngine, hooks: Hooks | None = None) -> None:
-        self._resources: EngineResources | None = EngineResources(loaded)
+    def __init__(self, loaded: LoadedEngine, hooks: Hooks | None = None, limits: ServiceLimits | None = None) -> None:
+        self._resources: EngineResources | None = EngineResources(loaded, limits or ServiceLimits())
         self._hooks = hooks or Hooks()
 
     def __enter__(self) -> Self:
@@ -175,9 +205,7 @@ class Engine:
             ContextLimitError: the prompt does not fit the KV cache.
             GenerationError: an option that is unknown or cannot be honoured, or the engine is closed.
         """
-        resources, checked = self._open(), self._options(options)
-        ids = encode_prompt(prompt, resources.codec, checked.chat)
-        return start_request(resources, ids, checked, self._hooks, completes=completes(prompt, checked.chat))
+        return self._start(prompt, options, most_unread=UNREAD)
 
     @overload
     def generate(self, prompt: str, **options: Unpack[OptionsDict]) -> Generation: ...
@@ -189,8 +217,8 @@ class Engine:
     def generate(self, prompt: Prompt | Prompts, **options: Unpack[OptionsDict]) -> Generation | list[Generation]:
         """Generate to the end, as `stream` does; a list of prompts gives a list of generations, in order."""
         if _is_many(prompt):
-            return [gather(self.stream(one, **options)) for one in cast("list[Prompt]", prompt)]
-        return gather(self.stream(cast("Prompt", prompt), **options))
+            return gather_all([self._start(one, options, most_unread=None) for one in cast("list[Prompt]", prompt)])
+        return gather(self._start(cast("Prompt", prompt), options, most_unread=None))
 
     @takes_options
     def astream(self, prompt: Prompt, **options: Unpack[OptionsDict]) -> AsyncIterator[Event]:
@@ -223,8 +251,8 @@ class Engine:
         check_prompt(tokens, resources.verifier.contract)
         scheduled = resources.new_sequence()
         try:
-            with resources.scheduler.step(scheduled):
-                targets = resources.verifier.prefill(tokens, wants_logits=True)
+            with resources.scheduler.alone(scheduled):
+                targets = resources.verifier.prefill(tokens, slot=scheduled.cache.slot, wants_logits=True)
                 assert targets.logits is not None
                 last: NDArray[np.float32] = targets.logits[0].copy()
         finally:
@@ -247,10 +275,9 @@ class Engine:
         drawn = Segment(tokens=np.zeros(plain, np.int64), cache_length=1, num_logits=1, wants_logits=True)
         scheduled = resources.new_sequence()
         try:
-            with resources.scheduler.step(scheduled):
-                for segment in segments:
-                    verifier.run([segment])
-                [targets] = verifier.run([drawn])
+            with resources.scheduler.alone(scheduled):
+                for segment in (*segments, drawn):
+                    [targets] = verifier.run([replace(segment, slot=scheduled.cache.slot)])
                 assert targets.logits is not None
                 checked = make_options({"temperature": 1.0, "top_p": 0.9})
                 resources.sampler(checked.filters, 0)(targets.logits[0], 0)
@@ -267,6 +294,22 @@ class Engine:
             buffers=session.buffers + resources.verifier.logits_bytes,
             swapped_out=resources.scheduler.swapped_out_bytes(),
             drafters=resources.draft_engines.nbytes,
+        )
+
+    def metrics(self) -> Metrics:
+        """What the scheduler does and has done: requests that run and wait, sequences per pass, use of the cache."""
+        return self._open().scheduler.metrics()
+
+    def _start(self, prompt: Prompt, options: OptionsDict, *, most_unread: int | None) -> Iterator[Event]:
+        resources, checked = self._open(), self._options(options)
+        ids = encode_prompt(prompt, resources.codec, checked.chat)
+        return start_request(
+            resources,
+            ids,
+            checked,
+            self._hooks,
+            completes=completes(prompt, checked.chat),
+            most_unread=most_unread,
         )
 
     def _options(self, options: OptionsDict) -> GenerationOptions:

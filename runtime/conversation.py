@@ -22,10 +22,11 @@ from runtime.generation_options import GenerationOptions, Signal
 from runtime.kv_cache import KVCache
 from runtime.option_keywords import OptionsDict, cancel_of, make_options, takes_options
 from runtime.prompt_ids import Prompt, encode_prompt
+from runtime.refusals import CLOSED, GENERATING
 from runtime.request import Hooks, start_request
 from runtime.resources import EngineResources
-from runtime.scheduler import CLOSED, GENERATING, ScheduledSequence
 from runtime.sequence import check_prompt
+from runtime.slots import ScheduledSequence
 
 
 class Conversation:
@@ -43,7 +44,7 @@ class Conversation:
     ) -> None:
         self._resources, self._hooks = resources, hooks
         self._messages = check_messages(messages, "messages") if messages else ()
-        self._scheduled: ScheduledSequence | None = resources.new_sequence(cache)
+        self._scheduled: ScheduledSequence | None = resources.new_sequence(cache, outlives=True)
         # How many messages there were when the sequence had so many tokens: where `truncate` may cut.
         self._marks = [(len(self._messages), 0)]
 
@@ -132,10 +133,15 @@ class Conversation:
         ids = encode_prompt(asked, self._resources.codec, make_options(options).chat, self._messages)
         verifier = self._resources.verifier
         check_prompt(ids, verifier.contract)
-        with self._alone() as scheduled, self._resources.scheduler.step(scheduled):
+        scheduler = self._resources.scheduler
+        with self._alone() as scheduled:
             cache = scheduled.cache
             cache.truncate(cache.reusable(ids, decoded_exact=self._resources.loaded.record.row_invariance.prefill))
-            verifier.prefill(ids, first=cache.length, on_chunk=lambda chunk: cache.commit(chunk, prefill=True))
+            for chunk in verifier.contract.prompt_chunks(len(ids), cache.length):
+                # A turn of its own for each chunk, so that nobody waits for a long prompt.
+                with scheduler.alone(scheduled):
+                    verifier.prefill(ids[: chunk.stop], first=chunk.start, slot=cache.slot)
+                    cache.commit(ids[chunk], prefill=True)
         return len(ids)
 
     def fork(self) -> "Conversation":
@@ -143,9 +149,9 @@ class Conversation:
         with self._alone() as scheduled:
             other = Conversation(self._resources, self._hooks, self._messages, scheduled.cache.copy())
             other._marks = list(self._marks)
-            with self._resources.scheduler.step(scheduled):
-                positions = self._resources.loaded.session.read_rows(0, scheduled.cache.length)
-                other._open().swapped_out = positions
+            with self._resources.scheduler.alone(scheduled):
+                session, cache = self._resources.loaded.session, scheduled.cache
+                other._open().swapped_out = session.read_rows(0, cache.length, slot=cache.slot)
         return other
 
     def truncate(self, length: int) -> None:

@@ -1,7 +1,8 @@
 """What a generation yields, and what it comes to."""
 
 import contextlib
-from collections.abc import Generator, Iterable
+import itertools
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from runtime.sampling.logprobs import TokenLogprob
@@ -64,3 +65,13 @@ def gather(events: Iterable[Event]) -> Generation:
         stats=event.stats,
         logprobs=tuple(logprobs),
     )
+
+
+def gather_all(streams: Sequence[Iterator[Event]]) -> list[Generation]:
+    """Generations of streams that go on together, in their order."""
+    with contextlib.ExitStack() as stack:
+        for stream in streams:
+            if isinstance(stream, Generator):
+                stack.enter_context(contextlib.closing(stream))
+        first = [next(stream) for stream in streams]
+        return [gather(itertools.chain([event], stream)) for event, stream in zip(first, streams, strict=True)]

@@ -52,7 +52,8 @@ class GenerationOptions:
     Methods that generate take it as `options=`, and each option as a keyword; keywords given beside `options=` take the
     place of its fields.
 
-    The answer does not depend on `drafter`, `num_draft_tokens` or `recorder`; `deadline` and `cancel` only cut it.
+    The answer does not depend on `drafter`, `num_draft_tokens`, `priority`, `cache_salt` or `recorder`; `deadline` and
+    `cancel` only cut it.
 
     Logits pass, in this order: `logit_bias`, the penalties, `min_new_tokens`, `logits_processor`, `temperature`,
     `top_k`, `top_p`, `min_p`; each as transformers has it, presence and frequency as vLLM and OpenAI do.
@@ -245,6 +246,18 @@ class GenerationOptions:
             rank=2,
             name="--model-defaults",
         ),
+    )
+    priority: int = option(
+        0,
+        "lower ones go first where requests wait for each other.",
+        must(is_integer, "an integer was expected"),
+    )
+    cache_salt: str | None = option(
+        None,
+        "requests with the same salt may start from each other's positions where their prompts begin alike, which"
+        " shows in how long the first token takes; none: only where the engine was loaded with"
+        ' prefix_cache="shared".',
+        or_none(must(lambda value: isinstance(value, str), "a string was expected")),
     )
     recorder: Recorder | None = option(
         None,

@@ -11,11 +11,19 @@ from quasar.errors import ContextLimitError
 
 Int64 = NDArray[np.int64]
 
+# Beginnings of prompts serve again in multiples of so many positions, where a position's bits do not depend on the pass
+# that wrote it.
+PREFIX_STEP = 16
+
 
 class KVCache:
-    """Committed positions of one sequence: position i is of `tokens[i]`. Those after them may be overwritten."""
+    """Committed positions of one sequence: position i is of `tokens[i]`. Those after them may be overwritten.
+
+    `slot`: where they lie in the session's cache while the sequence is resident (`runtime.slots`).
+    """
 
     def __init__(self, contract: Contract) -> None:
+        self.slot = 0
         self.max_length = contract.max_length
         self._chunk = contract.prefill_chunk
         self._tokens = np.empty(contract.max_length, np.int64)
@@ -54,19 +62,27 @@ class KVCache:
         self._prefilled = min(self._prefilled, length // self._chunk * self._chunk)
 
     def reusable(self, prompt: Int64, *, decoded_exact: bool) -> int:
-        """How many positions serve as a prefill of `prompt`, bit for bit: whole chunks, without the last token.
+        """How many positions serve as a prefill of `prompt`, bit for bit, without its last token.
 
         Args:
-            decoded_exact: whether decoded positions have the bits of prefilled ones (`RowInvariance.prefill`).
+            decoded_exact: whether decoded positions have the bits of prefilled ones (`RowInvariance.prefill`). Else
+                whole chunks serve that a prefill wrote.
         """
+        common = self.common_prefix(prompt)
+        if decoded_exact:
+            return common // PREFIX_STEP * PREFIX_STEP
+        return min(common, self._prefilled) // self._chunk * self._chunk
+
+    def common_prefix(self, prompt: Int64) -> int:
+        """How many positions are of the prompt's first tokens, its last one apart."""
         longest = min(self.length, len(prompt) - 1)
         different = np.flatnonzero(self._tokens[:longest] != prompt[:longest])
-        common = int(different[0]) if len(different) else longest
-        return max(0, min(common, common if decoded_exact else self._prefilled) // self._chunk * self._chunk)
+        return int(different[0]) if len(different) else longest
 
     def copy(self) -> "KVCache":
         """The same tokens, for a copy of the same positions."""
         other = object.__new__(KVCache)
+        other.slot = 0
         other.max_length, other._chunk = self.max_length, self._chunk
         other.length, other._prefilled = self.length, self._prefilled
         other._tokens = self._tokens.copy()

@@ -4,9 +4,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from runtime.control.control import Control
+from runtime.control.candidates import Prepared
+from runtime.control.control import Control, NoControl
 from runtime.sampling.logprobs import TokenLogprob
-from runtime.segment import NO_PROPOSAL, Outcome, Proposal
+from runtime.segment import NO_PROPOSAL, Outcome, Proposal, Segment, Targets
 from runtime.sequence import Sequence
 from runtime.verifier import Verifier
 
@@ -38,81 +39,141 @@ class Round:
     expected_seconds: float = 0.0
 
 
+class Decoding:
+    """One sequence's way through passes: the chunks of its prompt, then rounds, each with a proposal of its control."""
+
+    def __init__(
+        self,
+        sequence: Sequence,
+        verifier: Verifier,
+        control: Control,
+        interrupted: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        """`interrupted`: asked before every pass; a reason ends the sequence, and stays."""
+        self.sequence, self.control, self.interrupted = sequence, control, interrupted
+        self._verifier = verifier
+        # Plain decoding: nobody has to be asked, or told.
+        self._plain = type(control) is NoControl
+        self._prompt = sequence.tokens
+        # Its first pass is under way; the first token is there.
+        self.begun = self.answered = False
+        # What the prefill found in the cache.
+        self._reused = 0
+        # Of the step under way: passes, and drafting.
+        self._seconds = self._draft_seconds = 0.0
+
+    @property
+    def finished(self) -> bool:
+        """Whether no pass is to come."""
+        return self.sequence.finished
+
+    def begin(self) -> None:
+        """Before the first pass: find what the cache has of the prompt."""
+        if not self.begun:
+            self.begun = True
+            self._reused = self.sequence.reuse()
+
+    def found(self, positions: int) -> None:
+        """So many positions of the prompt were copied from another sequence."""
+        self._reused += positions
+
+    def propose(self) -> Proposal:
+        """The control's drafts for the next round; none for a prompt."""
+        if self._plain or self.sequence.prompt_left:
+            return NO_PROPOSAL
+        start = time.perf_counter()
+        proposal = self.control.propose(self.sequence.tokens, self.sequence.most_drafts, self.sequence.cache_length)
+        self._draft_seconds += time.perf_counter() - start
+        return proposal
+
+    def prepare(self) -> Proposal | Prepared:
+        """As `propose`, for a pass that other sequences share: what a controller may choose from is left open."""
+        if self._plain:
+            return NO_PROPOSAL
+        sequence, start = self.sequence, time.perf_counter()
+        prepared = self.control.prepare(sequence.tokens, sequence.most_drafts, sequence.cache_length)
+        self._draft_seconds += time.perf_counter() - start
+        return self.propose() if prepared is None else prepared
+
+    def absorb(self, segment: Segment, targets: Targets, *, seconds: float, alone: bool = True) -> Round | None:
+        """What a pass brought; None where it was a chunk before the prompt's last.
+
+        Args:
+            seconds: of the pass.
+            alone: whether it held no other sequence: then it tells what a pass of this width takes.
+        """
+        start = time.perf_counter()
+        outcome = self.sequence.absorb(segment, targets, tells=not self._plain)
+        self._verifier.keep_path(segment, outcome.path)
+        seconds += time.perf_counter() - start
+        self._seconds += seconds
+        if not len(outcome.tokens):
+            return None
+        if self._plain:
+            self.answered = True
+        elif self.answered:
+            self.control.learn(replace(outcome, seconds=seconds) if alone else outcome)
+        else:
+            self.answered = True
+            self.control.begin(self._prompt, int(outcome.tokens[0]), outcome.successors)
+        return self._round(outcome)
+
+    def end(self) -> Round:
+        """The step in which an interruption is seen: it emits nothing."""
+        self.sequence.end(self.interrupted())
+        return Round(
+            tokens=(),
+            drafted=0,
+            accepted=0,
+            seconds=self._taken(),
+            draft_seconds=0.0,
+            finish_reason=self.sequence.cut.finish_reason,
+            reused=0 if self.answered else self._reused,
+        )
+
+    def _taken(self) -> float:
+        """Seconds of the step that ends here."""
+        seconds = self._seconds + self._draft_seconds
+        self._seconds = self._draft_seconds = 0.0
+        return seconds
+
+    def _round(self, outcome: Outcome) -> Round:
+        cut, proposal = self.sequence.cut, outcome.segment.proposal
+        draft_seconds, reused = self._draft_seconds, self._reused
+        self._reused = 0
+        return Round(
+            tokens=tuple(outcome.tokens.tolist()),
+            drafted=len(proposal.draft.tokens),
+            accepted=outcome.accepted,
+            seconds=self._taken(),
+            draft_seconds=draft_seconds,
+            finish_reason=cut.finish_reason,
+            stopped_by=cut.stopped_by,
+            logprobs=outcome.logprobs,
+            sample_seconds=outcome.sample_seconds,
+            reused=reused,
+            drafter=proposal.drafter,
+            expected_tokens=proposal.expected_tokens,
+            expected_seconds=proposal.expected_seconds,
+        )
+
+
 def decode(
     sequence: Sequence,
     verifier: Verifier,
     control: Control,
     interrupted: Callable[[], str | None] = lambda: None,
 ) -> Iterator[Round]:
-    """Generate; the first `Round` is the prefill's, with one token.
-
-    Args:
-        control: what is drafted.
-        interrupted: asked before every pass; a reason ends the sequence, and stays.
-    """
-    prompt = sequence.tokens
-    start = time.perf_counter()
-    reused = sequence.reuse() if interrupted() is None else 0
-    outcome = None
-    while (outcome is None or not len(outcome.tokens)) and interrupted() is None:
-        outcome = _pass(sequence, verifier, NO_PROPOSAL)
-    if outcome is None or not len(outcome.tokens):
-        sequence.end(interrupted())
-        yield _round(sequence, None, start, reused=reused)
-        return
-    control.begin(prompt, int(outcome.tokens[0]), outcome.successors)
-    yield _round(sequence, outcome, start, reused=reused)
-    while not sequence.finished:
-        start = time.perf_counter()
-        if interrupted() is not None:
-            sequence.end(interrupted())
-            yield _round(sequence, None, start)
+    """Generate with a verifier of one's own; the first `Round` is the prefill's, with one token."""
+    decoding = Decoding(sequence, verifier, control, interrupted)
+    while not decoding.finished:
+        if decoding.interrupted() is not None:
+            yield decoding.end()
             return
-        proposal = control.propose(sequence.tokens, sequence.most_drafts, sequence.cache_length)
-        draft_seconds = time.perf_counter() - start
-        outcome = _pass(sequence, verifier, proposal)
-        outcome = replace(outcome, seconds=time.perf_counter() - start - draft_seconds)
-        control.learn(outcome)
-        yield _round(sequence, outcome, start, draft_seconds=draft_seconds)
-
-
-def _pass(sequence: Sequence, verifier: Verifier, proposal: Proposal) -> Outcome:
-    """Verify, accept, commit."""
-    segment = sequence.next_pass(proposal)
-    [targets] = verifier.run([segment])
-    outcome = sequence.absorb(segment, targets)
-    verifier.keep_path(segment, outcome.path)
-    return outcome
-
-
-def _round(
-    sequence: Sequence, outcome: Outcome | None, start: float, *, draft_seconds: float = 0.0, reused: int = 0
-) -> Round:
-    """What is emitted; nothing by a step that was interrupted (`outcome` None)."""
-    cut = sequence.cut
-    if outcome is None:
-        return Round(
-            tokens=(),
-            drafted=0,
-            accepted=0,
-            seconds=time.perf_counter() - start,
-            draft_seconds=0.0,
-            finish_reason=cut.finish_reason,
-            reused=reused,
-        )
-    proposal = outcome.segment.proposal
-    return Round(
-        tokens=tuple(outcome.tokens.tolist()),
-        drafted=len(proposal.draft.tokens),
-        accepted=outcome.accepted,
-        seconds=time.perf_counter() - start,
-        draft_seconds=draft_seconds,
-        finish_reason=cut.finish_reason,
-        stopped_by=cut.stopped_by,
-        logprobs=outcome.logprobs,
-        sample_seconds=outcome.sample_seconds,
-        reused=reused,
-        drafter=proposal.drafter,
-        expected_tokens=proposal.expected_tokens,
-        expected_seconds=proposal.expected_seconds,
-    )
+        decoding.begin()
+        segment = decoding.sequence.next_pass(decoding.propose())
+        start = time.perf_counter()
+        [targets] = verifier.run([segment])
+        step = decoding.absorb(segment, targets, seconds=time.perf_counter() - start)
+        if step is not None:
+            yield step

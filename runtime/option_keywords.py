@@ -46,6 +46,8 @@ class OptionsDict(TypedDict, total=False):
     parse_special: bool
     date: str | None
     sampling: str
+    priority: int
+    cache_salt: str | None
     recorder: Recorder | None
 
 

@@ -2,9 +2,8 @@
 
 import logging
 import secrets
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -12,17 +11,18 @@ from numpy.typing import NDArray
 
 from quasar.errors import GenerationError
 from quasar.text import TextCodec
+from runtime.active_request import UNREAD, ActiveRequest, Step
 from runtime.control.control import Control
 from runtime.control.from_options import make_control
 from runtime.events import Event
 from runtime.generation_options import GenerationOptions
 from runtime.interruption import Interruption
-from runtime.loop import Round, decode
+from runtime.loop import Decoding, Round
 from runtime.resources import EngineResources
 from runtime.sampling.chooser import GreedyChooser, LogitsChooser, TokenChooser
 from runtime.sampling.processors import LogitsChanges
-from runtime.scheduler import ScheduledSequence
 from runtime.sequence import Sequence, check_prompt
+from runtime.slots import ScheduledSequence
 from runtime.stats import Stats, StatsBuilder
 from runtime.stopping import StopRules
 from runtime.traces import RecordingControl
@@ -47,16 +47,18 @@ def start_request(
     ids: Int64,
     options: GenerationOptions,
     hooks: Hooks,
-    scheduled: ScheduledSequence | None = None,
+    conversation: ScheduledSequence | None = None,
     *,
     completes: bool = False,
+    most_unread: int | None = UNREAD,
 ) -> Iterator[Event]:
     """Check everything now, and generate when the events are asked for.
 
     Args:
         ids: int64 [n], the prompt.
-        scheduled: a conversation's, which outlives the request.
+        conversation: a conversation's sequence, which outlives the request.
         completes: the prompt is text that is continued, not a conversation with an answer of its own.
+        most_unread: steps that may be ahead of the reader of the events; None: all.
     """
     session = resources.loaded.session
     resources.scheduler.check_process()
@@ -66,10 +68,14 @@ def start_request(
     seed = options.seed
     if options.temperature > 0 and seed is None:
         seed = secrets.randbits(64)
+    salt = resources.salt_of(options.cache_salt)
+    scheduled = resources.new_sequence(salt=salt) if conversation is None else conversation
+    scheduled.salt = salt
+    cache = scheduled.cache
     control = make_control(
         options.drafter,
         options.num_draft_tokens,
-        target=resources.target,
+        target=replace(resources.target, slot=lambda: cache.slot),
         exact=resources.loaded.record.row_invariance,
         knowledge=resources.knowledge,
         draw=resources.sampler(options.filters, seed or 0) if options.temperature > 0 else None,
@@ -98,6 +104,7 @@ def start_request(
         seed=seed if options.temperature > 0 else None,
         end_ids=stop_ids | resources.end_ids,
         interruption=Interruption(options),
+        most_unread=most_unread,
     )
     return request.events(scheduled)
 
@@ -129,11 +136,39 @@ class _Request:
     seed: int | None
     end_ids: frozenset[int]
     interruption: Interruption
+    most_unread: int | None
 
-    def events(self, conversation: ScheduledSequence | None) -> Iterator[Event]:
-        """Step by step; a sequence of its own is released at the end, whatever ends it."""
-        scheduled = self.resources.new_sequence() if conversation is None else conversation
+    def events(self, scheduled: ScheduledSequence) -> Iterator[Event]:
+        """Step by step; a sequence that is no conversation's is released at the end, whatever ends it."""
+        scheduler = self.resources.scheduler
+        scheduler.begin(scheduled)
         stats_so_far = StatsBuilder(len(self.ids), self.seed)
+        request, read, ended = None, 0, False
+        try:
+            request = self._request(scheduled)
+            scheduler.submit(request)
+            while not ended:
+                step = scheduler.take(request)
+                stats_so_far.wait_seconds += step.wait_seconds
+                stats_so_far.add(step.round)
+                read += len(step.round.tokens)
+                ended = step.round.finish_reason is not None
+                yield self._event(step, stats_so_far)
+        finally:
+            if request is not None:
+                scheduler.withdraw(request)
+            if not scheduled.outlives:
+                scheduler.release(scheduled)
+            elif read:
+                # What nobody has read is no part of the conversation. The last token has no position.
+                scheduled.cache.truncate(min(scheduled.cache.length, len(self.ids) + read - 1))
+            scheduler.end(scheduled)
+            if not ended:
+                _report(stats_so_far.stats(), self.hooks)
+            if isinstance(self.control, RecordingControl):
+                self.control.finish()
+
+    def _request(self, scheduled: ScheduledSequence) -> ActiveRequest:
         sequence = Sequence(
             self.ids,
             self.resources.verifier.contract,
@@ -142,53 +177,31 @@ class _Request:
             stop=self.rules,
             exact=self.resources.loaded.record.row_invariance,
         )
-        scheduler = self.resources.scheduler
-        rounds = decode(sequence, self.resources.verifier, self.control, self.interruption)
-        scheduler.begin(scheduled)
-        ended = False
-        try:
-            while not ended:
-                step = self._step(rounds, scheduled, stats_so_far)
-                ended = step.finish_reason is not None
-                _call(self.hooks.on_round, step)
-                stats = stats_so_far.stats() if ended else None
-                if stats is not None:
-                    _report(stats, self.hooks)
-                yield Event(
-                    text=self.rules.take_text(),
-                    token_ids=step.tokens,
-                    drafted=step.drafted,
-                    accepted=step.accepted,
-                    logprobs=step.logprobs,
-                    finish_reason=step.finish_reason,
-                    stopped_by=step.stopped_by,
-                    stats=stats,
-                )
-        finally:
-            scheduler.end(scheduled)
-            if conversation is None:
-                scheduler.release(scheduled)
-            if not ended:
-                _report(stats_so_far.stats(), self.hooks)
-            if isinstance(self.control, RecordingControl):
-                self.control.finish()
+        return ActiveRequest(
+            Decoding(sequence, self.resources.verifier, self.control, self.interruption),
+            scheduled,
+            take_text=self.rules.take_text,
+            priority=self.options.priority,
+            most_unread=self.most_unread,
+        )
 
-    def _step(self, rounds: Iterator[Round], scheduled: ScheduledSequence, stats_so_far: StatsBuilder) -> Round:
-        asked = time.perf_counter()
-        with self.resources.scheduler.step(scheduled, lambda: self.interruption() is not None) as granted:
-            waited = time.perf_counter() - asked
-            step = next(rounds) if granted else self._nothing()
-        stats_so_far.wait_seconds += waited
-        stats_so_far.add(step)
+    def _event(self, step: Step, stats_so_far: StatsBuilder) -> Event:
+        made = step.round
         if _log.isEnabledFor(logging.DEBUG):
-            _log.debug("round: %d drafted, %d accepted", step.drafted, step.accepted, extra={"round": step})
-        return step
-
-    def _nothing(self) -> Round:
-        """Interrupted while other sequences had the slot."""
-        self.rules.end()
-        return Round(
-            tokens=(), drafted=0, accepted=0, seconds=0.0, draft_seconds=0.0, finish_reason=self.interruption()
+            _log.debug("round: %d drafted, %d accepted", made.drafted, made.accepted, extra={"round": made})
+        _call(self.hooks.on_round, made)
+        stats = stats_so_far.stats() if made.finish_reason is not None else None
+        if stats is not None:
+            _report(stats, self.hooks)
+        return Event(
+            text=step.text,
+            token_ids=made.tokens,
+            drafted=made.drafted,
+            accepted=made.accepted,
+            logprobs=made.logprobs,
+            finish_reason=made.finish_reason,
+            stopped_by=made.stopped_by,
+            stats=stats,
         )
 
     def _chooser(self) -> TokenChooser:

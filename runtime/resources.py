@@ -17,7 +17,9 @@ from runtime.drafters.persistent_successors import PersistentSuccessors
 from runtime.drafters.recycling import KEPT
 from runtime.kv_cache import KVCache
 from runtime.sampling.compiled import make_sampler
-from runtime.scheduler import ScheduledSequence, Scheduler
+from runtime.scheduler import Scheduler
+from runtime.service_limits import ServiceLimits
+from runtime.slots import ScheduledSequence
 from runtime.verifier import Verifier
 
 Int64 = NDArray[np.int64]
@@ -26,11 +28,18 @@ Int64 = NDArray[np.int64]
 class EngineResources:
     """A loaded engine with its scheduler, its text codec, its sampler, and the engines that draft for it."""
 
-    def __init__(self, loaded: LoadedEngine) -> None:
-        self.loaded = loaded
+    def __init__(self, loaded: LoadedEngine, limits: ServiceLimits) -> None:
+        self.loaded, self._limits = loaded, limits
         self.codec: TextCodec = open_codec(loaded.directory.path, loaded.directory.manifest.text)
         self.verifier = Verifier(loaded.session)
-        self.scheduler = Scheduler(loaded.session)
+        self.scheduler = Scheduler(
+            self.verifier,
+            exact=loaded.record.row_invariance,
+            knowledge=lambda: self.knowledge,
+            max_batch_tokens=limits.max_batch_tokens,
+            stall_seconds=limits.max_stall_ms / 1e3,
+            queue_limit=limits.queue_limit,
+        )
         self.sampler = make_sampler()
         self.draft_engines = DraftEngines.of(loaded)
         manifest = loaded.directory.manifest
@@ -71,6 +80,18 @@ class EngineResources:
         self.draft_engines.close()
         self.persistent_successors.save()
 
-    def new_sequence(self, cache: KVCache | None = None) -> ScheduledSequence:
-        """A sequence for the scheduler, with an empty cache or a copy of another's."""
-        return self.scheduler.add(KVCache(self.loaded.session.contract) if cache is None else cache)
+    def new_sequence(
+        self, cache: KVCache | None = None, *, salt: str | None = None, outlives: bool = False
+    ) -> ScheduledSequence:
+        """A sequence for the scheduler, with an empty cache or a copy of another's.
+
+        `salt`: as `salt_of`. `outlives`: it goes on after a generation.
+        """
+        cache = KVCache(self.loaded.session.contract) if cache is None else cache
+        return self.scheduler.add(cache, salt=salt, outlives=outlives)
+
+    def salt_of(self, asked: str | None) -> str | None:
+        """Whose positions may serve a request's prompt: those of requests with this salt; None: nobody's."""
+        if self._limits.prefix_cache == "off":
+            return None
+        return (asked or "") if self._limits.prefix_cache == "shared" else asked

@@ -1,62 +1,92 @@
-"""Which sequence the next pass is for. The session's KV cache has one slot, so a pass holds one sequence.
+"""Which sequences share the next pass, and who makes it.
 
-A sequence that is in the middle of a step, or that asks for its next one soon, keeps the slot. One that its consumer
-has left alone for a moment gives it up to whoever waits: it is swapped out to memory of its own and comes back for its
-next step, bit for bit. So any number of threads and open streams share an engine without waiting for each other's
-consumers.
+Sequences that are there at the same time share passes: each has a slot of the session's KV cache, and a pass holds
+chunks of prompts and decoding sequences with their drafts. Tokens do not depend on it: a position's bits come from its
+own path alone. Where the session takes one sequence a pass, each pass is of another.
+
+The thread that waits for a step makes the passes itself while nobody else waits; where several wait, a thread of the
+scheduler's own makes them, for as long as there is work.
 """
 
+import atexit
 import os
 import threading
 import time
 import weakref
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from engines.cache_rows import CacheRows
-from engines.session import Session
-from quasar.errors import GenerationError
-from runtime.kv_cache import KVCache
+import numpy as np
 
-# Seconds that a sequence keeps the slot between two of its steps while others wait.
+from engines.probes.row_invariance import RowInvariance
+from quasar.errors import GenerationError, QueueFullError
+from runtime.active_request import ActiveRequest, Step
+from runtime.composition import chunk_sizes
+from runtime.control.candidates import JointSelection, Prepared, select_jointly
+from runtime.control.controller import Knowledge
+from runtime.kv_cache import PREFIX_STEP, KVCache
+from runtime.loop import Round
+from runtime.metrics import Metrics, Tally
+from runtime.refusals import CLOSED, ENGINE_CLOSED, GENERATING
+from runtime.segment import NO_PROPOSAL, Proposal, Segment
+from runtime.slots import ScheduledSequence, Slots
+from runtime.verifier import Verifier
+
+# Seconds that a sequence whose consumer does not ask for its next step keeps its slot while others wait for one.
 PATIENCE = 0.05
-CLOSED = "this conversation is closed: make another with engine.session()"
-GENERATING = "this conversation is generating already: finish or close that stream first"
-ENGINE_CLOSED = "this engine is closed: load it again with runtime.load"
-
-
-class ScheduledSequence:
-    """A sequence and its cache. `swapped_out`: its cache positions while another sequence has the slot."""
-
-    def __init__(self, cache: KVCache) -> None:
-        self.cache = cache
-        self.swapped_out: CacheRows | None = None
-        # From `begin` to `end`; and whether a step was made since then.
-        self.generating = False
-        self.started = False
-        # Its cache is gone for good.
-        self.released = False
+# Seconds that a pass with chunks of prompts may take, by the latencies known, where others decode in it.
+STALL_SECONDS = 0.1
+_LEAST_CHUNK = 16
 
 
 class Scheduler:
-    """Decides who has the slot of one session. Thread-safe; a step must be short: one prefill or one round.
+    """Runs the requests of one session. Thread-safe; a pass must be short.
 
-    Sequences that wait have the slot in the order in which they came. One that has made a step goes on before them,
-    until it ends or is left alone.
+    Among requests of one priority those that came first go first; one that has a slot keeps it until it ends, is left
+    alone by its consumer, or gives way to a higher priority.
     """
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    def __init__(
+        self,
+        verifier: Verifier,
+        *,
+        exact: RowInvariance,
+        knowledge: Callable[[], Knowledge] | None = None,
+        max_batch_tokens: int | None = None,
+        stall_seconds: float = STALL_SECONDS,
+        queue_limit: int | None = None,
+    ) -> None:
+        """What the session is asked for.
+
+        Args:
+            exact: which passes are exact on this machine.
+            knowledge: the latencies that the budget of a pass goes by; None: none are known.
+            max_batch_tokens: positions of a pass, at most; None: as many as the session takes.
+            stall_seconds: seconds that a pass with chunks of prompts may take where others decode in it.
+            queue_limit: requests that may wait for their first pass; None: any number.
+        """
+        session = verifier.session
+        self._verifier, self._exact, self._knowledge = verifier, exact, knowledge
+        # Where a prompt's bits depend on where it is cut, or plain decoding is padded, sequences do not share passes.
+        self._shares = session.max_sequences > 1 and exact.batch and exact.prefill and exact.chain == 1
+        self._most_sequences = session.max_sequences if self._shares else 1
+        self._most_positions = min(session.max_positions, max_batch_tokens or session.max_positions)
+        self._stall_seconds, self._queue_limit = stall_seconds, queue_limit
+        self._num_slots = session.num_slots
+        self._slots = Slots(session)
         self._process = os.getpid()
         self._changed = threading.Condition()
-        # The thread that is in the middle of a step.
-        self._owner: int | None = None
+        # The thread that makes a pass, or uses the session alone; and whether somebody waits to use it alone.
+        self._driver: int | None = None
+        self._alone_waiting = 0
+        self._thread: threading.Thread | None = None
         self._closed = False
-        self._resident: ScheduledSequence | None = None
-        self._left_at = 0.0
-        self._waiting: deque[object] = deque()
+        self._active: list[ActiveRequest] = []
+        self._released: list[ScheduledSequence] = []
+        self._arrivals = 0
+        self._tally = Tally()
         self._sequences: weakref.WeakSet[ScheduledSequence] = weakref.WeakSet()
+        self._at_exit = False
 
     def check_process(self) -> None:
         """Raise `GenerationError` in a process that was forked after the load: it has none of the session's threads."""
@@ -66,9 +96,9 @@ class Scheduler:
                 "from it and has none of its threads: load the engine in the process that uses it"
             )
 
-    def add(self, cache: KVCache) -> ScheduledSequence:
-        """A sequence with a cache of its own."""
-        sequence = ScheduledSequence(cache)
+    def add(self, cache: KVCache, *, salt: str | None = None, outlives: bool = False) -> ScheduledSequence:
+        """A sequence with a cache of its own; `salt` and `outlives` as `ScheduledSequence` has them."""
+        sequence = ScheduledSequence(cache, salt=salt, outlives=outlives)
         with self._changed:
             self._sequences.add(sequence)
         return sequence
@@ -79,120 +109,444 @@ class Scheduler:
             swapped_out = [sequence.swapped_out for sequence in self._sequences]
         return sum(positions.nbytes for positions in swapped_out if positions is not None)
 
-    @contextmanager
-    def step(self, sequence: ScheduledSequence, interrupted: Callable[[], bool] = lambda: False) -> Iterator[bool]:
-        """Have the slot, with the sequence in it; yields False if `interrupted` says so while others have it.
-
-        Raises:
-            GenerationError: the engine was closed, the sequence released, this thread is inside a step of the engine,
-            or this process is a fork of the one that loaded it.
-        """
-        self.check_process()
-        if not self._enter(sequence, interrupted):
-            yield False
-            return
-        try:
-            self._bring(sequence)
-            yield True
-        finally:
-            self._leave(sequence)
+    def metrics(self) -> Metrics:
+        """How things stand, and what was done since the load."""
+        with self._changed:
+            tally, going = self._tally, [one for one in self._active if one.goes_on]
+            owners = self._slots.owners
+            contract = self._verifier.contract
+            return Metrics(
+                running=sum(one.started for one in going),
+                waiting=sum(not one.started for one in going),
+                swapped_out=sum(one.swapped_out is not None for one in self._sequences),
+                slots=self._num_slots,
+                slots_used=len(owners),
+                positions=self._num_slots * contract.max_length,
+                positions_used=sum(one.cache.length for one in owners),
+                passes=tally.passes,
+                sequences_per_pass=dict(tally.sequences_per_pass),
+                prompt_tokens=tally.prompt_tokens,
+                drafted_tokens=tally.drafted_tokens,
+                accepted_tokens=tally.accepted_tokens,
+                emitted_tokens=tally.emitted_tokens,
+                reused_tokens=tally.reused_tokens,
+                pass_seconds=tally.pass_seconds,
+                host_seconds=tally.host_seconds,
+            )
 
     def begin(self, sequence: ScheduledSequence) -> None:
-        """The first step of a generation is to come; raises `GenerationError` if the sequence has one already."""
+        """A generation of the sequence is to come; raises `GenerationError` if it has one already."""
         with self._changed:
             if sequence.generating:
                 raise GenerationError(GENERATING)
-            sequence.generating, sequence.started = True, False
+            sequence.generating = True
 
     def end(self, sequence: ScheduledSequence) -> None:
-        """The generation is over; the sequence stays in the slot until another one needs it."""
+        """The generation is over; the sequence stays in its slot until another one needs it."""
         with self._changed:
-            sequence.generating = sequence.started = False
+            sequence.generating = False
+            self._changed.notify_all()
+
+    def submit(self, request: ActiveRequest) -> None:
+        """Let a request go on in passes.
+
+        Raises:
+            QueueFullError: too many wait for their first pass.
+            GenerationError: the engine was closed, or this process is a fork of the one that loaded it.
+        """
+        self.check_process()
+        with self._changed:
+            if self._closed:
+                raise GenerationError(ENGINE_CLOSED)
+            waiting = sum(not one.started and not one.ended for one in self._active)
+            if self._queue_limit is not None and waiting >= self._queue_limit:
+                raise QueueFullError(
+                    f"{waiting} requests wait for their first pass, as many as queue_limit lets wait: try again later"
+                )
+            self._arrivals += 1
+            request.arrival = self._arrivals
+            self._active.append(request)
+            self._active.sort(key=lambda one: (one.priority, one.arrival))
+
+    def withdraw(self, request: ActiveRequest) -> None:
+        """Make no more passes with a request; waits for the one that is being made with it."""
+        with self._changed:
+            request.ended = True
+            while request.in_pass and self._driver != threading.get_ident():
+                self._changed.wait()
+            if request in self._active:
+                self._active.remove(request)
             self._changed.notify_all()
 
     def release(self, sequence: ScheduledSequence) -> None:
         """The sequence is needed no more."""
         with self._changed:
-            sequence.generating = sequence.started = False
-            sequence.swapped_out, sequence.released = None, True
-            if self._resident is sequence:
-                self._resident = None
+            sequence.generating, sequence.released = False, True
+            self._released.append(sequence)
+            if self._driver is None:
+                self._forget_released()
             self._changed.notify_all()
 
+    def take(self, request: ActiveRequest) -> Step:
+        """The request's next step; waits for it, and makes the passes until then where nobody else does.
+
+        Raises:
+            GenerationError: the engine was closed, the sequence released, this thread is inside a pass of the engine,
+                or this process is a fork of the one that loaded it. And what the request's own pass raised.
+        """
+        self.check_process()
+        while True:
+            with self._changed:
+                request.asked_at, request.hungry = time.monotonic(), True
+                drives = False
+                try:
+                    self._refuse_own_pass()
+                    if request.unread:
+                        return request.take()
+                    self._check_open(request)
+                    drives = self._drives(request)
+                    if drives:
+                        self._driver = threading.get_ident()
+                    elif self._is_interrupted(request):
+                        request.interrupt()
+                        return request.take()
+                    else:
+                        self._changed.wait(PATIENCE / 2)
+                finally:
+                    request.hungry = drives
+            if drives and not self._drive():
+                # Slots that others leave alone are to be had in a moment.
+                time.sleep(0.001)
+
+    @contextmanager
+    def alone(self, sequence: ScheduledSequence) -> Iterator[None]:
+        """Have the session, with the sequence in its slot, and no pass meanwhile.
+
+        Raises `GenerationError` as `take`.
+        """
+        self.check_process()
+        with self._changed:
+            self._refuse_own_pass()
+            self._alone_waiting += 1
+            try:
+                while self._driver is not None and not self._closed:
+                    self._changed.wait()
+            finally:
+                self._alone_waiting -= 1
+            if self._closed:
+                raise GenerationError(ENGINE_CLOSED)
+            if sequence.released:
+                raise GenerationError(CLOSED)
+            self._driver = threading.get_ident()
+            self._forget_released()
+        try:
+            self._slots.bring(sequence, lambda other: int(other.generating))
+            yield
+        finally:
+            self._leave()
+
     def close(self) -> None:
-        """Wait for the step that is running, and free the session; every later one is refused."""
+        """Wait for the pass that is being made, and free the session; every later one is refused."""
         with self._changed:
             if self._closed:
                 return
-            self._refuse_own_step()
+            self._refuse_own_pass()
             self._closed = True
-            while self._owner is not None:
+            self._changed.notify_all()
+            while self._driver is not None:
                 self._changed.wait()
-            self._resident = None
-            self._session.close()
+            self._verifier.session.close()
             self._changed.notify_all()
 
-    def _enter(self, sequence: ScheduledSequence, interrupted: Callable[[], bool]) -> bool:
-        ticket = object()
+    def _drives(self, request: ActiveRequest) -> bool:
+        """Whether this request's consumer makes the next pass. Starts the scheduler's thread where it is needed."""
+        if self._driver is not None or self._alone_waiting:
+            return False
+        if self._thread is None and any(other.hungry for other in self._active if other is not request):
+            self._thread = threading.Thread(target=self._serve, name="quasar-engine", daemon=True)
+            self._thread.start()
+            if not self._at_exit:
+                # A daemon thread that is inside the library when the interpreter ends may bring the process down.
+                self._at_exit = True
+                atexit.register(_close_at_exit, weakref.ref(self))
+        return self._thread is None
+
+    def _serve(self) -> None:
+        """Make passes while there are requests that can go on."""
+        while True:
+            with self._changed:
+                while (self._driver is not None or self._alone_waiting) and not self._closed:
+                    self._changed.wait()
+                if self._closed or not any(request.wants_pass for request in self._active):
+                    self._thread = None
+                    self._changed.notify_all()
+                    return
+                self._driver = threading.get_ident()
+            if not self._drive():
+                with self._changed:
+                    self._changed.wait(PATIENCE / 2)
+
+    def _drive(self) -> bool:
+        """Make a pass, as the driver; False where no sequence could go on."""
+        batch: list[ActiveRequest] = []
+        try:
+            with self._changed:
+                self._forget_released()
+                batch = [request for request in self._active if request.wants_pass]
+                for request in batch:
+                    request.in_pass = True
+            return self._make_pass(batch)
+        finally:
+            with self._changed:
+                for request in batch:
+                    request.in_pass = False
+            self._leave()
+
+    def _leave(self) -> None:
         with self._changed:
-            self._refuse_own_step()
-            self._waiting.append(ticket)
-            try:
-                while True:
-                    if self._closed:
-                        raise GenerationError(ENGINE_CLOSED)
-                    if sequence.released:
-                        raise GenerationError(CLOSED)
-                    if self._owner is None and self._may_enter(sequence, ticket):
-                        self._owner = threading.get_ident()
-                        return True
-                    if interrupted():
-                        return False
-                    # Half the patience at most, so that an interruption is seen soon.
-                    left = self._seconds_to_wait() if self._owner is None else PATIENCE
-                    self._changed.wait(min(max(left, 0.001), PATIENCE / 2))
-            finally:
-                self._waiting.remove(ticket)
+            self._driver = None
+            self._changed.notify_all()
+
+    def _make_pass(self, batch: list[ActiveRequest]) -> bool:
+        going = [request for request in batch if self._goes_on(request)]
+        chosen = self._with_slots(going)
+        with self._changed:
+            for request in batch:
+                request.in_pass = request in chosen
+            if len(going) < len(batch):
                 self._changed.notify_all()
+        if not chosen:
+            return len(going) < len(batch)
+        start, before = time.perf_counter(), self._tally.pass_seconds
+        for request in chosen:
+            request.last_pass = self._tally.passes + 1
+            request.joins(start)
+        fed = self._segments(chosen)
+        if fed:
+            self._verify(fed)
+        now = time.perf_counter()
+        self._tally.host_seconds += now - start - (self._tally.pass_seconds - before)
+        for request in chosen:
+            request.leaves(now)
+            if not request.goes_on and not request.scheduled.outlives:
+                self._slots.leave(request.scheduled)
+        return True
 
-    def _may_enter(self, sequence: ScheduledSequence, ticket: object) -> bool:
-        """Whether the next step is this sequence's, while nobody makes one."""
-        if self._resident is sequence and sequence.started:
-            return True
-        return self._waiting[0] is ticket and self._seconds_to_wait() <= 0
+    def _goes_on(self, request: ActiveRequest) -> bool:
+        """False where the request was interrupted, which ends it."""
+        try:
+            if request.decoding.interrupted() is None:
+                return True
+            request.interrupt()
+        except Exception as error:  # of a signal of the caller's; its consumer gets it
+            request.error = error
+        return False
 
-    def _refuse_own_step(self) -> None:
-        if self._owner == threading.get_ident():
+    def _with_slots(self, going: list[ActiveRequest]) -> list[ActiveRequest]:
+        """The requests of the next pass, each with a slot."""
+        if self._most_sequences == 1 and len(going) > 1:
+            # One after the other: whoever has a slot and is waited for goes on; among them, the longest ago.
+            going = sorted(
+                going, key=lambda one: (not one.hungry, one.priority, not one.scheduled.resident, one.last_pass)
+            )
+        now = time.monotonic()
+        chosen: list[ActiveRequest] = []
+        owners = {id(request.scheduled): request for request in self._active}
+
+        def may_leave(other: ScheduledSequence) -> int | None:
+            owner = owners.get(id(other))
+            if owner is None or not owner.goes_on:
+                return 0
+            if owner in chosen:
+                return None
+            if not owner.has_room:
+                return 1
+            if request.hungry and not owner.hungry and now - owner.asked_at > PATIENCE:
+                return 2
+            return 3 if owner.priority > request.priority else None
+
+        for request in going:
+            if len(chosen) == self._most_sequences:
+                break
+            decoding = request.decoding
+            prompt = None if decoding.begun or not self._exact.prefill else decoding.sequence.tokens
+            if self._slots.bring(request.scheduled, may_leave, prompt=prompt):
+                chosen.append(request)
+        return chosen
+
+    def _segments(self, chosen: list[ActiveRequest]) -> list[tuple[ActiveRequest, Segment]]:
+        """What each request feeds; those whose own code fails get the error, and feed nothing."""
+        fed: list[tuple[ActiveRequest, Segment]] = []
+        prompts: list[ActiveRequest] = []
+        decoding: list[ActiveRequest] = []
+        for request in chosen:
+            with _own_error(request):
+                if not request.decoding.begun:
+                    self._begin(request)
+                (prompts if request.decoding.sequence.prompt_left else decoding).append(request)
+        prompts = [one for one in prompts if not self._follows(one, prompts)]
+        room = self._most_positions - len(decoding)
+        sizes: list[int | None] = [None] * len(prompts)
+        if self._shares:
+            budget = min(room, self._prompt_budget(len(decoding)))
+            sizes = list(chunk_sizes([one.decoding.sequence.prompt_left for one in prompts], budget))
+        for request, size in zip(prompts, sizes, strict=True):
+            if size != 0:
+                with _own_error(request):
+                    fed.append((request, request.decoding.sequence.next_pass(most=size)))
+        self._tally.prompt_tokens += sum(len(segment.tokens) for _, segment in fed)
+        room -= sum(len(segment.tokens) for _, segment in fed)
+        proposals = self._proposals(decoding, [segment for _, segment in fed], room)
+        for request, proposal in zip(decoding, proposals, strict=True):
+            if request.error is None:
+                with _own_error(request):
+                    fed.append((request, request.decoding.sequence.next_pass(proposal)))
+        return fed
+
+    def _begin(self, request: ActiveRequest) -> None:
+        """Before a request's first pass: what the cache, or another slot, has of its prompt."""
+        decoding = request.decoding
+        decoding.begin()
+        if self._exact.prefill:
+            decoding.found(self._slots.copy_prefix(request.scheduled, decoding.sequence.tokens))
+
+    def _follows(self, request: ActiveRequest, prompts: Sequence[ActiveRequest]) -> bool:
+        """Whether another prompt is being fed that begins as this one and is as far: this one waits for its positions.
+
+        What the other one has by now is copied first.
+        """
+        scheduled, sequence = request.scheduled, request.decoding.sequence
+        if scheduled.salt is None or not self._exact.prefill or request.decoding.answered:
+            return False
+        mine = sequence.tokens
+        for other in prompts:
+            if other is request:
+                break
+            if other.scheduled.salt != scheduled.salt:
+                continue
+            ahead = other.decoding.sequence
+            longest = min(len(mine), len(ahead.tokens)) - 1
+            different = np.flatnonzero(mine[:longest] != ahead.tokens[:longest])
+            common = int(different[0]) if len(different) else longest
+            if common // PREFIX_STEP * PREFIX_STEP > max(sequence.cache_length, ahead.cache_length):
+                return True
+        request.decoding.found(self._slots.copy_prefix(scheduled, mine))
+        return False
+
+    def _prompt_budget(self, num_decoding: int) -> int:
+        """Positions of prompts in the next pass."""
+        if not num_decoding or self._knowledge is None:
+            return self._most_positions
+        most: int = self._knowledge().latency.positions_within(self._stall_seconds)
+        return max(_LEAST_CHUNK, most - num_decoding)
+
+    def _proposals(self, decoding: list[ActiveRequest], fed: Sequence[Segment], room: int) -> list[Proposal]:
+        """What is drafted for each sequence that decodes; `fed`: what the pass holds of prompts."""
+        if len(decoding) == 1 and not fed:
+            proposal = NO_PROPOSAL
+            with _own_error(decoding[0]):
+                proposal = decoding[0].decoding.propose()
+            return [proposal]
+        prepared: list[Proposal | Prepared] = []
+        for request in decoding:
+            mine: Proposal | Prepared = NO_PROPOSAL
+            with _own_error(request):
+                mine = request.decoding.prepare()
+            prepared.append(mine)
+        parts = [one for one in prepared if isinstance(one, Prepared)]
+        selection = JointSelection(chosen=[], tokens=[], seconds=0.0)
+        if parts and self._knowledge is not None:
+            widths = [1 if isinstance(one, Prepared) else 1 + len(one.draft.tokens) for one in prepared]
+            shape = [(segment.cache_length, len(segment.tokens)) for segment in fed]
+            shape += [
+                (request.decoding.sequence.cache_length, width) for request, width in zip(decoding, widths, strict=True)
+            ]
+            drafts = max(0, min(room - sum(widths) + len(widths), sum(len(part.candidates.tokens) for part in parts)))
+            others = len(decoding) - len(parts) + len(fed)
+            selection = select_jointly(parts, self._knowledge().latency.of_pass(shape, most=drafts), others=others)
+        proposals: list[Proposal] = []
+        place = 0
+        for request, one in zip(decoding, prepared, strict=True):
+            if isinstance(one, Proposal):
+                proposals.append(one)
+                continue
+            chosen = selection.chosen[place] if selection.chosen else []
+            tokens = selection.tokens[place] if selection.tokens else 1.0
+            proposals.append(request.decoding.control.settle(chosen, tokens=tokens, seconds=selection.seconds))
+            place += 1
+        return proposals
+
+    def _verify(self, fed: list[tuple[ActiveRequest, Segment]]) -> None:
+        """Make the pass, and let each sequence take in what it brought."""
+        start = time.perf_counter()
+        try:
+            targets = self._verifier.run([segment for _, segment in fed])
+        except Exception as error:
+            if len(fed) == 1:
+                fed[0][0].error = error
+            else:
+                # Whose fault it is shows when each has a pass of its own.
+                for one in fed:
+                    self._verify([one])
+            return
+        seconds = time.perf_counter() - start
+        self._tally.count_pass(len(fed), seconds)
+        if len(fed) > 1 and self._knowledge is not None:
+            self._knowledge().latency.correct_pass(
+                [(segment.cache_length, len(segment.tokens)) for _, segment in fed], seconds
+            )
+        steps: list[tuple[ActiveRequest, Round]] = []
+        for (request, segment), target in zip(fed, targets, strict=True):
+            with _own_error(request):
+                step = request.decoding.absorb(segment, target, seconds=seconds, alone=len(fed) == 1)
+                if step is not None:
+                    steps.append((request, step))
+        with self._changed:
+            for request, step in steps:
+                request.give(step)
+                self._tally.count_round(step)
+
+    def _forget_released(self) -> None:
+        for sequence in self._released:
+            self._slots.release(sequence)
+        self._released.clear()
+
+    def _check_open(self, request: ActiveRequest) -> None:
+        if request.error is not None:
+            raise request.error
+        if self._closed:
+            raise GenerationError(ENGINE_CLOSED)
+        if request.scheduled.released:
+            raise GenerationError(CLOSED)
+
+    def _is_interrupted(self, request: ActiveRequest) -> bool:
+        return not request.in_pass and not request.ended and request.decoding.interrupted() is not None
+
+    def _refuse_own_pass(self) -> None:
+        if self._driver == threading.get_ident():
             raise GenerationError(
                 "a hook or a drafter used the engine that is calling it: nothing can run inside one of its own steps"
             )
 
-    def _seconds_to_wait(self) -> float:
-        """Until the sequence in the slot may be swapped out."""
-        if self._resident is None or not self._resident.started:
-            return 0.0
-        return self._left_at + PATIENCE - time.monotonic()
 
-    def _bring(self, sequence: ScheduledSequence) -> None:
-        """Swap the sequence in the slot out, and this one in. Runs in a step of this sequence."""
-        other = self._resident
-        if other is sequence:
-            return
-        if other is not None:
-            positions = self._session.read_rows(0, other.cache.length)
-            with self._changed:
-                other.swapped_out = None if other.released else positions
-        self._resident = None
-        if sequence.swapped_out is not None:
-            self._session.write_rows(0, sequence.swapped_out[..., : sequence.cache.length, :])
-            sequence.swapped_out = None
-        self._resident = sequence
+class _own_error:  # noqa: N801 - a context manager, used as a function
+    """What a request's own code raises is its consumer's; an interrupt of the whole thread is raised here as well."""
 
-    def _leave(self, sequence: ScheduledSequence) -> None:
-        with self._changed:
-            self._owner = None
-            self._left_at = time.monotonic()
-            sequence.started = sequence.generating
-            if sequence.released and self._resident is sequence:
-                self._resident = None
-            self._changed.notify_all()
+    __slots__ = ("_request",)
+
+    def __init__(self, request: ActiveRequest) -> None:
+        self._request = request
+
+    def __enter__(self) -> None:
+        """Nothing to prepare."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        if error is not None:
+            self._request.error = error
+        return error is None or isinstance(error, Exception)
+
+
+def _close_at_exit(scheduler: "weakref.ref[Scheduler]") -> None:
+    alive = scheduler()
+    if alive is not None:
+        alive.close()

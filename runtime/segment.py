@@ -30,7 +30,8 @@ class Segment:
     """The tokens of one sequence in one pass.
 
     `tokens` int64 [T]: a chunk of the prompt; or the pending token, the drafts of `proposal`, and padding. They take
-    the cache positions from `cache_length` on. `parents` int64 [T]: of a tree (engines.tree); None means a chain.
+    the cache positions of `slot` from `cache_length` on. `parents` int64 [T]: of a tree (engines.tree); None means a
+    chain.
 
     The target's token is wanted after each of the last `num_logits` positions: chosen in the graph, or with
     `wants_logits` from their logits.
@@ -42,6 +43,7 @@ class Segment:
     wants_logits: bool = False
     parents: Int64 | None = None
     proposal: Proposal = NO_PROPOSAL
+    slot: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +70,8 @@ class Outcome:
     `seen` int64 [m] and `successors` int64 [m, k]: tokens that were fed, and the target's likeliest tokens after each;
     those on the path come last. None where the engine does not tell them.
 
-    `seconds`: the pass and choosing from its logits, without drafting; `sample_seconds`: choosing alone.
+    `seconds`: the pass and choosing from its logits, without drafting; 0 where other sequences shared the pass.
+    `sample_seconds`: choosing alone.
     """
 
     segment: Segment

@@ -13,7 +13,6 @@ from runtime.kv_cache import KVCache
 from runtime.sampling.chooser import TokenChooser
 from runtime.segment import NO_PROPOSAL, Outcome, Proposal, Segment, Targets, seen_tokens
 from runtime.stopping import Cut, StopRules
-from runtime.verifier import prompt_segments
 
 Int64 = NDArray[np.int64]
 # Every pass that decodes on its own is exact: sessions without a model, for tests.
@@ -76,6 +75,11 @@ class Sequence:
         return self._cache.length
 
     @property
+    def prompt_left(self) -> int:
+        """Tokens of the prompt that are still to be fed; 0 while it decodes."""
+        return max(0, self._num_prompt - self._cache.length)
+
+    @property
     def finished(self) -> bool:
         """Whether no pass is to come."""
         return self.cut.finish_reason is not None
@@ -96,16 +100,26 @@ class Sequence:
         self._cache.truncate(reused)
         return reused
 
-    def next_pass(self, proposal: Proposal = NO_PROPOSAL) -> Segment:
+    def next_pass(self, proposal: Proposal = NO_PROPOSAL, *, most: int | None = None) -> Segment:
         """What is to be fed: the next chunk of the prompt, or the pending token with a proposal's drafts.
+
+        `most`: positions of a chunk, at most, where the bits of a prompt do not depend on where it is cut
+        (`RowInvariance.prefill`); None: the engine's own chunk.
 
         Raises:
             GenerationError: a draft outside the vocabulary.
         """
-        if self._cache.length < self._num_prompt:
-            chunk = next(prompt_segments(self._tokens[: self._num_prompt], self._cache.length, self._contract))
-            ends = self._cache.length + len(chunk.tokens) == self._num_prompt
-            return _with_logits(chunk) if ends and self._chooser.wants_logits else chunk
+        if self.prompt_left:
+            first = self._cache.length
+            end = next(self._contract.prompt_chunks(self._num_prompt, first)).stop
+            end = end if most is None else min(end, first + most)
+            return Segment(
+                tokens=self._tokens[first:end],
+                cache_length=first,
+                num_logits=1,
+                wants_logits=end == self._num_prompt and self._chooser.wants_logits,
+                slot=self._cache.slot,
+            )
         draft = proposal.draft
         if len(draft.tokens) and (draft.tokens.min() < 0 or draft.tokens.max() >= self._contract.vocab_size):
             raise GenerationError(
@@ -128,18 +142,21 @@ class Sequence:
             wants_logits=self._chooser.wants_logits,
             parents=parents,
             proposal=proposal,
+            slot=self._cache.slot,
         )
 
-    def absorb(self, segment: Segment, targets: Targets) -> Outcome:
+    def absorb(self, segment: Segment, targets: Targets, *, tells: bool = True) -> Outcome:
         """Accept the drafts that the target chose, commit their cache positions, and emit tokens.
+
+        `tells`: somebody wants to know what was likely after each token (`Outcome.seen`).
 
         A chunk before the prompt's last emits nothing. The path of a tree is still to be moved in the session's cache
         (`Verifier.keep_path`).
         """
-        prompt = self._cache.length < self._num_prompt
+        prompt = self.prompt_left > 0
         if prompt:
             self._cache.commit(segment.tokens, prefill=True)
-            if self._cache.length < self._num_prompt:
+            if self.prompt_left:
                 return Outcome(segment=segment, tokens=segment.tokens[:0])
         first = self._length
         start = time.perf_counter()
@@ -160,7 +177,7 @@ class Sequence:
         if not prompt:
             # The pending token and the drafts before the last token, which has no cache position yet.
             self._cache.commit(segment.tokens[list(path)])
-        seen, successors = seen_tokens(segment, targets.successors, path)
+        seen, successors = seen_tokens(segment, targets.successors, path) if tells else (None, None)
         return Outcome(
             segment=segment,
             tokens=self._tokens[first : self._length].copy(),
@@ -176,9 +193,3 @@ class Sequence:
         """End it from outside; nothing more is emitted."""
         self._stop.end()
         self.cut = Cut(finish_reason=reason)
-
-
-def _with_logits(segment: Segment) -> Segment:
-    return Segment(
-        tokens=segment.tokens, cache_length=segment.cache_length, num_logits=segment.num_logits, wants_logits=True
-    )

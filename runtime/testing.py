@@ -6,9 +6,11 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.batches import only_sequence
+from engines.cache_rows import check_slot
 from engines.contract import Contract
 from engines.probes.row_invariance import RowInvariance
-from engines.session import Session, SessionMemory
+from engines.session import Positions, Session, SessionMemory
 from runtime.control.control import Control, NoControl
 from runtime.control.fixed import FixedControl
 from runtime.drafters import Drafter
@@ -31,11 +33,13 @@ class TableSession:
     """Answers as a verifier would whose target's choice after a context is `next_token(context)`.
 
     It keeps the tokens of its cache and reads nothing but committed positions and those of the call, so a loop that
-    commits or truncates wrongly gets other answers. `calls` holds (cache length, fed tokens) of every call.
+    commits or truncates wrongly gets other answers. `passes` holds (cache length, fed tokens) of each sequence of every
+    pass.
 
     Args:
         next_logits: context → float32 [V], in place of logits that make `next_token` certain.
         top_k: of `top_tokens`, which then go by the logits; 0 tells none.
+        slots: sequences that share its passes.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class TableSession:
         max_length: int = 512,
         prefill_chunk: int = 256,
         top_k: int = 0,
+        slots: int = 1,
     ) -> None:
         self.contract = Contract(
             num_layers=1,
@@ -61,16 +66,37 @@ class TableSession:
         self.num_layers, self.takes_trees = 1, True
         self.max_logits_rows = max(self.contract.max_width, prefill_chunk)
         self._next_token, self._next_logits = next_token, next_logits
-        self._cached = np.full(self.contract.capacity, -1, np.int64)
+        self.num_slots = self.max_sequences = slots
+        self.max_positions = self.max_logits_rows
+        self._cached = np.full((slots, self.contract.capacity), -1, np.int64)
         self._top: Int64 | None = np.empty((0, top_k), np.int64) if top_k else None
-        self.calls: list[tuple[int, tuple[int, ...]]] = []
-        self.num_layers, self.takes_trees = 1, True
-        self.max_logits_rows = max(self.contract.max_width, prefill_chunk)
+        self.passes: list[list[tuple[int, tuple[int, ...]]]] = []
+
+    @property
+    def calls(self) -> list[tuple[int, tuple[int, ...]]]:
+        """(Cache length, fed tokens) of every sequence of every pass."""
+        return [one for held in self.passes for one in held]
 
     @property
     def top_tokens(self) -> Int64 | None:
         """The likeliest tokens after the positions of the last call: int64 [M, k]; None where `top_k` is 0."""
         return self._top
+
+    def run_batch(self, batch: abc.Sequence[Positions], *, logits: Float32 | None = None) -> Int64:
+        """Feed positions of sequences; the target's tokens after the wanted ones: int64 [M], and their `logits`."""
+        if self.num_slots == 1:
+            only_sequence(batch)
+        self.passes.append([(one.cache_length, tuple(one.tokens.tolist())) for one in batch])
+        contexts = [context for one in batch for context in self._feed(one)]
+        if self._top is not None:
+            order = [np.argsort(-self._logits(context), kind="stable") for context in contexts]
+            self._top = np.stack(order)[:, : self.contract.top_k]
+        if logits is not None:
+            for row, context in zip(logits, contexts, strict=False):
+                row[:] = self._logits(context)
+        if self._next_token is not None:
+            return np.array([self._next_token(context) for context in contexts], np.int64)
+        return np.array([int(self._logits(context).argmax()) for context in contexts], np.int64)
 
     def run(
         self,
@@ -80,10 +106,7 @@ class TableSession:
         parents: abc.Sequence[int] | Int64 | None = None,
     ) -> Int64:
         """Feed tokens after the committed positions; the target's tokens after the last: int64 [num_logits_rows]."""
-        contexts = self._feed(token_ids, cache_length, num_logits_rows, parents)
-        if self._next_token is not None:
-            return np.array([self._next_token(context) for context in contexts], np.int64)
-        return np.array([int(self._logits(context).argmax()) for context in contexts], np.int64)
+        return self.run_batch([_positions(token_ids, cache_length, num_logits_rows, parents)])
 
     def run_logits(
         self,
@@ -95,26 +118,33 @@ class TableSession:
         out: Float32 | None = None,
     ) -> Float32:
         """The same with the logits of those: float32 [num_logits_rows, V]."""
-        contexts = self._feed(token_ids, cache_length, num_logits_rows, parents)
-        rows = np.stack([self._logits(context) for context in contexts])
-        if out is None:
-            return rows
-        out[: len(rows)] = rows
-        return out[: len(rows)]
+        logits = np.empty((num_logits_rows, self.contract.vocab_size), np.float32) if out is None else out
+        self.run_batch([_positions(token_ids, cache_length, num_logits_rows, parents)], logits=logits)
+        return logits[:num_logits_rows]
 
-    def read_rows(self, first: int, end: int, layers: abc.Sequence[int] | None = None) -> Float32:  # noqa: ARG002
+    def read_rows(
+        self,
+        first: int,
+        end: int,
+        layers: abc.Sequence[int] | None = None,  # noqa: ARG002 - the form of `Session`
+        *,
+        slot: int = 0,
+    ) -> Float32:
         """A copy of cached positions: float32 [1, 1, 1, positions, 1], the tokens."""
-        positions: Float32 = self._cached[first:end].astype(np.float32).reshape(1, 1, 1, -1, 1)
+        check_slot(slot, self.num_slots)
+        positions: Float32 = self._cached[slot, first:end].astype(np.float32).reshape(1, 1, 1, -1, 1)
         return positions
 
-    def write_rows(self, first: int, rows: Float32) -> None:
+    def write_rows(self, first: int, rows: Float32, *, slot: int = 0) -> None:
         """Overwrite cached positions."""
-        self._cached[first : first + rows.size] = rows.reshape(-1).astype(np.int64)
+        check_slot(slot, self.num_slots)
+        self._cached[slot, first : first + rows.size] = rows.reshape(-1).astype(np.int64)
 
-    def compact(self, cache_length: int, path: abc.Sequence[int] | Int64) -> None:
+    def compact(self, cache_length: int, path: abc.Sequence[int] | Int64, *, slot: int = 0) -> None:
         """Move the new positions of an accepted tree path to the front."""
+        check_slot(slot, self.num_slots)
         places = np.asarray(path, np.int64)
-        self._cached[cache_length : cache_length + len(places)] = self._cached[cache_length + places]
+        self._cached[slot, cache_length : cache_length + len(places)] = self._cached[slot, cache_length + places]
 
     def memory(self) -> SessionMemory:
         """No weights; the tokens are the cache."""
@@ -123,27 +153,16 @@ class TableSession:
     def close(self) -> None:
         """Nothing is held."""
 
-    def _feed(
-        self,
-        token_ids: abc.Sequence[int] | Int64,
-        cache_length: int,
-        num_logits_rows: int,
-        parents: abc.Sequence[int] | Int64 | None,
-    ) -> list[list[int]]:
+    def _feed(self, one: Positions) -> list[list[int]]:
         """Write the positions; the context of each of the last ones: in a tree, that of its own path."""
-        self.calls.append((cache_length, tuple(int(token) for token in token_ids)))
-        width = len(token_ids)
-        self._cached[cache_length : cache_length + width] = token_ids
-        committed = self._cached[:cache_length].tolist()
+        width, cached = len(one.tokens), self._cached[one.slot]
+        cached[one.cache_length : one.cache_length + width] = one.tokens
+        committed = cached[: one.cache_length].tolist()
         paths: list[list[int]] = []
-        for place, token in enumerate(token_ids):
-            parent = place - 1 if parents is None else int(parents[place])
+        for place, token in enumerate(one.tokens):
+            parent = place - 1 if one.parents is None else int(one.parents[place])
             paths.append([*(paths[parent] if parent >= 0 else []), int(token)])
-        contexts = [committed + path for path in paths[width - num_logits_rows :]]
-        if self._top is not None:
-            order = np.stack([np.argsort(-self._logits(context), kind="stable") for context in contexts])
-            self._top = order[:, : self.contract.top_k]
-        return contexts
+        return [committed + path for path in paths[width - one.num_logits :]]
 
     def _logits(self, context: list[int]) -> Float32:
         if self._next_logits is not None:
@@ -152,6 +171,20 @@ class TableSession:
         logits = np.zeros(self.contract.vocab_size, np.float32)
         logits[self._next_token(context)] = _CERTAIN
         return logits
+
+
+def _positions(
+    token_ids: abc.Sequence[int] | Int64,
+    cache_length: int,
+    num_logits: int,
+    parents: abc.Sequence[int] | Int64 | None,
+) -> Positions:
+    return Positions(
+        tokens=np.asarray(token_ids, np.int64),
+        cache_length=cache_length,
+        num_logits=num_logits,
+        parents=None if parents is None else np.asarray(parents, np.int64),
+    )
 
 
 def run_loop(

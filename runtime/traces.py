@@ -8,12 +8,14 @@ engine does not tell them.
 import json
 import logging
 import threading
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from quasar.errors import GenerationError
+from runtime.control.candidates import Prepared
 from runtime.control.control import Control
 from runtime.drafters.base import Int64
 from runtime.segment import Outcome, Proposal
@@ -95,6 +97,14 @@ class RecordingControl:
     def propose(self, context: Int64, most: int, cache_length: int) -> Proposal:
         """As `Control`."""
         return self._control.propose(context, most, cache_length)
+
+    def prepare(self, context: Int64, most: int, cache_length: int) -> Prepared | None:
+        """As `Control`."""
+        return self._control.prepare(context, most, cache_length)
+
+    def settle(self, chosen: Sequence[int], *, tokens: float, seconds: float) -> Proposal:
+        """As `Control`."""
+        return self._control.settle(chosen, tokens=tokens, seconds=seconds)
 
     def learn(self, outcome: Outcome) -> None:
         """As `Control`."""

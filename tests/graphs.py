@@ -93,8 +93,10 @@ def host_session(
     return TensorRtSession(plan, device, contract, graphs=graphs, kernel=kernel)
 
 
-def lowered_session(folder: Path, contract: Contract) -> OnnxRuntimeSession:
-    return OnnxRuntimeSession(folder, folder / "lowered.onnx", contract, threads=1, exact_integers=True)
+def lowered_session(folder: Path, contract: Contract, *, threads: int = 1, slots: int = 1) -> OnnxRuntimeSession:
+    return OnnxRuntimeSession(
+        folder, folder / "lowered.onnx", contract, threads=threads, exact_integers=True, slots=slots
+    )
 
 
 def exact_session(graph: Path) -> ort.InferenceSession:
@@ -108,17 +110,46 @@ def exact_session(graph: Path) -> ort.InferenceSession:
 
 
 def native_session(
-    folder: Path, contract: Contract, spec: DecoderSpec, kv_dtype: str = "float32"
+    folder: Path,
+    contract: Contract,
+    spec: DecoderSpec,
+    kv_dtype: str = "float32",
+    *,
+    threads: int = 1,
+    slots: int = 1,
+    max_positions: int | None = None,
+    ragged: bool = True,
 ) -> OnnxRuntimeSession:
-    """Canonical.onnx lowered to the native operators."""
+    """Canonical.onnx lowered to the native operators; not `ragged`: as earlier versions did it."""
     model = ir.load(folder / "canonical.onnx")
     with WeightFile(folder / "native.data", folder) as weights:
         LowerToNative(spec, StoredWeights(weights), kv_dtype)(model)
     UnsignedActivations()(model)
+    if not ragged:
+        _to_one_sequence(model)
     ir.save(model, folder / "native.onnx")
     return OnnxRuntimeSession(
-        folder, folder / "native.onnx", contract, threads=1, exact_integers=True, library=toolchain.LIBRARY
+        folder,
+        folder / "native.onnx",
+        contract,
+        threads=threads,
+        exact_integers=True,
+        library=toolchain.LIBRARY,
+        slots=slots,
+        max_positions=max_positions,
     )
+
+
+def _to_one_sequence(model: ir.Model) -> None:
+    """Make a native graph one of those that earlier versions wrote: [1, T], and a cache of one sequence."""
+    for node in model.graph:
+        if node.op_type.startswith("VerifyAttention"):
+            node.resize_inputs(10)
+    for value in [*model.graph.inputs]:
+        if value.name in (names.SEQUENCE_STARTS, names.CACHE_SLOTS):
+            model.graph.inputs.remove(value)
+        elif value.name == names.TREE_MASK:
+            value.shape = ir.Shape(["batch", "tokens", "tokens"])
 
 
 def run_canonical(folder: Path, contract: Contract, tokens: np.ndarray) -> np.ndarray:

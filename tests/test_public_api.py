@@ -15,7 +15,18 @@ from runtime.option_keywords import OptionsDict
 def test_public_names():
     assert runtime.__all__ == [
         *("Conversation", "Corpus", "Draft", "Drafter", "Engine", "Event", "Generation", "GenerationOptions"),
-        *("Memory", "PromptLookup", "Recorder", "Recycling", "Round", "Stats", "Suffix", "TokenLogprob", "load"),
+        *(
+            "Memory",
+            "Metrics",
+            "PromptLookup",
+            "Recorder",
+            "Recycling",
+            "Round",
+            "Stats",
+            "Suffix",
+            "TokenLogprob",
+            "load",
+        ),
         "share_threads",
     ]
     assert engines.__all__ == [
@@ -33,7 +44,8 @@ def test_generation_options():
         *("max_new_tokens", "min_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty"),
         *("presence_penalty", "frequency_penalty", "logit_bias", "logits_processor", "seed", "stop", "stop_token_ids"),
         *("ignore_eos", "logprobs", "deadline", "cancel", "drafter", "num_draft_tokens", "chat_template", "tools"),
-        *("chat_template_kwargs", "continue_final_message", "parse_special", "date", "sampling", "recorder"),
+        *("chat_template_kwargs", "continue_final_message", "parse_special", "date", "sampling", "priority"),
+        *("cache_salt", "recorder"),
     ]
     assert list(OptionsDict.__annotations__) == ["options", *options]
     assert [option.name for option in OPTIONS] == options
@@ -46,7 +58,10 @@ def test_generation_options():
         assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters[1:])
     # Every option is described.
     assert all(f"\n    {name}: " in runtime.GenerationOptions.__doc__ for name in options)
-    options = ["path", "backend", "provider", "threads", "kernels", "rebuild", "options", "on_round", "on_generation"]
+    options = [
+        *("path", "backend", "provider", "threads", "kernels", "rebuild", "max_sequences", "max_batch_tokens"),
+        *("max_stall_ms", "queue_limit", "prefix_cache", "options", "on_round", "on_generation"),
+    ]
     assert list(inspect.signature(runtime.load).parameters) == options
 
 

@@ -120,6 +120,7 @@ def test_manifest_tells_what_was_measured(smollm2_engine):
         "boundaries": [],
         "tree": toolchain.LIBRARY.is_file(),
         "prefill": True,
+        "batch": toolchain.LIBRARY.is_file(),
     }
     assert set(manifest["cost_surface_ms"]) == {"16", "256", "1024", "4096"}
     # A prototype gave 0.0275 and 0.90 on other prompts; the margin is for these few prompts.

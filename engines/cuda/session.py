@@ -11,7 +11,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.cache_rows import CacheRows, Float32
+from engines.batches import only_sequence
+from engines.cache_rows import CacheRows, Float32, check_slot
 from engines.contract import Contract, longest_for
 from engines.cuda.buffers import plan_buffers
 from engines.cuda.inputs import Inputs, input_bytes
@@ -20,7 +21,7 @@ from engines.cuda.program import Attention, Head, Linear, Program
 from engines.gpu.cache import DeviceCache
 from engines.gpu.device import Device, LoadedKernel, OutOfMemoryError, RecordedWork
 from engines.gpu.limits import check_pass, length_advice
-from engines.session import SessionMemory, rows_of
+from engines.session import Positions, SessionMemory, rows_of
 from engines.tree import check_parents
 from plugins.gpu.packing import TILE_INPUTS, TILE_OUTPUTS, tiles_of
 from plugins.gpu.variants import num_splits, power_of_2
@@ -62,6 +63,8 @@ class CudaSession:
         self.contract = contract
         self.num_layers = contract.num_layers
         self.max_logits_rows = contract.max_width
+        self.num_slots = self.max_sequences = 1
+        self.max_positions = contract.prefill_chunk
         self.takes_trees = True
         self._program, self._kernels, self._device, self._graphs = program, kernels, device, graphs
         self._overlap = overlap
@@ -130,6 +133,23 @@ class CudaSession:
         self._device.synchronize()
         return logits
 
+    def run_batch(self, batch: Sequence[Positions], *, logits: Float32 | None = None) -> Int64:
+        """Feed the positions of one sequence, since passes of this back end take one.
+
+        Returns the target's token after each wanted position: int64 [M]. `logits` float32 [M or more, V]: those of
+        the same positions are written there as well.
+        """
+        one = only_sequence(batch)
+        rows = None if logits is None else rows_of(logits, one.num_logits, self.contract.vocab_size)
+        # A pass has one target at least, whether it is wanted or not.
+        wanted = max(one.num_logits, 1)
+        if rows is None or not len(rows):
+            self.run(one.tokens, one.cache_length, wanted, one.parents)
+        else:
+            self.run_logits(one.tokens, one.cache_length, wanted, one.parents, out=rows)
+        self._num_rows = one.num_logits
+        return self._next_tokens(wanted)[: one.num_logits]
+
     @property
     def top_tokens(self) -> Int64 | None:
         """The likeliest tokens after each position that the latest call was asked for: int64 [M, k], or None."""
@@ -138,16 +158,19 @@ class CudaSession:
             return None
         return self._tokens[self.max_logits_rows :][: self._num_rows * k].reshape(self._num_rows, k)
 
-    def read_rows(self, first: int, end: int, layers: Sequence[int] | None = None) -> CacheRows:
+    def read_rows(self, first: int, end: int, layers: Sequence[int] | None = None, *, slot: int = 0) -> CacheRows:
         """A copy of positions, of some layers or of all, in the cache's own type: [layers, 2, G, positions, D]."""
+        check_slot(slot, 1)
         return self._cache.read_rows(first, end, layers)
 
-    def write_rows(self, first: int, rows: CacheRows) -> None:
+    def write_rows(self, first: int, rows: CacheRows, *, slot: int = 0) -> None:
         """Overwrite the positions from `first` on, of all layers; raises `ValueError` for another type."""
+        check_slot(slot, 1)
         self._cache.write_rows(first, rows)
 
-    def compact(self, cache_length: int, path: Sequence[int] | Int64) -> None:
+    def compact(self, cache_length: int, path: Sequence[int] | Int64, *, slot: int = 0) -> None:
         """Move an accepted tree path, ascending indices of the last call, to the front of the new positions."""
+        check_slot(slot, 1)
         self._cache.compact(cache_length, path)
 
     def memory(self) -> SessionMemory:

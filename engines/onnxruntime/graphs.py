@@ -41,8 +41,10 @@ class Graphs:
         threads: int = 0,
         exact_integers: bool = False,
         caches: HostCacheArrays | None = None,
+        slots: int = 1,
+        max_positions: int | None = None,
     ) -> OnnxRuntimeSession:
-        """A session over the whole graph; `caches`: another session's, to work on in place of its own."""
+        """A session over the whole graph; `caches`, `slots`, `max_positions`: as `OnnxRuntimeSession` takes them."""
         return OnnxRuntimeSession(
             self.directory,
             self.graph,
@@ -51,9 +53,13 @@ class Graphs:
             exact_integers=exact_integers,
             library=self.library,
             caches=caches,
+            slots=slots,
+            max_positions=max_positions,
         )
 
-    def open_probe(self, contract: Contract, *, threads: int = 0, exact_integers: bool = False) -> OnnxRuntimeSession:
+    def open_probe(
+        self, contract: Contract, *, threads: int = 0, exact_integers: bool = False, slots: int = 1
+    ) -> OnnxRuntimeSession:
         """A session over the cut-down graph, which has few of the layers and no head."""
         return OnnxRuntimeSession(
             self.directory,
@@ -63,4 +69,5 @@ class Graphs:
             threads=threads,
             exact_integers=exact_integers,
             library=self.library,
+            slots=slots,
         )

@@ -15,9 +15,13 @@ class OnnxRuntimeOptions:
         kernels: "native" (the operators of plugins/cpu, or an error), "stock" (ONNX Runtime's own), or None for native
             ones where they can run.
         caches: another session's, to work on in place of its own.
+        slots: sequences that the KV cache holds; pages that none of them has written take no memory.
+        max_positions: that one pass takes, of all sequences together; None for those of a chunk of a prompt.
     """
 
     provider: str = "cpu"
     threads: int = 0
     kernels: str | None = None
     caches: HostCacheArrays | None = None
+    slots: int = 1
+    max_positions: int | None = None

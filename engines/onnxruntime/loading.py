@@ -38,7 +38,12 @@ def load_onnxruntime(directory: EngineDirectory, options: OnnxRuntimeOptions) ->
     graphs = Graphs.of(directory.path, files, kernels)
     record = _record(directory, this_machine(threads, kernels.name), threads, graphs)
     session = graphs.open(
-        directory.manifest.contract, threads=threads, exact_integers=record.exact_integers, caches=options.caches
+        directory.manifest.contract,
+        threads=threads,
+        exact_integers=record.exact_integers,
+        caches=options.caches,
+        slots=options.slots,
+        max_positions=options.max_positions,
     )
     return LoadedEngine(
         directory=directory,

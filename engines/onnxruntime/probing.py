@@ -19,6 +19,8 @@ from engines.probes.integer_check import INPUT, OUTPUT, integers_are_exact
 from engines.record import MachineRecord
 from quasar.errors import EngineError
 
+# Sequences of the passes that are probed.
+_PROBE_SLOTS = 4
 # Limits of a second latency measurement at load, where somebody waits: rounds, seconds for each cached length, and
 # seconds that the rounds may take by the latencies known until then.
 _MEND_ROUNDS, _MEND_SECONDS, _MEND_LIMIT = 4, 1.5, 20.0
@@ -89,8 +91,8 @@ def probe_graphs(
         has_integers: whether ONNX Runtime's own integer kernels run any linear (`runs_stock_integers`).
     """
     exact = has_integers and needs_exact_integers(graphs, threads=threads)
-    cut_down = graphs.open_probe(contract, threads=threads, exact_integers=exact)
-    whole = graphs.open(contract, threads=threads, exact_integers=exact)
+    cut_down = graphs.open_probe(contract, threads=threads, exact_integers=exact, slots=_PROBE_SLOTS)
+    whole = graphs.open(contract, threads=threads, exact_integers=exact, slots=_PROBE_SLOTS)
     return run_probes(whole, machine, plan, cut_down=cut_down, exact_integers=exact, on_step=on_step)
 
 

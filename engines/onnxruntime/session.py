@@ -1,7 +1,12 @@
-"""One loaded verifier on ONNX Runtime: buffers allocated once, past and present bound to the same memory once."""
+"""One loaded verifier on ONNX Runtime: buffers allocated once, past and present bound to the same memory once.
+
+A native graph takes the positions of several sequences in one pass. A stock one, or one that an earlier version built,
+runs a pass for each, on the part of the caches that is the sequence's slot.
+"""
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines import contract as names
+from engines.batches import check_batch
 from engines.cache_rows import Float32, HostCacheArrays, HostCaches
 from engines.contract import Contract
+from engines.onnxruntime.inputs import Buffer, CanonicalInputs, Inputs, RaggedInputs
 from engines.onnxruntime.session_options import session_options
-from engines.session import SessionMemory, rows_of
-from engines.tree import ancestor_mask, check_parents, depths
-from quasar.errors import EngineError, GenerationError
+from engines.session import Positions, SessionMemory, rows_of
+from quasar.errors import EngineError
 
 Int64 = NDArray[np.int64]
 
@@ -23,6 +29,8 @@ _CACHE_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "ten
 _BFLOAT16 = 16
 # A StringStringEntryProto: field 1 "length", field 2 digits, after their own length.
 _LENGTH_ENTRY = re.compile(rb"\n\x06length\x12(.)", re.DOTALL)
+# Sequences of one pass, where there are so many slots.
+_MOST_SEQUENCES = 256
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
@@ -44,6 +52,8 @@ class OnnxRuntimeSession(HostCaches):
         library: Path | None = None,
         profile_prefix: Path | None = None,
         caches: HostCacheArrays | None = None,
+        slots: int = 1,
+        max_positions: int | None = None,
     ) -> None:
         """Load the graph.
 
@@ -54,7 +64,9 @@ class OnnxRuntimeSession(HostCaches):
             exact_integers: choose integer kernels that cannot saturate on CPUs without VNNI.
             library: the native operators that the graph needs (`engines.onnxruntime.kernels`).
             profile_prefix: write ONNX Runtime's profile there (`end_profiling`).
-            caches: another session's, to work on in place of its own.
+            caches: another session's, to work on in place of its own; they say how many slots there are.
+            slots: sequences that the cache holds.
+            max_positions: that one pass takes, of all sequences together; None for those of a chunk of a prompt.
         """
         import onnxruntime as ort
 
@@ -74,35 +86,42 @@ class OnnxRuntimeSession(HostCaches):
         # A cut-down graph has hidden states in place of logits.
         self._rows_output = names.LOGITS if names.LOGITS in outputs else names.HIDDEN
         self._columns = int(outputs[self._rows_output][-1])
-        shape = (1, contract.num_kv_heads, contract.capacity, contract.head_size)
         self.num_layers = contract.num_layers if num_layers is None else num_layers
         self._ort = ort
         inputs = {value.name: value.type for value in self._session.get_inputs()}
         cache_type = _CACHE_TYPES[inputs[names.past_names(0)[0]]]
-        if caches is None:
-            caches = [(np.zeros(shape, cache_type), np.zeros(shape, cache_type)) for _ in range(self.num_layers)]
-        if any(part.shape != shape or part.dtype != cache_type for pair in caches for part in pair):
-            raise EngineError(f"the cache to be shared is not {np.dtype(cache_type)} {list(shape)} in every layer")
-        self.caches = caches
-        self._cache_values = [tuple(_shared_value(ort, part) for part in pair) for pair in self.caches]
-        self.max_logits_rows = widest = max(contract.max_width, contract.prefill_chunk)
-        self._ids = _Buffer(ort, (1, widest))
-        self._positions = _Buffer(ort, (1, widest))
-        self._rows = _Buffer(ort, (widest,))
-        self._lengths = np.zeros(1, np.int64)
-        self._lengths_value = ort.OrtValue.ortvalue_from_numpy(self._lengths)
-        self._tokens = _Buffer(ort, (1, widest))
-        # A cut-down graph has none either.
-        has_top = contract.top_k > 0 and names.TOP_TOKENS in outputs
-        self._top_tokens = _Buffer(ort, (1, widest, contract.top_k), axis=1) if has_top else None
-        self._num_rows = 0
+        self.caches = self._new_caches(slots, cache_type) if caches is None else caches
+        self.num_slots = len(self.caches[0][0])
+        if any(part.shape != self._shape(self.num_slots) or part.dtype != cache_type for part in self._parts()):
+            expected = f"{np.dtype(cache_type)} {list(self._shape(self.num_slots))}"
+            raise EngineError(f"the cache to be shared is not {expected} in every layer")
+        least = max(contract.max_width, contract.prefill_chunk)
+        self.max_positions = most = least if max_positions is None else max_positions
+        if most < least:
+            raise EngineError(f"max_positions is {most}; {least} or more were expected")
+        self.max_logits_rows = most
+        self._inputs: Inputs
+        self._is_ragged = names.SEQUENCE_STARTS in inputs
+        if self._is_ragged:
+            self.max_sequences = min(self.num_slots, _MOST_SEQUENCES)
+            self._inputs = RaggedInputs(ort, contract, most, self.max_sequences)
+        else:
+            self.max_sequences = 1
+            self._inputs = CanonicalInputs(
+                ort, contract, most, has_mask=names.TREE_MASK in inputs, rotates_by_order=library is None
+            )
+        # Stock attention is fed a position more, whose place in the cache it overwrites.
+        self._spare = 1 if library is None else 0
         # Native graphs take a tree whatever the portable graph takes.
-        self.takes_trees = names.TREE_MASK in inputs
-        self._native = library is not None
-        self._tree_masks = _TreeMasks(ort, widest) if self.takes_trees else None
-        self._count = np.arange(widest, dtype=np.int64)
-        self._binding = self._bind_fixed()
-        self._logits_binding: Any = None
+        self.takes_trees = self._inputs.takes_trees
+        # A cut-down graph has neither.
+        self._has_tokens = names.NEXT_TOKENS in outputs
+        has_top = contract.top_k > 0 and names.TOP_TOKENS in outputs
+        self._tokens = Buffer(ort, (1, most))
+        self._top = Buffer(ort, (1, most, contract.top_k), axis=1) if has_top else None
+        self._top_tokens = None if self._top is None else self._top.array[0, :0]
+        # By slot, and whether logits are wanted.
+        self._bindings: dict[tuple[int, bool], Any] = {}
 
     def run(
         self,
@@ -111,14 +130,11 @@ class OnnxRuntimeSession(HostCaches):
         num_logits_rows: int,
         parents: Sequence[int] | Int64 | None = None,
     ) -> Int64:
-        """Feed T tokens after `cache_length` committed positions; `parents` (engines.tree) makes them a tree.
+        """Feed T tokens after `cache_length` committed positions of slot 0; `parents` (engines.tree) makes them a tree.
 
         Returns the target's token after each of the last `num_logits_rows` of them: int64 [M].
         """
-        self._feed(self._binding, token_ids, cache_length, num_logits_rows, parents)
-        self._binding.bind_ortvalue_output(names.NEXT_TOKENS, self._tokens.value(num_logits_rows))
-        self._execute(self._binding, num_logits_rows)
-        return self._tokens.array[0, :num_logits_rows]
+        return self.run_batch([_positions(token_ids, cache_length, num_logits_rows, parents)])
 
     def run_logits(
         self,
@@ -133,80 +149,123 @@ class OnnxRuntimeSession(HostCaches):
 
         A new array, or the first rows of `out`.
         """
-        if self._logits_binding is None:
-            self._logits_binding = self._bind_fixed()
-        self._feed(self._logits_binding, token_ids, cache_length, num_logits_rows, parents)
         if out is None:
             out = np.empty((num_logits_rows, self._columns), np.float32)
-        rows = rows_of(out, num_logits_rows, self._columns)
-        self._logits_binding.bind_ortvalue_output(self._rows_output, self._ort.OrtValue.ortvalue_from_numpy(rows[None]))
-        self._execute(self._logits_binding, num_logits_rows)
-        return rows
+        self.run_batch([_positions(token_ids, cache_length, num_logits_rows, parents)], logits=out)
+        return out[:num_logits_rows]
+
+    def run_batch(self, batch: Sequence[Positions], *, logits: Float32 | None = None) -> Int64:
+        """Feed positions of several sequences: in one pass where the graph takes them, else in a pass for each.
+
+        Returns the target's token after each wanted position, sequence after sequence: int64 [M]; a cut-down graph
+        has none, and -1 is in their place. Raises `GenerationError` for a batch that does not fit.
+
+        Args:
+            logits: float32 [M or more, V]: the logits of those positions are written there as well.
+        """
+        check_batch(
+            batch,
+            self.contract,
+            num_slots=self.num_slots,
+            most_sequences=self.max_sequences if self._is_ragged else self.num_slots,
+            max_positions=self.max_positions,
+            spare=self._spare,
+        )
+        num_logits = sum(one.num_logits for one in batch)
+        rows = None if logits is None else rows_of(logits, num_logits, self._columns)
+        if self._is_ragged or len(batch) == 1:
+            self._run(batch, num_logits, rows)
+            self._top_tokens = None if self._top is None else self._top.array[0, :num_logits]
+            return self._tokens.array[0, :num_logits]
+        tokens, tops = np.empty(num_logits, np.int64), []
+        first = 0
+        for one in batch:
+            own = slice(first, first + one.num_logits)
+            self._run([one], one.num_logits, None if rows is None else rows[own])
+            tokens[own] = self._tokens.array[0, : one.num_logits]
+            if self._top is not None:
+                tops.append(self._top.array[0, : one.num_logits].copy())
+            first = own.stop
+        self._top_tokens = np.concatenate(tops) if tops else None
+        return tokens
 
     @property
     def top_tokens(self) -> Int64 | None:
         """The likeliest tokens after each position that the latest call was asked for: int64 [M, k], or None."""
-        return None if self._top_tokens is None else self._top_tokens.array[0, : self._num_rows]
+        return self._top_tokens
 
     def memory(self) -> SessionMemory:
         """What the session takes."""
-        buffers = [self._ids, self._positions, self._rows, self._tokens]
-        buffers += [] if self._top_tokens is None else [self._top_tokens]
+        outputs = [buffer.array.nbytes for buffer in (self._tokens, self._top) if buffer is not None]
         return SessionMemory(
             weights=self._weight_bytes,
-            cache=sum(part.nbytes for pair in self.caches for part in pair),
-            buffers=sum(buffer.array.nbytes for buffer in buffers),
+            cache=sum(part.nbytes for part in self._parts()),
+            buffers=self._inputs.nbytes + sum(outputs),
         )
 
     def close(self) -> None:
         """Let go of the caches' memory and of ONNX Runtime's session."""
-        del self._binding, self._logits_binding, self._cache_values, self._session
+        self._bindings.clear()
+        del self._session
         self.caches = []
 
     def end_profiling(self) -> Path:
         """Stop profiling; the profile's file."""
         return Path(self._session.end_profiling())
 
-    def _bind_fixed(self) -> Any:
-        binding = self._session.io_binding()
-        binding.bind_ortvalue_input(names.CACHE_LENGTHS, self._lengths_value)
-        for layer, values in enumerate(self._cache_values):
-            for past, present, value in zip(names.past_names(layer), names.present_names(layer), values, strict=True):
-                binding.bind_ortvalue_input(past, value)
-                binding.bind_ortvalue_output(present, value)
-        return binding
+    def _shape(self, slots: int) -> tuple[int, ...]:
+        contract = self.contract
+        return slots, contract.num_kv_heads, contract.capacity, contract.head_size
 
-    def _feed(
-        self,
-        binding: Any,
-        token_ids: Sequence[int] | Int64,
-        cache_length: int,
-        num_logits_rows: int,
-        parents: Sequence[int] | Int64 | None,
-    ) -> None:
-        width = len(token_ids)
-        checked = None
-        if parents is not None:
-            checked = check_parents(parents, width, self.contract, takes_trees=self.takes_trees)
-        if checked is not None and cache_length == 0 and not self._native:
-            # Into an empty cache GroupQueryAttention rotates tokens by their order and ignores position_ids.
-            raise GenerationError("a tree was fed into an empty cache: feed at least one token of the prompt first")
-        self._ids.array[0, :width] = token_ids
-        offsets = self._count[:width] if checked is None else depths(checked)
-        np.add(offsets, cache_length, out=self._positions.array[0, :width])
-        if self._tree_masks is not None:
-            binding.bind_ortvalue_input(names.TREE_MASK, self._tree_masks.value(width, checked))
-        np.add(self._count[:num_logits_rows], width - num_logits_rows, out=self._rows.array[:num_logits_rows])
-        self._lengths[0] = cache_length
-        binding.bind_ortvalue_input(names.INPUT_IDS, self._ids.value(width))
-        binding.bind_ortvalue_input(names.POSITION_IDS, self._positions.value(width))
-        binding.bind_ortvalue_input(names.LOGITS_ROWS, self._rows.value(num_logits_rows))
+    def _new_caches(self, slots: int, dtype: Any) -> HostCacheArrays:
+        """Zeros: pages that nobody writes take no memory."""
+        if slots < 1:
+            raise EngineError(f"slots is {slots}; 1 or more were expected")
+        shape = self._shape(slots)
+        return [(np.zeros(shape, dtype), np.zeros(shape, dtype)) for _ in range(self.num_layers)]
 
-    def _execute(self, binding: Any, num_logits_rows: int) -> None:
-        if self._top_tokens is not None:
-            binding.bind_ortvalue_output(names.TOP_TOKENS, self._top_tokens.value(num_logits_rows))
+    def _parts(self) -> list[NDArray[Any]]:
+        return [part for pair in self.caches for part in pair]
+
+    def _binding(self, slot: int, *, logits: bool) -> Any:
+        """What a pass binds, with the caches bound already: all slots, or that one where the graph has no slots."""
+        if (slot, logits) not in self._bindings:
+            binding = self._session.io_binding()
+            for layer, pair in enumerate(self.caches):
+                for past, present, part in zip(names.past_names(layer), names.present_names(layer), pair, strict=True):
+                    value = _shared_value(self._ort, part if self._is_ragged else part[slot : slot + 1])
+                    binding.bind_ortvalue_input(past, value)
+                    binding.bind_ortvalue_output(present, value)
+            self._bindings[slot, logits] = binding
+        return self._bindings[slot, logits]
+
+    def _run(self, batch: Sequence[Positions], num_logits: int, rows: Float32 | None) -> None:
+        """Make one pass: tokens and top tokens to the front of their buffers, logits into `rows`."""
+        if num_logits == 0:
+            # Not every kernel takes a head without positions; what comes of one is left where it is.
+            batch, num_logits, rows = [replace(batch[0], num_logits=1), *batch[1:]], 1, None
+        binding = self._binding(0 if self._is_ragged else batch[0].slot, logits=rows is not None)
+        self._inputs.bind(binding, batch)
+        if self._has_tokens:
+            binding.bind_ortvalue_output(names.NEXT_TOKENS, self._tokens.value(num_logits))
+        else:
+            self._tokens.array[0, :num_logits] = -1
+        if self._top is not None:
+            binding.bind_ortvalue_output(names.TOP_TOKENS, self._top.value(num_logits))
+        if rows is not None:
+            binding.bind_ortvalue_output(self._rows_output, self._ort.OrtValue.ortvalue_from_numpy(rows[None]))
         self._session.run_with_iobinding(binding)
-        self._num_rows = num_logits_rows
+
+
+def _positions(
+    token_ids: Sequence[int] | Int64, cache_length: int, num_logits: int, parents: Sequence[int] | Int64 | None
+) -> Positions:
+    return Positions(
+        tokens=np.asarray(token_ids, np.int64),
+        cache_length=cache_length,
+        num_logits=num_logits,
+        parents=None if parents is None else np.asarray(parents, np.int64),
+    )
 
 
 def external_bytes(graph: bytes) -> int:
@@ -223,38 +282,3 @@ def _shared_value(ort: Any, array: NDArray[Any]) -> Any:
     if array.dtype == np.uint16:
         return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, _BFLOAT16)
     return ort.OrtValue.ortvalue_from_numpy(array)
-
-
-class _TreeMasks:
-    """The contract's `tree_mask` per width; a chain's is made once."""
-
-    def __init__(self, ort: Any, widest: int) -> None:
-        self._ort = ort
-        self._lower = np.tril(np.ones((widest, widest), np.bool_))
-        self._chains: dict[int, Any] = {}
-
-    def value(self, width: int, parents: Int64 | None) -> Any:
-        if parents is not None:
-            return self._ort.OrtValue.ortvalue_from_numpy(ancestor_mask(parents)[None])
-        if width not in self._chains:
-            chain = np.ascontiguousarray(self._lower[None, :width, :width])
-            self._chains[width] = self._ort.OrtValue.ortvalue_from_numpy(chain)
-        return self._chains[width]
-
-
-class _Buffer:
-    """An int64 buffer and, per length of one axis, the OrtValue of its first elements (no copy).
-
-    `axis`: which; the last, if not given. Those before it have one element.
-    """
-
-    def __init__(self, ort: Any, shape: tuple[int, ...], axis: int | None = None) -> None:
-        self.array = np.zeros(shape, np.int64)
-        self._before = (slice(None),) * (len(shape) - 1 if axis is None else axis)
-        self._ort = ort
-        self._values: dict[int, Any] = {}
-
-    def value(self, length: int) -> Any:
-        if length not in self._values:
-            self._values[length] = self._ort.OrtValue.ortvalue_from_numpy(self.array[(*self._before, slice(length))])
-        return self._values[length]

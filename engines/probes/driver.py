@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from engines.contract import Contract
 from engines.latency import measure_latency, surface_lengths
 from engines.machine import Machine
+from engines.probes.batch_invariance import batches_are_exact
 from engines.probes.prefill_invariance import prefill_is_exact
 from engines.probes.row_invariance import (
     BOUNDARY_STEP,
@@ -123,10 +124,13 @@ def run_probes(
         prefill = prefill and prefill_is_exact(session, invariance, positions=plan.prefill_positions)
     else:
         prefill = prefill_is_exact(session, invariance, positions=plan.prefill_positions)
+    shares = prefill and chain == 1 and (cut_down is None or batches_are_exact(cut_down, trees=trees))
+    # One look at the whole graph, where the cut-down one has passed.
+    shares = shares and batches_are_exact(session, trees=trees, **({} if cut_down is None else {"batches": 1}))
     latency = measure_latency(session, least=plan.least_rounds, seconds=plan.seconds, on_length=on_step)
     return MachineRecord(
         machine=machine.to_json(),
-        row_invariance=replace(invariance, tree=trees, prefill=prefill),
+        row_invariance=replace(invariance, tree=trees, prefill=prefill, batch=shares),
         exact_integers=exact_integers,
         cost_surface_ms=latency.surface_ms,
         cost_noise=latency.noise,

@@ -60,6 +60,8 @@ class RowInvariance:
     `tree`: whether a path through a tree is exact; the stock kernels shift reductions, so no.
 
     `prefill`: whether positions of a prefill chunk have those bits, too: then decoded positions serve a later prompt.
+
+    `batch`: whether positions of several sequences that share a pass have those bits.
     """
 
     chain: int | None
@@ -67,6 +69,7 @@ class RowInvariance:
     boundaries: tuple[int, ...] = ()
     tree: bool = False
     prefill: bool = False
+    batch: bool = False
 
     def drafts_before_boundary(self, cache_length: int) -> int:
         """How many drafts a pass after `cache_length` positions can verify and stay on one side of every boundary.

@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines import contract as names
-from engines.cache_rows import CacheRows, Float32
+from engines.batches import only_sequence
+from engines.cache_rows import CacheRows, Float32, check_slot
 from engines.contract import Contract
 from engines.gpu.cache import DeviceCache
 from engines.gpu.device import Device, LoadedKernel, OutOfMemoryError, RecordedWork
 from engines.gpu.limits import check_pass, length_advice
-from engines.session import SessionMemory, rows_of
+from engines.session import Positions, SessionMemory, rows_of
 from engines.tensorrt.bindings import check_bindings
 from engines.tensorrt.staging import Staging, Tokens
 from engines.tree import ancestor_mask, check_parents, depths
@@ -82,6 +83,8 @@ class TensorRtSession:
         self.contract = contract
         self.num_layers = contract.num_layers
         self.max_logits_rows = contract.max_width
+        self.num_slots = self.max_sequences = 1
+        self.max_positions = contract.prefill_chunk
         self.takes_trees = contract.tree_mask
         self._plan, self._device, self._graphs = plan, device, graphs
         self._replays: dict[tuple[int, int], _Replay] = {}
@@ -129,10 +132,7 @@ class TensorRtSession:
         """
         self._run(token_ids, cache_length, num_logits_rows, parents)
         self._device.synchronize()
-        tokens = self._tokens.next_tokens(num_logits_rows)
-        if tokens.min() < 0:
-            raise EngineError("the plan returned no token: its logits are not numbers")
-        return tokens
+        return self._next_tokens(num_logits_rows)
 
     def run_logits(
         self,
@@ -151,24 +151,44 @@ class TensorRtSession:
         self._device.synchronize()
         return logits
 
+    def run_batch(self, batch: Sequence[Positions], *, logits: Float32 | None = None) -> Int64:
+        """Feed the positions of one sequence, since passes of this back end take one.
+
+        Returns the target's token after each wanted position: int64 [M]. `logits` float32 [M or more, V]: those of
+        the same positions are written there as well.
+        """
+        one = only_sequence(batch)
+        rows = None if logits is None else rows_of(logits, one.num_logits, self.contract.vocab_size)
+        # A pass has one target at least, whether it is wanted or not.
+        wanted = max(one.num_logits, 1)
+        if rows is None or not len(rows):
+            self.run(one.tokens, one.cache_length, wanted, one.parents)
+        else:
+            self.run_logits(one.tokens, one.cache_length, wanted, one.parents, out=rows)
+        self._num_rows = one.num_logits
+        return self._next_tokens(wanted)[: one.num_logits]
+
     @property
     def top_tokens(self) -> Int64 | None:
         """The likeliest tokens after each position that the latest call was asked for: int64 [M, k], or None."""
         return self._tokens.top_tokens(self._num_rows)
 
-    def read_rows(self, first: int, end: int, layers: Sequence[int] | None = None) -> CacheRows:
+    def read_rows(self, first: int, end: int, layers: Sequence[int] | None = None, *, slot: int = 0) -> CacheRows:
         """A copy of positions, of some layers or of all, in the plan's own type: [layers, 2, G, positions, D]."""
+        check_slot(slot, 1)
         return self._cache.read_rows(first, end, layers)
 
-    def write_rows(self, first: int, rows: CacheRows) -> None:
+    def write_rows(self, first: int, rows: CacheRows, *, slot: int = 0) -> None:
         """Overwrite the positions from `first` on, of all layers; raises `ValueError` for another type."""
+        check_slot(slot, 1)
         self._cache.write_rows(first, rows)
 
-    def compact(self, cache_length: int, path: Sequence[int] | Int64) -> None:
+    def compact(self, cache_length: int, path: Sequence[int] | Int64, *, slot: int = 0) -> None:
         """Move an accepted tree path, ascending indices of the last call, to the front of the new positions.
 
         One launch for all layers, after the pass on its stream.
         """
+        check_slot(slot, 1)
         self._cache.compact(cache_length, path)
 
     def memory(self) -> SessionMemory:
@@ -179,6 +199,12 @@ class TensorRtSession:
             cache=self._cache.bytes_per_position * contract.capacity,
             buffers=self._scratch_bytes + contract.max_width * (4 * contract.vocab_size + 8 * (1 + contract.top_k)),
         )
+
+    def _next_tokens(self, count: int) -> Int64:
+        tokens = self._tokens.next_tokens(count)
+        if tokens.min() < 0:
+            raise EngineError("the plan returned no token: its logits are not numbers")
+        return tokens
 
     def _allocate(self) -> None:
         contract, device = self.contract, self._device

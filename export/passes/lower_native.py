@@ -20,13 +20,20 @@ _ATTENTION = {
     "bfloat16": ("VerifyAttentionBfloat16", ir.DataType.BFLOAT16),
 }
 _REPLACED = {"Attention", "TensorScatter", "RotaryEmbedding"}
+# What the positions of several sequences in one row come with: name → type, shape.
+_RAGGED = {
+    names.SEQUENCE_STARTS: (ir.DataType.INT64, ["starts"]),
+    names.CACHE_SLOTS: (ir.DataType.INT64, ["batch"]),
+    names.TREE_MASK: (ir.DataType.BOOL, ["tree_values"]),
+}
 
 
 class LowerToNative(InPlacePass):
     """Canonical graph → quasar.cpu operators, where there is one; what is float stays as it is.
 
-    Linears are those of `LinearsToNative`. Attention takes the packed q/k/v, the caches and the tree mask, which every
-    native graph has: trees are exact there. `kv_dtype`: what the caches hold.
+    Linears are those of `LinearsToNative`. Attention takes the packed q/k/v, the caches, and what says which positions
+    are whose (`engines.contract`, the ragged form); every native graph has a tree mask: trees are exact there.
+    `kv_dtype`: what the caches hold.
     """
 
     def __init__(self, spec: DecoderSpec, weights: StoredWeights, kv_dtype: str = "float32") -> None:
@@ -53,25 +60,27 @@ class LowerToNative(InPlacePass):
         values = {str(value.name): value for node in graph for value in node.outputs}
         values.update({str(value.name): value for value in graph.inputs})
         values.update(graph.initializers)
-        tree = values.get(names.TREE_MASK)
-        if tree is None:
-            shape = ir.Shape(["batch", "tokens", "tokens"])
-            tree = ir.Value(name=names.TREE_MASK, type=ir.TensorType(ir.DataType.BOOL), shape=shape)
-            graph.inputs.append(tree)
+        for name, (kind, shape) in _RAGGED.items():
+            if name not in values:
+                values[name] = ir.Value(name=name)
+                graph.inputs.append(values[name])
+            values[name].type, values[name].shape = ir.TensorType(kind), ir.Shape(shape)
+        for value in (*graph.inputs, *graph.outputs):
+            value.shape = _ragged_shape(value)
         if any(layer.attention.rope is None for layer in self._spec.layers[:layers]):
             # What layers that do not rotate have for both tables: no value of a row is rotated.
             nothing = initializer(ir.tensor(np.empty((1, 0), np.float32), name=inner.NO_ROTATION))
             graph.register_initializer(nothing)
             values[inner.NO_ROTATION] = nothing
         for layer in range(layers):
-            self._lower_attention(graph, layer, values, tree)
+            self._lower_attention(graph, layer, values)
         self._linears(model)
         graph.sort()
         graph.opset_imports[DOMAIN] = 1
         prune(model)
         return PassResult(model, modified=True)
 
-    def _lower_attention(self, graph: ir.Graph, layer: int, values: dict[str, ir.Value], tree: ir.Value) -> None:
+    def _lower_attention(self, graph: ir.Graph, layer: int, values: dict[str, ir.Value]) -> None:
         spec, prefix = self._spec.layers[layer].attention, f"layers.{layer}.self_attn"
         tables = [inner.NO_ROTATION] * 2
         if spec.rope is not None:
@@ -88,8 +97,10 @@ class LowerToNative(InPlacePass):
                 values[names.CACHE_LENGTHS],
                 values[names.POSITION_IDS],
                 *(values[table] for table in tables),
-                tree,
+                values[names.TREE_MASK],
                 *norms,
+                values[names.SEQUENCE_STARTS],
+                values[names.CACHE_SLOTS],
             ],
             inner.attention(layer),
             [inner.context(layer), *names.present_names(layer)],
@@ -111,3 +122,11 @@ class LowerToNative(InPlacePass):
             present.type, present.shape = ir.TensorType(self._cache_type), graph.outputs[position].shape
             graph.outputs[position] = present
         insert_after(graph, old, new)
+
+
+def _ragged_shape(value: ir.Value) -> ir.Shape | None:
+    """A shape of the canonical form → of the ragged one: one row for all sequences, and caches of all slots."""
+    if value.shape is None or len(value.shape) < 2:
+        return value.shape
+    is_cache = str(value.name).startswith((names.PAST_PREFIX, names.PRESENT_PREFIX))
+    return ir.Shape(["slots" if is_cache else 1, *value.shape[1:]])

@@ -8,7 +8,7 @@ from plugins.cpu import toolchain
 from quasar.errors import QuasarError
 
 # What the Python side and the library must agree on: operator schemas and the packing of weights.
-ABI = 3
+ABI = 4
 # Of its operators in a graph.
 DOMAIN = "quasar.cpu"
 # Slower than stock kernels: only used where QUASAR_CPU_LEVEL asks for it.

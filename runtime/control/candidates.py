@@ -123,6 +123,80 @@ def select(
     return best
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """One sequence's candidates for a pass that others share.
+
+    `probability` of a candidate, given that what it follows was right. `most`: drafts, at most. `tree`: whether
+    siblings may be verified.
+    """
+
+    candidates: Candidates
+    probability: Callable[[int], float]
+    most: int
+    tree: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JointSelection:
+    """The candidates of each sequence to verify in one pass, parents first, with what the pass will bring and take.
+
+    `tokens`: expected of each sequence. `seconds`: of the pass.
+    """
+
+    chosen: list[list[int]]
+    tokens: list[float]
+    seconds: float
+
+
+def select_jointly(parts: Sequence[Prepared], latency: Latencies, *, others: float = 0.0) -> JointSelection:
+    """The candidates of all sequences whose verification brings most tokens per second.
+
+    They compete: the likeliest is taken first, wherever it comes from, as long as that raises the tokens per second of
+    the pass. So every draft has to be likelier, the more sequences there are.
+
+    Args:
+        latency: of the pass, by the number of its drafts.
+        others: tokens that the pass brings besides: of sequences that draft nothing, and of prompts that end.
+    """
+    seconds, least_ahead = latency.seconds, latency.least_ahead
+    queue = [
+        (-part.probability(place), index, place)
+        for index, part in enumerate(parts)
+        for place in part.candidates.children[-1]
+    ]
+    heapq.heapify(queue)
+    most = len(seconds) - 1
+    taken: list[tuple[int, int, float]] = []
+    counts = [0] * len(parts)
+    # The last candidate of each chain: siblings of what is on it are left out.
+    ends = [-1] * len(parts)
+    expected = others + len(parts)
+    best, best_rate = 0, expected / seconds[0]
+    while queue and len(taken) < most:
+        negative, index, place = heapq.heappop(queue)
+        if -negative <= best_rate * least_ahead[len(taken)]:
+            break
+        part = parts[index]
+        if counts[index] == part.most or not (part.tree or part.candidates.parents[place] == ends[index]):
+            continue
+        counts[index] += 1
+        ends[index] = place
+        taken.append((index, place, -negative))
+        expected -= negative
+        rate = expected / seconds[len(taken)]
+        if rate > best_rate:
+            best, best_rate = len(taken), rate
+        for child in part.candidates.children[place]:
+            heapq.heappush(queue, (negative * part.probability(child), index, child))
+    chosen: list[list[int]] = [[] for _ in parts]
+    tokens = [1.0] * len(parts)
+    for index, place, probability in taken[:best]:
+        chosen[index].append(place)
+        tokens[index] += probability
+    return JointSelection(chosen=chosen, tokens=tokens, seconds=seconds[best])
+
+
 def _best_chain(
     candidates: Candidates, probability: Callable[[int], float], seconds: Sequence[float], most: int
 ) -> Selection:

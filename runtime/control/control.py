@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+from runtime.control.candidates import Prepared
 from runtime.drafters.base import Int64, ObservingDrafter
 from runtime.segment import NO_PROPOSAL, Outcome, Proposal
 
@@ -19,11 +20,31 @@ class Control(Protocol):
     def propose(self, context: Int64, most: int, cache_length: int) -> Proposal:
         """What to verify after `context` int64 [n] (a view of a buffer that grows): at most so many drafts."""
 
+    def prepare(self, context: Int64, most: int, cache_length: int) -> Prepared | None:
+        """As `propose`, for a pass that sequences share: candidates, of which `settle` is told those to verify.
+
+        None: this control proposes on its own.
+        """
+
+    def settle(self, chosen: Sequence[int], *, tokens: float, seconds: float) -> Proposal:
+        """The proposal of the candidates that were chosen; what the pass is expected to bring and take."""
+
     def learn(self, outcome: Outcome) -> None:
         """What came of the last proposal."""
 
 
-class NoControl:
+class AloneControl:
+    """A control that proposes on its own, whatever else is in the pass."""
+
+    def prepare(self, context: Int64, most: int, cache_length: int) -> None:
+        """As `Control`."""
+
+    def settle(self, chosen: Sequence[int], *, tokens: float, seconds: float) -> Proposal:  # noqa: ARG002 - the form of `Control`
+        """As `Control`; nothing was left open."""
+        return NO_PROPOSAL
+
+
+class NoControl(AloneControl):
     """Plain decoding."""
 
     def begin(self, prompt: Int64, first: int, successors: Int64 | None) -> None:

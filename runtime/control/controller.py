@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Hashable, Sequence
 
-from runtime.control.candidates import Candidates, Selection, judged, merge, select, to_draft
+from runtime.control.candidates import Candidates, Prepared, Selection, judged, merge, select, to_draft
 from runtime.control.control import tell, tell_prompt
 from runtime.control.estimates import Estimates, Prior, SequenceEstimates
 from runtime.control.latency import LatencyModel
@@ -24,6 +24,8 @@ _LEAST_REACH = 8
 # round in which it was not asked: what was slow once is tried again, as what was wrong once is. After so many such
 # rounds the newest one counts alone.
 _NEWEST, _FORGOTTEN, _LONG_UNASKED = 0.1, 0.002, 32
+# After so many shared passes without a draft, drafters are asked once in so many.
+_PATIENT = 8
 
 
 class Knowledge:
@@ -72,6 +74,8 @@ class Controller:
         self._unasked = dict.fromkeys(self._slow_names, 0)
         # The slow drafter that was asked, by place, for how many tokens, and what it said.
         self._asked: tuple[int, int, Candidates] | None = None
+        # Shared passes since drafts of this sequence were verified.
+        self._passes_unused = 0
         # How many tokens the fast drafters are asked for.
         self._reach = _LEAST_REACH
 
@@ -82,30 +86,56 @@ class Controller:
     def propose(self, context: Int64, most: int, cache_length: int) -> Proposal:
         """As `Control`."""
         most = min(most, self._most)
-        self._candidates, self._asked = None, None
-        if most <= 0:
+        candidates = self._ask(context, most)
+        if candidates is None:
             return NO_PROPOSAL
         latency = self._knowledge.latency.of(cache_length).padded(self._plain_width)
-        reach = min(most, self._reach)
-        self._candidates = candidates = merge([ask(one, context, reach, trees=self._trees) for one in self._fast])
         selection = select(candidates, self._probability, latency, most=most, tree=self._trees)
         if self._slow:
             slow = self._propose_slow(context, most, latency.seconds, selection)
             if slow is not None:
                 return slow
-        if not selection.chosen:
-            return Proposal(draft=NO_PROPOSAL.draft, expected_tokens=1.0, expected_seconds=latency.seconds[0])
-        used = dict.fromkeys(self._names[candidates.drafters[place]] for place in selection.chosen)
-        return Proposal(
-            draft=to_draft(candidates, selection.chosen),
-            drafter="+".join(used),
-            expected_tokens=selection.tokens,
-            expected_seconds=selection.seconds,
+        return self.settle(selection.chosen, tokens=selection.tokens, seconds=selection.seconds)
+
+    def prepare(self, context: Int64, most: int, cache_length: int) -> Prepared | None:  # noqa: ARG002 - the form of `Control`
+        """As `Control`: what the fast drafters propose. A slow one would hold up all sequences of the pass."""
+        most = min(most, self._most)
+        # Drafters that brought nothing to the latest passes are asked in a few of them: sixteen sequences' drafts take
+        # as long to make as a part of a small model's pass.
+        asks = self._passes_unused < _PATIENT or self._passes_unused % _PATIENT == 0
+        self._passes_unused += 1
+        candidates = self._ask(context, most if asks else 0)
+        return Prepared(
+            candidates=merge([]) if candidates is None else candidates,
+            probability=self._probability,
+            most=most,
+            tree=self._trees,
         )
+
+    def settle(self, chosen: Sequence[int], *, tokens: float, seconds: float) -> Proposal:
+        """As `Control`."""
+        candidates = self._candidates
+        if chosen:
+            self._passes_unused = 0
+        if candidates is None or not chosen:
+            return Proposal(draft=NO_PROPOSAL.draft, expected_tokens=1.0, expected_seconds=seconds)
+        used = dict.fromkeys(self._names[candidates.drafters[place]] for place in chosen)
+        return Proposal(
+            draft=to_draft(candidates, chosen), drafter="+".join(used), expected_tokens=tokens, expected_seconds=seconds
+        )
+
+    def _ask(self, context: Int64, most: int) -> Candidates | None:
+        """The fast drafters' candidates; None where none can be verified."""
+        self._candidates, self._asked = None, None
+        if most > 0:
+            reach = min(most, self._reach)
+            self._candidates = merge([ask(one, context, reach, trees=self._trees) for one in self._fast])
+        return self._candidates
 
     def learn(self, outcome: Outcome) -> None:
         """As `Control`."""
-        self._knowledge.latency.correct(outcome.segment.cache_length, len(outcome.segment.tokens), outcome.seconds)
+        if outcome.seconds:
+            self._knowledge.latency.correct(outcome.segment.cache_length, len(outcome.segment.tokens), outcome.seconds)
         emitted = outcome.tokens.tolist()
         if self._candidates is not None:
             for place, right in judged(self._candidates, emitted):

@@ -1,11 +1,11 @@
 """One drafter that drafts the same number of tokens every round, whatever that takes and brings."""
 
-from runtime.control.control import tell, tell_prompt
+from runtime.control.control import AloneControl, tell, tell_prompt
 from runtime.drafters.base import Drafter, Int64, ObservingDrafter, ask, name_of
 from runtime.segment import NO_PROPOSAL, Outcome, Proposal
 
 
-class FixedControl:
+class FixedControl(AloneControl):
     """At most `num_draft_tokens` of one drafter's tokens in every round."""
 
     def __init__(self, drafter: Drafter, num_draft_tokens: int, *, trees: bool = False) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,10 @@ _SURFACE_WEIGHT = 8.0
 # A pass that took so many times what was expected was interrupted: it counts as this much. No latency falls below so
 # much of what was recorded.
 _MOST_RATIO, _LEAST_RATIO = 2.0, 0.1
+# Passes that the correction of shared ones remembers.
+_SHARED_MEMORY = 20.0
+# Shapes of shared passes whose linears' time is kept.
+_MOST_KNOWN = 4096
 # Rounds between two corrections.
 _CORRECTED_EVERY = 32
 
@@ -38,6 +42,17 @@ class LatencyModel:
         self._prior = [_SURFACE_WEIGHT * sum(part) / 2 for part in zip(*map(_terms, (1, min(widest, 8))), strict=True)]
         self._sums = [0.0] * 5
         self._correction = [1.0] * widest
+        self._widest = widest
+        # After the fewest cached positions, wider passes are known as well, and their slope goes on.
+        shortest = surface_ms[self._lengths[0]]
+        known = max(widest, *shortest)
+        self._wide = _curve(shortest, np.arange(1, known + 1)) / 1e3
+        few = min(known // 2, known - 1)
+        self._slope = float(self._wide[-1] - self._wide[-1 - few]) / max(1, few)
+        # (Positions, further ones at most) → seconds of the linears, and the fewest that each further one adds.
+        self._ahead: dict[tuple[int, int], tuple[Float64, Float64]] = {}
+        # Seen / expected of passes that sequences share, beside the correction of others.
+        self._shared = 1.0
         self._corrections = 0
         # Step of cached length → seconds by width: as recorded, and corrected.
         self._recorded: dict[int, list[float]] = {}
@@ -64,6 +79,66 @@ class LatencyModel:
         if self._corrections % _CORRECTED_EVERY == 0:
             self._correction = self._line()
             self._known.clear()
+
+    def of_pass(self, parts: Sequence[tuple[int, int]], *, most: int) -> "Latencies":
+        """Latencies of a pass that sequences share, by the number of drafts beyond what they feed anyway.
+
+        The linears' time goes by the positions of all; what attention to a sequence's own cache takes is added.
+
+        Args:
+            parts: cached length and width of each sequence.
+            most: further drafts, at most.
+        """
+        total = sum(width for _, width in parts)
+        attention = sum(self._attention(cached, width) for cached, width in parts)
+        each = attention / total if total else 0.0
+        factor = self._correction_at(total) * self._shared
+        linears, ahead = self._linears_ahead(total, most)
+        seconds = factor * (linears + attention + each * np.arange(most + 1))
+        return Latencies(seconds.tolist(), (factor * (ahead + each)).tolist())
+
+    def correct_pass(self, parts: Sequence[tuple[int, int]], seconds: float) -> None:
+        """A pass that sequences shared took so long."""
+        expected = self.of_pass(parts, most=0).seconds[0]
+        ratio = min(max(seconds / expected, _LEAST_RATIO), _MOST_RATIO)
+        self._shared *= 1 + (ratio - 1) / _SHARED_MEMORY
+
+    def positions_within(self, seconds: float) -> int:
+        """How many positions a pass may hold to take so long, little of it for attention; 0 or more."""
+        known = len(self._wide)
+        if seconds < self._wide[-1]:
+            return int(np.searchsorted(self._wide, seconds, side="right"))
+        return known + int((seconds - self._wide[-1]) / max(self._slope, 1e-9))
+
+    def _linears_ahead(self, total: int, most: int) -> tuple[Float64, Float64]:
+        """Seconds of the linears of `total` positions and 0 to `most` more, and `Latencies.least_ahead` of them."""
+        known = self._ahead.get((total, most))
+        if known is None:
+            if len(self._ahead) > _MOST_KNOWN:
+                self._ahead.clear()
+            seconds = np.array([self._linears(total + count) for count in range(most + 1)])
+            known = self._ahead[total, most] = (seconds, _least_ahead(seconds))
+        return known
+
+    def _linears(self, width: int) -> float:
+        """Recorded seconds of a pass of this width after the fewest cached positions."""
+        curve = self._wide
+        if width <= len(curve):
+            return float(curve[width - 1])
+        # Beyond what was recorded, each position takes as long as the last ones did.
+        return float(curve[-1] + self._slope * (width - len(curve)))
+
+    def _attention(self, cached: int, width: int) -> float:
+        """Recorded seconds that a sequence's cached positions add to a pass."""
+        width = min(width, self._widest)
+        step = cached // _LENGTH_STEP
+        recorded = self._recorded.get(step)
+        if recorded is None:
+            recorded = self._recorded[step] = self._interpolated(step * _LENGTH_STEP + _LENGTH_STEP // 2)
+        return max(0.0, recorded[width - 1] - self._linears(width))
+
+    def _correction_at(self, width: int) -> float:
+        return self._correction[min(width, self._widest) - 1]
 
     def _interpolated(self, cache_length: int) -> list[float]:
         if len(self._lengths) == 1:
@@ -92,15 +167,11 @@ class Latencies:
 
     __slots__ = ("_padded", "least_ahead", "seconds")
 
-    def __init__(self, seconds: list[float]) -> None:
+    def __init__(self, seconds: list[float], least_ahead: list[float] | None = None) -> None:
+        """`least_ahead`: where it is known already."""
         self.seconds = seconds
         self._padded: dict[int, Latencies] = {}
-        last = len(seconds)
-        self.least_ahead = [
-            min((seconds[more] - seconds[here]) / (more - here) for more in range(here + 1, last))
-            for here in range(last - 1)
-        ]
-        self.least_ahead.append(math.inf)
+        self.least_ahead = _least_ahead(np.array(seconds)).tolist() if least_ahead is None else least_ahead
 
     def padded(self, plain_width: int) -> "Latencies":
         """The same where narrower passes are made as wide as this."""
@@ -110,6 +181,16 @@ class Latencies:
             narrow = plain_width - 1
             self._padded[plain_width] = Latencies([self.seconds[narrow]] * narrow + self.seconds[narrow:])
         return self._padded[plain_width]
+
+
+def _least_ahead(seconds: Float64) -> Float64:
+    """Of each number of drafts, the fewest seconds that each of any number after it adds; after the last, infinity."""
+    count = np.arange(len(seconds))
+    steps = count[None] - count[:, None]
+    rises = np.full((len(seconds), len(seconds)), math.inf)
+    np.divide(seconds[None] - seconds[:, None], steps, out=rises, where=steps > 0)
+    least: Float64 = rises.min(axis=1)
+    return least
 
 
 def _terms(width: float, ratio: float = 1.0) -> tuple[float, float, float, float, float]:

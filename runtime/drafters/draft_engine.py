@@ -32,7 +32,7 @@ from runtime.acceptance import accept, follow
 from runtime.control.latency import LatencyModel
 from runtime.drafters.agreement import check_shared_cache, check_vocabularies, expected_agreement
 from runtime.drafters.base import NO_DRAFT, Draft, Drafter, Draw, Int64
-from runtime.scheduler import ENGINE_CLOSED
+from runtime.refusals import ENGINE_CLOSED
 from runtime.segment import Segment
 from runtime.verifier import Verifier
 
@@ -49,8 +49,7 @@ _log = logging.getLogger("quasar.runtime")
 class DraftEngine:
     """A loaded engine that drafts, and the tokens whose positions are in its cache.
 
-    Drafts need not be exact, so any common beginning of two sequences is used again; sequences that alternate are
-    prefilled anew from where they differ.
+    Drafts need not be exact, so any common beginning of two sequences of one slot is used again.
     """
 
     def __init__(
@@ -78,7 +77,8 @@ class DraftEngine:
         self.end_ids = frozenset(loaded.directory.manifest.text.eos_token_ids)
         self._verifier = Verifier(loaded.session, most_logits=_INNER_TOKENS + 1)
         self._contract = loaded.session.contract
-        self._cached = np.empty(0, np.int64)
+        # By slot: the tokens of its positions.
+        self._cached = [np.empty(0, np.int64)] * loaded.session.num_slots
 
     @property
     def max_length(self) -> int:
@@ -95,21 +95,25 @@ class DraftEngine:
         """Latency of a pass of one token: the recorded one, corrected by the passes that were made since."""
         return self._latency.of(_TYPICAL_CACHE_LENGTH).seconds[0]
 
-    def draft(self, context: Int64, count: int, draw: Draw | None, inner: Drafter | None = None) -> list[int]:
+    def draft(
+        self, context: Int64, count: int, draw: Draw | None, inner: Drafter | None = None, *, slot: int = 0
+    ) -> list[int]:
         """The engine's own continuation of a context, at most `count` tokens, fewer where the sequence ends.
 
         Args:
+            slot: the sequence's in the verifier's cache; a cache of the engine's own has it in the same one.
             draw: chooses tokens from logits; None takes the likeliest.
             inner: proposes tokens to this engine, so that it takes fewer passes; what comes out does not depend on it.
         """
         tokens = np.empty(len(context) + count + _INNER_TOKENS, np.int64)
         tokens[: len(context)] = context
         length, wanted = len(context), len(context) + count
-        fed = len(context) - 1 if self.shares_cache else self._known(context)
+        slot = slot if self.shares_cache else slot % len(self._cached)
+        fed = len(context) - 1 if self.shares_cache else self._known(context, slot)
         chunk = self._contract.prefill_chunk
         # What is left for the first pass that drafts: at least the last token, at most a chunk.
         last_chunk = fed + (length - fed - 1) // chunk * chunk
-        self._verifier.prefill(tokens[:last_chunk], first=fed)
+        self._verifier.prefill(tokens[:last_chunk], first=fed, slot=slot)
         fed = last_chunk
         ended = False
 
@@ -128,19 +132,22 @@ class DraftEngine:
                 guess = inner.propose(tokens[:length], room).tokens
             tokens[length : length + len(guess)] = guess
             start, width = self._clock(), length + len(guess) - fed
-            choose = self._run(tokens[fed : length + len(guess)], fed, len(guess) + 1, draw)
+            choose = self._run(tokens[fed : length + len(guess)], fed, len(guess) + 1, draw, slot)
             # What is wider is the rest of a prompt.
             if width <= self._contract.max_width:
                 self._latency.correct(fed, width, self._clock() - start)
             accept(follow(guess), choose, goes_on)
             fed = length - 1
-        self._cached = tokens[:fed].copy()
+        if not self.shares_cache:
+            self._cached[slot] = tokens[:fed].copy()
         return [int(token) for token in tokens[len(context) : length]]
 
-    def _run(self, tokens: Int64, cache_length: int, num_logits: int, draw: Draw | None) -> Callable[[int], int]:
+    def _run(
+        self, tokens: Int64, cache_length: int, num_logits: int, draw: Draw | None, slot: int
+    ) -> Callable[[int], int]:
         """Make a pass; a place in it → the engine's token after it."""
         segment = Segment(
-            tokens=tokens, cache_length=cache_length, num_logits=num_logits, wants_logits=draw is not None
+            tokens=tokens, cache_length=cache_length, num_logits=num_logits, wants_logits=draw is not None, slot=slot
         )
         [targets] = self._verifier.run([segment])
         if targets.next_tokens is not None:
@@ -151,10 +158,11 @@ class DraftEngine:
         assert draw is not None
         return lambda place: draw(logits[place], first + place)
 
-    def _known(self, context: Int64) -> int:
-        """How many cached positions are of this context; its last token is always fed."""
-        longest = min(len(self._cached), len(context) - 1)
-        different = np.flatnonzero(self._cached[:longest] != context[:longest])
+    def _known(self, context: Int64, slot: int) -> int:
+        """How many positions of a slot are of this context; its last token is always fed."""
+        cached = self._cached[slot]
+        longest = min(len(cached), len(context) - 1)
+        different = np.flatnonzero(cached[:longest] != context[:longest])
         return int(different[0]) if len(different) else longest
 
 
@@ -164,10 +172,24 @@ class EngineDrafter:
     Where the sequence is longer than the engine holds, or has a token that it lacks, nothing is drafted any more.
     """
 
-    def __init__(self, engine: DraftEngine, name: str, vocab_size: int, inner: Drafter | None = None) -> None:
-        """`vocab_size`: the verifier's. `inner`: a fast drafter that proposes to the engine ("hierarchical")."""
+    def __init__(
+        self,
+        engine: DraftEngine,
+        name: str,
+        vocab_size: int,
+        inner: Drafter | None = None,
+        *,
+        slot: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """What drafts, and for whom.
+
+        Args:
+            vocab_size: the verifier's.
+            inner: a fast drafter that proposes to the engine ("hierarchical").
+            slot: where the sequence has its positions in the verifier's cache.
+        """
         self.name = name
-        self._engine, self._vocab_size, self._inner = engine, vocab_size, inner
+        self._engine, self._vocab_size, self._inner, self._slot = engine, vocab_size, inner, slot
         self._draw: Draw | None = None
         self._ended = False
 
@@ -191,7 +213,7 @@ class EngineDrafter:
         if count <= 0 or int(context.max()) >= self._engine.vocab_size:
             self._ended = True
             return NO_DRAFT
-        tokens = np.array(self._engine.draft(context, count, self._draw, self._inner), np.int64)
+        tokens = np.array(self._engine.draft(context, count, self._draw, self._inner, slot=self._slot()), np.int64)
         unknown = np.flatnonzero((tokens >= self._vocab_size) | np.isin(tokens, self._engine.unlike))
         return Draft(tokens=tokens[: unknown[0]] if len(unknown) else tokens)
 
@@ -208,6 +230,7 @@ class DraftEngines:
         caches: HostCacheArrays | None = None,
         no_cache: str = "",
         on_cpu: bool = False,
+        slots: int = 1,
         adapt: Callable[[LoadedEngine], LoadedEngine] = lambda loaded: loaded,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -218,10 +241,12 @@ class DraftEngines:
             caches: the verifier's, which engines of the same model may work on.
             no_cache: why there are none, where there are none.
             on_cpu: whether the verifier runs on threads of this process, too.
+            slots: the verifier's; a cache of an engine's own has as many.
             adapt: what is made of an engine when it has been loaded.
         """
         self._target, self._kernels, self._threads, self._caches = target, kernels, threads, caches
-        self._no_cache, self._on_cpu, self._adapt, self._clock = no_cache, on_cpu, adapt, clock
+        self._no_cache, self._on_cpu, self._slots = no_cache, on_cpu, slots
+        self._adapt, self._clock = adapt, clock
         self._loaded: dict[tuple[Path, bool], DraftEngine] = {}
         self._lock = threading.Lock()
         self._closed = False
@@ -236,6 +261,7 @@ class DraftEngines:
             caches=getattr(target.session, "caches", None),
             no_cache=f"the back end {target.backend} keeps the verifier's where no other engine reaches it",
             on_cpu=find_backend(target.backend).device == CPU,
+            slots=target.session.num_slots,
         )
 
     def open(self, path: Path, *, shares_cache: bool) -> DraftEngine:
@@ -297,7 +323,10 @@ class DraftEngines:
             caches = [pair for layer, pair in enumerate(caches) if layer not in skipped]
         loaded = self._adapt(
             load_opened(
-                directory, options=OnnxRuntimeOptions(threads=self._threads, kernels=self._kernels, caches=caches)
+                directory,
+                options=OnnxRuntimeOptions(
+                    threads=self._threads, kernels=self._kernels, slots=self._slots, caches=caches
+                ),
             )
         )
         _log.info(

@@ -33,6 +33,7 @@ class VerifierProfile:
     `trees`: whether they are exact on it. `tells_successors`: whether its passes tell the likeliest tokens. `warm`:
     token → successors, likeliest first, that come with the engine. `engines`: where engines that draft for it are
     loaded; None where there is no verifier to draft for. `persistent`: successors of the user's earlier sequences.
+    `slot`: where the sequence that is drafted for has its cache positions.
     """
 
     vocab_size: int
@@ -41,6 +42,7 @@ class VerifierProfile:
     warm: Mapping[int, Sequence[int]]
     engines: DraftEngines | None = None
     persistent: PersistentSuccessors | None = None
+    slot: Callable[[], int] = lambda: 0
 
 
 # What follows the name and a colon ("" for nothing) and the verifier → a drafter for one sequence.
@@ -85,18 +87,21 @@ def _recycling(argument: str, target: VerifierProfile) -> Drafter:
 
 
 def _model(argument: str, target: VerifierProfile) -> Drafter:
-    return EngineDrafter(_open_engine("model", argument, target), f"model:{argument}", target.vocab_size)
+    return EngineDrafter(
+        _open_engine("model", argument, target), f"model:{argument}", target.vocab_size, slot=target.slot
+    )
 
 
 def _self(argument: str, target: VerifierProfile) -> Drafter:
     engine = _open_engine("self", argument, target, shares_cache=True)
-    return EngineDrafter(engine, f"self:{argument}", target.vocab_size)
+    return EngineDrafter(engine, f"self:{argument}", target.vocab_size, slot=target.slot)
 
 
 def _hierarchical(argument: str, target: VerifierProfile) -> Drafter:
     engine = _open_engine("hierarchical", argument, target)
     # Prompt lookup keeps nothing of a sequence: what the engine drafts may not become part of it.
-    return EngineDrafter(engine, f"hierarchical:{argument}", target.vocab_size, inner=PromptLookup())
+    name = f"hierarchical:{argument}"
+    return EngineDrafter(engine, name, target.vocab_size, inner=PromptLookup(), slot=target.slot)
 
 
 def _open_engine(name: str, argument: str, target: VerifierProfile, *, shares_cache: bool = False) -> DraftEngine:

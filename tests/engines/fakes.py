@@ -13,7 +13,7 @@ class FaultySession(HostCaches):
         self, fault=lambda length, width, row: False, leak=lambda length, width: False, path=lambda length, width: 0
     ) -> None:
         self.contract = Contract(num_layers=1, num_kv_heads=1, head_size=2, vocab_size=11, max_length=360, capacity=448)
-        self.num_layers = 1
+        self.num_layers = self.num_slots = self.max_sequences = 1
         self.caches = [(np.zeros((1, 1, 448, 2), np.float32), np.zeros((1, 1, 448, 2), np.float32))]
         self._fault, self._leak, self._path = fault, leak, path
 

@@ -68,7 +68,14 @@ def test_golden_keys(engine):
     assert value["format_version"] == 1
     # Native operators, where they were compiled, make trees exact.
     trees = toolchain.LIBRARY.is_file()
-    assert value["row_invariance"] == {"chain": 1, "widest": 32, "boundaries": [], "tree": trees, "prefill": True}
+    assert value["row_invariance"] == {
+        "chain": 1,
+        "widest": 32,
+        "boundaries": [],
+        "tree": trees,
+        "prefill": True,
+        "batch": trees,
+    }
     assert list(value["cost_curve_ms"]) == ["1", "2", "3", "4", "6", "8", "12", "16"]
     assert value["cost_curve_ms"] == value["cost_surface_ms"]["256"]
 

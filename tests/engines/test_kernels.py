@@ -54,8 +54,8 @@ def test_a_library_for_another_machine(monkeypatch, tmp_path):
 
 @needs_library
 def test_a_library_with_other_operators(monkeypatch):
-    monkeypatch.setattr(library, "ABI", 4)
-    refused(monkeypatch, "has operators of version 3, 4 was expected")
+    monkeypatch.setattr(library, "ABI", 5)
+    refused(monkeypatch, "has operators of version 4, 5 was expected")
 
 
 @needs_library

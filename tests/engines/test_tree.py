@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from engines.tree import ancestor_mask, check_parents, depths
+from engines.probes.tree_invariance import random_tree
+from engines.tree import ancestor_mask, check_parents, depths, pack_trees
 from quasar.checkpoints import open_checkpoint
 from quasar.errors import GenerationError
 from tests.graphs import contract_of, export_graphs, lowered_session
@@ -18,6 +19,35 @@ def test_depths_and_ancestors():
     mask = ancestor_mask(PARENTS)
     assert [np.flatnonzero(row).tolist() for row in mask] == [[0], [0, 1], [0, 2], [0, 1, 3], [0, 2, 4], [0, 2, 4, 5]]
     np.testing.assert_array_equal(ancestor_mask(np.arange(-1, 4)), np.tril(np.ones((5, 5), bool)))
+
+
+def test_packed_trees_are_those_of_one_at_a_time(tiny_model):
+    contract = contract_of(open_checkpoint(str(tiny_model)).spec, tree_mask=True)
+    random = np.random.default_rng(0)
+    for count in (1, 2, 7):
+        widths = random.integers(1, contract.max_width + 1, count).tolist()
+        trees = [np.array(random_tree(random, width)[0]) for width in widths]
+        trees[0] = np.arange(-1, widths[0] - 1)
+        depth, masks = pack_trees(list(zip(trees, widths, strict=True)), contract)
+        np.testing.assert_array_equal(depth, np.concatenate([depths(one) for one in trees]))
+        np.testing.assert_array_equal(masks, np.concatenate([ancestor_mask(one).reshape(-1) for one in trees]))
+
+
+@pytest.mark.parametrize(
+    ("trees", "message"),
+    [
+        ([([-1, 0], 2), ([0, 0], 2)], r"parents are \[0, 0\]; for 2"),
+        ([([-1, 0], 2), ([-1, -2], 2)], r"parents are \[-1, -2\]; for 2"),
+        # As many as there are tokens, but not where they are.
+        ([([-1], 2), ([-1, 0, 1], 2)], r"parents are \[-1\]; for 2"),
+        ([([-1, 0], 3)], r"parents are \[-1, 0\]; for 3"),
+        ([(np.arange(-1, 16), 17)], "a tree of 17 tokens was fed, but this engine has trees of up to 16 tokens"),
+    ],
+)
+def test_packed_trees_that_are_none_are_refused(tiny_model, trees, message):
+    contract = contract_of(open_checkpoint(str(tiny_model)).spec, tree_mask=True)
+    with pytest.raises(GenerationError, match=message):
+        pack_trees(trees, contract)
 
 
 @pytest.fixture(scope="module")

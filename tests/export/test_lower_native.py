@@ -7,7 +7,7 @@ import pytest
 from onnx_ir.passes import PreconditionError
 
 from engines.cache_rows import to_float32
-from engines.contract import TREE_MASK
+from engines.contract import CACHE_SLOTS, SEQUENCE_STARTS, TREE_MASK
 from engines.onnxruntime.session import OnnxRuntimeSession
 from engines.onnxruntime.session_options import session_options
 from engines.probes.tree_invariance import trees_are_exact
@@ -100,8 +100,9 @@ def test_each_linear_is_one_node_with_its_neighbours(graphs):
         assert node.attributes["scale"].as_float() == np.float32(of.scale)
         assert node.attributes["softcap"].as_float() == of.softcap
         sizes = {None: [], "head": [of.head_size] * 2, "row": [of.query_size, of.kv_size]}[of.qk_norm]
-        assert [value.shape[0] for value in node.inputs[8:] if value is not None] == sizes
-    assert TREE_MASK in {value.name for value in model.graph.inputs}
+        assert [value.shape[0] for value in node.inputs[8:10] if value is not None] == sizes
+        assert [str(value.name) for value in node.inputs[10:]] == [SEQUENCE_STARTS, CACHE_SLOTS]
+    assert {TREE_MASK, SEQUENCE_STARTS, CACHE_SLOTS} < {value.name for value in model.graph.inputs}
 
 
 def test_a_graph_that_is_not_canonical_is_refused(graphs):

@@ -3,19 +3,14 @@
 
 #include <cstring>
 
+#include "attention_batch.hpp"
 #include "operator.hpp"
-#include "team.hpp"
 
 namespace quasar {
 
 constexpr int64_t kMostHeadSize = 256;
+// Of a whole call; sequences that have no room any more are streamed.
 constexpr size_t kMostPartialFloats = 1u << 20;
-
-template <void (*Level::*Function)(const Attention&, int)>
-void attention_phase(void* state, int piece) {
-  const auto& op = *static_cast<Attention*>(state);
-  (op.level->*Function)(op, piece);
-}
 
 struct FloatCache {
   static constexpr CacheType kType = CacheType::kFloat;
@@ -36,16 +31,17 @@ struct BfloatCache {
   static constexpr const char* kName = "VerifyAttentionBfloat16";
 };
 
-// Packed q/k/v of new tokens and a cache → context; keys and values are appended in place.
+// Packed q/k/v of new tokens and a cache → context; keys and values are appended in place. With the last two inputs, the
+// tokens are those of several sequences, one after the other; without them, of one whose cache is the only one.
 template <typename Cache>
 struct VerifyAttention {
   static constexpr const char* kName = Cache::kName;
-  // qkv, past key, past value, cache lengths, positions, cos, sin, tree mask, q norm, k norm
-  static constexpr Input kInputs[] = {{ort::kFloat, ort::kRequired},     {Cache::kElement, ort::kRequired},
-                                      {Cache::kElement, ort::kRequired}, {ort::kInt64, ort::kRequired},
-                                      {ort::kInt64, ort::kRequired},     {ort::kFloat, ort::kRequired},
-                                      {ort::kFloat, ort::kRequired},     {ort::kBool, ort::kOptional},
-                                      {ort::kFloat, ort::kOptional},     {ort::kFloat, ort::kOptional}};
+  // qkv, past key, past value, cache lengths, positions, cos, sin, tree mask, q norm, k norm, sequence starts, cache slots
+  static constexpr Input kInputs[] = {
+      {ort::kFloat, ort::kRequired}, {Cache::kElement, ort::kRequired}, {Cache::kElement, ort::kRequired},
+      {ort::kInt64, ort::kRequired}, {ort::kInt64, ort::kRequired},     {ort::kFloat, ort::kRequired},
+      {ort::kFloat, ort::kRequired}, {ort::kBool, ort::kOptional},      {ort::kFloat, ort::kOptional},
+      {ort::kFloat, ort::kOptional}, {ort::kInt64, ort::kOptional},     {ort::kInt64, ort::kOptional}};
   static constexpr int kOutputs[] = {ort::kFloat, Cache::kElement, Cache::kElement};
 
   Api api;
@@ -66,19 +62,24 @@ struct VerifyAttention {
   }
 
   void compute(Checks& checks, KernelContext* context) const {
-    Tensor qkv, key, value, lengths, positions, cos, sin, tree, q_norm, k_norm;
+    Tensor qkv, key, value, lengths, positions, cos, sin, tree, q_norm, k_norm, starts, slots;
     if (!read(api, checks, context, 0, "qkv", &qkv) || !read(api, checks, context, 1, "key", &key) ||
         !read(api, checks, context, 2, "value", &value) || !read(api, checks, context, 3, "cache_lengths", &lengths) ||
         !read(api, checks, context, 4, "position_ids", &positions) || !read(api, checks, context, 5, "cos", &cos) ||
         !read(api, checks, context, 6, "sin", &sin) || !read(api, checks, context, 7, "tree_mask", &tree) ||
-        !read(api, checks, context, 8, "q_norm", &q_norm) || !read(api, checks, context, 9, "k_norm", &k_norm)) {
+        !read(api, checks, context, 8, "q_norm", &q_norm) || !read(api, checks, context, 9, "k_norm", &k_norm) ||
+        !read(api, checks, context, 10, "sequence_starts", &starts) ||
+        !read(api, checks, context, 11, "cache_slots", &slots)) {
       return;
     }
+    const bool ragged = starts.data != nullptr;
     const int64_t size = key.extents[3], capacity = key.extents[2];
     checks.expect(qkv.rank == 3 && key.rank == 4 && value.rank == 4 && cos.rank == 2 && sin.rank == 2,
                   "%s: inputs have other axes than were expected", kName);
-    checks.expect(qkv.rank == 3 && qkv.extents[0] == 1 && key.extents[0] == 1,
-                  "%s: a batch of %lld came; 1 was expected", kName, static_cast<long long>(qkv.extents[0]));
+    checks.expect(ragged == (slots.data != nullptr), "%s: %s came alone; sequence_starts and cache_slots go together",
+                  kName, ragged ? "sequence_starts" : "cache_slots");
+    checks.expect(qkv.extents[0] == 1 && (ragged || key.extents[0] == 1), "%s: a batch of %lld came; 1 was expected",
+                  kName, static_cast<long long>(qkv.extents[0] == 1 ? key.extents[0] : qkv.extents[0]));
     checks.expect(size >= 1 && size <= kMostHeadSize, "%s: a head size of %lld came; 1 to %lld expected", kName,
                   static_cast<long long>(size), static_cast<long long>(kMostHeadSize));
     checks.expect(key.extents[1] == kv_heads && std::memcmp(key.extents, value.extents, sizeof key.extents) == 0,
@@ -87,14 +88,11 @@ struct VerifyAttention {
     checks.expect(qkv.last() == (heads + 2 * kv_heads) * size, "%s: rows of %lld values came; %lld were expected",
                   kName, static_cast<long long>(qkv.last()), static_cast<long long>((heads + 2 * kv_heads) * size));
     const int64_t rows = qkv.extents[1], half = cos.extents[1];
-    checks.expect(lengths.elements() == 1 && positions.elements() == rows,
+    checks.expect((ragged || lengths.elements() == 1) && positions.elements() == rows,
                   "%s: %lld positions came; %lld were expected", kName, static_cast<long long>(positions.elements()),
                   static_cast<long long>(rows));
     checks.expect(std::memcmp(cos.extents, sin.extents, sizeof cos.extents) == 0 && 2 * half <= size,
                   "%s: rotary tables do not fit a head of %lld", kName, static_cast<long long>(size));
-    checks.expect(tree.data == nullptr || tree.elements() == rows * rows,
-                  "%s: a tree mask of %lld values for %lld tokens", kName, static_cast<long long>(tree.elements()),
-                  static_cast<long long>(rows));
     // Norms over all heads of a token together.
     const bool row_norms = q_norm.data != nullptr && heads > 1 && q_norm.elements() == heads * size &&
                            k_norm.elements() == kv_heads * size;
@@ -102,10 +100,11 @@ struct VerifyAttention {
                       (q_norm.data == nullptr || (q_norm.elements() == size && k_norm.elements() == size) || row_norms),
                   "%s: norms do not fit a head of %lld", kName, static_cast<long long>(size));
     if (!checks.ok()) return;
-    const int64_t cached = *lengths.as<int64_t>();
-    checks.expect(cached >= 0 && rows <= capacity && cached <= capacity - rows,
-                  "%s: %lld tokens after %lld do not fit a cache of %lld", kName, static_cast<long long>(rows),
-                  static_cast<long long>(cached), static_cast<long long>(capacity));
+
+    const int64_t only_starts[2] = {0, rows}, only_slot[1] = {0};
+    Sequences sequences{1, only_starts, only_slot, lengths.as<int64_t>()};
+    if (ragged && !read_sequences(checks, starts, slots, lengths, rows, key.extents[0], &sequences)) return;
+    if (!check_lengths(checks, sequences, capacity) || !check_tree(checks, tree, sequences, ragged)) return;
     for (int64_t row = 0; checks.ok() && row < rows; ++row) {
       const int64_t position = positions.as<int64_t>()[row];
       checks.expect(half == 0 || (position >= 0 && position < cos.extents[0]),
@@ -114,81 +113,169 @@ struct VerifyAttention {
     }
     if (!checks.ok()) return;
 
-    Attention op{};
-    op.level = level;
-    const int64_t extents[3] = {1, rows, heads * size};
-    if (!write(api, checks, context, 0, extents, 3, &op.out) ||
-        !write(api, checks, context, 1, key.extents, 4, &op.key) ||
-        !write(api, checks, context, 2, value.extents, 4, &op.value) || rows == 0) {
-      return;
-    }
-    copy_cache(key, op.key, cached);
-    copy_cache(value, op.value, cached);
-    op.cache_type = Cache::kType;
-    op.rows = static_cast<int>(rows);
-    op.heads = static_cast<int>(heads);
-    op.kv_heads = static_cast<int>(kv_heads);
-    op.size = static_cast<int>(size);
-    op.capacity = static_cast<int>(capacity);
-    op.cached = static_cast<int>(cached);
-    op.rotary = static_cast<int>(2 * half);
-    op.window = window > 0 ? static_cast<int>(window) : 0;
-    op.scale = scale > 0.0f ? scale : 1.0f / __builtin_sqrtf(static_cast<float>(size));
-    op.softcap = softcap;
-    op.epsilon = epsilon;
-    op.qkv = qkv.as<float>();
-    op.positions = positions.as<int64_t>();
-    op.cos = cos.as<float>();
-    op.sin = sin.as<float>();
-    op.q_norm = q_norm.as<float>();
-    op.k_norm = k_norm.as<float>();
-    op.row_norms = row_norms;
-    op.chain = is_chain(tree, rows);
+    Attention all{};
+    all.level = level;
+    all.cache_type = Cache::kType;
+    all.heads = static_cast<int>(heads);
+    all.kv_heads = static_cast<int>(kv_heads);
+    all.size = static_cast<int>(size);
+    all.capacity = static_cast<int>(capacity);
+    all.rotary = static_cast<int>(2 * half);
+    all.window = window > 0 ? static_cast<int>(window) : 0;
+    all.scale = scale > 0.0f ? scale : 1.0f / __builtin_sqrtf(static_cast<float>(size));
+    all.softcap = softcap;
+    all.epsilon = epsilon;
+    all.qkv = qkv.as<float>();
+    all.positions = positions.as<int64_t>();
+    all.cos = cos.as<float>();
+    all.sin = sin.as<float>();
+    all.q_norm = q_norm.as<float>();
+    all.k_norm = k_norm.as<float>();
+    all.row_norms = row_norms;
 
-    // The first token has no ancestor among the new ones, so that none sees further back.
-    op.first_block =
-        static_cast<int>(op.window > 0 && cached + 1 > op.window ? (cached + 1 - op.window) / kPositions : 0);
-    op.blocks = static_cast<int>((cached + rows + kPositions - 1) / kPositions);
-    const int64_t blocks = op.blocks - op.first_block;
+    const uint8_t* mask = tree.data == nullptr || tree.elements() == 0 ? nullptr : tree.as<uint8_t>();
     const size_t state = (static_cast<size_t>(size) + 15) / 16 * 16 + 16;
-    const size_t partial = static_cast<size_t>(heads * rows * blocks) * state;
-    // At least four tasks a thread, in long runs where there are enough blocks.
-    const int64_t share = blocks * kv_heads / (4 * usable_cores());
-    op.run = share < 1 ? 1 : share > 8 ? 8 : static_cast<int>(share);
-    op.streamed = partial > kMostPartialFloats;
-    const size_t queries = static_cast<size_t>(heads * rows * size), paths = op.chain ? 0 : rows * rows;
+    size_t bytes = AttentionBatch::table_bytes(sequences.count) + Scratch::size<uint8_t>(key.extents[0]);
+    size_t room = kMostPartialFloats;
+    int64_t num_blocks = 0;
+    for (int64_t b = 0; b < sequences.count; ++b) {
+      const size_t count = sequences.rows(b);
+      const int64_t blocks = find_blocks(all, sequences, b).count();
+      bytes += Scratch::size<float>(heads * count * size) + Scratch::size<int32_t>(count) +
+               Scratch::size<int32_t>(mask == nullptr ? 0 : count * count) +
+               Scratch::size<float>(take_partial(room, heads * count * blocks * state));
+      num_blocks += blocks;
+    }
     Scratch scratch;
-    if (!checks.expect(scratch.reserve(Scratch::size<float>(queries) + Scratch::size<int32_t>(rows) +
-                                       Scratch::size<int32_t>(paths) + Scratch::size<float>(op.streamed ? 0 : partial)),
-                       "%s: no memory for %lld rows", kName, static_cast<long long>(rows))) {
+    if (!checks.expect(scratch.reserve(bytes), "%s: no memory for %lld rows", kName, static_cast<long long>(rows)) ||
+        !check_distinct(checks, sequences, key.extents[0], scratch.take<uint8_t>(key.extents[0]))) {
       return;
     }
-    op.queries = scratch.take<float>(queries);
-    auto* depth = scratch.take<int32_t>(rows);
-    auto* path = scratch.take<int32_t>(paths);
-    op.partial = scratch.take<float>(op.streamed ? 0 : partial);
-    op.depth = depth;
-    op.path = path;
-    if (!find_paths(checks, op.chain ? nullptr : tree.as<uint8_t>(), rows, depth, path)) return;
+    const int64_t extents[3] = {1, rows, heads * size};
+    if (!write(api, checks, context, 0, extents, 3, &all.out) ||
+        !write(api, checks, context, 1, key.extents, 4, &all.key) ||
+        !write(api, checks, context, 2, value.extents, 4, &all.value) || rows == 0) {
+      return;
+    }
+    copy_cache(key, all.key, ragged ? capacity : sequences.lengths[0]);
+    copy_cache(value, all.value, ragged ? capacity : sequences.lengths[0]);
+    // At least four tasks a thread, in long runs where there are enough blocks.
+    const int64_t share = num_blocks * kv_heads / (4 * usable_cores());
+    all.run = share < 1 ? 1 : share > 8 ? 8 : static_cast<int>(share);
 
-    Phase phases[3] = {{&attention_phase<&Level::append_row>, &op, op.rows},
-                       {&attention_phase<&Level::attend>, &op, level->attention_tasks(op)},
-                       {&attention_phase<&Level::merge_blocks>, &op, op.rows * op.kv_heads}};
-    checks.add(quasar::run(api, context, phases, op.streamed ? 2 : 3));
+    AttentionBatch batch(scratch, sequences.count);
+    room = kMostPartialFloats;
+    for (int64_t b = 0; b < sequences.count; ++b) {
+      const size_t count = sequences.rows(b), first = sequences.starts[b];
+      const size_t values = static_cast<size_t>(kv_heads * capacity * size) * Cache::kBytes * sequences.slots[b];
+      Attention op = all;
+      op.rows = static_cast<int>(count);
+      op.cached = static_cast<int>(sequences.lengths[b]);
+      op.qkv += first * (heads + 2 * kv_heads) * size;
+      op.positions += first;
+      op.out += first * heads * size;
+      op.key = static_cast<char*>(op.key) + values;
+      op.value = static_cast<char*>(op.value) + values;
+      const Blocks blocks = find_blocks(all, sequences, b);
+      op.first_block = static_cast<int>(blocks.first);
+      op.blocks = static_cast<int>(blocks.end);
+      const size_t wanted = heads * count * blocks.count() * state, partial = take_partial(room, wanted);
+      op.streamed = partial < wanted;
+      op.chain = mask == nullptr || is_chain(mask, op.rows);
+      op.queries = scratch.take<float>(heads * count * size);
+      auto* depth = scratch.take<int32_t>(count);
+      auto* path = scratch.take<int32_t>(op.chain ? 0 : count * count);
+      op.partial = scratch.take<float>(partial);
+      op.depth = depth;
+      op.path = path;
+      if (!find_paths(checks, op.chain ? nullptr : mask, first, op.rows, depth, path)) return;
+      if (mask != nullptr) mask += count * count;
+      batch.add(op);
+    }
+    checks.add(batch.run(api, context));
   }
 
-  // Where past and present are not one buffer, the committed positions are copied.
-  void copy_cache(const Tensor& past, void* present, int64_t cached) const {
+  // Memory for the states of a sequence's blocks: all that it wants, or none.
+  static size_t take_partial(size_t& room, size_t wanted) {
+    if (wanted > room) return 0;
+    room -= wanted;
+    return wanted;
+  }
+
+  bool read_sequences(Checks& checks, const Tensor& starts, const Tensor& slots, const Tensor& lengths, int64_t rows,
+                      int64_t num_slots, Sequences* sequences) const {
+    const int64_t count = slots.elements();
+    if (!checks.expect(
+            starts.rank == 1 && slots.rank == 1 && lengths.rank == 1 && starts.elements() == count + 1 &&
+                lengths.elements() == count,
+            "%s: %lld starts, %lld slots and %lld cache lengths came; one start more was expected, for the end", kName,
+            static_cast<long long>(starts.elements()), static_cast<long long>(count),
+            static_cast<long long>(lengths.elements()))) {
+      return false;
+    }
+    *sequences = {count, starts.as<int64_t>(), slots.as<int64_t>(), lengths.as<int64_t>()};
+    checks.expect(sequences->starts[0] == 0 && sequences->starts[count] == rows,
+                  "%s: sequences from row %lld to %lld came; 0 to %lld were expected", kName,
+                  static_cast<long long>(sequences->starts[0]), static_cast<long long>(sequences->starts[count]),
+                  static_cast<long long>(rows));
+    for (int64_t b = 0; checks.ok() && b < count; ++b) {
+      checks.expect(sequences->rows(b) > 0,
+                    "%s: sequence %lld starts at row %lld, the next at %lld; a later one was expected", kName,
+                    static_cast<long long>(b), static_cast<long long>(sequences->starts[b]),
+                    static_cast<long long>(sequences->starts[b + 1]));
+      checks.expect(sequences->slots[b] >= 0 && sequences->slots[b] < num_slots,
+                    "%s: cache slot %lld came; 0 to %lld expected", kName, static_cast<long long>(sequences->slots[b]),
+                    static_cast<long long>(num_slots - 1));
+    }
+    return checks.ok();
+  }
+
+  bool check_lengths(Checks& checks, const Sequences& sequences, int64_t capacity) const {
+    for (int64_t b = 0; checks.ok() && b < sequences.count; ++b) {
+      const int64_t rows = sequences.rows(b), cached = sequences.lengths[b];
+      checks.expect(cached >= 0 && rows <= capacity && cached <= capacity - rows,
+                    "%s: %lld tokens after %lld do not fit a cache of %lld", kName, static_cast<long long>(rows),
+                    static_cast<long long>(cached), static_cast<long long>(capacity));
+    }
+    return checks.ok();
+  }
+
+  // One mask [rows, rows] after the other. In a ragged batch no value says that all sequences are chains.
+  bool check_tree(Checks& checks, const Tensor& tree, const Sequences& sequences, bool ragged) const {
+    if (tree.data == nullptr && tree.rank == 0) return true;
+    int64_t values = 0;
+    for (int64_t b = 0; b < sequences.count; ++b) values += sequences.rows(b) * sequences.rows(b);
+    if (!ragged) {
+      return checks.expect(tree.elements() == values, "%s: a tree mask of %lld values for %lld tokens", kName,
+                           static_cast<long long>(tree.elements()), static_cast<long long>(sequences.rows(0)));
+    }
+    return checks.expect(tree.rank == 1 && (tree.elements() == 0 || tree.elements() == values),
+                         "%s: a tree mask of %lld values on %zu axes came; %lld or 0 on one were expected", kName,
+                         static_cast<long long>(tree.elements()), tree.rank, static_cast<long long>(values));
+  }
+
+  // No two sequences write to one cache.
+  bool check_distinct(Checks& checks, const Sequences& sequences, int64_t num_slots, uint8_t* taken) const {
+    if (num_slots > 0) std::memset(taken, 0, static_cast<size_t>(num_slots));
+    for (int64_t b = 0; checks.ok() && b < sequences.count; ++b) {
+      const int64_t slot = sequences.slots[b];
+      checks.expect(taken[slot] == 0, "%s: cache slot %lld came for two sequences", kName,
+                    static_cast<long long>(slot));
+      taken[slot] = 1;
+    }
+    return checks.ok();
+  }
+
+  // Where past and present are not one buffer, so many positions of every head are copied.
+  void copy_cache(const Tensor& past, void* present, int64_t positions) const {
     if (past.data == present) return;
     const size_t row = static_cast<size_t>(past.extents[3]) * Cache::kBytes, head = past.extents[2] * row;
-    for (int64_t i = 0; i < kv_heads; ++i) {
-      std::memcpy(static_cast<char*>(present) + i * head, past.as<char>() + i * head, cached * row);
+    for (int64_t i = 0; i < past.extents[0] * kv_heads; ++i) {
+      std::memcpy(static_cast<char*>(present) + i * head, past.as<char>() + i * head, positions * row);
     }
   }
 
-  static bool is_chain(const Tensor& tree, int64_t rows) {
-    if (tree.data == nullptr) return true;
-    const uint8_t* mask = tree.as<uint8_t>();
+  static bool is_chain(const uint8_t* mask, int64_t rows) {
     for (int64_t row = 0; row < rows; ++row) {
       for (int64_t column = 0; column < rows; ++column) {
         if ((mask[row * rows + column] != 0) != (column <= row)) return false;
@@ -197,8 +284,9 @@ struct VerifyAttention {
     return true;
   }
 
-  // Each token's ancestors in order, itself last.
-  bool find_paths(Checks& checks, const uint8_t* mask, int64_t rows, int32_t* depth, int32_t* path) const {
+  // Each token's ancestors in order, itself last; `first` is the sequence's first row.
+  bool find_paths(Checks& checks, const uint8_t* mask, int64_t first, int64_t rows, int32_t* depth,
+                  int32_t* path) const {
     for (int64_t row = 0; row < rows; ++row) {
       if (mask == nullptr) {
         depth[row] = static_cast<int32_t>(row);
@@ -208,13 +296,13 @@ struct VerifyAttention {
       for (int64_t column = 0; column < rows; ++column) {
         if (mask[row * rows + column] == 0) continue;
         if (!checks.expect(column <= row, "%s: row %lld of the tree mask sees a later row", kName,
-                           static_cast<long long>(row))) {
+                           static_cast<long long>(first + row))) {
           return false;
         }
         path[row * rows + count++] = static_cast<int32_t>(column);
       }
       if (!checks.expect(mask[row * rows + row] != 0, "%s: row %lld of the tree mask does not see itself", kName,
-                         static_cast<long long>(row))) {
+                         static_cast<long long>(first + row))) {
         return false;
       }
       depth[row] = count - 1;

@@ -72,4 +72,4 @@ QUASAR_EXPORT int quasar_automaton_successors(const quasar::SuffixAutomaton* aut
   return automaton->successors(state, limit, arrays, arrays + limit, arrays + 2 * limit, arrays + 3 * limit, found);
 }
 
-QUASAR_EXPORT int quasar_abi() { return 3; }
+QUASAR_EXPORT int quasar_abi() { return 4; }

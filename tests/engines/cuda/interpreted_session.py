@@ -19,7 +19,7 @@ from engines.directory import open_directory
 from engines.loaded import LoadedEngine
 from engines.onnxruntime.files import onnxruntime_files
 from engines.probes.row_invariance import RowInvariance
-from engines.session import fill_randomly
+from engines.session import Positions, fill_randomly
 from export.cuda_program import write_program
 from export.layout import CANONICAL
 from plugins.gpu.variants import SPLIT, num_splits
@@ -145,6 +145,14 @@ def test_recorded_passes_repeat(session):
         np.testing.assert_array_equal(one, other)
     moved = session.run_logits(tokens[12:14], 12, 2)
     assert not np.array_equal(moved, fed[-1])
+    # A batch of one sequence is the same pass.
+    logits = np.empty((2, moved.shape[1]), np.float32)
+    batch = [Positions(tokens=tokens[12:14], cache_length=12, num_logits=2)]
+    np.testing.assert_array_equal(session.run_batch(batch, logits=logits), moved.argmax(axis=-1))
+    np.testing.assert_array_equal(logits, moved)
+    np.testing.assert_array_equal(session.run_batch(batch), moved.argmax(axis=-1))
+    assert session.run_batch([dataclasses.replace(batch[0], num_logits=0)]).shape == (0,)
+    assert len(session.top_tokens) == 0
 
 
 def test_bfloat16_caches(directory, tmp_path, reference):
@@ -164,6 +172,8 @@ def test_what_does_not_fit_is_refused(session, directory, program):
         session.run([1] * (contract.prefill_chunk + 1), 0, 1)
     with pytest.raises(GenerationError, match="do not fit a cache"):
         session.run([1, 2], contract.capacity - 1, 1)
+    with pytest.raises(GenerationError, match="a batch of 2 sequences came; this engine's passes take one"):
+        session.run_batch([Positions(tokens=np.arange(2), cache_length=0, num_logits=1, slot=slot) for slot in (0, 1)])
     needed = session.memory()
     with pytest.raises(EngineError, match=r"the GPU has no room: the weights take .*build with --max-length"):
         stand_in_session(*program, contract, memory_bytes=needed.weights + needed.buffers + needed.cache // 2)

@@ -34,7 +34,7 @@ def test_an_exact_session(plan):
     steps = []
     record = run_probes(Session(), MACHINE, plan, on_step=lambda: steps.append(1))
     # A prefill chunk of 256 does not fit 70 positions, so nothing is known of it.
-    assert dataclasses.astuple(record.row_invariance) == (1, 32, (), True, False)
+    assert dataclasses.astuple(record.row_invariance) == (1, 32, (), True, False, False)
     assert set(record.cost_surface_ms) == {16, 70}
     assert record.machine == MACHINE.to_json()
     assert not record.exact_integers

@@ -36,10 +36,10 @@ class Exact:
         sums = self.rows[0, 0, 0, :, 0].astype(np.float64).cumsum()[end - num_logits_rows : end]
         return sums.astype(np.float32)[:, None]
 
-    def read_rows(self, first, end, layers=None):
+    def read_rows(self, first, end, layers=None, *, slot=0):
         return self.rows[..., first:end, :].copy()
 
-    def write_rows(self, first, rows):
+    def write_rows(self, first, rows, *, slot=0):
         self.rows[..., first : first + rows.shape[-2], :] = rows
 
 

@@ -11,6 +11,7 @@ import pytest
 from engines import contract as names
 from engines.gpu.host_device import HostDevice
 from engines.probes.row_invariance import RowInvariance
+from engines.session import Positions
 from engines.tensorrt.bindings import check_bindings
 from engines.tensorrt.host_memory import HostContext, HostEngine, host_plan
 from engines.tensorrt.session import TensorRtSession
@@ -73,6 +74,36 @@ def test_top_tokens_come_with_the_call(chains):
         assert {key: replay.work is not None for key, replay in session._replays.items()} == {
             (8, 8): True, (8, 3): True, (8, 1): True
         }  # fmt: skip
+
+
+def test_a_batch_has_one_sequence(chains):
+    folder, contract = chains
+    tokens = np.random.default_rng(12).integers(0, 320, 40)
+    with host_session(folder, contract) as session:
+        assert (session.num_slots, session.max_sequences, session.max_positions) == (1, 1, 256)
+        # Of a prompt's chunk nothing is wanted.
+        assert session.run_batch([Positions(tokens=tokens[:33], cache_length=0, num_logits=0)]).shape == (0,)
+        assert session.top_tokens.shape == (0, 8)
+        expected = session.run_logits(tokens[33:], 33, 5)
+        batch = [Positions(tokens=tokens[33:], cache_length=33, num_logits=5)]
+        logits = np.empty((6, 320), np.float32)
+        np.testing.assert_array_equal(session.run_batch(batch, logits=logits), expected.argmax(axis=-1))
+        np.testing.assert_array_equal(logits[:5], expected)
+        np.testing.assert_array_equal(session.top_tokens, likeliest(expected, 8))
+        np.testing.assert_array_equal(session.run_batch(batch), expected.argmax(axis=-1))
+        with pytest.raises(GenerationError, match="a batch of 2 sequences came; this engine's passes take one"):
+            session.run_batch([batch[0], replace(batch[0], slot=1)])
+        rows = session.read_rows(0, 1)
+        for call in (
+            lambda: session.run_batch([replace(batch[0], slot=1)]),
+            lambda: session.read_rows(0, 1, slot=1),
+            lambda: session.write_rows(0, rows, slot=1),
+            lambda: session.compact(0, [0], slot=1),
+        ):
+            with pytest.raises(GenerationError, match="cache slot 1 was named; 0 to 0 are there"):
+                call()
+        with pytest.raises(ValueError, match=r"contiguous float32 \[5 or more, 320\] was expected"):
+            session.run_batch(batch, logits=logits[:4])
 
 
 def test_a_call_copies_its_tokens_at_once(chains, monkeypatch):

@@ -116,8 +116,10 @@ def test_the_draft_does_not_depend_on_what_proposes_to_the_engine(tiny_engine, m
     expected = DraftEngine(loaded).draft(context, 12, None)
     assert len(expected) == 12
     passes = []
-    honest = loaded.session.run
-    monkeypatch.setattr(loaded.session, "run", lambda *fed: passes.append(len(fed[0])) or honest(*fed))
+    honest = loaded.session.run_batch
+    monkeypatch.setattr(
+        loaded.session, "run_batch", lambda batch, **out: passes.append(len(batch[0].tokens)) or honest(batch, **out)
+    )
     engine = DraftEngine(loaded)
     assert engine.draft(context, 12, None, PromptLookup()) == expected
     assert len(passes) <= 12
@@ -215,8 +217,10 @@ def test_prompts_that_fill_a_piece_leave_room_for_proposals(tiny_engine, length,
     chunk = loaded.session.contract.prefill_chunk
     context = np.tile(np.arange(20, 27), 80)[: length * chunk // 256 - 8]
     widths = []
-    honest = loaded.session.run
-    monkeypatch.setattr(loaded.session, "run", lambda *fed: widths.append(len(fed[0])) or honest(*fed))
+    honest = loaded.session.run_batch
+    monkeypatch.setattr(
+        loaded.session, "run_batch", lambda batch, **out: widths.append(len(batch[0].tokens)) or honest(batch, **out)
+    )
     found = DraftEngine(loaded).draft(context, 5, None, PromptLookup())
     assert max(widths) <= chunk
     assert found == DraftEngine(load_engine(tiny_engine)).draft(context, 5, None)
