@@ -51,6 +51,7 @@ class ActiveRequest:
         self.last_pass = 0
         self._ready_at = time.perf_counter()
         self._waited = 0.0
+        self.own_errors = _OwnErrors(self)
 
     @property
     def has_room(self) -> bool:
@@ -93,3 +94,20 @@ class ActiveRequest:
             # From here on it waits for a pass again.
             self._ready_at = time.perf_counter()
         return self.unread.popleft()
+
+
+class _OwnErrors:
+    """What a request's own code raises is its consumer's; an interrupt of the whole thread is raised here as well."""
+
+    __slots__ = ("_request",)
+
+    def __init__(self, request: ActiveRequest) -> None:
+        self._request = request
+
+    def __enter__(self) -> None:
+        """Nothing to prepare."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        if error is not None:
+            self._request.error = error
+        return error is None or isinstance(error, Exception)
