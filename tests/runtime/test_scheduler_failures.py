@@ -6,6 +6,7 @@ import time
 import pytest
 
 from quasar.errors import GenerationError
+from runtime.sampling.chooser import GreedyChooser
 from tests.runtime.scheduling import KINDS, Service, answer_alone
 
 LONG = [place * 5 % KINDS for place in range(300)]
@@ -13,6 +14,103 @@ LONG = [place * 5 % KINDS for place in range(300)]
 
 def tokens_of(service, request):
     return [token for step in service.stream(request) for token in step.round.tokens]
+
+
+class TestInterrupts:
+    def test_what_others_took_in_before_an_interrupt_is_theirs(self):
+        class Interrupted(GreedyChooser):
+            def choose(self, targets, place, context):
+                raise KeyboardInterrupt
+
+        service = Service(slots=3)
+        good = [service.start([place], 10, most_unread=None) for place in range(2)]
+        bad = service.start([5], 10, chooser=Interrupted())
+        with pytest.raises(KeyboardInterrupt):
+            list(service.stream(bad))
+        assert [tokens_of(service, one) for one in good] == [answer_alone([place], 10) for place in range(2)]
+
+    def test_a_signal_that_raises_holds_nobody_up(self):
+        raised = []
+
+        def interrupted():
+            raised.append(True)
+            raise SystemExit
+
+        service = Service(slots=4)
+        # Nobody reads it: so nobody takes it away.
+        bad = service.start([5], 30, interrupted=interrupted)
+        answers = {}
+
+        def serve(place):
+            for _ in range(2):
+                # The first of those that make a pass may get an interrupt of theirs.
+                try:
+                    answers[place] = service.answer([place], 200)
+                    break
+                except SystemExit:
+                    continue
+
+        threads = [threading.Thread(target=serve, args=(place,), daemon=True) for place in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(10)
+        assert answers == {place: answer_alone([place], 200) for place in range(3)}
+        assert len(raised) == 1
+        with pytest.raises(SystemExit):
+            service.scheduler.take(bad)
+
+    @pytest.mark.parametrize("where", ["take", "alone"])
+    def test_an_interrupt_before_the_pass_leaves_the_session(self, where):
+        service = Service(slots=2)
+        first = service.start([1], 3, most_unread=None)
+        kept = service.scheduler
+
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        if where == "take":
+            kept._drive = interrupt
+            with pytest.raises(KeyboardInterrupt):
+                kept.take(first)
+            del kept._drive
+        else:
+            kept._forget_released = interrupt
+            with pytest.raises(KeyboardInterrupt), kept.alone(service.new()):
+                pass
+            del kept._forget_released
+        assert kept._driver is None
+        assert tokens_of(service, first) == answer_alone([1], 3)
+
+    def test_positions_of_a_path_that_was_not_kept_are_none(self):
+        service = Service(slots=2)
+        request = service.start([1], 20)
+        service.scheduler.take(request)
+        length = request.scheduled.cache.length
+
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        service.verifier.keep_path = interrupt
+        with pytest.raises(KeyboardInterrupt):
+            service.scheduler.take(request)
+        assert request.scheduled.cache.length <= length
+        del service.verifier.keep_path
+        service.finish(request)
+
+    def test_a_thread_that_cannot_start_is_done_without(self, monkeypatch):
+        def refuse(thread):
+            raise RuntimeError("can't start new thread")
+
+        service = Service(slots=2)
+        hungry, other = service.start([1], 5), service.start([2], 5)
+        other.hungry = True
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            first = service.scheduler.take(hungry)
+        other.hungry = False
+        rest = tokens_of(service, hungry)
+        assert [*first.round.tokens, *rest] == answer_alone([1], 5)
 
 
 class TestWithdrawn:
