@@ -154,7 +154,7 @@ class Scheduler:
         with self._changed:
             if self._closed:
                 raise GenerationError(ENGINE_CLOSED)
-            waiting = sum(not one.started and not one.ended for one in self._active)
+            waiting = sum(not one.started and one.goes_on for one in self._active)
             if self._queue_limit is not None and waiting >= self._queue_limit:
                 raise QueueFullError(
                     f"{waiting} requests wait for their first pass, as many as queue_limit lets wait: try again later"

@@ -156,3 +156,20 @@ class TestWithdrawn:
         read = request.scheduled.cache.tokens.tolist()
         assert service.answer([*read, 3], 5, salt="t") == answer_alone([*read, 3], 5)
         assert service.answer([*LONG, 2], 5, salt="t") == answer_alone([*LONG, 2], 5)
+
+
+class TestLimits:
+    def test_a_pass_is_never_wider_than_it_may_be(self):
+        service = Service(slots=8, max_batch_tokens=3)
+        running = [service.start([place, 1, 2, 3, 4], 10, drafts=7, most_unread=None) for place in range(6)]
+        assert [tokens_of(service, one) for one in running] == [
+            answer_alone([place, 1, 2, 3, 4], 10) for place in range(6)
+        ]
+        assert max(sum(len(tokens) for _, tokens in one) for one in service.session.passes) <= 3
+
+    def test_one_that_has_failed_does_not_wait(self):
+        service = Service(slots=1, queue_limit=1)
+        bad = service.start([1], 3)
+        bad.error = KeyError("mine")
+        assert service.answer([2], 3) == answer_alone([2], 3)
+        service.finish(bad)
