@@ -139,6 +139,8 @@ class Scheduler:
 
     def end(self, sequence: ScheduledSequence) -> None:
         """The generation is over; the sequence stays in its slot until another one needs it."""
+        if self._is_forked():
+            return
         with self._changed:
             sequence.generating = False
             self._changed.notify_all()
@@ -171,6 +173,8 @@ class Scheduler:
 
     def withdraw(self, request: ActiveRequest) -> None:
         """Make no more passes with a request; waits for the one that is being made with it."""
+        if self._is_forked():
+            return
         with self._changed:
             request.ended = True
             while request.in_pass and self._driver != threading.get_ident():
@@ -181,6 +185,8 @@ class Scheduler:
 
     def release(self, sequence: ScheduledSequence) -> None:
         """The sequence is needed no more."""
+        if self._is_forked():
+            return
         with self._changed:
             sequence.generating, sequence.released = False, True
             self._released.append(sequence)
@@ -257,6 +263,8 @@ class Scheduler:
 
     def close(self) -> None:
         """Wait for the pass that is being made, and free the session; every later one is refused."""
+        if self._is_forked():
+            return
         with self._changed:
             if self._closed:
                 return
@@ -411,6 +419,10 @@ class Scheduler:
             raise GenerationError(ENGINE_CLOSED)
         if request.scheduled.released:
             raise GenerationError(CLOSED)
+
+    def _is_forked(self) -> bool:
+        """Whether this process is a fork: the lock and the pass are of threads that it does not have."""
+        return os.getpid() != self._process
 
     def _is_interrupted(self, request: ActiveRequest) -> bool:
         return not request.in_pass and not request.ended and request.decoding.interrupted() is not None

@@ -1,5 +1,7 @@
 """What goes wrong in one request, thread or process leaves the others' answers whole, and holds nobody up."""
 
+import os
+import signal
 import threading
 import time
 
@@ -173,3 +175,40 @@ class TestLimits:
         bad.error = KeyError("mine")
         assert service.answer([2], 3) == answer_alone([2], 3)
         service.finish(bad)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_fork_in_the_middle_of_a_pass_can_end():
+    service = Service(slots=2)
+    request = service.start([1], 5, most_unread=None)
+    entered, leave = threading.Event(), threading.Event()
+    run = service.session.run_batch
+
+    def slow(batch, **options):
+        entered.set()
+        leave.wait(20)
+        return run(batch, **options)
+
+    service.session.run_batch = slow
+    driver = threading.Thread(target=service.scheduler.take, args=(request,))
+    driver.start()
+    entered.wait()
+    child = os.fork()
+    if child == 0:
+        # What the child's end and its garbage collector do.
+        service.scheduler.withdraw(request)
+        service.scheduler.release(request.scheduled)
+        service.scheduler.end(request.scheduled)
+        service.scheduler.close()
+        os._exit(7)
+    leave.set()
+    driver.join()
+    ends = time.monotonic() + 5
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < ends:
+        time.sleep(0.01)
+    if ended == (0, 0):
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert ended != (0, 0)
+    assert os.waitstatus_to_exitcode(ended[1]) == 7
