@@ -60,8 +60,8 @@ class ActiveRequest:
 
     @property
     def goes_on(self) -> bool:
-        """Whether passes are to come."""
-        return not self.ended and self.error is None
+        """Whether passes are to come; none for a sequence that was released: its positions are gone."""
+        return not self.ended and self.error is None and not self.scheduled.released
 
     @property
     def wants_pass(self) -> bool:
@@ -81,7 +81,8 @@ class ActiveRequest:
         """A step for the consumer."""
         self.unread.append(Step(round=step, text=self._take_text(), wait_seconds=self._waited))
         self._waited = 0.0
-        self.ended = step.finish_reason is not None
+        # One that was withdrawn in the middle of this pass stays so.
+        self.ended = self.ended or step.finish_reason is not None
 
     def interrupt(self) -> None:
         """End it in a step that emits nothing: outside of a pass."""

@@ -39,8 +39,9 @@ class Composer:
         self._slots, self._exact, self._knowledge, self._stall_seconds = slots, exact, knowledge, stall_seconds
         # Where a prompt's bits depend on where it is cut, or plain decoding is padded, sequences do not share passes.
         self._shares = session.max_sequences > 1 and exact.batch and exact.prefill and exact.chain == 1
-        self._most_sequences = session.max_sequences if self._shares else 1
         self._most_positions = min(session.max_positions, max_batch_tokens or session.max_positions)
+        # Each feeds a position at least.
+        self._most_sequences = min(session.max_sequences, self._most_positions) if self._shares else 1
 
     def choose(self, going: list[ActiveRequest], active: Sequence[ActiveRequest]) -> list[ActiveRequest]:
         """Those of the requests that can go on that the next pass is for, each with a slot.
@@ -147,7 +148,7 @@ class Composer:
         if len(decoding) == 1 and not fed:
             proposal = NO_PROPOSAL
             with decoding[0].own_errors:
-                proposal = decoding[0].decoding.propose()
+                proposal = decoding[0].decoding.propose(max(0, room))
             return [proposal]
         prepared: list[Proposal | Prepared] = []
         # What is drafted whatever it brings must fit, too.

@@ -108,8 +108,13 @@ class Decoding:
             alone: whether it held no other sequence: then it tells what a pass of this width takes.
         """
         start = time.perf_counter()
-        outcome = self.sequence.absorb(segment, targets, tells=not self._plain)
-        self._verifier.keep_path(segment, outcome.path)
+        try:
+            outcome = self.sequence.absorb(segment, targets, tells=not self._plain)
+            self._verifier.keep_path(segment, outcome.path)
+        except BaseException:
+            # Positions of a path that was not moved are another one's; whoever reuses the cache must not find them.
+            self.sequence.forget_from(segment.cache_length)
+            raise
         seconds += time.perf_counter() - start
         self._seconds += seconds
         if not len(outcome.tokens):

@@ -139,6 +139,8 @@ class Scheduler:
 
     def end(self, sequence: ScheduledSequence) -> None:
         """The generation is over; the sequence stays in its slot until another one needs it."""
+        if self._is_forked():
+            return
         with self._changed:
             sequence.generating = False
             self._changed.notify_all()
@@ -154,11 +156,16 @@ class Scheduler:
         with self._changed:
             if self._closed:
                 raise GenerationError(ENGINE_CLOSED)
-            waiting = sum(not one.started and not one.ended for one in self._active)
+            waiting = sum(not one.started and one.goes_on for one in self._active)
             if self._queue_limit is not None and waiting >= self._queue_limit:
                 raise QueueFullError(
                     f"{waiting} requests wait for their first pass, as many as queue_limit lets wait: try again later"
                 )
+            if not self._at_exit:
+                # A daemon thread that is inside the library when the interpreter ends may bring the process down, the
+                # scheduler's own or a consumer's.
+                self._at_exit = True
+                atexit.register(_close_at_exit, weakref.ref(self))
             self._arrivals += 1
             request.arrival = self._arrivals
             self._active.append(request)
@@ -166,6 +173,8 @@ class Scheduler:
 
     def withdraw(self, request: ActiveRequest) -> None:
         """Make no more passes with a request; waits for the one that is being made with it."""
+        if self._is_forked():
+            return
         with self._changed:
             request.ended = True
             while request.in_pass and self._driver != threading.get_ident():
@@ -176,6 +185,8 @@ class Scheduler:
 
     def release(self, sequence: ScheduledSequence) -> None:
         """The sequence is needed no more."""
+        if self._is_forked():
+            return
         with self._changed:
             sequence.generating, sequence.released = False, True
             self._released.append(sequence)
@@ -192,27 +203,32 @@ class Scheduler:
         """
         self.check_process()
         while True:
-            with self._changed:
-                request.asked_at, request.hungry = time.monotonic(), True
-                drives = False
-                try:
-                    self._refuse_own_pass()
-                    if request.unread:
-                        return request.take()
-                    self._check_open(request)
-                    drives = self._drives(request)
-                    if drives:
-                        self._driver = threading.get_ident()
-                    elif self._is_interrupted(request):
-                        request.interrupt()
-                        return request.take()
-                    else:
-                        self._changed.wait(PATIENCE / 2)
-                finally:
-                    request.hungry = drives
-            if drives and not self._drive():
-                # Slots that others leave alone are to be had in a moment.
-                time.sleep(0.001)
+            drives = False
+            try:
+                with self._changed:
+                    request.asked_at, request.hungry = time.monotonic(), True
+                    try:
+                        self._refuse_own_pass()
+                        if request.unread:
+                            return request.take()
+                        self._check_open(request)
+                        drives = self._drives(request)
+                        if drives:
+                            self._driver = threading.get_ident()
+                        elif self._is_interrupted(request):
+                            request.interrupt()
+                            return request.take()
+                        else:
+                            self._changed.wait(PATIENCE / 2)
+                    finally:
+                        request.hungry = drives
+                if drives and not self._drive():
+                    # Slots that others leave alone are to be had in a moment.
+                    time.sleep(0.001)
+            finally:
+                # An interrupt that came before the pass, or in the middle of its end, must not leave it to nobody.
+                if drives:
+                    self._leave_own()
 
     @contextmanager
     def alone(self, sequence: ScheduledSequence) -> Iterator[None]:
@@ -221,28 +237,34 @@ class Scheduler:
         Raises `GenerationError` as `take`.
         """
         self.check_process()
-        with self._changed:
-            self._refuse_own_pass()
-            self._alone_waiting += 1
-            try:
-                while self._driver is not None and not self._closed:
-                    self._changed.wait()
-            finally:
-                self._alone_waiting -= 1
-            if self._closed:
-                raise GenerationError(ENGINE_CLOSED)
-            if sequence.released:
-                raise GenerationError(CLOSED)
-            self._driver = threading.get_ident()
-            self._forget_released()
+        drives = False
         try:
+            with self._changed:
+                self._refuse_own_pass()
+                self._alone_waiting += 1
+                try:
+                    while self._driver is not None and not self._closed:
+                        self._changed.wait()
+                finally:
+                    self._alone_waiting -= 1
+                    self._changed.notify_all()
+                if self._closed:
+                    raise GenerationError(ENGINE_CLOSED)
+                if sequence.released:
+                    raise GenerationError(CLOSED)
+                drives = True
+                self._driver = threading.get_ident()
+                self._forget_released()
             self._slots.bring(sequence, lambda other: int(other.generating))
             yield
         finally:
-            self._leave()
+            if drives:
+                self._leave_own()
 
     def close(self) -> None:
         """Wait for the pass that is being made, and free the session; every later one is refused."""
+        if self._is_forked():
+            return
         with self._changed:
             if self._closed:
                 return
@@ -259,12 +281,11 @@ class Scheduler:
         if self._driver is not None or self._alone_waiting:
             return False
         if self._thread is None and any(other.hungry for other in self._active if other is not request):
-            self._thread = threading.Thread(target=self._serve, name="quasar-engine", daemon=True)
-            self._thread.start()
-            if not self._at_exit:
-                # A daemon thread that is inside the library when the interpreter ends may bring the process down.
-                self._at_exit = True
-                atexit.register(_close_at_exit, weakref.ref(self))
+            thread = threading.Thread(target=self._serve, name="quasar-engine", daemon=True)
+            # Where no thread is to be had, consumers go on making the passes themselves.
+            with contextlib.suppress(RuntimeError, MemoryError):
+                thread.start()
+                self._thread = thread
         return self._thread is None
 
     def _serve(self) -> None:
@@ -307,6 +328,11 @@ class Scheduler:
                     request.in_pass = False
             self._leave()
 
+    def _leave_own(self) -> None:
+        """As `_leave`, unless this thread has left already."""
+        if self._driver == threading.get_ident():
+            self._leave()
+
     def _leave(self) -> None:
         with self._changed:
             self._driver = None
@@ -340,12 +366,11 @@ class Scheduler:
 
     def _goes_on(self, request: ActiveRequest) -> bool:
         """False where the request was interrupted, which ends it."""
-        try:
+        # A signal of the caller's may raise; its consumer gets that.
+        with request.own_errors:
             if request.decoding.interrupted() is None:
                 return True
             request.interrupt()
-        except Exception as error:  # of a signal of the caller's; its consumer gets it
-            request.error = error
         return False
 
     def _verify(self, fed: list[tuple[ActiveRequest, Segment]]) -> None:
@@ -368,20 +393,24 @@ class Scheduler:
                 [(segment.cache_length, len(segment.tokens)) for _, segment in fed], seconds
             )
         steps: list[tuple[ActiveRequest, Round]] = []
-        for (request, segment), target in zip(fed, targets, strict=True):
-            with request.own_errors:
-                step = request.decoding.absorb(segment, target, seconds=seconds, alone=len(fed) == 1)
-                if step is not None:
-                    steps.append((request, step))
-        with self._changed:
-            for request, step in steps:
-                request.give(step)
-                self._tally.count_round(step)
+        try:
+            for (request, segment), target in zip(fed, targets, strict=True):
+                with request.own_errors:
+                    step = request.decoding.absorb(segment, target, seconds=seconds, alone=len(fed) == 1)
+                    if step is not None:
+                        steps.append((request, step))
+        finally:
+            # What was taken in before an interrupt is the others' all the same.
+            with self._changed:
+                for request, step in steps:
+                    request.give(step)
+                    self._tally.count_round(step)
 
     def _forget_released(self) -> None:
-        for sequence in self._released:
+        # The garbage collector may close a stream meanwhile, in this very thread.
+        released, self._released = self._released, []
+        for sequence in released:
             self._slots.release(sequence)
-        self._released.clear()
 
     def _check_open(self, request: ActiveRequest) -> None:
         if request.error is not None:
@@ -390,6 +419,10 @@ class Scheduler:
             raise GenerationError(ENGINE_CLOSED)
         if request.scheduled.released:
             raise GenerationError(CLOSED)
+
+    def _is_forked(self) -> bool:
+        """Whether this process is a fork: the lock and the pass are of threads that it does not have."""
+        return os.getpid() != self._process
 
     def _is_interrupted(self, request: ActiveRequest) -> bool:
         return not request.in_pass and not request.ended and request.decoding.interrupted() is not None
