@@ -51,6 +51,7 @@ class ActiveRequest:
         self.last_pass = 0
         self._ready_at = time.perf_counter()
         self._waited = 0.0
+        self.own_errors = _OwnErrors(self)
 
     @property
     def has_room(self) -> bool:
@@ -59,8 +60,8 @@ class ActiveRequest:
 
     @property
     def goes_on(self) -> bool:
-        """Whether passes are to come."""
-        return not self.ended and self.error is None
+        """Whether passes are to come; none for a sequence that was released: its positions are gone."""
+        return not self.ended and self.error is None and not self.scheduled.released
 
     @property
     def wants_pass(self) -> bool:
@@ -80,7 +81,8 @@ class ActiveRequest:
         """A step for the consumer."""
         self.unread.append(Step(round=step, text=self._take_text(), wait_seconds=self._waited))
         self._waited = 0.0
-        self.ended = step.finish_reason is not None
+        # One that was withdrawn in the middle of this pass stays so.
+        self.ended = self.ended or step.finish_reason is not None
 
     def interrupt(self) -> None:
         """End it in a step that emits nothing: outside of a pass."""
@@ -93,3 +95,20 @@ class ActiveRequest:
             # From here on it waits for a pass again.
             self._ready_at = time.perf_counter()
         return self.unread.popleft()
+
+
+class _OwnErrors:
+    """What a request's own code raises is its consumer's; an interrupt of the whole thread is raised here as well."""
+
+    __slots__ = ("_request",)
+
+    def __init__(self, request: ActiveRequest) -> None:
+        self._request = request
+
+    def __enter__(self) -> None:
+        """Nothing to prepare."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        if error is not None:
+            self._request.error = error
+        return error is None or isinstance(error, Exception)

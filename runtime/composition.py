@@ -1,6 +1,185 @@
-"""What a pass holds: how many positions of each prompt beside the sequences that decode (pure functions)."""
+"""What the next pass holds: which sequences, how much of each prompt, and which drafts."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from engines.probes.row_invariance import RowInvariance
+from engines.session import Session
+from runtime.active_request import ActiveRequest
+from runtime.control.candidates import JointSelection, Prepared, select_jointly
+from runtime.control.controller import Knowledge
+from runtime.kv_cache import PREFIX_STEP
+from runtime.segment import NO_PROPOSAL, Proposal, Segment
+from runtime.slots import ScheduledSequence, Slots
+
+# Seconds that a sequence whose consumer does not ask for its next step keeps its slot while others wait for one.
+PATIENCE = 0.05
+# Seconds that a pass with chunks of prompts may take, by the latencies known, where others decode in it; and the
+# positions of prompts that it holds at least.
+STALL_SECONDS = 0.1
+_LEAST_CHUNK = 16
+
+
+class Composer:
+    """Composes the passes of a session. Used by one thread at a time (`runtime.scheduler`)."""
+
+    def __init__(
+        self,
+        session: Session,
+        slots: Slots,
+        *,
+        exact: RowInvariance,
+        knowledge: Callable[[], Knowledge] | None = None,
+        max_batch_tokens: int | None = None,
+        stall_seconds: float = STALL_SECONDS,
+    ) -> None:
+        """As `Scheduler` has them."""
+        self._slots, self._exact, self._knowledge, self._stall_seconds = slots, exact, knowledge, stall_seconds
+        # Where a prompt's bits depend on where it is cut, or plain decoding is padded, sequences do not share passes.
+        self._shares = session.max_sequences > 1 and exact.batch and exact.prefill and exact.chain == 1
+        self._most_positions = min(session.max_positions, max_batch_tokens or session.max_positions)
+        # Each feeds a position at least.
+        self._most_sequences = min(session.max_sequences, self._most_positions) if self._shares else 1
+
+    def choose(self, going: list[ActiveRequest], active: Sequence[ActiveRequest]) -> list[ActiveRequest]:
+        """Those of the requests that can go on that the next pass is for, each with a slot.
+
+        `active`: all, some of which may have to give their slots up.
+        """
+        if self._most_sequences == 1 and len(going) > 1:
+            # One after the other: whoever has a slot and is waited for goes on; among them, the longest ago.
+            going = sorted(
+                going, key=lambda one: (not one.hungry, one.priority, not one.scheduled.resident, one.last_pass)
+            )
+        now = time.monotonic()
+        chosen: list[ActiveRequest] = []
+        owners = {id(request.scheduled): request for request in active}
+
+        def may_leave(other: ScheduledSequence) -> int | None:
+            owner = owners.get(id(other))
+            if owner is None or not owner.goes_on:
+                return 0
+            if owner in chosen:
+                return None
+            if not owner.has_room:
+                return 1
+            if request.hungry and not owner.hungry and now - owner.asked_at > PATIENCE:
+                return 2
+            return 3 if owner.priority > request.priority else None
+
+        for request in going:
+            if len(chosen) == self._most_sequences:
+                break
+            decoding = request.decoding
+            prompt = None if decoding.begun or not self._exact.prefill else decoding.sequence.tokens
+            if self._slots.bring(request.scheduled, may_leave, prompt=prompt):
+                chosen.append(request)
+        return chosen
+
+    def segments(self, chosen: list[ActiveRequest]) -> list[tuple[ActiveRequest, Segment]]:
+        """What each request feeds; those whose own code fails get the error, and feed nothing."""
+        fed: list[tuple[ActiveRequest, Segment]] = []
+        prompts: list[ActiveRequest] = []
+        decoding: list[ActiveRequest] = []
+        for request in chosen:
+            with request.own_errors:
+                if not request.decoding.begun:
+                    self._begin(request)
+                (prompts if request.decoding.sequence.prompt_left else decoding).append(request)
+        prompts = [one for one in prompts if not self._follows(one, prompts)]
+        room = self._most_positions - len(decoding)
+        sizes: list[int | None] = [None] * len(prompts)
+        if self._shares:
+            budget = max(1, min(room, self._prompt_budget(len(decoding))))
+            sizes = list(chunk_sizes([one.decoding.sequence.prompt_left for one in prompts], budget))
+        for request, size in zip(prompts, sizes, strict=True):
+            if size != 0:
+                with request.own_errors:
+                    fed.append((request, request.decoding.sequence.next_pass(most=size)))
+        room -= sum(len(segment.tokens) for _, segment in fed)
+        proposals = self._proposals(decoding, [segment for _, segment in fed], room)
+        for request, proposal in zip(decoding, proposals, strict=True):
+            if request.error is None:
+                with request.own_errors:
+                    fed.append((request, request.decoding.sequence.next_pass(proposal)))
+        return fed
+
+    def _begin(self, request: ActiveRequest) -> None:
+        """Before a request's first pass: what the cache, or another slot, has of its prompt."""
+        decoding = request.decoding
+        decoding.begin()
+        if self._exact.prefill:
+            decoding.found(self._slots.copy_prefix(request.scheduled, decoding.sequence.tokens))
+
+    def _follows(self, request: ActiveRequest, prompts: Sequence[ActiveRequest]) -> bool:
+        """Whether another prompt is being fed that begins as this one and is as far: this one waits for its positions.
+
+        What the other one has by now is copied first.
+        """
+        scheduled, sequence = request.scheduled, request.decoding.sequence
+        if scheduled.salt is None or not self._exact.prefill or request.decoding.answered:
+            return False
+        mine = sequence.tokens
+        for other in prompts:
+            if other is request:
+                break
+            if other.scheduled.salt != scheduled.salt:
+                continue
+            ahead = other.decoding.sequence
+            longest = min(len(mine), len(ahead.tokens)) - 1
+            different = np.flatnonzero(mine[:longest] != ahead.tokens[:longest])
+            common = int(different[0]) if len(different) else longest
+            if common // PREFIX_STEP * PREFIX_STEP > max(sequence.cache_length, ahead.cache_length):
+                return True
+        request.decoding.found(self._slots.copy_prefix(scheduled, mine))
+        return False
+
+    def _prompt_budget(self, num_decoding: int) -> int:
+        """Positions of prompts in the next pass."""
+        if not num_decoding or self._knowledge is None:
+            return self._most_positions
+        most: int = self._knowledge().latency.positions_within(self._stall_seconds)
+        return max(_LEAST_CHUNK, most - num_decoding)
+
+    def _proposals(self, decoding: list[ActiveRequest], fed: Sequence[Segment], room: int) -> list[Proposal]:
+        """What is drafted for each sequence that decodes; `fed`: what the pass holds of prompts."""
+        if len(decoding) == 1 and not fed:
+            proposal = NO_PROPOSAL
+            with decoding[0].own_errors:
+                proposal = decoding[0].decoding.propose(max(0, room))
+            return [proposal]
+        prepared: list[Proposal | Prepared] = []
+        # What is drafted whatever it brings must fit, too.
+        most = room // len(decoding) if decoding else 0
+        for request in decoding:
+            mine: Proposal | Prepared = NO_PROPOSAL
+            with request.own_errors:
+                mine = request.decoding.prepare(most)
+            prepared.append(mine)
+        parts = [one for one in prepared if isinstance(one, Prepared)]
+        selection = JointSelection(chosen=[], tokens=[], seconds=0.0)
+        if parts and self._knowledge is not None:
+            widths = [1 if isinstance(one, Prepared) else 1 + len(one.draft.tokens) for one in prepared]
+            shape = [(segment.cache_length, len(segment.tokens)) for segment in fed]
+            shape += [
+                (request.decoding.sequence.cache_length, width) for request, width in zip(decoding, widths, strict=True)
+            ]
+            drafts = max(0, min(room - sum(widths) + len(widths), sum(len(part.candidates.tokens) for part in parts)))
+            others = len(decoding) - len(parts) + len(fed)
+            selection = select_jointly(parts, self._knowledge().latency.of_pass(shape, most=drafts), others=others)
+        proposals: list[Proposal] = []
+        place = 0
+        for request, one in zip(decoding, prepared, strict=True):
+            if isinstance(one, Proposal):
+                proposals.append(one)
+                continue
+            chosen = selection.chosen[place] if selection.chosen else []
+            tokens = selection.tokens[place] if selection.tokens else 1.0
+            proposals.append(request.decoding.control.settle(chosen, tokens=tokens, seconds=selection.seconds))
+            place += 1
+        return proposals
 
 
 def chunk_sizes(left: Sequence[int], budget: int) -> list[int]:

@@ -77,23 +77,28 @@ class Decoding:
         """So many positions of the prompt were copied from another sequence."""
         self._reused += positions
 
-    def propose(self) -> Proposal:
-        """The control's drafts for the next round; none for a prompt."""
+    def propose(self, most: int | None = None) -> Proposal:
+        """The control's drafts for the next round, at most so many; none for a prompt."""
         if self._plain or self.sequence.prompt_left:
             return NO_PROPOSAL
         start = time.perf_counter()
-        proposal = self.control.propose(self.sequence.tokens, self.sequence.most_drafts, self.sequence.cache_length)
+        sequence = self.sequence
+        most = sequence.most_drafts if most is None else min(most, sequence.most_drafts)
+        proposal = self.control.propose(sequence.tokens, most, sequence.cache_length)
         self._draft_seconds += time.perf_counter() - start
         return proposal
 
-    def prepare(self) -> Proposal | Prepared:
-        """As `propose`, for a pass that other sequences share: what a controller may choose from is left open."""
+    def prepare(self, most: int) -> Proposal | Prepared:
+        """As `propose`, for a pass that other sequences share: what a controller may choose from is left open.
+
+        `most`: drafts of a control that proposes on its own, at most.
+        """
         if self._plain:
             return NO_PROPOSAL
         sequence, start = self.sequence, time.perf_counter()
         prepared = self.control.prepare(sequence.tokens, sequence.most_drafts, sequence.cache_length)
         self._draft_seconds += time.perf_counter() - start
-        return self.propose() if prepared is None else prepared
+        return self.propose(most) if prepared is None else prepared
 
     def absorb(self, segment: Segment, targets: Targets, *, seconds: float, alone: bool = True) -> Round | None:
         """What a pass brought; None where it was a chunk before the prompt's last.
@@ -103,8 +108,13 @@ class Decoding:
             alone: whether it held no other sequence: then it tells what a pass of this width takes.
         """
         start = time.perf_counter()
-        outcome = self.sequence.absorb(segment, targets, tells=not self._plain)
-        self._verifier.keep_path(segment, outcome.path)
+        try:
+            outcome = self.sequence.absorb(segment, targets, tells=not self._plain)
+            self._verifier.keep_path(segment, outcome.path)
+        except BaseException:
+            # Positions of a path that was not moved are another one's; whoever reuses the cache must not find them.
+            self.sequence.forget_from(segment.cache_length)
+            raise
         seconds += time.perf_counter() - start
         self._seconds += seconds
         if not len(outcome.tokens):

@@ -9,34 +9,26 @@ scheduler's own makes them, for as long as there is work.
 """
 
 import atexit
+import contextlib
 import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-
-import numpy as np
 
 from engines.probes.row_invariance import RowInvariance
 from quasar.errors import GenerationError, QueueFullError
 from runtime.active_request import ActiveRequest, Step
-from runtime.composition import chunk_sizes
-from runtime.control.candidates import JointSelection, Prepared, select_jointly
+from runtime.composition import PATIENCE, STALL_SECONDS, Composer
 from runtime.control.controller import Knowledge
-from runtime.kv_cache import PREFIX_STEP, KVCache
+from runtime.kv_cache import KVCache
 from runtime.loop import Round
 from runtime.metrics import Metrics, Tally
 from runtime.refusals import CLOSED, ENGINE_CLOSED, GENERATING
-from runtime.segment import NO_PROPOSAL, Proposal, Segment
+from runtime.segment import Segment
 from runtime.slots import ScheduledSequence, Slots
 from runtime.verifier import Verifier
-
-# Seconds that a sequence whose consumer does not ask for its next step keeps its slot while others wait for one.
-PATIENCE = 0.05
-# Seconds that a pass with chunks of prompts may take, by the latencies known, where others decode in it.
-STALL_SECONDS = 0.1
-_LEAST_CHUNK = 16
 
 
 class Scheduler:
@@ -66,14 +58,18 @@ class Scheduler:
             queue_limit: requests that may wait for their first pass; None: any number.
         """
         session = verifier.session
-        self._verifier, self._exact, self._knowledge = verifier, exact, knowledge
-        # Where a prompt's bits depend on where it is cut, or plain decoding is padded, sequences do not share passes.
-        self._shares = session.max_sequences > 1 and exact.batch and exact.prefill and exact.chain == 1
-        self._most_sequences = session.max_sequences if self._shares else 1
-        self._most_positions = min(session.max_positions, max_batch_tokens or session.max_positions)
-        self._stall_seconds, self._queue_limit = stall_seconds, queue_limit
+        self._verifier, self._knowledge = verifier, knowledge
+        self._queue_limit = queue_limit
         self._num_slots = session.num_slots
         self._slots = Slots(session)
+        self._composer = Composer(
+            session,
+            self._slots,
+            exact=exact,
+            knowledge=knowledge,
+            max_batch_tokens=max_batch_tokens,
+            stall_seconds=stall_seconds,
+        )
         self._process = os.getpid()
         self._changed = threading.Condition()
         # The thread that makes a pass, or uses the session alone; and whether somebody waits to use it alone.
@@ -143,6 +139,8 @@ class Scheduler:
 
     def end(self, sequence: ScheduledSequence) -> None:
         """The generation is over; the sequence stays in its slot until another one needs it."""
+        if self._is_forked():
+            return
         with self._changed:
             sequence.generating = False
             self._changed.notify_all()
@@ -158,11 +156,16 @@ class Scheduler:
         with self._changed:
             if self._closed:
                 raise GenerationError(ENGINE_CLOSED)
-            waiting = sum(not one.started and not one.ended for one in self._active)
+            waiting = sum(not one.started and one.goes_on for one in self._active)
             if self._queue_limit is not None and waiting >= self._queue_limit:
                 raise QueueFullError(
                     f"{waiting} requests wait for their first pass, as many as queue_limit lets wait: try again later"
                 )
+            if not self._at_exit:
+                # A daemon thread that is inside the library when the interpreter ends may bring the process down, the
+                # scheduler's own or a consumer's.
+                self._at_exit = True
+                atexit.register(_close_at_exit, weakref.ref(self))
             self._arrivals += 1
             request.arrival = self._arrivals
             self._active.append(request)
@@ -170,6 +173,8 @@ class Scheduler:
 
     def withdraw(self, request: ActiveRequest) -> None:
         """Make no more passes with a request; waits for the one that is being made with it."""
+        if self._is_forked():
+            return
         with self._changed:
             request.ended = True
             while request.in_pass and self._driver != threading.get_ident():
@@ -180,6 +185,8 @@ class Scheduler:
 
     def release(self, sequence: ScheduledSequence) -> None:
         """The sequence is needed no more."""
+        if self._is_forked():
+            return
         with self._changed:
             sequence.generating, sequence.released = False, True
             self._released.append(sequence)
@@ -196,27 +203,32 @@ class Scheduler:
         """
         self.check_process()
         while True:
-            with self._changed:
-                request.asked_at, request.hungry = time.monotonic(), True
-                drives = False
-                try:
-                    self._refuse_own_pass()
-                    if request.unread:
-                        return request.take()
-                    self._check_open(request)
-                    drives = self._drives(request)
-                    if drives:
-                        self._driver = threading.get_ident()
-                    elif self._is_interrupted(request):
-                        request.interrupt()
-                        return request.take()
-                    else:
-                        self._changed.wait(PATIENCE / 2)
-                finally:
-                    request.hungry = drives
-            if drives and not self._drive():
-                # Slots that others leave alone are to be had in a moment.
-                time.sleep(0.001)
+            drives = False
+            try:
+                with self._changed:
+                    request.asked_at, request.hungry = time.monotonic(), True
+                    try:
+                        self._refuse_own_pass()
+                        if request.unread:
+                            return request.take()
+                        self._check_open(request)
+                        drives = self._drives(request)
+                        if drives:
+                            self._driver = threading.get_ident()
+                        elif self._is_interrupted(request):
+                            request.interrupt()
+                            return request.take()
+                        else:
+                            self._changed.wait(PATIENCE / 2)
+                    finally:
+                        request.hungry = drives
+                if drives and not self._drive():
+                    # Slots that others leave alone are to be had in a moment.
+                    time.sleep(0.001)
+            finally:
+                # An interrupt that came before the pass, or in the middle of its end, must not leave it to nobody.
+                if drives:
+                    self._leave_own()
 
     @contextmanager
     def alone(self, sequence: ScheduledSequence) -> Iterator[None]:
@@ -225,28 +237,34 @@ class Scheduler:
         Raises `GenerationError` as `take`.
         """
         self.check_process()
-        with self._changed:
-            self._refuse_own_pass()
-            self._alone_waiting += 1
-            try:
-                while self._driver is not None and not self._closed:
-                    self._changed.wait()
-            finally:
-                self._alone_waiting -= 1
-            if self._closed:
-                raise GenerationError(ENGINE_CLOSED)
-            if sequence.released:
-                raise GenerationError(CLOSED)
-            self._driver = threading.get_ident()
-            self._forget_released()
+        drives = False
         try:
+            with self._changed:
+                self._refuse_own_pass()
+                self._alone_waiting += 1
+                try:
+                    while self._driver is not None and not self._closed:
+                        self._changed.wait()
+                finally:
+                    self._alone_waiting -= 1
+                    self._changed.notify_all()
+                if self._closed:
+                    raise GenerationError(ENGINE_CLOSED)
+                if sequence.released:
+                    raise GenerationError(CLOSED)
+                drives = True
+                self._driver = threading.get_ident()
+                self._forget_released()
             self._slots.bring(sequence, lambda other: int(other.generating))
             yield
         finally:
-            self._leave()
+            if drives:
+                self._leave_own()
 
     def close(self) -> None:
         """Wait for the pass that is being made, and free the session; every later one is refused."""
+        if self._is_forked():
+            return
         with self._changed:
             if self._closed:
                 return
@@ -263,12 +281,11 @@ class Scheduler:
         if self._driver is not None or self._alone_waiting:
             return False
         if self._thread is None and any(other.hungry for other in self._active if other is not request):
-            self._thread = threading.Thread(target=self._serve, name="quasar-engine", daemon=True)
-            self._thread.start()
-            if not self._at_exit:
-                # A daemon thread that is inside the library when the interpreter ends may bring the process down.
-                self._at_exit = True
-                atexit.register(_close_at_exit, weakref.ref(self))
+            thread = threading.Thread(target=self._serve, name="quasar-engine", daemon=True)
+            # Where no thread is to be had, consumers go on making the passes themselves.
+            with contextlib.suppress(RuntimeError, MemoryError):
+                thread.start()
+                self._thread = thread
         return self._thread is None
 
     def _serve(self) -> None:
@@ -282,7 +299,11 @@ class Scheduler:
                     self._changed.notify_all()
                     return
                 self._driver = threading.get_ident()
-            if not self._drive():
+            moved = True
+            with contextlib.suppress(BaseException):
+                # What a request's own code raises is its consumer's; this thread is everybody's.
+                moved = self._drive()
+            if not moved:
                 with self._changed:
                     self._changed.wait(PATIENCE / 2)
 
@@ -292,14 +313,24 @@ class Scheduler:
         try:
             with self._changed:
                 self._forget_released()
-                batch = [request for request in self._active if request.wants_pass]
+                everyone = list(self._active)
+                batch = [request for request in everyone if request.wants_pass]
                 for request in batch:
                     request.in_pass = True
-            return self._make_pass(batch)
+            return self._make_pass(batch, everyone)
+        except Exception as error:  # nobody's in particular: whoever waits must hear of it
+            for request in batch:
+                request.error = request.error or error
+            return True
         finally:
             with self._changed:
                 for request in batch:
                     request.in_pass = False
+            self._leave()
+
+    def _leave_own(self) -> None:
+        """As `_leave`, unless this thread has left already."""
+        if self._driver == threading.get_ident():
             self._leave()
 
     def _leave(self) -> None:
@@ -307,9 +338,9 @@ class Scheduler:
             self._driver = None
             self._changed.notify_all()
 
-    def _make_pass(self, batch: list[ActiveRequest]) -> bool:
+    def _make_pass(self, batch: list[ActiveRequest], everyone: list[ActiveRequest]) -> bool:
         going = [request for request in batch if self._goes_on(request)]
-        chosen = self._with_slots(going)
+        chosen = self._composer.choose(going, everyone)
         with self._changed:
             for request in batch:
                 request.in_pass = request in chosen
@@ -321,7 +352,8 @@ class Scheduler:
         for request in chosen:
             request.last_pass = self._tally.passes + 1
             request.joins(start)
-        fed = self._segments(chosen)
+        fed = self._composer.segments(chosen)
+        self._tally.prompt_tokens += sum(len(segment.tokens) for one, segment in fed if not one.decoding.answered)
         if fed:
             self._verify(fed)
         now = time.perf_counter()
@@ -334,147 +366,12 @@ class Scheduler:
 
     def _goes_on(self, request: ActiveRequest) -> bool:
         """False where the request was interrupted, which ends it."""
-        try:
+        # A signal of the caller's may raise; its consumer gets that.
+        with request.own_errors:
             if request.decoding.interrupted() is None:
                 return True
             request.interrupt()
-        except Exception as error:  # of a signal of the caller's; its consumer gets it
-            request.error = error
         return False
-
-    def _with_slots(self, going: list[ActiveRequest]) -> list[ActiveRequest]:
-        """The requests of the next pass, each with a slot."""
-        if self._most_sequences == 1 and len(going) > 1:
-            # One after the other: whoever has a slot and is waited for goes on; among them, the longest ago.
-            going = sorted(
-                going, key=lambda one: (not one.hungry, one.priority, not one.scheduled.resident, one.last_pass)
-            )
-        now = time.monotonic()
-        chosen: list[ActiveRequest] = []
-        owners = {id(request.scheduled): request for request in self._active}
-
-        def may_leave(other: ScheduledSequence) -> int | None:
-            owner = owners.get(id(other))
-            if owner is None or not owner.goes_on:
-                return 0
-            if owner in chosen:
-                return None
-            if not owner.has_room:
-                return 1
-            if request.hungry and not owner.hungry and now - owner.asked_at > PATIENCE:
-                return 2
-            return 3 if owner.priority > request.priority else None
-
-        for request in going:
-            if len(chosen) == self._most_sequences:
-                break
-            decoding = request.decoding
-            prompt = None if decoding.begun or not self._exact.prefill else decoding.sequence.tokens
-            if self._slots.bring(request.scheduled, may_leave, prompt=prompt):
-                chosen.append(request)
-        return chosen
-
-    def _segments(self, chosen: list[ActiveRequest]) -> list[tuple[ActiveRequest, Segment]]:
-        """What each request feeds; those whose own code fails get the error, and feed nothing."""
-        fed: list[tuple[ActiveRequest, Segment]] = []
-        prompts: list[ActiveRequest] = []
-        decoding: list[ActiveRequest] = []
-        for request in chosen:
-            with _own_error(request):
-                if not request.decoding.begun:
-                    self._begin(request)
-                (prompts if request.decoding.sequence.prompt_left else decoding).append(request)
-        prompts = [one for one in prompts if not self._follows(one, prompts)]
-        room = self._most_positions - len(decoding)
-        sizes: list[int | None] = [None] * len(prompts)
-        if self._shares:
-            budget = min(room, self._prompt_budget(len(decoding)))
-            sizes = list(chunk_sizes([one.decoding.sequence.prompt_left for one in prompts], budget))
-        for request, size in zip(prompts, sizes, strict=True):
-            if size != 0:
-                with _own_error(request):
-                    fed.append((request, request.decoding.sequence.next_pass(most=size)))
-        self._tally.prompt_tokens += sum(len(segment.tokens) for _, segment in fed)
-        room -= sum(len(segment.tokens) for _, segment in fed)
-        proposals = self._proposals(decoding, [segment for _, segment in fed], room)
-        for request, proposal in zip(decoding, proposals, strict=True):
-            if request.error is None:
-                with _own_error(request):
-                    fed.append((request, request.decoding.sequence.next_pass(proposal)))
-        return fed
-
-    def _begin(self, request: ActiveRequest) -> None:
-        """Before a request's first pass: what the cache, or another slot, has of its prompt."""
-        decoding = request.decoding
-        decoding.begin()
-        if self._exact.prefill:
-            decoding.found(self._slots.copy_prefix(request.scheduled, decoding.sequence.tokens))
-
-    def _follows(self, request: ActiveRequest, prompts: Sequence[ActiveRequest]) -> bool:
-        """Whether another prompt is being fed that begins as this one and is as far: this one waits for its positions.
-
-        What the other one has by now is copied first.
-        """
-        scheduled, sequence = request.scheduled, request.decoding.sequence
-        if scheduled.salt is None or not self._exact.prefill or request.decoding.answered:
-            return False
-        mine = sequence.tokens
-        for other in prompts:
-            if other is request:
-                break
-            if other.scheduled.salt != scheduled.salt:
-                continue
-            ahead = other.decoding.sequence
-            longest = min(len(mine), len(ahead.tokens)) - 1
-            different = np.flatnonzero(mine[:longest] != ahead.tokens[:longest])
-            common = int(different[0]) if len(different) else longest
-            if common // PREFIX_STEP * PREFIX_STEP > max(sequence.cache_length, ahead.cache_length):
-                return True
-        request.decoding.found(self._slots.copy_prefix(scheduled, mine))
-        return False
-
-    def _prompt_budget(self, num_decoding: int) -> int:
-        """Positions of prompts in the next pass."""
-        if not num_decoding or self._knowledge is None:
-            return self._most_positions
-        most: int = self._knowledge().latency.positions_within(self._stall_seconds)
-        return max(_LEAST_CHUNK, most - num_decoding)
-
-    def _proposals(self, decoding: list[ActiveRequest], fed: Sequence[Segment], room: int) -> list[Proposal]:
-        """What is drafted for each sequence that decodes; `fed`: what the pass holds of prompts."""
-        if len(decoding) == 1 and not fed:
-            proposal = NO_PROPOSAL
-            with _own_error(decoding[0]):
-                proposal = decoding[0].decoding.propose()
-            return [proposal]
-        prepared: list[Proposal | Prepared] = []
-        for request in decoding:
-            mine: Proposal | Prepared = NO_PROPOSAL
-            with _own_error(request):
-                mine = request.decoding.prepare()
-            prepared.append(mine)
-        parts = [one for one in prepared if isinstance(one, Prepared)]
-        selection = JointSelection(chosen=[], tokens=[], seconds=0.0)
-        if parts and self._knowledge is not None:
-            widths = [1 if isinstance(one, Prepared) else 1 + len(one.draft.tokens) for one in prepared]
-            shape = [(segment.cache_length, len(segment.tokens)) for segment in fed]
-            shape += [
-                (request.decoding.sequence.cache_length, width) for request, width in zip(decoding, widths, strict=True)
-            ]
-            drafts = max(0, min(room - sum(widths) + len(widths), sum(len(part.candidates.tokens) for part in parts)))
-            others = len(decoding) - len(parts) + len(fed)
-            selection = select_jointly(parts, self._knowledge().latency.of_pass(shape, most=drafts), others=others)
-        proposals: list[Proposal] = []
-        place = 0
-        for request, one in zip(decoding, prepared, strict=True):
-            if isinstance(one, Proposal):
-                proposals.append(one)
-                continue
-            chosen = selection.chosen[place] if selection.chosen else []
-            tokens = selection.tokens[place] if selection.tokens else 1.0
-            proposals.append(request.decoding.control.settle(chosen, tokens=tokens, seconds=selection.seconds))
-            place += 1
-        return proposals
 
     def _verify(self, fed: list[tuple[ActiveRequest, Segment]]) -> None:
         """Make the pass, and let each sequence take in what it brought."""
@@ -496,20 +393,24 @@ class Scheduler:
                 [(segment.cache_length, len(segment.tokens)) for _, segment in fed], seconds
             )
         steps: list[tuple[ActiveRequest, Round]] = []
-        for (request, segment), target in zip(fed, targets, strict=True):
-            with _own_error(request):
-                step = request.decoding.absorb(segment, target, seconds=seconds, alone=len(fed) == 1)
-                if step is not None:
-                    steps.append((request, step))
-        with self._changed:
-            for request, step in steps:
-                request.give(step)
-                self._tally.count_round(step)
+        try:
+            for (request, segment), target in zip(fed, targets, strict=True):
+                with request.own_errors:
+                    step = request.decoding.absorb(segment, target, seconds=seconds, alone=len(fed) == 1)
+                    if step is not None:
+                        steps.append((request, step))
+        finally:
+            # What was taken in before an interrupt is the others' all the same.
+            with self._changed:
+                for request, step in steps:
+                    request.give(step)
+                    self._tally.count_round(step)
 
     def _forget_released(self) -> None:
-        for sequence in self._released:
+        # The garbage collector may close a stream meanwhile, in this very thread.
+        released, self._released = self._released, []
+        for sequence in released:
             self._slots.release(sequence)
-        self._released.clear()
 
     def _check_open(self, request: ActiveRequest) -> None:
         if request.error is not None:
@@ -519,6 +420,10 @@ class Scheduler:
         if request.scheduled.released:
             raise GenerationError(CLOSED)
 
+    def _is_forked(self) -> bool:
+        """Whether this process is a fork: the lock and the pass are of threads that it does not have."""
+        return os.getpid() != self._process
+
     def _is_interrupted(self, request: ActiveRequest) -> bool:
         return not request.in_pass and not request.ended and request.decoding.interrupted() is not None
 
@@ -527,23 +432,6 @@ class Scheduler:
             raise GenerationError(
                 "a hook or a drafter used the engine that is calling it: nothing can run inside one of its own steps"
             )
-
-
-class _own_error:  # noqa: N801 - a context manager, used as a function
-    """What a request's own code raises is its consumer's; an interrupt of the whole thread is raised here as well."""
-
-    __slots__ = ("_request",)
-
-    def __init__(self, request: ActiveRequest) -> None:
-        self._request = request
-
-    def __enter__(self) -> None:
-        """Nothing to prepare."""
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
-        if error is not None:
-            self._request.error = error
-        return error is None or isinstance(error, Exception)
 
 
 def _close_at_exit(scheduler: "weakref.ref[Scheduler]") -> None:

@@ -189,6 +189,10 @@ class Sequence:
             sample_seconds=sample_seconds,
         )
 
+    def forget_from(self, length: int) -> None:
+        """Drop cache positions from `length` on; nothing may be fed after that."""
+        self._cache.truncate(min(length, self._cache.length))
+
     def end(self, reason: str | None) -> None:
         """End it from outside; nothing more is emitted."""
         self._stop.end()

@@ -107,7 +107,8 @@ class Slots:
     @property
     def owners(self) -> list[ScheduledSequence]:
         """The sequences that have a slot."""
-        return [slot.owner for slot in self._slots if slot.owner is not None]
+        # Read once each: those who only look need not be the thread that gives slots.
+        return [owner for slot in self._slots if (owner := slot.owner) is not None]
 
     def release(self, sequence: ScheduledSequence) -> None:
         """The sequence is needed no more; what it leaves in its slot may serve others."""

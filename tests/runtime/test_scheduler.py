@@ -12,6 +12,7 @@ from engines.probes.row_invariance import RowInvariance
 from quasar.errors import GenerationError, QueueFullError
 from runtime.active_request import UNREAD
 from runtime.composition import chunk_sizes
+from runtime.drafters import Draft
 from runtime.kv_cache import KVCache
 from runtime.testing import TableSession
 from tests.runtime.scheduling import KINDS, Service, answer_alone
@@ -270,6 +271,39 @@ class TestFailures:
         with pytest.raises(KeyboardInterrupt):
             list(service.stream(bad))
         assert sum(len(step.round.tokens) for step in service.stream(good)) == 9
+
+    def test_an_interrupt_in_the_scheduler_s_own_thread_ends_nobody_else(self):
+        class Interrupted:
+            def propose(self, context, max_tokens):
+                raise SystemExit
+
+        service = Service(slots=4)
+        answers = {}
+
+        def serve(place):
+            try:
+                answers[place] = service.answer([place], 30, drafts=2, drafter=Interrupted() if place == 2 else None)
+            except BaseException as error:
+                answers[place] = error
+
+        threads = [threading.Thread(target=serve, args=(place,)) for place in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert isinstance(answers.pop(2), SystemExit)
+        assert answers == {place: answer_alone([place], 30) for place in (0, 1, 3)}
+
+    def test_fixed_drafts_of_many_fit_a_pass(self):
+        class Always:
+            def propose(self, context, max_tokens):
+                return Draft(tokens=np.zeros(max_tokens, np.int64))
+
+        service = Service(slots=16)
+        running = [service.start([place], 10, drafts=31, drafter=Always(), most_unread=None) for place in range(16)]
+        answers = [[token for step in service.stream(one) for token in step.round.tokens] for one in running]
+        assert answers == [answer_alone([place], 10) for place in range(16)]
+        assert max(sum(len(tokens) for _, tokens in one) for one in service.session.passes) <= 256
 
     def test_the_queue_has_an_end(self):
         service = Service(slots=1, queue_limit=2)

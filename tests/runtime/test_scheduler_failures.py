@@ -1,0 +1,214 @@
+"""What goes wrong in one request, thread or process leaves the others' answers whole, and holds nobody up."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from quasar.errors import GenerationError
+from runtime.sampling.chooser import GreedyChooser
+from tests.runtime.scheduling import KINDS, Service, answer_alone
+
+LONG = [place * 5 % KINDS for place in range(300)]
+
+
+def tokens_of(service, request):
+    return [token for step in service.stream(request) for token in step.round.tokens]
+
+
+class TestInterrupts:
+    def test_what_others_took_in_before_an_interrupt_is_theirs(self):
+        class Interrupted(GreedyChooser):
+            def choose(self, targets, place, context):
+                raise KeyboardInterrupt
+
+        service = Service(slots=3)
+        good = [service.start([place], 10, most_unread=None) for place in range(2)]
+        bad = service.start([5], 10, chooser=Interrupted())
+        with pytest.raises(KeyboardInterrupt):
+            list(service.stream(bad))
+        assert [tokens_of(service, one) for one in good] == [answer_alone([place], 10) for place in range(2)]
+
+    def test_a_signal_that_raises_holds_nobody_up(self):
+        raised = []
+
+        def interrupted():
+            raised.append(True)
+            raise SystemExit
+
+        service = Service(slots=4)
+        # Nobody reads it: so nobody takes it away.
+        bad = service.start([5], 30, interrupted=interrupted)
+        answers = {}
+
+        def serve(place):
+            for _ in range(2):
+                # The first of those that make a pass may get an interrupt of theirs.
+                try:
+                    answers[place] = service.answer([place], 200)
+                    break
+                except SystemExit:
+                    continue
+
+        threads = [threading.Thread(target=serve, args=(place,), daemon=True) for place in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(10)
+        assert answers == {place: answer_alone([place], 200) for place in range(3)}
+        assert len(raised) == 1
+        with pytest.raises(SystemExit):
+            service.scheduler.take(bad)
+
+    @pytest.mark.parametrize("where", ["take", "alone"])
+    def test_an_interrupt_before_the_pass_leaves_the_session(self, where):
+        service = Service(slots=2)
+        first = service.start([1], 3, most_unread=None)
+        kept = service.scheduler
+
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        if where == "take":
+            kept._drive = interrupt
+            with pytest.raises(KeyboardInterrupt):
+                kept.take(first)
+            del kept._drive
+        else:
+            kept._forget_released = interrupt
+            with pytest.raises(KeyboardInterrupt), kept.alone(service.new()):
+                pass
+            del kept._forget_released
+        assert kept._driver is None
+        assert tokens_of(service, first) == answer_alone([1], 3)
+
+    def test_positions_of_a_path_that_was_not_kept_are_none(self):
+        service = Service(slots=2)
+        request = service.start([1], 20)
+        service.scheduler.take(request)
+        length = request.scheduled.cache.length
+
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        service.verifier.keep_path = interrupt
+        with pytest.raises(KeyboardInterrupt):
+            service.scheduler.take(request)
+        assert request.scheduled.cache.length <= length
+        del service.verifier.keep_path
+        service.finish(request)
+
+    def test_a_thread_that_cannot_start_is_done_without(self, monkeypatch):
+        def refuse(thread):
+            raise RuntimeError("can't start new thread")
+
+        service = Service(slots=2)
+        hungry, other = service.start([1], 5), service.start([2], 5)
+        other.hungry = True
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            first = service.scheduler.take(hungry)
+        other.hungry = False
+        rest = tokens_of(service, hungry)
+        assert [*first.round.tokens, *rest] == answer_alone([1], 5)
+
+
+class TestWithdrawn:
+    def test_a_step_given_meanwhile_does_not_bring_it_back(self):
+        service = Service(slots=1)
+        request = service.start([1], 50, most_unread=None)
+        entered, leave = threading.Event(), threading.Event()
+        run = service.session.run_batch
+
+        def slow(batch, **options):
+            entered.set()
+            leave.wait(10)
+            return run(batch, **options)
+
+        service.session.run_batch = slow
+        driver = threading.Thread(target=service.scheduler.take, args=(request,))
+        driver.start()
+        entered.wait()
+        leaving = threading.Thread(target=service.scheduler.withdraw, args=(request,))
+        leaving.start()
+        while not request.ended:
+            time.sleep(0.001)
+        leave.set()
+        driver.join(10)
+        leaving.join(10)
+        assert request.ended
+        assert not request.goes_on
+
+    def test_a_released_sequence_gets_no_slot_and_serves_nobody_wrongly(self):
+        """A conversation that is closed by another thread while its answer is under way."""
+        service = Service(slots=3)
+        request = service.start([*LONG, 1], 100, salt="t", most_unread=None)
+        request.scheduled.outlives = True
+        service.scheduler.take(request)
+        other = service.start([9] * 40, 30, most_unread=None)
+        service.scheduler.release(request.scheduled)
+        assert tokens_of(service, other) == answer_alone([9] * 40, 30)
+        assert not request.scheduled.resident
+        while request.unread:
+            service.scheduler.take(request)
+        with pytest.raises(GenerationError, match="this conversation is closed"):
+            service.scheduler.take(request)
+        read = request.scheduled.cache.tokens.tolist()
+        assert service.answer([*read, 3], 5, salt="t") == answer_alone([*read, 3], 5)
+        assert service.answer([*LONG, 2], 5, salt="t") == answer_alone([*LONG, 2], 5)
+
+
+class TestLimits:
+    def test_a_pass_is_never_wider_than_it_may_be(self):
+        service = Service(slots=8, max_batch_tokens=3)
+        running = [service.start([place, 1, 2, 3, 4], 10, drafts=7, most_unread=None) for place in range(6)]
+        assert [tokens_of(service, one) for one in running] == [
+            answer_alone([place, 1, 2, 3, 4], 10) for place in range(6)
+        ]
+        assert max(sum(len(tokens) for _, tokens in one) for one in service.session.passes) <= 3
+
+    def test_one_that_has_failed_does_not_wait(self):
+        service = Service(slots=1, queue_limit=1)
+        bad = service.start([1], 3)
+        bad.error = KeyError("mine")
+        assert service.answer([2], 3) == answer_alone([2], 3)
+        service.finish(bad)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_fork_in_the_middle_of_a_pass_can_end():
+    service = Service(slots=2)
+    request = service.start([1], 5, most_unread=None)
+    entered, leave = threading.Event(), threading.Event()
+    run = service.session.run_batch
+
+    def slow(batch, **options):
+        entered.set()
+        leave.wait(20)
+        return run(batch, **options)
+
+    service.session.run_batch = slow
+    driver = threading.Thread(target=service.scheduler.take, args=(request,))
+    driver.start()
+    entered.wait()
+    child = os.fork()
+    if child == 0:
+        # What the child's end and its garbage collector do.
+        service.scheduler.withdraw(request)
+        service.scheduler.release(request.scheduled)
+        service.scheduler.end(request.scheduled)
+        service.scheduler.close()
+        os._exit(7)
+    leave.set()
+    driver.join()
+    ends = time.monotonic() + 5
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < ends:
+        time.sleep(0.01)
+    if ended == (0, 0):
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert ended != (0, 0)
+    assert os.waitstatus_to_exitcode(ended[1]) == 7
