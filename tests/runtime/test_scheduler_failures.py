@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -212,3 +213,48 @@ def test_a_fork_in_the_middle_of_a_pass_can_end():
         os.waitpid(child, 0)
     assert ended != (0, 0)
     assert os.waitstatus_to_exitcode(ended[1]) == 7
+
+
+@pytest.mark.parametrize("first", [11, 20, 29])
+def test_an_interrupt_at_any_line_changes_no_other_answer(first):
+    """It ends the request that makes the pass, and the one whose own part of it was under way: no other one."""
+
+    def scenario(number):
+        lines = 0
+        service = Service(slots=2)
+        prompts = [([*LONG[:60], 1], "t"), ([*LONG[:60], 2], "t"), ([3] * 20, None)]
+        others = [service.start(prompt, 4, drafts=3, salt=salt, most_unread=None) for prompt, salt in prompts]
+        maker = service.start([4] * 30, 4, salt="t", most_unread=None)
+
+        def trace(frame, event, argument):
+            nonlocal lines
+            if not frame.f_globals.get("__name__", "").startswith("runtime."):
+                return None
+            lines += event == "line"
+            if lines == number:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            while service.scheduler.take(maker).round.finish_reason is None:
+                pass
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(before)
+        service.finish(maker)
+        for request, (prompt, _) in zip(others, prompts, strict=True):
+            try:
+                assert tokens_of(service, request) == answer_alone(prompt, 4)
+            except KeyboardInterrupt:
+                continue
+        assert service.answer([*LONG[:60], 1, 1], 3, salt="t") == answer_alone([*LONG[:60], 1, 1], 3)
+        assert service.scheduler.metrics().slots_used == 0
+        return lines >= number
+
+    number = first
+    while scenario(number):
+        number += 43
