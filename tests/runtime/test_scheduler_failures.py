@@ -6,9 +6,13 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 
 from quasar.errors import GenerationError
+from runtime.control.controller import Controller, Knowledge
+from runtime.control.latency import LatencyModel
+from runtime.drafters import Draft, PromptLookup
 from runtime.sampling.chooser import GreedyChooser
 from tests.runtime.scheduling import KINDS, Service, answer_alone
 
@@ -114,6 +118,25 @@ class TestInterrupts:
         other.hungry = False
         rest = tokens_of(service, hungry)
         assert [*first.round.tokens, *rest] == answer_alone([1], 5)
+
+
+def test_what_a_drafter_says_of_itself_wrongly_is_its_own_request_s_error():
+    class Boasting:
+        def propose(self, context, max_tokens):
+            return Draft(tokens=np.zeros(2, np.int64))
+
+        def prior(self, evidence):
+            raise KeyError("prior")
+
+    knowledge = Knowledge(LatencyModel({1: {1: 10.0, 8: 11.0}}, widest=32))
+    service = Service(slots=3, knowledge=lambda: knowledge)
+    good = [service.start([place], 10, drafts=2, most_unread=None) for place in range(2)]
+    bad = service.start([5], 10, drafts=2, most_unread=None)
+    for one, drafter in ((good[0], PromptLookup()), (good[1], PromptLookup()), (bad, Boasting())):
+        one.decoding.control = Controller([drafter], knowledge, most=4, trees=True)
+    assert [tokens_of(service, one) for one in good] == [answer_alone([place], 10) for place in range(2)]
+    with pytest.raises(KeyError, match="prior"):
+        tokens_of(service, bad)
 
 
 class TestWithdrawn:
