@@ -23,7 +23,6 @@ from runtime.active_request import ActiveRequest, Step
 from runtime.composition import PATIENCE, STALL_SECONDS, Composer
 from runtime.control.controller import Knowledge
 from runtime.kv_cache import KVCache
-from runtime.loop import Round
 from runtime.metrics import Metrics, Tally
 from runtime.refusals import CLOSED, ENGINE_CLOSED, GENERATING
 from runtime.segment import Segment
@@ -177,7 +176,8 @@ class Scheduler:
             return
         with self._changed:
             request.ended = True
-            while request.in_pass and self._driver != threading.get_ident():
+            # An interrupted pass may not have said that it is over; without a driver there is none.
+            while request.in_pass and self._driver not in (None, threading.get_ident()):
                 self._changed.wait()
             if request in self._active:
                 self._active.remove(request)
@@ -315,8 +315,8 @@ class Scheduler:
                 self._forget_released()
                 everyone = list(self._active)
                 batch = [request for request in everyone if request.wants_pass]
-                for request in batch:
-                    request.in_pass = True
+                for request in everyone:
+                    request.in_pass = request in batch
             return self._make_pass(batch, everyone)
         except Exception as error:  # nobody's in particular: whoever waits must hear of it
             for request in batch:
@@ -392,19 +392,14 @@ class Scheduler:
             self._knowledge().latency.correct_pass(
                 [(segment.cache_length, len(segment.tokens)) for _, segment in fed], seconds
             )
-        steps: list[tuple[ActiveRequest, Round]] = []
-        try:
-            for (request, segment), target in zip(fed, targets, strict=True):
-                with request.own_errors:
-                    step = request.decoding.absorb(segment, target, seconds=seconds, alone=len(fed) == 1)
-                    if step is not None:
-                        steps.append((request, step))
-        finally:
-            # What was taken in before an interrupt is the others' all the same.
-            with self._changed:
-                for request, step in steps:
-                    request.give(step)
-                    self._tally.count_round(step)
+        for (request, segment), target in zip(fed, targets, strict=True):
+            # To the end for each, so that an interrupt loses no step of one that has taken it in: it ends this one.
+            with request.own_errors:
+                step = request.decoding.absorb(segment, target, seconds=seconds, alone=len(fed) == 1)
+                if step is not None:
+                    with self._changed:
+                        request.give(step)
+                        self._tally.count_round(step)
 
     def _forget_released(self) -> None:
         # The garbage collector may close a stream meanwhile, in this very thread.
