@@ -54,7 +54,7 @@ class Scheduler:
             knowledge: the latencies that the budget of a pass goes by; None: none are known.
             max_batch_tokens: positions of a pass, at most; None: as many as the session takes.
             stall_seconds: seconds that a pass with chunks of prompts may take where others decode in it.
-            queue_limit: requests that may wait for their first pass; None: any number.
+            queue_limit: requests that may wait beside those that the slots hold; None: any number.
         """
         session = verifier.session
         self._verifier, self._knowledge = verifier, knowledge
@@ -148,17 +148,18 @@ class Scheduler:
         """Let a request go on in passes.
 
         Raises:
-            QueueFullError: too many wait for their first pass.
+            QueueFullError: the slots are taken, and as many requests wait as may.
             GenerationError: the engine was closed, or this process is a fork of the one that loaded it.
         """
         self.check_process()
         with self._changed:
             if self._closed:
                 raise GenerationError(ENGINE_CLOSED)
-            waiting = sum(not one.started and one.goes_on for one in self._active)
-            if self._queue_limit is not None and waiting >= self._queue_limit:
+            going = sum(one.goes_on for one in self._active)
+            if self._queue_limit is not None and going >= self._num_slots + self._queue_limit:
                 raise QueueFullError(
-                    f"{waiting} requests wait for their first pass, as many as queue_limit lets wait: try again later"
+                    f"{going} requests are under way or wait; max_sequences {self._num_slots} and queue_limit "
+                    f"{self._queue_limit} allow no more: try again later"
                 )
             if not self._at_exit:
                 # A daemon thread that is inside the library when the interpreter ends may bring the process down, the

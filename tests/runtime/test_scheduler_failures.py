@@ -194,7 +194,7 @@ class TestLimits:
         assert max(sum(len(tokens) for _, tokens in one) for one in service.session.passes) <= 3
 
     def test_one_that_has_failed_does_not_wait(self):
-        service = Service(slots=1, queue_limit=1)
+        service = Service(slots=1, queue_limit=0)
         bad = service.start([1], 3)
         bad.error = KeyError("mine")
         assert service.answer([2], 3) == answer_alone([2], 3)
