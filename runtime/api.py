@@ -131,8 +131,8 @@ def load(
 class Engine:
     """A loaded verifier with its buffers; a context manager that frees memory.
 
-    Threads may share it. Its scheduler runs one sequence at a time, a step each; a sequence keeps the slot of the KV
-    cache until it ends or its consumer leaves it alone for a moment (docs/runtime.md).
+    Threads may share it. Requests that are there at the same time share passes where the kernels allow it; a sequence
+    keeps its slot of the KV cache until it ends, or its consumer leaves it alone while others wait (docs/runtime.md).
     """
 
     def __init__(self, loaded: LoadedEngine, hooks: Hooks | None = None, limits: ServiceLimits | None = None) -> None:

@@ -168,7 +168,12 @@ class Composer:
             ]
             drafts = max(0, min(room - sum(widths) + len(widths), sum(len(part.candidates.tokens) for part in parts)))
             others = len(decoding) - len(parts) + len(fed)
-            selection = select_jointly(parts, self._knowledge().latency.of_pass(shape, most=drafts), others=others)
+            latency = self._knowledge().latency.of_pass(shape, most=drafts)
+            try:
+                selection = select_jointly(parts, latency, others=others)
+            except Exception:  # of what a drafter says of itself: whose it is shows when each is asked alone
+                if not _blames(decoding, prepared):
+                    raise
         proposals: list[Proposal] = []
         place = 0
         for request, one in zip(decoding, prepared, strict=True):
@@ -177,9 +182,22 @@ class Composer:
                 continue
             chosen = selection.chosen[place] if selection.chosen else []
             tokens = selection.tokens[place] if selection.tokens else 1.0
-            proposals.append(request.decoding.control.settle(chosen, tokens=tokens, seconds=selection.seconds))
+            settled = NO_PROPOSAL
+            with request.own_errors:
+                settled = request.decoding.control.settle(chosen, tokens=tokens, seconds=selection.seconds)
+            proposals.append(settled)
             place += 1
         return proposals
+
+
+def _blames(requests: Sequence[ActiveRequest], prepared: Sequence[Proposal | Prepared]) -> bool:
+    """Give those the error whose candidates' probabilities cannot be had; whether there are any."""
+    for request, one in zip(requests, prepared, strict=True):
+        if isinstance(one, Prepared):
+            with request.own_errors:
+                for place in range(len(one.candidates.tokens)):
+                    one.probability(place)
+    return any(request.error is not None for request in requests)
 
 
 def chunk_sizes(left: Sequence[int], budget: int) -> list[int]:

@@ -1,7 +1,7 @@
 """A conversation that keeps its positions in the KV cache: a later turn prefills only what is new.
 
-Whole prefill chunks are reused, and only where they have the bits of a fresh prefill, so every
-answer is the one that the whole conversation would get from an empty cache.
+Positions are reused only where they have the bits of a fresh prefill (`KVCache.reusable`), so every answer is the one
+that the whole conversation would get from an empty cache.
 """
 
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -32,7 +32,7 @@ from runtime.slots import ScheduledSequence
 class Conversation:
     """One sequence that goes on; made by `Engine.session`. A context manager that frees its memory.
 
-    Generations of one conversation come one after the other; the scheduler runs an engine's conversations step by step.
+    Generations of one conversation come one after the other; those of several share passes as other requests do.
     """
 
     def __init__(

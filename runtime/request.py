@@ -70,7 +70,6 @@ def start_request(
         seed = secrets.randbits(64)
     salt = resources.salt_of(options.cache_salt)
     scheduled = resources.new_sequence(salt=salt) if conversation is None else conversation
-    scheduled.salt = salt
     cache = scheduled.cache
     control = make_control(
         options.drafter,
@@ -104,6 +103,7 @@ def start_request(
         seed=seed if options.temperature > 0 else None,
         end_ids=stop_ids | resources.end_ids,
         interruption=Interruption(options),
+        salt=salt,
         most_unread=most_unread,
     )
     return request.events(scheduled)
@@ -136,6 +136,7 @@ class _Request:
     seed: int | None
     end_ids: frozenset[int]
     interruption: Interruption
+    salt: str | None
     most_unread: int | None
 
     def events(self, scheduled: ScheduledSequence) -> Iterator[Event]:
@@ -145,6 +146,7 @@ class _Request:
         stats_so_far = StatsBuilder(len(self.ids), self.seed)
         request, read, ended = None, 0, False
         try:
+            self._take_salt(scheduled)
             request = self._request(scheduled)
             scheduler.submit(request)
             while not ended:
@@ -159,14 +161,21 @@ class _Request:
                 scheduler.withdraw(request)
             if not scheduled.outlives:
                 scheduler.release(scheduled)
-            elif read:
+            else:
                 # What nobody has read is no part of the conversation. The last token has no position.
-                scheduled.cache.truncate(min(scheduled.cache.length, len(self.ids) + read - 1))
+                scheduled.cache.truncate(min(scheduled.cache.length, len(self.ids) + max(0, read - 1)))
             scheduler.end(scheduled)
             if not ended:
                 _report(stats_so_far.stats(), self.hooks)
             if isinstance(self.control, RecordingControl):
                 self.control.finish()
+
+    def _take_salt(self, scheduled: ScheduledSequence) -> None:
+        """A conversation's earlier positions serve others under a new salt only where they are of this prompt."""
+        if scheduled.salt != self.salt:
+            exact = self.resources.loaded.record.row_invariance.prefill
+            scheduled.cache.truncate(scheduled.cache.reusable(self.ids, decoded_exact=exact))
+            scheduled.salt = self.salt
 
     def _request(self, scheduled: ScheduledSequence) -> ActiveRequest:
         sequence = Sequence(

@@ -23,7 +23,6 @@ from runtime.active_request import ActiveRequest, Step
 from runtime.composition import PATIENCE, STALL_SECONDS, Composer
 from runtime.control.controller import Knowledge
 from runtime.kv_cache import KVCache
-from runtime.loop import Round
 from runtime.metrics import Metrics, Tally
 from runtime.refusals import CLOSED, ENGINE_CLOSED, GENERATING
 from runtime.segment import Segment
@@ -55,7 +54,7 @@ class Scheduler:
             knowledge: the latencies that the budget of a pass goes by; None: none are known.
             max_batch_tokens: positions of a pass, at most; None: as many as the session takes.
             stall_seconds: seconds that a pass with chunks of prompts may take where others decode in it.
-            queue_limit: requests that may wait for their first pass; None: any number.
+            queue_limit: requests that may wait beside those that the slots hold; None: any number.
         """
         session = verifier.session
         self._verifier, self._knowledge = verifier, knowledge
@@ -149,17 +148,18 @@ class Scheduler:
         """Let a request go on in passes.
 
         Raises:
-            QueueFullError: too many wait for their first pass.
+            QueueFullError: the slots are taken, and as many requests wait as may.
             GenerationError: the engine was closed, or this process is a fork of the one that loaded it.
         """
         self.check_process()
         with self._changed:
             if self._closed:
                 raise GenerationError(ENGINE_CLOSED)
-            waiting = sum(not one.started and one.goes_on for one in self._active)
-            if self._queue_limit is not None and waiting >= self._queue_limit:
+            going = sum(one.goes_on for one in self._active)
+            if self._queue_limit is not None and going >= self._num_slots + self._queue_limit:
                 raise QueueFullError(
-                    f"{waiting} requests wait for their first pass, as many as queue_limit lets wait: try again later"
+                    f"{going} requests are under way or wait; max_sequences {self._num_slots} and queue_limit "
+                    f"{self._queue_limit} allow no more: try again later"
                 )
             if not self._at_exit:
                 # A daemon thread that is inside the library when the interpreter ends may bring the process down, the
@@ -177,7 +177,8 @@ class Scheduler:
             return
         with self._changed:
             request.ended = True
-            while request.in_pass and self._driver != threading.get_ident():
+            # An interrupted pass may not have said that it is over; without a driver there is none.
+            while request.in_pass and self._driver not in (None, threading.get_ident()):
                 self._changed.wait()
             if request in self._active:
                 self._active.remove(request)
@@ -315,8 +316,8 @@ class Scheduler:
                 self._forget_released()
                 everyone = list(self._active)
                 batch = [request for request in everyone if request.wants_pass]
-                for request in batch:
-                    request.in_pass = True
+                for request in everyone:
+                    request.in_pass = request in batch
             return self._make_pass(batch, everyone)
         except Exception as error:  # nobody's in particular: whoever waits must hear of it
             for request in batch:
@@ -392,19 +393,14 @@ class Scheduler:
             self._knowledge().latency.correct_pass(
                 [(segment.cache_length, len(segment.tokens)) for _, segment in fed], seconds
             )
-        steps: list[tuple[ActiveRequest, Round]] = []
-        try:
-            for (request, segment), target in zip(fed, targets, strict=True):
-                with request.own_errors:
-                    step = request.decoding.absorb(segment, target, seconds=seconds, alone=len(fed) == 1)
-                    if step is not None:
-                        steps.append((request, step))
-        finally:
-            # What was taken in before an interrupt is the others' all the same.
-            with self._changed:
-                for request, step in steps:
-                    request.give(step)
-                    self._tally.count_round(step)
+        for (request, segment), target in zip(fed, targets, strict=True):
+            # To the end for each, so that an interrupt loses no step of one that has taken it in: it ends this one.
+            with request.own_errors:
+                step = request.decoding.absorb(segment, target, seconds=seconds, alone=len(fed) == 1)
+                if step is not None:
+                    with self._changed:
+                        request.give(step)
+                        self._tally.count_round(step)
 
     def _forget_released(self) -> None:
         # The garbage collector may close a stream meanwhile, in this very thread.

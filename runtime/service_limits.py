@@ -19,7 +19,7 @@ class ServiceLimits:
         max_batch_tokens: positions of a pass, of all sequences together; None: as many as the session takes.
         max_stall_ms: milliseconds that a pass with chunks of prompts may take where other sequences decode in it, by
             the latencies known.
-        queue_limit: requests that may wait for their first pass; None: any number.
+        queue_limit: requests that may wait beside those that the slots hold; None: any number.
         prefix_cache: whose positions may serve a request's prompt where it begins with the same tokens: "salted", those
             of requests with the same `cache_salt`; "shared", those without a salt serve each other, too; "off".
     """

@@ -36,9 +36,15 @@ class ScheduledSequence:
         self.cache = cache
         self.salt, self.outlives = salt, outlives
         self.swapped_out: CacheRows | None = None
-        self.resident = False
+        # The slot that it was brought to last.
+        self.home: _Slot | None = None
         self.generating = False
         self.released = False
+
+    @property
+    def resident(self) -> bool:
+        """Whether its positions lie in a slot: a single assignment, of the slot's owner, says so."""
+        return self.home is not None and self.home.owner is self
 
 
 class _Slot:
@@ -89,19 +95,23 @@ class Slots:
         slot = self._free_slot(sequence, prompt) or self._vacated(may_leave)
         if slot is None:
             return False
+        kept = 0
         if slot.left is not None and prompt is not None and _serves(slot.left, sequence):
             # Its own positions stay where they are; `copy_prefix` would find them gone.
             kept = slot.left.cache.common_prefix(prompt) // PREFIX_STEP * PREFIX_STEP
             if kept > sequence.cache.length:
                 sequence.cache.truncate(0)
-                sequence.cache.commit(prompt[:kept])
                 sequence.swapped_out = None
-        slot.owner, slot.left, slot.used = sequence, None, self._uses
-        sequence.cache.slot, sequence.resident = slot.number, True
+        # In this order, an interrupt between any two lines leaves nobody with positions that are another one's.
+        slot.left, slot.used = None, self._uses
         if sequence.swapped_out is not None:
             rows = sequence.swapped_out[..., : sequence.cache.length, :]
             self._session.write_rows(0, rows, slot=slot.number)
-            sequence.swapped_out = None
+        sequence.cache.slot, sequence.home = slot.number, slot
+        slot.owner = sequence
+        if prompt is not None and kept > sequence.cache.length:
+            sequence.cache.commit(prompt[:kept])
+        sequence.swapped_out = None
         return True
 
     @property
@@ -121,7 +131,6 @@ class Slots:
         if sequence.resident:
             slot = self._slots[sequence.cache.slot]
             slot.owner, slot.left = None, sequence if sequence.salt is not None else None
-            sequence.resident = False
 
     def copy_prefix(self, sequence: ScheduledSequence, prompt: Int64) -> int:
         """Give a resident sequence the longest beginning of its prompt that a slot has, where that is more than it has.
@@ -179,5 +188,5 @@ class Slots:
         other = slot.owner
         assert other is not None
         other.swapped_out = self._session.read_rows(0, other.cache.length, slot=slot.number)
-        other.resident, slot.owner = False, None
+        slot.owner = None
         return slot

@@ -253,3 +253,25 @@ def test_prefill_needs_something(engine):
         engine.session().prefill()
     assert engine.session().prefill("hello") == len(engine.encode("hello"))
     assert engine.session().prefill(np.arange(5)) == 5
+
+
+def test_a_salt_is_that_of_the_generation_that_runs(engine):
+    """Not of a stream that was made and never read; and what was said without a salt serves nobody."""
+    ids = list(range(1, 70))
+    with engine.session() as conversation:
+        first = conversation.stream(ids, max_new_tokens=2, cache_salt="mine", ignore_eos=True)
+        conversation.stream(ids, max_new_tokens=2, cache_salt="other's")
+        list(first)
+        options = {"max_new_tokens": 1, "ignore_eos": True}
+        assert engine.generate([*ids, 5], cache_salt="other's", **options).stats.reused_tokens == 0
+        assert engine.generate([*ids, 5], cache_salt="mine", **options).stats.reused_tokens == 64
+    with engine.session() as conversation:
+        private = list(range(101, 170))
+        conversation.generate(private, max_new_tokens=2, ignore_eos=True)
+        second = conversation.stream([7] * 40, max_new_tokens=20, cache_salt="new", ignore_eos=True, priority=1)
+        # Asked before the conversation's own first pass.
+        cancelled = conversation._scheduled
+        assert cancelled.salt is None
+        next(second)
+        assert engine.generate([*private, 5], cache_salt="new", **options).stats.reused_tokens == 0
+        second.close()

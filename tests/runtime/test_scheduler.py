@@ -307,8 +307,8 @@ class TestFailures:
 
     def test_the_queue_has_an_end(self):
         service = Service(slots=1, queue_limit=2)
-        running = [service.start([place], 3) for place in range(2)]
-        with pytest.raises(QueueFullError, match="2 requests wait for their first pass, as many as queue_limit"):
+        running = [service.start([place], 3) for place in range(3)]
+        with pytest.raises(QueueFullError, match="3 requests are under way or wait; max_sequences 1 and queue_limit 2"):
             service.start([7], 3)
         for one in running:
             list(service.stream(one))

@@ -2,12 +2,17 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 
 from quasar.errors import GenerationError
+from runtime.control.controller import Controller, Knowledge
+from runtime.control.latency import LatencyModel
+from runtime.drafters import Draft, PromptLookup
 from runtime.sampling.chooser import GreedyChooser
 from tests.runtime.scheduling import KINDS, Service, answer_alone
 
@@ -115,6 +120,25 @@ class TestInterrupts:
         assert [*first.round.tokens, *rest] == answer_alone([1], 5)
 
 
+def test_what_a_drafter_says_of_itself_wrongly_is_its_own_request_s_error():
+    class Boasting:
+        def propose(self, context, max_tokens):
+            return Draft(tokens=np.zeros(2, np.int64))
+
+        def prior(self, evidence):
+            raise KeyError("prior")
+
+    knowledge = Knowledge(LatencyModel({1: {1: 10.0, 8: 11.0}}, widest=32))
+    service = Service(slots=3, knowledge=lambda: knowledge)
+    good = [service.start([place], 10, drafts=2, most_unread=None) for place in range(2)]
+    bad = service.start([5], 10, drafts=2, most_unread=None)
+    for one, drafter in ((good[0], PromptLookup()), (good[1], PromptLookup()), (bad, Boasting())):
+        one.decoding.control = Controller([drafter], knowledge, most=4, trees=True)
+    assert [tokens_of(service, one) for one in good] == [answer_alone([place], 10) for place in range(2)]
+    with pytest.raises(KeyError, match="prior"):
+        tokens_of(service, bad)
+
+
 class TestWithdrawn:
     def test_a_step_given_meanwhile_does_not_bring_it_back(self):
         service = Service(slots=1)
@@ -170,7 +194,7 @@ class TestLimits:
         assert max(sum(len(tokens) for _, tokens in one) for one in service.session.passes) <= 3
 
     def test_one_that_has_failed_does_not_wait(self):
-        service = Service(slots=1, queue_limit=1)
+        service = Service(slots=1, queue_limit=0)
         bad = service.start([1], 3)
         bad.error = KeyError("mine")
         assert service.answer([2], 3) == answer_alone([2], 3)
@@ -212,3 +236,48 @@ def test_a_fork_in_the_middle_of_a_pass_can_end():
         os.waitpid(child, 0)
     assert ended != (0, 0)
     assert os.waitstatus_to_exitcode(ended[1]) == 7
+
+
+@pytest.mark.parametrize("first", [11, 20, 29])
+def test_an_interrupt_at_any_line_changes_no_other_answer(first):
+    """It ends the request that makes the pass, and the one whose own part of it was under way: no other one."""
+
+    def scenario(number):
+        lines = 0
+        service = Service(slots=2)
+        prompts = [([*LONG[:60], 1], "t"), ([*LONG[:60], 2], "t"), ([3] * 20, None)]
+        others = [service.start(prompt, 4, drafts=3, salt=salt, most_unread=None) for prompt, salt in prompts]
+        maker = service.start([4] * 30, 4, salt="t", most_unread=None)
+
+        def trace(frame, event, argument):
+            nonlocal lines
+            if not frame.f_globals.get("__name__", "").startswith("runtime."):
+                return None
+            lines += event == "line"
+            if lines == number:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            while service.scheduler.take(maker).round.finish_reason is None:
+                pass
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(before)
+        service.finish(maker)
+        for request, (prompt, _) in zip(others, prompts, strict=True):
+            try:
+                assert tokens_of(service, request) == answer_alone(prompt, 4)
+            except KeyboardInterrupt:
+                continue
+        assert service.answer([*LONG[:60], 1, 1], 3, salt="t") == answer_alone([*LONG[:60], 1, 1], 3)
+        assert service.scheduler.metrics().slots_used == 0
+        return lines >= number
+
+    number = first
+    while scenario(number):
+        number += 43
