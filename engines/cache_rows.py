@@ -4,6 +4,9 @@ A block has the cache's own type, so that what is written back has the bits that
 with the bits of bfloat16, which numpy does not have. Who compares caches of different types converts to float32 first.
 """
 
+import contextlib
+import mmap
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +27,21 @@ CACHE_DTYPES: dict[str, np.dtype[Any]] = {
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(np.uint16),
 }
+
+
+def new_cache(shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
+    """Zeros that take memory page by page, as they are written.
+
+    numpy asks Linux for pages of 2 MB, and one position that is written in each would take all of a slot's memory.
+    """
+    count = int(np.prod(shape))
+    if sys.platform == "win32" or not hasattr(mmap, "MADV_NOHUGEPAGE"):
+        return np.zeros(shape, dtype)
+    memory = mmap.mmap(-1, count * np.dtype(dtype).itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):
+        # A kernel without such pages refuses the advice.
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(memory, dtype).reshape(shape)
 
 
 class HostCaches:

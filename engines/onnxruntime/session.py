@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from engines import contract as names
 from engines.batches import check_batch
-from engines.cache_rows import Float32, HostCacheArrays, HostCaches
+from engines.cache_rows import Float32, HostCacheArrays, HostCaches, new_cache
 from engines.contract import Contract
 from engines.onnxruntime.inputs import Buffer, CanonicalInputs, Inputs, RaggedInputs
 from engines.onnxruntime.session_options import session_options
@@ -222,7 +222,7 @@ class OnnxRuntimeSession(HostCaches):
         if slots < 1:
             raise EngineError(f"slots is {slots}; 1 or more were expected")
         shape = self._shape(slots)
-        return [(np.zeros(shape, dtype), np.zeros(shape, dtype)) for _ in range(self.num_layers)]
+        return [(new_cache(shape, dtype), new_cache(shape, dtype)) for _ in range(self.num_layers)]
 
     def _parts(self) -> list[NDArray[Any]]:
         return [part for pair in self.caches for part in pair]

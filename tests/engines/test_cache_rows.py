@@ -1,9 +1,12 @@
 """Cache rows go out and in as the cache's own type, and become float32 where somebody compares."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from engines.cache_rows import CACHE_DTYPES, HostCaches, from_float32, to_float32
+from engines.cache_rows import CACHE_DTYPES, HostCaches, from_float32, new_cache, to_float32
 from engines.gpu.cache import DeviceCache
 from engines.gpu.host_device import HostDevice
 from tests.engines.fakes import FaultySession
@@ -57,3 +60,21 @@ def test_rows_of_another_type_are_refused(place):
     cache = caches_of("float16", place)
     with pytest.raises(ValueError, match="cache positions are float32; float16, the cache's own type, was expected"):
         cache.write_rows(0, np.zeros((1, 2, 1, 3, 2), np.float32))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system tells what memory is a process's own")
+def test_a_cache_takes_memory_as_it_is_written():
+    """Page by page: one position of each head, as a short sequence writes, is far from all of a slot."""
+
+    def own_memory():
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+    before = own_memory()
+    cache = new_cache((16, 4, 4096, 64), np.float32)
+    assert cache.flags.writeable
+    assert not cache[::5, :, ::1000].any()
+    cache[:, :, 0] = 1
+    assert cache[:, :, 0].all()
+    # 64 pages of the 64 MB; what Python itself takes meanwhile is less.
+    assert own_memory() - before < 4 << 20
