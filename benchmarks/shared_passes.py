@@ -17,6 +17,7 @@ from statistics import quantiles
 from typing import Any
 
 import numpy as np
+from service import resident_bytes
 
 import runtime
 
@@ -29,12 +30,6 @@ MOST_CHUNKS, MOST_FED = 3.0, 1.15
 MEMORY_SHARE = 0.05
 GENERATIONS, WARM = 10_000, 500
 _MEGABYTE = 1 << 20
-
-
-def own_memory() -> int:
-    """Bytes of memory that are this process's own."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
 def tokens(engine: runtime.Engine, count: int, seed: int) -> list[int]:
@@ -131,11 +126,11 @@ def memory_of_slots(engine: runtime.Engine) -> dict[str, Any]:
     engine.warmup()
     first_token_ms(engine, tokens(engine, contract.prefill_chunk, 1), 2)
     slots = engine.metrics().slots
-    before = own_memory()
+    before = resident_bytes("RssAnon")
     prompts = [tokens(engine, contract.max_length - 2, 10 + place) for place in range(slots)]
     engine.generate(prompts, max_new_tokens=2, ignore_eos=True)
     said = engine.memory().cache
-    took = own_memory() - before
+    took = resident_bytes("RssAnon") - before
     print(f"{slots} full slots: {took / _MEGABYTE:.0f} MB more, memory() says {said / _MEGABYTE:.0f} MB")
     return {"slots": slots, "took": took, "said": said, "off": abs(took / said - 1)}
 
@@ -161,9 +156,9 @@ def many_requests(engine: runtime.Engine, count: int) -> dict[str, Any]:
             thread.join()
 
     run(WARM, 0)
-    before = own_memory()
+    before = resident_bytes("RssAnon")
     run(count, WARM)
-    grown = own_memory() - before
+    grown = resident_bytes("RssAnon") - before
     print(f"{count} requests, every tenth left by its consumer: {grown / _MEGABYTE:+.1f} MB")
     return {"requests": count, "grown": grown}
 

@@ -41,6 +41,18 @@ class Positions:
     parents: Int64 | None = None
 
 
+def positions_of(
+    token_ids: Sequence[int] | Int64, cache_length: int, num_logits: int, parents: Sequence[int] | Int64 | None = None
+) -> Positions:
+    """Those that `Session.run` is asked for, in slot 0."""
+    return Positions(
+        tokens=np.asarray(token_ids, np.int64),
+        cache_length=cache_length,
+        num_logits=num_logits,
+        parents=None if parents is None else np.asarray(parents, np.int64),
+    )
+
+
 def rows_of(out: Float32, count: int, columns: int) -> Float32:
     """The first `count` rows of a buffer for logits; raises `ValueError` unless a session can write them in place."""
     if out.dtype != np.float32 or out.shape[1:] != (columns,) or len(out) < count or not out.flags.c_contiguous:

@@ -27,6 +27,8 @@ from runtime.cli_options import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from evaluation.concurrency import TogetherExactness
+    from evaluation.exactness import Exactness
     from quasar.text import Prompt
     from runtime.api import Engine
 
@@ -113,9 +115,14 @@ def verify(
             f"prompt {divergence.prompt}, turn {divergence.turn}, token {divergence.position}: "
             f"plain {divergence.plain_id}, speculative {divergence.speculative_id}, logit gap {divergence.logit_gap}"
         )
+    _end_verify(found, drafts=options["drafter"] != "none", json=json)
+
+
+def _end_verify(found: "Exactness | TogetherExactness", *, drafts: bool, json: Path | None) -> None:
+    """Write the JSON; exit code 1 where an answer differs, or where drafts were to be verified and there were none."""
     if json is not None:
         emit_json(found.to_json(), json)
-    if options["drafter"] != "none" and found.drafted == 0:
+    if drafts and found.drafted == 0:
         console().print("nothing was drafted, so nothing was verified: give more or longer prompts")
         raise typer.Exit(1)
     if found.identical != found.prompts:
@@ -149,13 +156,7 @@ def _verify_together(
     )
     for prompt, position in found.differences:
         print(f"prompt {prompt}: token {position} differs from the answer alone")
-    if json is not None:
-        emit_json(found.to_json(), json)
-    if options["drafter"] != "none" and found.drafted == 0:
-        console().print("nothing was drafted, so nothing was verified: give more or longer prompts")
-        raise typer.Exit(1)
-    if found.identical != found.prompts:
-        raise typer.Exit(1)
+    _end_verify(found, drafts=options["drafter"] != "none", json=json)
 
 
 @app.command(cls=command_of_lists(concurrency=r"\d+"))

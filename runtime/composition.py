@@ -3,14 +3,12 @@
 import time
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from engines.probes.row_invariance import RowInvariance
 from engines.session import Session
 from runtime.active_request import ActiveRequest
 from runtime.control.candidates import JointSelection, Prepared, select_jointly
 from runtime.control.controller import Knowledge
-from runtime.kv_cache import PREFIX_STEP
+from runtime.kv_cache import PREFIX_STEP, common_length
 from runtime.segment import NO_PROPOSAL, Proposal, Segment
 from runtime.slots import ScheduledSequence, Slots
 
@@ -85,8 +83,7 @@ class Composer:
         decoding: list[ActiveRequest] = []
         for request in chosen:
             with request.own_errors:
-                if not request.decoding.begun:
-                    self._begin(request)
+                request.decoding.begin()
                 (prompts if request.decoding.sequence.prompt_left else decoding).append(request)
         prompts = [one for one in prompts if not self._follows(one, prompts)]
         room = self._most_positions - len(decoding)
@@ -106,34 +103,25 @@ class Composer:
                     fed.append((request, request.decoding.sequence.next_pass(proposal)))
         return fed
 
-    def _begin(self, request: ActiveRequest) -> None:
-        """Before a request's first pass: what the cache, or another slot, has of its prompt."""
-        decoding = request.decoding
-        decoding.begin()
-        if self._exact.prefill:
-            decoding.found(self._slots.copy_prefix(request.scheduled, decoding.sequence.tokens))
-
     def _follows(self, request: ActiveRequest, prompts: Sequence[ActiveRequest]) -> bool:
         """Whether another prompt is being fed that begins as this one and is as far: this one waits for its positions.
 
         What the other one has by now is copied first.
         """
         scheduled, sequence = request.scheduled, request.decoding.sequence
-        if scheduled.salt is None or not self._exact.prefill or request.decoding.answered:
+        if scheduled.salt is None or not self._exact.prefill:
             return False
         mine = sequence.tokens
+        request.decoding.found(self._slots.copy_prefix(scheduled, mine))
         for other in prompts:
             if other is request:
                 break
             if other.scheduled.salt != scheduled.salt:
                 continue
             ahead = other.decoding.sequence
-            longest = min(len(mine), len(ahead.tokens)) - 1
-            different = np.flatnonzero(mine[:longest] != ahead.tokens[:longest])
-            common = int(different[0]) if len(different) else longest
+            common = common_length(mine[:-1], ahead.tokens[:-1])
             if common // PREFIX_STEP * PREFIX_STEP > max(sequence.cache_length, ahead.cache_length):
                 return True
-        request.decoding.found(self._slots.copy_prefix(scheduled, mine))
         return False
 
     def _prompt_budget(self, num_decoding: int) -> int:

@@ -75,9 +75,7 @@ class KVCache:
 
     def common_prefix(self, prompt: Int64) -> int:
         """How many positions are of the prompt's first tokens, its last one apart."""
-        longest = min(self.length, len(prompt) - 1)
-        different = np.flatnonzero(self._tokens[:longest] != prompt[:longest])
-        return int(different[0]) if len(different) else longest
+        return common_length(self.tokens, prompt[:-1])
 
     def copy(self) -> "KVCache":
         """The same tokens, for a copy of the same positions."""
@@ -87,3 +85,10 @@ class KVCache:
         other.length, other._prefilled = self.length, self._prefilled
         other._tokens = self._tokens.copy()
         return other
+
+
+def common_length(one: Int64, other: Int64) -> int:
+    """How many tokens two sequences, int64 [n] and [m], begin with in common."""
+    longest = min(len(one), len(other))
+    different = np.flatnonzero(one[:longest] != other[:longest])
+    return int(different[0]) if len(different) else longest

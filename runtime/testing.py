@@ -10,7 +10,7 @@ from engines.batches import only_sequence
 from engines.cache_rows import check_slot
 from engines.contract import Contract
 from engines.probes.row_invariance import RowInvariance
-from engines.session import Positions, Session, SessionMemory
+from engines.session import Positions, Session, SessionMemory, positions_of
 from runtime.control.control import Control, NoControl
 from runtime.control.fixed import FixedControl
 from runtime.drafters import Drafter
@@ -106,7 +106,7 @@ class TableSession:
         parents: abc.Sequence[int] | Int64 | None = None,
     ) -> Int64:
         """Feed tokens after the committed positions; the target's tokens after the last: int64 [num_logits_rows]."""
-        return self.run_batch([_positions(token_ids, cache_length, num_logits_rows, parents)])
+        return self.run_batch([positions_of(token_ids, cache_length, num_logits_rows, parents)])
 
     def run_logits(
         self,
@@ -119,7 +119,7 @@ class TableSession:
     ) -> Float32:
         """The same with the logits of those: float32 [num_logits_rows, V]."""
         logits = np.empty((num_logits_rows, self.contract.vocab_size), np.float32) if out is None else out
-        self.run_batch([_positions(token_ids, cache_length, num_logits_rows, parents)], logits=logits)
+        self.run_batch([positions_of(token_ids, cache_length, num_logits_rows, parents)], logits=logits)
         return logits[:num_logits_rows]
 
     def read_rows(
@@ -171,20 +171,6 @@ class TableSession:
         logits = np.zeros(self.contract.vocab_size, np.float32)
         logits[self._next_token(context)] = _CERTAIN
         return logits
-
-
-def _positions(
-    token_ids: abc.Sequence[int] | Int64,
-    cache_length: int,
-    num_logits: int,
-    parents: abc.Sequence[int] | Int64 | None,
-) -> Positions:
-    return Positions(
-        tokens=np.asarray(token_ids, np.int64),
-        cache_length=cache_length,
-        num_logits=num_logits,
-        parents=None if parents is None else np.asarray(parents, np.int64),
-    )
 
 
 def run_loop(

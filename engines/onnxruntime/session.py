@@ -19,7 +19,7 @@ from engines.cache_rows import Float32, HostCacheArrays, HostCaches, new_cache
 from engines.contract import Contract
 from engines.onnxruntime.inputs import Buffer, CanonicalInputs, Inputs, RaggedInputs
 from engines.onnxruntime.session_options import session_options
-from engines.session import Positions, SessionMemory, rows_of
+from engines.session import Positions, SessionMemory, positions_of, rows_of
 from quasar.errors import EngineError
 
 Int64 = NDArray[np.int64]
@@ -134,7 +134,7 @@ class OnnxRuntimeSession(HostCaches):
 
         Returns the target's token after each of the last `num_logits_rows` of them: int64 [M].
         """
-        return self.run_batch([_positions(token_ids, cache_length, num_logits_rows, parents)])
+        return self.run_batch([positions_of(token_ids, cache_length, num_logits_rows, parents)])
 
     def run_logits(
         self,
@@ -151,7 +151,7 @@ class OnnxRuntimeSession(HostCaches):
         """
         if out is None:
             out = np.empty((num_logits_rows, self._columns), np.float32)
-        self.run_batch([_positions(token_ids, cache_length, num_logits_rows, parents)], logits=out)
+        self.run_batch([positions_of(token_ids, cache_length, num_logits_rows, parents)], logits=out)
         return out[:num_logits_rows]
 
     def run_batch(self, batch: Sequence[Positions], *, logits: Float32 | None = None) -> Int64:
@@ -255,17 +255,6 @@ class OnnxRuntimeSession(HostCaches):
         if rows is not None:
             binding.bind_ortvalue_output(self._rows_output, self._ort.OrtValue.ortvalue_from_numpy(rows[None]))
         self._session.run_with_iobinding(binding)
-
-
-def _positions(
-    token_ids: Sequence[int] | Int64, cache_length: int, num_logits: int, parents: Sequence[int] | Int64 | None
-) -> Positions:
-    return Positions(
-        tokens=np.asarray(token_ids, np.int64),
-        cache_length=cache_length,
-        num_logits=num_logits,
-        parents=None if parents is None else np.asarray(parents, np.int64),
-    )
 
 
 def external_bytes(graph: bytes) -> int:

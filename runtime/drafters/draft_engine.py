@@ -32,6 +32,7 @@ from runtime.acceptance import accept, follow
 from runtime.control.latency import LatencyModel
 from runtime.drafters.agreement import check_shared_cache, check_vocabularies, expected_agreement
 from runtime.drafters.base import NO_DRAFT, Draft, Drafter, Draw, Int64
+from runtime.kv_cache import common_length
 from runtime.refusals import ENGINE_CLOSED
 from runtime.segment import Segment
 from runtime.verifier import Verifier
@@ -160,10 +161,7 @@ class DraftEngine:
 
     def _known(self, context: Int64, slot: int) -> int:
         """How many positions of a slot are of this context; its last token is always fed."""
-        cached = self._cached[slot]
-        longest = min(len(cached), len(context) - 1)
-        different = np.flatnonzero(cached[:longest] != context[:longest])
-        return int(different[0]) if len(different) else longest
+        return common_length(self._cached[slot], context[:-1])
 
 
 class EngineDrafter:
