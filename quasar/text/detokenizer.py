@@ -9,11 +9,14 @@ import codecs
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+# Tokens whose bytes are kept: those of most text, in a megabyte or two.
+_MOST_KNOWN = 8192
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -32,7 +35,7 @@ class Detokenizer:
         added = tokenizer.get_added_tokens_decoder()
         self._skipped = frozenset(token for token, one in added.items() if one.special)
         self._of_piece, self._at_start = _piece_decoder(_decoder_steps(tokenizer))
-        self._bytes: dict[int, bytes] = {}
+        self._known_bytes = lru_cache(_MOST_KNOWN)(partial(_bytes_of, tokenizer, self._skipped, self._of_piece))
 
     def is_shown(self, token_id: int) -> bool:
         """Whether a token is part of the text: not a special one, nor an id without a token."""
@@ -40,15 +43,18 @@ class Detokenizer:
 
     def token_bytes(self, token_id: int) -> bytes:
         """UTF-8 bytes of one token inside a text; b"" for special tokens and ids without a token."""
-        known = self._bytes.get(token_id)
-        if known is None:
-            piece = self._tokenizer.id_to_token(token_id) if token_id not in self._skipped else None
-            known = self._bytes[token_id] = b"" if piece is None else self._of_piece(piece)
-        return known
+        return self._known_bytes(token_id)
 
     def first_bytes(self, token_id: int) -> bytes:
         """The same where the token begins a text: SentencePiece puts a space there that nobody wrote."""
         return self._at_start(self.token_bytes(token_id))
+
+
+def _bytes_of(
+    tokenizer: "Tokenizer", skipped: frozenset[int], of_piece: Callable[[str], bytes], token_id: int
+) -> bytes:
+    piece = tokenizer.id_to_token(token_id) if token_id not in skipped else None
+    return b"" if piece is None else of_piece(piece)
 
 
 class TextStream:

@@ -18,8 +18,9 @@ _SURFACE_WEIGHT = 8.0
 _MOST_RATIO, _LEAST_RATIO = 2.0, 0.1
 # Passes that the correction of shared ones remembers.
 _SHARED_MEMORY = 20.0
-# Shapes of shared passes whose linears' time is kept.
-_MOST_KNOWN = 4096
+# Shapes of shared passes whose linears' time is kept: a few hundred kilobytes of them. Further drafts are worked out for
+# multiples of the step.
+_MOST_KNOWN, _MOST_STEP = 128, 16
 # Rounds between two corrections.
 _CORRECTED_EVERY = 32
 
@@ -93,9 +94,11 @@ class LatencyModel:
         attention = sum(self._attention(cached, width) for cached, width in parts)
         each = attention / total if total else 0.0
         factor = self._correction_at(total) * self._shared
-        linears, ahead = self._linears_ahead(total, most)
+        linears, ahead = (part[: most + 1] for part in self._linears_ahead(total, -(-most // _MOST_STEP) * _MOST_STEP))
         seconds = factor * (linears + attention + each * np.arange(most + 1))
-        return Latencies(seconds.tolist(), (factor * (ahead + each)).tolist())
+        least = factor * (ahead + each)
+        least[-1] = math.inf
+        return Latencies(seconds.tolist(), least.tolist())
 
     def correct_pass(self, parts: Sequence[tuple[int, int]], seconds: float) -> None:
         """A pass that sequences shared took so long."""

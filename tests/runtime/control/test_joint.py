@@ -1,5 +1,7 @@
 """Drafts of several sequences compete for one pass."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -92,6 +94,35 @@ class TestLatencyOfAPass:
         far = model.of_pass([(1020, 1)] * 4, most=0).seconds[0]
         # Each sequence's attention adds what its cached positions add to a pass of its own.
         assert far == pytest.approx((12.0 + 4 * 2.0) / 1e3, rel=0.05)
+
+    def test_what_is_known_of_more_drafts_serves_fewer(self):
+        model = LatencyModel(SURFACE, widest=32)
+        parts = [(16, 1)] * 3
+        many = model.of_pass(parts, most=40)
+        for most in (0, 1, 15, 16, 17, 39):
+            few = model.of_pass(parts, most=most)
+            assert few.seconds == many.seconds[: most + 1]
+            # No further draft is had after the last; before it, a bound over more of them is one over fewer.
+            exact = Latencies(few.seconds).least_ahead
+            assert few.least_ahead[-1] == float("inf")
+            # The two are summed in another order: a few last bits of float64.
+            assert all(bound <= least * (1 + 1e-9) for bound, least in zip(few.least_ahead, exact, strict=True))
+
+    def test_shapes_of_all_kinds_take_no_more_memory(self):
+        model = LatencyModel(SURFACE, widest=32)
+
+        def shapes(totals):
+            for total in totals:
+                for most in range(0, 128, 5):
+                    model.of_pass([(16, 1)] * total, most=most)
+
+        shapes(range(1, 60))
+        tracemalloc.start()
+        try:
+            shapes(range(60, 400))
+            assert tracemalloc.get_traced_memory()[0] < 400_000
+        finally:
+            tracemalloc.stop()
 
     def test_beyond_what_was_recorded_the_slope_goes_on(self):
         model = LatencyModel(SURFACE, widest=32)
