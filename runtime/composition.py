@@ -88,7 +88,7 @@ class Composer:
         prompts = [one for one in prompts if not self._follows(one, prompts)]
         room = self._most_positions - len(decoding)
         sizes: list[int | None] = [None] * len(prompts)
-        if self._shares:
+        if self._shares and prompts:
             budget = max(1, min(room, self._prompt_budget(len(decoding))))
             sizes = list(chunk_sizes([one.decoding.sequence.prompt_left for one in prompts], budget))
         for request, size in zip(prompts, sizes, strict=True):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from engines import contract as names
 from engines.contract import Contract
+from engines.onnxruntime.binding import Binding
 from engines.session import Positions
 from engines.tree import ancestor_mask, check_parents, depths, pack_trees
 from quasar.errors import GenerationError
@@ -28,7 +29,7 @@ class Inputs(Protocol):
     def nbytes(self) -> int:
         """Bytes of the buffers."""
 
-    def bind(self, binding: Any, batch: Sequence[Positions]) -> None:
+    def bind(self, binding: Binding, batch: Sequence[Positions]) -> None:
         """Compose what a checked batch feeds, and bind it; raises `GenerationError` for trees that do not fit."""
 
 
@@ -54,7 +55,7 @@ class CanonicalInputs:
         """Bytes of the buffers."""
         return sum(buffer.array.nbytes for buffer in (self._ids, self._positions, self._rows))
 
-    def bind(self, binding: Any, batch: Sequence[Positions]) -> None:
+    def bind(self, binding: Binding, batch: Sequence[Positions]) -> None:
         """As `Inputs`; the batch has one sequence."""
         [one] = batch
         width, length, wanted, parents = len(one.tokens), one.cache_length, one.num_logits, one.parents
@@ -68,11 +69,11 @@ class CanonicalInputs:
         np.add(self._count[:wanted], width - wanted, out=self._rows.array[:wanted])
         self._lengths.array[0] = length
         if self._masks is not None:
-            binding.bind_ortvalue_input(names.TREE_MASK, self._masks.value(width, parents))
-        binding.bind_ortvalue_input(names.INPUT_IDS, self._ids.value(width))
-        binding.bind_ortvalue_input(names.POSITION_IDS, self._positions.value(width))
-        binding.bind_ortvalue_input(names.CACHE_LENGTHS, self._lengths.value(1))
-        binding.bind_ortvalue_input(names.LOGITS_ROWS, self._rows.value(wanted))
+            binding.input(names.TREE_MASK, self._masks.value(width, parents))
+        binding.input(names.INPUT_IDS, self._ids.value(width))
+        binding.input(names.POSITION_IDS, self._positions.value(width))
+        binding.input(names.CACHE_LENGTHS, self._lengths.value(1))
+        binding.input(names.LOGITS_ROWS, self._rows.value(wanted))
 
 
 class RaggedInputs:
@@ -97,8 +98,34 @@ class RaggedInputs:
         buffers = (self._ids, self._positions, self._rows, self._lengths, self._slots, self._starts)
         return sum(buffer.array.nbytes for buffer in buffers)
 
-    def bind(self, binding: Any, batch: Sequence[Positions]) -> None:
+    def bind(self, binding: Binding, batch: Sequence[Positions]) -> None:
         """As `Inputs`."""
+        count = len(batch)
+        rows, num_logits, mask = self._fill_one(batch[0]) if count == 1 else self._fill(batch)
+        binding.input(names.INPUT_IDS, self._ids.value(rows))
+        binding.input(names.POSITION_IDS, self._positions.value(rows))
+        binding.input(names.CACHE_LENGTHS, self._lengths.value(count))
+        binding.input(names.CACHE_SLOTS, self._slots.value(count))
+        binding.input(names.SEQUENCE_STARTS, self._starts.value(count + 1))
+        binding.input(names.LOGITS_ROWS, self._rows.value(num_logits))
+        binding.input(names.TREE_MASK, mask)
+
+    def _fill_one(self, one: Positions) -> tuple[int, int, Any]:
+        """As `_fill`, for one sequence, in half the time."""
+        width, wanted, length = len(one.tokens), one.num_logits, one.cache_length
+        self._starts.array[1], self._lengths.array[0], self._slots.array[0] = width, length, one.slot
+        self._ids.array[0, :width] = one.tokens
+        np.add(self._count[:wanted], width - wanted, out=self._rows.array[:wanted])
+        positions = self._positions.array[0, :width]
+        if one.parents is None:
+            np.add(self._count[:width], length, out=positions)
+            return width, wanted, self._no_mask
+        depth, values = pack_trees([(one.parents, width)], self._contract)
+        np.add(depth, length, out=positions)
+        return width, wanted, self._ort.OrtValue.ortvalue_from_numpy(values)
+
+    def _fill(self, batch: Sequence[Positions]) -> tuple[int, int, Any]:
+        """Compose all inputs; how many positions and targets there are, and the mask."""
         count = len(batch)
         widths, wanted = [len(one.tokens) for one in batch], [one.num_logits for one in batch]
         starts, lengths = self._starts.array[: count + 1], self._lengths.array[:count]
@@ -119,13 +146,7 @@ class RaggedInputs:
             places = np.repeat(lengths[is_tree], np.array(widths)[is_tree])
             positions[np.repeat(is_tree, widths)] = np.add(places, depth, out=places)
             mask = self._ort.OrtValue.ortvalue_from_numpy(values)
-        binding.bind_ortvalue_input(names.INPUT_IDS, self._ids.value(rows))
-        binding.bind_ortvalue_input(names.POSITION_IDS, self._positions.value(rows))
-        binding.bind_ortvalue_input(names.CACHE_LENGTHS, self._lengths.value(count))
-        binding.bind_ortvalue_input(names.CACHE_SLOTS, self._slots.value(count))
-        binding.bind_ortvalue_input(names.SEQUENCE_STARTS, self._starts.value(count + 1))
-        binding.bind_ortvalue_input(names.LOGITS_ROWS, self._rows.value(num_logits))
-        binding.bind_ortvalue_input(names.TREE_MASK, mask)
+        return rows, num_logits, mask
 
     def _trees(self, batch: Sequence[Positions], widths: list[int]) -> tuple[Int64, NDArray[np.bool_]]:
         """The depths of all trees' tokens, and the mask of all sequences: bool [ΣT²]."""

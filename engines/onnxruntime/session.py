@@ -17,6 +17,7 @@ from engines import contract as names
 from engines.batches import check_batch
 from engines.cache_rows import Float32, HostCacheArrays, HostCaches, new_cache
 from engines.contract import Contract
+from engines.onnxruntime.binding import Binding
 from engines.onnxruntime.inputs import Buffer, CanonicalInputs, Inputs, RaggedInputs
 from engines.onnxruntime.session_options import session_options
 from engines.session import Positions, SessionMemory, positions_of, rows_of
@@ -121,7 +122,7 @@ class OnnxRuntimeSession(HostCaches):
         self._top = Buffer(ort, (1, most, contract.top_k), axis=1) if has_top else None
         self._top_tokens = None if self._top is None else self._top.array[0, :0]
         # By slot, and whether logits are wanted.
-        self._bindings: dict[tuple[int, bool], Any] = {}
+        self._bindings: dict[tuple[int, bool], Binding] = {}
 
     def run(
         self,
@@ -227,15 +228,15 @@ class OnnxRuntimeSession(HostCaches):
     def _parts(self) -> list[NDArray[Any]]:
         return [part for pair in self.caches for part in pair]
 
-    def _binding(self, slot: int, *, logits: bool) -> Any:
+    def _binding(self, slot: int, *, logits: bool) -> Binding:
         """What a pass binds, with the caches bound already: all slots, or that one where the graph has no slots."""
         if (slot, logits) not in self._bindings:
-            binding = self._session.io_binding()
+            binding = Binding(self._session)
             for layer, pair in enumerate(self.caches):
                 for past, present, part in zip(names.past_names(layer), names.present_names(layer), pair, strict=True):
                     value = _shared_value(self._ort, part if self._is_ragged else part[slot : slot + 1])
-                    binding.bind_ortvalue_input(past, value)
-                    binding.bind_ortvalue_output(present, value)
+                    binding.input(past, value)
+                    binding.output(present, value)
             self._bindings[slot, logits] = binding
         return self._bindings[slot, logits]
 
@@ -247,14 +248,14 @@ class OnnxRuntimeSession(HostCaches):
         binding = self._binding(0 if self._is_ragged else batch[0].slot, logits=rows is not None)
         self._inputs.bind(binding, batch)
         if self._has_tokens:
-            binding.bind_ortvalue_output(names.NEXT_TOKENS, self._tokens.value(num_logits))
+            binding.output(names.NEXT_TOKENS, self._tokens.value(num_logits))
         else:
             self._tokens.array[0, :num_logits] = -1
         if self._top is not None:
-            binding.bind_ortvalue_output(names.TOP_TOKENS, self._top.value(num_logits))
+            binding.output(names.TOP_TOKENS, self._top.value(num_logits))
         if rows is not None:
-            binding.bind_ortvalue_output(self._rows_output, self._ort.OrtValue.ortvalue_from_numpy(rows[None]))
-        self._session.run_with_iobinding(binding)
+            binding.output(self._rows_output, self._ort.OrtValue.ortvalue_from_numpy(rows[None]))
+        binding.run()
 
 
 def external_bytes(graph: bytes) -> int:
