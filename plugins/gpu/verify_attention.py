@@ -280,6 +280,9 @@ def path_kernel(variant: AttendPath) -> Kernel:
         constants=_constants(variant) | {"SIZE": variant.head_size, "WIDE": _width(variant)},
         num_warps=4,
         num_stages=2,
+        # A part of a pass has two programs for each multiprocessor or fewer: left alone, the assembler makes room for
+        # five of these, and spills.
+        most_registers=232 if _width(variant) == 128 else None,
         aligned=(*_caches(variant), *_SCRATCH, "context"),
     )
 

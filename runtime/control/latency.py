@@ -18,7 +18,7 @@ _SURFACE_WEIGHT = 8.0
 _MOST_RATIO, _LEAST_RATIO = 2.0, 0.1
 # Passes that the correction of shared ones remembers.
 _SHARED_MEMORY = 20.0
-# Shapes of shared passes whose linears' time is kept: a few hundred kilobytes of them. Further drafts are worked out for
+# Shapes of shared passes whose linears' time is kept, a few hundred kilobytes. Further drafts are worked out for
 # multiples of the step.
 _MOST_KNOWN, _MOST_STEP = 128, 16
 # Rounds between two corrections.
