@@ -38,7 +38,7 @@ test-native: .venv/installed
 	@LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 QUASAR_CPU_LIBRARY=$(SANITIZED) \
 	  $(BIN)/python -m pytest tests/plugins/cpu tests/plugins/test_suffix_automaton.py \
-	  tests/engines/test_kernels.py tests/export/test_lower_native.py
+	  tests/engines/test_kernels.py tests/engines/test_run_batch.py tests/export/test_lower_native.py
 
 lint: .venv/installed
 	@$(BIN)/ruff check .

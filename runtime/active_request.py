@@ -34,9 +34,10 @@ class ActiveRequest:
         most_unread: int | None = UNREAD,
     ) -> None:
         """`priority`: lower ones go first. `most_unread`: steps ahead of the reader; None: all, to the end."""
-        self.decoding, self.scheduled, self.priority = decoding, scheduled, priority
+        self.decoding, self.scheduled = decoding, scheduled
         self._take_text, self._most_unread = take_text, most_unread
-        # The order in which requests came; the scheduler's.
+        # The scheduler's: its priority, which rises when it waits for long, and the order in which requests came.
+        self.rank = priority
         self.arrival = 0
         self.unread: deque[Step] = deque()
         self.error: BaseException | None = None
@@ -67,6 +68,10 @@ class ActiveRequest:
     def wants_pass(self) -> bool:
         """Whether it can go on now."""
         return self.goes_on and self.has_room
+
+    def waits_since(self, moment: float) -> bool:
+        """Whether it could have been in a pass for so long (`time.perf_counter`), and was in none."""
+        return self.wants_pass and self._ready_at <= moment
 
     def joins(self, now: float) -> None:
         """A pass begins with it."""

@@ -1,7 +1,9 @@
 """The public API: `load` → `Engine.generate`, which is a loop over `Engine.stream`."""
 
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack, cast, overload
@@ -217,7 +219,8 @@ class Engine:
     def generate(self, prompt: Prompt | Prompts, **options: Unpack[OptionsDict]) -> Generation | list[Generation]:
         """Generate to the end, as `stream` does; a list of prompts gives a list of generations, in order."""
         if _is_many(prompt):
-            return gather_all([self._start(one, options, most_unread=None) for one in cast("list[Prompt]", prompt)])
+            start = partial(self._start, options=options, most_unread=None, called_at=time.monotonic())
+            return gather_all([partial(start, one) for one in cast("list[Prompt]", prompt)])
         return gather(self._start(cast("Prompt", prompt), options, most_unread=None))
 
     @takes_options
@@ -300,7 +303,9 @@ class Engine:
         """What the scheduler does and has done: requests that run and wait, sequences per pass, use of the cache."""
         return self._open().scheduler.metrics()
 
-    def _start(self, prompt: Prompt, options: OptionsDict, *, most_unread: int | None) -> Iterator[Event]:
+    def _start(
+        self, prompt: Prompt, options: OptionsDict, *, most_unread: int | None, called_at: float | None = None
+    ) -> Iterator[Event]:
         resources, checked = self._open(), self._options(options)
         ids = encode_prompt(prompt, resources.codec, checked.chat)
         return start_request(
@@ -310,6 +315,7 @@ class Engine:
             self._hooks,
             completes=completes(prompt, checked.chat),
             most_unread=most_unread,
+            called_at=called_at,
         )
 
     def _options(self, options: OptionsDict) -> GenerationOptions:

@@ -32,7 +32,6 @@ async def in_thread(start: Callable[[Signal], Iterator[Event]], cancel: Signal |
     queue: asyncio.Queue[Event | BaseException | None] = asyncio.Queue()
     room = threading.Semaphore(_UNREAD)
     signal = _Either(cancel)
-    stream = start(signal)
 
     def give(item: Event | BaseException | None) -> None:
         try:
@@ -43,7 +42,8 @@ async def in_thread(start: Callable[[Signal], Iterator[Event]], cancel: Signal |
 
     def pump() -> None:
         try:
-            for event in stream:
+            # A long prompt takes its time to become tokens: not on the event loop.
+            for event in start(signal):
                 while not room.acquire(timeout=_LOOK_SECONDS) and not signal.gone.is_set():
                     continue
                 give(event)

@@ -49,7 +49,7 @@ class Composer:
         if self._most_sequences == 1 and len(going) > 1:
             # One after the other: whoever has a slot and is waited for goes on; among them, the longest ago.
             going = sorted(
-                going, key=lambda one: (not one.hungry, one.priority, not one.scheduled.resident, one.last_pass)
+                going, key=lambda one: (not one.hungry, one.rank, not one.scheduled.resident, one.last_pass)
             )
         now = time.monotonic()
         chosen: list[ActiveRequest] = []
@@ -65,7 +65,7 @@ class Composer:
                 return 1
             if request.hungry and not owner.hungry and now - owner.asked_at > PATIENCE:
                 return 2
-            return 3 if owner.priority > request.priority else None
+            return 3 if owner.rank > request.rank else None
 
         for request in going:
             if len(chosen) == self._most_sequences:

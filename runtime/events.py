@@ -2,9 +2,11 @@
 
 import contextlib
 import itertools
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from quasar.errors import QueueFullError
 from runtime.sampling.logprobs import TokenLogprob
 from runtime.stats import Stats
 
@@ -67,11 +69,36 @@ def gather(events: Iterable[Event]) -> Generation:
     )
 
 
-def gather_all(streams: Sequence[Iterator[Event]]) -> list[Generation]:
-    """Generations of streams that go on together, in their order."""
+def gather_all(starts: Sequence[Callable[[], Iterator[Event]]]) -> list[Generation]:
+    """Generations of streams that go on together, in their order.
+
+    All are made before one begins. Where the queue has no room for all of them, the others begin as these end.
+    """
+    found: dict[int, Generation] = {}
+    begun: deque[tuple[int, Iterator[Event]]] = deque()
+
+    def finish_one() -> None:
+        place, stream = begun.popleft()
+        found[place] = gather(stream)
+
     with contextlib.ExitStack() as stack:
-        for stream in streams:
+
+        def make(start: Callable[[], Iterator[Event]]) -> Iterator[Event]:
+            stream = start()
             if isinstance(stream, Generator):
                 stack.enter_context(contextlib.closing(stream))
-        first = [next(stream) for stream in streams]
-        return [gather(itertools.chain([event], stream)) for event, stream in zip(first, streams, strict=True)]
+            return stream
+
+        for place, stream in enumerate([make(start) for start in starts]):
+            while True:
+                try:
+                    begun.append((place, itertools.chain([next(stream)], stream)))
+                    break
+                except QueueFullError:
+                    if not begun:
+                        raise
+                    finish_one()
+                    stream = make(starts[place])
+        while begun:
+            finish_one()
+    return [found[place] for place in range(len(starts))]

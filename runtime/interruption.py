@@ -9,9 +9,11 @@ from runtime.stopping import CANCELLED, DEADLINE
 class Interruption:
     """Why a generation has to end early, if it has to; the first reason stays."""
 
-    def __init__(self, options: GenerationOptions) -> None:
+    def __init__(self, options: GenerationOptions, called_at: float | None = None) -> None:
+        """`called_at`: when the generation was asked for (`time.monotonic`), if that was not now."""
+        start = time.monotonic() if called_at is None else called_at
         self._cancel = options.cancel
-        self._ends_at = None if options.deadline is None else time.monotonic() + options.deadline
+        self._ends_at = None if options.deadline is None else start + options.deadline
         self._reason: str | None = None
 
     def __call__(self) -> str | None:

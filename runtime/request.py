@@ -51,6 +51,7 @@ def start_request(
     *,
     completes: bool = False,
     most_unread: int | None = UNREAD,
+    called_at: float | None = None,
 ) -> Iterator[Event]:
     """Check everything now, and generate when the events are asked for.
 
@@ -59,6 +60,7 @@ def start_request(
         conversation: a conversation's sequence, which outlives the request.
         completes: the prompt is text that is continued, not a conversation with an answer of its own.
         most_unread: steps that may be ahead of the reader of the events; None: all.
+        called_at: when it was asked for, as `Interruption` has it.
     """
     session = resources.loaded.session
     resources.scheduler.check_process()
@@ -102,7 +104,7 @@ def start_request(
         rules=rules,
         seed=seed if options.temperature > 0 else None,
         end_ids=stop_ids | resources.end_ids,
-        interruption=Interruption(options),
+        interruption=Interruption(options, called_at),
         salt=salt,
         most_unread=most_unread,
     )

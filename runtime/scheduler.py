@@ -29,12 +29,15 @@ from runtime.segment import Segment
 from runtime.slots import ScheduledSequence, Slots
 from runtime.verifier import Verifier
 
+# A request that no pass was for in so long goes before those of a higher priority that came after it.
+AGED_SECONDS = 30.0
+
 
 class Scheduler:
     """Runs the requests of one session. Thread-safe; a pass must be short.
 
     Among requests of one priority those that came first go first; one that has a slot keeps it until it ends, is left
-    alone by its consumer, or gives way to a higher priority.
+    alone by its consumer, or gives way to a higher priority. A low priority does not wait for ever (AGED_SECONDS).
     """
 
     def __init__(
@@ -169,7 +172,7 @@ class Scheduler:
             self._arrivals += 1
             request.arrival = self._arrivals
             self._active.append(request)
-            self._active.sort(key=lambda one: (one.priority, one.arrival))
+            self._sort()
 
     def withdraw(self, request: ActiveRequest) -> None:
         """Make no more passes with a request; waits for the one that is being made with it."""
@@ -314,6 +317,7 @@ class Scheduler:
         try:
             with self._changed:
                 self._forget_released()
+                self._raise_ranks()
                 everyone = list(self._active)
                 batch = [request for request in everyone if request.wants_pass]
                 for request in everyone:
@@ -328,6 +332,21 @@ class Scheduler:
                 for request in batch:
                     request.in_pass = False
             self._leave()
+
+    def _sort(self) -> None:
+        self._active.sort(key=lambda one: (one.rank, one.arrival))
+
+    def _raise_ranks(self) -> None:
+        """Whoever waited for long counts as urgent as the most urgent one from now on, so that nobody starves."""
+        first, last = (self._active[0].rank, self._active[-1].rank) if self._active else (0, 0)
+        if first == last:
+            return
+        moment = time.perf_counter() - AGED_SECONDS
+        aged = [one for one in self._active if one.rank > first and one.waits_since(moment)]
+        for one in aged:
+            one.rank = first
+        if aged:
+            self._sort()
 
     def _leave_own(self) -> None:
         """As `_leave`, unless this thread has left already."""

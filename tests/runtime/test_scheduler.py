@@ -138,6 +138,17 @@ class TestPasses:
         rest = [token for step in service.stream(slow) for token in step.round.tokens]
         assert [*first.round.tokens, *rest] == answer_alone([1], 30)
 
+    def test_a_low_priority_does_not_starve(self, monkeypatch):
+        # Aged at once: those that came after it, however urgent, come after it now.
+        monkeypatch.setattr("runtime.scheduler.AGED_SECONDS", 0.0)
+        service = Service(slots=2)
+        urgent = service.start([1], 5, priority=0, most_unread=None)
+        patient = service.start([2], 5, priority=9, most_unread=None)
+        later = [service.start([3 + place], 5, priority=0, most_unread=None) for place in range(3)]
+        for request in (urgent, *later, patient):
+            assert len(list(service.stream(request))) == 5
+        assert urgent.last_pass == patient.last_pass < min(one.last_pass for one in later)
+
     def test_a_reader_that_pauses_holds_no_slot(self):
         service = Service(slots=1)
         paused = service.stream(service.start([1], 100))

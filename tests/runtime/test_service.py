@@ -11,7 +11,8 @@ import pytest
 
 import runtime
 from engines.onnxruntime.session import external_bytes
-from quasar.errors import GenerationError
+from quasar.errors import GenerationError, QueueFullError
+from runtime.prompt_ids import encode_prompt
 
 PROMPTS = ["one two one two", "abc abc abc", "hello there", "x y z x y"]
 
@@ -161,6 +162,18 @@ class TestAsync:
         assert [one.token_ids for one in many] == [one.token_ids for one in expected]
         assert text == engine.generate(PROMPTS[0], max_new_tokens=12).text
 
+    def test_a_prompt_becomes_tokens_in_the_streams_own_thread(self, engine, monkeypatch):
+        threads = []
+
+        def encode(*given):
+            threads.append(threading.current_thread())
+            return encode_prompt(*given)
+
+        monkeypatch.setattr("runtime.api.encode_prompt", encode)
+        asyncio.run(engine.agenerate(PROMPTS[0], max_new_tokens=2))
+        assert threads
+        assert threading.main_thread() not in threads
+
     def test_a_consumer_that_leaves_cancels(self, engine):
         finished = []
 
@@ -234,6 +247,26 @@ def test_a_list_of_prompts(engine):
     assert [one.text for one in engine.generate(messages, max_new_tokens=6)] == [one.text for one in many[:2]]
     assert len(engine.generate([[1, 2], [3]], max_new_tokens=2)) == 2
     assert engine.generate([1, 2, 3], max_new_tokens=2).stats.prompt_tokens == 3
+
+
+def test_a_list_that_the_queue_has_no_room_for_begins_as_its_own_answers_end(tiny_engine):
+    options = {"max_new_tokens": 8, "ignore_eos": True}
+    with runtime.load(tiny_engine, max_sequences=2, queue_limit=1) as engine:
+        alone = [engine.generate(prompt, **options).token_ids for prompt in PROMPTS * 2]
+        assert [one.token_ids for one in engine.generate(PROMPTS * 2, **options)] == alone
+        assert not engine.metrics().running
+        # The deadline counts from the call for those as well that begin later.
+        late = engine.generate(PROMPTS * 2, max_new_tokens=200, ignore_eos=True, deadline=0.001)
+        assert {one.finish_reason for one in late} == {"deadline"}
+        # What others have taken is refused.
+        others = [engine.stream(prompt, max_new_tokens=200, ignore_eos=True) for prompt in PROMPTS[:3]]
+        for other in others:
+            next(other)
+        with pytest.raises(QueueFullError, match="queue_limit 1"):
+            engine.generate(PROMPTS, **options)
+        for other in others:
+            other.close()
+        assert len(engine.generate(PROMPTS, **options)) == 4
 
 
 def test_the_engine_is_not_used_inside_its_own_step(engine):
