@@ -48,9 +48,7 @@ class Composer:
         """
         if self._most_sequences == 1 and len(going) > 1:
             # One after the other: whoever has a slot and is waited for goes on; among them, the longest ago.
-            going = sorted(
-                going, key=lambda one: (not one.hungry, one.rank, not one.scheduled.resident, one.last_pass)
-            )
+            going = sorted(going, key=lambda one: (not one.hungry, one.rank, not one.scheduled.resident, one.last_pass))
         now = time.monotonic()
         chosen: list[ActiveRequest] = []
         owners = {id(request.scheduled): request for request in active}
