@@ -17,7 +17,9 @@ from serving.settings import LOOPBACK, ServerSettings
 
 _log = logging.getLogger("quasar.serving")
 # Seconds that cancelled requests have for their last words.
-_LAST_WORDS = 5
+_LAST_WORDS = 2
+# Bytes that the system keeps for a client that does not read; left alone, it would keep megabytes for each.
+_SEND_BUFFER = 131072
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -25,12 +27,20 @@ def bind(host: str, port: int) -> socket.socket:
 
     Raises `QuasarError` for an address that cannot be had.
     """
+    if not 0 <= port <= 65535:
+        # The system would take the rest of a division.
+        raise QuasarError(f"cannot listen at {host} port {port}: a port from 0 to 65535 was expected")
+    bound = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Connections have what the socket has that they come from.
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         bound.bind(address)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
+        if bound is not None:
+            bound.close()
         raise QuasarError(f"cannot listen at {host} port {port} ({error}): choose another --host or --port") from None
     return bound
 

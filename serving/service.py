@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from quasar import __version__
@@ -114,7 +114,7 @@ class Service:
             _check_media_type(request)
             body = await read_body(request, self.settings.max_body_bytes)
             return await self._answer(request, read(read_json(body), key=key), record)
-        except ClientGoneError:
+        except (ClientGoneError, ClientDisconnect):
             record.status, record.error = _GONE, "the client is gone"
             return Response(status_code=_GONE)
         except Exception as error:
