@@ -13,8 +13,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.access_log import AccessLog, Record, record_of
 from serving.api_errors import INTERNAL, ApiError, ErrorAnswer
-from serving.limits import MOST_HEADER_BYTES
-from serving.service import Service, error_response
+from serving.endpoints import Service, error_response
+from serving.request_limits import MOST_HEADER_BYTES
 
 
 def make_app(service: Service) -> ASGIApp:

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from serving.api_errors import invalid
-from serving.fields import kind_of, short, wrong
+from serving.request_fields import kind_of, short, wrong
 
 MOST_MESSAGES, MOST_PARTS = 4096, 1024
 _ROLES = ("system", "developer", "user", "assistant", "tool")

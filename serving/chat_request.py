@@ -5,7 +5,7 @@ from typing import Any
 from serving.api_errors import invalid
 from serving.api_request import ApiRequest, ServedModel, salt_of, streaming
 from serving.chat_messages import characters_of, for_template, read_messages
-from serving.fields import Field, boolean, integer, json_object, only, read_fields, string, table_of
+from serving.request_fields import Field, boolean, integer, json_object, only, read_fields, string, table_of
 from serving.sampling_fields import MOST_LOGPROBS, MOST_TOKENS, SAMPLING_FIELDS, sampling_options
 
 _NO_TOOLS = "this server does not read calls of tools from answers yet"

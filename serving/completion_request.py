@@ -5,7 +5,7 @@ from typing import Any
 from runtime.prompt_ids import Prompt
 from serving.api_errors import invalid
 from serving.api_request import ApiRequest, ServedModel, check_choices, salt_of, streaming
-from serving.fields import Field, boolean, integer, only, read_fields, table_of, wrong
+from serving.request_fields import Field, boolean, integer, only, read_fields, table_of, wrong
 from serving.sampling_fields import MOST_CHOICES, MOST_LOGPROBS, SAMPLING_FIELDS, sampling_options
 
 # OpenAI's own default.

@@ -14,7 +14,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from serving.api_errors import ErrorAnswer
-from serving.limits import MOST_HEADER_BYTES
+from serving.request_limits import MOST_HEADER_BYTES
 
 # Seconds in which a request must have arrived, and in which a client must have read something of what was sent to it.
 REQUEST_SECONDS, STALL_SECONDS = 60.0, 60.0

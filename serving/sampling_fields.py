@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from serving.api_errors import invalid
-from serving.fields import (
+from serving.request_fields import (
     Field,
     array,
     biases,

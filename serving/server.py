@@ -11,13 +11,15 @@ from runtime import Engine
 from serving.access_log import log_to_stderr
 from serving.app import make_app
 from serving.connection import MOST_INCOMPLETE_BYTES, Connection
+from serving.endpoints import Service
 from serving.lifecycle import DrainingServer
-from serving.service import Service
 from serving.settings import LOOPBACK, ServerSettings
 
 _log = logging.getLogger("quasar.serving")
 # Seconds that cancelled requests have for their last words.
 _LAST_WORDS = 2
+# Seconds that a connection is kept for its next request: longer than proxies keep theirs, so that these close first.
+_KEPT = 75
 # Bytes that the system keeps for a client that does not read; left alone, it would keep megabytes for each.
 _SEND_BUFFER = 131072
 
@@ -69,6 +71,7 @@ def serve(engine: Engine, settings: ServerSettings, bound: socket.socket, *, hos
         server_header=False,
         h11_max_incomplete_event_size=MOST_INCOMPLETE_BYTES,
         timeout_graceful_shutdown=_LAST_WORDS,
+        timeout_keep_alive=_KEPT,
     )
     server = DrainingServer(config, service.lifecycle, f"{service.name} is served at {address_of(bound)}")
     server.run(sockets=[bound])

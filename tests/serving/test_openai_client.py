@@ -264,6 +264,13 @@ def test_one_cache_for_one_name(client, server, engine):
     assert reused() == 0
 
 
+def test_answers_to_one_prompt_compute_it_once(client, server, engine):
+    """Also where the request names no cache."""
+    before = server.metric("vllm:prefix_cache_hits_total")
+    client.completions.create(model=server.name, prompt="another long beginning " * 8, n=4, max_tokens=2)
+    assert (server.metric("vllm:prefix_cache_hits_total") > before) == engine.record.row_invariance.prefill
+
+
 def test_models(client, server):
     [only] = client.models.list().data
     assert (only.id, only.object) == (server.name, "model")

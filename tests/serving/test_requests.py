@@ -9,7 +9,7 @@ from serving.api_request import ServedModel, salt_of
 from serving.chat_messages import for_template
 from serving.chat_request import read_chat_request
 from serving.completion_request import read_completion_request
-from serving.limits import Admission
+from serving.request_limits import Admission
 
 MODEL = ServedModel(name="m", defaults={"temperature": 0.6, "top_k": 9}, template="", max_length=512)
 MESSAGES = [{"role": "user", "content": "hi"}]

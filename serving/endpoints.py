@@ -23,8 +23,8 @@ from serving.completion_request import COMPLETION_FIELDS, read_completion_reques
 from serving.event_stream import DONE, STILL_HERE, EventStream, event, wait_until_gone
 from serving.generations import Generations
 from serving.lifecycle import Lifecycle
-from serving.limits import Admission, read_body, read_json
 from serving.prometheus import AnswerClock, ServerMetrics
+from serving.request_limits import Admission, read_body, read_json
 from serving.responses import Choice, Chunks, Heading, whole_answer
 from serving.sampling_fields import options_to_fields
 from serving.settings import ServerSettings
