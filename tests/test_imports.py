@@ -20,6 +20,7 @@ ALLOWED = {
     "export": {"quasar", "plugins", "engines", "calibration"},
     "runtime": {"quasar", "plugins", "engines"},
     "evaluation": {"quasar", "plugins", "engines", "calibration", "export", "runtime"},
+    "serving": {"quasar", "engines", "runtime"},
 }
 # `import quasar` is the front door: `quasar.load` is `runtime.load`, imported when it is first asked for. The runtime
 # stands on `quasar`, and whoever needs no runtime never loads it (tests/quasar/test_front_door.py).
@@ -30,6 +31,7 @@ HEAVY = (
     *("tensorrt", "tensorrt_rtx", "polygraphy", "triton", "cuda"),
 )
 EVALUATION = ("matplotlib", "rouge_score", "scipy")
+SERVING = ("starlette", "uvicorn", "prometheus_client", "h11", "anyio")
 
 
 # Our modules by name.
@@ -143,7 +145,7 @@ def test_generating_needs_no_build_libraries(tiny_engine):
     "arguments",
     [
         ("quasar",),
-        *(("quasar", name) for name in ("build", "generate", "verify", "sweep", "env")),
+        *(("quasar", name) for name in ("build", "generate", "serve", "verify", "sweep", "env")),
         ("export",),
         ("export", "build"),
         ("export", "compile"),
@@ -162,6 +164,8 @@ def test_generating_needs_no_build_libraries(tiny_engine):
         ("calibration", "sweep"),
         ("evaluation",),
         *(("evaluation", name) for name in ("verify", "bench", "accuracy", "simulate")),
+        ("serving",),
+        ("serving", "serve"),
         *(("evaluation", name) for name in ("report", "sweep", "compare", "time", "roofline")),
     ],
 )
@@ -174,7 +178,7 @@ def test_help_answers_at_once(arguments):
         "except SystemExit as end: assert end.code == 0"
     )
     loaded = loaded_by(code)
-    assert not loaded & {*HEAVY, *EVALUATION, "onnxruntime", "tokenizers"}
+    assert not loaded & {*HEAVY, *EVALUATION, *SERVING, "onnxruntime", "tokenizers"}
 
 
 LLAMA = {

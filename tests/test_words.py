@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("quasar", "plugins", "calibration", "export", "engines", "runtime", "evaluation", "benchmarks", "examples")
+PACKAGES = (
+    *("quasar", "plugins", "calibration", "export", "engines", "runtime", "evaluation", "serving"),
+    *("benchmarks", "examples"),
+)
 PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 
 

@@ -74,6 +74,11 @@ class ChatTemplate:
         """The templates that may be chosen."""
         return tuple(sorted(self._sources))
 
+    @property
+    def default_source(self) -> str:
+        """The template that is taken where nobody chooses one."""
+        return self._sources.get("default", "")
+
     def render(self, messages: Sequence[Message], options: ChatOptions | None = None) -> str:
         """The conversation as text that ends where the assistant's answer starts, or goes on.
 

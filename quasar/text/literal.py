@@ -10,6 +10,8 @@ import secrets
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from quasar.text.encoding import encode_text
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
@@ -97,8 +99,7 @@ class LiteralEncoder:
             originals[alias] = token
 
         def encode(text: str) -> list[int]:
-            ids: list[int] = copy.encode(text, add_special_tokens=False).ids
-            return ids
+            return encode_text(copy, text, special_tokens=False)
 
         self._aliased = (encode, aliases, originals)
         return self._aliased

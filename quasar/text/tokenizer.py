@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from quasar.errors import DamagedEngineError, PromptError
 from quasar.text.chat_template import ChatOptions, ChatTemplate
 from quasar.text.detokenizer import Detokenizer, TextStream, UnknownDecoderError
+from quasar.text.encoding import encode_text
 from quasar.text.literal import LiteralEncoder
 from quasar.text.messages import Message, content_of
 
@@ -103,8 +104,7 @@ class TextCodec:
 
     def _encode(self, text: str, *, special_tokens: bool) -> list[int]:
         _check_unicode(text)
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=special_tokens).ids
-        return ids
+        return encode_text(self.tokenizer, text, special_tokens=special_tokens)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out; bytes that are no character show as U+FFFD."""

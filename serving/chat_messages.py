@@ -1,0 +1,71 @@
+"""Messages of a chat completion, as OpenAI's clients send them, in the form that the runtime takes."""
+
+import re
+from typing import Any
+
+from serving.api_errors import invalid
+from serving.request_fields import kind_of, short, wrong
+
+MOST_MESSAGES, MOST_PARTS = 4096, 1024
+_ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+def read_messages(name: str, value: Any) -> list[dict[str, Any]]:
+    """Messages whose content is text. What else a message has is for the chat template; null counts as not there."""
+    if not isinstance(value, list) or not 1 <= len(value) <= MOST_MESSAGES:
+        raise wrong(name, value, f"a list of 1 to {MOST_MESSAGES} messages")
+    return [_message(f"{name}[{place}]", message) for place, message in enumerate(value)]
+
+
+def for_template(messages: list[dict[str, Any]], template: str) -> list[dict[str, Any]]:
+    """The messages with roles that the template knows: a developer is the system where it does not name one."""
+    if re.search(r"\bdeveloper\b", template):
+        return messages
+    return [{**one, "role": "system"} if one["role"] == "developer" else one for one in messages]
+
+
+def characters_of(messages: list[dict[str, Any]]) -> int:
+    """How long the messages are."""
+    return sum(len(one["content"] or "") for one in messages)
+
+
+def _message(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise wrong(name, value, "an object with role and content")
+    role = value.get("role")
+    if role not in _ROLES:
+        raise wrong(f"{name}.role", role, f"one of {', '.join(_ROLES)}")
+    message = {key: item for key, item in value.items() if item is not None}
+    if "content" in message:
+        message["content"] = _text(f"{name}.content", message["content"])
+    elif "tool_calls" in message:
+        message["content"] = None
+    else:
+        raise invalid(f"{name}.content", f"{name}.content is missing; a string was expected")
+    return message
+
+
+def _text(name: str, value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list) or len(value) > MOST_PARTS:
+        raise wrong(name, value, f"a string, or a list of at most {MOST_PARTS} text parts")
+    return "\n".join(_part(f"{name}[{place}]", part) for place, part in enumerate(value))
+
+
+def _part(name: str, value: Any) -> str:
+    if not isinstance(value, dict):
+        raise wrong(name, value, "an object of type text")
+    kind = value.get("type")
+    if kind != "text":
+        shown = repr(short(kind)) if isinstance(kind, str) else kind_of(kind)
+        raise invalid(
+            f"{name}.type", f"{name}.type is {shown}, which is not supported: parts of type 'text' were expected"
+        )
+    for key in value:
+        if key not in ("type", "text"):
+            raise invalid(f"{name}.{short(key)}", f"unknown field {f'{name}.{short(key)}'!r}", "unknown_parameter")
+    text = value.get("text")
+    if not isinstance(text, str):
+        raise wrong(f"{name}.text", text, "a string")
+    return text
