@@ -144,6 +144,10 @@ class Contract:
 
     @property
     def cache_bytes(self) -> int:
-        """Memory of the whole KV cache, keys and values of every layer."""
-        values = 2 * self.num_layers * self.num_kv_heads * self.capacity * self.head_size
-        return values * KV_DTYPES[self.kv_dtype]
+        """Memory of one slot of the KV cache, keys and values of every layer, in `kv_dtype`."""
+        return self.cache_values * KV_DTYPES[self.kv_dtype]
+
+    @property
+    def cache_values(self) -> int:
+        """Values of one slot of the KV cache."""
+        return 2 * self.num_layers * self.num_kv_heads * self.capacity * self.head_size
