@@ -243,9 +243,7 @@ class Layer:
     def qkv(self, tokens):
         return self.random.standard_normal((tokens, (self.heads + 2 * self.groups) * self.size)).astype(np.float32)
 
-    def attend(
-        self, qkv, cached, parents=None, *, slot=1, reach=32, softcap=0.0, window=0, first=0, writes=True
-    ):
+    def attend(self, qkv, cached, parents=None, *, slot=1, reach=32, softcap=0.0, window=0, first=0, writes=True):
         tokens = len(qkv)
         offsets = np.arange(tokens) if parents is None else depths(np.array(parents))
         positions = tensor((cached + offsets).astype(np.int32))
