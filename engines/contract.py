@@ -16,8 +16,9 @@
 | logits | float32 [B, M, V] | [1, M, V] | only when asked for |
 
 The canonical form is that of the portable graph and of its lowerings to stock kernels and TensorRT, which run one
-sequence. Graphs of native kernels have the ragged form: the R positions of B sequences in one row, one sequence after
-the other. There `tree_mask` is each sequence's own [T, T] after the other's, or no value: every sequence is a chain.
+sequence. Graphs of native kernels, and CUDA's programs, have the ragged form: the R positions of B sequences in one
+row, one sequence after the other. There `tree_mask` is each sequence's own [T, T] after the other's, or no value: every
+sequence is a chain.
 `tree_mask` of a canonical graph, and `top_tokens`, are only where the contract has them.
 """
 
