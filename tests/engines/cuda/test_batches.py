@@ -50,5 +50,11 @@ def test_sequences_that_share_passes(shared_engine, make_once):
 def test_windows_and_caps_and_the_probes(name, options, shared_engine, make_once):
     """Windows that begin within a sequence's cached positions, and the widest passes."""
     check_batches(
-        name, options, "test_batches or probes", "3 passed", is_full=True, shared_engine=shared_engine, make_once=make_once
+        name,
+        options,
+        "test_batches or probes",
+        "3 passed",
+        is_full=True,
+        shared_engine=shared_engine,
+        make_once=make_once,
     )
