@@ -16,6 +16,8 @@ Int64 = NDArray[np.int64]
 Int32 = NDArray[np.int32]
 # Triton's aligned loads start at multiples of this.
 _ALIGNMENT = 256
+# What a pass is filled up with.
+_FILLING = {"token_ids": 0, "positions": 0, "destinations": -1, "committed": 1, "slots": 0}
 _PER_TOKEN = ("token_ids", "positions", "destinations", "committed", "slots", "logits_rows")
 
 
@@ -85,8 +87,9 @@ class Inputs:
         before = [end - total for end, total in zip(starts[1:], accumulate(wanted), strict=True)]
         np.add(self._count[:num_logits], _spread(before, wanted), out=arrays["logits_rows"][:num_logits])
         arrays["logits_rows"][num_logits:rows] = 0
-        for name, value in (("token_ids", 0), ("positions", 0), ("destinations", -1), ("committed", 1), ("slots", 0)):
-            arrays[name][fed:tokens] = value
+        if tokens > fed:
+            for name, value in _FILLING.items():
+                arrays[name][fed:tokens] = value
         table, tiles = self._tiles_of(starts, tokens)
         self._tiles[: len(table)] = table
         return tiles
