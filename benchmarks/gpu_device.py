@@ -47,13 +47,16 @@ class Runner:
         self.compile_seconds += time.perf_counter() - start
         return loaded
 
-    def session(self, program: Program, weights: Path, contract: Contract, *, overlap: bool = False) -> CudaSession:
+    def session(
+        self, program: Program, weights: Path, contract: Contract, *, slots: int = 1, overlap: bool = False
+    ) -> CudaSession:
         """A session on the GPU, or on its stand-in; `overlap` where the GPU can."""
         if self.rehearse:
-            return stand_in_session(program, weights, contract)
+            return stand_in_session(program, weights, contract, slots=slots)
         device = CudaDevice()
         kernels = self.load(device, program.variants())
-        return CudaSession(program, weights, kernels, device, contract, overlap=overlap and overlaps(device))
+        overlap = overlap and overlaps(device)
+        return CudaSession(program, weights, kernels, device, contract, slots=slots, overlap=overlap)
 
 
 def overlaps(device: CudaDevice) -> bool:

@@ -20,6 +20,7 @@ from engines.contract import Contract
 from engines.cuda.launches import splits_of
 from engines.cuda.session import CudaSession
 from engines.onnxruntime.session import OnnxRuntimeSession
+from engines.probes.batch_invariance import batches_are_exact
 from export.cuda_program import write_program
 from plugins.gpu.packing import TILE_INPUTS, TILE_OUTPUTS, pack_channels, pack_weight, tiles_of
 from plugins.gpu.variants import (
@@ -44,6 +45,8 @@ from quasar.numerics import quantize_weight
 
 WIDTHS = (1, 2, 4, 8, 16, 32)
 CACHED_LENGTHS = (256, 2048, 8192)
+# Sequences that share passes.
+_SLOTS = 4
 _EPSILON = 1e-6
 _NATIVE = "native kernels, float16 cache"
 # What stands for a model in a rehearsal.
@@ -125,7 +128,8 @@ def kernels(options: Options) -> dict[str, Any]:
 def model(name: str, options: Options) -> dict[str, Any]:
     """A whole model of random weights: exactness, and fidelity against the CPU engine.
 
-    Exactness: bits of logits at every width, of chains, trees and prompts, and greedy decoding with drafts. Fidelity:
+    Exactness: bits of logits at every width, of chains, trees, prompts and sequences that share passes, and greedy
+    decoding with drafts. Fidelity:
     KL and top-1 against the CPU engine of the same weights, whose cache has the same type.
     """
     length, last = (24, 8) if options.rehearse else (192, 32)
@@ -327,10 +331,11 @@ def _check_attention(
         partial = arrays.put(np.full((count, heads, splits, size), np.nan, np.float32))
         stats = arrays.put(np.full((count, heads, splits, 2), np.nan, np.float32))
         sizes = (heads, kv_heads, capacity, splits, size**-0.5, 0.0, 0)
-        tiles = tiles_of(count, tile_tokens(shape["group"], size))
-        scratch = (partial, stats)
-        over_cache = (queries, *at_caches, at_positions, zeros, *scratch, 0, count, *sizes)
-        arrays.run(kinds[0], (kv_heads, tiles, splits), over_cache)
+        tile = tile_tokens(shape["group"], size)
+        tiles = [(start, min(tile, count - start)) for start in range(0, count, tile)]
+        table, scratch = arrays.put(np.array(tiles, np.int32)), (partial, stats)
+        over_cache = (queries, *at_caches, at_positions, zeros, table, *scratch, 0, *sizes)
+        arrays.run(kinds[0], (kv_heads, len(tiles), splits), over_cache)
         over_path = (queries, *at_caches, at_positions, committed, zeros, zeros, *scratch, context, 0, *sizes)
         arrays.run(kinds[1], (count, kv_heads), over_path)
         return arrays.get(context, (count, heads * size), np.float32)
@@ -353,7 +358,7 @@ def _model(name: str, options: Options) -> Iterator[tuple[CudaSession, Contract,
         linears = recipe_of(spec).linears
         graphs = (FILES.native_graph, "verifier.onnx")
         program = write_program(path, graphs, contract, linears, path / "weights.bin", "float16")
-        with options.runner.session(program, path / "weights.bin", contract) as session:
+        with options.runner.session(program, path / "weights.bin", contract, slots=_SLOTS) as session:
             yield session, contract, path
 
 
@@ -408,6 +413,8 @@ def _exactness_of(session: CudaSession, contract: Contract, options: Options) ->
         _feed(session, tokens[: length + count], contract)
         last = session.run_logits(tokens[length + count - 1 : length + count], length + count - 1, 1)
         found["prompts"] &= np.array_equal(last[0], one_by_one[-1])
+    many: dict[str, int] = {"batches": 1, "most_positions": 24} if options.rehearse else {"batches": 12}
+    found["batches"] = batches_are_exact(session, trees=True, **many)
     found["greedy decoding with drafts"] = _decodes_alike(session, tokens[:20], 6 if options.rehearse else 64)
     return {name: bool(one) for name, one in found.items()}
 

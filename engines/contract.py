@@ -16,8 +16,9 @@
 | logits | float32 [B, M, V] | [1, M, V] | only when asked for |
 
 The canonical form is that of the portable graph and of its lowerings to stock kernels and TensorRT, which run one
-sequence. Graphs of native kernels have the ragged form: the R positions of B sequences in one row, one sequence after
-the other. There `tree_mask` is each sequence's own [T, T] after the other's, or no value: every sequence is a chain.
+sequence. Graphs of native kernels, and CUDA's programs, have the ragged form: the R positions of B sequences in one
+row, one sequence after the other. There `tree_mask` is each sequence's own [T, T] after the other's, or no value: every
+sequence is a chain.
 `tree_mask` of a canonical graph, and `top_tokens`, are only where the contract has them.
 """
 
@@ -144,6 +145,10 @@ class Contract:
 
     @property
     def cache_bytes(self) -> int:
-        """Memory of the whole KV cache, keys and values of every layer."""
-        values = 2 * self.num_layers * self.num_kv_heads * self.capacity * self.head_size
-        return values * KV_DTYPES[self.kv_dtype]
+        """Memory of one slot of the KV cache, keys and values of every layer, in `kv_dtype`."""
+        return self.cache_values * KV_DTYPES[self.kv_dtype]
+
+    @property
+    def cache_values(self) -> int:
+        """Values of one slot of the KV cache."""
+        return 2 * self.num_layers * self.num_kv_heads * self.capacity * self.head_size

@@ -62,15 +62,8 @@ def pack_trees(
     They are those of `depths` and `ancestor_mask`, one tree's after the other's, but found for all tokens at once:
     from generation to generation, since a pass of many sequences cannot wait for its tokens one by one.
     """
-    widths = np.array([width for _, width in trees], np.int64)
-    parents = np.concatenate([np.asarray(one, np.int64) for one, _ in trees])
-    first = np.repeat(np.cumsum(widths) - widths, widths)
-    if len(first) == len(parents):
-        token = np.arange(len(parents)) - first
-        fits = not ((parents < -1) | (parents >= token)).any() and widths.max() <= contract.max_width
-    if len(first) != len(parents) or not fits or any(len(one) != width for one, width in trees):
-        for one, width in trees:
-            check_parents(one, width, contract, takes_trees=True)
+    widths, parents, first = _joined(trees, contract)
+    token = np.arange(len(parents)) - first
     squares = widths * widths
     # Where a token's row of the masks begins.
     row = np.repeat(np.cumsum(squares) - squares, widths) + token * np.repeat(widths, widths)
@@ -86,3 +79,40 @@ def pack_trees(
         has_more = above >= 0
         left, above = left[has_more], above[has_more]
     return depth, masks
+
+
+def pack_paths(trees: Sequence[tuple[Sequence[int] | Int64, int]], contract: Contract) -> tuple[Int64, Int64]:
+    """Of several trees, as `pack_trees` takes them: depths int64 [ΣT], and paths int64 [ΣT, max_width].
+
+    Column d of a token's path is the index, in its tree, of its ancestor at depth d; the token itself is the last one.
+    """
+    _, parents, first = _joined(trees, contract)
+    paths = np.zeros((len(parents), contract.max_width), np.int64)
+    depth = np.zeros(len(parents), np.int64)
+    token = np.arange(len(parents))
+    # First from each token up to the root, to count; then once more, to write.
+    left, above = token, parents
+    while len(left := left[above >= 0]):
+        depth[left] += 1
+        above = above[above >= 0]
+        above = parents[first[left] + above]
+    left, at, place = token, token - first, depth
+    while len(left):
+        paths[left, place] = at
+        at = parents[first[left] + at]
+        has_more = at >= 0
+        left, at, place = left[has_more], at[has_more], place[has_more] - 1
+    return depth, paths
+
+
+def _joined(trees: Sequence[tuple[Sequence[int] | Int64, int]], contract: Contract) -> tuple[Int64, Int64, Int64]:
+    """Widths int64 [trees], parents int64 [ΣT], and each token's first token of its tree, int64 [ΣT]; all checked."""
+    widths = np.array([width for _, width in trees], np.int64)
+    parents = np.concatenate([np.asarray(one, np.int64) for one, _ in trees])
+    first = np.repeat(np.cumsum(widths) - widths, widths)
+    fits = len(first) == len(parents) and widths.max() <= contract.max_width
+    fits = fits and not ((parents < -1) | (parents >= np.arange(len(parents)) - first)).any()
+    if not fits or any(len(one) != width for one, width in trees):
+        for one, width in trees:
+            check_parents(one, width, contract, takes_trees=True)
+    return widths, parents, first

@@ -15,6 +15,7 @@ from engines.cuda.files import (
     KernelRecord,
     KernelsFile,
     cuda_files,
+    kernels_version,
     write_kernels,
 )
 from engines.cuda.loading import LEAST_CAPABILITY
@@ -27,6 +28,7 @@ from export.compilers import check_precisions, check_whole
 from export.cuda_program import write_program
 from export.layout import CANONICAL
 from export.publishing import locked, publish
+from plugins.gpu.variants import KERNELS_VERSION
 from quasar.errors import BuildError, QuasarError
 from quasar.files import atomic_path, sha256_file, write_json
 
@@ -61,7 +63,7 @@ def compile_engine(options: CompileOptions, reporter: Reporter | None = None) ->
         reporter.stage("pack", f"{NAME}: weights in tiles, KV cache in {options.compute_type}")
         program, program_file, weights = _pack(directory, native, options.compute_type, reporter)
         earlier = cuda_files(directory.manifest)
-        kept = earlier.kernels if earlier is not None and earlier.cache_type == options.compute_type else ()
+        kept = () if earlier is None else _still_fitting(directory, earlier, options.compute_type)
         kernels = [_compile(directory.path, program, capability, reporter) for capability in capabilities]
         files = CudaFiles(
             program=program_file,
@@ -71,6 +73,13 @@ def compile_engine(options: CompileOptions, reporter: Reporter | None = None) ->
         )
         publish(directory, NAME, files)
     return open_directory(options.directory)
+
+
+def _still_fitting(directory: EngineDirectory, earlier: CudaFiles, cache_type: str) -> list[KernelsFile]:
+    """Kernels for other GPUs that this version can launch, with the same cache."""
+    if earlier.cache_type != cache_type:
+        return []
+    return [one for one in earlier.kernels if kernels_version(directory.file(one.file)) == KERNELS_VERSION]
 
 
 def check_target(_backend: str, compute_capabilities: tuple[str, ...]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines import LoadedEngine, Manifest
-from engines.backends import find_backend
+from engines.backends import CPU, find_backend
 from engines.directory import open_directory
 from engines.loading import choose_backend, load_opened
 from engines.record import MachineRecord
@@ -88,12 +88,13 @@ def load(
         kernels: ONNX Runtime's: "native" (compiled with this package, or an error), "stock" (ONNX Runtime's own), or
             None for native ones where they can run. They differ in speed and in the last bits of logits.
         rebuild: where no TensorRT plan fits this GPU and library, compile one into the user's cache.
-        max_sequences: slots of the KV cache: so many sequences share passes, others wait or are swapped out. None: as
-            many as a quarter of the machine's memory holds, 16 at most, on ONNX Runtime; else 1.
+        max_sequences: slots of the KV cache: so many sequences share passes, others wait or are swapped out. None: 16
+            at most, as many as a quarter of the machine's memory holds on ONNX Runtime, on CUDA half of the GPU's that
+            is free beside the weights; 1 on TensorRT.
         max_batch_tokens, max_stall_ms, queue_limit, prefix_cache: as `ServiceLimits` has them.
-        options: the back end's load options as one object (`engines.OnnxRuntimeOptions`, `engines.TensorRtOptions`), in
-            place of provider, threads, kernels, rebuild and max_sequences; without a `backend`, one that takes such
-            options is chosen.
+        options: the back end's load options as one object (`engines.OnnxRuntimeOptions`, `engines.CudaOptions`,
+            `engines.TensorRtOptions`), in place of provider, threads, kernels, rebuild and max_sequences; without a
+            `backend`, one that takes such options is chosen.
         on_round: called with every step of every generation, in the thread that reads it.
         on_generation: called with the statistics of every generation. What these two raise is logged.
 
@@ -119,7 +120,10 @@ def load(
     directory = open_directory(Path(path))
     chosen = choose_backend(directory, options) if backend is None else find_backend(backend)
     if options is None:
-        slots = default_slots(directory.manifest.contract) if max_sequences is None else max_sequences
+        slots = max_sequences
+        if slots is None and chosen.device == CPU:
+            # A GPU's memory is known where the engine is loaded into it: there the back end chooses.
+            slots = default_slots(directory.manifest.contract)
         options = chosen.make_options({**keywords, "slots": slots})
     loaded = load_opened(directory, backend=chosen.name, options=options)
     if max_sequences is not None and loaded.session.num_slots != max_sequences:

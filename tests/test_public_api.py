@@ -30,7 +30,15 @@ def test_public_names():
         "share_threads",
     ]
     assert engines.__all__ == [
-        *("Contract", "LoadedEngine", "Manifest", "OnnxRuntimeOptions", "TensorRtOptions", "load_engine"),
+        *(
+            "Contract",
+            "CudaOptions",
+            "LoadedEngine",
+            "Manifest",
+            "OnnxRuntimeOptions",
+            "TensorRtOptions",
+            "load_engine",
+        ),
     ]
     assert quasar.checkpoints.__all__ == ["Checkpoint", "DecoderSpec", "Rope", "open_checkpoint"]
     assert quasar.text.__all__ == [

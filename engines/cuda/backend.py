@@ -6,6 +6,7 @@ from typing import Any
 
 from engines.backends import GPU, Backend, Table
 from engines.cuda.files import FOLDER, NAME, CudaFiles, read_kernel_records
+from engines.cuda.load_options import CudaOptions
 from engines.cuda.loading import find_placement, load_cuda
 from engines.directory import EngineDirectory
 from engines.loaded import LoadedEngine
@@ -20,9 +21,9 @@ class CudaBackend(Backend):
         """The program, its weights and the kernels."""
         return CudaFiles.from_json(value)
 
-    def load(self, directory: EngineDirectory, _options: Any) -> LoadedEngine:
+    def load(self, directory: EngineDirectory, options: CudaOptions) -> LoadedEngine:
         """A session on this machine's GPU."""
-        session, record = load_cuda(directory)
+        session, record = load_cuda(directory, options)
         return LoadedEngine(directory=directory, record=record, backend=self.name, session=session)
 
     def refusal(self, directory: EngineDirectory) -> str:
@@ -64,5 +65,11 @@ class CudaBackend(Backend):
 
 
 CUDA = CudaBackend(
-    name=NAME, folder=FOLDER, device=GPU, packages=("cuda",), compiler="export.compile_cuda", ahead_of_time=True
+    name=NAME,
+    folder=FOLDER,
+    device=GPU,
+    packages=("cuda",),
+    options=CudaOptions,
+    compiler="export.compile_cuda",
+    ahead_of_time=True,
 )

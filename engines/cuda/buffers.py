@@ -1,8 +1,14 @@
-"""Which activations share memory: a buffer is free again after the last step that reads it."""
+"""How much memory a pass takes beside weights and caches, and which activations share it.
+
+A buffer is free again after the last step that reads it.
+"""
 
 from collections.abc import Iterator
 
+from engines.cuda.launches import Limits, sums_of
 from engines.cuda.program import AddNorm, Attention, Embed, Head, Linear, Program, Select, Step
+from plugins.gpu.packing import TILE_INPUTS, TILE_OUTPUTS, tiles_of
+from plugins.gpu.variants import MERGED
 
 
 def plan_buffers(program: Program) -> tuple[dict[str, int], list[int]]:
@@ -27,6 +33,30 @@ def plan_buffers(program: Program) -> tuple[dict[str, int], list[int]]:
             placed[name] = block
         free += [placed[name] for name in dict.fromkeys(_read(step)) if last[name] == index]
     return placed, blocks
+
+
+def scratch_bytes(program: Program, limits: Limits) -> dict[str, int]:
+    """Bytes of what `Addresses` names beside tensors, buffers, inputs and caches."""
+    tokens, reach, head_rows = limits.tokens, program.reach, limits.head_rows
+    attention = [step for step in program.steps if isinstance(step, Attention)]
+    linears = [step for step in program.steps if isinstance(step, Linear)]
+    head = next(step for step in program.steps if isinstance(step, Head))
+    most_inputs = max(head.inputs, *(step.inputs for step in linears))
+    queries = max(step.heads * step.head_size for step in attention)
+    keys = tiles_of(head.vocabulary, TILE_OUTPUTS) * program.likeliest
+    return {
+        "quantized": tokens * tiles_of(most_inputs, TILE_INPUTS) * TILE_INPUTS,
+        "amax": 4 * tokens,
+        "sums": 4 * max(sums_of(step, limits.multiprocessors) for step in linears),
+        "arrived": 4 * max(tiles_of(step.outputs, TILE_OUTPUTS) for step in linears),
+        "queries": 4 * tokens * queries,
+        "partial": 4 * reach * limits.most_splits * queries,
+        "partial_stats": 8 * reach * limits.most_splits * max(step.heads for step in attention),
+        "keys": 8 * head_rows * keys,
+        "merged": 8 * head_rows * tiles_of(keys, MERGED) * program.likeliest,
+        "logits": 4 * head_rows * head.vocabulary,
+        "next_tokens": 8 * tokens * (1 + program.top_k),
+    }
 
 
 def _read(step: Step) -> Iterator[str]:

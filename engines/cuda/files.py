@@ -12,12 +12,13 @@ from engines.contract import Contract
 from engines.cuda.program import Attention, Program
 from engines.fields import check_fields
 from engines.manifest import Manifest
+from plugins.gpu.variants import KERNELS_VERSION
 from quasar.errors import DamagedEngineError
 
 NAME = "cuda"
 FOLDER = "cuda"
 CACHE_TYPES = ("float16", "bfloat16")
-# In a kernels' file: what is known of each kernel. Its image is `<name>.cubin`.
+# In a kernels' file: their version, and what is known of each kernel. Its image is `<name>.cubin`.
 _INDEX = "kernels.json"
 # What reading raises of a file that is no zip, lacks a part, or holds other bytes than were written.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, KeyError, ValueError)
@@ -123,21 +124,38 @@ def check_program(path: Path, program: Program, contract: Contract) -> None:
 def write_kernels(path: Path, kernels: Mapping[str, bytes], records: list[KernelRecord]) -> None:
     """Images by name, and what is known of each, as one file: the same bytes for the same kernels."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        index = json.dumps([asdict(record) for record in records], indent=1)
+        known = {"version": KERNELS_VERSION, "kernels": [asdict(record) for record in records]}
+        index = json.dumps(known, indent=1)
         for name, data in [(_INDEX, index.encode()), *((f"{name}.cubin", image) for name, image in kernels.items())]:
             # Without a date of its own.
             archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
 
 
-def read_kernel_records(path: Path) -> list[KernelRecord]:
-    """What a kernels' file has; raises `DamagedEngineError`."""
+def kernels_version(path: Path) -> int:
+    """The `KERNELS_VERSION` of a kernels' file; raises `DamagedEngineError`."""
+    return _read_index(path)[0]
+
+
+def _read_index(path: Path) -> tuple[int, list[Any]]:
+    """The version of the kernels, and what is known of each."""
     try:
         with zipfile.ZipFile(path) as archive:
             found = json.loads(archive.read(_INDEX))
     except _DAMAGE as error:
         raise DamagedEngineError(f"{path} holds no kernels ({error}): compile the engine again") from None
-    if not isinstance(found, list):
-        raise DamagedEngineError(f"{path} holds no kernels ({_INDEX} is no list): compile the engine again")
+    if isinstance(found, list):
+        # As version 1 was written.
+        return 1, found
+    if not (
+        isinstance(found, dict) and isinstance(found.get("kernels"), list) and isinstance(found.get("version"), int)
+    ):
+        raise DamagedEngineError(f"{path} holds no kernels ({_INDEX} names none): compile the engine again")
+    return found["version"], found["kernels"]
+
+
+def read_kernel_records(path: Path) -> list[KernelRecord]:
+    """What a kernels' file has; raises `DamagedEngineError`."""
+    _, found = _read_index(path)
     expected: dict[str, Any] = {
         "name": str,
         "entry": str,

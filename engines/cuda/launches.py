@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from engines.cuda.pass_sizes import PassSizes
 from engines.cuda.program import AddNorm, Attention, Embed, Head, Linear, Program, Select, linear_variant
 from plugins.gpu.packing import TILE_INPUTS, TILE_OUTPUTS, tiles_of
 from plugins.gpu.variants import (
@@ -14,7 +15,6 @@ from plugins.gpu.variants import (
     MergeLikeliest,
     NormAdd,
     NormQuantize,
-    tile_tokens,
 )
 
 # Programs of one linear per multiprocessor: as many as run at once, so that none waits for a second turn.
@@ -25,25 +25,15 @@ _LEAST_TILES = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """A kernel by its variant's name, its grid, and its arguments in order."""
+    """A kernel by its variant's name, its grid, and its arguments in order.
+
+    `logits`: the first of the rows whose logits it leaves in their buffer, and the first after them; or none.
+    """
 
     kernel: str
     grid: tuple[int, ...]
     arguments: tuple[int | float, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PassSizes:
-    """What a recorded pass depends on.
-
-    `tokens` fed; `rows`: the last of them, whose tokens are wanted; `splits`: of the committed cache, as many as the
-    longest path of the pass has or more; `logits`: whether they are written.
-    """
-
-    tokens: int
-    rows: int
-    splits: int
-    logits: bool
+    logits: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +42,8 @@ class Addresses:
 
     `tensors` and `buffers` by name. `inputs` by name (engines.cuda.inputs). `quantized` int8 and `amax` float32: a
     linear's input. `sums` int32 and `arrived` int32: zeros between launches. `queries`, `partial` and
-    `partial_stats` float32: of attention. `keys` and `merged` int64: of the LM head. `caches`: of each layer.
+    `partial_stats` float32: of attention. `keys` and `merged` int64: of the LM head. `next_tokens` int64: those of all
+    rows, then their likeliest ones, row after row. `caches`: of each layer.
     """
 
     tensors: Mapping[str, int]
@@ -69,21 +60,25 @@ class Addresses:
     merged: int
     logits: int
     next_tokens: int
-    top_tokens: int
     caches: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Sizes of the session: cache capacity, splits of the longest context, and the GPU's multiprocessors."""
+    """Sizes of the session: cache capacity, splits of the longest context, and the GPU's multiprocessors.
+
+    `tokens` of a pass, and `head_rows` that the LM head takes at a time: a multiple of 16.
+    """
 
     capacity: int
     most_splits: int
     multiprocessors: int
+    tokens: int
+    head_rows: int
 
 
 def launches(program: Program, sizes: PassSizes, at: Addresses, limits: Limits) -> Iterator[Launch]:
-    """The launches of a pass, in order."""
+    """The launches of a pass, in order; where no row is wanted, those before the LM head."""
     tokens = sizes.tokens
     for step in program.steps:
         match step:
@@ -91,6 +86,8 @@ def launches(program: Program, sizes: PassSizes, at: Addresses, limits: Limits) 
                 kernel = GatherRows(table_type=step.table_type).name
                 table, ids = at.tensors[step.table], at.inputs["token_ids"]
                 yield _gather(kernel, table, ids, at.buffers[step.output], tokens, step.columns, step.scale)
+            case Select() | Head() if not sizes.rows:
+                continue
             case Select():
                 kernel = GatherRows(table_type="float32").name
                 rows = at.inputs["logits_rows"]
@@ -105,7 +102,9 @@ def launches(program: Program, sizes: PassSizes, at: Addresses, limits: Limits) 
                 yield from _attention(program, step, sizes, at, limits)
             case Head():
                 yield _quantize(step, sizes.rows, at)
-                yield from _head(program, step, sizes, at)
+                # In parts, so that keys and logits of many rows take no more memory.
+                for first in range(0, sizes.rows, limits.head_rows):
+                    yield from _head(program, step, sizes, at, (first, min(first + limits.head_rows, sizes.rows)))
 
 
 def splits_of(tiles: int, input_tiles: int, multiprocessors: int) -> int:
@@ -195,14 +194,13 @@ def _attention(program: Program, step: Attention, sizes: PassSizes, at: Addresse
     shape = (step.heads, step.kv_heads, limits.capacity, limits.most_splits)
     last = (step.scale, step.softcap, step.window)
     # A prompt goes in parts as wide as the widest verify pass: what the splits leave takes no more memory.
-    for first in range(0, sizes.tokens, program.reach):
+    for first, tiles in zip(range(0, sizes.tokens, program.reach), sizes.tiles, strict=True):
         tokens = min(program.reach, sizes.tokens - first)
         if sizes.splits:
-            tiles = tiles_of(tokens, tile_tokens(over_cache.group, over_cache.head_size))
             yield Launch(
                 kernel=over_cache.name,
                 grid=(step.kv_heads, tiles, sizes.splits),
-                arguments=(*caches, positions, slots, *scratch, first, tokens, *shape, *last),
+                arguments=(*caches, positions, slots, inputs["tiles"], *scratch, first, *shape, *last),
             )
         yield Launch(
             kernel=over_path.name,
@@ -214,31 +212,35 @@ def _attention(program: Program, step: Attention, sizes: PassSizes, at: Addresse
         )
 
 
-def _head(program: Program, step: Head, sizes: PassSizes, at: Addresses) -> Iterator[Launch]:
-    tile = token_tile(sizes.rows, HEAD_TILE_TOKENS)
+def _head(program: Program, step: Head, sizes: PassSizes, at: Addresses, part: tuple[int, int]) -> Iterator[Launch]:
+    first, rows = part[0], part[1] - part[0]
+    tile = token_tile(rows, HEAD_TILE_TOKENS)
     tiles, input_tiles = tiles_of(step.vocabulary, TILE_OUTPUTS), tiles_of(step.inputs, TILE_INPUTS)
     yield Launch(
         kernel=program.head_variant(step, tile).name,
-        grid=(tiles_of(sizes.rows, tile), tiles),
+        grid=(tiles_of(rows, tile), tiles),
         arguments=(
-            *(at.quantized, at.amax, at.tensors[step.weight], at.tensors[step.scale]),
+            *(at.quantized + first * input_tiles * TILE_INPUTS, at.amax + 4 * first),
+            *(at.tensors[step.weight], at.tensors[step.scale]),
             at.tensors[step.bias] if step.bias else 0,
-            *(at.logits, at.keys, sizes.rows, step.vocabulary, input_tiles, int(sizes.logits), step.softcap),
+            *(at.logits, at.keys, rows, step.vocabulary, input_tiles, int(sizes.logits), step.softcap),
         ),
+        logits=part if sizes.logits else None,
     )
     count = tiles * program.likeliest
     parts = tiles_of(count, MERGED)
-    ends = (at.next_tokens, at.top_tokens)
+    # The likeliest tokens lie right after those of this pass's rows: both are copied back in one short piece.
+    ends = (at.next_tokens + 8 * first, at.next_tokens + 8 * (sizes.rows + first * program.top_k))
     keys, other = at.keys, at.merged
     if parts > 1:
         yield Launch(
             kernel=MergeLikeliest(likeliest=program.likeliest, final=False).name,
-            grid=(sizes.rows, parts),
+            grid=(rows, parts),
             arguments=(keys, other, *ends, count, program.top_k),
         )
         keys, other, count = other, keys, parts * program.likeliest
     yield Launch(
         kernel=MergeLikeliest(likeliest=program.likeliest, final=True).name,
-        grid=(sizes.rows, 1),
+        grid=(rows, 1),
         arguments=(keys, other, *ends, count, program.top_k),
     )

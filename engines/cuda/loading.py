@@ -2,16 +2,28 @@
 
 from dataclasses import dataclass, replace
 
+from engines.cache_rows import CACHE_DTYPES
 from engines.contract import Contract
-from engines.cuda.files import NAME, CudaFiles, KernelsFile, check_program, cuda_files, read_kernels, read_program
+from engines.cuda.files import (
+    NAME,
+    CudaFiles,
+    KernelsFile,
+    check_program,
+    cuda_files,
+    kernels_version,
+    read_kernels,
+    read_program,
+)
+from engines.cuda.load_options import CudaOptions
 from engines.cuda.session import CudaSession
 from engines.directory import EngineDirectory
 from engines.gpu.device import Device, Gpu
 from engines.gpu.driver import CudaDevice, find_gpu
+from engines.gpu.limits import slots_that_fit
 from engines.gpu.record import gpu_machine, gpu_record
 from engines.probes.driver import ProbePlan, brief_plan
 from engines.record import MachineRecord
-from plugins.gpu.variants import BLOCK, SPLIT
+from plugins.gpu.variants import BLOCK, KERNELS_VERSION, SPLIT
 from quasar.errors import EngineError
 
 # The oldest GPUs with the integer product that Triton compiles to.
@@ -49,6 +61,11 @@ def find_placement(directory: EngineDirectory) -> Placement:
             f"{directory.path} has no kernels for this GPU ({gpu.found.name}, compute capability {capability}; "
             f"kernels: {has}): run {command} --compute-capability {capability}"
         )
+    if kernels_version(directory.file(kernels.file)) != KERNELS_VERSION:
+        raise EngineError(
+            f"{directory.path} has kernels of another version for this GPU (compute capability {capability}), which "
+            f"this version cannot launch: run {command} --compute-capability {capability}"
+        )
     if _major(gpu.found.driver) < _major(kernels.cuda):
         raise EngineError(
             f"the NVIDIA driver is for CUDA {gpu.found.driver}, and the kernels for compute capability {capability} "
@@ -61,14 +78,15 @@ def _major(version: str) -> int:
     return int(version.split(".")[0])
 
 
-def load_cuda(directory: EngineDirectory) -> tuple[CudaSession, MachineRecord]:
+def load_cuda(directory: EngineDirectory, options: CudaOptions) -> tuple[CudaSession, MachineRecord]:
     """A session on this machine's GPU, and what is known of its exactness and latencies.
 
     Raises:
-        EngineError: no GPU, none that is new enough, no kernels for it, or not enough memory.
+        EngineError: no GPU, none that is new enough, no kernels for it, not enough memory, or an option that cannot be
+            honoured.
     """
     placement = find_placement(directory)
-    session = open_session(directory, placement, CudaDevice())
+    session = open_session(directory, placement, CudaDevice(), options)
     try:
         return session, _record(directory, placement, session)
     except BaseException:
@@ -76,28 +94,35 @@ def load_cuda(directory: EngineDirectory) -> tuple[CudaSession, MachineRecord]:
         raise
 
 
-def open_session(directory: EngineDirectory, placement: Placement, device: Device) -> CudaSession:
+def open_session(directory: EngineDirectory, placement: Placement, device: Device, options: CudaOptions) -> CudaSession:
     """The session on a device, which is closed with it, or if this fails."""
     files = placement.files
     try:
         contract, path = directory.manifest.contract, directory.file(files.program)
         program = read_program(path)
         check_program(path, program, contract)
+        weights = directory.file(files.weights)
         kernels = {
             record.name: device.load_kernel(
                 image, record.entry, threads=record.threads, shared_bytes=record.shared_bytes, types=record.types
             )
             for record, image in read_kernels(directory.file(placement.kernels.file))
         }
+        slots = options.slots
+        if slots is None:
+            slot_bytes = contract.cache_values * CACHE_DTYPES[program.cache_type].itemsize
+            slots = slots_that_fit(device.free_bytes, weights.stat().st_size, slot_bytes)
     except BaseException:
         device.close()
         raise
-    return CudaSession(program, directory.file(files.weights), kernels, device, contract)
+    return CudaSession(program, weights, kernels, device, contract, slots=slots, max_positions=options.max_positions)
 
 
 def _record(directory: EngineDirectory, placement: Placement, session: CudaSession) -> MachineRecord:
     machine = gpu_machine(placement.gpu, "quasar kernels")
     compiled = directory.manifest.files[placement.kernels.file]["sha256"][:8]
+    # A session of one slot does not find out what sequences that share passes need to know.
+    compiled += "-shared" if session.max_sequences > 1 else ""
     return gpu_record(directory, compiled, machine, session, probe_plan(session.contract))
 
 

@@ -1,9 +1,9 @@
 """One loaded verifier on our own kernels: everything allocated at load, one recorded graph per kind of pass.
 
-A round copies one block of inputs to the device, launches a recorded graph, and copies the tokens back.
+A pass takes the positions of several sequences, without padding: it copies one block of inputs to the device, launches
+a recorded graph, and copies the tokens back.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
@@ -11,31 +11,33 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.batches import only_sequence
-from engines.cache_rows import CacheRows, Float32, check_slot
+from engines.batches import check_batch
+from engines.cache_rows import CacheRows, Float32
 from engines.contract import Contract, longest_for
-from engines.cuda.buffers import plan_buffers
+from engines.cuda.buffers import plan_buffers, scratch_bytes
+from engines.cuda.graphs import Graphs
 from engines.cuda.inputs import Inputs, input_bytes
-from engines.cuda.launches import Addresses, Limits, PassSizes, launches, sums_of
-from engines.cuda.program import Attention, Head, Linear, Program
+from engines.cuda.launches import Addresses, Limits, launches
+from engines.cuda.pass_sizes import PassSizes, splits_of_batch, stepped, stepped_tiles
+from engines.cuda.program import Attention, Program
 from engines.gpu.cache import DeviceCache
-from engines.gpu.device import Device, LoadedKernel, OutOfMemoryError, RecordedWork
-from engines.gpu.limits import check_pass, length_advice
-from engines.session import Positions, SessionMemory, rows_of
-from engines.tree import check_parents
-from plugins.gpu.packing import TILE_INPUTS, TILE_OUTPUTS, tiles_of
-from plugins.gpu.variants import num_splits, power_of_2
+from engines.gpu.device import Device, LoadedKernel, OutOfMemoryError
+from engines.gpu.limits import length_advice
+from engines.session import Positions, SessionMemory, positions_of, rows_of
+from plugins.gpu.variants import HEAD_TILE_TOKENS, num_splits, tile_tokens
 from quasar.errors import EngineError
 
 Int64 = NDArray[np.int64]
 
-_log = logging.getLogger("quasar.engines")
 # Weights go to the device in pieces of so many bytes.
 _PIECE = 64 << 20
+# Rows that the LM head takes at a time where sequences share passes: as many as the widest pass whose latency is
+# measured. More are taken in parts, each of which reads the head's weights again.
+_SHARED_HEAD_ROWS = 128
 
 
 class CudaSession:
-    """Runs a program. `run` and `top_tokens` return views of buffers that the next call overwrites."""
+    """Runs a program. `run`, `run_batch` and `top_tokens` return views of buffers that the next call overwrites."""
 
     def __init__(
         self,
@@ -45,6 +47,8 @@ class CudaSession:
         device: Device,
         contract: Contract,
         *,
+        slots: int = 1,
+        max_positions: int | None = None,
         graphs: bool = True,
         overlap: bool = False,
     ) -> None:
@@ -54,32 +58,32 @@ class CudaSession:
             weights: the file that the program's tensors lie in.
             kernels: those of `program.variants()` by name, loaded on the device.
             device: is closed with the session.
+            slots: sequences that the cache holds, and that share passes.
+            max_positions: that one pass takes, of all sequences together; None for those of a chunk of a prompt.
             graphs: record each kind of verify pass once, and replay it (CUDA graphs).
             overlap: let a kernel start before the one before it has ended; for compute capability 9.0 and above.
 
         Raises:
-            EngineError: a kernel is missing, or the GPU has no room.
+            EngineError: a kernel is missing, a size makes no session, or the GPU has no room.
         """
         self.contract = contract
         self.num_layers = contract.num_layers
-        self.max_logits_rows = contract.max_width
-        self.num_slots = self.max_sequences = 1
-        self.max_positions = contract.prefill_chunk
+        least = max(contract.max_width, contract.prefill_chunk)
+        self.max_positions = self.max_logits_rows = least if max_positions is None else max_positions
+        self.num_slots = self.max_sequences = slots
         self.takes_trees = True
-        self._program, self._kernels, self._device, self._graphs = program, kernels, device, graphs
+        self._program, self._kernels, self._device = program, kernels, device
         self._overlap = overlap
-        self._recorded: dict[PassSizes, RecordedWork] = {}
-        self._seen: set[PassSizes] = set()
-        self._num_rows = 0
+        self._graphs = Graphs(device, self._enqueue, enabled=graphs)
+        # Of the latest pass: wanted rows, and how many there were with those that fill it up.
+        self._num_rows = self._rows = 0
         self._weight_bytes = weights.stat().st_size
         self._buffer_bytes = 0
-        missing = [variant.name for variant in program.variants() if variant.name not in kernels]
-        if missing:
-            device.close()
-            raise EngineError(f"kernels are missing: {', '.join(missing)}: compile the engine again")
         try:
+            self._check(slots, least)
+            self.max_sequences = min(slots, self.max_positions)
             self._free_bytes = device.free_bytes
-            self._cache = DeviceCache(device, contract, program.cache_type, kernels.get("kv_compact"))
+            self._cache = DeviceCache(device, contract, program.cache_type, kernels.get("kv_compact"), slots=slots)
             self._allocate(weights)
         except OutOfMemoryError as error:
             advice = self._memory_advice()
@@ -97,9 +101,7 @@ class CudaSession:
 
     def close(self) -> None:
         """Free graphs and memory; a second call does nothing."""
-        for work in self._recorded.values():
-            work.close()
-        self._recorded.clear()
+        self._graphs.close()
         self._device.close()
 
     def run(
@@ -109,12 +111,11 @@ class CudaSession:
         num_logits_rows: int,
         parents: Sequence[int] | Int64 | None = None,
     ) -> Int64:
-        """Feed T tokens after `cache_length` committed positions; `parents` (engines.tree) makes them a tree.
+        """Feed T tokens after `cache_length` committed positions of slot 0; `parents` (engines.tree) makes them a tree.
 
         Returns the target's token after each of the last `num_logits_rows` of them: int64 [M].
         """
-        self._run(token_ids, cache_length, num_logits_rows, parents, logits=False)
-        return self._next_tokens(num_logits_rows)
+        return self.run_batch([positions_of(token_ids, cache_length, num_logits_rows, parents)])
 
     def run_logits(
         self,
@@ -126,29 +127,25 @@ class CudaSession:
         out: Float32 | None = None,
     ) -> Float32:
         """As `run`, but returns logits float32 [M, V] of those positions: a new array, or the first rows of `out`."""
-        shape = (num_logits_rows, self.contract.vocab_size)
-        logits = rows_of(np.empty(shape, np.float32) if out is None else out, *shape)
-        self._run(token_ids, cache_length, num_logits_rows, parents, logits=True)
-        self._device.download(logits.reshape(-1).view(np.uint8), self._at.logits)
-        self._device.synchronize()
-        return logits
+        if out is None:
+            out = np.empty((num_logits_rows, self.contract.vocab_size), np.float32)
+        self._run([positions_of(token_ids, cache_length, num_logits_rows, parents)], out)
+        return out[:num_logits_rows]
 
     def run_batch(self, batch: Sequence[Positions], *, logits: Float32 | None = None) -> Int64:
-        """Feed the positions of one sequence, since passes of this back end take one.
+        """Feed positions of several sequences, each in a slot of its own, in one pass.
 
-        Returns the target's token after each wanted position: int64 [M]. `logits` float32 [M or more, V]: those of
-        the same positions are written there as well.
+        Returns the target's token after each wanted position, sequence after sequence: int64 [M]. Raises
+        `GenerationError` for a batch that does not fit.
+
+        Args:
+            logits: float32 [M or more, V]: the logits of those positions are written there as well.
         """
-        one = only_sequence(batch)
-        rows = None if logits is None else rows_of(logits, one.num_logits, self.contract.vocab_size)
-        # A pass has one target at least, whether it is wanted or not.
-        wanted = max(one.num_logits, 1)
-        if rows is None or not len(rows):
-            self.run(one.tokens, one.cache_length, wanted, one.parents)
-        else:
-            self.run_logits(one.tokens, one.cache_length, wanted, one.parents, out=rows)
-        self._num_rows = one.num_logits
-        return self._next_tokens(wanted)[: one.num_logits]
+        self._run(batch, logits)
+        tokens = self._tokens[: self._num_rows]
+        if self._num_rows and tokens.min() < 0:
+            raise EngineError("the pass returned no token: its logits are not numbers")
+        return tokens
 
     @property
     def top_tokens(self) -> Int64 | None:
@@ -156,151 +153,138 @@ class CudaSession:
         k = self._program.top_k
         if not k:
             return None
-        return self._tokens[self.max_logits_rows :][: self._num_rows * k].reshape(self._num_rows, k)
+        return self._tokens[self._rows :][: self._num_rows * k].reshape(self._num_rows, k)
 
     def read_rows(self, first: int, end: int, layers: Sequence[int] | None = None, *, slot: int = 0) -> CacheRows:
         """A copy of positions, of some layers or of all, in the cache's own type: [layers, 2, G, positions, D]."""
-        check_slot(slot, 1)
-        return self._cache.read_rows(first, end, layers)
+        return self._cache.read_rows(first, end, layers, slot=slot)
 
     def write_rows(self, first: int, rows: CacheRows, *, slot: int = 0) -> None:
         """Overwrite the positions from `first` on, of all layers; raises `ValueError` for another type."""
-        check_slot(slot, 1)
-        self._cache.write_rows(first, rows)
+        self._cache.write_rows(first, rows, slot=slot)
 
     def compact(self, cache_length: int, path: Sequence[int] | Int64, *, slot: int = 0) -> None:
         """Move an accepted tree path, ascending indices of the last call, to the front of the new positions."""
-        check_slot(slot, 1)
-        self._cache.compact(cache_length, path)
+        self._cache.compact(cache_length, path, slot=slot)
 
     def memory(self) -> SessionMemory:
         """What the session takes on the GPU."""
-        return SessionMemory(
-            weights=self._weight_bytes,
-            cache=self._cache.bytes_per_position * self.contract.capacity,
-            buffers=self._buffer_bytes,
+        return SessionMemory(weights=self._weight_bytes, cache=self._cache.nbytes, buffers=self._buffer_bytes)
+
+    def _check(self, slots: int, least: int) -> None:
+        """Raise `EngineError` for what makes no session."""
+        missing = [variant.name for variant in self._program.variants() if variant.name not in self._kernels]
+        if missing:
+            raise EngineError(f"kernels are missing: {', '.join(missing)}: compile the engine again")
+        if slots < 1:
+            raise EngineError(f"slots is {slots}; 1 or more were expected")
+        if self.max_positions < least:
+            raise EngineError(f"max_positions is {self.max_positions}; {least} or more were expected")
+
+    def _run(self, batch: Sequence[Positions], out: Float32 | None) -> None:
+        """Make one pass: tokens and top tokens to the host, logits of the wanted rows into `out`."""
+        check_batch(
+            batch,
+            self.contract,
+            num_slots=self.num_slots,
+            most_sequences=self.max_sequences,
+            max_positions=self.max_positions,
+        )
+        num_rows = sum(one.num_logits for one in batch)
+        wanted = None if out is None else rows_of(out, num_rows, self.contract.vocab_size)
+        logits = wanted if num_rows else None
+        sizes = self._sizes_of(batch, num_rows, logits=logits is not None)
+        if self._is_recorded(sizes):
+            self._graphs.run(sizes)
+            if logits is not None:
+                self._device.download(logits.reshape(-1).view(np.uint8), self._at.logits)
+        else:
+            self._enqueue(sizes, logits)
+        self._device.synchronize()
+        self._num_rows, self._rows = num_rows, sizes.rows
+
+    def _sizes_of(self, batch: Sequence[Positions], num_rows: int, *, logits: bool) -> PassSizes:
+        """Fill the inputs; what the pass is launched with."""
+        fed, reach = sum(len(one.tokens) for one in batch), self.contract.max_width
+        # One sequence's verify pass has exact sizes, and so has every pass of a session that has one slot. Where
+        # sequences share passes, prompts are recorded, too: what a wide pass takes does not depend on who is in it.
+        steps = self._graphs.enabled and self.num_slots > 1 and (len(batch) > 1 or fed > reach)
+        tokens = stepped(fed) if steps else fed
+        rows = min(stepped(num_rows), tokens) if steps else num_rows
+        tiles = self._inputs.fill(batch, tokens, rows)
+        return PassSizes(
+            tokens=tokens,
+            rows=rows,
+            splits=splits_of_batch(batch, reach, self._limits.most_splits),
+            tiles=stepped_tiles(tiles, tokens, reach) if steps else tiles,
+            logits=logits,
         )
 
-    def _next_tokens(self, count: int) -> Int64:
-        tokens = self._tokens[:count]
-        if tokens.min() < 0:
-            raise EngineError("the pass returned no token: its logits are not numbers")
-        return tokens
+    def _is_recorded(self, sizes: PassSizes) -> bool:
+        """Whether a graph is made of such a pass: logits that come in parts are copied between its launches."""
+        in_parts = sizes.logits and sizes.rows > self._limits.head_rows
+        return not in_parts and (self.num_slots > 1 or sizes.tokens <= self.contract.max_width)
 
-    def _run(
-        self,
-        token_ids: Sequence[int] | Int64,
-        cache_length: int,
-        num_logits_rows: int,
-        parents: Sequence[int] | Int64 | None,
-        *,
-        logits: bool,
-    ) -> None:
-        contract, width = self.contract, len(token_ids)
-        check_pass(contract, width, num_logits_rows, cache_length)
-        checked = None
-        if parents is not None:
-            checked = check_parents(parents, width, contract, takes_trees=self.takes_trees)
-        self._inputs.fill(token_ids, cache_length, num_logits_rows, checked)
-        splits = num_splits(cache_length + width - 1, self._program.reach)
-        # One graph serves all lengths up to the next power of two: programs beyond a path's end do nothing.
-        splits = min(power_of_2(splits), self._limits.most_splits) if splits else 0
-        self._launch(PassSizes(tokens=width, rows=num_logits_rows, splits=splits, logits=logits))
-        self._device.synchronize()
-        self._num_rows = num_logits_rows
-
-    def _launch(self, sizes: PassSizes) -> None:
-        if not self._graphs or sizes.tokens > self.contract.max_width:
-            self._enqueue(sizes)
-            return
-        if sizes not in self._seen:
-            # The first launch of a kernel may load it, which must not be recorded.
-            self._seen.add(sizes)
-            self._enqueue(sizes)
-            return
-        if sizes not in self._recorded:
-            self._device.begin_capture()
-            try:
-                self._enqueue(sizes)
-                self._recorded[sizes] = self._device.end_capture()
-            except EngineError as error:
-                self._device.abandon_capture()
-                self._graphs = False
-                _log.warning("passes cannot be recorded as CUDA graphs (%s): they run without", error)
-                self._enqueue(sizes)
-                return
-        self._recorded[sizes].launch()
-
-    def _enqueue(self, sizes: PassSizes) -> None:
-        self._inputs.upload()
-        for index, launch in enumerate(launches(self._program, sizes, self._at, self._limits)):
-            # The first one follows a copy, which tells nobody that it is about to end.
-            overlap = self._overlap and index > 0
+    def _enqueue(self, sizes: PassSizes, logits: Float32 | None = None) -> None:
+        """Put a pass on the stream; `logits` float32 [M, V] are copied part by part, where they are given."""
+        self._inputs.upload(sizes.tokens)
+        # The launch after a copy must not overlap with it: a copy tells nobody that it is about to end.
+        after_copy = True
+        for launch in launches(self._program, sizes, self._at, self._limits):
+            overlap = self._overlap and not after_copy
             self._device.launch(self._kernels[launch.kernel], launch.grid, launch.arguments, overlap=overlap)
-        self._device.download(self._tokens.view(np.uint8), self._at.next_tokens)
+            after_copy = logits is not None and launch.logits is not None
+            if logits is not None and launch.logits is not None:
+                # Without the rows that fill the pass up.
+                part = logits[slice(*launch.logits)]
+                self._device.download(part.reshape(-1).view(np.uint8), self._at.logits)
+        if sizes.rows:
+            count = sizes.rows * (1 + self._program.top_k)
+            self._device.download(self._tokens[:count].view(np.uint8), self._at.next_tokens)
 
     def _allocate(self, weights: Path) -> None:
         contract, program, device = self.contract, self._program, self._device
-        tokens, reach = max(contract.prefill_chunk, contract.max_width), contract.max_width
+        reach, is_shared = contract.max_width, self.num_slots > 1
+        tokens = stepped(self.max_positions) if is_shared else self.max_positions
         self._limits = Limits(
             capacity=contract.capacity,
             most_splits=max(1, num_splits(contract.capacity, reach)),
             multiprocessors=device.multiprocessors,
+            tokens=tokens,
+            head_rows=max(HEAD_TILE_TOKENS[-1], min(_SHARED_HEAD_ROWS, tokens)) if is_shared else HEAD_TILE_TOKENS[-1],
         )
         placed, blocks = plan_buffers(program)
-        sizes = self._sizes(tokens) | {str(block): 4 * tokens * columns for block, columns in enumerate(blocks)}
+        sizes = scratch_bytes(program, self._limits)
+        sizes |= {str(block): 4 * tokens * columns for block, columns in enumerate(blocks)}
         # All of it, before any of it is allocated: where there is no room, the advice needs the whole.
         self._buffer_bytes = input_bytes(tokens, reach) + self._cache.table_bytes + sum(sizes.values())
         at_weights = device.allocate(self._weight_bytes)
         self._cache.allocate()
-        self._inputs = Inputs(device, tokens, reach)
+        attention = (step for step in program.steps if isinstance(step, Attention))
+        tile = min(tile_tokens(step.heads // step.kv_heads, step.head_size) for step in attention)
+        self._inputs = Inputs(device, contract, tokens, tile)
         at = {name: device.allocate(size) for name, size in sizes.items()}
-        # Next tokens, then the likeliest ones: they are copied back in one piece.
         self._tokens = device.pinned(sizes["next_tokens"]).view(np.int64)
         self._at = Addresses(
             tensors={name: at_weights + tensor.offset for name, tensor in program.tensors.items()},
             buffers={name: at[str(block)] for name, block in placed.items()},
             inputs=self._inputs.addresses,
-            top_tokens=at["next_tokens"] + 8 * reach,
             caches=self._cache.pairs,
             **{name: address for name, address in at.items() if not name.isdigit()},
         )
         _upload(device, at_weights, np.memmap(weights, np.uint8, "r"))
         device.synchronize()
 
-    def _sizes(self, tokens: int) -> dict[str, int]:
-        """Bytes of what `Addresses` names beside tensors, buffers, inputs and caches, for passes of so many tokens."""
-        contract, program, limits = self.contract, self._program, self._limits
-        reach = contract.max_width
-        attention = [step for step in program.steps if isinstance(step, Attention)]
-        linears = [step for step in program.steps if isinstance(step, Linear)]
-        head = next(step for step in program.steps if isinstance(step, Head))
-        most_inputs = max(head.inputs, *(step.inputs for step in linears))
-        queries = max(step.heads * step.head_size for step in attention)
-        keys = 8 * reach * tiles_of(head.vocabulary, TILE_OUTPUTS) * program.likeliest
-        return {
-            "quantized": tokens * tiles_of(most_inputs, TILE_INPUTS) * TILE_INPUTS,
-            "amax": 4 * tokens,
-            "sums": 4 * max(sums_of(step, limits.multiprocessors) for step in linears),
-            "arrived": 4 * max(tiles_of(step.outputs, TILE_OUTPUTS) for step in linears),
-            "queries": 4 * tokens * queries,
-            "partial": 4 * reach * limits.most_splits * queries,
-            "partial_stats": 8 * reach * limits.most_splits * max(step.heads for step in attention),
-            "keys": keys,
-            "merged": keys,
-            "logits": 4 * reach * contract.vocab_size,
-            "next_tokens": 8 * reach * (1 + program.top_k),
-        }
-
     def _memory_advice(self) -> str:
-        """How much weights and cache need, and which --max-length would fit."""
-        contract, per_position, free = self.contract, self._cache.bytes_per_position, self._free_bytes
-        fixed = self._weight_bytes + self._buffer_bytes
-        length = longest_for((free - fixed) // per_position)
+        """How much weights and cache need, and which max_sequences or --max-length would fit."""
+        contract, per_position, slots = self.contract, self._cache.bytes_per_position, self.num_slots
+        room = self._free_bytes - self._weight_bytes - self._buffer_bytes
+        length, fewer = longest_for(room // (per_position * slots)), room // (per_position * contract.capacity)
+        each = f" of each of {slots} sequences" if slots > 1 else ""
         return (
-            f"the GPU has no room: the weights take {self._weight_bytes} bytes, the KV cache "
-            f"{per_position * contract.capacity} for {contract.max_length} tokens, and {free} bytes were free: "
-            f"{length_advice(length, contract)}"
+            f"the GPU has no room: the weights take {self._weight_bytes} bytes, the KV cache {self._cache.nbytes} for "
+            f"{contract.max_length} tokens{each}, and {self._free_bytes} bytes were free: "
+            f"{length_advice(length, contract, slots=max(0, fewer) if slots > 1 else 0)}"
         )
 
 

@@ -34,8 +34,14 @@ def stand_in_kernels(variants: Iterable[Variant]) -> dict[str, LoadedKernel]:
 
 
 def stand_in_session(
-    program: Program, weights: Path, contract: Contract, *, memory_bytes: int = 1 << 40, graphs: bool = True
+    program: Program,
+    weights: Path,
+    contract: Contract,
+    *,
+    slots: int = 1,
+    memory_bytes: int = 1 << 40,
+    graphs: bool = True,
 ) -> CudaSession:
     """A session on a stand-in."""
-    kernels = stand_in_kernels(program.variants())
-    return CudaSession(program, weights, kernels, stand_in_device(memory_bytes), contract, graphs=graphs)
+    kernels, device = stand_in_kernels(program.variants()), stand_in_device(memory_bytes)
+    return CudaSession(program, weights, kernels, device, contract, slots=slots, graphs=graphs)

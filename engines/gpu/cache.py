@@ -1,4 +1,4 @@
-"""The KV cache on a device: a buffer per layer for keys and one for values, allocated once."""
+"""The KV cache on a device: a buffer per layer for keys and one for values, with all slots, allocated once."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines import contract as names
-from engines.cache_rows import CACHE_DTYPES, CacheRows, check_dtype
+from engines.cache_rows import CACHE_DTYPES, CacheRows, check_dtype, check_slot
 from engines.contract import Contract
 from engines.gpu.device import Device, LoadedKernel
 from plugins.kv_compact import check_path, launch_arguments
@@ -16,10 +16,13 @@ Int64 = NDArray[np.int64]
 
 
 class DeviceCache:
-    """Buffers [G, S, D] of a type by its name in a contract; `allocate` makes them. `kernel`: kv_compact, for trees."""
+    """Buffers [slots, G, S, D] of a type by its name in a contract; `allocate` makes them."""
 
-    def __init__(self, device: Device, contract: Contract, cache_type: str, kernel: LoadedKernel | None) -> None:
-        self._device, self._contract, self._kernel = device, contract, kernel
+    def __init__(
+        self, device: Device, contract: Contract, cache_type: str, kernel: LoadedKernel | None, *, slots: int = 1
+    ) -> None:
+        """`kernel`: kv_compact, for trees."""
+        self._device, self._contract, self._kernel, self._slots = device, contract, kernel, slots
         self._buffers: list[tuple[int, int]] = []
         self._dtype = CACHE_DTYPES[cache_type]
         self._position_bytes = contract.head_size * self._dtype.itemsize
@@ -30,17 +33,25 @@ class DeviceCache:
         return 2 * self._contract.num_layers * self._contract.num_kv_heads * self._position_bytes
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of all positions of all slots."""
+        return self._slots * self._contract.capacity * self.bytes_per_position
+
+    @property
     def table_bytes(self) -> int:
         """Bytes beside the positions: what kv_compact is told."""
-        return 8 * (2 * self._contract.num_layers + self._contract.max_width) if self._kernel is not None else 0
+        tables = 2 * self._contract.num_layers * self._slots
+        return 8 * (tables + self._contract.max_width) if self._kernel is not None else 0
 
     def allocate(self) -> None:
         """Make the buffers; raises `OutOfMemoryError`."""
         contract, device = self._contract, self._device
-        size = contract.num_kv_heads * contract.capacity * self._position_bytes
+        size = self._slots * self._slot_bytes
         self._buffers = [(device.allocate(size), device.allocate(size)) for _ in range(contract.num_layers)]
         if self._kernel is not None:
-            addresses = np.array(self._buffers, np.int64).reshape(-1)
+            # A table for each slot: to the kernel, a slot is a cache.
+            offsets = self._slot_bytes * np.arange(self._slots)[:, None]
+            addresses = (np.array(self._buffers, np.int64).reshape(-1) + offsets).reshape(-1)
             self._table = device.allocate(addresses.nbytes)
             device.upload(self._table, addresses.view(np.uint8))
             self._path_host = device.pinned(8 * contract.max_width)
@@ -62,37 +73,40 @@ class DeviceCache:
                 found |= {past: address, present: address}
         return found
 
-    def read_rows(self, first: int, end: int, layers: Sequence[int] | None) -> CacheRows:
+    def read_rows(self, first: int, end: int, layers: Sequence[int] | None, *, slot: int = 0) -> CacheRows:
         """A copy of positions, of some layers or of all, in the cache's own type: [layers, 2, G, positions, D]."""
+        check_slot(slot, self._slots)
         chosen, heads = range(len(self._buffers)) if layers is None else layers, self._contract.num_kv_heads
         block = np.empty((len(chosen), 2, heads, (end - first) * self._position_bytes), np.uint8)
         for index, layer in enumerate(chosen):
             for part in range(2):
                 for head in range(heads):
-                    self._device.download(block[index, part, head], self._address(layer, part, head, first))
+                    self._device.download(block[index, part, head], self._address(layer, part, slot, head, first))
         self._device.synchronize()
         shape = (len(chosen), 2, heads, end - first, self._contract.head_size)
         return block.reshape(-1).view(self._dtype).reshape(shape)
 
-    def write_rows(self, first: int, rows: CacheRows) -> None:
+    def write_rows(self, first: int, rows: CacheRows, *, slot: int = 0) -> None:
         """Overwrite the positions from `first` on, of all layers; raises `ValueError` for another type."""
+        check_slot(slot, self._slots)
         check_dtype(rows, self._dtype)
         layers, heads = len(self._buffers), self._contract.num_kv_heads
         data = np.ascontiguousarray(rows).reshape(-1).view(np.uint8).reshape(layers, 2, heads, -1)
         for layer in range(layers):
             for part in range(2):
                 for head in range(heads):
-                    self._device.upload(self._address(layer, part, head, first), data[layer, part, head])
+                    self._device.upload(self._address(layer, part, slot, head, first), data[layer, part, head])
         # The bytes must live until they are copied.
         self._device.synchronize()
 
-    def compact(self, cache_length: int, path: Sequence[int] | Int64) -> None:
-        """Move positions `cache_length + path[k]` to `cache_length + k`, in every buffer at once."""
+    def compact(self, cache_length: int, path: Sequence[int] | Int64, *, slot: int = 0) -> None:
+        """Move a slot's positions `cache_length + path[k]` to `cache_length + k`, in every buffer at once."""
+        check_slot(slot, self._slots)
         if self._kernel is None:
             raise GenerationError("this engine takes no trees: build with --tree-mask and compile again")
         indices = check_path(path)
         grid, args = launch_arguments(
-            self._table,
+            self._table + 8 * 2 * self._contract.num_layers * slot,
             self._path,
             num_caches=2 * self._contract.num_layers,
             num_heads=self._contract.num_kv_heads,
@@ -107,5 +121,11 @@ class DeviceCache:
         # The next call writes the path's buffer.
         self._device.synchronize()
 
-    def _address(self, layer: int, part: int, head: int, position: int) -> int:
-        return self._buffers[layer][part] + (head * self._contract.capacity + position) * self._position_bytes
+    @property
+    def _slot_bytes(self) -> int:
+        """Of one buffer."""
+        return self._contract.num_kv_heads * self._contract.capacity * self._position_bytes
+
+    def _address(self, layer: int, part: int, slot: int, head: int, position: int) -> int:
+        place = head * self._contract.capacity + position
+        return self._buffers[layer][part] + slot * self._slot_bytes + place * self._position_bytes

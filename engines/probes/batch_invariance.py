@@ -21,12 +21,14 @@ _MOST_CHUNK = 96
 _MOST_POSITIONS = 128
 
 
-def batches_are_exact(session: Session, *, trees: bool, batches: int = _BATCHES) -> bool:
+def batches_are_exact(
+    session: Session, *, trees: bool, batches: int = _BATCHES, most_positions: int = _MOST_POSITIONS
+) -> bool:
     """Feed random batches, and every sequence again in a pass of its own, and compare outputs and caches bit for bit.
 
     Args:
         trees: whether trees are exact, so that some sequences may be fed as one.
-        batches: how many.
+        batches: how many, of up to `most_positions` each.
 
     A session whose sequences do not share passes has none that are exact.
     """
@@ -37,7 +39,7 @@ def batches_are_exact(session: Session, *, trees: bool, batches: int = _BATCHES)
     # Of a cut-down graph, hidden states.
     columns = session.run_logits([0], 0, 1).shape[-1]
     for _ in range(batches):
-        batch = _random_batch(random, session, count, trees=trees)
+        batch = _random_batch(random, session, count, most_positions, trees=trees)
         for one in batch:
             fill_randomly(session, random, 0, one.cache_length, slot=one.slot)
         total = sum(one.num_logits for one in batch)
@@ -61,12 +63,14 @@ def _logits(session: Session, batch: Sequence[Positions], shape: tuple[int, int]
     return logits
 
 
-def _random_batch(random: np.random.Generator, session: Session, count: int, *, trees: bool) -> list[Positions]:
+def _random_batch(
+    random: np.random.Generator, session: Session, count: int, most_positions: int, *, trees: bool
+) -> list[Positions]:
     """Two or more sequences in random slots; each a single token, a chain, a tree or a chunk of a prompt."""
     contract = session.contract
     slots = random.permutation(session.num_slots)[: int(random.integers(2, count + 1))]
     lengths = [length for length in _LENGTHS if length + _MOST_CHUNK <= contract.max_length]
-    left = min(_MOST_POSITIONS, session.max_positions, session.max_logits_rows)
+    left = min(most_positions, session.max_positions, session.max_logits_rows)
     batch = []
     for place, slot in enumerate(slots.tolist()):
         kind = random.integers(0, 4)

@@ -34,9 +34,10 @@ def rotate_append(  # type: ignore[no-untyped-def]
 
     `positions` int32 [T] are rows of `cos` and `sin` float32 [positions, ROTARY / 2], which rotate the first ROTARY
     values of a head; `destinations` int32 [T] and `slots` int32 [T] say where in the caches [slots, G, S, SIZE] keys
-    and values go; `queries` is float32 [T, H, SIZE]. With NORM, an RMS norm over a head comes first, with `q_norm` and
-    `k_norm` float32 [SIZE]; where ROW is not 0, one over all query heads, or all keys, of a token together: up to ROW
-    values, with `q_norm` [H · SIZE] and `k_norm` [G · SIZE]. ROTARY 0: nothing is rotated.
+    and values go: with a destination of -1 nowhere. `queries` is float32 [T, H, SIZE]. With NORM, an RMS norm over a
+    head comes first, with `q_norm` and `k_norm` float32 [SIZE]; where ROW is not 0, one over all query heads, or all
+    keys, of a token together: up to ROW values, with `q_norm` [H · SIZE] and `k_norm` [G · SIZE]. ROTARY 0: nothing is
+    rotated.
     """
     if OVERLAP:
         gdc_launch_dependents()
@@ -81,9 +82,10 @@ def rotate_append(  # type: ignore[no-untyped-def]
         if group >= kv_heads:
             group = group - kv_heads
             target = values
-        slot = tl.load(slots + token).to(tl.int64)
-        at_cache = target + ((slot * kv_heads + group) * capacity + tl.load(destinations + token)) * SIZE
-        tl.store(at_cache + offsets, x.to(keys.dtype.element_ty), mask=inside)
+        slot, destination = tl.load(slots + token).to(tl.int64), tl.load(destinations + token)
+        if destination >= 0:
+            at_cache = target + ((slot * kv_heads + group) * capacity + destination) * SIZE
+            tl.store(at_cache + offsets, x.to(keys.dtype.element_ty), mask=inside)
 
 
 def kernel_for(variant: RotateAppend) -> Kernel:

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from plugins.gpu.packing import TILE_INPUTS
 
+# Of the kernels' arguments and of what they mean: those that were compiled with another one are refused at load. 1:
+# a pass was of one sequence. 2: `attend_cache` takes a table of tiles, `rotate_append` tokens that go nowhere.
+KERNELS_VERSION = 2
 # Tokens of a linear's tile: passes of up to 16 and up to 32 tokens, and prompts.
 TILE_TOKENS = (16, 32, 64)
 # Those of the LM head: a pass asks for the logits of up to 32 positions.

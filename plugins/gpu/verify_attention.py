@@ -2,9 +2,10 @@
 
 A token's bits depend on its own path alone. Positions are counted along the path, and blocks of 64 of them always start
 at multiples of 64. Blocks that end well before the token, further than the widest pass reaches, lie in the committed
-cache in path order whatever was drafted: `attend_cache` takes those, for all tokens and heads of a group in one tile
-whose shape never changes, in splits of 256 positions. `attend_path` adds the splits up in order and goes on with the
-blocks that are left, whose positions it looks up one by one: the last committed ones, a token's ancestors, itself.
+cache in path order whatever was drafted: `attend_cache` takes those, for the tokens of one sequence and the heads of a
+group in one tile whose shape never changes, in splits of 256 positions. `attend_path` adds the splits up in order and
+goes on with the blocks that are left, whose positions it looks up one by one: the last committed ones, a token's
+ancestors, itself.
 
 Queries and weights are float32: each is fed to the tensor cores as two values of the cache's type, so that only keys
 and values are rounded to that type, as in the operators of a CPU. The cache's bytes are what attention waits for.
@@ -37,10 +38,10 @@ def attend_cache(  # type: ignore[no-untyped-def]
     values,
     positions,
     slots,
+    tiles,
     partial,
     partial_stats,
     first_token,
-    tokens,
     heads,
     kv_heads,
     capacity,
@@ -58,23 +59,25 @@ def attend_cache(  # type: ignore[no-untyped-def]
     WIDE: tl.constexpr,  # noqa: N803
     OVERLAP: tl.constexpr,  # noqa: N803
 ):
-    """Split `program_id(2)` for group `program_id(0)` and tile `program_id(1)` of the tokens from `first_token` on.
+    """Split `program_id(2)` for group `program_id(0)` and tile `first_token + program_id(1)` of the tokens.
 
-    `queries` float32 [T, H, SIZE], rotated. All tokens of a tile are of one sequence: its `slots`. Of each token, head
-    and split it leaves the weighted sum of values in `partial` float32 [tokens, H, most_splits, SIZE], unscaled, and
-    the largest score (base 2) and the sum of weights in `partial_stats` float32 [tokens, H, most_splits, 2]. GROUP:
-    heads of a group; PADDED and WIDE: GROUP and SIZE, rounded up to a power of two; ROWS: tokens × PADDED.
+    `tiles` int32 [T, 2]: the first token of each tile and how many it has, up to ROWS / PADDED, all of one sequence:
+    its `slots`. A tile of none does nothing. `queries` float32 [T, H, SIZE], rotated. Of each token from `first_token`
+    on, head and split it leaves the weighted sum of values in `partial` float32 [tokens, H, most_splits, SIZE],
+    unscaled, and the largest score (base 2) and the sum of weights in `partial_stats` float32 [tokens, H, most_splits,
+    2]. GROUP: heads of a group; PADDED and WIDE: GROUP and SIZE, rounded up to a power of two; ROWS: tokens × PADDED.
     """
     if OVERLAP:
         gdc_launch_dependents()
         gdc_wait()
-    group, tile, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    tile_size: tl.constexpr = ROWS // PADDED
+    group, split = tl.program_id(0), tl.program_id(2)
+    at_tile = tiles + 2 * (first_token + tl.program_id(1))
+    first, count = tl.load(at_tile), tl.load(at_tile + 1)
     row = tl.arange(0, ROWS)
-    token = tile * tile_size + row // PADDED
+    token = first + row // PADDED
     head = group * GROUP + row % PADDED
-    real = (token < tokens) & (row % PADDED < GROUP)
-    position = tl.load(positions + first_token + token, mask=real, other=0)
+    real = (row // PADDED < count) & (row % PADDED < GROUP)
+    position = tl.load(positions + token, mask=real, other=0)
     tail = tl.maximum(position - (REACH - 1), 0) // _BLOCK * _BLOCK
     end = tl.minimum((split + 1) * _SPLIT, tl.max(tl.where(real, tail, 0), axis=0))
     start = split * _SPLIT
@@ -85,11 +88,11 @@ def attend_cache(  # type: ignore[no-untyped-def]
     if start < end:
         column = tl.arange(0, WIDE)
         inside = column < SIZE
-        at_queries = ((first_token + token).to(tl.int64) * heads + head) * SIZE
+        at_queries = (token.to(tl.int64) * heads + head) * SIZE
         q = tl.load(queries + at_queries[:, None] + column[None, :], mask=real[:, None] & inside[None, :], other=0.0)
         q_high = q.to(keys.dtype.element_ty)
         q_low = (q - q_high.to(tl.float32)).to(keys.dtype.element_ty)
-        slot = tl.load(slots + first_token + tile * tile_size).to(tl.int64)
+        slot = tl.load(slots + first).to(tl.int64)
         cache = (slot * kv_heads + group) * capacity
         largest = tl.full((ROWS,), float("-inf"), tl.float32)
         total = tl.zeros((ROWS,), tl.float32)
@@ -118,7 +121,7 @@ def attend_cache(  # type: ignore[no-untyped-def]
             context = tl.dot(low, v, tl.dot(high, v, context * faded[:, None]))
             total = total * faded + tl.sum(weights, axis=1)
             largest = highest
-        at_partial = (token.to(tl.int64) * heads + head) * most_splits + split
+        at_partial = ((token - first_token).to(tl.int64) * heads + head) * most_splits + split
         tl.store(partial + at_partial[:, None] * SIZE + column[None, :], context, mask=real[:, None] & inside[None, :])
         tl.store(partial_stats + 2 * at_partial, largest, mask=real)
         tl.store(partial_stats + 2 * at_partial + 1, total, mask=real)
@@ -237,9 +240,9 @@ def cache_kernel(variant: AttendCache) -> Kernel:
             **_caches(variant),
             "positions": "*i32",
             "slots": "*i32",
+            "tiles": "*i32",
             **_SCRATCH,
             "first_token": "i32",
-            "tokens": "i32",
             **_NUMBERS,
         },
         constants={

@@ -33,10 +33,10 @@ def caches_of(cache_type, place):
     contract = FaultySession().contract
     if place == "host":
         caches = HostCaches()
-        shape = (1, contract.num_kv_heads, contract.capacity, contract.head_size)
+        shape = (2, contract.num_kv_heads, contract.capacity, contract.head_size)
         caches.caches = [(np.zeros(shape, CACHE_DTYPES[cache_type]), np.zeros(shape, CACHE_DTYPES[cache_type]))]
         return caches
-    cache = DeviceCache(HostDevice(), contract, cache_type, None)
+    cache = DeviceCache(HostDevice(), contract, cache_type, None, slots=2)
     cache.allocate()
     return cache
 
@@ -53,6 +53,10 @@ def test_every_bit_pattern_comes_back_from_every_cache(cache_type, place):
     assert read.dtype == dtype
     assert read.tobytes() == rows.tobytes()
     assert not cache.read_rows(0, 7, [0]).any()
+    # Another slot has none of it, and its own.
+    assert not cache.read_rows(0, 47, [0], slot=1).any()
+    cache.write_rows(3, rows, slot=1)
+    assert cache.read_rows(3, 43, None, slot=1).tobytes() == cache.read_rows(7, 47, None, slot=0).tobytes()
 
 
 @pytest.mark.parametrize("place", ["host", "device"])

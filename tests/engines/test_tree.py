@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from engines.probes.tree_invariance import random_tree
-from engines.tree import ancestor_mask, check_parents, depths, pack_trees
+from engines.tree import ancestor_mask, check_parents, depths, pack_paths, pack_trees
 from quasar.checkpoints import open_checkpoint
 from quasar.errors import GenerationError
 from tests.graphs import contract_of, export_graphs, lowered_session
@@ -22,6 +22,7 @@ def test_depths_and_ancestors():
 
 
 def test_packed_trees_are_those_of_one_at_a_time(tiny_model):
+    """As masks, and as paths."""
     contract = contract_of(open_checkpoint(str(tiny_model)).spec, tree_mask=True)
     random = np.random.default_rng(0)
     for count in (1, 2, 7):
@@ -31,6 +32,11 @@ def test_packed_trees_are_those_of_one_at_a_time(tiny_model):
         depth, masks = pack_trees(list(zip(trees, widths, strict=True)), contract)
         np.testing.assert_array_equal(depth, np.concatenate([depths(one) for one in trees]))
         np.testing.assert_array_equal(masks, np.concatenate([ancestor_mask(one).reshape(-1) for one in trees]))
+        expected = [np.flatnonzero(row) for one in trees for row in ancestor_mask(one)]
+        depth, paths = pack_paths(list(zip(trees, widths, strict=True)), contract)
+        assert paths.shape == (sum(widths), contract.max_width)
+        for path, row, place in zip(paths, expected, depth, strict=True):
+            np.testing.assert_array_equal(path[: place + 1], row)
 
 
 @pytest.mark.parametrize(
@@ -46,8 +52,9 @@ def test_packed_trees_are_those_of_one_at_a_time(tiny_model):
 )
 def test_packed_trees_that_are_none_are_refused(tiny_model, trees, message):
     contract = contract_of(open_checkpoint(str(tiny_model)).spec, tree_mask=True)
-    with pytest.raises(GenerationError, match=message):
-        pack_trees(trees, contract)
+    for pack in (pack_trees, pack_paths):
+        with pytest.raises(GenerationError, match=message):
+            pack(trees, contract)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pytest
 import runtime
 from calibration.precisions.base import CUDA
 from calibration.precisions.catalog import precision_of
-from engines.cuda.files import cuda_files, read_kernel_records, read_kernels, read_program
+from engines.cuda.files import cuda_files, kernels_version, read_kernel_records, read_kernels, read_program
 from engines.cuda.loading import check_program
 from engines.cuda.program import Head, Linear
 from engines.directory import open_directory
@@ -27,6 +27,7 @@ from export.compile_cuda import DEFAULT_CAPABILITIES, check_target, choose_capab
 from export.cuda_program import _smallest
 from export.inspect_backend import backend_json
 from plugins.gpu.packing import TILE_INPUTS, TILE_OUTPUTS, pack_channels, pack_weight
+from plugins.gpu.variants import KERNELS_VERSION
 from quasar.errors import BuildError, DamagedEngineError, EngineError, QuasarError
 from quasar.files import sha256_file, write_json
 from quasar.numerics import QuantizedWeight
@@ -203,6 +204,19 @@ def test_kernels_of_another_gpu_are_kept(engine, quickly):
     assert files_of(engine) == set(third.names)
 
 
+def test_kernels_of_another_version_are_dropped(engine, quickly, monkeypatch):
+    """The program that goes with them is overwritten, and nothing here can launch them."""
+    monkeypatch.setattr("engines.cuda.files.KERNELS_VERSION", 1)
+    first = cuda_files(compiled(engine, "8.6").manifest)
+    assert kernels_version(engine / first.kernels[0].file) == 1
+    monkeypatch.undo()
+    compile_quickly(monkeypatch)
+    second = cuda_files(compiled(engine, "8.9").manifest)
+    assert [one.compute_capability for one in second.kernels] == ["8.9"]
+    assert kernels_version(engine / second.kernels[0].file) == KERNELS_VERSION
+    assert files_of(engine) == set(second.names)
+
+
 def test_another_cache_type_drops_the_kernels_of_the_first(engine, quickly):
     first = cuda_files(compiled(engine, "8.6").manifest)
     second = cuda_files(compiled(engine, "8.9", compute_type="bfloat16").manifest)
@@ -366,7 +380,7 @@ def test_files_that_are_no_kernels_are_damaged(tmp_path):
     record["spilled_bytes"] = 0
     for index, expected in (
         (None, "holds no kernels (\"There is no item named 'kernels.json' in the archive\"): compile the engine again"),
-        ("{}", "holds no kernels (kernels.json is no list): compile the engine again"),
+        ("{}", "holds no kernels (kernels.json names none): compile the engine again"),
         ("[", "holds no kernels (Expecting value: line 1 column 2 (char 1)): compile the engine again"),
         (json.dumps([record]), "lacks the kernel a: compile the engine again"),
         (json.dumps([{"name": "a"}]), "kernels.zip: a kernel lacks the field 'entry'"),

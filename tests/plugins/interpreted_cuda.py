@@ -243,11 +243,11 @@ class Layer:
     def qkv(self, tokens):
         return self.random.standard_normal((tokens, (self.heads + 2 * self.groups) * self.size)).astype(np.float32)
 
-    def attend(self, qkv, cached, parents=None, *, slot=1, reach=32, softcap=0.0, window=0, first=0):
+    def attend(self, qkv, cached, parents=None, *, slot=1, reach=32, softcap=0.0, window=0, first=0, writes=True):
         tokens = len(qkv)
         offsets = np.arange(tokens) if parents is None else depths(np.array(parents))
         positions = tensor((cached + offsets).astype(np.int32))
-        destinations = tensor((cached + np.arange(tokens)).astype(np.int32))
+        destinations = tensor((cached + np.arange(tokens) if writes else np.full(tokens, -1)).astype(np.int32))
         committed, ancestors = positions + 1, np.zeros((tokens, reach), np.int32)
         if parents is not None:
             committed = torch.full((tokens,), cached, dtype=torch.int32)
@@ -292,15 +292,18 @@ class Layer:
         scratch = {"partial": partial, "partial_stats": stats}
         sizes = {"heads": self.heads, "kv_heads": self.groups, "capacity": self.capacity, "most_splits": splits}
         last = {"scale": self.size**-0.5, "softcap": softcap, "window": window}
-        tiles = tiles_of(tokens - first, tile_tokens(self.heads // self.groups, self.size))
+        tile = tile_tokens(self.heads // self.groups, self.size)
+        starts = range(first, tokens, tile)
+        # The table of the tokens before, and one tile more, in which there is nothing.
+        tiles = [(99, 99)] * first + [(start, min(tile, tokens - start)) for start in starts] + [(0, 0)]
         run(
             over_cache,
-            (self.groups, tiles, splits),
+            (self.groups, len(starts) + 1, splits),
             **caches,
             slots=slots,
+            tiles=tensor(np.array(tiles, np.int32)),
             **scratch,
             first_token=first,
-            tokens=tokens - first,
             **sizes,
             **last,
         )
@@ -419,6 +422,16 @@ def test_keys_and_values_are_the_references():
     np.testing.assert_allclose(layer.keys[1].float(), keys, rtol=1e-3, atol=1e-6)
     np.testing.assert_array_equal(layer.values[1].float(), values)
     assert torch.equal(layer.keys[0], before)
+
+
+def test_a_token_without_a_destination_is_written_nowhere():
+    layer = Layer(3, heads=4, groups=2, size=32, rotary=16, cache_type="float16", norm=True)
+    qkv, before = layer.qkv(3), (layer.keys.clone(), layer.values.clone())
+    assert np.isfinite(layer.attend(qkv, 20, slot=0, writes=False)).all()
+    assert torch.equal(layer.keys, before[0])
+    assert torch.equal(layer.values, before[1])
+    layer.attend(qkv, 20, slot=0)
+    assert not torch.equal(layer.keys, before[0])
 
 
 @pytest.mark.parametrize(

@@ -168,11 +168,11 @@ def test_bfloat16_caches(directory, tmp_path, reference):
 
 def test_what_does_not_fit_is_refused(session, directory, program):
     contract = directory.manifest.contract
-    with pytest.raises(GenerationError, match="were fed; this engine takes up to"):
+    with pytest.raises(GenerationError, match="were fed in one pass; this session takes up to"):
         session.run([1] * (contract.prefill_chunk + 1), 0, 1)
     with pytest.raises(GenerationError, match="do not fit a cache"):
         session.run([1, 2], contract.capacity - 1, 1)
-    with pytest.raises(GenerationError, match="a batch of 2 sequences came; this engine's passes take one"):
+    with pytest.raises(GenerationError, match="a batch of 2 sequences came; 1 to 1 were expected"):
         session.run_batch([Positions(tokens=np.arange(2), cache_length=0, num_logits=1, slot=slot) for slot in (0, 1)])
     needed = session.memory()
     with pytest.raises(EngineError, match=r"the GPU has no room: the weights take .*build with --max-length"):

@@ -1,18 +1,24 @@
 """A pass as launches: grids, arguments and their order."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engines.cuda.launches import Addresses, Limits, PassSizes, launches, splits_of, sums_of, token_tile
+from engines.cuda.buffers import scratch_bytes
+from engines.cuda.launches import Addresses, Limits, launches, splits_of, sums_of, token_tile
+from engines.cuda.pass_sizes import PassSizes
 from engines.cuda.program import Attention, Linear
+from engines.cuda.tiles import tile_table
 from plugins.gpu.catalog import kernel_of
 from plugins.gpu.packing import TILE_INPUTS, TILE_OUTPUTS, tiles_of
-from plugins.gpu.variants import SPLIT, TILE_TOKENS, num_splits
+from plugins.gpu.variants import MERGED, SPLIT, TILE_TOKENS, num_splits, tile_tokens
 from tests.programs import QWEN3_8B, ROW_NORMS, SMOLLM2, WIDE_HEADS, program_of
 
 CHECKED = {"deadline": None, "database": None, "derandomize": True}
-LIMITS = Limits(capacity=4160, most_splits=16, multiprocessors=132)
+LIMITS = Limits(capacity=4160, most_splits=16, multiprocessors=132, tokens=256, head_rows=32)
 SMALL = {"hidden": 304, "intermediate": 704, "heads": 6, "kv_heads": 2, "head_size": 64}
 
 
@@ -33,7 +39,10 @@ def addresses(layers=1):
 
 def launched(program, tokens, *, rows=1, cached=0, logits=False, at=None, limits=LIMITS):
     splits = num_splits(cached + tokens - 1, program.reach)
-    sizes = PassSizes(tokens=tokens, rows=rows, splits=splits, logits=logits)
+    step = next(step for step in program.steps if isinstance(step, Attention))
+    tile = tile_tokens(step.heads // step.kv_heads, step.head_size)
+    _, tiles = tile_table(np.array([0, tokens]), tokens, reach=program.reach, tile=tile)
+    sizes = PassSizes(tokens=tokens, rows=rows, splits=splits, tiles=tiles, logits=logits)
     return list(launches(program, sizes, addresses(2) if at is None else at, limits))
 
 
@@ -159,12 +168,12 @@ def test_a_prompt_goes_over_the_cache_in_parts_as_wide_as_a_verify_pass():
             over_path.append((one.grid, named(program, one)["first_token"]))
         if one.kernel.startswith("attend_cache"):
             given = named(program, one)
-            over_cache.append((one.grid, given["first_token"], given["tokens"]))
+            over_cache.append((one.grid, given["first_token"]))
     assert over_path == [((32, 2), 0), ((32, 2), 32), ((6, 2), 64)]
     # Three heads of a group take four rows, so that 16 tokens fill a tile of 64.
     splits = num_splits(669, 32)
     assert splits == tiles_of(600, SPLIT)
-    assert over_cache == [((2, 2, splits), 0, 32), ((2, 2, splits), 32, 32), ((2, 1, splits), 64, 6)]
+    assert over_cache == [((2, 2, splits), 0), ((2, 2, splits), 32), ((2, 1, splits), 64)]
     assert attention.heads // attention.kv_heads == 3
 
 
@@ -183,3 +192,53 @@ def test_only_the_rows_that_are_asked_for_reach_the_head():
     assert (first.arguments[4], last.arguments[4]) == (8 * 2374, 8 * 10)
     quiet = launched(program, 20, rows=1, at=at)[-3]
     assert named(program, quiet)["writes_logits"] == 0
+
+
+def test_where_no_row_is_wanted_the_head_does_not_run():
+    program = program_of(**SMALL)
+    with_head, without = (launched(program, 5, rows=rows) for rows in (1, 0))
+    assert [one.kernel for one in without] == [one.kernel for one in with_head[: len(without)]]
+    assert [one.kernel for one in with_head[len(without) :]] == [
+        *("gather_rows_float32", "norm_quantize_512", "lm_head_16_8", "merge_likeliest_8_final")
+    ]
+
+
+def test_many_rows_go_through_the_head_in_parts():
+    """Each writes where the part before it did, but for the tokens, of which the likeliest come after all rows'."""
+    program, at = program_of(**SMALL, vocabulary=151936), addresses()
+    ordered = launched(program, 80, rows=70, logits=True, at=at)
+    heads = [one for one in ordered if one.kernel.startswith("lm_head")]
+    merges = [one for one in ordered if one.kernel.startswith("merge")]
+    assert [one.kernel for one in heads] == ["lm_head_32_8", "lm_head_32_8", "lm_head_16_8"]
+    assert [one.logits for one in heads] == [(0, 32), (32, 64), (64, 70)]
+    given = [named(program, one) for one in heads]
+    stride = tiles_of(304, TILE_INPUTS) * TILE_INPUTS
+    assert [(one["q"] - at.quantized, one["a"] - at.amax, one["tokens"]) for one in given] == [
+        *((0, 0, 32), (32 * stride, 128, 32), (64 * stride, 256, 6))
+    ]
+    assert {(one["keys"], one["logits"]) for one in given} == {(at.keys, at.logits)}
+    ends = [named(program, one) for one in merges if one.kernel.endswith("final")]
+    assert [(one["next_tokens"] - at.next_tokens) // 8 for one in ends] == [0, 32, 64]
+    assert [(one["top_tokens"] - at.next_tokens) // 8 for one in ends] == [70, 70 + 8 * 32, 70 + 8 * 64]
+    assert [one.grid[0] for one in merges] == [32, 32, 32, 32, 6, 6]
+    # And of a part is what there is room for.
+    sizes = scratch_bytes(program, LIMITS)
+    keys = tiles_of(151936, TILE_OUTPUTS) * 8
+    assert sizes["keys"] == 8 * 32 * keys
+    assert sizes["merged"] == 8 * 32 * 8 * tiles_of(keys, MERGED)
+    assert sizes["logits"] == 4 * 32 * 151936
+    assert scratch_bytes(program, replace(LIMITS, head_rows=64))["logits"] == 2 * sizes["logits"]
+
+
+def test_every_part_of_a_pass_has_its_own_tiles():
+    """Sequences of 20, 1, 1 and 18 tokens: none of their tiles reaches into another sequence, or another part."""
+    program, at = program_of(**SMALL), addresses()
+    starts = np.array([0, 20, 21, 22, 40])
+    table, tiles = tile_table(starts, 40, reach=32, tile=16)
+    assert tiles == (5, 1)
+    assert table[:6].tolist() == [[0, 16], [16, 4], [20, 1], [21, 1], [22, 10], [0, 0]]
+    assert table[32:34].tolist() == [[32, 8], [0, 0]]
+    sizes = PassSizes(tokens=40, rows=4, splits=2, tiles=tiles, logits=False)
+    found = [one for one in launches(program, sizes, at, LIMITS) if one.kernel.startswith("attend_cache")]
+    assert [(one.grid, named(program, one)["first_token"]) for one in found] == [((2, 5, 2), 0), ((2, 1, 2), 32)]
+    assert {named(program, one)["tiles"] for one in found} == {at.inputs["tiles"]}
