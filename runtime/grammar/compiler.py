@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 
 # Compiled grammars that an engine keeps.
 _KEPT = 64
-# What a grammar may take: states and steps of its automata, so that a token's mask takes 10 ms at the worst, where it
-# takes 0.05 ms as a rule, and compiling a second. A row of 600 items is an object of about 150 optional properties.
+# What a grammar may take: states and steps of its automata. A mask takes 0.05 ms as a rule, 25 ms where a row of an
+# ambiguous grammar is near its limit, and 0.2 s once where a step comes to its own; compiling takes a second at most. A
+# row of 600 items is an object of about 150 optional properties.
 _LIMITS = {
     "max_items_in_row": 600,
     "initial_lexer_fuel": 500_000,
     "step_lexer_fuel": 100_000,
-    "step_max_items": 5_000,
+    "step_max_items": 10_000,
     "max_lexer_states": 50_000,
     "max_grammar_size": 100_000,
     "verbose_errors": False,
@@ -82,6 +83,9 @@ class Grammars:
             )
         except ValueError as error:
             raise GrammarError(f"response_format cannot be compiled: {_one_line(str(error))}") from None
+        if not compiled.is_error():
+            # What goes too far with the first token is found here, and not in a pass that others wait for.
+            compiled.compute_bitmask()
         if compiled.is_error():
             raise GrammarError(f"response_format cannot be compiled: {_one_line(compiled.get_error())}")
         return compiled
