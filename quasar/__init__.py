@@ -48,6 +48,7 @@ __all__ = [
     "PromptLookup",
     "Recorder",
     "Recycling",
+    "ResponseFormat",
     "Round",
     "Stats",
     "Suffix",

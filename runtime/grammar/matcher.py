@@ -1,5 +1,6 @@
 """Where an answer stands in its grammar: what may come next, and how far a draft follows it."""
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
@@ -16,6 +17,10 @@ Int64 = NDArray[np.int64]
 Float32 = NDArray[np.float32]
 
 _Value = TypeVar("_Value")
+
+# Seconds of a thread that following a round's drafts may take: with a grammar that needs more, only forced tokens are
+# drafted from there on. The limits of a grammar bound a token, and a draft has many.
+_SLOW_SECONDS = 0.02
 
 
 class GrammarState:
@@ -46,6 +51,8 @@ class GrammarState:
         self._taken: list[int] = []
         # Tokens that are known to come, from the next one on; None: nobody has looked yet.
         self._forced: list[int] | None = None
+        # Following drafts takes too long.
+        self._slow = False
 
     @property
     def complete(self) -> bool:
@@ -101,7 +108,15 @@ class GrammarState:
         count = len(draft.tokens)
         if not count or draft.tokens.min() < 0 or draft.tokens.max() >= self._vocab_size:
             return draft
-        tokens = draft.tokens.tolist()
+        if self._slow:
+            return NO_DRAFT
+        start = time.thread_time()
+        kept = self._pruned(draft, after)
+        self._slow = time.thread_time() - start > _SLOW_SECONDS
+        return kept
+
+    def _pruned(self, draft: Draft, after: list[int]) -> Draft:
+        count, tokens = len(draft.tokens), draft.tokens.tolist()
         if draft.parents is None:
             kept = self._follows([*after, *tokens]) - len(after)
             return draft if kept >= count else _part(draft, list(range(max(0, kept))))
