@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         PromptLookup,
         Recorder,
         Recycling,
+        ResponseFormat,
         Round,
         Stats,
         Suffix,
