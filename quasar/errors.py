@@ -9,6 +9,7 @@
     │   └── NewerEngineError       written by a later version of this project
     └── GenerationError        a request that this engine cannot honour
         ├── ContextLimitError      prompt (and new tokens) do not fit the KV cache
+        ├── GrammarError           a response_format that is none, cannot be compiled, or goes beyond its limits
         └── QueueFullError         as many requests wait as the engine lets wait: try again later
 
 Every message says what came, what was expected and what to do, in one line.
@@ -49,6 +50,10 @@ class GenerationError(QuasarError):
 
 class ContextLimitError(GenerationError):
     """The prompt does not fit the engine's KV cache."""
+
+
+class GrammarError(GenerationError):
+    """A `response_format` that is none, cannot be compiled, or goes beyond its limits in mid-answer."""
 
 
 class QueueFullError(GenerationError):

@@ -12,6 +12,7 @@ from runtime.conversation import Conversation
 from runtime.drafters import Corpus, Draft, Drafter, PromptLookup, Recycling, Suffix
 from runtime.events import Event, Generation
 from runtime.generation_options import GenerationOptions
+from runtime.grammar.formats import ResponseFormat
 from runtime.loop import Round
 from runtime.metrics import Metrics
 from runtime.sampling.logprobs import TokenLogprob
@@ -32,6 +33,7 @@ __all__ = [
     "PromptLookup",
     "Recorder",
     "Recycling",
+    "ResponseFormat",
     "Round",
     "Stats",
     "Suffix",

@@ -5,6 +5,7 @@ A new option is written twice: as a field here, and in `runtime.option_keywords.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +16,7 @@ from quasar.errors import GenerationError
 from quasar.text import ChatOptions
 from runtime.chat_options import chat_options
 from runtime.drafters.named import DrafterOption, as_list
+from runtime.grammar.formats import Grammar, ResponseFormat, read_format, read_schema_file
 from runtime.option_fields import (
     Flag,
     anything,
@@ -56,7 +58,8 @@ class GenerationOptions:
     `cancel` only cut it.
 
     Logits pass, in this order: `logit_bias`, the penalties, `min_new_tokens`, `logits_processor`, `temperature`,
-    `top_k`, `top_p`, `min_p`; each as transformers has it, presence and frequency as vLLM and OpenAI do.
+    `top_k`, `top_p`, `min_p`; each as transformers has it, presence and frequency as vLLM and OpenAI do. What
+    `response_format` forbids is excluded before the temperature.
     """
 
     max_new_tokens: int = option(
@@ -127,6 +130,20 @@ class GenerationOptions:
         "called with the context (int64 [n]: prompt, answer, and the accepted drafts on the position's path; read "
         "only) and the position's logits (float32 [V]), returns logits [V]. It must depend on these two alone.",
         or_none(must(callable, "a function was expected")),
+    )
+    response_format: ResponseFormat | None = option(
+        None,
+        'what the answer looks like: {"type": "text"}, "json_object", "json_schema" (as OpenAI has them), "regex" or '
+        '"grammar" (docs/runtime.md); an answer that ends with "length" may be cut.',
+        anything,
+        Flag(
+            Path | None,
+            "FILE.json",
+            "The answer is JSON that this schema describes.",
+            read=read_schema_file,
+            rank=1,
+            name="--json-schema",
+        ),
     )
     seed: int | None = option(
         None,
@@ -264,7 +281,8 @@ class GenerationOptions:
         "a `Recorder` that the generation is written to, for `python -m evaluation simulate`.",
         or_none(must(lambda value: isinstance(value, Recorder), "a runtime.Recorder was expected")),
     )
-    # `stop` and `stop_token_ids`, read once.
+    # `response_format`, `stop` and `stop_token_ids`, read once.
+    grammar: Grammar | None = field(init=False, repr=False)
     stop_strings: tuple[str, ...] = field(init=False, repr=False)
     stop_ids: frozenset[int] = field(init=False, repr=False)
 
@@ -289,6 +307,12 @@ class GenerationOptions:
                 object.__setattr__(self, name, value)
         object.__setattr__(self, "stop_strings", strings)
         object.__setattr__(self, "stop_ids", frozenset(int(token) for token in ids))
+        grammar = read_format("response_format", self.response_format)
+        object.__setattr__(self, "grammar", grammar)
+        if grammar is not None and self.ignore_eos:
+            raise GenerationError(
+                "ignore_eos came with a response_format, which says where the answer ends: pass one or the other"
+            )
         _ = self.chat  # checks what it is made of
         for drafter in as_list(self.drafter):
             if not isinstance(drafter, str) and not hasattr(drafter, "propose"):

@@ -9,6 +9,7 @@ from typing import Any, TypedDict, TypeVar
 from quasar.errors import GenerationError
 from runtime.drafters.named import DrafterOption
 from runtime.generation_options import OPTIONS, GenerationOptions, LogitsProcessor, Signal
+from runtime.grammar.formats import ResponseFormat
 from runtime.traces import Recorder
 
 
@@ -30,6 +31,7 @@ class OptionsDict(TypedDict, total=False):
     frequency_penalty: float
     logit_bias: Mapping[int, float] | None
     logits_processor: LogitsProcessor | None
+    response_format: ResponseFormat | None
     seed: int | None
     stop: str | Sequence[str] | None
     stop_token_ids: Sequence[int] | None

@@ -16,6 +16,8 @@ from runtime.control.control import Control
 from runtime.control.from_options import make_control
 from runtime.events import Event
 from runtime.generation_options import GenerationOptions
+from runtime.grammar.greedy import GreedyGrammarChooser
+from runtime.grammar.matcher import GrammarState
 from runtime.interruption import Interruption
 from runtime.loop import Decoding, Round
 from runtime.resources import EngineResources
@@ -67,6 +69,15 @@ def start_request(
     # What is wrong with the prompt is said before an engine that drafts is loaded.
     options.check_vocabulary(session.contract.vocab_size)
     check_prompt(ids, session.contract)
+    stop_tokens = _stop_tokens(options.stop_strings, resources.codec)
+    asked = options.stop_ids | stop_tokens.keys()
+    is_shown = resources.codec.detokenizer.is_shown
+    grammar = None
+    if options.grammar is not None:
+        # Compiled here, in the caller's thread: the passes of other requests go on meanwhile.
+        grammar = resources.grammars.start(
+            options.grammar, other_ends=[token for token in asked if not is_shown(token)]
+        )
     seed = options.seed
     if options.temperature > 0 and seed is None:
         seed = secrets.randbits(64)
@@ -80,20 +91,21 @@ def start_request(
         exact=resources.loaded.record.row_invariance,
         knowledge=resources.knowledge,
         draw=resources.sampler(options.filters, seed or 0) if options.temperature > 0 else None,
+        grammar=grammar,
     )
     if options.recorder is not None:
         control = RecordingControl(control, options.recorder, session.contract.vocab_size)
-    stop_tokens = _stop_tokens(options.stop_strings, resources.codec)
-    asked = options.stop_ids | stop_tokens.keys()
     stop_ids = asked if options.ignore_eos else asked | resources.end_ids
-    is_shown = resources.codec.detokenizer.is_shown
+    # The text is what the grammar saw: a space that it begins with is the answer's own.
+    continues = grammar is not None or (completes and any(is_shown(token) for token in ids.tolist()))
     rules = StopRules(
         max_new_tokens=options.max_new_tokens,
         stop_ids=stop_ids,
         stop_strings=options.stop_strings,
         min_new_tokens=options.min_new_tokens,
         stop_tokens=stop_tokens,
-        stream=resources.codec.stream(continues=completes and any(is_shown(token) for token in ids.tolist())),
+        stream=resources.codec.stream(continues=continues),
+        is_complete=(lambda: False) if grammar is None else (lambda: grammar.complete),
     )
     request = _Request(
         resources=resources,
@@ -101,6 +113,7 @@ def start_request(
         ids=ids,
         options=options,
         control=control,
+        grammar=grammar,
         rules=rules,
         seed=seed if options.temperature > 0 else None,
         end_ids=stop_ids | resources.end_ids,
@@ -134,6 +147,7 @@ class _Request:
     ids: Int64
     options: GenerationOptions
     control: Control
+    grammar: GrammarState | None
     rules: StopRules
     seed: int | None
     end_ids: frozenset[int]
@@ -218,11 +232,13 @@ class _Request:
     def _chooser(self) -> TokenChooser:
         options = self.options
         if options.temperature == 0 and options.logprobs is None and not options.changes_logits:
-            return GreedyChooser()
+            return GreedyChooser() if self.grammar is None else GreedyGrammarChooser(self.grammar)
         changes = None
         if options.changes_logits:
             changes = LogitsChanges(options, self.ids, self.resources.verifier.contract.vocab_size, self.end_ids)
-        return LogitsChooser(options, changes, sampler=self.resources.sampler, seed=self.seed or 0)
+        return LogitsChooser(
+            options, changes, sampler=self.resources.sampler, seed=self.seed or 0, grammar=self.grammar
+        )
 
 
 def _report(stats: Stats, hooks: Hooks) -> None:

@@ -15,6 +15,7 @@ from runtime.drafters.draft_engine import DraftEngines
 from runtime.drafters.named import VerifierProfile
 from runtime.drafters.persistent_successors import PersistentSuccessors
 from runtime.drafters.recycling import KEPT
+from runtime.grammar.compiler import Grammars
 from runtime.kv_cache import KVCache
 from runtime.sampling.compiled import make_sampler
 from runtime.scheduler import Scheduler
@@ -41,6 +42,7 @@ class EngineResources:
             queue_limit=limits.queue_limit,
         )
         self.sampler = make_sampler()
+        self.grammars = Grammars(self.codec, vocab_size=loaded.session.contract.vocab_size, end_ids=self.end_ids)
         self.draft_engines = DraftEngines.of(loaded)
         manifest = loaded.directory.manifest
         self.persistent_successors = PersistentSuccessors(

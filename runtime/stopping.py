@@ -1,6 +1,6 @@
 """Where an answer ends, token by token, inside a block of accepted drafts too: end ids, stop strings, length."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from quasar.text import TextStream
@@ -10,7 +10,10 @@ STOP, LENGTH, CANCELLED, DEADLINE = "stop", "length", "cancelled", "deadline"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cut:
-    """Why the answer ends after a token, if it does. `stopped_by`: the stop id or the stop string."""
+    """Why the answer ends after a token, if it does.
+
+    `stopped_by`: the stop id or the stop string; None where it ends because nothing can follow.
+    """
 
     finish_reason: str | None = None
     stopped_by: int | str | None = None
@@ -20,12 +23,15 @@ _GOES_ON = Cut()
 
 
 class StopRules:
-    """Ends an answer after a stop id, before a stop string, or at `max_new_tokens`; keeps the text while it grows.
+    """Ends an answer after a stop id, before a stop string, when it is complete, or at `max_new_tokens`.
+
+    Keeps the text while it grows.
 
     Args:
         stop_tokens: stop ids that were asked for by their spelling, id → spelling; `stopped_by` is the spelling then.
         stream: makes the text; None keeps none, and knows no stop strings.
         min_new_tokens: stop strings that are complete before are text like any other.
+        is_complete: asked after each token: whether nothing can follow it.
     """
 
     def __init__(
@@ -37,10 +43,11 @@ class StopRules:
         min_new_tokens: int = 0,
         stop_tokens: Mapping[int, str] | None = None,
         stream: TextStream | None = None,
+        is_complete: Callable[[], bool] = lambda: False,
     ) -> None:
         self._max, self._min, self._stop_ids, self._strings = max_new_tokens, min_new_tokens, stop_ids, stop_strings
         self._stop_tokens = stop_tokens or {}
-        self._stream = stream
+        self._stream, self._is_complete = stream, is_complete
         self._longest = max((len(one) for one in stop_strings), default=0)
         self._count = 0
         self._text = ""
@@ -67,6 +74,9 @@ class StopRules:
         if stopped_by is not None:
             self._ended = True
             return Cut(finish_reason=STOP, stopped_by=stopped_by)
+        if self._is_complete():
+            self._finish()
+            return Cut(finish_reason=STOP)
         if self._count == self._max:
             self._finish()
             return Cut(finish_reason=LENGTH)

@@ -21,6 +21,7 @@ def test_public_names():
             "PromptLookup",
             "Recorder",
             "Recycling",
+            "ResponseFormat",
             "Round",
             "Stats",
             "Suffix",
@@ -50,7 +51,16 @@ def test_public_names():
 def test_generation_options():
     options = [
         *("max_new_tokens", "min_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty"),
-        *("presence_penalty", "frequency_penalty", "logit_bias", "logits_processor", "seed", "stop", "stop_token_ids"),
+        *(
+            "presence_penalty",
+            "frequency_penalty",
+            "logit_bias",
+            "logits_processor",
+            "response_format",
+            "seed",
+            "stop",
+            "stop_token_ids",
+        ),
         *("ignore_eos", "logprobs", "deadline", "cancel", "drafter", "num_draft_tokens", "chat_template", "tools"),
         *("chat_template_kwargs", "continue_final_message", "parse_special", "date", "sampling", "priority"),
         *("cache_salt", "recorder"),

@@ -127,7 +127,10 @@ def _piece_decoder(steps: list[dict[str, Any]]) -> tuple[Callable[[str], bytes],
     def of_piece(piece: str) -> bytes:
         if byte_level:
             # A piece with a character outside the alphabet is an added token, which is spelled as it is.
-            return bytes(table[one] for one in piece) if all(one in table for one in piece) else piece.encode()
+            try:
+                return bytes(map(table.__getitem__, piece))
+            except KeyError:
+                return piece.encode()
         if byte_fallback and (found := _BYTE.fullmatch(piece)):
             return bytes([int(found[1], 16)])
         for old, new in replacements:

@@ -7,6 +7,8 @@ from runtime.control.controller import Controller, Knowledge
 from runtime.control.fixed import FixedControl
 from runtime.drafters.base import Draw, SamplingDrafter
 from runtime.drafters.named import AUTO, DrafterOption, VerifierProfile, make_drafters
+from runtime.grammar.drafts import ForcedTokens, guide
+from runtime.grammar.matcher import GrammarState
 
 
 def make_control(
@@ -17,6 +19,7 @@ def make_control(
     exact: RowInvariance,
     knowledge: Knowledge,
     draw: Draw | None = None,
+    grammar: GrammarState | None = None,
 ) -> Control:
     """One drafter with a number drafts so many in every round; else a controller chooses, at most that many.
 
@@ -25,6 +28,7 @@ def make_control(
         exact: which passes are exact on this machine.
         knowledge: what the engine's sequences have in common.
         draw: the target's own draw, where it draws tokens: drafters that sample share its randomness.
+        grammar: where the answer stands in its grammar: its forced tokens are drafted, and nothing that it forbids.
 
     Raises:
         GenerationError: an unknown drafter, one that this engine cannot have, or passes that are not exact here.
@@ -50,10 +54,12 @@ def make_control(
             "on this machine a position's bits depend on how many are fed, so speculation would not be exact: "
             "use drafter='none', or 'auto', which then drafts nothing"
         )
+    if grammar is not None:
+        drafters = guide(drafters, grammar)
     if num_draft_tokens is not None and len(drafters) == 1:
         return FixedControl(drafters[0], num_draft_tokens, trees=exact.tree)
     return Controller(
-        drafters,
+        drafters if grammar is None else [ForcedTokens(grammar), *drafters],
         knowledge,
         most=exact.widest - 1 if num_draft_tokens is None else num_draft_tokens,
         trees=exact.tree,

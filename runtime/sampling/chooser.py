@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from plugins.sample_token import NO_NUMBERS, NOTHING_LEFT, Filters, sample_token
 from quasar.errors import GenerationError
 from runtime.generation_options import GenerationOptions
+from runtime.grammar.matcher import GrammarState
 from runtime.sampling.logprobs import RowLogprobs, TokenLogprob
 from runtime.sampling.processors import LogitsChanges
 from runtime.segment import Targets
@@ -57,14 +58,22 @@ class GreedyChooser:
 
 
 class LogitsChooser:
-    """Tokens chosen from logits: changed by options and hooks, drawn by the sampler or the most likely one."""
+    """Tokens chosen from logits: changed by options and hooks, masked by a grammar, drawn or the most likely one."""
 
     wants_logits = True
 
     def __init__(
-        self, options: GenerationOptions, changes: LogitsChanges | None, *, sampler: TokenSampler, seed: int
+        self,
+        options: GenerationOptions,
+        changes: LogitsChanges | None,
+        *,
+        sampler: TokenSampler,
+        seed: int,
+        grammar: GrammarState | None = None,
     ) -> None:
-        self._logprobs, self._changes = options.logprobs, changes
+        self._logprobs, self._changes, self._grammar = options.logprobs, changes, grammar
+        # What a hook returns may be an array that it keeps.
+        self._is_others = options.logits_processor is not None
         self._draw = sampler(options.filters, seed) if options.temperature > 0 else None
         self._found: list[TokenLogprob] = []
 
@@ -75,9 +84,14 @@ class LogitsChooser:
         logprobs = None if self._logprobs is None else RowLogprobs(row, self._logprobs)
         if self._changes is not None:
             row = self._changes.apply(row, context)
+        if self._grammar is not None:
+            row = row.copy() if self._is_others else row
+            self._grammar.mask(row)
         token = self._pick(row, len(context))
         if self._changes is not None:
             self._changes.add(token)
+        if self._grammar is not None:
+            self._grammar.take(token)
         if logprobs is not None:
             self._found.append(logprobs.of(token))
         return token
