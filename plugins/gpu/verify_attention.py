@@ -265,6 +265,7 @@ def cache_kernel(variant: AttendCache) -> Kernel:
 
 def path_kernel(variant: AttendPath) -> Kernel:
     """`attend_path` of a variant."""
+    wide = _width(variant)
     return Kernel(
         name=variant.name,
         function=attend_path,
@@ -280,12 +281,12 @@ def path_kernel(variant: AttendPath) -> Kernel:
             "first_token": "i32",
             **_NUMBERS,
         },
-        constants=_constants(variant) | {"SIZE": variant.head_size, "WIDE": _width(variant)},
-        num_warps=4,
+        constants=_constants(variant) | {"SIZE": variant.head_size, "WIDE": wide},
+        num_warps=8 if wide > 128 else 4,
         num_stages=2,
         # A part of a pass has two programs for each multiprocessor or fewer: left alone, the assembler makes room for
         # five of these, and spills.
-        most_registers=232 if _width(variant) == 128 else None,
+        most_registers=200 if wide > 128 else 232 if wide == 128 else None,
         aligned=(*_caches(variant), *_SCRATCH, "context"),
     )
 
