@@ -145,18 +145,17 @@ class Composer:
                 mine = request.decoding.prepare(most)
             prepared.append(mine)
         parts = [one for one in prepared if isinstance(one, Prepared)]
-        selection = JointSelection(chosen=[], tokens=[], seconds=0.0)
+        selection, prompt_seconds = JointSelection(chosen=[], tokens=[], seconds=0.0), 0.0
         if parts and self._knowledge is not None:
             widths = [1 if isinstance(one, Prepared) else 1 + len(one.draft.tokens) for one in prepared]
-            shape = [(segment.cache_length, len(segment.tokens)) for segment in fed]
-            shape += [
+            prompts = [(segment.cache_length, len(segment.tokens)) for segment in fed]
+            rounds = [
                 (request.decoding.sequence.cache_length, width) for request, width in zip(decoding, widths, strict=True)
             ]
             drafts = max(0, min(room - sum(widths) + len(widths), sum(len(part.candidates.tokens) for part in parts)))
-            others = len(decoding) - len(parts) + len(fed)
-            latency = self._knowledge().latency.of_pass(shape, most=drafts)
+            latency, prompt_seconds = self._knowledge().latency.of_rounds(rounds, beside=prompts, most=drafts)
             try:
-                selection = select_jointly(parts, latency, others=others)
+                selection = select_jointly(parts, latency, others=len(decoding) - len(parts))
             except Exception:  # of what a drafter says of itself: whose it is shows when each is asked alone
                 if not _blames(decoding, prepared):
                     raise
@@ -170,7 +169,9 @@ class Composer:
             tokens = selection.tokens[place] if selection.tokens else 1.0
             settled = NO_PROPOSAL
             with request.own_errors:
-                settled = request.decoding.control.settle(chosen, tokens=tokens, seconds=selection.seconds)
+                settled = request.decoding.control.settle(
+                    chosen, tokens=tokens, seconds=selection.seconds + prompt_seconds
+                )
             proposals.append(settled)
             place += 1
         return proposals

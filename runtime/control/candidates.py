@@ -157,7 +157,7 @@ def select_jointly(parts: Sequence[Prepared], latency: Latencies, *, others: flo
 
     Args:
         latency: of the pass, by the number of its drafts.
-        others: tokens that the pass brings besides: of sequences that draft nothing, and of prompts that end.
+        others: tokens that the pass brings besides: of sequences that draft nothing.
     """
     seconds, least_ahead = latency.seconds, latency.least_ahead
     queue = [

@@ -100,6 +100,24 @@ class LatencyModel:
         least[-1] = math.inf
         return Latencies(seconds.tolist(), least.tolist())
 
+    def of_rounds(
+        self, parts: Sequence[tuple[int, int]], *, beside: Sequence[tuple[int, int]], most: int
+    ) -> "tuple[Latencies, float]":
+        """What rounds add to a pass that feeds prompts as well, as `of_pass` has it; and the prompts' own seconds.
+
+        Prompts have to be fed whatever is drafted. Were their time a round's, a long chunk would make any draft look
+        cheap beside it, and slow the prompt down for tokens that later passes bring for less.
+
+        Args:
+            parts, beside: cached length and width of each sequence that decodes, and of each prompt.
+            most: further drafts, at most.
+        """
+        both = self.of_pass([*beside, *parts], most=most)
+        if not beside:
+            return both, 0.0
+        prompts = both.seconds[0] - self.of_pass(parts, most=0).seconds[0]
+        return Latencies([seconds - prompts for seconds in both.seconds], both.least_ahead), prompts
+
     def correct_pass(self, parts: Sequence[tuple[int, int]], seconds: float) -> None:
         """A pass that sequences shared took so long."""
         expected = self.of_pass(parts, most=0).seconds[0]

@@ -124,6 +124,22 @@ class TestLatencyOfAPass:
         finally:
             tracemalloc.stop()
 
+    def test_a_prompt_beside_rounds_makes_no_draft_cheap(self):
+        model = LatencyModel(SURFACE, widest=32)
+        rounds, prompt = [(16, 1)] * 4, [(16, 60)]
+        alone = model.of_pass(rounds, most=8)
+        beside, prompt_seconds = model.of_rounds(rounds, beside=prompt, most=8)
+        assert beside.seconds[0] == pytest.approx(alone.seconds[0])
+        assert model.of_rounds(rounds, beside=[], most=8)[0].seconds == alone.seconds
+        # A draft costs what it adds to the whole pass.
+        both = model.of_pass([*prompt, *rounds], most=8).seconds
+        assert beside.seconds[0] + prompt_seconds == pytest.approx(both[0])
+        assert np.diff(beside.seconds) == pytest.approx(np.diff(both))
+        # Beside a prompt that takes 60 ms, a token that is right every fourth time was worth its millisecond.
+        unlikely = [chain([0.25]) for _ in range(4)]
+        assert sum(map(len, select_jointly(unlikely, model.of_pass([*prompt, *rounds], most=8)).chosen)) == 4
+        assert sum(map(len, select_jointly(unlikely, beside).chosen)) == 0
+
     def test_beyond_what_was_recorded_the_slope_goes_on(self):
         model = LatencyModel(SURFACE, widest=32)
         assert model.of_pass([(16, 1)] * 128, most=0).seconds[0] == pytest.approx(0.136, rel=0.05)
