@@ -199,8 +199,8 @@ class GenerationOptions:
     )
     prediction: str | Sequence[int] | None = option(
         None,
-        "a text (or token ids) that the answer will resemble, such as a file that is to be edited: drafts are taken from "
-        "it, beside what `drafter` proposes (docs/drafters.md).",
+        "a text (or token ids) that the answer will resemble, such as a file that is to be edited: it is drafted from, "
+        "beside what `drafter` proposes (docs/drafters.md).",
         anything,
         Flag(
             Path | None,
