@@ -13,7 +13,7 @@ class OutOfStockError(Exception):
 
 
 class Inventory:
-    """Articles by name, each with a number of pieces and a price in cents."""
+    """Articles by name, each with a number of pieces and of cents."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
