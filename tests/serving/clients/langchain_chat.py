@@ -4,6 +4,7 @@ import asyncio
 import json
 import sys
 
+import openai
 from langchain_openai import ChatOpenAI
 
 url, model = sys.argv[1:]
@@ -35,6 +36,6 @@ details = predicted.response_metadata["token_usage"]["completion_tokens_details"
 found["predicted"] = [predicted.content, details["accepted_prediction_tokens"] >= 0]
 try:
     greedy.invoke(MESSAGES, max_tokens=-1)
-except Exception as error:
-    found["refused"] = type(error).__name__
+except openai.BadRequestError as error:
+    found["refused"] = error.param
 print(json.dumps(found))
