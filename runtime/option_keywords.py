@@ -40,6 +40,7 @@ class OptionsDict(TypedDict, total=False):
     deadline: float | None
     cancel: Signal | None
     drafter: DrafterOption
+    prediction: str | Sequence[int] | None
     num_draft_tokens: int | None
     chat_template: bool | str
     tools: Sequence[Mapping[str, Any]] | None

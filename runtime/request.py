@@ -14,6 +14,7 @@ from quasar.text import TextCodec
 from runtime.active_request import UNREAD, ActiveRequest, Step
 from runtime.control.control import Control
 from runtime.control.from_options import make_control
+from runtime.drafters.prediction import PredictedAnswer
 from runtime.events import Event
 from runtime.generation_options import GenerationOptions
 from runtime.grammar.greedy import GreedyGrammarChooser
@@ -87,7 +88,9 @@ def start_request(
     control = make_control(
         options.drafter,
         options.num_draft_tokens,
-        target=replace(resources.target, slot=lambda: cache.slot),
+        target=replace(
+            resources.target, slot=lambda: cache.slot, prediction=_predicted(options, resources.codec, begins=len(ids))
+        ),
         exact=resources.loaded.record.row_invariance,
         knowledge=resources.knowledge,
         draw=resources.sampler(options.filters, seed or 0) if options.temperature > 0 else None,
@@ -122,6 +125,17 @@ def start_request(
         most_unread=most_unread,
     )
     return request.events(scheduled)
+
+
+def _predicted(options: GenerationOptions, codec: TextCodec, *, begins: int) -> PredictedAnswer | None:
+    """What the answer will resemble, in the tokens that an answer would have; `begins`: tokens of the prompt."""
+    predicted = options.prediction
+    if predicted is None:
+        return None
+    if isinstance(predicted, str):
+        continues = options.chat is None or options.continue_final_message
+        predicted = codec.encode_continuation(predicted) if continues else codec.encode_answer(predicted)
+    return PredictedAnswer(tokens=np.array(predicted, np.int64), begins=begins)
 
 
 def _stop_tokens(strings: tuple[str, ...], codec: TextCodec) -> dict[int, str]:

@@ -14,10 +14,14 @@ Float32 = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proposal:
-    """The draft that a round verifies, whose it is, and what is expected of the round (0: nothing was)."""
+    """The draft that a round verifies, whose it is, and what is expected of the round (0: nothing was).
+
+    `sources`: the drafter of each of the draft's tokens; of several that proposed it, the first.
+    """
 
     draft: Draft
     drafter: str = ""
+    sources: tuple[str, ...] = ()
     expected_tokens: float = 0.0
     expected_seconds: float = 0.0
 

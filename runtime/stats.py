@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from runtime.draft_sources import SourceCount, total
+from runtime.drafters.prediction import Prediction
 from runtime.loop import Round
 
 
@@ -31,7 +33,7 @@ class Stats:
     the prompt were in the cache. `draft_seconds` and `sample_seconds` (choosing tokens from logits) are parts of
     `decode_seconds`; `wait_seconds`, for other sequences on the engine, are part of nothing. `seed`: of drawn tokens.
     `finish_reason` is "" where the stream was closed, or failed, before its end. `drafts`: the rounds by drafter and
-    length, the most frequent first.
+    length, the most frequent first. `sources`: drafts verified and accepted, by the drafter that proposed them.
     """
 
     prompt_tokens: int
@@ -48,6 +50,7 @@ class Stats:
     finish_reason: str
     seed: int | None = None
     drafts: tuple[DraftStats, ...] = ()
+    sources: tuple[SourceCount, ...] = ()
 
     @property
     def acceptance_length(self) -> float:
@@ -64,6 +67,16 @@ class Stats:
         """Tokens of the rounds per second of decoding; prefill and its token stand apart."""
         return (self.tokens - 1) / self.decode_seconds if self.decode_seconds else 0.0
 
+    @property
+    def accepted_prediction_tokens(self) -> int:
+        """Drafts from the option `prediction` that were accepted."""
+        return sum(one.accepted for one in self.sources if one.drafter == Prediction.name)
+
+    @property
+    def rejected_prediction_tokens(self) -> int:
+        """Drafts from the option `prediction` that were verified and not accepted."""
+        return sum(one.drafted - one.accepted for one in self.sources if one.drafter == Prediction.name)
+
     def to_json(self) -> dict[str, Any]:
         """Every field and every derived figure."""
         return {
@@ -71,6 +84,8 @@ class Stats:
             "acceptance_length": self.acceptance_length,
             "acceptance_rate": self.acceptance_rate,
             "tokens_per_second": self.tokens_per_second,
+            "accepted_prediction_tokens": self.accepted_prediction_tokens,
+            "rejected_prediction_tokens": self.rejected_prediction_tokens,
         }
 
 
@@ -104,6 +119,7 @@ class StatsBuilder:
             finish_reason=(self._steps[-1].finish_reason or "") if self._steps else "",
             seed=self._seed,
             drafts=_by_draft(rounds),
+            sources=total(count for step in rounds for count in step.sources),
         )
 
 

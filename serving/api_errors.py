@@ -43,6 +43,12 @@ def invalid(param: str | None, message: str, code: str | None = None) -> ApiErro
     return ApiError(ErrorAnswer(status=400, message=message, param=param, code=code))
 
 
+def too_long(param: str, max_length: int, message: str) -> ApiError:
+    """What was sent does not fit the context: status 400, in OpenAI's words, by which clients know it."""
+    message = f"this model's maximum context length is {max_length} tokens: {message}"
+    return invalid(param, message, "context_length_exceeded")
+
+
 def too_busy(message: str) -> ApiError:
     """As many requests run and wait as may: status 429."""
     return ApiError(
@@ -74,18 +80,19 @@ OUT_OF_TIME = ErrorAnswer(
 INTERNAL = ErrorAnswer(status=500, message="the server failed; its log says how", type=SERVER, code="internal_error")
 
 
-def answer_to(error: BaseException, fields: Mapping[str, str], prompt: str) -> ErrorAnswer:
+def answer_to(error: BaseException, fields: Mapping[str, str], prompt: str, max_length: int) -> ErrorAnswer:
     """The error answer that an exception becomes.
 
     Args:
         error: what was raised while a request was checked or answered.
         fields: option of the runtime → the field that it came from.
         prompt: the field that holds the prompt.
+        max_length: tokens that a sequence may have.
     """
     if isinstance(error, ApiError):
         return error.answer
     if isinstance(error, ContextLimitError):
-        return ErrorAnswer(status=400, message=str(error), param=prompt, code="context_length_exceeded")
+        return too_long(prompt, max_length, str(error)).answer
     if isinstance(error, QueueFullError):
         return too_busy(str(error)).answer
     if isinstance(error, PromptError) or (isinstance(error, GenerationError) and str(error).startswith("the prompt ")):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runtime.prompt_ids import Prompt
-from serving.api_errors import ApiError, ErrorAnswer, invalid
+from serving.api_errors import ApiError, ErrorAnswer, invalid, too_long
 from serving.sampling_fields import MOST_CHOICES
 
 
@@ -48,14 +48,11 @@ class ServedModel:
             if self.token_limit is not None and fields.get(name, 0) > self.token_limit:
                 raise invalid(name, f"{name} is {fields[name]}; at most {self.token_limit} was expected")
 
-    def check_length(self, param: str, characters: int) -> None:
-        """Raise `ApiError` for a prompt of so many characters if it cannot fit."""
+    def check_length(self, param: str, characters: int, what: str = "prompt") -> None:
+        """Raise `ApiError` for a prompt (or `what`) of so many characters if it cannot fit."""
         if characters > self.longest_prompt:
-            raise invalid(
-                param,
-                f"the prompt has {characters} characters and this engine holds {self.max_length} tokens: shorten it",
-                "context_length_exceeded",
-            )
+            message = f"the {what} has {characters} characters, more than these can be: shorten it"
+            raise too_long(param, self.max_length, message)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

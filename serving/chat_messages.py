@@ -37,7 +37,7 @@ def _message(name: str, value: Any) -> dict[str, Any]:
         raise wrong(f"{name}.role", role, f"one of {', '.join(_ROLES)}")
     message = {key: item for key, item in value.items() if item is not None}
     if "content" in message:
-        message["content"] = _text(f"{name}.content", message["content"])
+        message["content"] = read_text(f"{name}.content", message["content"])
     elif "tool_calls" in message:
         message["content"] = None
     else:
@@ -45,7 +45,8 @@ def _message(name: str, value: Any) -> dict[str, Any]:
     return message
 
 
-def _text(name: str, value: Any) -> str:
+def read_text(name: str, value: Any) -> str:
+    """A string, or text parts, which are joined line by line."""
     if isinstance(value, str):
         return value
     if not isinstance(value, list) or len(value) > MOST_PARTS:

@@ -5,6 +5,7 @@ from typing import Any
 from serving.api_errors import invalid
 from serving.api_request import ApiRequest, ServedModel, salt_of, streaming
 from serving.chat_messages import characters_of, for_template, read_messages
+from serving.predicted_output import read_prediction
 from serving.request_fields import Field, boolean, integer, json_object, only, read_fields, string, table_of
 from serving.sampling_fields import MOST_LOGPROBS, MOST_TOKENS, SAMPLING_FIELDS, sampling_options
 
@@ -26,7 +27,7 @@ CHAT_FIELDS = table_of(
     Field(name="parallel_tool_calls", read=only(because=_NO_TOOLS)),
     Field(name="functions", read=only([], because=_NO_TOOLS)),
     Field(name="function_call", read=only("none", because=_NO_TOOLS)),
-    Field(name="prediction", read=only(because="predicted outputs are not taken yet")),
+    Field(name="prediction", read=read_prediction, option="prediction"),
     Field(name="modalities", read=only(["text"], because="answers are text")),
     Field(name="audio", read=only(because="answers are text")),
     Field(name="store", read=only(False, because="nothing is stored")),
@@ -52,6 +53,7 @@ def read_chat_request(body: Any, model: ServedModel, *, key: str = "") -> ApiReq
         raise invalid("messages", "messages is missing; a list of messages was expected", "missing_required_parameter")
     messages = fields["messages"]
     model.check_length("messages", characters_of(messages))
+    model.check_length("prediction", len(fields.get("prediction", "")), "prediction")
     stream, include_usage = streaming(fields)
     n = fields.get("n", 1)
     options = sampling_options(_one_limit(fields), CHAT_FIELDS, {**model.defaults, "max_new_tokens": model.max_tokens})

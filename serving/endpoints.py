@@ -122,7 +122,7 @@ class Service:
 
     def error_answer(self, error: Exception, record: Record, *, chat: bool) -> ErrorAnswer:
         """What a client is told of an exception; the log is told, too."""
-        answer = answer_to(error, _OPTION_FIELDS[chat], "messages" if chat else "prompt")
+        answer = answer_to(error, _OPTION_FIELDS[chat], "messages" if chat else "prompt", self._model.max_length)
         if self.lifecycle.stopping and answer.status != 503 and not isinstance(error, ApiError):
             # The engine may have been closed already.
             answer = STOPPING

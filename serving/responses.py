@@ -7,6 +7,7 @@ from typing import Any
 from quasar.text import TextCodec
 from runtime import Event, Stats
 from serving.api_request import ApiRequest
+from serving.predicted_output import prediction_details
 from serving.token_logprobs import CompletionLogprobs, chat_logprobs
 
 
@@ -51,18 +52,21 @@ class Choice:
             self.finish_reason, self.stats = event.finish_reason, event.stats
 
 
-def usage_of(choices: Sequence[Choice], n: int) -> dict[str, Any]:
+def usage_of(choices: Sequence[Choice], request: ApiRequest) -> dict[str, Any]:
     """OpenAI's usage: a prompt counts once, however many answers it gets."""
     stats = [one.stats for one in choices if one.stats is not None]
-    prompts = stats[::n]
+    prompts = stats[:: request.n]
     prompt_tokens = sum(one.prompt_tokens for one in prompts)
     tokens = sum(one.tokens for one in stats)
-    return {
+    usage: dict[str, Any] = {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": tokens,
         "total_tokens": prompt_tokens + tokens,
         "prompt_tokens_details": {"cached_tokens": sum(one.reused_tokens for one in prompts)},
     }
+    if "prediction" in request.options:
+        usage["completion_tokens_details"] = prediction_details(stats)
+    return usage
 
 
 def whole_answer(heading: Heading, request: ApiRequest, choices: Sequence[Choice], codec: TextCodec) -> dict[str, Any]:
@@ -70,7 +74,7 @@ def whole_answer(heading: Heading, request: ApiRequest, choices: Sequence[Choice
     make = _chat_choice if request.chat else _completion_choice
     answer = heading.to_json("chat.completion" if request.chat else "text_completion")
     answer["choices"] = [make(heading, request, one, codec) for one in choices]
-    answer["usage"] = usage_of(choices, request.n)
+    answer["usage"] = usage_of(choices, request)
     if request.chat and heading.prompt_ids:
         answer["prompt_token_ids"] = heading.prompt_ids[0]
     return answer
@@ -151,7 +155,7 @@ class Chunks:
         """What is told after everything: the usage, where it was asked for."""
         if not self._request.include_usage:
             return []
-        usage = usage_of(choices, self._request.n)
+        usage = usage_of(choices, self._request)
         return [{**self._heading.to_json(self._kind), "choices": [], "usage": usage}]
 
     def _chunk(

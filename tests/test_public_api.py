@@ -61,7 +61,8 @@ def test_generation_options():
             "stop",
             "stop_token_ids",
         ),
-        *("ignore_eos", "logprobs", "deadline", "cancel", "drafter", "num_draft_tokens", "chat_template", "tools"),
+        *("ignore_eos", "logprobs", "deadline", "cancel", "drafter", "prediction", "num_draft_tokens"),
+        *("chat_template", "tools"),
         *("chat_template_kwargs", "continue_final_message", "parse_special", "date", "sampling", "priority"),
         *("cache_salt", "recorder"),
     ]

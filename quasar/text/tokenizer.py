@@ -87,8 +87,10 @@ class TextCodec:
 
         Without a template an empty line comes first.
         """
-        if self.chat_template is None:
-            text = f"\n\n{text}"
+        return self.encode_continuation(text if self.chat_template is not None else f"\n\n{text}")
+
+    def encode_continuation(self, text: str) -> list[int]:
+        """Token ids of a text that goes on from other text: no token is added, and special ones in it are text."""
         _check_unicode(text)
         if self.literal.spells_special(text):
             return self.literal.encode(self.literal.mark(text))

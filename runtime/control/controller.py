@@ -119,9 +119,13 @@ class Controller:
             self._passes_unused = 0
         if candidates is None or not chosen:
             return Proposal(draft=NO_PROPOSAL.draft, expected_tokens=1.0, expected_seconds=seconds)
-        used = dict.fromkeys(self._names[candidates.drafters[place]] for place in chosen)
+        sources = tuple(self._names[candidates.drafters[place]] for place in chosen)
         return Proposal(
-            draft=to_draft(candidates, chosen), drafter="+".join(used), expected_tokens=tokens, expected_seconds=seconds
+            draft=to_draft(candidates, chosen),
+            drafter="+".join(dict.fromkeys(sources)),
+            sources=sources,
+            expected_tokens=tokens,
+            expected_seconds=seconds,
         )
 
     def _ask(self, context: Int64, most: int) -> Candidates | None:
@@ -199,7 +203,8 @@ class Controller:
         self._asked = (index, count, merge([draft]))
         if not len(draft.tokens):
             return None
-        return Proposal(draft=draft, drafter=name, expected_tokens=expected, expected_seconds=took)
+        sources = (name,) * len(draft.tokens)
+        return Proposal(draft=draft, drafter=name, sources=sources, expected_tokens=expected, expected_seconds=took)
 
     def _best_slow(
         self, most: int, seconds: Sequence[float], rate: float, *, untried: bool = False

@@ -23,7 +23,10 @@ class FixedControl(AloneControl):
         if wanted <= 0:
             return NO_PROPOSAL
         draft = ask(self._drafter, context, wanted, trees=self._trees)
-        return Proposal(draft=draft, drafter=name_of(self._drafter)) if len(draft.tokens) else NO_PROPOSAL
+        if not len(draft.tokens):
+            return NO_PROPOSAL
+        name = name_of(self._drafter)
+        return Proposal(draft=draft, drafter=name, sources=(name,) * len(draft.tokens))
 
     def learn(self, outcome: Outcome) -> None:
         """As `Control`."""

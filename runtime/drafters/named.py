@@ -12,6 +12,7 @@ from quasar.errors import GenerationError, QuasarError
 from runtime.drafters.base import Drafter
 from runtime.drafters.draft_engine import DraftEngine, DraftEngines, EngineDrafter
 from runtime.drafters.persistent_successors import PersistentSuccessors
+from runtime.drafters.prediction import PredictedAnswer, Prediction
 from runtime.drafters.prompt_lookup import PromptLookup
 from runtime.drafters.recycling import Recycling
 from runtime.drafters.suffix import Suffix
@@ -19,6 +20,8 @@ from runtime.drafters.suffix import Suffix
 # The entry-point group under which a package registers a `Factory` by name.
 ENTRY_POINTS = "quasar_verifier.drafters"
 NONE, AUTO = "none", "auto"
+# Joins the others wherever there is a prediction.
+_PREDICTION = Prediction.name
 # After "recycling:": successors are kept between processes.
 _KEEPS = "kept"
 _SIZES = re.compile(r"(\d{1,9})-(\d{1,9})")
@@ -33,7 +36,7 @@ class VerifierProfile:
     `trees`: whether they are exact on it. `tells_successors`: whether its passes tell the likeliest tokens. `warm`:
     token → successors, likeliest first, that come with the engine. `engines`: where engines that draft for it are
     loaded; None where there is no verifier to draft for. `persistent`: successors of the user's earlier sequences.
-    `slot`: where the sequence that is drafted for has its cache positions.
+    `slot`: where the sequence that is drafted for has its cache positions. `prediction`: what its answer will resemble.
     """
 
     vocab_size: int
@@ -43,6 +46,7 @@ class VerifierProfile:
     engines: DraftEngines | None = None
     persistent: PersistentSuccessors | None = None
     slot: Callable[[], int] = lambda: 0
+    prediction: PredictedAnswer | None = None
 
 
 # What follows the name and a colon ("" for nothing) and the verifier → a drafter for one sequence.
@@ -65,6 +69,15 @@ def _prompt_lookup(argument: str, target: VerifierProfile) -> Drafter:  # noqa: 
 def _suffix(argument: str, target: VerifierProfile) -> Drafter:
     _refuse_argument("suffix", argument)
     return Suffix(branches=_SUFFIX_BRANCHES if target.trees else 1)
+
+
+def _prediction(argument: str, target: VerifierProfile) -> Drafter:
+    _refuse_argument(_PREDICTION, argument)
+    if target.prediction is None:
+        raise GenerationError(
+            "drafter 'prediction' follows a text that the answer will resemble: give it as prediction"
+        )
+    return Prediction(target.prediction, trees=target.trees)
 
 
 def _recycling(argument: str, target: VerifierProfile) -> Drafter:
@@ -118,6 +131,7 @@ _OWN: dict[str, Factory] = {
     "prompt-lookup": _prompt_lookup,
     "suffix": _suffix,
     "recycling": _recycling,
+    "prediction": _prediction,
     "model": _model,
     "self": _self,
     "hierarchical": _hierarchical,
@@ -152,7 +166,7 @@ def known_names() -> list[str]:
 
 
 def make_drafters(asked: DrafterOption, target: VerifierProfile) -> list[Drafter]:
-    """The drafters of one sequence: an empty list for "none".
+    """The drafters of one sequence: an empty list for "none"; one that follows the prediction, where there is one.
 
     Args:
         asked: a drafter, a name (with ":" and an argument where it takes one), several names with commas between them,
@@ -173,7 +187,14 @@ def make_drafters(asked: DrafterOption, target: VerifierProfile) -> list[Drafter
     if NONE in parts:
         if len(parts) > 1:
             raise GenerationError("drafter 'none' stands beside others; it goes alone")
+        if target.prediction is not None:
+            raise GenerationError(
+                "prediction came with the drafter 'none', which drafts nothing: pass one or the other"
+            )
         return []
+    if target.prediction is not None and _PREDICTION not in parts:
+        # First, so that what it proposes counts as its own.
+        parts.insert(0, _PREDICTION)
     drafters: list[Drafter] = []
     for part in parts:
         if part == AUTO:

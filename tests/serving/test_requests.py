@@ -74,7 +74,7 @@ def test_answers_are_let_in_together_or_not_at_all():
     ids=str,
 )
 def test_errors_of_the_runtime(error, status, param, code):
-    answer = answer_to(error, {"max_new_tokens": "max_tokens"}, "messages")
+    answer = answer_to(error, {"max_new_tokens": "max_tokens"}, "messages", 512)
     assert (answer.status, answer.param, answer.code) == (status, param, code)
     assert "secret" not in answer.message
     assert not answer.message.startswith("max_new_tokens")
