@@ -23,9 +23,12 @@ class RoundObjects:
         `texts`: what each token adds to the answer; a character that several tokens spell stands at its last one.
         """
         accepted = accepted_drafts(made)
+        texts = [self._stream.push([token]) for token in made.tokens]
+        if texts and made.finish_reason is not None:
+            texts[-1] += self._stream.finish()
         return {
             "token_ids": made.tokens,
-            "texts": [self._stream.push([token]) for token in made.tokens],
+            "texts": texts,
             "accepted": made.accepted,
             "drafts": [
                 {"token_id": token, "text": self._spelled(token), "parent": parent, "accepted": place in accepted}
