@@ -20,9 +20,9 @@ class Round:
     `draft_seconds` went into drafting and `sample_seconds` into choosing tokens from logits. A step that was
     interrupted emits nothing.
 
-    `draft_tokens`: the draft; `draft_parents` of a tree, as `Draft.parents` has it, None for a chain. `width`: positions
-    of this sequence that the step's pass was fed. `drafter`: whose draft it was. `expected_tokens`, `expected_seconds`: what the controller expected of the step when
-    it chose; 0 where nothing was expected.
+    `draft_tokens`: the draft; `draft_parents` of a tree, as `Draft.parents` has it, None for a chain. `drafter`: whose
+    draft it was. `width`: positions of this sequence that the step's last pass was fed. `expected_tokens`,
+    `expected_seconds`: what the controller expected of the step when it chose; 0 where nothing was expected.
     """
 
     tokens: tuple[int, ...]
