@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from quasar.errors import QueueFullError
+from runtime.loop import Round
 from runtime.sampling.logprobs import TokenLogprob
 from runtime.stats import Stats
 
@@ -16,13 +17,15 @@ class Event:
     """What one step of a generation emitted. The last event has a `finish_reason` and the `stats`.
 
     `text` may be empty while a character is incomplete or may be the start of a stop string; the events' texts joined
-    are the generation's text. `logprobs`: of `token_ids`, where they were asked for.
+    are the generation's text. `logprobs`: of `token_ids`, where they were asked for. `round`: the step itself, with
+    its draft and its seconds.
     """
 
     text: str
     token_ids: tuple[int, ...]
     drafted: int
     accepted: int
+    round: Round
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: str | None = None
     stopped_by: int | str | None = None

@@ -21,8 +21,10 @@ class Round:
     `draft_seconds` went into drafting and `sample_seconds` into choosing tokens from logits. A step that was
     interrupted emits nothing.
 
-    `drafter`: whose draft it was; `sources`: how many of its tokens were whose. `expected_tokens`, `expected_seconds`:
-    what the controller expected of the step when it chose; 0 where nothing was expected.
+    `draft_tokens`: the draft; `draft_parents` of a tree, as `Draft.parents` has it, None for a chain. `drafter`: whose
+    draft it was; `sources`: how many of its tokens were whose. `width`: positions of this sequence that the step's last
+    pass was fed. `expected_tokens`, `expected_seconds`: what the controller expected of the step when it chose; 0 where
+    nothing was expected.
     """
 
     tokens: tuple[int, ...]
@@ -35,6 +37,9 @@ class Round:
     logprobs: tuple[TokenLogprob, ...] = ()
     sample_seconds: float = 0.0
     reused: int = 0
+    width: int = 0
+    draft_tokens: tuple[int, ...] = ()
+    draft_parents: tuple[int, ...] | None = None
     drafter: str = ""
     sources: tuple[SourceCount, ...] = ()
     expected_tokens: float = 0.0
@@ -151,11 +156,12 @@ class Decoding:
 
     def _round(self, outcome: Outcome) -> Round:
         cut, proposal = self.sequence.cut, outcome.segment.proposal
+        draft = proposal.draft
         draft_seconds, reused = self._draft_seconds, self._reused
         self._reused = 0
         return Round(
             tokens=tuple(outcome.tokens.tolist()),
-            drafted=len(proposal.draft.tokens),
+            drafted=len(draft.tokens),
             accepted=outcome.accepted,
             seconds=self._taken(),
             draft_seconds=draft_seconds,
@@ -164,6 +170,9 @@ class Decoding:
             logprobs=outcome.logprobs,
             sample_seconds=outcome.sample_seconds,
             reused=reused,
+            width=len(outcome.segment.tokens),
+            draft_tokens=tuple(draft.tokens.tolist()),
+            draft_parents=None if draft.parents is None else tuple(draft.parents.tolist()),
             drafter=proposal.drafter,
             sources=count_sources(outcome),
             expected_tokens=proposal.expected_tokens,

@@ -237,6 +237,7 @@ class _Request:
             token_ids=made.tokens,
             drafted=made.drafted,
             accepted=made.accepted,
+            round=made,
             logprobs=made.logprobs,
             finish_reason=made.finish_reason,
             stopped_by=made.stopped_by,

@@ -63,6 +63,7 @@ class ApiRequest:
         prompts: each gets `n` answers.
         options: of `Engine.stream`, for the first answer; `options_of` has the others'.
         logprobs: how many likeliest tokens are told beside each of the answer's; None: not even that one.
+        return_rounds: the rounds are told beside the text.
         echo: texts that the answers begin with, one for each prompt; empty for none.
         user: who OpenAI's clients say that they ask for; for the log.
     """
@@ -76,6 +77,7 @@ class ApiRequest:
     logprobs: int | None = None
     echo: tuple[str, ...] = ()
     return_token_ids: bool = False
+    return_rounds: bool = False
     user: str = ""
 
     @property

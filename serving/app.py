@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.access_log import AccessLog, Record, record_of
 from serving.api_errors import INTERNAL, ApiError, ErrorAnswer
+from serving.chat_page import ChatPage
 from serving.endpoints import Service, error_response
 from serving.request_limits import MOST_HEADER_BYTES
 
@@ -33,6 +34,7 @@ def make_app(service: Service) -> ASGIApp:
         )
     app = Starlette(
         routes=[
+            *([Route("/", ChatPage().answer, methods=["GET"])] if service.settings.page else []),
             Route("/v1/chat/completions", service.chat, methods=["POST"]),
             Route("/v1/completions", service.completion, methods=["POST"]),
             Route("/v1/models", service.models, methods=["GET"]),

@@ -74,6 +74,7 @@ def read_chat_request(body: Any, model: ServedModel, *, key: str = "") -> ApiReq
         include_usage=include_usage,
         logprobs=logprobs,
         return_token_ids=fields.get("return_token_ids", False),
+        return_rounds=fields.get("return_rounds", False),
         user=fields.get("safety_identifier", ""),
     )
 

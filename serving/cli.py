@@ -55,6 +55,7 @@ def serve(
             metavar="ORIGIN", help="Web pages of this origin may ask; may be given again.", show_default=False
         ),
     ] = None,
+    no_page: Annotated[bool, typer.Option("--no-page", help="Without the page at /.")] = False,
     prefix_cache: Annotated[
         str, typer.Option(help="Whose positions may serve a prompt: salted, shared or off.")
     ] = "salted",
@@ -84,6 +85,7 @@ def serve(
         timeout=timeout,
         drain_seconds=drain_seconds,
         cors_origins=tuple(cors_origin or ()),
+        page=not no_page,
         keys=keys,
     )
     with (

@@ -77,6 +77,7 @@ def read_completion_request(body: Any, model: ServedModel, *, key: str = "") -> 
         logprobs=logprobs,
         echo=_echo(fields, prompts),
         return_token_ids=fields.get("return_token_ids", False),
+        return_rounds=fields.get("return_rounds", False),
     )
 
 

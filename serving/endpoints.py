@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from quasar import __version__
 from runtime import Engine, Event
+from runtime.drafters.named import names_alone
 from serving.access_log import Record, record_of
 from serving.api_errors import OUT_OF_TIME, STOPPING, ApiError, ErrorAnswer, answer_to
 from serving.api_request import ApiRequest, ServedModel, no_such_model
@@ -179,6 +180,7 @@ class Service:
             "created": self._created,
             "owned_by": "quasar",
             "max_model_len": self._model.max_length,
+            "drafters": names_alone(),
         }
 
 
@@ -190,7 +192,8 @@ class _Running:
         self._cancel = threading.Event()
         # Every prompt was read, and every option can be honoured.
         self._begun = False
-        self._choices = [Choice(index=index) for index in range(asked.choices)]
+        keeps_rounds = asked.return_rounds and not asked.stream
+        self._choices = [Choice(index=index, rounds=[] if keeps_rounds else None) for index in range(asked.choices)]
         self._clocks = [service.metrics.clock(record.begun) for _ in range(asked.choices)]
         self._generations = service.generations(asked, self._cancel)
         service.lifecycle.begin(self._cancel)

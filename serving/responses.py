@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from quasar.text import TextCodec
-from runtime import Event, Stats
+from runtime import Event, Round, Stats
 from serving.api_request import ApiRequest
 from serving.predicted_output import prediction_details
+from serving.round_objects import RoundObjects
 from serving.token_logprobs import CompletionLogprobs, chat_logprobs
 
 
@@ -34,7 +35,7 @@ class Heading:
 
 @dataclass(slots=True, kw_only=True)
 class Choice:
-    """One of the answers to a request, while its events come."""
+    """One of the answers to a request, while its events come. `rounds`: kept where it begins as a list."""
 
     index: int
     text: list[str] = field(default_factory=list)
@@ -42,12 +43,15 @@ class Choice:
     logprobs: list[Any] = field(default_factory=list)
     finish_reason: str | None = None
     stats: Stats | None = None
+    rounds: list[Round] | None = None
 
     def add(self, event: Event) -> None:
         """Take an event in."""
         self.text.append(event.text)
         self.token_ids += event.token_ids
         self.logprobs += event.logprobs
+        if self.rounds is not None:
+            self.rounds.append(event.round)
         if event.finish_reason is not None:
             self.finish_reason, self.stats = event.finish_reason, event.stats
 
@@ -72,12 +76,25 @@ def usage_of(choices: Sequence[Choice], request: ApiRequest) -> dict[str, Any]:
 def whole_answer(heading: Heading, request: ApiRequest, choices: Sequence[Choice], codec: TextCodec) -> dict[str, Any]:
     """The object of an answer that is not streamed."""
     make = _chat_choice if request.chat else _completion_choice
+
+    def choice(one: Choice) -> dict[str, Any]:
+        made = make(heading, request, one, codec)
+        if one.rounds is not None:
+            objects = _round_objects(request, codec)
+            made["rounds"] = [objects.of(step) for step in one.rounds]
+        return made
+
     answer = heading.to_json("chat.completion" if request.chat else "text_completion")
-    answer["choices"] = [make(heading, request, one, codec) for one in choices]
+    answer["choices"] = [choice(one) for one in choices]
     answer["usage"] = usage_of(choices, request)
     if request.chat and heading.prompt_ids:
         answer["prompt_token_ids"] = heading.prompt_ids[0]
     return answer
+
+
+def _round_objects(request: ApiRequest, codec: TextCodec) -> RoundObjects:
+    # Under a grammar, too, a space that the answer begins with is its own.
+    return RoundObjects(codec, continues=not request.chat or "response_format" in request.options)
 
 
 def _chat_choice(heading: Heading, request: ApiRequest, choice: Choice, codec: TextCodec) -> dict[str, Any]:  # noqa: ARG001 - as the other one
@@ -111,6 +128,7 @@ class Chunks:
         self._heading, self._request, self._codec = heading, request, codec
         self._kind = "chat.completion.chunk" if request.chat else "text_completion"
         self._offsets = [CompletionLogprobs(codec) for _ in range(request.choices)]
+        self._rounds = [_round_objects(request, codec) for _ in range(request.choices)]
 
     def first(self) -> list[dict[str, Any]]:
         """What is told before anything is generated: whose words they are, or the prompt."""
@@ -135,8 +153,8 @@ class Chunks:
     def of(self, index: int, event: Event) -> dict[str, Any] | None:
         """The chunk of an event; None for one that shows nothing: half a character, or the beginning of a stop."""
         request = self._request
-        shows = event.text or event.finish_reason or event.logprobs or (request.return_token_ids and event.token_ids)
-        if not shows:
+        tells = request.return_token_ids or request.return_rounds
+        if not (event.text or event.finish_reason or event.logprobs or (tells and event.token_ids)):
             return None
         logprobs = None
         if request.logprobs is not None and event.logprobs:
@@ -149,6 +167,8 @@ class Chunks:
             value = {"delta": {"content": event.text} if event.text or not event.finish_reason else {}}
         if request.return_token_ids:
             value["token_ids"] = event.token_ids
+        if request.return_rounds:
+            value["rounds"] = [self._rounds[index].of(event.round)]
         return self._chunk(index, value, logprobs=logprobs, finish_reason=event.finish_reason)
 
     def last(self, choices: Sequence[Choice]) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from runtime.drafters.named import names_alone
 from serving.api_errors import invalid
 from serving.request_fields import (
     Field,
@@ -49,6 +50,15 @@ def _above_zero(name: str, value: Any, most: float) -> float:
     return found
 
 
+def _drafter(name: str, value: Any) -> str:
+    """One name or several with commas between them; none that opens a directory of the server's."""
+    asked: str = string(256)(name, value)
+    known = names_alone()
+    if any(part.strip() not in known for part in asked.split(",")):
+        raise wrong(name, value, f"one or more of {', '.join(known)}")
+    return asked
+
+
 SAMPLING_FIELDS = (
     Field(name="model", read=string(256)),
     Field(name="stream", read=boolean),
@@ -74,6 +84,8 @@ SAMPLING_FIELDS = (
     Field(name="user", read=string(512)),
     Field(name="cache_salt", read=string(512)),
     Field(name="return_token_ids", read=boolean),
+    Field(name="return_rounds", read=boolean),
+    Field(name="drafter", read=_drafter, option="drafter"),
     # What cannot be honoured is refused with a reason; one line makes an option of a field.
     Field(name="response_format", read=only({"type": "text"}, because=_LATER)),
     *(Field(name=f"guided_{kind}", read=only(because=_LATER)) for kind in ("json", "regex", "grammar", "choice")),

@@ -20,6 +20,7 @@ class ServerSettings:
         timeout: seconds that a request may take; None: any number.
         drain_seconds: how long requests go on after the server was told to stop.
         cors_origins: web pages of these origins may ask; none by default.
+        page: there is a page at `/`.
         keys: who may ask.
     """
 
@@ -30,6 +31,7 @@ class ServerSettings:
     timeout: float | None = None
     drain_seconds: float = 30.0
     cors_origins: tuple[str, ...] = ()
+    page: bool = True
     keys: Keys = field(default_factory=Keys)
 
     def __post_init__(self) -> None:

@@ -22,6 +22,8 @@ ENTRY_POINTS = "quasar_verifier.drafters"
 NONE, AUTO = "none", "auto"
 # Joins the others wherever there is a prediction.
 _PREDICTION = Prediction.name
+# These stand before a colon and an engine directory.
+_NEED_DIRECTORY = ("model", "self", "hierarchical")
 # After "recycling:": successors are kept between processes.
 _KEEPS = "kept"
 _SIZES = re.compile(r"(\d{1,9})-(\d{1,9})")
@@ -163,6 +165,11 @@ def _made_by(entry: EntryPoint, argument: str, target: VerifierProfile) -> Draft
 def known_names() -> list[str]:
     """Every name that there is."""
     return [AUTO, NONE, *_OWN, *_installed()]
+
+
+def names_alone() -> list[str]:
+    """Those that stand alone: who may choose a drafter, and no directory, chooses among these."""
+    return [name for name in known_names() if name not in _NEED_DIRECTORY]
 
 
 def make_drafters(asked: DrafterOption, target: VerifierProfile) -> list[Drafter]:
