@@ -2,21 +2,26 @@
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from runtime.prompt_ids import Prompt
 from serving.api_errors import ApiError, ErrorAnswer, invalid, too_long
 from serving.sampling_fields import MOST_CHOICES
+from serving.tools.call_formats import CallFormat
+from serving.tools.call_parser import CallRules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedModel:
     """What a request is read for.
 
-    `defaults`: options of the runtime that stand for what a request does not give. `template`: the source of the chat
-    template, "" without one. `max_length`: tokens that a sequence may have. `token_limit`: new tokens that a request
-    may ask for; None: any number.
+    Attributes:
+        defaults: options of the runtime that stand for what a request does not give.
+        template: the source of the chat template, "" without one.
+        max_length: tokens that a sequence may have.
+        token_limit: new tokens that a request may ask for; None: any number.
+        calls: how answers call functions; None: they cannot, and `no_calls` says why.
     """
 
     name: str
@@ -24,6 +29,8 @@ class ServedModel:
     template: str
     max_length: int
     token_limit: int | None = None
+    calls: CallFormat | None = None
+    no_calls: str = ""
 
     @property
     def max_tokens(self) -> int:
@@ -65,6 +72,8 @@ class ApiRequest:
         logprobs: how many likeliest tokens are told beside each of the answer's; None: not even that one.
         return_rounds: the rounds are told beside the text.
         echo: texts that the answers begin with, one for each prompt; empty for none.
+        calls: how calls of functions are read from the answers; None: nothing may be called.
+        option_fields: option of the runtime → the field of this request that it came from, where that differs.
         user: who OpenAI's clients say that they ask for; for the log.
     """
 
@@ -78,6 +87,8 @@ class ApiRequest:
     echo: tuple[str, ...] = ()
     return_token_ids: bool = False
     return_rounds: bool = False
+    calls: CallRules | None = None
+    option_fields: Mapping[str, str] = field(default_factory=dict)
     user: str = ""
 
     @property

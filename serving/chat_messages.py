@@ -1,12 +1,13 @@
 """Messages of a chat completion, as OpenAI's clients send them, in the form that the runtime takes."""
 
+import json
 import re
 from typing import Any
 
 from serving.api_errors import invalid
 from serving.request_fields import kind_of, short, wrong
 
-MOST_MESSAGES, MOST_PARTS = 4096, 1024
+MOST_MESSAGES, MOST_PARTS, MOST_CALLS = 4096, 1024, 1024
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
@@ -26,7 +27,8 @@ def for_template(messages: list[dict[str, Any]], template: str) -> list[dict[str
 
 def characters_of(messages: list[dict[str, Any]]) -> int:
     """How long the messages are."""
-    return sum(len(one["content"] or "") for one in messages)
+    calls = (call["function"]["arguments"] for one in messages for call in one.get("tool_calls", ()))
+    return sum(len(one["content"] or "") for one in messages) + sum(map(len, calls))
 
 
 def _message(name: str, value: Any) -> dict[str, Any]:
@@ -36,6 +38,10 @@ def _message(name: str, value: Any) -> dict[str, Any]:
     if role not in _ROLES:
         raise wrong(f"{name}.role", role, f"one of {', '.join(_ROLES)}")
     message = {key: item for key, item in value.items() if item is not None}
+    if message.get("tool_calls") == []:
+        del message["tool_calls"]
+    elif "tool_calls" in message:
+        message["tool_calls"] = _tool_calls(f"{name}.tool_calls", message["tool_calls"])
     if "content" in message:
         message["content"] = read_text(f"{name}.content", message["content"])
     elif "tool_calls" in message:
@@ -43,6 +49,39 @@ def _message(name: str, value: Any) -> dict[str, Any]:
     else:
         raise invalid(f"{name}.content", f"{name}.content is missing; a string was expected")
     return message
+
+
+def _tool_calls(name: str, value: Any) -> list[dict[str, Any]]:
+    """Calls that an answer made, as it gave them."""
+    if not isinstance(value, list) or len(value) > MOST_CALLS:
+        raise wrong(name, value, f"a list of at most {MOST_CALLS} calls")
+    return [_tool_call(f"{name}[{place}]", call) for place, call in enumerate(value)]
+
+
+def _tool_call(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise wrong(name, value, "an object of type function")
+    if value.get("type", "function") != "function":
+        raise wrong(f"{name}.type", value["type"], "'function'")
+    function = value.get("function")
+    if not isinstance(function, dict):
+        raise wrong(f"{name}.function", function, "an object with name and arguments")
+    if not isinstance(function.get("name"), str):
+        raise wrong(f"{name}.function.name", function.get("name"), "a string")
+    # No arguments are an empty text with some clients.
+    arguments = function.get("arguments") or "{}"
+    if not isinstance(arguments, str) or not _is_object(arguments):
+        raise invalid(
+            f"{name}.function.arguments", f"{name}.function.arguments is no JSON text of an object", "invalid_value"
+        )
+    return {**value, "function": {**function, "arguments": arguments}}
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def read_text(name: str, value: Any) -> str:

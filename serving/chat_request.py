@@ -1,5 +1,6 @@
 """`POST /v1/chat/completions`: its fields, and the request that they make."""
 
+import json
 from typing import Any
 
 from serving.api_errors import invalid
@@ -8,8 +9,12 @@ from serving.chat_messages import characters_of, for_template, read_messages
 from serving.predicted_output import read_prediction
 from serving.request_fields import Field, boolean, integer, json_object, only, read_fields, string, table_of
 from serving.sampling_fields import MOST_LOGPROBS, MOST_TOKENS, SAMPLING_FIELDS, sampling_options
+from serving.structured_fields import answer_format
+from serving.tools.call_grammar import call_grammar
+from serving.tools.call_support import call_rules
+from serving.tools.tool_fields import TOOL_FIELDS, tool_use
 
-_NO_TOOLS = "this server does not read calls of tools from answers yet"
+_OLD_TOOLS = "tools and tool_choice took its place"
 
 CHAT_FIELDS = table_of(
     *SAMPLING_FIELDS,
@@ -22,11 +27,9 @@ CHAT_FIELDS = table_of(
     Field(name="chat_template_kwargs", read=json_object, option="chat_template_kwargs"),
     Field(name="continue_final_message", read=boolean, option="continue_final_message"),
     Field(name="add_generation_prompt", read=boolean),
-    Field(name="tools", read=only([], because=_NO_TOOLS)),
-    Field(name="tool_choice", read=only("none", because=_NO_TOOLS)),
-    Field(name="parallel_tool_calls", read=only(because=_NO_TOOLS)),
-    Field(name="functions", read=only([], because=_NO_TOOLS)),
-    Field(name="function_call", read=only("none", because=_NO_TOOLS)),
+    *TOOL_FIELDS,
+    Field(name="functions", read=only([], because=_OLD_TOOLS)),
+    Field(name="function_call", read=only("none", because=_OLD_TOOLS)),
     Field(name="prediction", read=read_prediction, option="prediction"),
     Field(name="modalities", read=only(["text"], because="answers are text")),
     Field(name="audio", read=only(because="answers are text")),
@@ -52,7 +55,9 @@ def read_chat_request(body: Any, model: ServedModel, *, key: str = "") -> ApiReq
     if "messages" not in fields:
         raise invalid("messages", "messages is missing; a list of messages was expected", "missing_required_parameter")
     messages = fields["messages"]
-    model.check_length("messages", characters_of(messages))
+    use = tool_use(fields)
+    shown = [] if use is None else [tool.for_template() for tool in use.shown]
+    model.check_length("messages", characters_of(messages) + len(json.dumps(shown)))
     model.check_length("prediction", len(fields.get("prediction", "")), "prediction")
     stream, include_usage = streaming(fields)
     n = fields.get("n", 1)
@@ -60,6 +65,17 @@ def read_chat_request(body: Any, model: ServedModel, *, key: str = "") -> ApiReq
     logprobs = _logprobs(fields)
     if logprobs is not None:
         options["logprobs"] = logprobs
+    wanted = answer_format(fields)
+    if wanted is not None:
+        options["response_format"] = wanted.value
+    calls = None
+    option_fields = {} if wanted is None else {"response_format": wanted.field}
+    if use is not None:
+        calls = call_rules(use, model.calls, model.no_calls, fields, wanted)
+        options["tools"] = shown
+        if calls.certain:
+            options["response_format"] = {"type": "grammar", "grammar": call_grammar(use, calls.format)}
+            option_fields = {"response_format": "tools"}
     _check_generation_prompt(fields)
     salt = salt_of(fields, key, n)
     if salt is not None:
@@ -75,6 +91,8 @@ def read_chat_request(body: Any, model: ServedModel, *, key: str = "") -> ApiReq
         logprobs=logprobs,
         return_token_ids=fields.get("return_token_ids", False),
         return_rounds=fields.get("return_rounds", False),
+        calls=calls,
+        option_fields=option_fields,
         user=fields.get("safety_identifier", ""),
     )
 

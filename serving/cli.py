@@ -59,6 +59,14 @@ def serve(
     prefix_cache: Annotated[
         str, typer.Option(help="Whose positions may serve a prompt: salted, shared or off.")
     ] = "salted",
+    tool_format: Annotated[
+        str,
+        typer.Option(
+            metavar="FORMAT",
+            help="How answers call functions: hermes or llama3-json (default: as the chat template teaches).",
+            show_default=False,
+        ),
+    ] = "",
     backend: Backend = None,
     kernels: Kernels = None,
     threads: Threads = 0,
@@ -84,6 +92,7 @@ def serve(
         max_body_bytes=max_body_bytes,
         timeout=timeout,
         drain_seconds=drain_seconds,
+        tool_format=tool_format,
         cors_origins=tuple(cors_origin or ()),
         page=not no_page,
         keys=keys,

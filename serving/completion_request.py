@@ -7,6 +7,7 @@ from serving.api_errors import invalid
 from serving.api_request import ApiRequest, ServedModel, check_choices, salt_of, streaming
 from serving.request_fields import Field, boolean, integer, only, read_fields, table_of, wrong
 from serving.sampling_fields import MOST_CHOICES, MOST_LOGPROBS, SAMPLING_FIELDS, sampling_options
+from serving.structured_fields import answer_format
 
 # OpenAI's own default.
 _MAX_TOKENS = 16
@@ -64,6 +65,9 @@ def read_completion_request(body: Any, model: ServedModel, *, key: str = "") -> 
     logprobs = fields.get("logprobs")
     if logprobs is not None:
         options["logprobs"] = logprobs
+    wanted = answer_format(fields)
+    if wanted is not None:
+        options["response_format"] = wanted.value
     salt = salt_of(fields, key, n)
     if salt is not None:
         options["cache_salt"] = salt
@@ -78,6 +82,7 @@ def read_completion_request(body: Any, model: ServedModel, *, key: str = "") -> 
         echo=_echo(fields, prompts),
         return_token_ids=fields.get("return_token_ids", False),
         return_rounds=fields.get("return_rounds", False),
+        option_fields={} if wanted is None else {"response_format": wanted.field},
     )
 
 

@@ -29,6 +29,7 @@ from serving.request_limits import Admission, read_body, read_json
 from serving.responses import Choice, Chunks, Heading, whole_answer
 from serving.sampling_fields import options_to_fields
 from serving.settings import ServerSettings
+from serving.tools.call_support import calls_of
 
 _Value = TypeVar("_Value")
 _log = logging.getLogger("quasar.serving")
@@ -56,6 +57,7 @@ class Service:
         self._admission = Admission(most=engine.metrics().slots + settings.queue_limit)
         self._created = int(time.time())
         template = engine.codec.chat_template
+        calls, no_calls = calls_of(engine.codec, settings.tool_format)
         self._model = ServedModel(
             name=self.name,
             # OpenAI's default, unless the checkpoint has one.
@@ -63,6 +65,8 @@ class Service:
             template="" if template is None else template.default_source,
             max_length=engine.manifest.contract.max_length,
             token_limit=settings.max_tokens_limit,
+            calls=calls,
+            no_calls=no_calls,
         )
 
     async def chat(self, request: Request) -> Response:
@@ -109,21 +113,26 @@ class Service:
 
     async def _answered(self, request: Request, read: Callable[..., ApiRequest], *, chat: bool) -> Response:
         record = record_of(request)
+        asked: ApiRequest | None = None
         try:
             key = self.check_key(request)
             self.lifecycle.check_open()
             _check_media_type(request)
             body = await read_body(request, self.settings.max_body_bytes)
-            return await self._answer(request, read(read_json(body), key=key), record)
+            asked = read(read_json(body), key=key)
+            return await self._answer(request, asked, record)
         except (ClientGoneError, ClientDisconnect):
             record.status, record.error = _GONE, "the client is gone"
             return Response(status_code=_GONE)
         except Exception as error:
-            return error_response(self.error_answer(error, record, chat=chat))
+            return error_response(self.error_answer(error, record, chat=chat, asked=asked))
 
-    def error_answer(self, error: Exception, record: Record, *, chat: bool) -> ErrorAnswer:
-        """What a client is told of an exception; the log is told, too."""
-        answer = answer_to(error, _OPTION_FIELDS[chat], "messages" if chat else "prompt", self._model.max_length)
+    def error_answer(
+        self, error: Exception, record: Record, *, chat: bool, asked: ApiRequest | None = None
+    ) -> ErrorAnswer:
+        """What a client is told of an exception; the log is told, too. `asked`: the request, if it could be read."""
+        fields = _OPTION_FIELDS[chat] if asked is None else {**_OPTION_FIELDS[chat], **asked.option_fields}
+        answer = answer_to(error, fields, "messages" if chat else "prompt", self._model.max_length)
         if self.lifecycle.stopping and answer.status != 503 and not isinstance(error, ApiError):
             # The engine may have been closed already.
             answer = STOPPING
@@ -161,7 +170,7 @@ class Service:
         """What is on top of an answer's objects."""
         ids: list[list[int]] = []
         if asked.return_token_ids:
-            names = ("chat_template", "chat_template_kwargs", "continue_final_message")
+            names = ("chat_template", "tools", "chat_template_kwargs", "continue_final_message")
             options: Any = {name: asked.options[name] for name in names if name in asked.options}
             encoded = [await asyncio.to_thread(self.engine.encode, one, **options) for one in asked.prompts]
             ids = [one.tolist() for one in encoded]
@@ -233,14 +242,13 @@ class _Running:
                     yield STILL_HERE
                     continue
                 self._take(index, one)
-                shown = chunks.of(index, one)
-                if shown is not None:
-                    yield event(shown)
+                for value in chunks.of(index, one):
+                    yield event(value)
             for value in chunks.last(self._choices):
                 yield event(value)
             yield DONE
         except Exception as error:
-            yield event(service.error_answer(error, self._record, chat=self._asked.chat).to_json())
+            yield event(service.error_answer(error, self._record, chat=self._asked.chat, asked=self._asked).to_json())
 
     def _take(self, index: int, one: Event) -> None:
         """An event; raises `ApiError` for one that ends an answer before it is complete."""

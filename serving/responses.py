@@ -10,6 +10,7 @@ from serving.api_request import ApiRequest
 from serving.predicted_output import prediction_details
 from serving.round_objects import RoundObjects
 from serving.token_logprobs import CompletionLogprobs, chat_logprobs
+from serving.tools.call_objects import CallDeltas, message_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,11 +99,16 @@ def _round_objects(request: ApiRequest, codec: TextCodec) -> RoundObjects:
 
 
 def _chat_choice(heading: Heading, request: ApiRequest, choice: Choice, codec: TextCodec) -> dict[str, Any]:  # noqa: ARG001 - as the other one
+    text, reason = "".join(choice.text), choice.finish_reason
+    if request.calls is None:
+        message: dict[str, Any] = {"content": text}
+    else:
+        message, reason = message_of(text, request.calls, reason)
     return {
         "index": choice.index,
-        "message": {"role": "assistant", "content": "".join(choice.text), "refusal": None},
+        "message": {"role": "assistant", **message, "refusal": None},
         "logprobs": None if request.logprobs is None else chat_logprobs(choice.logprobs, codec),
-        "finish_reason": choice.finish_reason,
+        "finish_reason": reason,
         **({"token_ids": choice.token_ids} if request.return_token_ids else {}),
     }
 
@@ -129,6 +135,8 @@ class Chunks:
         self._kind = "chat.completion.chunk" if request.chat else "text_completion"
         self._offsets = [CompletionLogprobs(codec) for _ in range(request.choices)]
         self._rounds = [_round_objects(request, codec) for _ in range(request.choices)]
+        calls = request.calls
+        self._deltas = [] if calls is None else [CallDeltas(calls) for _ in range(request.choices)]
 
     def first(self) -> list[dict[str, Any]]:
         """What is told before anything is generated: whose words they are, or the prompt."""
@@ -150,12 +158,14 @@ class Chunks:
             if request.echo or ids
         ]
 
-    def of(self, index: int, event: Event) -> dict[str, Any] | None:
-        """The chunk of an event; None for one that shows nothing: half a character, or the beginning of a stop."""
+    def of(self, index: int, event: Event) -> list[dict[str, Any]]:
+        """The chunks of an event; none for one that shows nothing: half a character, or the beginning of a stop."""
+        if self._deltas:
+            return self._with_calls(index, event)
         request = self._request
         tells = request.return_token_ids or request.return_rounds
         if not (event.text or event.finish_reason or event.logprobs or (tells and event.token_ids)):
-            return None
+            return []
         logprobs = None
         if request.logprobs is not None and event.logprobs:
             logprobs = (
@@ -169,7 +179,28 @@ class Chunks:
             value["token_ids"] = event.token_ids
         if request.return_rounds:
             value["rounds"] = [self._rounds[index].of(event.round)]
-        return self._chunk(index, value, logprobs=logprobs, finish_reason=event.finish_reason)
+        return [self._chunk(index, value, logprobs=logprobs, finish_reason=event.finish_reason)]
+
+    def _with_calls(self, index: int, event: Event) -> list[dict[str, Any]]:
+        """The same for an answer that may call functions: a chunk for each delta, and one that says why it ended."""
+        request, deltas = self._request, self._deltas[index]
+        values: list[dict[str, Any]] = [
+            {"delta": delta} for delta in deltas.of(event.text, ends=event.finish_reason is not None)
+        ]
+        reason = deltas.finish_reason(event.finish_reason)
+        tells = request.return_token_ids or request.return_rounds
+        if reason is not None or (tells and event.token_ids and not values):
+            values.append({"delta": {}})
+        if request.return_token_ids and values:
+            # An event without values has no token either.
+            values[0]["token_ids"] = event.token_ids
+            values[1:] = [{**one, "token_ids": []} for one in values[1:]]
+        if request.return_rounds and values:
+            values[0]["rounds"] = [self._rounds[index].of(event.round)]
+        chunks = [self._chunk(index, one) for one in values]
+        if reason is not None:
+            chunks[-1]["choices"][0]["finish_reason"] = reason
+        return chunks
 
     def last(self, choices: Sequence[Choice]) -> list[dict[str, Any]]:
         """What is told after everything: the usage, where it was asked for."""

@@ -19,10 +19,10 @@ from serving.request_fields import (
     table_of,
     wrong,
 )
+from serving.structured_fields import STRUCTURED_FIELDS
 
 # What one request may hold; docs/serving.md has a table.
 MOST_CHOICES, MOST_STOPS, LONGEST_STOP, MOST_STOP_IDS, MOST_LOGPROBS, MOST_TOKENS = 128, 16, 128, 128, 20, 2**31 - 1
-_LATER = "this server cannot constrain answers yet"
 
 _STREAM_OPTIONS = table_of(
     Field(name="include_usage", read=boolean),
@@ -86,10 +86,8 @@ SAMPLING_FIELDS = (
     Field(name="return_token_ids", read=boolean),
     Field(name="return_rounds", read=boolean),
     Field(name="drafter", read=_drafter, option="drafter"),
+    *STRUCTURED_FIELDS,
     # What cannot be honoured is refused with a reason; one line makes an option of a field.
-    Field(name="response_format", read=only({"type": "text"}, because=_LATER)),
-    *(Field(name=f"guided_{kind}", read=only(because=_LATER)) for kind in ("json", "regex", "grammar", "choice")),
-    Field(name="structured_outputs", read=only(because=_LATER)),
     Field(name="metadata", read=only({}, because="nothing is stored")),
 )
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from quasar.errors import QuasarError
 from serving.keys import Keys
+from serving.tools.call_formats import CALL_FORMATS
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -19,6 +20,7 @@ class ServerSettings:
         max_body_bytes: of a request.
         timeout: seconds that a request may take; None: any number.
         drain_seconds: how long requests go on after the server was told to stop.
+        tool_format: how answers call functions, a name of `CALL_FORMATS`; "" takes what the chat template teaches.
         cors_origins: web pages of these origins may ask; none by default.
         page: there is a page at `/`.
         keys: who may ask.
@@ -30,6 +32,7 @@ class ServerSettings:
     max_body_bytes: int = 4 * 2**20
     timeout: float | None = None
     drain_seconds: float = 30.0
+    tool_format: str = ""
     cors_origins: tuple[str, ...] = ()
     page: bool = True
     keys: Keys = field(default_factory=Keys)
@@ -45,5 +48,7 @@ class ServerSettings:
                 raise QuasarError(f"{name} is {value}; {least} or more was expected")
         if self.timeout is not None and not self.timeout > 0:
             raise QuasarError(f"timeout is {self.timeout}; seconds, more than 0, were expected")
+        if self.tool_format and self.tool_format not in CALL_FORMATS:
+            raise QuasarError(f"tool_format is {self.tool_format!r}; one of {', '.join(CALL_FORMATS)} was expected")
         if not self.name.isprintable() or len(self.name) > 200:
             raise QuasarError(f"name is {self.name[:60]!r}; printable characters, 200 at most, were expected")

@@ -79,6 +79,11 @@ class ChatTemplate:
         """The template that is taken where nobody chooses one."""
         return self._sources.get("default", "")
 
+    @property
+    def tool_source(self) -> str:
+        """The template that is taken where functions are given and nobody chooses one."""
+        return self._sources.get("tool_use", self.default_source)
+
     def render(self, messages: Sequence[Message], options: ChatOptions | None = None) -> str:
         """The conversation as text that ends where the assistant's answer starts, or goes on.
 

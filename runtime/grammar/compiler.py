@@ -29,7 +29,7 @@ _LIMITS = {
     "verbose_errors": False,
 }
 # Between the parts of JSON: a few spaces, or a new line with its indentation. A model may write spaces without end.
-_WHITESPACE = r"[\x20\x09]{1,4}|\x0D?\x0A[\x20\x09]{0,40}"
+WHITESPACE = r"[\x20\x09]{1,4}|\x0D?\x0A[\x20\x09]{0,40}"
 # Characters of llguidance's reasons that are shown.
 _SHOWN = 300
 
@@ -87,7 +87,7 @@ class Grammars:
             # What goes too far with the first token is found here, and not in a pass that others wait for.
             compiled.compute_bitmask()
         if compiled.is_error():
-            raise GrammarError(f"response_format cannot be compiled: {_one_line(compiled.get_error())}")
+            raise GrammarError(f"response_format cannot be compiled: {_reason(compiled.get_error())}")
         return compiled
 
     def _open_tokenizer(self) -> "LLTokenizer":
@@ -104,7 +104,7 @@ def _source(library: Any, grammar: Grammar) -> str:
     """The grammar in llguidance's own form."""
     make = library.LLMatcher
     if grammar.kind == "json_schema":
-        source: str = make.grammar_from_json_schema(grammar.text, defaults={"whitespace_pattern": _WHITESPACE})
+        source: str = make.grammar_from_json_schema(grammar.text, defaults={"whitespace_pattern": WHITESPACE})
     elif grammar.kind == "regex":
         source = make.grammar_from_regex(grammar.text)
     else:
@@ -121,6 +121,11 @@ def _import_llguidance() -> Any:
             "'quasar-verifier[structured]'"
         ) from None
     return llguidance
+
+
+def _reason(error: str) -> str:
+    # What a reference that leads back to itself comes to.
+    return "it generates no text" if "NoExtension" in error else _one_line(error)
 
 
 def _one_line(reason: str) -> str:

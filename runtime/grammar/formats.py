@@ -5,6 +5,7 @@ The forms of `json_object` and `json_schema` are those of OpenAI's API.
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -117,7 +118,11 @@ def read_format(name: str, value: Any) -> Grammar | None:
     text = value[kind]
     if not isinstance(text, str) or not text:
         raise GrammarError(f"{name}.{kind} is {_short(text)}; text that is not empty was expected")
-    return Grammar(kind="regex" if kind == "regex" else "lark", text=_checked(f"{name}.{kind}", text))
+    _checked(f"{name}.{kind}", text)
+    if kind == "grammar":
+        for schema in _inner_schemas(f"{name}.{kind}", text):
+            _check_multiples(f"{name}.{kind}", schema)
+    return Grammar(kind="regex" if kind == "regex" else "lark", text=text)
 
 
 def read_schema_file(path: Path | None) -> JsonSchemaFormat | None:
@@ -146,8 +151,9 @@ def _schema_text(name: str, value: Any) -> str:
         text = json.dumps(value["schema"], allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise GrammarError(f"{name}.schema is no JSON ({error})") from None
+    _checked(f"{name}.schema", text)
     _check_multiples(f"{name}.schema", value["schema"])
-    return _checked(f"{name}.schema", text)
+    return text
 
 
 def _checked(name: str, text: str) -> str:
@@ -171,6 +177,15 @@ def _check_multiples(name: str, schema: Any) -> None:
                     f"{name} has multipleOf values whose digits have the least common multiple {common}; at most "
                     f"{_MOST_MULTIPLE} was expected"
                 )
+
+
+def _inner_schemas(name: str, text: str) -> Iterator[Any]:
+    """The JSON schemas inside of a grammar."""
+    for found in re.finditer(r"%json\s*", text):
+        try:
+            yield json.JSONDecoder().raw_decode(text, found.end())[0]
+        except (ValueError, RecursionError) as error:
+            raise GrammarError(f"{name} has a %json without a JSON schema after it ({error})") from None
 
 
 def _multiples(value: Any) -> Iterator[Any]:

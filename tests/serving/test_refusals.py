@@ -10,17 +10,9 @@ from serving.server import bind
 from tests.serving.servers import http_request, running, until
 
 USER = {"role": "user", "content": "hi"}
-SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}
 TOOL = {"type": "function", "function": {"name": "x", "parameters": {}}}
 # Field, value: of chats and completions.
 BOTH = [
-    ("response_format", SCHEMA),
-    ("response_format", {"type": "json_object"}),
-    ("guided_json", {}),
-    ("guided_regex", "a+"),
-    ("guided_grammar", "root ::= a"),
-    ("guided_choice", ["a"]),
-    ("structured_outputs", {"regex": "a"}),
     ("metadata", {"a": "b"}),
     ("temprature", 1),
     ("prompt_logprobs", 1),
