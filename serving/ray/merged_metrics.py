@@ -1,0 +1,24 @@
+"""The metrics of all replicas on one page of Prometheus: each sample has its replica in the label `engine`."""
+
+from collections.abc import Iterable
+
+
+def merged(expositions: Iterable[bytes]) -> bytes:
+    """Several pages in Prometheus' text format as one, each metric with its head and the samples of all.
+
+    Pages differ in a label; the same sample on two of them would be on this one twice.
+    """
+    heads: dict[str, list[str]] = {}
+    samples: dict[str, list[str]] = {}
+    for page in expositions:
+        name = ""
+        for line in page.decode().splitlines():
+            if line.startswith("# HELP "):
+                name = line.split(" ")[2]
+            if line.startswith("#"):
+                head = heads.setdefault(name, [])
+                head += [line] * (line not in head)
+            elif line:
+                samples.setdefault(name, []).append(line)
+    lines = [line for name, head in heads.items() for line in (*head, *samples.get(name, ()))]
+    return "".join(f"{line}\n" for line in lines).encode()
