@@ -6,7 +6,7 @@ NATIVE := plugins/cpu/libquasar_cpu.so
 PACKAGES := quasar plugins calibration export engines runtime evaluation serving
 CPP := $(wildcard plugins/cpu/native/*.?pp tests/plugins/cpu/*.cpp)
 
-.PHONY: demo gpu test test-full test-gpu test-native lint format clean
+.PHONY: demo gpu test test-full test-gpu test-native test-ray lint format clean
 
 demo: .venv/installed $(NATIVE) $(ENGINE)/manifest.json
 	@$(BIN)/python examples/demo.py $(ENGINE)
@@ -39,6 +39,18 @@ test-native: .venv/installed
 	  ASAN_OPTIONS=detect_leaks=0 QUASAR_CPU_LIBRARY=$(SANITIZED) \
 	  $(BIN)/python -m pytest tests/plugins/cpu tests/plugins/test_suffix_automaton.py \
 	  tests/engines/test_kernels.py tests/engines/test_run_batch.py tests/export/test_lower_native.py
+
+# Ray Serve in an environment of its own, on top of .venv: Ray is big.
+RAY := build/ray-venv
+test-ray: $(RAY)/installed $(NATIVE)
+	@$(RAY)/bin/python -m pytest tests/serving/test_ray.py
+
+$(RAY)/installed: pyproject.toml .venv/installed
+	@$(PYTHON) -m venv $(RAY)
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+	  "$$($(RAY)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth"
+	@$(RAY)/bin/python -m pip install --quiet 'ray[serve]>=2.60'
+	@touch $@
 
 lint: .venv/installed
 	@$(BIN)/ruff check .

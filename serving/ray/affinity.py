@@ -1,4 +1,4 @@
-"""Which replica a request goes to: the one that has computed how its prompt begins, unless that one has too much to do."""
+"""Which replica a request goes to: the one that has computed how its prompt begins, unless it has too much to do."""
 
 import hashlib
 import json

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 def merged(expositions: Iterable[bytes]) -> bytes:
     """Several pages in Prometheus' text format as one, each metric with its head and the samples of all.
 
-    Pages differ in a label; the same sample on two of them would be on this one twice.
+    Pages differ in a label. Samples without one, of a process, do not say whose they are, and are left out.
     """
     heads: dict[str, list[str]] = {}
     samples: dict[str, list[str]] = {}
@@ -17,8 +17,9 @@ def merged(expositions: Iterable[bytes]) -> bytes:
                 name = line.split(" ")[2]
             if line.startswith("#"):
                 head = heads.setdefault(name, [])
-                head += [line] * (line not in head)
-            elif line:
+                if line not in head:
+                    head.append(line)
+            elif "{" in line:
                 samples.setdefault(name, []).append(line)
-    lines = [line for name, head in heads.items() for line in (*head, *samples.get(name, ()))]
+    lines = [line for name, found in samples.items() for line in (*heads[name], *found)]
     return "".join(f"{line}\n" for line in lines).encode()

@@ -144,7 +144,7 @@ class Relay:
 
 
 class _Passing:
-    """An answer on its way to the client; its head waits for the first of its body, so that it can still be another's."""
+    """An answer on its way to the client; its head waits for the first of its body, and may still be another's."""
 
     def __init__(self, send: Send) -> None:
         self._send = send

@@ -69,8 +69,7 @@ def ray_server(engine, *options):
             time.sleep(0.2)
         [line] = [line for line in out.read_text().splitlines() if " is served at " in line]
         name, _, url = line.partition(" is served at ")
-        # Ray passes on what replicas write on the command's stdout.
-        yield RunningServer(process=process, url=url, name=name, log=out)
+        yield RunningServer(process=process, url=url, name=name, log=log)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
@@ -213,7 +212,7 @@ def test_a_request_keeps_its_name(service):
 
 
 def test_turns_of_a_conversation_stay_on_a_replica(service):
-    """12 conversations, 3 turns each, in turns; the odds that all are on one replica are one to two thousand."""
+    """12 conversations; the odds that all are on one replica are one to two thousand."""
 
     def turn(conversation, number, messages):
         name = f"conversation-{conversation}-{number}"
@@ -224,8 +223,8 @@ def test_turns_of_a_conversation_stay_on_a_replica(service):
 
     homes = {}
     talks = {one: [{"role": "user", "content": f"Conversation {one} begins here."}] for one in range(12)}
-    for number in range(3):
-        for one, messages in talks.items():
+    for one, messages in talks.items():
+        for number in range(3):
             home, answer = turn(one, number, messages)
             assert homes.setdefault(one, home) == home
             cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
@@ -253,10 +252,33 @@ def test_full_queues(service):
     """12 answers are let in by each replica; what is more is refused, in the replica's words."""
     body = {"messages": [{"role": "user", "content": "hi"}], "n": 12, "max_tokens": 60, "ignore_eos": True}
     answers = at_once(lambda _: post(service, body), range(16), threads=16)
-    refused = [(answer["error"]["code"], headers["retry-after"]) for status, answer, headers in answers if status == 429]
+    refused = [
+        (answer["error"]["code"], headers["retry-after"]) for status, answer, headers in answers if status == 429
+    ]
     assert {status for status, _, _ in answers} == {200, 429}
     assert set(refused) == {("rate_limit_exceeded", "1")}
     assert [status for status, _, _ in answers].count(200) >= REPLICAS
+
+
+def whole_again(service, before):
+    until(lambda: len(engines(service)) == REPLICAS and engines(service) != before, "there is no new replica")
+
+
+def test_a_stream_whose_replica_dies(service):
+    before = engines(service)
+    body = {"model": service.name, "messages": [{"role": "user", "content": "hi"}], "prompt_cache_key": "its home"}
+    assert post(service, {**body, "max_tokens": 1}, **{"x-request-id": "before-it-dies"})[0] == 200
+    victim = replica_of(service, "before-it-dies")
+    body |= {"stream": True, "n": 12, "max_tokens": 400, "ignore_eos": True, "temperature": 1}
+    connection = http.client.HTTPConnection(*service.address, timeout=PATIENCE)
+    with contextlib.closing(connection):
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
+        response = connection.getresponse()
+        assert response.readline().startswith(b'data: {"id"')
+        os.kill(victim, signal.SIGKILL)
+        *_, last = response.read().decode().strip().split("\n\n")
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "replica_lost"
+    whole_again(service, before)
 
 
 def test_a_replica_that_dies(service, alone):
@@ -284,7 +306,7 @@ def test_a_replica_that_dies(service, alone):
     # At most what the dead one had: streams that had begun.
     assert lost <= 8
     print(f"{lost} of 60 were told to come again")
-    until(lambda: len(engines(service)) == REPLICAS and engines(service) != before, "there is no new replica")
+    whole_again(service, before)
     again = at_once(lambda number: post(service, asked(number)[0])[:2], range(16))
     assert [token_ids(*answer) for answer in again] == [expected(alone, number) for number in range(16)]
     assert {pid for pid, line in lines(service)[-16:]} - {victim}
