@@ -154,6 +154,7 @@ def _relay_builder(max_body_bytes: int, prefix_cache: str) -> Any:
     def build() -> Any:
         from ray import serve  # the ingress's own
 
+        # Needed in its process alone.
         from serving.ray.failures import failure_of
         from serving.ray.relay import Relay, Replicas
 
