@@ -6,7 +6,7 @@ NATIVE := plugins/cpu/libquasar_cpu.so
 PACKAGES := quasar plugins calibration export engines runtime evaluation serving
 CPP := $(wildcard plugins/cpu/native/*.?pp tests/plugins/cpu/*.cpp)
 
-.PHONY: demo gpu test test-full test-gpu test-native test-clients lint format clean
+.PHONY: demo gpu test test-full test-gpu test-native test-clients test-ray lint format clean
 
 demo: .venv/installed $(NATIVE) $(ENGINE)/manifest.json
 	@$(BIN)/python examples/demo.py $(ENGINE)
@@ -43,6 +43,18 @@ test-native: .venv/installed
 # LangChain, litellm and lm-eval, in an environment of their own, against a server of this one; none is skipped.
 test-clients: .venv/installed $(NATIVE) .venv-clients/installed
 	@QUASAR_CLIENTS_PYTHON=$(CURDIR)/.venv-clients/bin/python $(BIN)/python -m pytest tests/serving/test_clients.py
+
+# Ray Serve in an environment of its own, on top of .venv: Ray is big.
+RAY := build/ray-venv
+test-ray: $(RAY)/installed $(NATIVE)
+	@$(RAY)/bin/python -m pytest tests/serving/test_ray.py
+
+$(RAY)/installed: pyproject.toml .venv/installed
+	@$(PYTHON) -m venv $(RAY)
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+	  "$$($(RAY)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth"
+	@$(RAY)/bin/python -m pip install --quiet 'ray[serve]>=2.60'
+	@touch $@
 
 lint: .venv/installed
 	@$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 What a command runs is imported when it runs, so that its help answers at once.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -70,6 +71,17 @@ def serve(
     backend: Backend = None,
     kernels: Kernels = None,
     threads: Threads = 0,
+    ray: Annotated[bool, typer.Option("--ray", help="Serve with replicas of the engine, by Ray Serve.")] = False,
+    replicas: Annotated[
+        str | None,
+        typer.Option(metavar="MIN-MAX", help="With --ray: how many (default: 1).", show_default=False),
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", help="With --ray: of a cluster (default: one is started here).", show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Serve DIR over HTTP as OpenAI's API: chats, completions, streams, metrics."""
     import runtime
@@ -97,6 +109,24 @@ def serve(
         page=not no_page,
         keys=keys,
     )
+    if ray:
+        from serving.ray.process import Cluster, serve_on_ray
+
+        serve_on_ray(
+            directory,
+            dataclasses.replace(settings, keys=Keys()),
+            Cluster(address=ray_address, host=host, port=port),
+            api_key_file=api_key_file,
+            replicas=replicas or "1",
+            slots=slots,
+            threads=threads,
+            backend=backend,
+            kernels=kernels,
+            prefix_cache=prefix_cache,
+        )
+        return
+    if replicas is not None or ray_address is not None:
+        raise QuasarError("--replicas and --ray-address are for --ray: add it, or leave them out")
     with (
         bind(host, port) as bound,
         runtime.load(

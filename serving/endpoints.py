@@ -47,13 +47,14 @@ class Service:
 
     Args:
         engine: loaded; its own `queue_limit` is the server's to keep, so it should have none.
+        replica: the engine's name among several, a label of its metrics.
     """
 
-    def __init__(self, engine: Engine, settings: ServerSettings) -> None:
+    def __init__(self, engine: Engine, settings: ServerSettings, *, replica: str = "0") -> None:
         self.engine, self.settings = engine, settings
         self.name = settings.name or str(engine.manifest.model["name"])
         self.lifecycle = Lifecycle(settings.drain_seconds)
-        self.metrics = ServerMetrics(engine, self.name)
+        self.metrics = ServerMetrics(engine, self.name, replica)
         self._admission = Admission(most=engine.metrics().slots + settings.queue_limit)
         self._created = int(time.time())
         template = engine.codec.chat_template

@@ -24,9 +24,9 @@ _ROUTES = frozenset(
 class ServerMetrics:
     """Counts what the server does; `exposition` is what Prometheus reads."""
 
-    def __init__(self, engine: Engine, name: str) -> None:
+    def __init__(self, engine: Engine, name: str, replica: str) -> None:
         self._registry = CollectorRegistry()
-        self._labels = {"model_name": name, "engine": "0"}
+        self._labels = {"model_name": name, "engine": replica}
         self._registry.register(_EngineCollector(engine, self._labels))
         ProcessCollector(registry=self._registry)
         self._first = self._histogram(

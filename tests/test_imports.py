@@ -31,7 +31,7 @@ HEAVY = (
     *("tensorrt", "tensorrt_rtx", "polygraphy", "triton", "cuda"),
 )
 EVALUATION = ("matplotlib", "rouge_score", "scipy")
-SERVING = ("starlette", "uvicorn", "prometheus_client", "h11", "anyio")
+SERVING = ("starlette", "uvicorn", "prometheus_client", "h11", "anyio", "ray")
 
 
 # Our modules by name.
@@ -132,6 +132,11 @@ def loaded_by(code):
 def test_import_runtime_is_light(code):
     loaded = loaded_by(code)
     assert not loaded & {*HEAVY, *EVALUATION, "onnxruntime", "tokenizers", "jinja2", "typer", "rich"}
+
+
+@pytest.mark.parametrize("name", ["application", "affinity", "relay", "replica", "process"])
+def test_ray_is_imported_when_an_application_is_built(name):
+    assert "ray" not in loaded_by(f"import serving.ray.{name}")
 
 
 def test_generating_needs_no_build_libraries(tiny_engine):
