@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.serving import servers
 from tests.serving.browser import MISSING, browsing
 from tests.serving.servers import ROOT, running
 
@@ -164,7 +165,10 @@ def test_html_in_an_answer_stays_text(page):
     )
     assert "".join(page.all_text(".text .token")) == "".join(html)
     assert page.text(".question") == "<i>question</i>"
-    assert page.run("return document.querySelectorAll('#log :is(img, script, b, i:not(.cells i))').length") == 0
+    assert (
+        page.run("return document.querySelectorAll(':is(.text, .question, .readout) :is(img, script, b, i)').length")
+        == 0
+    )
     assert page.run("return document.title") != "bad"
 
 
@@ -189,15 +193,24 @@ def test_what_the_server_refuses_is_told(page):
 
 
 def test_stop(page, server):
-    page.run("byId('max-tokens').value = 400; byId('temperature').value = 1; byId('seed').value = 3")
+    # Read slowly, so that it is still under way whatever this machine's speed is.
+    page.run(
+        "window.realFetch = window.fetch;"
+        "const pause = () => new Promise((go) => setTimeout(go, 2000));"
+        "const slowly = { transform: async (part, to) => { to.enqueue(part); await pause(); } };"
+        "window.fetch = async (url, options) => { const got = await realFetch(url, options);"
+        "  return new Response(got.body.pipeThrough(new TransformStream(slowly)), { status: got.status }); };"
+        "byId('max-tokens').value = 400; byId('temperature').value = 1; byId('seed').value = 3"
+    )
     page.type("Tell me.", "Enter")
-    page.wait("return state.exchanges[0]?.answer.tokens.length > 2", "no token came")
+    page.wait("return state.exchanges[0]?.answer.tokens.length > 0", "no token came")
     assert page.shown("#stop")
     assert not page.shown("#send")
     page.type("Escape")
     page.wait(IDLE, "it goes on")
     assert page.text("#status") == "Stopped"
-    assert page.run("return state.exchanges[0].answer.tokens.length") < 400
+    assert page.run("return state.exchanges[0].answer.finish") is None
+    page.run("window.fetch = realFetch")
     page.wait("return !document.querySelector('[aria-busy=true]')", "it looks busy")
     # What was stopped is compared as far as it came.
     page.click(".tools button")
@@ -326,7 +339,9 @@ def test_a_key_is_asked_for(browser, tiny_engine, tmp_path):
 
 
 @pytest.mark.skipif(ENGINE is None, reason="makes pictures: set QUASAR_PAGE_ENGINE to an engine directory")
-def test_pictures(browser, tmp_path):
+def test_pictures(browser, tmp_path, monkeypatch):
+    # An engine that is new to this machine is measured first.
+    monkeypatch.setattr(servers, "PATIENCE", 600)
     images = ROOT / "docs/images"
     images.mkdir(exist_ok=True)
     cache = Path(os.environ.get("QUASAR_PAGE_CACHE", Path.home() / ".cache/quasar-verifier"))
