@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 ROOT = Path(__file__).parents[2]
 # Seconds after which something is broken, and not slow: a server starts in two, on an idle machine.
-PATIENCE = int(os.environ.get("QP", "60"))
+PATIENCE = 60
 
 
 @dataclass(kw_only=True)
