@@ -116,9 +116,15 @@ def _required(name: str, found: Mapping[str, Any], key: str) -> Any:
     return found[key]
 
 
+def _typed(name: str, value: Any, table: Mapping[str, Field]) -> Mapping[str, Any]:
+    """The fields of an object whose type is looked at first: those of other types have other fields."""
+    _type(f"{name}.type", _required(name, json_object(name, value), "type"))
+    found: Mapping[str, Any] = inner(table)(name, value)
+    return found
+
+
 def _tool(name: str, place: int, value: Any) -> Tool:
-    found = inner(_TOOL)(name, value)
-    _required(name, found, "type")
+    found = _typed(name, value, _TOOL)
     function = _required(name, found, "function")
     _required(f"{name}.function", function, "name")
     return Tool(place=place, **function)
@@ -144,8 +150,7 @@ def read_choice(name: str, value: Any) -> ToolChoice:
         return ToolChoice(none=value == "none", required=value == "required")
     if not isinstance(value, dict):
         raise wrong(name, value, "'none', 'auto', 'required', or an object that names a function")
-    found = inner(_NAMED)(name, value)
-    _required(name, found, "type")
+    found = _typed(name, value, _NAMED)
     return ToolChoice(required=True, name=_required(f"{name}.function", _required(name, found, "function"), "name"))
 
 

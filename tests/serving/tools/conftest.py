@@ -1,10 +1,33 @@
 """Servers of the tiny engine with chat templates that know functions."""
 
+import json
+import shutil
+
 import pytest
 
 import runtime
+from engines.manifest import engine_hash, read_manifest
+from quasar.files import sha256_file
 from tests.serving.servers import running
 from tests.serving.tools.templates import HERMES_TEMPLATE, LLAMA_TEMPLATE
+
+
+@pytest.fixture(scope="session")
+def make_engine(tiny_engine, tmp_path_factory):
+    """The tiny engine with another chat template: quicker than a build. Its context holds names of functions alone."""
+
+    def make(source):
+        folder = shutil.copytree(tiny_engine, tmp_path_factory.mktemp("engines") / "engine")
+        template, path = folder / "chat_template.jinja", folder / "manifest.json"
+        manifest, value = read_manifest(path)
+        template.write_text(source.replace("tool | tojson", "tool.function.name"))
+        value["files"][template.name] = {"bytes": template.stat().st_size, "sha256": sha256_file(template)}
+        hashed = engine_hash(value["files"], manifest.contract, manifest.text, manifest.backends)
+        value["hashes"]["engine"] = hashed
+        path.write_text(json.dumps(value))
+        return folder
+
+    return make
 
 
 @pytest.fixture(scope="session")
@@ -13,21 +36,9 @@ def hermes_engine(make_engine):
 
 
 @pytest.fixture(scope="session")
-def make_engine(tiny_engine, tmp_path_factory):
-    """The tiny engine with another chat template."""
-    import shutil
-
-    def make(template):
-        folder = shutil.copytree(tiny_engine, tmp_path_factory.mktemp("engines") / "engine")
-        (folder / "chat_template.jinja").write_text(template)
-        return folder
-
-    return make
-
-
-@pytest.fixture(scope="session")
 def hermes(hermes_engine, tmp_path_factory):
-    with running(hermes_engine, tmp_path_factory.mktemp("hermes"), "--slots", 4, "--threads", 1) as started:
+    folder = tmp_path_factory.mktemp("hermes")
+    with running(hermes_engine, folder, "--slots", 4, "--threads", 1) as started:
         yield started
 
 

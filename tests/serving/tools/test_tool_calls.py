@@ -29,7 +29,8 @@ WEATHER = {
 }
 TIME = {"type": "function", "function": {"name": "time"}}
 NAMED = {"type": "function", "function": {"name": "weather"}}
-DRAWN = {"temperature": 1.0, "seed": 3, "max_tokens": 300}
+# Where an answer may end, it is likely to.
+DRAWN = {"temperature": 1.0, "seed": 3, "max_tokens": 300, "logit_bias": {"256": 5}}
 
 
 @pytest.fixture(scope="module")
