@@ -285,7 +285,8 @@ def test_a_replica_that_dies(service, alone):
     """Each request is answered exactly, or told to come again; none waits for ever; then there are two again."""
     before = engines(service)
     assert len(before) == REPLICAS
-    victim = lines(service)[-1][0]
+    assert post(service, asked(0)[0], **{"x-request-id": "says-who-lives"})[0] == 200
+    victim = replica_of(service, "says-who-lives")
     done = []
 
     def one(number):
