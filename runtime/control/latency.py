@@ -105,8 +105,8 @@ class LatencyModel:
     ) -> "tuple[Latencies, float]":
         """What rounds add to a pass that feeds prompts as well, as `of_pass` has it; and the prompts' own seconds.
 
-        Prompts have to be fed whatever is drafted. Were their time a round's, a long chunk would make any draft look
-        cheap beside it, and slow the prompt down for tokens that later passes bring for less.
+        Prompts have to be fed whatever is drafted. Were their time a round's, any draft would seem to pay
+        beside a long chunk, and would delay the prompt for tokens that later passes bring in less time.
 
         Args:
             parts, beside: cached length and width of each sequence that decodes, and of each prompt.

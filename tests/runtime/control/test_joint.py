@@ -124,7 +124,7 @@ class TestLatencyOfAPass:
         finally:
             tracemalloc.stop()
 
-    def test_a_prompt_beside_rounds_makes_no_draft_cheap(self):
+    def test_a_prompt_beside_rounds_lets_no_draft_pay(self):
         model = LatencyModel(SURFACE, widest=32)
         rounds, prompt = [(16, 1)] * 4, [(16, 60)]
         alone = model.of_pass(rounds, most=8)
