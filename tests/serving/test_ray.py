@@ -77,8 +77,6 @@ def ray_server(engine, *options):
                 process.wait(60)
             process.kill()
             process.wait()
-        shutil.copy(out, Path(tempfile.gettempdir()) / "quasar-ray-last-out")
-        shutil.copy(log, Path(tempfile.gettempdir()) / "quasar-ray-last-log")
         shutil.rmtree(folder, ignore_errors=True)
 
 
