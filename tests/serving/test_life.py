@@ -128,6 +128,7 @@ def test_time_that_is_over(tiny_engine, tmp_path):
         )
         assert (status, answer["error"]["code"]) == (504, "deadline_exceeded")
         assert headers["x-should-retry"] == "false"
+        until(lambda: server.under_way() == 0, "the answers go on")
         streamed = server.post(
             "/v1/chat/completions",
             {"model": server.name, "messages": [{"role": "user", "content": "hi"}], **LONG, "n": 60, "stream": True},

@@ -57,10 +57,12 @@ def test_an_unchanged_text_is_drafted_whole():
 def test_after_an_insertion_deletion_or_replacement_the_place_is_found_within_a_few_tokens(at, removed, inserted):
     answer = TEXT[:at] + inserted + TEXT[at + removed :]
     after = at + len(inserted)
-    for place, right in rounds_of(TEXT, answer):
-        # Before the edit everything is right; after it, once four tokens of the text came again.
-        if place + 8 <= at or (place >= after + 4 and place + 8 < len(answer)):
-            assert right == 8, (place, right)
+    rounds = list(rounds_of(TEXT, answer))
+    # Before the edit everything is right; after it, once four tokens of the text came again.
+    assert all(right == 8 for place, right in rounds if place + 8 <= at)
+    wrong = [place for place, right in rounds if place >= after + 4 and place + 8 < len(answer) and right < 8]
+    # A replacement is tried again where the old tokens come next, in vain here.
+    assert len(wrong) <= bool(removed and inserted), wrong
 
 
 @settings(deadline=None, max_examples=30)
