@@ -39,8 +39,8 @@ from runtime.stats import Stats
 
 # The keywords of `load` that are a back end's options, where the caller left them alone.
 _KEYWORD_DEFAULTS = {"provider": "cpu", "threads": 0, "kernels": None, "rebuild": False}
-# Prefill chunks that `warmup` feeds: 2,048 ids are as many places of the embedding.
-_WARM_CHUNKS = 8
+# Prefill chunks that `warmup` feeds: their ids are places all over the embedding. More of them would delay a server.
+_WARM_CHUNKS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
