@@ -26,6 +26,8 @@ from statistics import quantiles
 from typing import Any
 from urllib.parse import urlsplit
 
+from service import resident_bytes
+
 import runtime
 from quasar.text import Message
 from quasar.text.prompts import read_prompts
@@ -68,10 +70,7 @@ class Server:
 
     def own_bytes(self) -> int:
         """Memory of its own."""
-        for line in Path(f"/proc/{self._process.pid}/status").read_text().splitlines():
-            if line.startswith("RssAnon"):
-                return int(line.split()[1]) * 1024
-        raise SystemExit("the server is gone")
+        return resident_bytes("RssAnon", self._process.pid)
 
     def kill(self) -> None:
         """End it at once."""

@@ -144,12 +144,13 @@ def memory(engine: runtime.Engine) -> dict[str, Any]:
     return {"generations": GENERATIONS, "megabytes": grown["VmRSS"], "own_megabytes": grown["RssAnon"]}
 
 
-def resident_bytes(kind: str) -> int:
-    """Resident memory of this process (Linux): VmRSS is all of it, RssAnon leaves mapped files out."""
-    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+def resident_bytes(kind: str, process: int | str = "self") -> int:
+    """Resident memory of a process (Linux): VmRSS is all of it, RssAnon leaves mapped files out."""
+    status = Path(f"/proc/{process}/status")
+    for line in status.read_text(encoding="utf-8").splitlines():
         if line.startswith(f"{kind}:"):
             return int(line.split()[1]) * 1024
-    raise SystemExit("this system does not tell resident memory in /proc/self/status")
+    raise SystemExit(f"this system does not tell resident memory in {status}")
 
 
 def main() -> int:

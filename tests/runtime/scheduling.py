@@ -1,5 +1,7 @@
 """Requests over a session without a model, for tests of the scheduler: what follows depends on the whole context."""
 
+import threading
+
 import numpy as np
 
 from engines.probes.row_invariance import RowInvariance
@@ -44,6 +46,19 @@ class Service:
 
     def new(self, salt=None):
         return self.scheduler.add(KVCache(self.session.contract), salt=salt)
+
+    def hold_passes(self):
+        """Passes wait until the second event is set, 20 seconds at most; the first is set when one has begun."""
+        entered, leave = threading.Event(), threading.Event()
+        run = self.session.run_batch
+
+        def held(batch, **options):
+            entered.set()
+            leave.wait(20)
+            return run(batch, **options)
+
+        self.session.run_batch = held
+        return entered, leave
 
     def start(
         self,

@@ -143,15 +143,7 @@ class TestWithdrawn:
     def test_a_step_given_meanwhile_does_not_bring_it_back(self):
         service = Service(slots=1)
         request = service.start([1], 50, most_unread=None)
-        entered, leave = threading.Event(), threading.Event()
-        run = service.session.run_batch
-
-        def slow(batch, **options):
-            entered.set()
-            leave.wait(10)
-            return run(batch, **options)
-
-        service.session.run_batch = slow
+        entered, leave = service.hold_passes()
         driver = threading.Thread(target=service.scheduler.take, args=(request,))
         driver.start()
         entered.wait()
@@ -206,15 +198,7 @@ class TestLimits:
 def test_a_fork_in_the_middle_of_a_pass_can_end():
     service = Service(slots=2)
     request = service.start([1], 5, most_unread=None)
-    entered, leave = threading.Event(), threading.Event()
-    run = service.session.run_batch
-
-    def slow(batch, **options):
-        entered.set()
-        leave.wait(20)
-        return run(batch, **options)
-
-    service.session.run_batch = slow
+    entered, leave = service.hold_passes()
     driver = threading.Thread(target=service.scheduler.take, args=(request,))
     driver.start()
     entered.wait()
