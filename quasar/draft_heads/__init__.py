@@ -1,0 +1,1 @@
+"""Draft heads: what one is, and how published checkpoints are read."""
