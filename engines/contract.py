@@ -66,6 +66,11 @@ def present_names(layer: int) -> tuple[str, str]:
     return f"{PRESENT_PREFIX}{layer}.key", f"{PRESENT_PREFIX}{layer}.value"
 
 
+def layer_output(layer: int) -> str:
+    """Value [B, T, hidden] of every graph: the residual stream after a layer."""
+    return f"layers.{layer}.output"
+
+
 def has_boundaries(head_size: int) -> bool:
     """Whether stock attention may sum in another order from some number of positions on: above head size 128."""
     return head_size > _WIDE_HEAD

@@ -128,6 +128,13 @@ class Session(Protocol):
         rows before the first call; None where the engine has no such output (`contract.top_k` 0).
         """
 
+    @property
+    def hidden_states(self) -> tuple[Float32, ...] | None:
+        """The target's hidden states at every position that the latest call fed, sequence after sequence.
+
+        Float32 [R, hidden] for each layer whose input was asked for when the session was made; None without such.
+        """
+
     def read_rows(self, first: int, end: int, layers: Sequence[int] | None = None, *, slot: int = 0) -> CacheRows:
         """A copy of positions, of some layers or of all, in the cache's own type: [layers, 2, G, positions, D]."""
 

@@ -16,11 +16,6 @@ def context(layer: int) -> str:
     return f"layers.{layer}.self_attn.context"
 
 
-def layer_output(layer: int) -> str:
-    """Value [B, T, hidden]: the residual stream after a layer."""
-    return f"layers.{layer}.output"
-
-
 # Value [B, M, hidden]: the residual stream at the positions that `logits_rows` names; the final norm reads it.
 HEAD_ROWS = "head_rows"
 # Value [B, M, hidden]: what the head reads.

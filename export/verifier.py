@@ -185,7 +185,7 @@ class _VerifierGraph:
         h = self._mlp(number, layer.mlp, h)
         if layer.output_norms:
             h = self._norm(f"{prefix}.mlp_output_layernorm", h)
-        return self._graph.op("Add", [x, h], inner.layer_output(number)), presents
+        return self._graph.op("Add", [x, h], names.layer_output(number)), presents
 
     def _attention(self, number: int, attention: AttentionSpec, h: ir.Value) -> tuple[ir.Value, list[ir.Value]]:
         """Projections around attention over the cache: [B, T, hidden] → the same, and the layer's caches."""

@@ -155,6 +155,11 @@ class CudaSession:
             return None
         return self._tokens[self._rows :][: self._num_rows * k].reshape(self._num_rows, k)
 
+    @property
+    def hidden_states(self) -> None:
+        """None: draft heads read those of ONNX Runtime's sessions alone."""
+        return None
+
     def read_rows(self, first: int, end: int, layers: Sequence[int] | None = None, *, slot: int = 0) -> CacheRows:
         """A copy of positions, of some layers or of all, in the cache's own type: [layers, 2, G, positions, D]."""
         return self._cache.read_rows(first, end, layers, slot=slot)

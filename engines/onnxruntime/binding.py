@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from numpy.typing import NDArray
+
 
 class Binding:
     """An I/O binding. Values share their memory with arrays: what the arrays hold then is what a pass reads."""
@@ -11,6 +13,8 @@ class Binding:
         self._session = session
         self._binding = session.io_binding()
         self._bound: dict[str, Any] = {}
+        # Output → its place among those that are bound.
+        self._outputs: dict[str, int] = {}
 
     def input(self, name: str, value: Any) -> None:
         """Bind an OrtValue to an input; the one of the pass before costs nothing."""
@@ -22,7 +26,19 @@ class Binding:
         """The same for an output."""
         if self._bound.get(name) is not value:
             self._binding.bind_ortvalue_output(name, value)
+            self._outputs.setdefault(name, len(self._outputs))
             self._bound[name] = value
+
+    def any_output(self, name: str) -> None:
+        """Let the pass allocate an output whose shape is not known before (`allocated`)."""
+        self._binding.bind_output(name)
+        self._outputs.setdefault(name, len(self._outputs))
+        self._bound.pop(name, None)
+
+    def allocated(self, name: str) -> NDArray[Any]:
+        """What the latest pass wrote there."""
+        array: NDArray[Any] = self._binding.get_outputs()[self._outputs[name]].numpy()
+        return array
 
     def run(self) -> None:
         """Make a pass with what is bound."""

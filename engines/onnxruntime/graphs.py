@@ -1,5 +1,6 @@
 """Where the graphs of one engine lie that run with some kernels, and sessions over them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,8 +44,9 @@ class Graphs:
         caches: HostCacheArrays | None = None,
         slots: int = 1,
         max_positions: int | None = None,
+        hidden_states: Sequence[int] = (),
     ) -> OnnxRuntimeSession:
-        """A session over the whole graph; `caches`, `slots`, `max_positions`: as `OnnxRuntimeSession` takes them."""
+        """A session over the whole graph; what is not described here is as `OnnxRuntimeSession` takes it."""
         return OnnxRuntimeSession(
             self.directory,
             self.graph,
@@ -55,6 +57,7 @@ class Graphs:
             caches=caches,
             slots=slots,
             max_positions=max_positions,
+            hidden_states=hidden_states,
         )
 
     def open_probe(

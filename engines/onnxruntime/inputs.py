@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from engines import contract as names
 from engines.contract import Contract
@@ -186,13 +186,13 @@ class _SquareMasks:
 
 
 class Buffer:
-    """An int64 buffer and, per length of one axis, the OrtValue of its first elements (no copy).
+    """A buffer and, per length of one axis, the OrtValue of its first elements (no copy).
 
     `axis`: which; the last, if not given. Those before it have one element.
     """
 
-    def __init__(self, ort: Any, shape: tuple[int, ...], axis: int | None = None) -> None:
-        self.array = np.zeros(shape, np.int64)
+    def __init__(self, ort: Any, shape: tuple[int, ...], axis: int | None = None, dtype: DTypeLike = np.int64) -> None:
+        self.array: NDArray[Any] = np.zeros(shape, dtype)
         self._before = (slice(None),) * (len(shape) - 1 if axis is None else axis)
         self._ort = ort
         self._values: dict[int, Any] = {}

@@ -17,6 +17,8 @@ class OnnxRuntimeOptions:
         caches: another session's, to work on in place of its own.
         slots: sequences that the KV cache holds; pages that none of them has written take no memory.
         max_positions: that one pass takes, of all sequences together; None for those of a chunk of a prompt.
+        hidden_states: layers of the verifier: its passes tell what enters them, for draft heads
+            (`Session.hidden_states`).
     """
 
     provider: str = "cpu"
@@ -25,3 +27,4 @@ class OnnxRuntimeOptions:
     caches: HostCacheArrays | None = None
     slots: int = 1
     max_positions: int | None = None
+    hidden_states: tuple[int, ...] = ()

@@ -44,6 +44,7 @@ def load_onnxruntime(directory: EngineDirectory, options: OnnxRuntimeOptions) ->
         caches=options.caches,
         slots=options.slots,
         max_positions=options.max_positions,
+        hidden_states=options.hidden_states,
     )
     return LoadedEngine(
         directory=directory,

@@ -18,6 +18,7 @@ from engines.batches import check_batch
 from engines.cache_rows import Float32, HostCacheArrays, HostCaches, new_cache
 from engines.contract import Contract
 from engines.onnxruntime.binding import Binding
+from engines.onnxruntime.hidden_states import HiddenStates, with_hidden_states
 from engines.onnxruntime.inputs import Buffer, CanonicalInputs, Inputs, RaggedInputs
 from engines.onnxruntime.session_options import session_options
 from engines.session import Positions, SessionMemory, positions_of, rows_of
@@ -55,6 +56,7 @@ class OnnxRuntimeSession(HostCaches):
         caches: HostCacheArrays | None = None,
         slots: int = 1,
         max_positions: int | None = None,
+        hidden_states: Sequence[int] = (),
     ) -> None:
         """Load the graph.
 
@@ -68,6 +70,7 @@ class OnnxRuntimeSession(HostCaches):
             caches: another session's, to work on in place of its own; they say how many slots there are.
             slots: sequences that the cache holds.
             max_positions: that one pass takes, of all sequences together; None for those of a chunk of a prompt.
+            hidden_states: layers; passes tell what enters them (`Session.hidden_states`).
         """
         import onnxruntime as ort
 
@@ -78,7 +81,8 @@ class OnnxRuntimeSession(HostCaches):
             options.profile_file_prefix = str(profile_prefix)
         try:
             content = graph.read_bytes()
-            self._session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            model = with_hidden_states(content, hidden_states) if hidden_states else content
+            self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the library's errors share no public base
             raise EngineError(f"{graph} cannot be loaded by ONNX Runtime {ort.__version__}: {error}") from None
         self.contract = contract
@@ -121,6 +125,10 @@ class OnnxRuntimeSession(HostCaches):
         self._tokens = Buffer(ort, (1, most))
         self._top = Buffer(ort, (1, most, contract.top_k), axis=1) if has_top else None
         self._top_tokens = None if self._top is None else self._top.array[0, :0]
+        self._hidden: HiddenStates | None = None
+        self._hidden_views: tuple[Float32, ...] | None = None
+        if hidden_states:
+            self._hidden = HiddenStates(ort, hidden_states, most)
         # By slot, and whether logits are wanted.
         self._bindings: dict[tuple[int, bool], Binding] = {}
 
@@ -178,7 +186,7 @@ class OnnxRuntimeSession(HostCaches):
             self._run(batch, num_logits, rows)
             self._top_tokens = None if self._top is None else self._top.array[0, :num_logits]
             return self._tokens.array[0, :num_logits]
-        tokens, tops = np.empty(num_logits, np.int64), []
+        tokens, tops, hidden = np.empty(num_logits, np.int64), [], []
         first = 0
         for one in batch:
             own = slice(first, first + one.num_logits)
@@ -186,8 +194,12 @@ class OnnxRuntimeSession(HostCaches):
             tokens[own] = self._tokens.array[0, : one.num_logits]
             if self._top is not None:
                 tops.append(self._top.array[0, : one.num_logits].copy())
+            if self._hidden is not None:
+                hidden.append([view.copy() for view in self._hidden_views or ()])
             first = own.stop
         self._top_tokens = np.concatenate(tops) if tops else None
+        if hidden:
+            self._hidden_views = tuple(np.concatenate(parts) for parts in zip(*hidden, strict=True))
         return tokens
 
     @property
@@ -195,9 +207,18 @@ class OnnxRuntimeSession(HostCaches):
         """The likeliest tokens after each position that the latest call was asked for: int64 [M, k], or None."""
         return self._top_tokens
 
+    @property
+    def hidden_states(self) -> tuple[Float32, ...] | None:
+        """What entered the layers that were asked for, at every position of the latest call: float32 [R, hidden].
+
+        None without such, and before the first call.
+        """
+        return self._hidden_views
+
     def memory(self) -> SessionMemory:
         """What the session takes."""
         outputs = [buffer.array.nbytes for buffer in (self._tokens, self._top) if buffer is not None]
+        outputs.append(0 if self._hidden is None else self._hidden.nbytes)
         return SessionMemory(
             weights=self._weight_bytes,
             cache=sum(part.nbytes for part in self._parts()),
@@ -253,9 +274,13 @@ class OnnxRuntimeSession(HostCaches):
             self._tokens.array[0, :num_logits] = -1
         if self._top is not None:
             binding.output(names.TOP_TOKENS, self._top.value(num_logits))
+        if self._hidden is not None:
+            self._hidden.bind(binding, sum(len(one.tokens) for one in batch))
         if rows is not None:
             binding.output(self._rows_output, self._ort.OrtValue.ortvalue_from_numpy(rows[None]))
         binding.run()
+        if self._hidden is not None:
+            self._hidden_views = self._hidden.take(binding, sum(len(one.tokens) for one in batch))
 
 
 def external_bytes(graph: bytes) -> int:

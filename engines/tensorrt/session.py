@@ -173,6 +173,11 @@ class TensorRtSession:
         """The likeliest tokens after each position that the latest call was asked for: int64 [M, k], or None."""
         return self._tokens.top_tokens(self._num_rows)
 
+    @property
+    def hidden_states(self) -> None:
+        """None: draft heads read those of ONNX Runtime's sessions alone."""
+        return None
+
     def read_rows(self, first: int, end: int, layers: Sequence[int] | None = None, *, slot: int = 0) -> CacheRows:
         """A copy of positions, of some layers or of all, in the plan's own type: [layers, 2, G, positions, D]."""
         check_slot(slot, 1)

@@ -25,7 +25,7 @@ class KeepLayers(InPlacePass):
     def requires(self, model: ir.Model) -> None:
         """The graph has that many layers, and its head reads the positions that `logits_rows` names."""
         produced = {value.name for node in model.graph for value in node.outputs}
-        for name in (inner.layer_output(self._count - 1), inner.HEAD_ROWS, inner.HEAD_INPUT):
+        for name in (names.layer_output(self._count - 1), inner.HEAD_ROWS, inner.HEAD_INPUT):
             if name not in produced:
                 raise PreconditionError(f"the graph has no value {name!r}")
 
@@ -43,7 +43,7 @@ class KeepLayers(InPlacePass):
         produced = {value.name: value for node in graph for value in node.outputs}
         head = produced[inner.HEAD_ROWS].producer()
         assert head is not None
-        head.replace_input_with(0, produced[inner.layer_output(self._count - 1)])
+        head.replace_input_with(0, produced[names.layer_output(self._count - 1)])
         new = GraphBuilder()
         logits_rows = next(value for value in graph.inputs if value.name == names.LOGITS_ROWS)
         seen = [
