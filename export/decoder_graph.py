@@ -2,6 +2,7 @@
 
 from typing import Any, Protocol, assert_never
 
+import numpy as np
 import onnx_ir as ir
 
 from calibration.weights import PreparedLinear
@@ -55,6 +56,19 @@ class DecoderGraph:
     @property
     def _cache_shape(self) -> list[int | str]:
         return [BATCH, self.spec.num_kv_heads, CAPACITY, self.spec.head_size]
+
+    def _lookup(self, table: ir.Value, ids: ir.Value) -> ir.Value:
+        """The embedding's rows of tokens, in float32: [B, T] → [B, T, hidden]."""
+        graph = self._graph
+        if table.dtype == FLOAT:
+            embedded = graph.op("Gather", [table, ids], "embedded")
+        else:
+            stored = graph.op("Gather", [table, ids], "embedded.stored")
+            embedded = graph.op("Cast", [stored], "embedded", {"to": int(FLOAT)})
+        if self.spec.embedding_scale == 1:
+            return embedded
+        scale = graph.constant("embedding_scale", np.asarray(self.spec.embedding_scale, np.float32))
+        return graph.op("Mul", [embedded, scale], "embedded.scaled")
 
     def _rotary_tables(self, number: int, rope: Rope) -> tuple[ir.Value, ir.Value]:
         names = inner.cos_table(number), inner.sin_table(number)

@@ -64,17 +64,9 @@ class _VerifierGraph(DecoderGraph):
         return graph.model("verifier", producer_version)
 
     def _embed(self, ids: ir.Value) -> ir.Value:
-        graph, table = self._graph, self._whole.embedding()
-        self._embedding = weight = graph.weight(self._weights.append("embed_tokens.weight", table))
-        if weight.dtype == FLOAT:
-            embedded = graph.op("Gather", [weight, ids], "embedded")
-        else:
-            stored = graph.op("Gather", [weight, ids], "embedded.stored")
-            embedded = graph.op("Cast", [stored], "embedded", {"to": int(FLOAT)})
-        if self.spec.embedding_scale == 1:
-            return embedded
-        scale = graph.constant("embedding_scale", np.asarray(self.spec.embedding_scale, np.float32))
-        return graph.op("Mul", [embedded, scale], "embedded.scaled")
+        table = self._weights.append("embed_tokens.weight", self._whole.embedding())
+        self._embedding = self._graph.weight(table)
+        return self._lookup(self._embedding, ids)
 
     def _layer(self, number: int, layer: LayerSpec, x: ir.Value) -> tuple[ir.Value, list[ir.Value]]:
         """The residual stream [B, T, hidden] → the same after a layer, and the layer's caches."""
