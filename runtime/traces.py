@@ -17,7 +17,7 @@ from typing import Any, Self
 from quasar.errors import GenerationError
 from runtime.control.candidates import Prepared
 from runtime.control.control import Control
-from runtime.drafters.base import Int64
+from runtime.drafters.base import Float32, Int64
 from runtime.segment import Outcome, Proposal
 
 TRACE_VERSION = 1
@@ -112,6 +112,10 @@ class RecordingControl:
         if outcome.successors is not None:
             self._top += [tuple(row) for row in outcome.successors[-len(outcome.path) :].tolist()]
         self._control.learn(outcome)
+
+    def see(self, tokens: Int64, first: int, hidden_states: Sequence[Float32]) -> None:
+        """As `Control`."""
+        self._control.see(tokens, first, hidden_states)
 
     def finish(self) -> None:
         """Write what was generated, if anything was; a file that is closed or full ends no answer."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from runtime.control.candidates import Prepared
-from runtime.drafters.base import Int64, ObservingDrafter
+from runtime.drafters.base import Float32, Int64, ObservingDrafter
 from runtime.segment import NO_PROPOSAL, Outcome, Proposal
 
 
@@ -32,6 +32,12 @@ class Control(Protocol):
     def learn(self, outcome: Outcome) -> None:
         """What came of the last proposal."""
 
+    def see(self, tokens: Int64, first: int, hidden_states: Sequence[Float32]) -> None:
+        """Positions from `first` on were committed, with hidden states float32 [n, hidden] by layer.
+
+        `tokens`: the sequence so far, int64 [first + n or more]. Only on engines with a draft head.
+        """
+
 
 class AloneControl:
     """A control that proposes on its own, whatever else is in the pass."""
@@ -42,6 +48,9 @@ class AloneControl:
     def settle(self, chosen: Sequence[int], *, tokens: float, seconds: float) -> Proposal:  # noqa: ARG002 - the form of `Control`
         """As `Control`; nothing was left open."""
         return NO_PROPOSAL
+
+    def see(self, tokens: Int64, first: int, hidden_states: Sequence[Float32]) -> None:
+        """As `Control`; it is nothing to most."""
 
 
 class NoControl(AloneControl):

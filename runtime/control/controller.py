@@ -7,8 +7,20 @@ from collections.abc import Callable, Hashable, Sequence
 from runtime.control.candidates import Candidates, Prepared, Selection, judged, merge, select, to_draft
 from runtime.control.control import tell, tell_prompt
 from runtime.control.estimates import Estimates, Prior, SequenceEstimates
-from runtime.control.latency import LatencyModel
-from runtime.drafters.base import Drafter, Int64, ObservingDrafter, SlowDrafter, ask, name_of
+from runtime.control.growth import HeadGains, grow, ratio_of
+from runtime.control.latency import Latencies, LatencyModel
+from runtime.drafters.base import (
+    NO_DRAFT,
+    Draft,
+    Drafter,
+    Float32,
+    GrowingDrafter,
+    Int64,
+    ObservingDrafter,
+    SlowDrafter,
+    ask,
+    name_of,
+)
 from runtime.segment import NO_PROPOSAL, Outcome, Proposal
 
 # What is believed of a drafter that says nothing; of a slow one, that it is worth its time.
@@ -38,6 +50,7 @@ class Knowledge:
         self.estimates = Estimates()
         # Drafter → seconds per token, of the slow ones.
         self.draft_seconds: dict[str, float] = {}
+        self.head_gains = HeadGains()
 
 
 class Controller:
@@ -60,7 +73,12 @@ class Controller:
         plain_width: int = 1,
     ) -> None:
         """`most`: drafts per round, at most. `trees`: are they exact here? `plain_width`: the narrowest pass."""
-        self._fast = [one for one in drafters if not isinstance(one, SlowDrafter)]
+        self._heads: list[GrowingDrafter] = [one for one in drafters if isinstance(one, GrowingDrafter)]
+        # A head's guesses come first: what its confidence says is worth more than that a token came up before.
+        self._fast: list[Drafter] = [
+            *self._heads,
+            *(one for one in drafters if not isinstance(one, SlowDrafter | GrowingDrafter)),
+        ]
         self._slow: list[SlowDrafter] = [one for one in drafters if isinstance(one, SlowDrafter)]
         self._observing = [one for one in drafters if isinstance(one, ObservingDrafter)]
         names = _unlike([*self._fast, *self._slow])
@@ -68,6 +86,8 @@ class Controller:
         self._knowledge, self._estimates = knowledge, SequenceEstimates(knowledge.estimates)
         self._most, self._trees, self._plain_width = most, trees, plain_width
         self._candidates: Candidates | None = None
+        # What the fast drafters, heads first, said in this round.
+        self._drafts: list[Draft] = []
         # Slow drafters that this sequence has asked: the first time an engine reads the whole prompt.
         self._begun: set[str] = set()
         # Rounds since they were asked.
@@ -91,6 +111,8 @@ class Controller:
             return NO_PROPOSAL
         latency = self._knowledge.latency.of(cache_length).padded(self._plain_width)
         selection = select(candidates, self._probability, latency, most=most, tree=self._trees)
+        for place in range(len(self._heads)):
+            selection = self._with_head(place, context, most, latency, selection)
         if self._slow:
             slow = self._propose_slow(context, most, latency.seconds, selection)
             if slow is not None:
@@ -133,8 +155,34 @@ class Controller:
         self._candidates, self._asked = None, None
         if most > 0:
             reach = min(most, self._reach)
-            self._candidates = merge([ask(one, context, reach, trees=self._trees) for one in self._fast])
+            self._drafts = [NO_DRAFT] * len(self._heads)
+            self._drafts += [ask(one, context, reach, trees=self._trees) for one in self._fast[len(self._heads) :]]
+            self._candidates = merge(self._drafts)
         return self._candidates
+
+    def _with_head(self, place: int, context: Int64, most: int, latency: Latencies, plain: Selection) -> Selection:
+        """The selection where a head drafts as well, if it is asked; `plain`: the one without it."""
+        head, gains = self._heads[place], self._knowledge.head_gains
+        if not gains.asks(plain.tokens):
+            return plain
+        spent = grow(head, context, lambda evidence: self._head_rate(place, evidence), latency, most)
+        if not spent:
+            return plain
+        self._drafts[place] = head.draft()
+        self._candidates = merge(self._drafts)
+        selection = select(self._candidates, self._probability, latency.after(spent), most=most, tree=self._trees)
+        gains.count(plain.tokens, ratio_of(selection, plain))
+        return selection
+
+    def _head_rate(self, place: int, evidence: int) -> float:
+        """How often a head's guesses with this evidence are right."""
+        prior = _prior_of(self._fast[place], evidence, _FIRST_PRIOR)
+        return self._estimates.rate((self._names[place], evidence, False), lambda: prior)
+
+    def see(self, tokens: Int64, first: int, hidden_states: Sequence[Float32]) -> None:
+        """As `Control`."""
+        for head in self._heads:
+            head.see(tokens, first, hidden_states)
 
     def learn(self, outcome: Outcome) -> None:
         """As `Control`."""

@@ -194,6 +194,10 @@ class Latencies:
         self._padded: dict[int, Latencies] = {}
         self.least_ahead = _least_ahead(np.array(seconds)).tolist() if least_ahead is None else least_ahead
 
+    def after(self, seconds: float) -> "Latencies":
+        """The same where so much was spent before."""
+        return Latencies([one + seconds for one in self.seconds], self.least_ahead) if seconds else self
+
     def padded(self, plain_width: int) -> "Latencies":
         """The same where narrower passes are made as wide as this."""
         if plain_width == 1:
