@@ -22,6 +22,8 @@ from quasar.errors import GenerationError, QuasarError
 
 # SuffixAutomaton::Result of native/suffix_automaton.hpp.
 _NO_MEMORY, _NO_PLACE = 1, 5
+# Successors that there is room for without asking how many there are.
+_FEW = 8
 
 
 class NativeSuffixAutomaton:
@@ -90,10 +92,16 @@ class NativeSuffixAutomaton:
 
     def successors(self, state: int, limit: int) -> Successors:
         """As `SuffixAutomaton`."""
-        if self._library.quasar_automaton_most_successors(self._memory, state, self._number):
+        if limit > _FEW:
+            # No more room than they can take.
+            if self._library.quasar_automaton_most_successors(self._memory, state, self._number):
+                raise no_state(state)
+            limit = min(limit, self._number.value)
+        arrays = np.empty((4, max(0, limit)), np.int64)
+        if self._library.quasar_automaton_successors(
+            self._memory, state, arrays.shape[1], _address(arrays), self._number
+        ):
             raise no_state(state)
-        arrays = np.empty((4, max(0, min(limit, self._number.value))), np.int64)
-        self._library.quasar_automaton_successors(self._memory, state, arrays.shape[1], _address(arrays), self._number)
         tokens, states, counts, ends = arrays[:, : self._number.value]
         return Successors(tokens, states, counts, ends)
 
