@@ -96,6 +96,11 @@ class Decoding:
         self._draft_seconds += time.perf_counter() - start
         return proposal
 
+    @property
+    def drafts(self) -> bool:
+        """Whether anybody may be asked for drafts: not in plain decoding."""
+        return not self._plain
+
     def prepare(self, most: int) -> Proposal | Prepared:
         """As `propose`, for a pass that other sequences share: what a controller may choose from is left open.
 

@@ -17,6 +17,7 @@ from typing import Any, Self
 from quasar.errors import GenerationError
 from runtime.control.candidates import Prepared
 from runtime.control.control import Control
+from runtime.control.latency import Price
 from runtime.drafters.base import Float32, Int64
 from runtime.segment import Outcome, Proposal
 
@@ -98,13 +99,17 @@ class RecordingControl:
         """As `Control`."""
         return self._control.propose(context, most, cache_length)
 
+    def asks(self, price: Price) -> bool:
+        """As `Control`."""
+        return self._control.asks(price)
+
     def prepare(self, context: Int64, most: int, cache_length: int) -> Prepared | None:
         """As `Control`."""
         return self._control.prepare(context, most, cache_length)
 
-    def settle(self, chosen: Sequence[int], *, tokens: float, seconds: float) -> Proposal:
+    def settle(self, chosen: Sequence[int], *, tokens: float, seconds: float, gain: float) -> Proposal:
         """As `Control`."""
-        return self._control.settle(chosen, tokens=tokens, seconds=seconds)
+        return self._control.settle(chosen, tokens=tokens, seconds=seconds, gain=gain)
 
     def learn(self, outcome: Outcome) -> None:
         """As `Control`."""

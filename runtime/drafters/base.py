@@ -141,7 +141,7 @@ def ask(drafter: Drafter, context: Int64, max_tokens: int, *, trees: bool) -> Dr
             f"drafter {name_of(drafter)!r} proposed a tree, and trees are not exact on this engine's kernels (native "
             "ones are): let it propose a chain, without parents"
         )
-    if parents.shape != tokens.shape or (parents < -1).any() or (parents >= np.arange(len(tokens))).any():
+    if parents.shape != tokens.shape or not all(-1 <= parent < place for place, parent in enumerate(parents.tolist())):
         raise GenerationError(
             f"drafter {name_of(drafter)!r} proposed parents {parents.tolist()}; for {len(tokens)} tokens, as many "
             "indices of earlier ones (or -1) were expected"
