@@ -92,7 +92,8 @@ def answer(
     for number, row in enumerate(rows):
         answers = {}
         for arm in (*names[number % len(names) :], *names[: number % len(names)]):
-            done = engine.generate(row.messages, max_new_tokens=max_new_tokens, **ARMS[arm])
+            options: OptionsDict = {**ARMS[arm], "max_new_tokens": max_new_tokens}
+            done = engine.generate(row.messages, **options)
             answers[arm] = done.token_ids
             found[arm][row.category].append(done.stats)
         different += len(set(answers.values())) > 1
