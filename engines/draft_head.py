@@ -125,9 +125,13 @@ class HeadTargets:
 
 
 class DraftHeadSession(Protocol):
-    """A loaded draft head with a KV cache of its own, of as many slots as the verifier's."""
+    """A loaded draft head with a KV cache of its own, of as many slots as the verifier's.
+
+    `hidden_size`: H, values of a hidden state that its positions read.
+    """
 
     contract: Contract
+    hidden_size: int
     num_slots: int
     max_sequences: int
     max_positions: int

@@ -317,6 +317,15 @@ def simulate(
             show_default=False,
         ),
     ] = None,
+    head: Annotated[
+        bool, typer.Option("--head", help="With the engine's draft head, for which the verifier runs; needs --engine.")
+    ] = False,
+    head_step_ms: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MS", min=0.0, help="What a step of the head takes (default: as it is here).", show_default=False
+        ),
+    ] = None,
     drafter: DrafterName = "auto",
     num_draft_tokens: DraftTokens = None,
     half: Annotated[
@@ -343,7 +352,9 @@ def simulate(
     vocab_size, generations = read_trace(trace)
     if half != "all":
         generations = halves(generations)[half == "odd"]
-    conditions = ReplayConditions.read(directory, costs, vocab_size, draft_costs=draft_costs)
+    conditions = ReplayConditions.read(
+        directory, costs, vocab_size, draft_costs=draft_costs, with_head=head, head_step_ms=head_step_ms
+    )
     with progress_steps("generations", len(generations)) as step:
         result = run_replay(
             generations, conditions, drafter, num_draft_tokens=num_draft_tokens, on_generation=lambda: step(1)

@@ -3,7 +3,7 @@
 The target's tokens are known, so what a round accepts is known, too; the latency of its pass comes from a surface. Two
 things differ from a run: positions of rejected drafts tell no successors (a trace has those of emitted tokens alone),
 and passes take exactly what the surface says. Engines that draft are loaded and do run, with the latencies of their
-own surface.
+own surface; so does a draft head, on hidden states that the verifier tells of the recorded tokens.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engines.contract import MAX_WIDTH
 from engines.probes.row_invariance import RowInvariance
@@ -24,6 +25,8 @@ from runtime.drafters.base import Draft
 from runtime.drafters.named import DrafterOption
 from runtime.segment import Outcome, Segment
 from runtime.traces import TracedGeneration
+
+Float32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +77,7 @@ def replay(
     exact: RowInvariance = RowInvariance(chain=1, widest=MAX_WIDTH, tree=True),  # noqa: B008 - immutable
     clock: ReplayClock | None = None,
     count_drafting: bool = True,
+    hidden_states: Sequence[Float32] = (),
 ) -> Replay:
     """One generation, round by round.
 
@@ -84,6 +88,7 @@ def replay(
         clock: what `control` and the engines that draft for it go by.
         count_drafting: whether the time that drafting takes here is part of a round's. Passes of engines always are;
             with them alone a replay repeats exactly.
+        hidden_states: the verifier's at every position but the last, float32 [n, hidden] by layer, for draft heads.
     """
     clock, plain_width = clock or ReplayClock(), exact.chain or 1
     clock.ticks = count_drafting
@@ -91,6 +96,8 @@ def replay(
     context = np.array(generation.prompt + tokens, np.int64)
     emitted, length = 1, len(generation.prompt) + 1
     successors = np.array(top, np.int64) if top else None
+    if hidden_states:
+        control.see(context[:length], 0, [states[: length - 1] for states in hidden_states])
     control.begin(context[: length - 1], tokens[0], None if successors is None else successors[:1])
     rounds = drafted = accepted = 0
     seconds = plain = drafting = 0.0
@@ -117,6 +124,9 @@ def replay(
             seconds=seconds_by_width[width - 1],
         )
         start = clock()
+        if hidden_states:
+            committed = slice(cache_length, cache_length + count)
+            control.see(context[: length + count], cache_length, [states[committed] for states in hidden_states])
         control.learn(outcome)
         took += clock() - start
         rounds += 1
@@ -175,6 +185,7 @@ def simulate(
                     exact=conditions.exact,
                     clock=conditions.clock,
                     count_drafting=count_drafting,
+                    hidden_states=() if conditions.head is None else conditions.head.hidden_states(generation),
                 ),
             )
         )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engines.contract import MAX_WIDTH
 from engines.directory import open_directory
@@ -19,6 +19,9 @@ from quasar.errors import GenerationError, PromptError
 from runtime.control.latency import LatencyModel
 from runtime.drafters.draft_engine import DraftEngines
 from runtime.drafters.named import VerifierProfile
+
+if TYPE_CHECKING:
+    from evaluation.replay_head import ReplayedHead
 
 _COSTS = 'cached length → width → milliseconds was expected, as in {"256": {"1": 9.0, "4": 10.3, "8": 15.5}}'
 
@@ -75,10 +78,18 @@ class ReplayConditions:
     exact: RowInvariance
     target: VerifierProfile
     clock: ReplayClock = field(default_factory=ReplayClock)
+    head: "ReplayedHead | None" = None
 
     @classmethod
     def read(
-        cls, engine: Path | None, costs: Path | None, vocab_size: int, *, draft_costs: Path | None = None
+        cls,
+        engine: Path | None,
+        costs: Path | None,
+        vocab_size: int,
+        *,
+        draft_costs: Path | None = None,
+        with_head: bool = False,
+        head_step_ms: float | None = None,
     ) -> "ReplayConditions":
         """From an engine directory, a file of costs, or both.
 
@@ -87,6 +98,8 @@ class ReplayConditions:
             costs: file with latencies of the verifier's passes, in place of the engine's.
             vocab_size: of the trace.
             draft_costs: the same for passes of engines that draft, in place of their own.
+            with_head: the engine's draft head drafts as well.
+            head_step_ms: what a step of it takes, in place of what it takes here.
 
         Raises:
             QuasarError: neither engine nor costs, or a file that cannot be read.
@@ -117,13 +130,26 @@ class ReplayConditions:
             raise GenerationError("engines that draft are compared with the verifier's: give --engine DIR, too")
         if costs is not None:
             surface = _read_costs(costs)
+        head = None
+        if with_head:
+            if engine is None:
+                raise GenerationError("a draft head reads the verifier's hidden states: give --engine DIR, too")
+            from evaluation.replay_head import ReplayedHead  # which names this module's clock
+
+            head = ReplayedHead(engine, LatencyModel(surface, widest=MAX_WIDTH), clock, head_step_ms)
         return cls(
             surface_ms=surface,
             exact=exact,
             target=VerifierProfile(
-                vocab_size=vocab_size, trees=exact.tree, tells_successors=True, warm=warm, engines=engines
+                vocab_size=vocab_size,
+                trees=exact.tree,
+                tells_successors=True,
+                warm=warm,
+                engines=engines,
+                draft_head=None if head is None else head.cache,
             ),
             clock=clock,
+            head=head,
         )
 
 

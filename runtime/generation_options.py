@@ -186,7 +186,7 @@ class GenerationOptions:
     drafter: DrafterOption = option(
         "auto",
         'what proposes tokens: "auto", "none", "prompt-lookup[:MIN-MAX]", "suffix", "recycling[:kept]", "eagle", '
-        '"model:DIR", "self:DIR", "hierarchical:DIR", any `Drafter`, or several of these, of which the controller takes '
+        '"model:DIR", "self:DIR", "hierarchical:DIR", any `Drafter`, or several, of which the controller takes '
         "what pays, round by round (docs/drafters.md).",
         anything,
         Flag(

@@ -48,7 +48,7 @@ class OnnxRuntimeDraftHead:
         """
         import onnxruntime as ort
 
-        self._ort, self._files = ort, files
+        self._ort, self.hidden_size = ort, files.hidden_size
         self.contract = contract = files.contract(verifier)
         self._weight_bytes = 0
         self._head = self._open(directory, files.graph, library, threads)

@@ -23,8 +23,8 @@ _LEAST_RATIO = 0.5
 _NEWEST = 0.1
 # Steps that the head is asked for where nobody says what they take.
 _MOST_STEPS = 6
-# Positions that are kept until they are fed, before they are fed anyway.
-_MOST_PENDING = 256
+# Positions that wait until they are fed, before they are fed anyway.
+_MOST_PENDING = 255
 
 
 @dataclass(slots=True, kw_only=True)
@@ -107,8 +107,9 @@ class HeadDrafter:
             self._first, self._states, self._pending = first, [], 0
         self._states.append(tuple(one.copy() for one in states))
         self._pending += len(states[0])
-        while self._pending >= _MOST_PENDING and len(tokens) > self._first + 1:
-            self._feed(tokens, min(self._pending, len(tokens) - 1 - self._first))
+        if self._pending > _MOST_PENDING:
+            # A round begins with the last one.
+            self._feed(tokens, self._pending - 1)
 
     def start(self, context: Int64) -> bool:
         """Begin a round's tree with the likeliest tokens after `context`; False where the head knows nothing of it."""
