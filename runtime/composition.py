@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from engines.probes.row_invariance import RowInvariance
 from engines.session import Session
 from runtime.active_request import ActiveRequest
-from runtime.control.candidates import NO_SELECTION, Prepared, select_jointly
+from runtime.control.candidates import NO_SELECTION, JointSelection, Prepared, select_jointly
 from runtime.control.controller import Knowledge
-from runtime.control.latency import NO_PRICE, Price
+from runtime.control.growth import grow, kind_of_pass
+from runtime.control.latency import NO_PRICE, Latencies, Price
 from runtime.kv_cache import PREFIX_STEP, common_length
 from runtime.segment import NO_PROPOSAL, Proposal, Segment
 from runtime.slots import ScheduledSequence, Slots
@@ -153,14 +154,18 @@ class Composer:
         parts = [one for one in prepared if isinstance(one, Prepared)]
         # Nobody needs to compare where there is nothing to choose from.
         selection, prompt_seconds = NO_SELECTION, 0.0
-        if any(part.candidates.tokens for part in parts) and self._knowledge is not None:
+        if any(part.candidates.tokens or part.sprouts for part in parts) and self._knowledge is not None:
             widths = [1 if isinstance(one, Prepared) else 1 + len(one.draft.tokens) for one in prepared]
-            drafts = max(0, min(room - sum(widths) + len(widths), sum(len(part.candidates.tokens) for part in parts)))
+            wanted = sum(part.most if part.sprouts else len(part.candidates.tokens) for part in parts)
             latency, prompt_seconds = self._knowledge().latency.of_rounds(
-                list(zip(cached, widths, strict=True)), beside=prompts, most=drafts
+                list(zip(cached, widths, strict=True)),
+                beside=prompts,
+                most=max(0, min(room - sum(widths) + len(widths), wanted)),
             )
             try:
                 selection = select_jointly(parts, latency, others=len(decoding) - len(parts))
+                if any(part.sprouts for part in parts):
+                    selection = self._with_heads(decoding, prepared, latency, selection)
             except Exception:  # of what a drafter says of itself: whose it is shows when each is asked alone
                 if not _blames(decoding, prepared):
                     raise
@@ -181,6 +186,34 @@ class Composer:
             proposals.append(settled)
             place += 1
         return proposals
+
+    def _with_heads(
+        self,
+        decoding: Sequence[ActiveRequest],
+        prepared: Sequence[Proposal | Prepared],
+        latency: Latencies,
+        plain: JointSelection,
+    ) -> JointSelection:
+        """The selection where draft heads draft as well, all sequences' in the same steps; `plain`: without them."""
+        assert self._knowledge is not None
+        gains, kind = self._knowledge().head_gains, kind_of_pass(len(decoding))
+        if not gains.asks(kind):
+            return plain
+        parts = [(one, part) for one, part in zip(decoding, prepared, strict=True) if isinstance(part, Prepared)]
+        sprouts = [sprout for _, part in parts for sprout in part.sprouts]
+        start = time.perf_counter()
+        spent = grow(sprouts, latency, others=len(decoding) - len(sprouts))
+        if not spent:
+            return plain
+        took = time.perf_counter() - start
+        regrown: list[Prepared] = []
+        for request, part in parts:
+            if part.sprouts:
+                request.decoding.drafted_for(took)
+            regrown.append(request.decoding.control.regrown() if part.sprouts else part)
+        selection = select_jointly(regrown, latency.after(spent), others=len(decoding) - len(parts))
+        gains.count(kind, with_head=selection, without=plain)
+        return selection
 
     def _prepare(self, request: ActiveRequest, price: Price, *, most: int) -> Proposal | Prepared:
         """A sequence's drafts, or what they may be chosen from; none where it does not pay to ask for any."""

@@ -113,6 +113,10 @@ class Decoding:
         self._draft_seconds += time.perf_counter() - start
         return self.propose(most) if prepared is None else prepared
 
+    def drafted_for(self, seconds: float) -> None:
+        """Trees of draft heads were grown in this step, for all sequences of the pass, which took so long."""
+        self._draft_seconds += seconds
+
     def absorb(self, segment: Segment, targets: Targets, *, seconds: float, alone: bool = True) -> Round | None:
         """What a pass brought; None where it was a chunk before the prompt's last.
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from runtime.control.growth import Sprout
 from runtime.control.latency import Latencies
 from runtime.drafters.base import Draft
 
@@ -80,6 +81,11 @@ class Selection:
     tokens: float
     seconds: float
 
+    @property
+    def rate(self) -> float:
+        """Expected tokens per second."""
+        return self.tokens / self.seconds
+
 
 def select(
     candidates: Candidates,
@@ -131,13 +137,14 @@ class Prepared:
     """One sequence's candidates for a pass that others share.
 
     `probability` of a candidate, given that what it follows was right. `most`: drafts, at most. `tree`: whether
-    siblings may be verified.
+    siblings may be verified. `sprouts`: trees of draft heads that are not grown yet (`Control.regrown`).
     """
 
     candidates: Candidates
     probability: Callable[[int], float]
     most: int
     tree: bool
+    sprouts: tuple[Sprout, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +159,11 @@ class JointSelection:
     tokens: list[float]
     seconds: float
     gains: list[float]
+
+    @property
+    def rate(self) -> float:
+        """Expected tokens per second, of these sequences."""
+        return sum(self.tokens) / self.seconds
 
 
 NO_SELECTION = JointSelection(chosen=[], tokens=[], seconds=0.0, gains=[])

@@ -8,20 +8,20 @@ from runtime.control.asking import Asking, SequenceAsking
 from runtime.control.candidates import NO_CANDIDATES, Candidates, Prepared, Selection, judged, merge, select, to_draft
 from runtime.control.control import tell, tell_prompt
 from runtime.control.estimates import Estimates, Prior, SequenceEstimates
-from runtime.control.growth import HeadGains, grow, ratio_of
+from runtime.control.growth import HeadGains, Sprout, grow, kind_of_round
 from runtime.control.latency import Latencies, LatencyModel, Price
 from runtime.drafters.base import (
     NO_DRAFT,
     Draft,
     Drafter,
     Float32,
-    GrowingDrafter,
     Int64,
     ObservingDrafter,
     SlowDrafter,
     ask,
     name_of,
 )
+from runtime.drafters.draft_head import HeadDrafter
 from runtime.segment import NO_PROPOSAL, Outcome, Proposal
 
 # What is believed of a drafter that says nothing; of a slow one, that it is worth its time.
@@ -73,11 +73,11 @@ class Controller:
         plain_width: int = 1,
     ) -> None:
         """`most`: drafts per round, at most. `trees`: are they exact here? `plain_width`: the narrowest pass."""
-        self._heads: list[GrowingDrafter] = [one for one in drafters if isinstance(one, GrowingDrafter)]
+        self._heads = [one for one in drafters if isinstance(one, HeadDrafter)]
         # A head's guesses come first: what its confidence says is worth more than that a token came up before.
         self._fast: list[Drafter] = [
             *self._heads,
-            *(one for one in drafters if not isinstance(one, SlowDrafter | GrowingDrafter)),
+            *(one for one in drafters if not isinstance(one, SlowDrafter | HeadDrafter)),
         ]
         self._slow: list[SlowDrafter] = [one for one in drafters if isinstance(one, SlowDrafter)]
         self._observing = [one for one in drafters if isinstance(one, ObservingDrafter)]
@@ -112,8 +112,8 @@ class Controller:
             return NO_PROPOSAL
         latency = self._knowledge.latency.of(cache_length).padded(self._plain_width)
         selection = select(candidates, self._probability, latency, most=most, tree=self._trees)
-        for place in range(len(self._heads)):
-            selection = self._with_head(place, context, most, latency, selection)
+        if self._heads:
+            selection = self._with_heads(context, most, latency, selection)
         if self._slow:
             slow = self._propose_slow(context, most, latency.seconds, selection)
             if slow is not None:
@@ -135,7 +135,12 @@ class Controller:
             probability=self._probability,
             most=most,
             tree=self._trees,
+            sprouts=self._sprouts(context, most) if most > 0 else (),
         )
+
+    def regrown(self) -> Prepared:
+        """As `Control`."""
+        return Prepared(candidates=self._merged(), probability=self._probability, most=self._most, tree=self._trees)
 
     def settle(self, chosen: Sequence[int], *, tokens: float, seconds: float, gain: float) -> Proposal:
         """As `Control`."""
@@ -167,24 +172,38 @@ class Controller:
             self._candidates = merge(self._drafts)
         return self._candidates
 
-    def _with_head(self, place: int, context: Int64, most: int, latency: Latencies, plain: Selection) -> Selection:
-        """The selection where a head drafts as well, if it is asked; `plain`: the one without it."""
-        head, gains = self._heads[place], self._knowledge.head_gains
-        if not gains.asks(plain.tokens):
+    def _with_heads(self, context: Int64, most: int, latency: Latencies, plain: Selection) -> Selection:
+        """The selection where draft heads draft as well, if they are asked; `plain`: the one without them."""
+        gains, kind = self._knowledge.head_gains, kind_of_round(plain.tokens)
+        if not gains.asks(kind):
             return plain
-        spent = grow(head, context, lambda evidence: self._head_rate(place, evidence), latency, most)
+        spent = 0.0
+        for sprout in self._sprouts(context, most):
+            spent += grow([sprout], latency)
         if not spent:
             return plain
-        self._drafts[place] = head.draft()
-        self._candidates = merge(self._drafts)
-        selection = select(self._candidates, self._probability, latency.after(spent), most=most, tree=self._trees)
-        gains.count(plain.tokens, ratio_of(selection, plain))
+        selection = select(self._merged(), self._probability, latency.after(spent), most=most, tree=self._trees)
+        gains.count(kind, with_head=selection, without=plain)
         return selection
 
-    def _head_rate(self, place: int, evidence: int) -> float:
-        """How often a head's guesses with this evidence are right."""
-        prior = _prior_of(self._fast[place], evidence, _FIRST_PRIOR)
-        return self._estimates.rate((self._names[place], evidence, False), lambda: prior)
+    def _sprouts(self, context: Int64, most: int) -> tuple[Sprout, ...]:
+        """The trees of draft heads, which are to be grown."""
+
+        def rate_of(place: int) -> Callable[[int], float]:
+            def prior_of(evidence: int) -> Prior:
+                return lambda: _prior_of(self._fast[place], evidence, _FIRST_PRIOR)
+
+            return lambda evidence: self._estimates.rate((self._names[place], evidence, False), prior_of(evidence))
+
+        return tuple(
+            Sprout(head=head, context=context, rate=rate_of(place), most=most) for place, head in enumerate(self._heads)
+        )
+
+    def _merged(self) -> Candidates:
+        """The candidates of all, with the heads' trees as they are now."""
+        self._drafts[: len(self._heads)] = [head.draft() for head in self._heads]
+        self._candidates = merge(self._drafts)
+        return self._candidates
 
     def see(self, tokens: Int64, first: int, hidden_states: Sequence[Float32]) -> None:
         """As `Control`."""

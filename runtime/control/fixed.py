@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from runtime.control.control import AloneControl, tell, tell_prompt
-from runtime.drafters.base import Drafter, Float32, GrowingDrafter, Int64, ObservingDrafter, ask, name_of
+from runtime.drafters.base import Drafter, Float32, Int64, ObservingDrafter, ask, name_of
+from runtime.drafters.draft_head import HeadDrafter
 from runtime.segment import NO_PROPOSAL, Outcome, Proposal
 
 
@@ -32,7 +33,7 @@ class FixedControl(AloneControl):
 
     def see(self, tokens: Int64, first: int, hidden_states: Sequence[Float32]) -> None:
         """As `Control`."""
-        if isinstance(self._drafter, GrowingDrafter):
+        if isinstance(self._drafter, HeadDrafter):
             self._drafter.see(tokens, first, hidden_states)
 
     def learn(self, outcome: Outcome) -> None:

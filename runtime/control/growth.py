@@ -1,131 +1,182 @@
-"""How far a draft head's tree is grown in a round: as long as a step is expected to raise the tokens per second."""
+"""How far the trees of draft heads are grown: as long as a step is expected to raise the tokens per second."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
-from runtime.control.candidates import Selection
 from runtime.control.latency import Latencies
-from runtime.drafters.base import GrowingDrafter, Int64
+from runtime.drafters.base import Int64
+from runtime.drafters.draft_head import HeadDrafter
 
 # Before a step was timed: its share of a pass of one position.
 _FIRST_STEP = 0.1
 # How likely the likeliest token after a node is, before any of this tree was seen.
 _FIRST_CHILD = 0.6
-# A node that is less likely to be reached is not expanded, nor is one so deep, nor more than so many in a round.
+# A node that is less likely to be reached is not expanded, nor is one so deep; and so many steps are made at most.
 _LEAST_REACHED, _MOST_DEPTH, _MOST_STEPS = 0.02, 10, 12
-# Rounds in which a head that did not pay is left alone, before it is asked again.
+# Passes in which a head that did not pay is left alone, before it is asked again.
 _PATIENCE = 16
-# The newest round's share in what the head is expected to bring.
+# The newest pass's share in what the head is expected to bring.
 _NEWEST = 0.1
-# Rounds are told apart by the tokens that the other drafters promise, in halves, up to this.
+# Rounds of one sequence are told apart by the tokens that the other drafters promise, in halves, up to this.
 _MOST_BUCKET = 10
 
 
+class Expected(Protocol):
+    """What a selection brings and takes."""
+
+    @property
+    def rate(self) -> float:
+        """Expected tokens per second."""
+
+
 class HeadGains:
-    """What asking the head brought over not asking it, of an engine's rounds: ratios of expected tokens per second."""
+    """What asking the head brought over not asking it: ratios of expected tokens per second, by kind of pass."""
 
     def __init__(self) -> None:
-        self._ratios: dict[int, float] = {}
-        self._unasked: dict[int, int] = {}
+        self._ratios: dict[Hashable, float] = {}
+        self._unasked: dict[Hashable, int] = {}
 
-    def asks(self, promised: float) -> bool:
-        """Whether to ask it, where the others' drafts promise so many tokens."""
-        bucket = _bucket(promised)
-        if self._ratios.get(bucket, 1.0) >= 1.0:
+    def asks(self, kind: Hashable) -> bool:
+        """Whether to ask it for a pass of this kind."""
+        if self._ratios.get(kind, 1.0) >= 1.0:
             return True
-        self._unasked[bucket] = self._unasked.get(bucket, 0) + 1
-        return self._unasked[bucket] % _PATIENCE == 0
+        self._unasked[kind] = self._unasked.get(kind, 0) + 1
+        return self._unasked[kind] % _PATIENCE == 0
 
-    def count(self, promised: float, ratio: float) -> None:
-        """It was asked, and tokens per second became `ratio` times those without."""
-        bucket = _bucket(promised)
-        known = self._ratios.get(bucket, ratio)
-        self._ratios[bucket] = known + _NEWEST * (ratio - known)
+    def count(self, kind: Hashable, *, with_head: Expected, without: Expected) -> None:
+        """It was asked for a pass of this kind."""
+        ratio = with_head.rate / without.rate
+        known = self._ratios.get(kind, ratio)
+        self._ratios[kind] = known + _NEWEST * (ratio - known)
 
 
-def grow(
-    head: GrowingDrafter,
-    context: Int64,
-    rate: Callable[[int], float],
-    latency: Latencies,
-    most: int,
-) -> float:
-    """Grow a round's tree; the seconds that it is taken to have cost, 0 where the head knows nothing of the sequence.
+def kind_of_round(promised: float) -> Hashable:
+    """Passes of one sequence, by the tokens that the other drafters promise."""
+    return min(int(2 * promised), _MOST_BUCKET)
+
+
+def kind_of_pass(num_sequences: int) -> Hashable:
+    """Passes that so many sequences share."""
+    return "shared", num_sequences.bit_length()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sprout:
+    """A sequence whose tree may be grown.
+
+    `context` int64 [n]: the sequence so far. `rate` of a guess by its evidence, given that what it follows was right.
+    `most`: drafts, at most.
+    """
+
+    head: HeadDrafter
+    context: Int64
+    rate: Callable[[int], float]
+    most: int
+
+
+def grow(sprouts: Sequence[Sprout], latency: Latencies, *, others: float = 0.0) -> float:
+    """Grow the trees of sequences that share a pass; the seconds that it is taken to have cost, 0 where none begins.
 
     Args:
-        rate: of a guess by its evidence, given that what it follows was right.
-        latency: of the pass that verifies, by the number of drafts.
-        most: drafts that it may hold.
+        sprouts: of one head.
+        latency: of the pass that verifies, by the number of its drafts.
+        others: tokens that the pass brings besides.
     """
-    if not head.start(context):
+    begun = [(one, feed) for one in sprouts if (feed := one.head.begin(one.context)) is not None]
+    if not begun:
         return 0.0
-    seconds = np.array(latency.seconds[: most + 1])
-    step = head.step_seconds or _FIRST_STEP * float(seconds[0])
-    spent = step
+    sprouts, cache = [one for one, _ in begun], begun[0][0].head.cache
+    cache.step([one.head for one in sprouts], [feed for _, feed in begun])
+    seconds = np.array(latency.seconds)
+    step = _step_seconds(cache.step_seconds, latency)
+    spent = step(len(sprouts))
     for _ in range(_MOST_STEPS):
-        reached = _reached(head, rate)
-        likeliest = np.sort(np.array(reached))[::-1][:most]
-        expected = np.concatenate([[1.0], 1.0 + np.cumsum(likeliest)])
+        trees = [_reached(one) for one in sprouts]
+        of_all = [_most_likely(found, one.most) for one, found in zip(sprouts, trees, strict=True)]
+        likeliest = np.sort(np.concatenate(of_all))[::-1][: len(seconds) - 1]
+        expected = others + len(sprouts) + np.concatenate([[0.0], np.cumsum(likeliest)])
         taken = seconds[: len(expected)] + spent
         best = int(np.argmax(expected / taken))
-        nodes = [
-            node
-            for node in head.frontier(reached, most)
-            if reached[node] >= _LEAST_REACHED and head.tree.depths[node] < _MOST_DEPTH
-        ]
-        further = float(seconds[min(best + 1, len(seconds) - 1)] - seconds[best])
-        count = _best_count(
-            [reached[node] for node in nodes],
-            child=_likeliest_child(head, reached),
+        nodes = _worth_expanding(
+            sprouts,
+            trees,
             expected=float(expected[best]),
             taken=float(taken[best]),
             step=step,
-            further=further,
+            further=float(seconds[min(best + 1, len(seconds) - 1)] - seconds[best]),
         )
-        if not count:
+        growing = [(one, own) for one, own in zip(sprouts, nodes, strict=True) if own]
+        if not growing:
             break
-        head.grow(nodes[:count])
-        step = head.step_seconds or step
-        spent += step
+        cache.step([one.head for one, _ in growing], [one.head.expand(own) for one, own in growing])
+        step = _step_seconds(cache.step_seconds, latency)
+        spent += step(sum(len(own) for _, own in growing))
     return spent
 
 
-def _best_count(
-    reached: Sequence[float], *, child: float, expected: float, taken: float, step: float, further: float
-) -> int:
-    """How many of the nodes, likeliest first, are worth expanding in one more step; 0 where none is."""
-    best, best_rate = 0, expected / taken
-    for count in range(1, len(reached) + 1):
-        rate = (expected + child * sum(reached[:count])) / (taken + step + count * further)
+def _worth_expanding(
+    sprouts: Sequence[Sprout],
+    trees: Sequence[Sequence[float]],
+    *,
+    expected: float,
+    taken: float,
+    step: Callable[[int], float],
+    further: float,
+) -> list[list[int]]:
+    """The nodes of each tree that are worth expanding in one more step, likeliest first."""
+    frontier: list[tuple[float, float, int, int]] = []
+    for place, (one, reached) in enumerate(zip(sprouts, trees, strict=True)):
+        child, depths = _likeliest_child(one, reached), one.head.tree.depths
+        frontier += [
+            (reached[node], child, place, node)
+            for node in one.head.frontier(reached, one.most)
+            if reached[node] >= _LEAST_REACHED and depths[node] < _MOST_DEPTH
+        ]
+    frontier.sort(key=lambda one: -one[0])
+    best, best_rate, gain = 0, expected / taken, 0.0
+    for count, (share, child, _, _) in enumerate(frontier, start=1):
+        gain += share * child
+        rate = (expected + gain) / (taken + step(count) + count * further)
         if rate > best_rate:
             best, best_rate = count, rate
-    return best
+    nodes: list[list[int]] = [[] for _ in sprouts]
+    for _, _, place, node in frontier[:best]:
+        nodes[place].append(node)
+    return nodes
 
 
-def _likeliest_child(head: GrowingDrafter, reached: Sequence[float]) -> float:
+def _step_seconds(known: float, latency: Latencies) -> Callable[[int], float]:
+    """Seconds of a step by its positions: wide ones take as much more as the verifier's passes do."""
+    first = latency.seconds[0]
+    one = known or _FIRST_STEP * first
+
+    def seconds(positions: int) -> float:
+        return one * latency.seconds[min(positions, len(latency.seconds)) - 1] / first
+
+    return seconds
+
+
+def _likeliest_child(one: Sprout, reached: Sequence[float]) -> float:
     """How likely the likeliest token after a node is, given the node: the mean over those that were expanded."""
-    tree = head.tree
+    tree = one.head.tree
     best = {-1: 0.0} | dict.fromkeys(tree.expanded, 0.0)
     for node, parent in enumerate(tree.parents):
         best[parent] = max(best[parent], reached[node] / (reached[parent] if parent >= 0 else 1.0))
-    seen = list(best.values())
     # One tree is few guesses.
-    return (sum(seen) + _FIRST_CHILD) / (len(seen) + 1)
+    return (sum(best.values()) + _FIRST_CHILD) / (len(best) + 1)
 
 
-def _reached(head: GrowingDrafter, rate: Callable[[int], float]) -> list[float]:
+def _reached(one: Sprout) -> list[float]:
+    """How likely each node is to be reached."""
     reached: list[float] = []
-    for parent, evidence in zip(head.tree.parents, head.tree.evidence, strict=True):
-        share = rate(evidence)
+    for parent, evidence in zip(one.head.tree.parents, one.head.tree.evidence, strict=True):
+        share = one.rate(evidence)
         reached.append(share if parent < 0 else share * reached[parent])
     return reached
 
 
-def ratio_of(selection: Selection, plain: Selection) -> float:
-    """Expected tokens per second of one selection over another's."""
-    return selection.tokens / selection.seconds / (plain.tokens / plain.seconds)
-
-
-def _bucket(promised: float) -> int:
-    return min(int(2 * promised), _MOST_BUCKET)
+def _most_likely(reached: Sequence[float], most: int) -> list[float]:
+    return sorted(reached, reverse=True)[:most]

@@ -40,6 +40,14 @@ class _Slot:
         return max(self.begin, len(self.tokens) - 1)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadFeed:
+    """Positions of one sequence, and the hidden states float32 [T, H] that they read."""
+
+    positions: Positions
+    states: Float32
+
+
 class DraftHeadCache:
     """A loaded head, which the sequences of an engine share; used by one thread at a time (runtime.scheduler)."""
 
@@ -55,6 +63,22 @@ class DraftHeadCache:
         """What a step takes: of passes of a few positions, as seen so far; 0 before the first."""
         return self._step_seconds
 
+    def step(self, drafters: Sequence["HeadDrafter"], feeds: Sequence[HeadFeed]) -> None:
+        """One pass for several sequences, each of which takes what the head says after its positions."""
+        states = feeds[0].states if len(feeds) == 1 else np.concatenate([feed.states for feed in feeds])
+        told = self.run([feed.positions for feed in feeds], states)
+        first = 0
+        for drafter, feed in zip(drafters, feeds, strict=True):
+            own = slice(first, first + feed.positions.num_logits)
+            drafter.take(
+                HeadTargets(
+                    tokens=told.tokens[own],
+                    log_probabilities=told.log_probabilities[own],
+                    hidden_states=told.hidden_states[own],
+                )
+            )
+            first = own.stop
+
     def run(self, batch: Sequence[Positions], states: Float32) -> HeadTargets:
         """Make a pass."""
         start = self._clock()
@@ -69,8 +93,8 @@ class DraftHeadCache:
 class HeadDrafter:
     """One sequence's drafts from a head.
 
-    `see` tells it the verifier's hidden states of committed positions; `start` and `grow` make a round's tree step by
-    step, so that a controller can stop where a step does not pay; `propose` makes a whole one.
+    `see` tells it the verifier's hidden states of committed positions; `begin`, `expand` and `take` make a round's tree
+    step by step, so that a controller can stop where a step does not pay; `propose` makes a whole one.
     """
 
     name = "eagle"
@@ -83,13 +107,14 @@ class HeadDrafter:
         self._first = 0
         self._states: list[tuple[Float32, ...]] = []
         self._pending = 0
-        # Committed positions before the tree.
+        # Committed positions before the tree, and the nodes that are being expanded (-1: the pending token).
         self._committed = 0
+        self._expanding: list[int] = []
 
     @property
-    def step_seconds(self) -> float:
-        """As `DraftHeadCache` has it."""
-        return self._cache.step_seconds
+    def cache(self) -> DraftHeadCache:
+        """The head, which other sequences use as well."""
+        return self._cache
 
     def prior(self, evidence: int) -> float:
         """As a `Drafter` may have it: the head's own probability."""
@@ -109,21 +134,26 @@ class HeadDrafter:
         self._pending += len(states[0])
         if self._pending > _MOST_PENDING:
             # A round begins with the last one.
-            self._feed(tokens, self._pending - 1)
+            feed = self._feed(tokens, self._pending - 1)
+            self._cache.run([feed.positions], feed.states)
 
-    def start(self, context: Int64) -> bool:
-        """Begin a round's tree with the likeliest tokens after `context`; False where the head knows nothing of it."""
+    def begin(self, context: Int64) -> HeadFeed | None:
+        """Begin a round's tree: what is fed so that the head says what may follow `context`.
+
+        None where it knows nothing of it.
+        """
         self.tree = HeadTree()
         if not self._pending or self._first + self._pending != len(context) - 1:
-            return False
-        told = self._feed(context, self._pending)
+            return None
+        feed = self._feed(context, self._pending)
         self._committed = len(context) - 1 - self._cache.slots[self._slot()].begin
-        self.tree.add(-1, told.tokens[-1], told.log_probabilities[-1], told.hidden_states[-1])
-        return True
+        self._expanding = [-1]
+        return feed
 
-    def grow(self, nodes: Sequence[int]) -> None:
-        """Expand nodes of the tree."""
+    def expand(self, nodes: Sequence[int]) -> HeadFeed:
+        """What is fed to expand nodes of the tree."""
         feed = self.tree.feed(nodes)
+        self._expanding = list(nodes)
         positions = Positions(
             tokens=np.array([self.tree.tokens[node] for node in feed.nodes], np.int64),
             cache_length=self._committed + feed.first,
@@ -131,9 +161,12 @@ class HeadDrafter:
             slot=self._slot(),
             parents=feed.parents,
         )
-        told = self._cache.run([positions], self.tree.states(feed))
-        for place, node in enumerate(nodes):
-            self.tree.add(node, told.tokens[place], told.log_probabilities[place], told.hidden_states[place])
+        return HeadFeed(positions=positions, states=self.tree.states(feed))
+
+    def take(self, told: HeadTargets) -> None:
+        """What the head says after what was fed last."""
+        for node, *said in zip(self._expanding, told.tokens, told.log_probabilities, told.hidden_states, strict=True):
+            self.tree.add(node, *said)
 
     def frontier(self, reached: Sequence[float], most: int) -> list[int]:
         """The nodes that the next step expands: the likeliest ones that were not, at most `most`, or none.
@@ -158,13 +191,15 @@ class HeadDrafter:
 
     def propose(self, context: Int64, max_tokens: int) -> Draft:
         """As `Drafter`: the `max_tokens` likeliest nodes by the head's own word (EAGLE-2, section 4.2)."""
-        if max_tokens < 1 or not self.start(context):
+        feed = self.begin(context) if max_tokens > 0 else None
+        if feed is None:
             return NO_DRAFT
+        self._cache.step([self], [feed])
         for _ in range(min(max_tokens, _MOST_STEPS + 1) - 1):
             nodes = self.frontier(self._reached(), _MOST_EXPANDED if self._trees else 1)
             if not nodes:
                 break
-            self.grow(nodes)
+            self._cache.step([self], [self.expand(nodes)])
         reached = self._reached()
         chosen = sorted(sorted(range(len(reached)), key=lambda node: -reached[node])[:max_tokens])
         if not self._trees:
@@ -194,8 +229,8 @@ class HeadDrafter:
             node = parent
         return True
 
-    def _feed(self, tokens: Int64, count: int) -> HeadTargets:
-        """Feed the first `count` of the positions that wait; what the head says after the last one."""
+    def _feed(self, tokens: Int64, count: int) -> HeadFeed:
+        """Feed the first `count` of the positions that wait, but for the last chunk of them, which is returned."""
         session, slot = self._cache.session, self._slot()
         held = self._cache.slots[slot]
         # What the slot has of this sequence; positions in between are left out, and what comes before them.
@@ -204,18 +239,20 @@ class HeadDrafter:
             held.begin = known = self._first
         skipped = min(known - self._first, count - 1)
         states = [np.concatenate(parts) if len(parts) > 1 else parts[0] for parts in zip(*self._states, strict=True)]
-        told: HeadTargets | None = None
+        feed: HeadFeed | None = None
         most = session.contract.prefill_chunk
         for first in range(self._first + skipped, self._first + count, most):
+            if feed is not None:
+                self._cache.run([feed.positions], feed.states)
             end = min(first + most, self._first + count)
             rows = slice(first - self._first, end - self._first)
             positions = Positions(
                 tokens=tokens[first + 1 : end + 1], cache_length=first - held.begin, num_logits=1, slot=slot
             )
-            told = self._cache.run([positions], session.fuse([part[rows] for part in states]))
-        assert told is not None
+            feed = HeadFeed(positions=positions, states=session.fuse([part[rows] for part in states]))
+        assert feed is not None
         self._first += count
         self._pending -= count
         self._states = [tuple(part[count:] for part in states)] if self._pending else []
         held.tokens = tokens[: self._first + 1].copy()
-        return told
+        return feed

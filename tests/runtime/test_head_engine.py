@@ -1,5 +1,7 @@
 """Engines with a draft head: tokens are those of plain decoding, greedy and drawn, alone and beside others."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -60,6 +62,32 @@ def test_sequences_side_by_side_are_exact(engine):
     for drafted in ({"drafter": "eagle"}, {"drafter": "eagle", "num_draft_tokens": 4}):
         found = engine.generate(PROMPTS * 2, **drafted, **options)
         assert [one.token_ids for one in found] == plain * 2
+
+
+def test_trees_of_several_sequences_grow_in_the_same_steps(directory):
+    options = OnnxRuntimeOptions(threads=1, slots=4)
+    loaded = load_engine(directory, options=options)
+    # Positions that cost nothing: whatever a head says is verified.
+    free = {16: {1: 10.0, 32: 10.01}}
+    loaded = replace(loaded, record=replace(loaded.record, cost_surface_ms=free))
+    batches = []
+    run = loaded.draft_head.run
+
+    def counted(batch, states):
+        batches.append(len(batch))
+        return run(batch, states)
+
+    loaded.draft_head.run = counted
+    with runtime.Engine(loaded) as engine:
+        options = {"max_new_tokens": 40, "ignore_eos": True}
+        plain = [one.token_ids for one in engine.generate(PROMPTS * 2, drafter="none", **options)]
+        assert not batches
+        found = engine.generate(PROMPTS * 2, drafter="eagle", **options)
+        assert [one.token_ids for one in found] == plain
+        drafted = sum(count.drafted for one in found for count in one.stats.sources)
+    # How often it pays depends on how fast steps are here; they were shared.
+    assert drafted > 0
+    assert max(batches) > 1
 
 
 def test_a_conversation_goes_on(engine):

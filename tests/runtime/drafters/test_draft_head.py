@@ -8,7 +8,6 @@ from engines.draft_head import HeadTargets
 from engines.probes.row_invariance import RowInvariance
 from runtime.control.controller import Controller, Knowledge
 from runtime.control.latency import LatencyModel
-from runtime.drafters.base import GrowingDrafter
 from runtime.drafters.draft_head import DraftHeadCache, HeadDrafter
 from runtime.drafters.head_tree import HeadTree, evidence_of, probability_of
 from runtime.kv_cache import KVCache
@@ -224,4 +223,3 @@ def test_feeds_share_what_the_cache_has_of_a_path():
 def test_evidence_stands_for_the_probability_that_the_head_gave():
     for share in (0.001, 0.05, 0.33, 0.75, 0.99):
         assert abs(probability_of(evidence_of(share)) - share) < 0.06
-    assert isinstance(HeadDrafter(DraftHeadCache(TableHead())), GrowingDrafter)
