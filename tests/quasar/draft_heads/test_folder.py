@@ -125,6 +125,28 @@ def test_options_of_the_target_are_not_the_heads(tmp_path):
     assert (spec.own_head, spec.decoder.tied_head) == (True, False)
 
 
+def test_first_name_of_the_norm_of_each_state(tmp_path):
+    folder = published(SpecForgeEagle3).save(tmp_path)
+    change_config(folder, fc_norm=None, use_aux_norm=True)
+    assert open_draft_head(folder, target_spec(64)).spec.feature_norm == "each"
+
+
+def test_share_of_a_head_that_rotates(tmp_path):
+    """Speculators makes its layer by transformers, which has the option."""
+    folder = published(SpeculatorsEagle3).save(tmp_path)
+    change_config(folder, transformer_layer_config__head_dim=32, transformer_layer_config__partial_rotary_factor=0.5)
+    change_config(folder, transformer_layer_config__num_attention_heads=2)
+    change_config(folder, transformer_layer_config__num_key_value_heads=1)
+
+    def change(tensors):
+        for part in "qk":
+            tensors[f"layers.0.self_attn.{part}_norm.weight"] = np.ones(32, np.float32)
+
+    change_tensors(folder, change)
+    rope = open_draft_head(folder, target_spec()).spec.decoder.layers[0].attention.rope
+    assert (rope.rotary_size, rope.theta) == (16, 2e4)
+
+
 # Which layers.
 
 
@@ -262,6 +284,26 @@ def test_options_of_speculators(tmp_path, values, piece):
     refused(folder, piece)
 
 
+@pytest.mark.parametrize("parts", [("self_attn.q_norm", "self_attn.k_norm"), ("self_attn.q_proj", "self_attn.o_proj")])
+def test_speculators_configs_say_what_is_there(tmp_path, parts):
+    """Norms of Qwen3, biases: a tensor that is lost is no option that is off."""
+    folder = published(SpeculatorsEagle3).save(tmp_path)
+    lost = [f"layers.0.{part}.{'weight' if 'norm' in part else 'bias'}" for part in parts]
+
+    def change(tensors):
+        for name in lost:
+            del tensors[name]
+
+    change_tensors(folder, change)
+    refused(folder, f"the tensor {lost[0]!r} is missing")
+
+
+def test_biases_of_the_mlp_that_speculators_config_says(tmp_path):
+    folder = published(SpeculatorsEagle3).save(tmp_path)
+    change_config(folder, transformer_layer_config__mlp_bias=True)
+    refused(folder, "the tensor 'layers.0.mlp.gate_proj.bias' is missing")
+
+
 def test_experts_are_refused(folder):
     change_config(folder, num_local_experts=4)
     change_tensors(folder, lambda tensors: tensors.update({"midlayer.mlp.experts.0.up_proj.weight": np.zeros(4)}))
@@ -344,9 +386,9 @@ def test_mapping_is_wrong(folder, change, piece):
 
 def test_the_token_that_is_outside_is_named(folder):
     d2t = load_file(folder / "model.safetensors")["d2t"]
-    d2t[-1] = 1000
+    d2t[-1] = VOCABULARY - (DRAFTED - 1)
     set_mapping(folder, d2t=d2t)
-    refused(folder, f"{folder}: d2t names the token {1000 + DRAFTED - 1}; the model has tokens 0 to 95")
+    refused(folder, f"{folder}: d2t names the token 96; the model has tokens 0 to 95")
 
 
 def test_mappings_contradict_each_other(folder):
