@@ -1,11 +1,9 @@
 """A Hugging Face folder: config.json and safetensors shards, read lazily. Pickled weights are never opened."""
 
-import contextlib
-import json
 import logging
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,17 +17,16 @@ from quasar.checkpoints.checkpoint_text import CheckpointText
 from quasar.checkpoints.config import decoder_config, spec_from_config
 from quasar.checkpoints.folder_text import folder_text
 from quasar.checkpoints.reference_config import reference_config
+from quasar.checkpoints.shards import INDEX, check_numbers, find_shards, open_shard, read_json
 from quasar.checkpoints.spec import DecoderSpec, split_name
 from quasar.errors import CheckpointError
-from quasar.files import inside
 
 _FLOAT_DTYPES = {"F32", "F16", "BF16", "F64"}
-_INDEX = "model.safetensors.index.json"
 # What stands before a decoder's names where a model has other parts: as published, and as transformers 5 saves it.
 _DECODER_PREFIXES = ("language_model.model.", "model.language_model.", "language_model.")
 # Buffers that old versions of transformers saved in every layer: they follow from the config.
 _LEFTOVER = re.compile(r"rotary_emb\.|^(self_attn|attention)\.(masked_)?bias$")
-_NUMBERED = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
+_EXPECTED = "a Hugging Face model folder or a .gguf file"
 _TEXT_FILES = (
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja"),
     *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.json"),
@@ -44,12 +41,10 @@ class SafetensorsFolder:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        whole = _read_json(folder / "config.json", required=True)
+        whole = read_json(folder / "config.json", _EXPECTED)
         self.config = dict(decoder_config(whole))
         self._is_wrapped = "text_config" in whole and "text_config" not in self.config
-        self.spec: DecoderSpec = spec_from_config(
-            self.config, _read_json(folder / "generation_config.json", required=False)
-        )
+        self.spec: DecoderSpec = spec_from_config(self.config, read_json(folder / "generation_config.json"))
         self._architecture = ARCHITECTURES[self.spec.architecture]
         self._shard_of = self._index()
         self.spec = self._with_own_head(self.spec)
@@ -73,7 +68,7 @@ class SafetensorsFolder:
     def read(self, name: str) -> NDArray[Any]:
         """One tensor by canonical name, in its stored precision."""
         path, stored = self._shard_of[self._own_name(name)]
-        with _open_shard(path) as shard:
+        with open_shard(path) as shard:
             tensor: NDArray[Any] = shard.get_tensor(stored)
         return own_rows(name, tensor, self.spec, self._architecture.fused)
 
@@ -98,28 +93,15 @@ class SafetensorsFolder:
 
     def text(self) -> CheckpointText:
         """The tokenizer and what goes with it; code from the folder is never run."""
-        generation = _read_json(self._folder / "generation_config.json", required=False)
+        generation = read_json(self._folder / "generation_config.json")
         return folder_text(self._folder, self.config, generation)
 
     def _index(self) -> dict[str, tuple[Path, str]]:
         """Canonical name → (shard, name in the shard)."""
-        whole, index = self._folder / "model.safetensors", self._folder / _INDEX
-        named: dict[str, Any] = {}
-        # In transformers' order: an index may be left over from before the shards were merged.
-        if whole.is_file():
-            shards = [whole]
-        elif index.is_file():
-            named = _weight_map(index)
-            shards = self._indexed_shards(index, named)
-        else:
-            shards = [path for path in sorted(self._folder.glob("*.safetensors")) if not _is_other(path)]
-        if not shards:
-            pickled = next(iter(sorted(self._folder.glob("*.bin")) + sorted(self._folder.glob("*.pt"))), None)
-            hint = f": {pickled.name} is a pickle, which is never opened; {_convert(self._folder)}" if pickled else ""
-            raise CheckpointError(f"{self._folder} has no safetensors weights{hint}")
+        shards, named = find_shards(self._folder, _convert)
         found: dict[str, tuple[Path, str]] = {}
         for path in shards:
-            with _open_shard(path) as shard:
+            with open_shard(path) as shard:
                 for stored in shard.keys():  # noqa: SIM118 - a safetensors handle is not a dict
                     name = self._canonical_name(stored)
                     if name is None:
@@ -133,9 +115,9 @@ class SafetensorsFolder:
                         continue
                     found[name] = (path, stored)
         if named:
-            self._check_index(index, named, found)
+            self._check_index(self._folder / INDEX, named, found)
         else:
-            _check_numbers(self._folder, shards)
+            check_numbers(self._folder, shards)
         return found
 
     def _canonical_name(self, stored: str) -> str | None:
@@ -161,7 +143,7 @@ class SafetensorsFolder:
                 )
         for name, (path, stored) in found.items():
             if stored not in named and not _is_leftover(name):
-                raise CheckpointError(f"{path} holds {stored!r}, which {_INDEX} does not name: {again}")
+                raise CheckpointError(f"{path} holds {stored!r}, which {INDEX} does not name: {again}")
 
     def _own_name(self, name: str) -> str:
         """What the index calls a tensor, by canonical name: the fused one that it is part of has a name of its own."""
@@ -216,19 +198,6 @@ class SafetensorsFolder:
         )
         return replace(spec, tied_head=False)
 
-    def _indexed_shards(self, index: Path, weight_map: dict[str, Any]) -> list[Path]:
-        names = set(weight_map.values())
-        shards = []
-        for name in sorted(map(str, names)):
-            path = inside(self._folder, str(name))
-            # A hub cache holds links to blobs beside the snapshot: only the name must stay in the folder.
-            if path is None and "/" not in str(name) and ".." not in str(name):
-                path = self._folder / str(name)
-            if path is None or not path.is_file():
-                raise CheckpointError(f"{index} names the shard {name!r}, which is not in {self._folder}")
-            shards.append(path)
-        return shards
-
     def _check_tensors(self) -> None:
         expected = stored_shapes(self.spec, self._own_name)
         for name, shape in expected.items():
@@ -236,7 +205,7 @@ class SafetensorsFolder:
                 own = self._architecture.checkpoint_name(name)
                 raise CheckpointError(f"{self._folder}: the tensor {own!r} is missing from the safetensors weights")
             path, stored = self._shard_of[name]
-            with _open_shard(path) as shard:
+            with open_shard(path) as shard:
                 view = shard.get_slice(stored)
                 came, dtype = tuple(view.get_shape()), view.get_dtype()
             if came != shape:
@@ -260,19 +229,6 @@ def _is_leftover(name: str) -> bool:
     return _LEFTOVER.search(split_name(name)[1]) is not None
 
 
-def _check_numbers(folder: Path, shards: Sequence[Path]) -> None:
-    """Raise `CheckpointError` naming a numbered shard that is missing, where no index says which there are."""
-    numbered = [found for path in shards if (found := _NUMBERED.fullmatch(path.name))]
-    for found in numbered:
-        base, _, count = found.groups()
-        for number in range(1, int(count) + 1):
-            name = f"{base}-{number:05d}-of-{count}.safetensors"
-            if not (folder / name).is_file():
-                raise CheckpointError(
-                    f"{folder} has {found[0]}, and {name} is missing: download all {int(count)} shards"
-                )
-
-
 def _convert(folder: Path) -> str:
     code = (
         f"from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; a, b = {str(folder)!r}, "
@@ -288,40 +244,3 @@ def _decoder_name(stored: str) -> str | None:
         if stored.startswith(prefix):
             return stored.removeprefix(prefix)
     return stored if stored.startswith("lm_head.") else None
-
-
-def _weight_map(index: Path) -> dict[str, Any]:
-    weight_map = _read_json(index, required=True).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise CheckpointError(f"{index} has no weight_map: download it again")
-    return weight_map
-
-
-def _is_other(path: Path) -> bool:
-    """Weights that lie beside a model's: Mistral's own format, and adapters."""
-    return path.name.startswith(("consolidated", "adapter_"))
-
-
-def _open_shard(path: Path) -> contextlib.AbstractContextManager[Any]:
-    import ml_dtypes  # noqa: F401 - teaches numpy the name bfloat16, which safetensors asks it for
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        handle: contextlib.AbstractContextManager[Any] = safe_open(path, framework="numpy")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a whole safetensors file ({error}): download it again") from None
-    return handle
-
-
-def _read_json(path: Path, *, required: bool) -> dict[str, Any]:
-    if not path.is_file():
-        if required:
-            raise CheckpointError(f"{path} is missing; a Hugging Face model folder or a .gguf file was expected")
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds a {type(value).__name__}; a JSON object was expected")
-    return value
