@@ -58,6 +58,8 @@ _TRIED_UPDATES = 3
 # What the LM head is taken to be until the vocabulary is chosen.
 _TRIED_VOCABULARY = 8192
 _SECONDS_BETWEEN_LINES = 30.0
+# Of the text: each says how much of it the tokens of the others cover.
+_PARTS = 5
 
 
 def train_head(options: TrainHeadOptions, reporter: TrainingReporter) -> Path:
@@ -240,11 +242,11 @@ class _Run:
         sequences = list(data.sequences())
         learned, held_out = split(sequences)
         manifest = self._directory.manifest
-        halves = [token_masses(learned[half::2], manifest.contract.vocab_size) for half in (0, 1)]
+        parts = [token_masses(learned[part::_PARTS], manifest.contract.vocab_size) for part in range(_PARTS)]
         codec = open_codec(self._directory.path, manifest.text)
         specials = [token for token, added in codec.tokenizer.get_added_tokens_decoder().items() if added.special]
         vocabulary = choose_vocabulary(
-            halves, always={*manifest.text.eos_token_ids, *specials}, size=self._options.draft_vocab
+            parts, always={*manifest.text.eos_token_ids, *specials}, size=self._options.draft_vocab
         )
         unseen = coverage_of(token_masses(held_out, manifest.contract.vocab_size), vocabulary.tokens)
         self._keep(held_out_coverage=round(unseen, 4))

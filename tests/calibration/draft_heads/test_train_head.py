@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from calibration.draft_heads import train_head as module
+from calibration.draft_heads.generated_text import TextLimits
 from calibration.draft_heads.head_options import TrainHeadOptions
 from calibration.draft_heads.target_tensors import feature_layers_for, first_tensors, head_spec
 from calibration.draft_heads.train_head import train_head
@@ -115,11 +116,12 @@ def test_a_clock_splits_the_time(tiny_engine, tmp_path, monkeypatch):
     # A second passes whenever somebody looks.
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: float(next(moments))))
     monkeypatch.setattr(module, "_FIRST_TOKENS", 512)
-    path = train_head(TrainHeadOptions(directory=tiny_engine, output=tmp_path / "head", minutes=8), Heard())
+    monkeypatch.setattr(module, "TextLimits", lambda: TextLimits(user=12, answer=40))
+    path = train_head(TrainHeadOptions(directory=tiny_engine, output=tmp_path / "head", minutes=6), Heard())
     report = json.loads((path / "report.json").read_text())
-    assert 512 <= report["data"]["tokens"] < 8000
+    assert 512 <= report["data"]["tokens"] < 20000
     assert report["training"]["updates"] >= 4
-    assert 0.5 * 480 < report["seconds"] < 1.2 * 480
+    assert 0.5 * 360 < report["seconds"] < 1.2 * 360
 
 
 def test_the_first_head_is_a_part_of_the_target(tiny_engine, tiny_model):
