@@ -55,6 +55,7 @@ def open_directory(path: Path) -> EngineDirectory:
     for name, entry in manifest.files.items():
         _check_file(path, name, entry)
     named = [name for section in manifest.backends.values() for name in section.names]
+    named += () if manifest.draft_head is None else manifest.draft_head.names
     for name in (*named, *manifest.text.names):
         # A checkpoint without a chat template has an empty name there.
         if name not in manifest.files and name != "":
@@ -62,6 +63,8 @@ def open_directory(path: Path) -> EngineDirectory:
     try:
         for section in manifest.backends.values():
             section.check(manifest.contract)
+        if manifest.draft_head is not None:
+            manifest.draft_head.check(manifest.contract)
     except DamagedEngineError as error:
         raise DamagedEngineError(f"{path}: {error}") from None
     if manifest.hashes.get("engine") != manifest.engine_hash:

@@ -8,6 +8,8 @@ from typing import Any
 
 from engines.backends import Section, UnknownSection, all_backends
 from engines.contract import Contract
+from engines.draft_head import FOLDER as DRAFT_HEAD
+from engines.draft_head import DraftHeadFiles
 from engines.fields import check_fields
 from engines.record import MachineRecord
 from engines.text_files import TextFiles
@@ -39,6 +41,7 @@ _KEYS = {
     "files": dict,
     "hashes": dict,
 }
+_OPTIONAL = {"cost_noise", "draft_head"}
 _MODEL = {
     "name": str,
     "source": str,
@@ -63,7 +66,7 @@ class Manifest:
     """The manifest of an engine directory.
 
     `backends`: what each back end has in it, by name, read by the back end itself (`engines.backends`).
-    `build_seconds`: what each stage of the build took.
+    `build_seconds`: what each stage of the build took. `draft_head`: what drafts for the verifier, if there is one.
     """
 
     producer: dict[str, str]
@@ -81,6 +84,7 @@ class Manifest:
     hashes: dict[str, str]
     sampling_defaults: dict[str, float | int] = field(default_factory=dict)
     build_seconds: dict[str, float] = field(default_factory=dict)
+    draft_head: DraftHeadFiles | None = None
 
     @property
     def engine_hash(self) -> str:
@@ -107,6 +111,7 @@ class Manifest:
             **self.record.to_json(),
             **({"build_seconds": self.build_seconds} if self.build_seconds else {}),
             "backends": {name: section.to_json() for name, section in self.backends.items()},
+            **({} if self.draft_head is None else {"draft_head": self.draft_head.to_json()}),
             "calibration": self.calibration,
             "linears": self.linears,
             "hashes": self.hashes,
@@ -128,8 +133,8 @@ class Manifest:
             {"sampler": _FIRST_SAMPLER, "sampling_defaults": {}, "build_seconds": {}, **value}
             if isinstance(value, dict)
             else value,
-            # Absent in engines that earlier versions built.
-            _KEYS | ({"cost_noise": dict} if isinstance(value, dict) and "cost_noise" in value else {}),
+            # Absent in engines that earlier versions built, or without a head.
+            _KEYS | dict.fromkeys(_OPTIONAL.intersection(value if isinstance(value, dict) else ()), dict),
         )
         if value["sampler"] != SAMPLER:
             raise NewerEngineError(
@@ -160,6 +165,7 @@ class Manifest:
             hashes=value["hashes"],
             sampling_defaults=_numbers("sampling_defaults", value["sampling_defaults"]),
             build_seconds=_numbers("build_seconds", value["build_seconds"]),
+            draft_head=DraftHeadFiles.from_json(value["draft_head"]) if "draft_head" in value else None,
         )
 
 
@@ -190,7 +196,8 @@ def engine_hash(
     known = all_backends()
     built = {name: part.to_json() for name, part in backends.items() if name in known and known[name].in_every_build}
     added = {backend.folder for backend in known.values() if not backend.in_every_build} | (backends.keys() - known)
-    folders = tuple(f"{folder}/" for folder in added)
+    # So is a draft head, which changes no token.
+    folders = tuple(f"{folder}/" for folder in (*added, DRAFT_HEAD))
     return sha256_json(
         {
             "files": {name: files[name]["sha256"] for name in files if not name.startswith(folders)},

@@ -21,6 +21,8 @@ from quasar.errors import BuildError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from engines.directory import EngineDirectory
+
     Backend = str
     _Precision = str
 else:
@@ -158,6 +160,14 @@ def build(
     ] = None,
     compute_capability: _Capabilities = None,
     compute_type: _ComputeType = "float16",
+    draft_head: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="HEAD",
+            help="A draft head (EAGLE, EAGLE-2, EAGLE-3) of this model: a folder with config.json and safetensors.",
+            show_default=False,
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace DIR if it is an engine directory.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON on stdout when done.")] = False,
 ) -> None:
@@ -204,9 +214,13 @@ def build(
         kernels=kernels,
         force=force,
     )
+    if draft_head is not None:
+        _check_head(model, draft_head)
     path = run_build(options, ConsoleReporter())
     for name in chosen:
         _compile(path, name, compute_capability, compute_type)
+    if draft_head is not None:
+        _add_head(path, draft_head, model=model)
     from engines.directory import open_directory
     from export.inspect import print_summary
 
@@ -257,6 +271,59 @@ def compile_backend(
         emit_json({name: backend_json(opened, name) for name in names})
     for name in names if not json else ():
         print_backend(opened, name)
+
+
+@app.command("add-head")
+def add_draft_head(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="An engine directory.")],
+    head: Annotated[
+        Path, typer.Argument(metavar="HEAD", help="A draft head: a folder with config.json and safetensors.")
+    ],
+    precision: Annotated[
+        str, typer.Option(help="Of the head's linears: w8a8, w8a8-block or fp32.", metavar="PRECISION")
+    ] = "w8a8-block",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="The checkpoint that DIR was built from, for heads without an LM head of their own (default: the one "
+            "that its manifest names).",
+            show_default=False,
+        ),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print what the manifest says of the head as JSON.")] = False,
+) -> None:
+    """Add a draft head to an engine directory, in place of one that it has: EAGLE, EAGLE-2 or EAGLE-3.
+
+    The drafter auto uses it from then on where that pays. It runs on native kernels.
+    """
+    opened = _add_head(directory, head, precision=precision, model=model)
+    files = opened.manifest.draft_head
+    assert files is not None
+    if json:
+        emit_json(files.to_json())
+    else:
+        console().print(
+            f"{files.source}: {files.kind}, {files.parameters / 1e6:.1f} million weights ({files.precision}), "
+            f"drafts {files.draft_vocab_size} tokens, reads what enters layers "
+            f"{', '.join(map(str, files.feature_layers))}"
+        )
+
+
+def _check_head(model: str, head: Path) -> None:
+    """Raise `CheckpointError` for a head that is of another model, before the build takes its time."""
+    from quasar.checkpoints import open_checkpoint
+    from quasar.draft_heads.folder import open_draft_head
+
+    open_draft_head(head, open_checkpoint(model).spec)
+
+
+def _add_head(
+    directory: Path, head: Path, *, precision: str = "w8a8-block", model: str | None = None
+) -> "EngineDirectory":
+    from export.add_head import add_head
+
+    return add_head(directory, head, precision=precision, model=model, reporter=ConsoleReporter())
 
 
 @app.command()

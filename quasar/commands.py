@@ -45,6 +45,13 @@ COMMANDS = (
         help="Add a GPU back end to an engine directory, from its own graph: no checkpoint, no torch.",
     ),
     Command(
+        name="add-head",
+        module="export.cli",
+        group="Make",
+        programs=("export",),
+        help="Add a draft head to an engine directory, in place of one that it has: EAGLE, EAGLE-2 or EAGLE-3.",
+    ),
+    Command(
         name="inspect",
         module="export.cli",
         group="Make",

@@ -50,7 +50,7 @@ class Memory:
     `weights`: tensors that the graph reads; on ONNX Runtime they are mapped files, which processes share. `cache`: the
     KV cache at its full length; on a CPU, pages that were never written take no memory. `buffers`: inputs, outputs and
     logits. `swapped_out`: cache positions of conversations and streams while another sequence has the slot. `drafters`:
-    weights and caches of engines that draft.
+    weights and caches of engines that draft, and of a draft head.
     """
 
     weights: int
@@ -294,13 +294,13 @@ class Engine:
     def memory(self) -> Memory:
         """Bytes of weights, KV cache and buffers, of conversations that wait, and of engines that draft."""
         resources = self._open()
-        session = resources.loaded.session.memory()
+        session, head = resources.loaded.session.memory(), resources.loaded.draft_head
         return Memory(
             weights=session.weights,
             cache=session.cache,
             buffers=session.buffers + resources.verifier.logits_bytes,
             swapped_out=resources.scheduler.swapped_out_bytes(),
-            drafters=resources.draft_engines.nbytes,
+            drafters=resources.draft_engines.nbytes + (0 if head is None else sum(head.nbytes())),
         )
 
     def metrics(self) -> Metrics:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from engines.probes.row_invariance import RowInvariance
 from engines.session import Session
 from runtime.active_request import ActiveRequest
-from runtime.control.candidates import JointSelection, Prepared, select_jointly
+from runtime.control.candidates import NO_SELECTION, Prepared, select_jointly
 from runtime.control.controller import Knowledge
+from runtime.control.latency import NO_PRICE, Price
 from runtime.kv_cache import PREFIX_STEP, common_length
 from runtime.segment import NO_PROPOSAL, Proposal, Segment
 from runtime.slots import ScheduledSequence, Slots
@@ -18,6 +19,8 @@ PATIENCE = 0.05
 # positions of prompts that it holds at least.
 STALL_SECONDS = 0.1
 _LEAST_CHUNK = 16
+# Drafts of a pass, at most, whose price decides whether any are prepared.
+_PRICED = 32
 
 
 class Composer:
@@ -136,24 +139,26 @@ class Composer:
             with decoding[0].own_errors:
                 proposal = decoding[0].decoding.propose(max(0, room))
             return [proposal]
-        prepared: list[Proposal | Prepared] = []
+        if not any(request.decoding.drafts for request in decoding):
+            return [NO_PROPOSAL] * len(decoding)
+        cached = [request.decoding.sequence.cache_length for request in decoding]
+        prompts = [(segment.cache_length, len(segment.tokens)) for segment in fed]
+        price = NO_PRICE
+        if self._knowledge is not None:
+            price = self._knowledge().latency.price(
+                [(length, 1) for length in cached], beside=prompts, most=max(0, min(room, _PRICED))
+            )
         # What is drafted whatever it brings must fit, too.
-        most = room // len(decoding) if decoding else 0
-        for request in decoding:
-            mine: Proposal | Prepared = NO_PROPOSAL
-            with request.own_errors:
-                mine = request.decoding.prepare(most)
-            prepared.append(mine)
+        prepared = [self._prepare(request, price, most=room // len(decoding)) for request in decoding]
         parts = [one for one in prepared if isinstance(one, Prepared)]
-        selection, prompt_seconds = JointSelection(chosen=[], tokens=[], seconds=0.0), 0.0
-        if parts and self._knowledge is not None:
+        # Nobody needs to compare where there is nothing to choose from.
+        selection, prompt_seconds = NO_SELECTION, 0.0
+        if any(part.candidates.tokens for part in parts) and self._knowledge is not None:
             widths = [1 if isinstance(one, Prepared) else 1 + len(one.draft.tokens) for one in prepared]
-            prompts = [(segment.cache_length, len(segment.tokens)) for segment in fed]
-            rounds = [
-                (request.decoding.sequence.cache_length, width) for request, width in zip(decoding, widths, strict=True)
-            ]
             drafts = max(0, min(room - sum(widths) + len(widths), sum(len(part.candidates.tokens) for part in parts)))
-            latency, prompt_seconds = self._knowledge().latency.of_rounds(rounds, beside=prompts, most=drafts)
+            latency, prompt_seconds = self._knowledge().latency.of_rounds(
+                list(zip(cached, widths, strict=True)), beside=prompts, most=drafts
+            )
             try:
                 selection = select_jointly(parts, latency, others=len(decoding) - len(parts))
             except Exception:  # of what a drafter says of itself: whose it is shows when each is asked alone
@@ -165,16 +170,25 @@ class Composer:
             if isinstance(one, Proposal):
                 proposals.append(one)
                 continue
-            chosen = selection.chosen[place] if selection.chosen else []
-            tokens = selection.tokens[place] if selection.tokens else 1.0
             settled = NO_PROPOSAL
             with request.own_errors:
                 settled = request.decoding.control.settle(
-                    chosen, tokens=tokens, seconds=selection.seconds + prompt_seconds
+                    selection.chosen[place] if selection.chosen else [],
+                    tokens=selection.tokens[place] if selection.tokens else 1.0,
+                    seconds=selection.seconds + prompt_seconds,
+                    gain=selection.gains[place] if selection.gains else 0.0,
                 )
             proposals.append(settled)
             place += 1
         return proposals
+
+    def _prepare(self, request: ActiveRequest, price: Price, *, most: int) -> Proposal | Prepared:
+        """A sequence's drafts, or what they may be chosen from; none where it does not pay to ask for any."""
+        decoding = request.decoding
+        with request.own_errors:
+            if decoding.drafts and decoding.control.asks(price):
+                return decoding.prepare(most)
+        return NO_PROPOSAL
 
 
 def _blames(requests: Sequence[ActiveRequest], prepared: Sequence[Proposal | Prepared]) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from runtime.control.candidates import Prepared
 from runtime.control.control import Control, NoControl
 from runtime.draft_sources import SourceCount, count_sources
+from runtime.drafters.base import Float32
 from runtime.sampling.logprobs import TokenLogprob
 from runtime.segment import NO_PROPOSAL, Outcome, Proposal, Segment, Targets
 from runtime.sequence import Sequence
@@ -95,6 +96,11 @@ class Decoding:
         self._draft_seconds += time.perf_counter() - start
         return proposal
 
+    @property
+    def drafts(self) -> bool:
+        """Whether anybody may be asked for drafts: not in plain decoding."""
+        return not self._plain
+
     def prepare(self, most: int) -> Proposal | Prepared:
         """As `propose`, for a pass that other sequences share: what a controller may choose from is left open.
 
@@ -115,6 +121,7 @@ class Decoding:
             alone: whether it held no other sequence: then it tells what a pass of this width takes.
         """
         start = time.perf_counter()
+        is_prompt = self.sequence.prompt_left > 0
         try:
             outcome = self.sequence.absorb(segment, targets, tells=not self._plain)
             self._verifier.keep_path(segment, outcome.path)
@@ -122,6 +129,8 @@ class Decoding:
             # Positions of a path that was not moved are another one's; whoever reuses the cache must not find them.
             self.sequence.forget_from(segment.cache_length)
             raise
+        if targets.hidden_states is not None and not self._plain:
+            self._tell(segment, outcome, targets.hidden_states, is_prompt=is_prompt)
         seconds += time.perf_counter() - start
         self._seconds += seconds
         if not len(outcome.tokens):
@@ -134,6 +143,13 @@ class Decoding:
             self.answered = True
             self.control.begin(self._prompt, int(outcome.tokens[0]), outcome.successors)
         return self._round(outcome)
+
+    def _tell(self, segment: Segment, outcome: Outcome, hidden_states: tuple[Float32, ...], *, is_prompt: bool) -> None:
+        """The control sees the hidden states of what was committed: a chunk of the prompt, or an accepted path."""
+        if not is_prompt:
+            path = list(outcome.path)
+            hidden_states = tuple(states[path] for states in hidden_states)
+        self.control.see(self.sequence.tokens, segment.cache_length, hidden_states)
 
     def end(self) -> Round:
         """The step in which an interruption is seen: it emits nothing."""

@@ -12,6 +12,7 @@ from quasar.text import TextCodec
 from runtime.control.controller import Knowledge
 from runtime.control.latency import LatencyModel
 from runtime.drafters.draft_engine import DraftEngines
+from runtime.drafters.draft_head import DraftHeadCache
 from runtime.drafters.named import VerifierProfile
 from runtime.drafters.persistent_successors import PersistentSuccessors
 from runtime.drafters.recycling import KEPT
@@ -61,8 +62,15 @@ class EngineResources:
             tells_successors=contract.top_k > 0,
             warm=self.loaded.directory.successors(),
             engines=self.draft_engines,
+            draft_head=self.draft_head,
             persistent=self.persistent_successors,
         )
+
+    @cached_property
+    def draft_head(self) -> DraftHeadCache | None:
+        """What a draft head's sequences share, where the engine has one."""
+        session = self.loaded.draft_head
+        return None if session is None else DraftHeadCache(session)
 
     @cached_property
     def knowledge(self) -> Knowledge:
@@ -80,6 +88,8 @@ class EngineResources:
         """Wait for the step that is running, and free the sessions."""
         self.scheduler.close()
         self.draft_engines.close()
+        if self.loaded.draft_head is not None:
+            self.loaded.draft_head.close()
         self.persistent_successors.save()
 
     def new_sequence(

@@ -55,12 +55,14 @@ class Targets:
     """What the target says of a segment. Arrays are views that the next pass overwrites.
 
     `next_tokens` int64 [num_logits], or `logits` float32 [num_logits, V] where those were wanted. `successors`
-    int64 [num_logits, k]: the likeliest tokens after each position, where the engine tells them.
+    int64 [num_logits, k]: the likeliest tokens after each position, where the engine tells them. `hidden_states`
+    float32 [T, hidden], by layer: of every position, where a draft head reads them.
     """
 
     next_tokens: Int64 | None = None
     logits: Float32 | None = None
     successors: Int64 | None = None
+    hidden_states: tuple[Float32, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

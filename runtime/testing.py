@@ -11,6 +11,7 @@ from engines.cache_rows import check_slot
 from engines.contract import Contract
 from engines.probes.row_invariance import RowInvariance
 from engines.session import Positions, Session, SessionMemory, positions_of
+from engines.tree import depths
 from runtime.control.control import Control, NoControl
 from runtime.control.fixed import FixedControl
 from runtime.drafters import Drafter
@@ -40,6 +41,7 @@ class TableSession:
         next_logits: context → float32 [V], in place of logits that make `next_token` certain.
         top_k: of `top_tokens`, which then go by the logits; 0 tells none.
         slots: sequences that share its passes.
+        hidden_states: whether it tells some: float32 [R, 2], the tokens that were fed and their positions.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class TableSession:
         prefill_chunk: int = 256,
         top_k: int = 0,
         slots: int = 1,
+        hidden_states: bool = False,
     ) -> None:
         self.contract = Contract(
             num_layers=1,
@@ -71,6 +74,8 @@ class TableSession:
         self._cached = np.full((slots, self.contract.capacity), -1, np.int64)
         self._top: Int64 | None = np.empty((0, top_k), np.int64) if top_k else None
         self.passes: list[list[tuple[int, tuple[int, ...]]]] = []
+        self._tells_hidden = hidden_states
+        self.hidden_states: tuple[Float32, ...] | None = None
 
     @property
     def calls(self) -> list[tuple[int, tuple[int, ...]]]:
@@ -88,6 +93,8 @@ class TableSession:
             only_sequence(batch)
         self.passes.append([(one.cache_length, tuple(one.tokens.tolist())) for one in batch])
         contexts = [context for one in batch for context in self._feed(one)]
+        if self._tells_hidden:
+            self.hidden_states = (np.concatenate([_fed(one) for one in batch]),)
         if self._top is not None:
             order = [np.argsort(-self._logits(context), kind="stable") for context in contexts]
             self._top = np.stack(order)[:, : self.contract.top_k]
@@ -171,6 +178,12 @@ class TableSession:
         logits = np.zeros(self.contract.vocab_size, np.float32)
         logits[self._next_token(context)] = _CERTAIN
         return logits
+
+
+def _fed(one: Positions) -> Float32:
+    """The tokens that were fed and their positions, which siblings share: float32 [T, 2]."""
+    places = np.arange(len(one.tokens)) if one.parents is None else depths(one.parents)
+    return np.stack([one.tokens, one.cache_length + places], axis=1).astype(np.float32)
 
 
 def run_loop(

@@ -17,7 +17,8 @@ from typing import Any, Self
 from quasar.errors import GenerationError
 from runtime.control.candidates import Prepared
 from runtime.control.control import Control
-from runtime.drafters.base import Int64
+from runtime.control.latency import Price
+from runtime.drafters.base import Float32, Int64
 from runtime.segment import Outcome, Proposal
 
 TRACE_VERSION = 1
@@ -98,13 +99,17 @@ class RecordingControl:
         """As `Control`."""
         return self._control.propose(context, most, cache_length)
 
+    def asks(self, price: Price) -> bool:
+        """As `Control`."""
+        return self._control.asks(price)
+
     def prepare(self, context: Int64, most: int, cache_length: int) -> Prepared | None:
         """As `Control`."""
         return self._control.prepare(context, most, cache_length)
 
-    def settle(self, chosen: Sequence[int], *, tokens: float, seconds: float) -> Proposal:
+    def settle(self, chosen: Sequence[int], *, tokens: float, seconds: float, gain: float) -> Proposal:
         """As `Control`."""
-        return self._control.settle(chosen, tokens=tokens, seconds=seconds)
+        return self._control.settle(chosen, tokens=tokens, seconds=seconds, gain=gain)
 
     def learn(self, outcome: Outcome) -> None:
         """As `Control`."""
@@ -112,6 +117,10 @@ class RecordingControl:
         if outcome.successors is not None:
             self._top += [tuple(row) for row in outcome.successors[-len(outcome.path) :].tolist()]
         self._control.learn(outcome)
+
+    def see(self, tokens: Int64, first: int, hidden_states: Sequence[Float32]) -> None:
+        """As `Control`."""
+        self._control.see(tokens, first, hidden_states)
 
     def finish(self) -> None:
         """Write what was generated, if anything was; a file that is closed or full ends no answer."""

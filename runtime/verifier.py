@@ -51,15 +51,17 @@ class Verifier:
         logits = self._buffer(total) if any(one.wants_logits for one in segments) else None
         tokens = self.session.run_batch(batch, logits=logits)
         successors = self.session.top_tokens
+        hidden = self.session.hidden_states
         targets = []
-        first = 0
+        first = fed = 0
         for one in segments:
-            end = first + one.num_logits
+            end, before, fed = first + one.num_logits, fed, fed + len(one.tokens)
             targets.append(
                 Targets(
                     next_tokens=None if one.wants_logits else tokens[first:end],
                     logits=logits[first:end] if logits is not None and one.wants_logits else None,
                     successors=None if successors is None else successors[first:end],
+                    hidden_states=None if hidden is None else tuple(states[before:fed] for states in hidden),
                 )
             )
             first = end

@@ -1,1 +1,1 @@
-"""Draft heads trained for an engine: text of its own, what its verifier says of it, and the training."""
+"""Draft heads: their weights as an engine has them, and training one for a verifier on text of its own."""

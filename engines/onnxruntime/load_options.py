@@ -18,7 +18,8 @@ class OnnxRuntimeOptions:
         slots: sequences that the KV cache holds; pages that none of them has written take no memory.
         max_positions: that one pass takes, of all sequences together; None for those of a chunk of a prompt.
         hidden_states: layers of the verifier: its passes tell what enters them, for draft heads
-            (`Session.hidden_states`).
+            (`Session.hidden_states`). () takes those of the directory's draft head.
+        draft_head: load the draft head that the directory has; it runs on native kernels.
     """
 
     provider: str = "cpu"
@@ -28,3 +29,4 @@ class OnnxRuntimeOptions:
     slots: int = 1
     max_positions: int | None = None
     hidden_states: tuple[int, ...] = ()
+    draft_head: bool = True

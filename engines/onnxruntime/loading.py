@@ -5,6 +5,7 @@ import logging
 from engines.directory import EngineDirectory
 from engines.loaded import LoadedEngine
 from engines.machine import Machine, user_cache
+from engines.onnxruntime.draft_head import OnnxRuntimeDraftHead
 from engines.onnxruntime.files import NAME, onnxruntime_files
 from engines.onnxruntime.graphs import Graphs
 from engines.onnxruntime.kernels import choose_kernels
@@ -36,6 +37,7 @@ def load_onnxruntime(directory: EngineDirectory, options: OnnxRuntimeOptions) ->
     if kernels.reason:
         _log.info("%s runs on stock kernels: %s", directory.path, kernels.reason)
     graphs = Graphs.of(directory.path, files, kernels)
+    head = directory.manifest.draft_head if kernels.library is not None and options.draft_head else None
     record = _record(directory, this_machine(threads, kernels.name), threads, graphs)
     session = graphs.open(
         directory.manifest.contract,
@@ -44,8 +46,18 @@ def load_onnxruntime(directory: EngineDirectory, options: OnnxRuntimeOptions) ->
         caches=options.caches,
         slots=options.slots,
         max_positions=options.max_positions,
-        hidden_states=options.hidden_states,
+        hidden_states=options.hidden_states or (() if head is None else head.feature_layers),
     )
+    draft_head = None
+    if head is not None and kernels.library is not None:
+        draft_head = OnnxRuntimeDraftHead(
+            directory.path,
+            head,
+            directory.manifest.contract,
+            library=kernels.library,
+            threads=threads,
+            slots=session.num_slots,
+        )
     return LoadedEngine(
         directory=directory,
         record=record,
@@ -53,6 +65,7 @@ def load_onnxruntime(directory: EngineDirectory, options: OnnxRuntimeOptions) ->
         session=session,
         kernels=kernels.name,
         kernels_reason=kernels.reason,
+        draft_head=draft_head,
     )
 
 

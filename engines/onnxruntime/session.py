@@ -33,7 +33,7 @@ _BFLOAT16 = 16
 _LENGTH_ENTRY = re.compile(rb"\n\x06length\x12(.)", re.DOTALL)
 # Sequences of one pass, where there are so many slots.
 _MOST_SEQUENCES = 256
-_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
+DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 class OnnxRuntimeSession(HostCaches):
@@ -75,7 +75,7 @@ class OnnxRuntimeSession(HostCaches):
         import onnxruntime as ort
 
         options = session_options(threads=threads, exact_integers=exact_integers, library=library)
-        options.add_session_config_entry(_DATA_FOLDER, str(directory.resolve()))
+        options.add_session_config_entry(DATA_FOLDER, str(directory.resolve()))
         if profile_prefix is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile_prefix)

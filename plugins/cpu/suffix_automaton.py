@@ -22,6 +22,10 @@ from quasar.errors import GenerationError, QuasarError
 
 # SuffixAutomaton::Result of native/suffix_automaton.hpp.
 _NO_MEMORY, _NO_PLACE = 1, 5
+# Successors that there is room for without asking how many there are.
+_FEW = 8
+# So many tokens take some ten microseconds.
+_QUICK_TOKENS = 64
 
 
 class NativeSuffixAutomaton:
@@ -34,7 +38,10 @@ class NativeSuffixAutomaton:
     """
 
     def __init__(self, path: Path) -> None:
-        self._library = _declare(path)
+        self._library = _declare(path, ctypes.CDLL)
+        # Whoever lets go of the interpreter's lock may wait for milliseconds to have it back, while all sequences of a
+        # pass wait for the draft: calls of microseconds keep it.
+        self._quick = _declare(path, ctypes.PyDLL)
         self._memory = self._library.quasar_automaton_new()
         if not self._memory:
             raise _no_memory()
@@ -63,7 +70,7 @@ class NativeSuffixAutomaton:
     def extend(self, tokens: Int64) -> None:
         """As `SuffixAutomaton`."""
         prepared = _prepare(tokens)
-        failure = self._library.quasar_automaton_extend(self._memory, _address(prepared), len(prepared))
+        failure = self._for(prepared).quasar_automaton_extend(self._memory, _address(prepared), len(prepared))
         if failure == _NO_MEMORY:
             self._tokens = 0
             raise _no_memory()
@@ -78,22 +85,28 @@ class NativeSuffixAutomaton:
 
     def shorter(self, state: int) -> tuple[int, int]:
         """As `SuffixAutomaton`."""
-        if self._library.quasar_automaton_shorter(self._memory, state, self._place):
+        if self._quick.quasar_automaton_shorter(self._memory, state, self._place):
             raise no_state(state)
         return self._place[0], self._place[1]
 
     def count(self, state: int) -> int:
         """As `SuffixAutomaton`."""
-        if self._library.quasar_automaton_count(self._memory, state, self._number):
+        if self._quick.quasar_automaton_count(self._memory, state, self._number):
             raise no_state(state)
         return self._number.value
 
     def successors(self, state: int, limit: int) -> Successors:
         """As `SuffixAutomaton`."""
-        if self._library.quasar_automaton_most_successors(self._memory, state, self._number):
+        if limit > _FEW:
+            # No more room than they can take.
+            if self._quick.quasar_automaton_most_successors(self._memory, state, self._number):
+                raise no_state(state)
+            limit = min(limit, self._number.value)
+        arrays = np.empty((4, max(0, limit)), np.int64)
+        if self._quick.quasar_automaton_successors(
+            self._memory, state, arrays.shape[1], _address(arrays), self._number
+        ):
             raise no_state(state)
-        arrays = np.empty((4, max(0, min(limit, self._number.value))), np.int64)
-        self._library.quasar_automaton_successors(self._memory, state, arrays.shape[1], _address(arrays), self._number)
         tokens, states, counts, ends = arrays[:, : self._number.value]
         return Successors(tokens, states, counts, ends)
 
@@ -105,11 +118,17 @@ class NativeSuffixAutomaton:
         """As `SuffixAutomaton`."""
         prepared = _prepare(tokens)
         self._place[0], self._place[1] = state, length
-        failure = self._library.quasar_automaton_advance(self._memory, _address(prepared), len(prepared), self._place)
+        failure = self._for(prepared).quasar_automaton_advance(
+            self._memory, _address(prepared), len(prepared), self._place
+        )
         if failure:
             check_tokens(prepared)
             raise no_place(state, length) if failure == _NO_PLACE else no_state(state)
         return self._place[0], self._place[1]
+
+    def _for(self, tokens: Int64) -> ctypes.CDLL:
+        """What takes in so many tokens."""
+        return self._quick if len(tokens) <= _QUICK_TOKENS else self._library
 
 
 Automaton = SuffixAutomaton | NativeSuffixAutomaton
@@ -124,10 +143,10 @@ def open_automaton() -> Automaton:
 
 
 @functools.cache
-def _declare(path: Path) -> ctypes.CDLL:
+def _declare(path: Path, kind: type[ctypes.CDLL]) -> ctypes.CDLL:
     automaton, number, numbers = ctypes.c_void_p, ctypes.c_int64, ctypes.POINTER(ctypes.c_int64)
     try:
-        library = ctypes.CDLL(str(path))
+        library = kind(str(path))
         library.quasar_automaton_new.restype = automaton
         library.quasar_automaton_bytes.restype = ctypes.c_size_t
         for name, arguments in {

@@ -8,9 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quasar.checkpoints.shards import check_numbers, find_shards, open_shard, read_json
-from quasar.checkpoints.spec import DecoderSpec
 from quasar.draft_heads.layouts import base_model, canonical_name, draft_head_spec
-from quasar.draft_heads.spec import DraftHeadSpec
+from quasar.draft_heads.spec import DraftHeadSpec, Target
 from quasar.errors import CheckpointError
 
 _FLOATS = ("F32", "F16", "BF16", "F64")
@@ -25,7 +24,7 @@ class DraftHead:
     `base_model`: what its config says that it was trained for; "" if it does not.
     """
 
-    def __init__(self, folder: Path, target: DecoderSpec) -> None:
+    def __init__(self, folder: Path, target: Target) -> None:
         self._folder = folder
         config = read_json(folder / "config.json", "the folder of a draft head")
         self.base_model = base_model(config)
@@ -156,7 +155,7 @@ class DraftHead:
         return self._read(name).astype(np.int64)
 
 
-def open_draft_head(path: Path, target: DecoderSpec) -> DraftHead:
+def open_draft_head(path: Path, target: Target) -> DraftHead:
     """A published draft head for a target: EAGLE, EAGLE-2 or EAGLE-3, in any of the layouts of `layouts`.
 
     Raises `CheckpointError` naming what is missing or damaged, what is not supported, and what does not fit the target.

@@ -6,7 +6,7 @@ hidden states after token i, or, where the target has not been there yet, the he
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from quasar.checkpoints.spec import DecoderSpec, Linear
 from quasar.errors import CheckpointError
@@ -19,6 +19,26 @@ HeadKind = Literal["eagle", "eagle3"]
 FeatureNorm = Literal["all", "each"]
 
 FUSE = "fc"
+
+
+class Target(Protocol):
+    """The sizes of a target that a draft head has to fit; a `DecoderSpec` has them."""
+
+    @property
+    def hidden_size(self) -> int:
+        """Values of a hidden state."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids."""
+
+    @property
+    def num_layers(self) -> int:
+        """Layers."""
+
+    @property
+    def context_length(self) -> int:
+        """Positions that it was made for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +150,7 @@ class DraftHeadSpec:
                     shapes[f"{member}.bias"] = (rows,)
         return shapes
 
-    def check(self, target: DecoderSpec) -> None:
+    def check(self, target: Target) -> None:
         """Raise `CheckpointError` naming what does not fit the target, or what no graph can express."""
         self.decoder.check()
         self._check_options()

@@ -69,6 +69,9 @@ def merge(drafts: Sequence[Draft]) -> Candidates:
     )
 
 
+NO_CANDIDATES = merge([])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
     """Candidates to verify, parents first, with the tokens and seconds that the round is expected to bring and take."""
@@ -141,12 +144,17 @@ class Prepared:
 class JointSelection:
     """The candidates of each sequence to verify in one pass, parents first, with what the pass will bring and take.
 
-    `tokens`: expected of each sequence. `seconds`: of the pass.
+    `tokens`: expected of each sequence. `seconds`: of the pass. `gains`: the seconds that each sequence's drafts save,
+    against bringing their tokens in passes without drafts.
     """
 
     chosen: list[list[int]]
     tokens: list[float]
     seconds: float
+    gains: list[float]
+
+
+NO_SELECTION = JointSelection(chosen=[], tokens=[], seconds=0.0, gains=[])
 
 
 def select_jointly(parts: Sequence[Prepared], latency: Latencies, *, others: float = 0.0) -> JointSelection:
@@ -194,7 +202,13 @@ def select_jointly(parts: Sequence[Prepared], latency: Latencies, *, others: flo
     for index, place, probability in taken[:best]:
         chosen[index].append(place)
         tokens[index] += probability
-    return JointSelection(chosen=chosen, tokens=tokens, seconds=seconds[best])
+    token_seconds = seconds[0] / (others + len(parts)) if parts else 0.0
+    draft_seconds = (seconds[best] - seconds[0]) / max(1, best)
+    gains = [
+        (brought - 1.0) * token_seconds - len(places) * draft_seconds
+        for brought, places in zip(tokens, chosen, strict=True)
+    ]
+    return JointSelection(chosen=chosen, tokens=tokens, seconds=seconds[best], gains=gains)
 
 
 def _best_chain(

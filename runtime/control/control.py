@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from runtime.control.candidates import Prepared
-from runtime.drafters.base import Int64, ObservingDrafter
+from runtime.control.latency import Price
+from runtime.drafters.base import Float32, Int64, ObservingDrafter
 from runtime.segment import NO_PROPOSAL, Outcome, Proposal
 
 
@@ -20,28 +21,47 @@ class Control(Protocol):
     def propose(self, context: Int64, most: int, cache_length: int) -> Proposal:
         """What to verify after `context` int64 [n] (a view of a buffer that grows): at most so many drafts."""
 
+    def asks(self, price: Price) -> bool:
+        """Whether drafts are worth preparing for the next pass that sequences share; called once for each."""
+
     def prepare(self, context: Int64, most: int, cache_length: int) -> Prepared | None:
         """As `propose`, for a pass that sequences share: candidates, of which `settle` is told those to verify.
 
         None: this control proposes on its own.
         """
 
-    def settle(self, chosen: Sequence[int], *, tokens: float, seconds: float) -> Proposal:
-        """The proposal of the candidates that were chosen; what the pass is expected to bring and take."""
+    def settle(self, chosen: Sequence[int], *, tokens: float, seconds: float, gain: float) -> Proposal:
+        """The proposal of the candidates that were chosen; what the pass is expected to bring and take.
+
+        `gain`: seconds that they are expected to save (`JointSelection.gains`).
+        """
 
     def learn(self, outcome: Outcome) -> None:
         """What came of the last proposal."""
+
+    def see(self, tokens: Int64, first: int, hidden_states: Sequence[Float32]) -> None:
+        """Positions from `first` on were committed, with hidden states float32 [n, hidden] by layer.
+
+        `tokens`: the sequence so far, int64 [first + n or more]. Only on engines with a draft head.
+        """
 
 
 class AloneControl:
     """A control that proposes on its own, whatever else is in the pass."""
 
+    def asks(self, price: Price) -> bool:  # noqa: ARG002 - the form of `Control`
+        """As `Control`."""
+        return True
+
     def prepare(self, context: Int64, most: int, cache_length: int) -> None:
         """As `Control`."""
 
-    def settle(self, chosen: Sequence[int], *, tokens: float, seconds: float) -> Proposal:  # noqa: ARG002 - the form of `Control`
+    def settle(self, chosen: Sequence[int], *, tokens: float, seconds: float, gain: float) -> Proposal:  # noqa: ARG002 - the form of `Control`
         """As `Control`; nothing was left open."""
         return NO_PROPOSAL
+
+    def see(self, tokens: Int64, first: int, hidden_states: Sequence[Float32]) -> None:
+        """As `Control`; it is nothing to most."""
 
 
 class NoControl(AloneControl):

@@ -4,11 +4,24 @@ import math
 import time
 from collections.abc import Callable, Hashable, Sequence
 
-from runtime.control.candidates import Candidates, Prepared, Selection, judged, merge, select, to_draft
+from runtime.control.asking import Asking, SequenceAsking
+from runtime.control.candidates import NO_CANDIDATES, Candidates, Prepared, Selection, judged, merge, select, to_draft
 from runtime.control.control import tell, tell_prompt
 from runtime.control.estimates import Estimates, Prior, SequenceEstimates
-from runtime.control.latency import LatencyModel
-from runtime.drafters.base import Drafter, Int64, ObservingDrafter, SlowDrafter, ask, name_of
+from runtime.control.growth import HeadGains, grow, ratio_of
+from runtime.control.latency import Latencies, LatencyModel, Price
+from runtime.drafters.base import (
+    NO_DRAFT,
+    Draft,
+    Drafter,
+    Float32,
+    GrowingDrafter,
+    Int64,
+    ObservingDrafter,
+    SlowDrafter,
+    ask,
+    name_of,
+)
 from runtime.segment import NO_PROPOSAL, Outcome, Proposal
 
 # What is believed of a drafter that says nothing; of a slow one, that it is worth its time.
@@ -24,8 +37,6 @@ _LEAST_REACH = 8
 # round in which it was not asked: what was slow once is tried again, as what was wrong once is. After so many such
 # rounds the newest one counts alone.
 _NEWEST, _FORGOTTEN, _LONG_UNASKED = 0.1, 0.002, 32
-# After so many shared passes without a draft, drafters are asked once in so many.
-_PATIENT = 8
 
 
 class Knowledge:
@@ -38,6 +49,8 @@ class Knowledge:
         self.estimates = Estimates()
         # Drafter → seconds per token, of the slow ones.
         self.draft_seconds: dict[str, float] = {}
+        self.head_gains = HeadGains()
+        self.asking = Asking()
 
 
 class Controller:
@@ -60,7 +73,12 @@ class Controller:
         plain_width: int = 1,
     ) -> None:
         """`most`: drafts per round, at most. `trees`: are they exact here? `plain_width`: the narrowest pass."""
-        self._fast = [one for one in drafters if not isinstance(one, SlowDrafter)]
+        self._heads: list[GrowingDrafter] = [one for one in drafters if isinstance(one, GrowingDrafter)]
+        # A head's guesses come first: what its confidence says is worth more than that a token came up before.
+        self._fast: list[Drafter] = [
+            *self._heads,
+            *(one for one in drafters if not isinstance(one, SlowDrafter | GrowingDrafter)),
+        ]
         self._slow: list[SlowDrafter] = [one for one in drafters if isinstance(one, SlowDrafter)]
         self._observing = [one for one in drafters if isinstance(one, ObservingDrafter)]
         names = _unlike([*self._fast, *self._slow])
@@ -68,14 +86,17 @@ class Controller:
         self._knowledge, self._estimates = knowledge, SequenceEstimates(knowledge.estimates)
         self._most, self._trees, self._plain_width = most, trees, plain_width
         self._candidates: Candidates | None = None
+        # What the fast drafters, heads first, said in this round.
+        self._drafts: list[Draft] = []
         # Slow drafters that this sequence has asked: the first time an engine reads the whole prompt.
         self._begun: set[str] = set()
         # Rounds since they were asked.
         self._unasked = dict.fromkeys(self._slow_names, 0)
         # The slow drafter that was asked, by place, for how many tokens, and what it said.
         self._asked: tuple[int, int, Candidates] | None = None
-        # Shared passes since drafts of this sequence were verified.
-        self._passes_unused = 0
+        # Whether it pays to ask the fast drafters for a pass that is shared, and seconds that the latest asking took.
+        self._asking = SequenceAsking(knowledge.asking)
+        self._asking_seconds: float | None = None
         # How many tokens the fast drafters are asked for.
         self._reach = _LEAST_REACH
 
@@ -91,32 +112,40 @@ class Controller:
             return NO_PROPOSAL
         latency = self._knowledge.latency.of(cache_length).padded(self._plain_width)
         selection = select(candidates, self._probability, latency, most=most, tree=self._trees)
+        for place in range(len(self._heads)):
+            selection = self._with_head(place, context, most, latency, selection)
         if self._slow:
             slow = self._propose_slow(context, most, latency.seconds, selection)
             if slow is not None:
                 return slow
-        return self.settle(selection.chosen, tokens=selection.tokens, seconds=selection.seconds)
+        return self._proposal(selection.chosen, tokens=selection.tokens, seconds=selection.seconds)
+
+    def asks(self, price: Price) -> bool:
+        """As `Control`."""
+        return bool(self._fast) and self._most > 0 and self._asking.asks(price)
 
     def prepare(self, context: Int64, most: int, cache_length: int) -> Prepared | None:  # noqa: ARG002 - the form of `Control`
         """As `Control`: what the fast drafters propose. A slow one would hold up all sequences of the pass."""
+        start = self._knowledge.clock()
         most = min(most, self._most)
-        # Drafters that brought nothing to the latest passes are asked in a few of them: sixteen sequences' drafts take
-        # as long to make as a part of a small model's pass.
-        asks = self._passes_unused < _PATIENT or self._passes_unused % _PATIENT == 0
-        self._passes_unused += 1
-        candidates = self._ask(context, most if asks else 0)
+        candidates = self._ask(context, most)
+        self._asking_seconds = self._knowledge.clock() - start
         return Prepared(
-            candidates=merge([]) if candidates is None else candidates,
+            candidates=NO_CANDIDATES if candidates is None else candidates,
             probability=self._probability,
             most=most,
             tree=self._trees,
         )
 
-    def settle(self, chosen: Sequence[int], *, tokens: float, seconds: float) -> Proposal:
+    def settle(self, chosen: Sequence[int], *, tokens: float, seconds: float, gain: float) -> Proposal:
         """As `Control`."""
+        if self._candidates is not None:
+            self._asking.gained(gain)
+        return self._proposal(chosen, tokens=tokens, seconds=seconds)
+
+    def _proposal(self, chosen: Sequence[int], *, tokens: float, seconds: float) -> Proposal:
+        """The proposal of chosen candidates, and what is expected of the round."""
         candidates = self._candidates
-        if chosen:
-            self._passes_unused = 0
         if candidates is None or not chosen:
             return Proposal(draft=NO_PROPOSAL.draft, expected_tokens=1.0, expected_seconds=seconds)
         sources = tuple(self._names[candidates.drafters[place]] for place in chosen)
@@ -133,23 +162,52 @@ class Controller:
         self._candidates, self._asked = None, None
         if most > 0:
             reach = min(most, self._reach)
-            self._candidates = merge([ask(one, context, reach, trees=self._trees) for one in self._fast])
+            self._drafts = [NO_DRAFT] * len(self._heads)
+            self._drafts += [ask(one, context, reach, trees=self._trees) for one in self._fast[len(self._heads) :]]
+            self._candidates = merge(self._drafts)
         return self._candidates
+
+    def _with_head(self, place: int, context: Int64, most: int, latency: Latencies, plain: Selection) -> Selection:
+        """The selection where a head drafts as well, if it is asked; `plain`: the one without it."""
+        head, gains = self._heads[place], self._knowledge.head_gains
+        if not gains.asks(plain.tokens):
+            return plain
+        spent = grow(head, context, lambda evidence: self._head_rate(place, evidence), latency, most)
+        if not spent:
+            return plain
+        self._drafts[place] = head.draft()
+        self._candidates = merge(self._drafts)
+        selection = select(self._candidates, self._probability, latency.after(spent), most=most, tree=self._trees)
+        gains.count(plain.tokens, ratio_of(selection, plain))
+        return selection
+
+    def _head_rate(self, place: int, evidence: int) -> float:
+        """How often a head's guesses with this evidence are right."""
+        prior = _prior_of(self._fast[place], evidence, _FIRST_PRIOR)
+        return self._estimates.rate((self._names[place], evidence, False), lambda: prior)
+
+    def see(self, tokens: Int64, first: int, hidden_states: Sequence[Float32]) -> None:
+        """As `Control`."""
+        for head in self._heads:
+            head.see(tokens, first, hidden_states)
 
     def learn(self, outcome: Outcome) -> None:
         """As `Control`."""
         if outcome.seconds:
             self._knowledge.latency.correct(outcome.segment.cache_length, len(outcome.segment.tokens), outcome.seconds)
-        emitted = outcome.tokens.tolist()
         if self._candidates is not None:
+            start = self._knowledge.clock()
+            emitted = outcome.tokens.tolist()
             for place, right in judged(self._candidates, emitted):
                 self._estimates.count(*self._key(place), right=right)
+            if self._asking_seconds is not None:
+                self._asking.took(self._asking_seconds + self._knowledge.clock() - start)
         if self._asked is not None:
             index, count, said = self._asked
             drafter, name = self._slow[index], self._slow_names[index]
             branches = len(said.children[-1]) > 1
             at = -1
-            for depth, token in enumerate(emitted[:count]):
+            for depth, token in enumerate(outcome.tokens[:count].tolist()):
                 # A token that was asked for and not proposed is none that is right.
                 after = [place for place in said.children[at] if said.tokens[place] == token]
                 # Of a tree, which is not as deep as it is large, only what was proposed.
@@ -158,6 +216,8 @@ class Controller:
                 if not after:
                     break
                 at = after[0]
+        # The next pass may come without asking.
+        self._candidates = self._asked = self._asking_seconds = None
         tell(self._observing, outcome)
         # Drafts grow with what is accepted: looking at 31 tokens in every round takes longer than it saves.
         self._reach = max(_LEAST_REACH, 2 * len(outcome.tokens) + _LEAST_REACH // 2)

@@ -1,7 +1,9 @@
 """One drafter that drafts the same number of tokens every round, whatever that takes and brings."""
 
+from collections.abc import Sequence
+
 from runtime.control.control import AloneControl, tell, tell_prompt
-from runtime.drafters.base import Drafter, Int64, ObservingDrafter, ask, name_of
+from runtime.drafters.base import Drafter, Float32, GrowingDrafter, Int64, ObservingDrafter, ask, name_of
 from runtime.segment import NO_PROPOSAL, Outcome, Proposal
 
 
@@ -27,6 +29,11 @@ class FixedControl(AloneControl):
             return NO_PROPOSAL
         name = name_of(self._drafter)
         return Proposal(draft=draft, drafter=name, sources=(name,) * len(draft.tokens))
+
+    def see(self, tokens: Int64, first: int, hidden_states: Sequence[Float32]) -> None:
+        """As `Control`."""
+        if isinstance(self._drafter, GrowingDrafter):
+            self._drafter.see(tokens, first, hidden_states)
 
     def learn(self, outcome: Outcome) -> None:
         """As `Control`."""

@@ -3,6 +3,7 @@
 import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,22 @@ _SHARED_MEMORY = 20.0
 _MOST_KNOWN, _MOST_STEP = 128, 16
 # Rounds between two corrections.
 _CORRECTED_EVERY = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Price:
+    """What a pass that sequences share costs, by which they decide whether to draft at all.
+
+    `least`: the probability that a draft must exceed to bring more tokens per second; from 1 on none does.
+    `token_seconds`: of the pass without drafts, by token that it brings.
+    """
+
+    least: float
+    token_seconds: float
+
+
+# Where no latencies are known.
+NO_PRICE = Price(least=0.0, token_seconds=0.0)
 
 
 class LatencyModel:
@@ -57,6 +74,8 @@ class LatencyModel:
         self._corrections = 0
         # Step of cached length → seconds by width: as recorded, and corrected.
         self._recorded: dict[int, list[float]] = {}
+        # The same step and a width → what `_attention` gives.
+        self._attentions: dict[tuple[int, int], float] = {}
         self._known: dict[int, Latencies] = {}
 
     def of(self, cache_length: int) -> "Latencies":
@@ -90,8 +109,7 @@ class LatencyModel:
             parts: cached length and width of each sequence.
             most: further drafts, at most.
         """
-        total = sum(width for _, width in parts)
-        attention = sum(self._attention(cached, width) for cached, width in parts)
+        total, attention = self._sums_of(parts)
         each = attention / total if total else 0.0
         factor = self._correction_at(total) * self._shared
         linears, ahead = (part[: most + 1] for part in self._linears_ahead(total, -(-most // _MOST_STEP) * _MOST_STEP))
@@ -99,6 +117,21 @@ class LatencyModel:
         least = factor * (ahead + each)
         least[-1] = math.inf
         return Latencies(seconds.tolist(), least.tolist())
+
+    def seconds_of(self, parts: Sequence[tuple[int, int]]) -> float:
+        """Seconds of a pass that sequences share, without further drafts: cached length and width of each."""
+        total, attention = self._sums_of(parts)
+        return self._correction_at(total) * self._shared * (self._linears(total) + attention)
+
+    def price(self, parts: Sequence[tuple[int, int]], *, beside: Sequence[tuple[int, int]], most: int) -> "Price":
+        """What drafts cost beside rounds, prompts counted as in `of_rounds`; `most`: drafts, at most."""
+        total, attention = self._sums_of(parts)
+        seconds = self._correction_at(total) * self._shared * (self._linears(total) + attention)
+        prompts, further = self._sums_of(beside)
+        _, ahead = self._linears_ahead(total + prompts, -(-most // _MOST_STEP) * _MOST_STEP)
+        least = float(ahead[0]) + (attention + further) / (total + prompts)
+        least *= self._correction_at(total + prompts) * self._shared
+        return Price(least=least * len(parts) / seconds, token_seconds=seconds / len(parts))
 
     def of_rounds(
         self, parts: Sequence[tuple[int, int]], *, beside: Sequence[tuple[int, int]], most: int
@@ -115,12 +148,12 @@ class LatencyModel:
         both = self.of_pass([*beside, *parts], most=most)
         if not beside:
             return both, 0.0
-        prompts = both.seconds[0] - self.of_pass(parts, most=0).seconds[0]
+        prompts = both.seconds[0] - self.seconds_of(parts)
         return Latencies([seconds - prompts for seconds in both.seconds], both.least_ahead), prompts
 
     def correct_pass(self, parts: Sequence[tuple[int, int]], seconds: float) -> None:
         """A pass that sequences shared took so long."""
-        expected = self.of_pass(parts, most=0).seconds[0]
+        expected = self.seconds_of(parts)
         ratio = min(max(seconds / expected, _LEAST_RATIO), _MOST_RATIO)
         self._shared *= 1 + (ratio - 1) / _SHARED_MEMORY
 
@@ -149,14 +182,25 @@ class LatencyModel:
         # Beyond what was recorded, each position takes as long as the last ones did.
         return float(curve[-1] + self._slope * (width - len(curve)))
 
+    def _sums_of(self, parts: Sequence[tuple[int, int]]) -> tuple[int, float]:
+        """Positions of a pass, and the seconds of its attention."""
+        total, attention = 0, 0.0
+        for cached, width in parts:
+            total += width
+            attention += self._attention(cached, width)
+        return total, attention
+
     def _attention(self, cached: int, width: int) -> float:
         """Recorded seconds that a sequence's cached positions add to a pass."""
         width = min(width, self._widest)
         step = cached // _LENGTH_STEP
-        recorded = self._recorded.get(step)
-        if recorded is None:
-            recorded = self._recorded[step] = self._interpolated(step * _LENGTH_STEP + _LENGTH_STEP // 2)
-        return max(0.0, recorded[width - 1] - self._linears(width))
+        attention = self._attentions.get((step, width))
+        if attention is None:
+            recorded = self._recorded.get(step)
+            if recorded is None:
+                recorded = self._recorded[step] = self._interpolated(step * _LENGTH_STEP + _LENGTH_STEP // 2)
+            attention = self._attentions[step, width] = max(0.0, recorded[width - 1] - self._linears(width))
+        return attention
 
     def _correction_at(self, width: int) -> float:
         return self._correction[min(width, self._widest) - 1]
@@ -193,6 +237,10 @@ class Latencies:
         self.seconds = seconds
         self._padded: dict[int, Latencies] = {}
         self.least_ahead = _least_ahead(np.array(seconds)).tolist() if least_ahead is None else least_ahead
+
+    def after(self, seconds: float) -> "Latencies":
+        """The same where so much was spent before."""
+        return Latencies([one + seconds for one in self.seconds], self.least_ahead) if seconds else self
 
     def padded(self, plain_width: int) -> "Latencies":
         """The same where narrower passes are made as wide as this."""

@@ -1,6 +1,6 @@
 """The interface of every drafter."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quasar.errors import GenerationError
+from runtime.drafters.head_tree import HeadTree
 
 Int64 = NDArray[np.int64]
 Float32 = NDArray[np.float32]
@@ -78,6 +79,37 @@ class SlowDrafter(Drafter, Protocol):
         """Seconds that a token is expected to take, before any was drafted; infinite once this sequence gets none."""
 
 
+@runtime_checkable
+class GrowingDrafter(Drafter, Protocol):
+    """A drafter that makes a tree step by step, each of which takes time: a draft head."""
+
+    @property
+    def tree(self) -> HeadTree:
+        """The round's tree so far."""
+
+    @property
+    def step_seconds(self) -> float:
+        """Seconds that a step takes, as seen so far; 0 before the first."""
+
+    def see(self, tokens: Int64, first: int, states: Sequence[Float32]) -> None:
+        """The verifier's hidden states, float32 [n, hidden] by layer, of committed positions from `first` on.
+
+        `tokens`: the sequence so far, int64 [first + n or more].
+        """
+
+    def start(self, context: Int64) -> bool:
+        """Begin a round's tree with the likeliest tokens after `context`; False where it knows nothing of it."""
+
+    def grow(self, nodes: Sequence[int]) -> None:
+        """Expand nodes of the tree, in one step."""
+
+    def frontier(self, reached: Sequence[float], most: int) -> list[int]:
+        """The nodes that a step would expand, likeliest first; `reached`: how likely each is to be reached."""
+
+    def draft(self) -> Draft:
+        """The whole tree, with evidence."""
+
+
 def ask(drafter: Drafter, context: Int64, max_tokens: int, *, trees: bool) -> Draft:
     """The drafter's proposal, checked.
 
@@ -109,7 +141,7 @@ def ask(drafter: Drafter, context: Int64, max_tokens: int, *, trees: bool) -> Dr
             f"drafter {name_of(drafter)!r} proposed a tree, and trees are not exact on this engine's kernels (native "
             "ones are): let it propose a chain, without parents"
         )
-    if parents.shape != tokens.shape or (parents < -1).any() or (parents >= np.arange(len(tokens))).any():
+    if parents.shape != tokens.shape or not all(-1 <= parent < place for place, parent in enumerate(parents.tolist())):
         raise GenerationError(
             f"drafter {name_of(drafter)!r} proposed parents {parents.tolist()}; for {len(tokens)} tokens, as many "
             "indices of earlier ones (or -1) were expected"

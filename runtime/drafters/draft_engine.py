@@ -323,7 +323,7 @@ class DraftEngines:
             load_opened(
                 directory,
                 options=OnnxRuntimeOptions(
-                    threads=self._threads, kernels=self._kernels, slots=self._slots, caches=caches
+                    threads=self._threads, kernels=self._kernels, slots=self._slots, caches=caches, draft_head=False
                 ),
             )
         )

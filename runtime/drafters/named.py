@@ -11,6 +11,7 @@ from pathlib import Path
 from quasar.errors import GenerationError, QuasarError
 from runtime.drafters.base import Drafter
 from runtime.drafters.draft_engine import DraftEngine, DraftEngines, EngineDrafter
+from runtime.drafters.draft_head import DraftHeadCache, HeadDrafter
 from runtime.drafters.persistent_successors import PersistentSuccessors
 from runtime.drafters.prediction import PredictedAnswer, Prediction
 from runtime.drafters.prompt_lookup import PromptLookup
@@ -38,6 +39,7 @@ class VerifierProfile:
     `trees`: whether they are exact on it. `tells_successors`: whether its passes tell the likeliest tokens. `warm`:
     token → successors, likeliest first, that come with the engine. `engines`: where engines that draft for it are
     loaded; None where there is no verifier to draft for. `persistent`: successors of the user's earlier sequences.
+    `draft_head`: the one that the engine has.
     `slot`: where the sequence that is drafted for has its cache positions. `prediction`: what its answer will resemble.
     """
 
@@ -47,6 +49,7 @@ class VerifierProfile:
     warm: Mapping[int, Sequence[int]]
     engines: DraftEngines | None = None
     persistent: PersistentSuccessors | None = None
+    draft_head: DraftHeadCache | None = None
     slot: Callable[[], int] = lambda: 0
     prediction: PredictedAnswer | None = None
 
@@ -101,6 +104,16 @@ def _recycling(argument: str, target: VerifierProfile) -> Drafter:
     )
 
 
+def _eagle(argument: str, target: VerifierProfile) -> Drafter:
+    _refuse_argument(HeadDrafter.name, argument)
+    if target.draft_head is None:
+        raise GenerationError(
+            "drafter 'eagle' is a draft head, and this engine has none, or none that these kernels run: "
+            "python -m export add-head DIR HEAD adds one, for native kernels"
+        )
+    return HeadDrafter(target.draft_head, trees=target.trees, slot=target.slot)
+
+
 def _model(argument: str, target: VerifierProfile) -> Drafter:
     return EngineDrafter(
         _open_engine("model", argument, target), f"model:{argument}", target.vocab_size, slot=target.slot
@@ -134,6 +147,7 @@ _OWN: dict[str, Factory] = {
     "suffix": _suffix,
     "recycling": _recycling,
     "prediction": _prediction,
+    HeadDrafter.name: _eagle,
     "model": _model,
     "self": _self,
     "hierarchical": _hierarchical,
@@ -206,6 +220,7 @@ def make_drafters(asked: DrafterOption, target: VerifierProfile) -> list[Drafter
     for part in parts:
         if part == AUTO:
             names = ["suffix", "recycling"] if target.tells_successors else ["suffix"]
+            names += [HeadDrafter.name] if target.draft_head is not None else []
             drafters += [_make(name, target) for name in names]
         else:
             drafters.append(_make(part, target) if isinstance(part, str) else part)

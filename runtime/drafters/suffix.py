@@ -4,6 +4,9 @@ A suffix automaton (SAM decoding, arXiv 2411.10666) finds the longest match at a
 length; an optional corpus of other sequences is searched the same way.
 """
 
+import functools
+from bisect import bisect_right
+
 import numpy as np
 
 from plugins.cpu.suffix_automaton import open_automaton
@@ -69,7 +72,10 @@ class Suffix:
         drafts = []
         sizes = _sizes(max_tokens, len(found.tokens))
         for size, count, end in zip(sizes, found.counts.tolist(), found.ends.tolist(), strict=False):
-            copied = context[end + np.arange(size) % (len(context) - end)]
+            copied = context[end : end + size].copy()
+            if len(copied) < size:
+                # It runs into the end of the context, and goes on with itself.
+                copied = np.resize(copied, size)
             drafts.append(Draft(tokens=copied, evidence=_evidence(length, _share(count, places), size)))
         return drafts[0] if len(drafts) == 1 else _tree(drafts)
 
@@ -83,7 +89,7 @@ class Suffix:
     def _follow(self, context: Int64) -> None:
         """Bring the automaton up to the context."""
         known = len(self._automaton)
-        if known > len(context) or not np.array_equal(self._tokens[:known], context[:known]):
+        if known > len(context) or not (self._tokens[:known] == context[:known]).all():
             self._automaton.clear()
             known = 0
         if len(self._tokens) < len(context):
@@ -102,30 +108,39 @@ def _sizes(max_tokens: int, branches: int) -> list[int]:
 
 
 def _evidence(length: int, share: int, count: int) -> Int64:
-    """What the tokens of a copy rest on: int64 [count]."""
+    """What the tokens of a copy rest on: int64 [count], read-only."""
+    return _known_evidence(min(length, _LENGTH_BOUNDS[-1]), share, count)
+
+
+@functools.cache
+def _known_evidence(length: int, share: int, count: int) -> Int64:
     lengths = np.searchsorted(_LENGTH_BOUNDS, length + np.arange(count), side="right")
     evidence: Int64 = lengths + _COPIED
     if count:
         evidence[0] = lengths[0] * _SHARES + share
+    evidence.setflags(write=False)
     return evidence
 
 
 def _share(count: int, places: int) -> int:
     if places == 1:
         return _ONCE
-    return int(np.searchsorted(_SHARE_BOUNDS, count / places, side="right"))
+    return bisect_right(_SHARE_BOUNDS, count / places)
 
 
 def _tree(branches: list[Draft]) -> Draft:
     """Chains that begin with different tokens, as one tree."""
-    parents = []
-    first = 0
-    for branch in branches:
-        parents.append(np.arange(first - 1, first + len(branch.tokens) - 1))
-        parents[-1][0] = -1
-        first += len(branch.tokens)
     return Draft(
         tokens=np.concatenate([branch.tokens for branch in branches]),
-        parents=np.concatenate(parents),
+        parents=_parents(tuple(len(branch.tokens) for branch in branches)),
         evidence=np.concatenate([branch.evidence for branch in branches if branch.evidence is not None]),
     )
+
+
+@functools.cache
+def _parents(sizes: tuple[int, ...]) -> Int64:
+    """Of chains of these sizes, one after the other: int64 [K], read-only."""
+    parents = np.arange(-1, sum(sizes) - 1)
+    parents[np.cumsum((0, *sizes[:-1]))] = -1
+    parents.setflags(write=False)
+    return parents

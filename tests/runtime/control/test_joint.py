@@ -77,8 +77,28 @@ class TestSelection:
             )
             assert expected / latency.seconds[sum(counts)] <= rate * (1 + 1e-9)
 
+    def test_gains_are_what_the_drafts_save(self):
+        found = select_jointly([chain([0.9, 0.9, 0.1]), chain([0.5, 0.1]), chain([0.1])], flat(1.5), others=2)
+        plain = 10.0 / 5
+        assert sum(found.gains) == pytest.approx((2 + sum(found.tokens)) * plain - found.seconds)
+        assert found.gains == pytest.approx([1.71 * plain - 2 * 1.5, 0.0, 0.0])
+        assert select_jointly([], flat(1.5)).gains == []
+
 
 class TestLatencyOfAPass:
+    @pytest.mark.parametrize("beside", [[], [(200, 64)]], ids=["alone", "beside a prompt"])
+    def test_the_price_is_that_of_the_next_drafts(self, beside):
+        model = LatencyModel(SURFACE, widest=32)
+        parts = [(16, 1), (500, 1), (1020, 2)]
+        price = model.price(parts, beside=beside, most=32)
+        latency, _ = model.of_rounds(parts, beside=beside, most=32)
+        assert price.token_seconds == pytest.approx(latency.seconds[0] / 3)
+        assert price.least == pytest.approx(latency.least_ahead[0] * 3 / latency.seconds[0])
+        assert model.seconds_of(parts) == pytest.approx(model.of_pass(parts, most=0).seconds[0])
+
+    def test_no_draft_pays_where_there_is_no_room(self):
+        assert LatencyModel(SURFACE, widest=32).price([(16, 1)], beside=[], most=0).least == float("inf")
+
     def test_one_sequence_takes_what_was_recorded(self):
         model = LatencyModel(SURFACE, widest=32)
         for cached in (16, 500, 1024):

@@ -12,7 +12,7 @@ from runtime.drafters import named as names
 from runtime.drafters.base import ask, name_of
 from runtime.drafters.named import ENTRY_POINTS, VerifierProfile, known_names, make_drafters
 
-OWN = ["auto", "none", "prompt-lookup", "suffix", "recycling", "prediction", "model", "self", "hierarchical"]
+OWN = ["auto", "none", "prompt-lookup", "suffix", "recycling", "prediction", "eagle", "model", "self", "hierarchical"]
 
 
 def target(**changes):

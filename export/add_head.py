@@ -1,0 +1,215 @@
+"""Adding a draft head to an engine directory: read it, round it, write its graphs, rewrite the manifest."""
+
+import tempfile
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from calibration.draft_heads.prepared import PreparedDraftHead
+from calibration.precisions.base import NATIVE, Precision, Refused
+from calibration.precisions.catalog import PRECISIONS, precisions_for
+from engines.contract import top_k_for
+from engines.directory import EngineDirectory, open_directory
+from engines.draft_head import FOLDER, DraftHeadFiles
+from engines.manifest import MANIFEST_NAME, Manifest
+from engines.onnxruntime.files import onnxruntime_files
+from export.build_options import Reporter, Silent
+from export.publishing import locked
+from quasar.checkpoints import Checkpoint, open_checkpoint
+from quasar.draft_heads.folder import DraftHead
+from quasar.draft_heads.spec import DraftHeadSpec
+from quasar.errors import BuildError, QuasarError
+from quasar.files import sha256_file, sha256_json, write_json
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+DEFAULT_PRECISION = "w8a8-block"
+_EMBEDDING = "embed_tokens.weight"
+_CANONICAL = "canonical.data"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifierSizes:
+    """What a head has to fit, of an engine without its checkpoint."""
+
+    hidden_size: int
+    vocab_size: int
+    num_layers: int
+    context_length: int
+
+
+def add_head(
+    directory: Path,
+    head: Path,
+    *,
+    precision: str = DEFAULT_PRECISION,
+    model: str | None = None,
+    reporter: Reporter | None = None,
+) -> EngineDirectory:
+    """Make a draft head part of an engine directory, in place of one that it has; returns it, opened again.
+
+    New files come first and the manifest last.
+
+    Args:
+        head: a folder that `quasar.draft_heads.folder` reads.
+        precision: of its linears, as `--precision` names them.
+        model: the checkpoint that the engine was built from; None: what its manifest names. Read where the head lacks
+            tensors that are the model's.
+
+    Raises:
+        QuasarError: a head of another model or with options that no graph has, an engine without native kernels, or
+            another run that is at it.
+    """
+    reporter = Silent() if reporter is None else reporter
+    opened = open_directory(directory)
+    chosen = _precision(precision)
+    native = onnxruntime_files(opened.manifest).native_graph
+    if not native:
+        raise BuildError(
+            f"{directory} has no graph of native operators, on which draft heads run: build it again with this "
+            "version, a head size of up to 256 and linears of up to 65536 inputs"
+        )
+    embedding = _embedding(opened, native)
+    rows, hidden_size = (int(extent) for extent in embedding.shape.numpy())
+    contract = opened.manifest.contract
+    sizes = VerifierSizes(
+        hidden_size=hidden_size,
+        vocab_size=rows,
+        num_layers=contract.num_layers,
+        context_length=int(opened.manifest.model["context_length"]),
+    )
+    reporter.stage("head", str(head))
+    found = DraftHead(head, sizes)
+    _check_skipped(opened.manifest, found.spec)
+    prepared = PreparedDraftHead(head=found, precision=chosen, target=_target(opened.manifest, found.spec, model))
+    with locked(opened.path):
+        reporter.stage("write", f"{found.spec.kind}, {precision}, on native kernels")
+        files = _write(opened, prepared, embedding)
+        _publish(opened, files)
+    return open_directory(directory)
+
+
+def head_precisions() -> tuple[str, ...]:
+    """What `--precision` of a draft head may be: rounding to nearest is all that its weights get."""
+    return tuple(
+        one.choice
+        for one in PRECISIONS.values()
+        if not one.has_static_scale and not isinstance(one.lowering(NATIVE), Refused)
+    )
+
+
+def _precision(choice: str) -> Precision:
+    if choice not in head_precisions():
+        raise BuildError(f"--precision of a draft head is {choice!r}; {', '.join(head_precisions())} were expected")
+    return precisions_for(choice)[0]
+
+
+def _write(opened: EngineDirectory, prepared: PreparedDraftHead, embedding: "ir.ExternalTensor") -> DraftHeadFiles:
+    """Write graphs and weights; what the manifest says of them."""
+    # They import onnx_ir, which a refusal does not wait for.
+    import onnx_ir as ir
+
+    from export.draft_head import build_fuse, build_head
+    from export.passes import LinearsToNative, LowerToNative, StoredWeights, UnsignedActivations
+    from export.weight_file import WeightFile
+
+    head, contract = prepared.head, opened.manifest.contract
+    spec, producer = head.spec, version("quasar-verifier")
+    top_k = top_k_for(spec.draft_vocab_size)
+    digest = sha256_json([sha256_file(path) for path in head.files])
+    name = sha256_json([digest, prepared.precision.name, producer, opened.manifest.engine_hash])[:8]
+    folder = opened.path / FOLDER
+    folder.mkdir(exist_ok=True)
+    graph, fuse, weights = (f"{FOLDER}/{name}.{part}" for part in ("head.onnx", "fuse.onnx", "data"))
+    # Other bytes have another name: a run that is killed has changed no file that the manifest names.
+    with (
+        tempfile.TemporaryDirectory(dir=folder) as scratch,
+        WeightFile(opened.path / weights, opened.path) as packed,
+    ):
+        if spec.own_embedding:
+            embedding = packed.append(_EMBEDDING, head.read(_EMBEDDING))
+        with WeightFile(Path(scratch) / _CANONICAL) as canonical:
+            model = build_head(
+                spec,
+                prepared,
+                canonical,
+                embedding,
+                head.targets,
+                capacity=contract.capacity,
+                top_k=top_k,
+                producer_version=producer,
+            )
+            second = build_fuse(spec, prepared, canonical, producer)
+        stored = StoredWeights(packed)
+        LowerToNative(spec.decoder, stored)(model)
+        LinearsToNative(stored)(second)
+        for one, path in ((model, graph), (second, fuse)):
+            UnsignedActivations()(one)
+            for value in one.graph.initializers.values():
+                tensor = value.const_value
+                if isinstance(tensor, ir.ExternalTensor) and tensor.location == _CANONICAL:
+                    value.const_value = packed.append(str(value.name), tensor.numpy())
+            ir.save(one, opened.path / path)
+    return DraftHeadFiles(
+        kind=spec.kind,
+        graph=graph,
+        fuse=fuse,
+        weights=weights,
+        precision=prepared.precision.name,
+        hidden_size=spec.decoder.hidden_size,
+        num_kv_heads=spec.decoder.num_kv_heads,
+        head_size=spec.decoder.head_size,
+        draft_vocab_size=spec.draft_vocab_size,
+        top_k=top_k,
+        parameters=sum(linear.outputs * linear.inputs for linear in spec.linears()),
+        feature_layers=spec.feature_layers,
+        source=head.location.name,
+        sha256=digest,
+    )
+
+
+def _publish(opened: EngineDirectory, files: DraftHeadFiles) -> None:
+    """Write the manifest with the head, and delete an earlier one's files."""
+    manifest = opened.manifest
+    earlier = () if manifest.draft_head is None else manifest.draft_head.names
+    entries = {name: entry for name, entry in manifest.files.items() if name not in earlier}
+    for name in files.names:
+        path = opened.path / name
+        entries[name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    write_json(opened.path / MANIFEST_NAME, replace(manifest, draft_head=files, files=entries).to_json())
+    for name in earlier:
+        if name not in files.names:
+            (opened.path / name).unlink(missing_ok=True)
+
+
+def _embedding(opened: EngineDirectory, graph: str) -> "ir.ExternalTensor":
+    """The verifier's table, where its graph has it."""
+    import onnx_ir as ir  # which a refusal does not wait for
+
+    tensor = ir.load(opened.file(graph)).graph.initializers[_EMBEDDING].const_value
+    assert isinstance(tensor, ir.ExternalTensor)
+    return tensor
+
+
+def _check_skipped(manifest: Manifest, spec: DraftHeadSpec) -> None:
+    if manifest.skipped_layers:
+        raise BuildError(
+            f"the engine was built without the layers {manifest.skipped_layers}, and the draft head reads what enters "
+            f"the layers {list(spec.feature_layers)} of the whole model: add it to an engine that has all layers"
+        )
+
+
+def _target(manifest: Manifest, spec: DraftHeadSpec, model: str | None) -> Checkpoint | None:
+    """The checkpoint of the verifier, where the head lacks tensors of its own; raises `BuildError` where it is gone."""
+    if spec.own_head and not spec.normed:
+        return None
+    source = model or str(manifest.model["source"])
+    try:
+        return open_checkpoint(source)
+    except QuasarError as error:
+        raise BuildError(
+            f"the draft head has no LM head of its own, and the model's cannot be read ({error}): name the checkpoint "
+            "that the engine was built from with --model"
+        ) from None

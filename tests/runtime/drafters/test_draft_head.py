@@ -1,0 +1,227 @@
+"""Drafts of a head: what it is fed, in which rows, and that the tokens stay those of plain decoding."""
+
+import numpy as np
+import pytest
+
+from engines.contract import Contract
+from engines.draft_head import HeadTargets
+from engines.probes.row_invariance import RowInvariance
+from runtime.control.controller import Controller, Knowledge
+from runtime.control.latency import LatencyModel
+from runtime.drafters.base import GrowingDrafter
+from runtime.drafters.draft_head import DraftHeadCache, HeadDrafter
+from runtime.drafters.head_tree import HeadTree, evidence_of, probability_of
+from runtime.kv_cache import KVCache
+from runtime.testing import TableSession, run_loop
+
+TREES = RowInvariance(chain=1, widest=32, boundaries=(), tree=True, prefill=True, batch=True)
+PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
+VOCABULARY = 100
+
+
+def next_token(context):
+    """The target's choice goes by the last two tokens."""
+    return (7 * context[-1] + 3 * context[-2] + 1) % VOCABULARY
+
+
+class TableHead:
+    """A head that keeps the tokens of its cache, and checks that what it is fed is what it should be.
+
+    It knows the target: of `k` tokens the right one is the likeliest, or after every `wrong`-th context the second.
+    What it hands on is (token, position) as the target's hidden states are in `TableSession`, negative where they are
+    its own.
+    """
+
+    k = 3
+
+    def __init__(self, slots=1, wrong=0):
+        self.contract = Contract(
+            num_layers=1,
+            num_kv_heads=1,
+            head_size=1,
+            vocab_size=VOCABULARY,
+            max_length=512,
+            capacity=576,
+            prefill_chunk=16,
+            tree_mask=True,
+        )
+        self.num_slots = self.max_sequences = slots
+        self.max_positions = 16
+        self._tokens = np.full((slots, 576), -1, np.int64)
+        self._own = np.zeros((slots, 576), np.bool_)
+        self._wrong = wrong
+        self.widths = []
+
+    def fuse(self, features):
+        [states] = features
+        return states
+
+    def run(self, batch, states):
+        [one] = batch
+        self.widths.append(len(one.tokens))
+        tokens, first = self._tokens[one.slot], one.cache_length
+        tokens[first : first + len(one.tokens)] = one.tokens
+        paths = []
+        for place, token in enumerate(one.tokens):
+            parent = place - 1 if one.parents is None else int(one.parents[place])
+            above = paths[parent] if parent >= 0 else tokens[:first].tolist()
+            paths.append([*above, int(token)])
+            # The token before it, and its position: the target's, or the head's own of the one that it follows.
+            assert abs(states[place, 0]) == (above[-1] if above else PROMPT[0])
+        told = [self._likely(path) for path in paths[len(paths) - one.num_logits :]]
+        last = [path[-1] for path in paths[len(paths) - one.num_logits :]]
+        return HeadTargets(
+            tokens=np.array(told, np.int64),
+            log_probabilities=np.log(np.tile(np.array([0.7, 0.2, 0.05], np.float32), (len(told), 1))),
+            hidden_states=np.array([[-token, 0] for token in last], np.float32),
+        )
+
+    def _likely(self, path):
+        before = path[-2] if len(path) > 1 else PROMPT[0]
+        right = next_token([before, path[-1]])
+        others = [(right + 1) % VOCABULARY, (right + 2) % VOCABULARY]
+        wrong = self._wrong and sum(path) % self._wrong == 0
+        return [others[0], right, others[1]] if wrong else [right, *others]
+
+    def nbytes(self):
+        return 0, 0
+
+    def close(self):
+        pass
+
+
+def plain():
+    return tokens_of(run_loop(TableSession(next_token, vocab_size=VOCABULARY), PROMPT, max_new_tokens=60))
+
+
+def tokens_of(rounds):
+    return [token for one in rounds for token in one.tokens]
+
+
+def told_session():
+    return TableSession(next_token, vocab_size=VOCABULARY, prefill_chunk=4, hidden_states=True)
+
+
+@pytest.mark.parametrize("wrong", [0, 2, 3])
+@pytest.mark.parametrize("count", [1, 3, 8])
+@pytest.mark.parametrize("trees", [True, False])
+def test_fixed_drafts_are_those_of_the_context(wrong, count, trees):
+    head = DraftHeadCache(TableHead(wrong=wrong))
+    exact = TREES if trees else RowInvariance(chain=1, widest=32)
+    rounds = run_loop(
+        told_session(),
+        PROMPT,
+        drafter=HeadDrafter(head, trees=trees),
+        num_draft_tokens=count,
+        max_new_tokens=60,
+        exact=exact,
+    )
+    assert tokens_of(rounds) == plain()
+    accepted, drafted = (sum(getattr(one, name) for one in rounds) for name in ("accepted", "drafted"))
+    if not wrong and not trees:
+        assert accepted == drafted > 0
+    if trees and count > 1:
+        # A tree holds the right token beside the likeliest one.
+        assert accepted >= len(rounds) - 1
+    assert accepted > 0
+
+
+def controller(head, *, pass_ms=10.0, each_ms=0.2):
+    surface = {16: {1: pass_ms, 2: pass_ms + each_ms, 32: pass_ms + 31 * each_ms}}
+    knowledge = Knowledge(LatencyModel(surface, widest=32))
+    return Controller([HeadDrafter(head)], knowledge, most=31, trees=True)
+
+
+class Clock:
+    """Every look takes so many seconds."""
+
+    def __init__(self, seconds):
+        self.seconds, self.now = seconds, 0.0
+
+    def __call__(self):
+        self.now += self.seconds
+        return self.now
+
+
+@pytest.mark.parametrize("wrong", [0, 3])
+def test_a_controller_grows_the_tree_while_a_step_pays(wrong):
+    head = DraftHeadCache(TableHead(wrong=wrong), clock=Clock(0.0005))
+    rounds = run_loop(told_session(), PROMPT, control=controller(head), max_new_tokens=60, exact=TREES)
+    assert tokens_of(rounds) == plain()
+    # At a twentieth of a pass, steps go deep.
+    assert len(rounds) < 60 / 3
+
+
+def test_where_a_step_takes_as_long_as_a_pass_the_head_is_left_alone():
+    session = TableHead(wrong=2)
+    head = DraftHeadCache(session, clock=Clock(0.02))
+    rounds = run_loop(told_session(), PROMPT, control=controller(head), max_new_tokens=60, exact=TREES)
+    assert tokens_of(rounds) == plain()
+    # It is tried, and after that now and then.
+    assert 0 < len([one for one in rounds if one.drafted]) < 12
+
+
+def test_positions_are_fed_once_and_a_prompt_in_chunks():
+    session = TableHead()
+    prompt = np.arange(40) % 7
+    head = DraftHeadCache(session)
+    rounds = run_loop(
+        TableSession(next_token, vocab_size=VOCABULARY, prefill_chunk=16, hidden_states=True),
+        [PROMPT[0], *prompt.tolist()],
+        drafter=HeadDrafter(head, trees=False),
+        num_draft_tokens=1,
+        max_new_tokens=10,
+        exact=RowInvariance(chain=1, widest=32),
+    )
+    assert session.widths[:3] == [16, 16, 9]
+    # Each round feeds what the one before committed: the pending token and an accepted draft.
+    assert sum(session.widths) <= 41 + sum(len(one.tokens) for one in rounds)
+
+
+def test_another_sequence_in_the_slot_begins_anew_and_the_same_one_goes_on():
+    session = TableHead()
+    head = DraftHeadCache(session)
+    first = told_session()
+    cache = KVCache(first.contract)
+    options = {"num_draft_tokens": 2, "max_new_tokens": 12, "exact": RowInvariance(chain=1, widest=32)}
+    one = tokens_of(run_loop(first, PROMPT, drafter=HeadDrafter(head, trees=False), cache=cache, **options))
+    fed = sum(session.widths)
+    # The conversation goes on: the cache has its positions, and the head's slot as well.
+    again = [*PROMPT, *one, 8]
+    cache.truncate(len(PROMPT) + len(one) - 1)
+    two = run_loop(first, again, drafter=HeadDrafter(head, trees=False), cache=cache, **options)
+    assert sum(one.accepted for one in two) > 4
+    assert sum(session.widths) - fed < 3 * len(tokens_of(two))
+
+
+def test_feeds_share_what_the_cache_has_of_a_path():
+    tree = HeadTree()
+    state = np.zeros(2, np.float32)
+    likely = np.log(np.array([0.6, 0.3], np.float32))
+    tree.add(-1, np.array([10, 11]), likely, state)
+    first = tree.feed([0])
+    assert (first.nodes, first.first, first.parents.tolist(), first.expanded) == ((0,), 0, [-1], 1)
+    tree.add(0, np.array([20, 21]), likely, state)
+    # A child of what is in the cache is fed alone.
+    second = tree.feed([2])
+    assert (second.nodes, second.first, second.parents.tolist()) == ((2,), 1, [-1])
+    tree.add(2, np.array([30, 31]), likely, state)
+    # Two in one step: siblings after the first node.
+    both = tree.feed([3, 4])
+    assert (both.nodes, both.first, both.parents.tolist(), both.expanded) == ((2, 3, 4), 1, [-1, -1, 0], 2)
+    tree.add(3, np.array([40, 41]), likely, state)
+    tree.add(4, np.array([50, 51]), likely, state)
+    # Another branch: everything from the pending token on.
+    other = tree.feed([1])
+    assert (other.nodes, other.first, other.parents.tolist()) == ((1,), 0, [-1])
+    # Back to the first branch: its positions were overwritten.
+    back = tree.feed([7])
+    assert back.first == 0
+    assert back.nodes == (0, 3, 7)
+    assert back.parents.tolist() == [-1, 0, 1]
+
+
+def test_evidence_stands_for_the_probability_that_the_head_gave():
+    for share in (0.001, 0.05, 0.33, 0.75, 0.99):
+        assert abs(probability_of(evidence_of(share)) - share) < 0.06
+    assert isinstance(HeadDrafter(DraftHeadCache(TableHead())), GrowingDrafter)
