@@ -3,14 +3,12 @@
 What it runs is imported when it runs, so that its help answers at once.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from quasar.cli import console, emit_json, new_app, progress_steps
+from quasar.cli import console, emit_json, new_app
 
 app = new_app()
 
@@ -85,7 +83,7 @@ def train_draft_head(
     An interrupted training goes on where it was when the same command is run again.
     """
     from calibration.draft_heads.head_options import TrainHeadOptions
-    from calibration.draft_heads.partial_head import REPORT
+    from calibration.draft_heads.partial_head import read_report
     from calibration.draft_heads.train_head import train_head
 
     options = TrainHeadOptions(
@@ -104,9 +102,7 @@ def train_draft_head(
     )
     path = train_head(options, _Console())
     if json:
-        import json as json_module
-
-        emit_json(json_module.loads((path / REPORT).read_text(encoding="utf-8")))
+        emit_json(read_report(path))
 
 
 class _Console:
@@ -118,7 +114,3 @@ class _Console:
     def stage(self, title: str, detail: str = "") -> None:
         """A stage begins, or has come so far."""
         self._console.print(f"[bold]{title:<11}[/bold] {detail}")
-
-    def steps(self, description: str, total: int | None) -> AbstractContextManager[Callable[[int], None]]:
-        """A progress bar."""
-        return progress_steps(description, total)

@@ -28,12 +28,13 @@ def chains_of(block: TorchBlock, steps: int) -> "torch.Tensor":
 
 
 def head_loss(model: HeadModel, block: TorchBlock, steps: int = STEPS) -> "torch.Tensor | None":
-    """The mean over a block's positions of each step, weighted by step; None where there is nothing to learn.
+    """The mean over a block's positions of each step, and over steps by weight; None where there is nothing to learn.
 
     Cross-entropy from the verifier's probabilities of what can be drafted, as they are: a position whose likely tokens
     cannot be drafted counts less.
     """
     total: torch.Tensor | None = None
+    weight = sum(DECAY**step for step in range(steps))
     for step, (chains, hidden) in enumerate(unrolled_states(model, block, chains_of(block, steps), steps)):
         at = chains + 1 + step
         asked = block.weights[at] > 0
@@ -42,7 +43,7 @@ def head_loss(model: HeadModel, block: TorchBlock, steps: int = STEPS) -> "torch
         at = at[asked]
         loss = _cross_entropy(model.logits(hidden[asked]), block.draft_ids[at], block.shares[at])
         weights = block.weights[at]
-        mean = DECAY**step * (loss * weights).sum() / weights.sum()
+        mean = DECAY**step / weight * (loss * weights).sum() / weights.sum()
         total = mean if total is None else total + mean
     return total
 

@@ -1,7 +1,5 @@
 """What a user chooses for the training of a draft head, and who hears of its progress."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -44,9 +42,6 @@ class TrainingReporter(Protocol):
 
     def stage(self, title: str, detail: str = "") -> None:
         """A stage begins, or has come so far."""
-
-    def steps(self, description: str, total: int | None) -> AbstractContextManager[Callable[[int], None]]:
-        """Progress of long work: a context manager that gives a function to call with the steps done."""
 
 
 def check_head_options(options: TrainHeadOptions) -> None:

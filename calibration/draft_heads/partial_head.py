@@ -75,10 +75,16 @@ def finish_earlier(target: Path, inputs: dict[str, Any]) -> bool:
     path = _partial_path(target)
     if not (path / REPORT).is_file() or (path / _SCRATCH).exists():
         return False
-    if json.loads((path / REPORT).read_text(encoding="utf-8")).get("inputs") != inputs:
+    if read_report(path).get("inputs") != inputs:
         return False
     _move_into_place(path, target)
     return True
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """The report of a head that was trained here."""
+    report: dict[str, Any] = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    return report
 
 
 def _partial_path(target: Path) -> Path:

@@ -16,6 +16,8 @@ from quasar.errors import BuildError, CheckpointError
 
 Float32 = NDArray[np.float32]
 
+# What passes at first is about the token before the one to draft: so sure of it, the head had more to unlearn.
+_CONFIDENCE = 0.3
 # Of weights that no weight of the target stands for.
 _DEVIATION = 0.02
 
@@ -109,7 +111,7 @@ def first_tensors(
     tensors[f"{FUSE}.weight"][:, high * hidden : (high + 1) * hidden] += np.eye(hidden, dtype=np.float32)
     layers = remaining_layers(manifest.skipped_layers, target.num_layers)
     tensors["lm_head.weight"] = read_float32(checkpoint, "lm_head.weight")[tokens]
-    tensors["norm.weight"] = _norm(checkpoint, "norm.weight") * np.float32(target.logits_scale)
+    tensors["norm.weight"] = _norm(checkpoint, "norm.weight") * np.float32(_CONFIDENCE * target.logits_scale)
     last = target.layers[layers[-1]]
     if last.norms != "before":
         return tensors

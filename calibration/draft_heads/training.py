@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from calibration.draft_heads.acceptance_estimate import AcceptanceEstimate, estimate
 from calibration.draft_heads.data_folder import GeneratedSequence
-from calibration.draft_heads.head_loss import head_loss
+from calibration.draft_heads.head_loss import STEPS, head_loss
 from calibration.draft_heads.head_model import HeadModel
 from calibration.draft_heads.pace import Pace
 from calibration.draft_heads.packed_blocks import Piece, TorchBlock, draft_numbers, pack, torch_block
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     import torch
 
 # AdamW (arXiv 1711.05101).
-PEAK_RATE = 5e-4
+PEAK_RATE = 1e-3
 _BETAS = (0.9, 0.95)
 _DECAY = 0.01
 _LONGEST_GRADIENT = 1.0
-BLOCKS_OF_AN_UPDATE = 2
+BLOCKS_OF_AN_UPDATE = 1
 # Between checkpoints.
 _SECONDS = 120.0
 # One sequence in so many is held out; of these, blocks that the estimate looks at.
@@ -126,8 +126,9 @@ class Training:
         report(self._progress())
 
     def try_updates(self, count: int) -> float:
-        """The seconds of an update, over some that are made and not kept, after one that warms up."""
+        """The seconds of an update of all steps, over some that are made and not kept, after one that warms up."""
         blocks = self._blocks()
+        self.pace.updates = self.pace.most_updates
         begun = 0.0
         for number in range(count + 1):
             if number == 1:
@@ -149,7 +150,6 @@ class Training:
             for key, value in self._optimizer.state[parameter].items():
                 tensors[f"{key}.{name}"] = value.contiguous()
         state = {
-            "progress": self.pace.progress,
             "spent": self.pace.spent,
             "updates": self.pace.updates,
             "cursor": self._block_cursor,
@@ -173,8 +173,7 @@ class Training:
                 for key in ("step", "exp_avg", "exp_avg_sq")
                 if f"{key}.{name}" in stored
             }
-        self.pace.progress, self.pace.spent = state["progress"], state["spent"]
-        self.pace.updates = state["updates"]
+        self.pace.spent, self.pace.updates = state["spent"], state["updates"]
         self._block_cursor, self.losses = state["cursor"], state["losses"]
 
     def _progress(self) -> TrainingProgress:
@@ -224,12 +223,13 @@ class Training:
         return total
 
     def _loss(self, block: TorchBlock) -> "torch.Tensor | None":
+        steps = self.pace.steps(STEPS)
         if self.model.device == "cpu":
-            return head_loss(self.model, block)
+            return head_loss(self.model, block, steps)
         import torch
 
         with torch.autocast(self.model.device, torch.bfloat16):
-            return head_loss(self.model, block)
+            return head_loss(self.model, block, steps)
 
 
 def split(
