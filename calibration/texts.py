@@ -64,16 +64,22 @@ def prompts_hash(prompts: Sequence[Prompt]) -> str:
 
 def refuse_overlap(calibration: Sequence[Prompt], evaluation: Sequence[Prompt], what: str) -> None:
     """Raise `BuildError` if a calibration prompt is, holds, or stands in an evaluation prompt."""
-    evaluated = [_normalized(prompt) for prompt in evaluation]
     for number, prompt in enumerate(calibration, start=1):
-        text = _normalized(prompt)
-        for other in evaluated:
-            shorter, longer = sorted((text, other), key=len)
-            if text == other or (len(shorter) >= _MIN_CONTAINED_CHARACTERS and shorter in longer):
-                raise BuildError(
-                    f"calibration prompt {number} ({text[:60]!r}…) is also in {what}: figures measured there would "
-                    "flatter the engine; take it out of the calibration file"
-                )
+        if overlaps(prompt, evaluation):
+            raise BuildError(
+                f"calibration prompt {number} ({_normalized(prompt)[:60]!r}…) is also in {what}: figures measured "
+                "there would flatter the engine; take it out of the calibration file"
+            )
+
+
+def overlaps(prompt: Prompt, others: Sequence[Prompt]) -> bool:
+    """Whether a prompt is, holds, or stands in another, without regard to case and white space."""
+    text = _normalized(prompt)
+    for other in map(_normalized, others):
+        shorter, longer = sorted((text, other), key=len)
+        if text == other or (len(shorter) >= _MIN_CONTAINED_CHARACTERS and shorter in longer):
+            return True
+    return False
 
 
 def fit_lengths(max_length: int, continuation_tokens: int) -> tuple[int, int]:

@@ -59,6 +59,13 @@ COMMANDS = (
         help="Show what an engine directory holds: model, precision, fidelity, row invariance, latencies, hashes.",
     ),
     Command(
+        name="train-head",
+        module="calibration.cli",
+        group="Make",
+        programs=("calibration",),
+        help="Train an EAGLE-3 draft head for DIR on text of its own verifier.",
+    ),
+    Command(
         name="list",
         module="export.cli",
         group="Make",
@@ -166,7 +173,7 @@ PROGRAMS = {
     "quasar": "Speculative decoding with an INT8 verifier: make engines, run them, measure them.",
     "evaluation": "Measure engines: exactness, speed, fidelity, tasks, back ends.",
     "runtime": "Generate with a verifier engine, prove that speculation is exact, and measure it.",
-    "calibration": "Measure how faithful a quantized verifier is to its float model.",
+    "calibration": "Measure how faithful a quantized verifier is to its float model, and train draft heads for it.",
     "engines": "Compare the back ends of an engine directory, and time its verify passes.",
     "serving": "Serve verifier engines over HTTP, as OpenAI's API.",
     "export": "Build INT8 verifier engines for speculative decoding, and look into them.",

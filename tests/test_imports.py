@@ -167,6 +167,7 @@ def test_generating_needs_no_build_libraries(tiny_engine):
         ("calibration",),
         ("calibration", "report"),
         ("calibration", "sweep"),
+        ("calibration", "train-head"),
         ("evaluation",),
         *(("evaluation", name) for name in ("verify", "bench", "accuracy", "simulate")),
         ("serving",),

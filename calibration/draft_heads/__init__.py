@@ -1,1 +1,1 @@
-"""Draft heads: their weights as an engine has them, and training one for a verifier."""
+"""Draft heads: their weights as an engine has them, and training one for a verifier on text of its own."""

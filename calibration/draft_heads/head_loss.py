@@ -1,0 +1,54 @@
+"""How far a draft head is from its verifier: soft cross-entropy, summed over the steps of the training-time test."""
+
+from typing import TYPE_CHECKING
+
+from calibration.draft_heads.head_model import HeadModel
+from calibration.draft_heads.packed_blocks import TorchBlock
+from calibration.draft_heads.unrolled import unrolled_states
+
+if TYPE_CHECKING:
+    import torch
+
+# EAGLE-3's: steps of the unrolled head, and how much less each counts than the one before.
+STEPS = 4
+DECAY = 0.8
+
+
+def chains_of(block: TorchBlock, steps: int) -> "torch.Tensor":
+    """Where chains begin that have something to learn: int64 [C]."""
+    import torch
+
+    places = torch.arange(len(block.tokens), device=block.tokens.device)
+    useful = torch.zeros(len(places), dtype=torch.bool, device=places.device)
+    for step in range(steps):
+        at = places + 1 + step
+        inside = at < block.ends
+        useful |= inside & (block.weights[at.clamp(max=len(places) - 1)] > 0)
+    return places[useful & (places + 1 < block.ends)]
+
+
+def head_loss(model: HeadModel, block: TorchBlock, steps: int = STEPS) -> "torch.Tensor | None":
+    """The mean over a block's positions of each step, and over steps by weight; None where there is nothing to learn.
+
+    Cross-entropy from the verifier's probabilities of what can be drafted, as they are: a position whose likely tokens
+    cannot be drafted counts less.
+    """
+    total: torch.Tensor | None = None
+    weight = sum(DECAY**step for step in range(steps))
+    for step, (chains, hidden) in enumerate(unrolled_states(model, block, chains_of(block, steps), steps)):
+        at = chains + 1 + step
+        asked = block.weights[at] > 0
+        if not bool(asked.any()):
+            continue
+        at = at[asked]
+        loss = _cross_entropy(model.logits(hidden[asked]), block.draft_ids[at], block.shares[at])
+        weights = block.weights[at]
+        mean = DECAY**step / weight * (loss * weights).sum() / weights.sum()
+        total = mean if total is None else total + mean
+    return total
+
+
+def _cross_entropy(logits: "torch.Tensor", ids: "torch.Tensor", shares: "torch.Tensor") -> "torch.Tensor":
+    """Of each row: float32 [N] from logits [N, draft vocabulary], ids [N, 32] and their probabilities."""
+    logits = logits.float()
+    return shares.sum(-1) * logits.logsumexp(-1) - (shares * logits.gather(-1, ids)).sum(-1)

@@ -1,0 +1,71 @@
+"""Tiny heads and random text for them."""
+
+import numpy as np
+
+from calibration.draft_heads.data_folder import ANSWER, GIVEN, GeneratedSequence
+from calibration.draft_heads.head_model import HeadModel
+from quasar.checkpoints.spec import AttentionSpec, DecoderSpec, LayerSpec, MlpSpec, Rope
+from quasar.draft_heads.spec import DraftHeadSpec
+
+HIDDEN, VOCABULARY, DRAFTED, LAYERS = 32, 96, 40, 2
+
+
+def tiny_spec(**changes):
+    attention = AttentionSpec(num_heads=4, num_kv_heads=2, head_size=16, rope=Rope(theta=100.0))
+    decoder = DecoderSpec(
+        architecture="llama",
+        layers=(LayerSpec(attention=attention, mlp=MlpSpec(intermediate_size=48)),),
+        hidden_size=HIDDEN,
+        vocab_size=VOCABULARY,
+        context_length=512,
+        rms_norm_eps=1e-5,
+    )
+    values = {
+        "kind": "eagle3",
+        "decoder": decoder,
+        "feature_layers": (1, 2),
+        "target_hidden_size": HIDDEN,
+        "draft_vocab_size": DRAFTED,
+        **changes,
+    }
+    return DraftHeadSpec(**values)
+
+
+def random_tensors(spec, seed=0):
+    random = np.random.default_rng(seed)
+    return {
+        name: (random.standard_normal(shape) * 0.2 + (len(shape) == 1)).astype(np.float32)
+        for name, shape in spec.tensors().items()
+    }
+
+
+def tiny_model(spec, tensors, seed=1):
+    import torch
+
+    embedding = np.random.default_rng(seed).standard_normal((VOCABULARY, HIDDEN)).astype(np.float32)
+    return HeadModel(spec, tensors, torch.from_numpy(embedding), num_positions=128), embedding
+
+
+def drafted_tokens(seed=2):
+    return np.sort(np.random.default_rng(seed).permutation(VOCABULARY)[:DRAFTED])
+
+
+def random_sequence(number, length, *, given=3, seed=3, greedy=None):
+    """The next token is likely to be the one above it: a head can learn that."""
+    random = np.random.default_rng([seed, number])
+    tokens = (random.integers(VOCABULARY) + np.arange(length + 1)) % VOCABULARY
+    likely = np.zeros((length, 32), np.int32)
+    log_probabilities = np.full((length, 32), -np.inf, np.float16)
+    for position in range(given - 1, length):
+        others = random.permutation(VOCABULARY)[:31]
+        likely[position] = [tokens[position + 1], *others]
+        log_probabilities[position] = [np.log(0.69), *[np.log(0.01)] * 31]
+    return GeneratedSequence(
+        number=number,
+        greedy=number % 2 == 0 if greedy is None else greedy,
+        tokens=tokens[:length].astype(np.int32),
+        kinds=np.array([GIVEN] * given + [ANSWER] * (length - given), np.int8),
+        features=random.standard_normal((length, LAYERS * HIDDEN)).astype(np.float16),
+        likely=likely,
+        log_probabilities=log_probabilities,
+    )

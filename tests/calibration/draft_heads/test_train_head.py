@@ -1,0 +1,230 @@
+"""The command: a head that reads back, runs that are stopped and go on, refusals in one sentence."""
+
+import itertools
+import json
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from calibration.draft_heads import train_head as module
+from calibration.draft_heads.generated_text import TextLimits
+from calibration.draft_heads.head_options import TrainHeadOptions
+from calibration.draft_heads.target_tensors import feature_layers_for, first_tensors, head_spec
+from calibration.draft_heads.train_head import train_head
+from calibration.draft_heads.training import Training
+from engines.directory import open_directory
+from quasar.checkpoints import open_checkpoint
+from quasar.draft_heads.folder import open_draft_head
+from quasar.errors import BuildError, QuasarError
+from tests.tiny import save_tiny_model
+
+
+class KilledError(Exception):
+    pass
+
+
+class Heard:
+    def __init__(self):
+        self.lines = []
+
+    def stage(self, title, detail=""):
+        self.lines.append(f"{title} {detail}")
+
+
+def options_of(engine, output, **changes):
+    return TrainHeadOptions(directory=engine, output=output, **{"tokens": 1500, "updates": 4, **changes})
+
+
+def test_a_head_is_trained_and_reads_back(tiny_engine, tiny_model, tmp_path):
+    heard = Heard()
+    path = train_head(options_of(tiny_engine, tmp_path / "head", draft_vocab=128), heard)
+    target = open_checkpoint(str(tiny_model)).spec
+    head = open_draft_head(path, target)
+    assert head.spec == head_spec(target, num_layers=3, draft_vocab_size=128)
+    assert head.spec.feature_layers == (1, 2)
+    assert len(head.targets) == 128
+    assert 256 in head.targets
+    manifest = open_directory(tiny_engine).manifest
+    assert head.base_model == manifest.model["name"]
+    report = json.loads((path / "report.json").read_text())
+    assert report["engine"] == manifest.engine_hash
+    assert report["data"]["tokens"] >= 1500
+    assert report["training"]["updates"] == 4
+    assert report["vocabulary"]["tokens"] == 128
+    assert 0 < report["vocabulary"]["coverage"] <= 1
+    assert len(report["held_out"]["coverage"]["1"]) == 5
+    assert sorted(entry.name for entry in path.iterdir()) == ["config.json", "model.safetensors", "report.json"]
+    assert not path.with_name("head.partial").exists()
+    assert any(line.startswith("vocabulary 128 of 320 tokens") for line in heard.lines)
+
+
+def test_a_run_that_is_killed_goes_on(tiny_engine, tmp_path, monkeypatch):
+    data = tmp_path / "data"
+    whole = train_head(options_of(tiny_engine, tmp_path / "whole"), Heard())
+    options = options_of(tiny_engine, tmp_path / "head", data=data)
+    updates = []
+    make_update = Training._update
+
+    def update(self, blocks):
+        updates.append(blocks)
+        if len(updates) == 3:
+            raise KilledError
+        return make_update(self, blocks)
+
+    monkeypatch.setattr(Training, "_update", update)
+    with pytest.raises(KilledError):
+        train_head(options, Heard())
+    assert not (tmp_path / "head").exists()
+    heard = Heard()
+    path = train_head(options, heard)
+    assert not any(line.startswith(("generating", "engine")) for line in heard.lines)
+    assert (data / "index.jsonl").is_file()
+    for name in ("model.safetensors", "config.json"):
+        assert (path / name).read_bytes() == (whole / name).read_bytes()
+    # The text serves another head.
+    other = train_head(options_of(tiny_engine, tmp_path / "other", data=data, intermediate_size=32), Heard())
+    assert json.loads((other / "report.json").read_text())["head"]["intermediate_size"] == 32
+
+
+def test_a_finished_head_only_gets_its_name(tiny_engine, tmp_path):
+    options = options_of(tiny_engine, tmp_path / "head", updates=1)
+    path = train_head(options, Heard())
+    partial = path.rename(tmp_path / "head.partial")
+    # It was killed while it deleted what only the training needs.
+    (partial / ".trained").mkdir()
+    (partial / ".trained/training.safetensors").write_bytes(b"")
+    assert train_head(options, Heard()) == path
+    assert sorted(entry.name for entry in path.iterdir()) == ["config.json", "model.safetensors", "report.json"]
+
+
+def test_other_choices_say_what_to_delete(tiny_engine, tmp_path, monkeypatch):
+    def stop(*arguments):
+        raise KilledError
+
+    monkeypatch.setattr(module._Run, "make", stop)
+    with pytest.raises(KilledError):
+        train_head(options_of(tiny_engine, tmp_path / "head"), Heard())
+    with pytest.raises(BuildError, match=r"unfinished head with other choices \(seed differ\): delete it \(rm -r "):
+        train_head(options_of(tiny_engine, tmp_path / "head", seed=1), Heard())
+
+
+def test_a_clock_splits_the_time(tiny_engine, tmp_path, monkeypatch):
+    moments = itertools.count()
+    # A second passes whenever somebody looks.
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: float(next(moments))))
+    monkeypatch.setattr(module, "_FIRST_TOKENS", 512)
+    monkeypatch.setattr(module, "TextLimits", lambda: TextLimits(user=12, answer=40))
+    path = train_head(TrainHeadOptions(directory=tiny_engine, output=tmp_path / "head", minutes=6), Heard())
+    report = json.loads((path / "report.json").read_text())
+    assert 512 <= report["data"]["tokens"] < 20000
+    assert report["training"]["updates"] >= 4
+    assert 0.5 * 360 < report["seconds"] < 1.2 * 360
+
+
+def test_the_first_head_is_a_part_of_the_target(tiny_engine, tiny_model):
+    checkpoint = open_checkpoint(str(tiny_model))
+    spec = head_spec(checkpoint.spec, num_layers=3, draft_vocab_size=64)
+    tokens = np.arange(0, 320, 5)
+    tensors = first_tensors(checkpoint, spec, open_directory(tiny_engine).manifest, tokens, 0)
+    assert {name: value.shape for name, value in tensors.items()} == spec.tensors()
+    np.testing.assert_array_equal(tensors["lm_head.weight"], checkpoint.read("lm_head.weight")[tokens])
+    np.testing.assert_array_equal(
+        tensors["layers.0.mlp.down_proj.weight"], checkpoint.read("layers.2.mlp.down_proj.weight")
+    )
+    np.testing.assert_array_equal(
+        tensors["layers.0.self_attn.k_proj.weight"][:, 64:], checkpoint.read("layers.2.self_attn.k_proj.weight")
+    )
+    high = np.random.default_rng(0).standard_normal(128).astype(np.float32)
+    fused = tensors["fc.weight"] @ high
+    assert np.corrcoef(fused, high[64:])[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("intermediate", [48, 160])
+def test_an_mlp_of_another_size(tiny_engine, tiny_model, intermediate):
+    checkpoint = open_checkpoint(str(tiny_model))
+    spec = head_spec(checkpoint.spec, num_layers=3, draft_vocab_size=64, intermediate_size=intermediate)
+    tensors = first_tensors(checkpoint, spec, open_directory(tiny_engine).manifest, np.arange(64), 0)
+    assert tensors["layers.0.mlp.up_proj.weight"].shape == (intermediate, 64)
+
+
+@pytest.mark.parametrize(("layers", "expected"), [(1, (1,)), (3, (1, 2)), (5, (1, 2, 4)), (30, (2, 15, 27))])
+def test_feature_layers(layers, expected):
+    assert feature_layers_for(layers) == expected
+
+
+def said(arguments):
+    """What the command says when it refuses."""
+    from calibration.cli import app
+
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert isinstance(result.exception, QuasarError), result.exception
+    return str(result.exception)
+
+
+def test_refusals(tiny_engine, tmp_path):
+    few = tmp_path / "few.jsonl"
+    few.write_text('{"prompt": "Hello there"}\n' * 3)
+    output = tmp_path / "head"
+    assert "is no engine directory" in said([tmp_path / "nothing", "-o", output])
+    assert said([tiny_engine, "-o", output, "--prompts", few]) == (
+        f"{few} holds 3 prompts; 16 or more were expected, or no --prompts: the model writes them itself then"
+    )
+    assert said([tiny_engine, "-o", output, "--minutes", "0.5"]) == (
+        "--minutes is 0.5; 1 or more was expected, and 60 for a head of use"
+    )
+    assert "--draft-vocab is 2; 16 or more" in said([tiny_engine, "-o", output, "--draft-vocab", "2"])
+    (tmp_path / "taken").mkdir()
+    assert "exists: it is never overwritten" in said([tiny_engine, "-o", tmp_path / "taken"])
+    assert not output.with_name("head.partial").exists()
+
+
+def test_prompts_of_the_evaluation_are_refused(tiny_engine, tmp_path):
+    lines = [json.dumps({"prompt": f"A question about the number {number}, please."}) for number in range(20)]
+    prompts, excluded = tmp_path / "prompts.jsonl", tmp_path / "excluded.jsonl"
+    prompts.write_text("\n".join(lines))
+    excluded.write_text(lines[4])
+    message = said([tiny_engine, "-o", tmp_path / "head", "--prompts", prompts, "--exclude", excluded])
+    assert "prompt 5 ('a question about the number 4, please.'…) is also in" in message
+
+
+def test_a_model_that_is_gone(build_engine, tiny_model, tmp_path):
+    source = shutil.copytree(tiny_model, tmp_path / "model")
+    engine = build_engine(source)
+    other = save_tiny_model(tmp_path / "other", "llama", seed=9)
+    with pytest.raises(BuildError, match=r"is not the model that .* was built from"):
+        train_head(options_of(engine, tmp_path / "head", model=str(other)), Heard())
+    shutil.rmtree(tmp_path / "head.partial")
+    shutil.rmtree(source)
+    with pytest.raises(BuildError, match=r"was built from is gone \(.*\): say where it is with --model"):
+        train_head(options_of(engine, tmp_path / "head"), Heard())
+
+
+def test_an_engine_without_hidden_states(tiny_engine, tmp_path, monkeypatch):
+    from quasar.errors import EngineError
+
+    def refuse(directory, options):
+        raise EngineError("no output layers.0.output")
+
+    monkeypatch.setattr(module, "load_opened", refuse)
+    with pytest.raises(
+        BuildError, match=r"a draft head learns from hidden states, which .* cannot tell here: no output"
+    ):
+        train_head(options_of(tiny_engine, tmp_path / "head"), Heard())
+
+
+def test_torch_is_missing(tiny_engine, tmp_path, monkeypatch):
+    import builtins
+
+    original = builtins.__import__
+
+    def without_torch(name, *arguments):
+        if name == "torch":
+            raise ImportError(name=name)
+        return original(name, *arguments)
+
+    monkeypatch.setattr(builtins, "__import__", without_torch)
+    with pytest.raises(BuildError, match=r"torch is not installed; training a draft head needs it: run pip install"):
+        train_head(options_of(tiny_engine, tmp_path / "head"), Heard())
