@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from engines.contract import MAX_WIDTH
 from engines.probes.row_invariance import RowInvariance
-from evaluation.replay_conditions import ReplayClock, ReplayConditions
+from evaluation.replay_clock import ReplayClock
+from evaluation.replay_conditions import ReplayConditions
 from runtime.acceptance import accept, follow
 from runtime.control.control import Control
 from runtime.control.controller import Knowledge

@@ -1,13 +1,11 @@
-"""The engine and machine that a replay stands for, and the clock that goes by their latencies."""
+"""The engine and machine that a replay stands for."""
 
 import json
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from engines.contract import MAX_WIDTH
 from engines.directory import open_directory
@@ -15,40 +13,14 @@ from engines.latency import LatencySurface
 from engines.loaded import LoadedEngine
 from engines.probes.row_invariance import RowInvariance
 from engines.session import Positions
+from evaluation.replay_clock import ReplayClock
+from evaluation.replay_head import ReplayedHead
 from quasar.errors import GenerationError, PromptError
 from runtime.control.latency import LatencyModel
 from runtime.drafters.draft_engine import DraftEngines
 from runtime.drafters.named import VerifierProfile
 
-if TYPE_CHECKING:
-    from evaluation.replay_head import ReplayedHead
-
 _COSTS = 'cached length → width → milliseconds was expected, as in {"256": {"1": 9.0, "4": 10.3, "8": 15.5}}'
-
-
-class ReplayClock:
-    """Seconds as a replay counts them: those that pass here while it `ticks`, and those that it is charged."""
-
-    def __init__(self) -> None:
-        self.ticks = True
-        # Seconds that `charging` was given.
-        self.charged = 0.0
-        # Seconds that this work took here.
-        self._hidden = 0.0
-
-    def __call__(self) -> float:
-        """What the clock shows."""
-        return self.charged + (time.perf_counter() - self._hidden if self.ticks else 0.0)
-
-    @contextmanager
-    def charging(self, seconds: float) -> Iterator[None]:
-        """What is done meanwhile takes this long, whatever it takes here."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._hidden += time.perf_counter() - start
-            self.charged += seconds
 
 
 class ClockedSession:
@@ -78,7 +50,7 @@ class ReplayConditions:
     exact: RowInvariance
     target: VerifierProfile
     clock: ReplayClock = field(default_factory=ReplayClock)
-    head: "ReplayedHead | None" = None
+    head: ReplayedHead | None = None
 
     @classmethod
     def read(
@@ -134,8 +106,6 @@ class ReplayConditions:
         if with_head:
             if engine is None:
                 raise GenerationError("a draft head reads the verifier's hidden states: give --engine DIR, too")
-            from evaluation.replay_head import ReplayedHead  # which names this module's clock
-
             head = ReplayedHead(engine, LatencyModel(surface, widest=MAX_WIDTH), clock, head_step_ms)
         return cls(
             surface_ms=surface,

@@ -1,4 +1,4 @@
-"""A draft head in a replay: the verifier tells its hidden states of the recorded tokens, and steps have a price."""
+"""A draft head in a replay: the verifier tells its hidden states of recorded tokens, and steps take what is said."""
 
 import time
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from engines.draft_head import DraftHeadSession, HeadTargets
 from engines.loading import load_engine
 from engines.onnxruntime.load_options import OnnxRuntimeOptions
 from engines.session import Positions, Session
-from evaluation.replay_conditions import ReplayClock
+from evaluation.replay_clock import ReplayClock
 from quasar.errors import GenerationError
 from runtime.control.latency import LatencyModel
 from runtime.drafters.draft_head import DraftHeadCache
@@ -51,7 +51,7 @@ class ReplayedHead:
             )
         self._session: Session = loaded.session
         seconds = _step_seconds(loaded.draft_head) if step_ms is None else step_ms / 1e3
-        self.cache = DraftHeadCache(_PricedHead(loaded.draft_head, seconds, latency, clock), clock=clock)
+        self.cache = DraftHeadCache(_TimedHead(loaded.draft_head, seconds, latency, clock), clock=clock)
 
     def hidden_states(self, generation: TracedGeneration) -> tuple[Float32, ...]:
         """The verifier's, at every position but the last: float32 [n, hidden] by layer."""
@@ -65,7 +65,7 @@ class ReplayedHead:
         return tuple(np.concatenate(layer) for layer in zip(*parts, strict=True))
 
 
-class _PricedHead:
+class _TimedHead:
     """A head whose steps take, by a clock, what is said."""
 
     def __init__(self, head: DraftHeadSession, seconds: float, latency: LatencyModel, clock: ReplayClock) -> None:

@@ -108,9 +108,9 @@ def _precision(choice: str) -> Precision:
 
 def _write(opened: EngineDirectory, prepared: PreparedDraftHead, embedding: "ir.ExternalTensor") -> DraftHeadFiles:
     """Write graphs and weights; what the manifest says of them."""
-    # They import onnx_ir, which a refusal does not wait for.
     import onnx_ir as ir
 
+    # They import onnx_ir, which a refusal does not wait for.
     from export.draft_head import build_fuse, build_head
     from export.passes import LinearsToNative, LowerToNative, StoredWeights, UnsignedActivations
     from export.weight_file import WeightFile

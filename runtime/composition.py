@@ -9,7 +9,7 @@ from runtime.active_request import ActiveRequest
 from runtime.control.candidates import NO_SELECTION, JointSelection, Prepared, select_jointly
 from runtime.control.controller import Knowledge
 from runtime.control.growth import grow, kind_of_pass
-from runtime.control.latency import NO_PRICE, Latencies, Price
+from runtime.control.latency import NO_THRESHOLD, Latencies, Threshold
 from runtime.kv_cache import PREFIX_STEP, common_length
 from runtime.segment import NO_PROPOSAL, Proposal, Segment
 from runtime.slots import ScheduledSequence, Slots
@@ -20,8 +20,8 @@ PATIENCE = 0.05
 # positions of prompts that it holds at least.
 STALL_SECONDS = 0.1
 _LEAST_CHUNK = 16
-# Drafts of a pass, at most, whose price decides whether any are prepared.
-_PRICED = 32
+# Drafts of a pass, at most, whose threshold decides whether any are prepared.
+_CONSIDERED = 32
 
 
 class Composer:
@@ -144,13 +144,13 @@ class Composer:
             return [NO_PROPOSAL] * len(decoding)
         cached = [request.decoding.sequence.cache_length for request in decoding]
         prompts = [(segment.cache_length, len(segment.tokens)) for segment in fed]
-        price = NO_PRICE
+        threshold = NO_THRESHOLD
         if self._knowledge is not None:
-            price = self._knowledge().latency.price(
-                [(length, 1) for length in cached], beside=prompts, most=max(0, min(room, _PRICED))
+            threshold = self._knowledge().latency.threshold(
+                [(length, 1) for length in cached], beside=prompts, most=max(0, min(room, _CONSIDERED))
             )
         # What is drafted whatever it brings must fit, too.
-        prepared = [self._prepare(request, price, most=room // len(decoding)) for request in decoding]
+        prepared = [self._prepare(request, threshold, most=room // len(decoding)) for request in decoding]
         parts = [one for one in prepared if isinstance(one, Prepared)]
         # Nobody needs to compare where there is nothing to choose from.
         selection, prompt_seconds = NO_SELECTION, 0.0
@@ -215,11 +215,11 @@ class Composer:
         gains.count(kind, with_head=selection, without=plain)
         return selection
 
-    def _prepare(self, request: ActiveRequest, price: Price, *, most: int) -> Proposal | Prepared:
+    def _prepare(self, request: ActiveRequest, threshold: Threshold, *, most: int) -> Proposal | Prepared:
         """A sequence's drafts, or what they may be chosen from; none where it does not pay to ask for any."""
         decoding = request.decoding
         with request.own_errors:
-            if decoding.drafts and decoding.control.asks(price):
+            if decoding.drafts and decoding.control.asks(threshold):
                 return decoding.prepare(most)
         return NO_PROPOSAL
 

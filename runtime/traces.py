@@ -17,7 +17,7 @@ from typing import Any, Self
 from quasar.errors import GenerationError
 from runtime.control.candidates import Prepared
 from runtime.control.control import Control
-from runtime.control.latency import Price
+from runtime.control.latency import Threshold
 from runtime.drafters.base import Float32, Int64
 from runtime.segment import Outcome, Proposal
 
@@ -99,9 +99,9 @@ class RecordingControl:
         """As `Control`."""
         return self._control.propose(context, most, cache_length)
 
-    def asks(self, price: Price) -> bool:
+    def asks(self, threshold: Threshold) -> bool:
         """As `Control`."""
-        return self._control.asks(price)
+        return self._control.asks(threshold)
 
     def prepare(self, context: Int64, most: int, cache_length: int) -> Prepared | None:
         """As `Control`."""

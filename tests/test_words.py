@@ -99,6 +99,7 @@ SHARED_MODULES = {
     "catalog.py": "all precisions, and all GPU kernels",
     "cli.py": "every program has one",
     "compiled.py": "GPU kernels, and the sampler",
+    "draft_head.py": "what one is in a directory, its graphs, its session, and what drafts with it",
     "files.py": "the common functions, and a back end's part of the manifest",
     "kv_compact.py": "an operator's reference and its kernel",
     "latency.py": "engines measure it, the controller models it",

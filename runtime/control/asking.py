@@ -5,7 +5,7 @@ long to prepare as a tenth of the pass. A sequence's drafters are asked while th
 latest askings brought. Otherwise they are tried from time to time, for a fixed share of what passes take.
 """
 
-from runtime.control.latency import Price
+from runtime.control.latency import Threshold
 
 # Of a sequence's share of a pass, what trials may take while asking does not pay.
 _TRIAL_SHARE = 0.005
@@ -16,7 +16,7 @@ _FIRST = 16
 # A trial that took so many times the mean was interrupted: it counts as this much.
 _MOST_RATIO = 4.0
 # Where drafts must be so much less likely to pay than when they were last asked for, what was learnt is out of date.
-_CHEAPER = 0.8
+_LOWERED = 0.8
 
 
 class Asking:
@@ -55,21 +55,21 @@ class SequenceAsking:
         self._least = float("inf")
         self._asked = 0
 
-    def asks(self, price: Price) -> bool:
+    def asks(self, threshold: Threshold) -> bool:
         """Whether to ask for the next pass."""
-        if price.least >= 1.0:
+        if threshold.least >= 1.0:
             return False
         everywhere = self._everywhere
-        self._allowance += _TRIAL_SHARE * price.token_seconds
+        self._allowance += _TRIAL_SHARE * threshold.token_seconds
         saves = everywhere.saves if self._saves is None else self._saves
         if (
             everywhere.known
             and saves < everywhere.takes
             and self._allowance < everywhere.takes
-            and price.least >= _CHEAPER * self._least
+            and threshold.least >= _LOWERED * self._least
         ):
             return False
-        self._allowance, self._least = 0.0, price.least
+        self._allowance, self._least = 0.0, threshold.least
         return True
 
     def gained(self, seconds: float) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from runtime.control.candidates import Prepared
-from runtime.control.latency import Price
+from runtime.control.latency import Threshold
 from runtime.drafters.base import Float32, Int64, ObservingDrafter
 from runtime.segment import NO_PROPOSAL, Outcome, Proposal
 
@@ -21,7 +21,7 @@ class Control(Protocol):
     def propose(self, context: Int64, most: int, cache_length: int) -> Proposal:
         """What to verify after `context` int64 [n] (a view of a buffer that grows): at most so many drafts."""
 
-    def asks(self, price: Price) -> bool:
+    def asks(self, threshold: Threshold) -> bool:
         """Whether drafts are worth preparing for the next pass that sequences share; called once for each."""
 
     def prepare(self, context: Int64, most: int, cache_length: int) -> Prepared | None:
@@ -52,7 +52,7 @@ class Control(Protocol):
 class AloneControl:
     """A control that proposes on its own, whatever else is in the pass."""
 
-    def asks(self, price: Price) -> bool:  # noqa: ARG002 - the form of `Control`
+    def asks(self, threshold: Threshold) -> bool:  # noqa: ARG002 - the form of `Control`
         """As `Control`."""
         return True
 

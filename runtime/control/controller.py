@@ -9,7 +9,7 @@ from runtime.control.candidates import NO_CANDIDATES, Candidates, Prepared, Sele
 from runtime.control.control import tell, tell_prompt
 from runtime.control.estimates import Estimates, Prior, SequenceEstimates
 from runtime.control.growth import HeadGains, Sprout, grow, kind_of_round
-from runtime.control.latency import Latencies, LatencyModel, Price
+from runtime.control.latency import Latencies, LatencyModel, Threshold
 from runtime.drafters.base import (
     NO_DRAFT,
     Draft,
@@ -120,9 +120,9 @@ class Controller:
                 return slow
         return self._proposal(selection.chosen, tokens=selection.tokens, seconds=selection.seconds)
 
-    def asks(self, price: Price) -> bool:
+    def asks(self, threshold: Threshold) -> bool:
         """As `Control`."""
-        return bool(self._fast) and self._most > 0 and self._asking.asks(price)
+        return bool(self._fast) and self._most > 0 and self._asking.asks(threshold)
 
     def prepare(self, context: Int64, most: int, cache_length: int) -> Prepared | None:  # noqa: ARG002 - the form of `Control`
         """As `Control`: what the fast drafters propose. A slow one would hold up all sequences of the pass."""

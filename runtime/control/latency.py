@@ -27,7 +27,7 @@ _CORRECTED_EVERY = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Price:
+class Threshold:
     """What a pass that sequences share costs, by which they decide whether to draft at all.
 
     `least`: the probability that a draft must exceed to bring more tokens per second; from 1 on none does.
@@ -39,7 +39,7 @@ class Price:
 
 
 # Where no latencies are known.
-NO_PRICE = Price(least=0.0, token_seconds=0.0)
+NO_THRESHOLD = Threshold(least=0.0, token_seconds=0.0)
 
 
 class LatencyModel:
@@ -123,7 +123,9 @@ class LatencyModel:
         total, attention = self._sums_of(parts)
         return self._correction_at(total) * self._shared * (self._linears(total) + attention)
 
-    def price(self, parts: Sequence[tuple[int, int]], *, beside: Sequence[tuple[int, int]], most: int) -> "Price":
+    def threshold(
+        self, parts: Sequence[tuple[int, int]], *, beside: Sequence[tuple[int, int]], most: int
+    ) -> "Threshold":
         """What drafts cost beside rounds, prompts counted as in `of_rounds`; `most`: drafts, at most."""
         total, attention = self._sums_of(parts)
         seconds = self._correction_at(total) * self._shared * (self._linears(total) + attention)
@@ -131,7 +133,7 @@ class LatencyModel:
         _, ahead = self._linears_ahead(total + prompts, -(-most // _MOST_STEP) * _MOST_STEP)
         least = float(ahead[0]) + (attention + further) / (total + prompts)
         least *= self._correction_at(total + prompts) * self._shared
-        return Price(least=least * len(parts) / seconds, token_seconds=seconds / len(parts))
+        return Threshold(least=least * len(parts) / seconds, token_seconds=seconds / len(parts))
 
     def of_rounds(
         self, parts: Sequence[tuple[int, int]], *, beside: Sequence[tuple[int, int]], most: int

@@ -10,7 +10,8 @@ import runtime
 from engines.directory import open_directory
 from engines.probes.row_invariance import RowInvariance
 from evaluation.replay import Replay, halves, replay, simulate, total
-from evaluation.replay_conditions import ReplayClock, ReplayConditions
+from evaluation.replay_clock import ReplayClock
+from evaluation.replay_conditions import ReplayConditions
 from evaluation.traces import read_trace
 from quasar.errors import GenerationError
 from runtime.control import FixedControl

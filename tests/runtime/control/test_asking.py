@@ -5,14 +5,14 @@ import pytest
 
 from runtime.control.asking import _FIRST, _TRIAL_SHARE, Asking, SequenceAsking
 from runtime.control.controller import Controller, Knowledge
-from runtime.control.latency import LatencyModel, Price
+from runtime.control.latency import LatencyModel, Threshold
 from runtime.drafters import Draft, PromptLookup
 from tests.runtime.scheduling import Service, answer_alone
 
 # Milliseconds: of two positions or more, each takes longer than a pass brings per token; and next to nothing.
 DEAR = {256: {1: 10.0, 8: 90.0}}
 CHEAP = {256: {1: 10.0, 8: 10.1}}
-FAIR = Price(least=0.5, token_seconds=2e-3)
+FAIR = Threshold(least=0.5, token_seconds=2e-3)
 COUNT = 60
 
 
@@ -76,7 +76,7 @@ class TestSharedPasses:
         # Every round but the prompt's and the last, which has no room for a draft.
         assert drafter.asked == COUNT - 2
 
-    def test_asked_again_once_prices_have_fallen(self):
+    def test_asked_again_once_thresholds_have_fallen(self):
         knowledge = Knowledge(LatencyModel(DEAR, widest=32))
         service = Service(slots=2, knowledge=lambda: knowledge)
         drafter = Counted(right=True)
@@ -135,15 +135,15 @@ class TestOneSequence:
 
     def test_no_trial_where_no_draft_can_pay(self):
         asking = SequenceAsking(Asking())
-        assert not any(asking.asks(Price(least=1.0, token_seconds=1.0)) for _ in range(1000))
+        assert not any(asking.asks(Threshold(least=1.0, token_seconds=1.0)) for _ in range(1000))
 
-    def test_lower_prices_are_tried_at_once(self):
+    def test_lower_thresholds_are_tried_at_once(self):
         asking = SequenceAsking(learnt())
-        assert asking.asks(Price(least=0.9, token_seconds=2e-3))
+        assert asking.asks(Threshold(least=0.9, token_seconds=2e-3))
         asking.gained(0.0)
-        assert not asking.asks(Price(least=0.85, token_seconds=2e-3))
-        assert asking.asks(Price(least=0.6, token_seconds=2e-3))
-        assert not asking.asks(Price(least=0.6, token_seconds=2e-3))
+        assert not asking.asks(Threshold(least=0.85, token_seconds=2e-3))
+        assert asking.asks(Threshold(least=0.6, token_seconds=2e-3))
+        assert not asking.asks(Threshold(least=0.6, token_seconds=2e-3))
 
     def test_an_interruption_counts_a_few_times_the_mean(self):
         everywhere = learnt()

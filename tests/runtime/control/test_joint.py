@@ -87,17 +87,17 @@ class TestSelection:
 
 class TestLatencyOfAPass:
     @pytest.mark.parametrize("beside", [[], [(200, 64)]], ids=["alone", "beside a prompt"])
-    def test_the_price_is_that_of_the_next_drafts(self, beside):
+    def test_the_threshold_is_that_of_the_next_drafts(self, beside):
         model = LatencyModel(SURFACE, widest=32)
         parts = [(16, 1), (500, 1), (1020, 2)]
-        price = model.price(parts, beside=beside, most=32)
+        threshold = model.threshold(parts, beside=beside, most=32)
         latency, _ = model.of_rounds(parts, beside=beside, most=32)
-        assert price.token_seconds == pytest.approx(latency.seconds[0] / 3)
-        assert price.least == pytest.approx(latency.least_ahead[0] * 3 / latency.seconds[0])
+        assert threshold.token_seconds == pytest.approx(latency.seconds[0] / 3)
+        assert threshold.least == pytest.approx(latency.least_ahead[0] * 3 / latency.seconds[0])
         assert model.seconds_of(parts) == pytest.approx(model.of_pass(parts, most=0).seconds[0])
 
     def test_no_draft_pays_where_there_is_no_room(self):
-        assert LatencyModel(SURFACE, widest=32).price([(16, 1)], beside=[], most=0).least == float("inf")
+        assert LatencyModel(SURFACE, widest=32).threshold([(16, 1)], beside=[], most=0).least == float("inf")
 
     def test_one_sequence_takes_what_was_recorded(self):
         model = LatencyModel(SURFACE, widest=32)
