@@ -2,8 +2,9 @@
 
 All texts pass a block before the next one is loaded: the float model's hidden states, and beside them those of every
 candidate (a quantized model) over held-out text. In a block, each step of the search (`calibration.search`) starts from
-the best numbers so far; it is kept if the block's output over held-out text comes nearer to the float model's, and a
-step that gains nothing in the first blocks is not tried in the others. The candidates' KL is measured at the end.
+the best numbers so far; it is kept if the block's output over held-out text comes nearer to the float model's, else in
+those linears alone that bring it nearer, and a step that gains nothing in the first blocks is not tried in the others.
+The candidates' KL is measured at the end.
 
 The walk is saved after blocks, and goes on from there when it is started again.
 """
@@ -196,10 +197,17 @@ class BlockSearch:
                 for name, linear in linears.items()
             }
             tried = {name: quantize_linear(samples[name], trial) for name, trial in trials.items()}
-            reached = judge.error(tried)
-            self._judge(step, least, reached)
+            before, reached = least, judge.error(tried)
             if reached < least:
                 best, least = tried, reached
+            elif len(tried) > 1:
+                # What one linear loses may hide what the others gain.
+                for name, linear in tried.items():
+                    mixed = {**best, name: linear}
+                    reached = judge.error(mixed)
+                    if reached < least:
+                        best, least = mixed, reached
+            self._judge(step, before, least)
         return best
 
     def _record(self, step: str) -> dict[str, Any]:

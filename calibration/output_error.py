@@ -36,6 +36,17 @@ class LinearSample:
         weight = self.weight[self.thin_outputs].float()
         return replace(self, x=self.x[every], token_weights=self.token_weights[every], weight=weight)
 
+    def crossed(self, tokens: int) -> "Iterator[tuple[torch.Tensor, LinearSample]]":
+        """For each half of the sample, the other's amax float32 [inputs], and the half, thinned to so many tokens.
+
+        Halves are runs of tokens, so that they share one text at most. A single token is both.
+        """
+        middle = len(self.x) // 2
+        parts = (slice(0, middle), slice(middle, None)) if middle else (slice(None),)
+        for seen, judging in zip(parts, reversed(parts), strict=True):
+            half = replace(self, x=self.x[judging], token_weights=self.token_weights[judging])
+            yield self.x[seen].abs().amax(0), half.thinned(tokens)
+
     @property
     def thin_outputs(self) -> slice:
         """The outputs of `thinned`."""

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 FIRST_ALPHA = 0.5
 # That tell whether a factor helps at another precision.
 _FEW_TOKENS = 128
+# Of each half that judges an alpha.
+_JUDGING_TOKENS = 256
 _ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 Effort = Literal["quick", "normal", "thorough"]
@@ -117,12 +119,19 @@ class LinearSearch:
         return Trial(choice, factor)
 
     def _best_alpha(self, linear: Linear, sample: LinearSample) -> Trial:
-        precision, thin = precision_of(self._recipe.linears[linear.name]), sample.thinned()
+        precision = precision_of(self._recipe.linears[linear.name])
         alphas = (None, *(_ALPHAS if takes_factor(self._spec, linear.name) else ()))
-        factors = {alpha: self._factor(linear, sample, alpha) for alpha in alphas}
-        errors = {alpha: thin.error(precision, factor) for alpha, factor in factors.items()}
-        alpha = min(errors, key=lambda one: errors[one])
-        return self._with_clipping(sample, replace(self.fixed(linear, sample, alpha).choice), factors[alpha])
+        weight_amax, parts = sample.weight_amax(), list(sample.crossed(_JUDGING_TOKENS))
+        # Judged by text that the factor has not seen: a large alpha makes a small factor of a channel that happened to
+        # be silent, and the token that fires it is rounded with that channel's step.
+        errors = {
+            alpha: sum(
+                judging.error(precision, self._factor_of(linear, amax, weight_amax, alpha)) for amax, judging in parts
+            )
+            for alpha in alphas
+        }
+        trial = self.fixed(linear, sample, min(errors, key=lambda one: errors[one]))
+        return self._with_clipping(sample, trial.choice, trial.factor)
 
     def _learned_smoothing(self, base: Trial, linear: Linear, sample: LinearSample) -> Trial:
         choice, factor = base.choice, base.factor
@@ -152,12 +161,16 @@ class LinearSearch:
         return Trial(replace(choice, range="max"), factor)
 
     def _factor(self, linear: Linear, sample: LinearSample, alpha: float | None) -> "torch.Tensor | None":
+        return None if alpha is None else self._factor_of(linear, sample.amax, sample.weight_amax(), alpha)
+
+    def _factor_of(
+        self, linear: Linear, amax: "torch.Tensor", weight_amax: "torch.Tensor", alpha: float | None
+    ) -> "torch.Tensor | None":
         import torch
 
         if alpha is None:
             return None
-        factor = group_factor(self._spec, linear.name, sample.amax.numpy(), sample.weight_amax().numpy(), alpha)
-        return torch.from_numpy(factor).float()
+        return torch.from_numpy(group_factor(self._spec, linear.name, amax.numpy(), weight_amax.numpy(), alpha)).float()
 
 
 def quantize_linear(sample: LinearSample, trial: Trial) -> RoundedLinear:

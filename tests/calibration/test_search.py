@@ -201,6 +201,23 @@ def test_a_step_that_gains_nothing_is_dropped(tmp_path, monkeypatch):
     assert quick.divergences == walked.divergences
 
 
+def test_a_step_that_one_linear_spoils_is_kept_in_the_others(tmp_path, monkeypatch):
+    case = Case(tmp_path)
+    real = LinearSearch.step
+
+    def spoiled(self, name, base, linear, sample):
+        if linear.name.endswith("down_proj"):
+            return Trial(replace(base.choice, smoothing="refined"), torch.linspace(1, 1e4, linear.inputs))
+        return real(self, name, base, linear, sample)
+
+    monkeypatch.setattr(LinearSearch, "step", spoiled)
+    walked = case.walk()
+    refined = {name for name, one in walked.models["w8a8-token"].choices.items() if one.smoothing == "refined"}
+    in_blocks = refined - {case.spec.head.name}
+    assert in_blocks
+    assert not any(name.endswith("down_proj") for name in in_blocks)
+
+
 def test_a_thorough_search_tries_every_step(case):
     walked = case.walk("thorough", name="thorough")
     assert [step["step"] for step in walked.trace] == list(STEPS["thorough"])

@@ -11,6 +11,9 @@ from calibration.gptq import gptq_round
 from calibration.learned_smoothing import learn_factor
 from calibration.output_error import LinearSample
 from calibration.precisions.catalog import precision_of
+from calibration.recipe import make_recipe
+from calibration.search import LinearSearch
+from quasar.checkpoints import open_checkpoint
 from quasar.numerics import (
     BLOCK,
     apply_scale,
@@ -20,6 +23,7 @@ from quasar.numerics import (
     quantize_weight,
     round_weight,
 )
+from tests.tiny import save_tiny_model
 
 TOKEN, BLOCKS, STATIC = (precision_of(name) for name in ("w8a8-token", "w8a8-block", "w8a8-static"))
 
@@ -129,3 +133,40 @@ def test_static_range_leaves_out_what_hardly_ever_comes():
     assert name.startswith("percentile 99.")
     assert scale < amax / 127 / 10
     assert sample.error(STATIC, None, static_scale=scale) < sample.error(STATIC, None)
+
+
+def sample_of_words(words, linear) -> LinearSample:
+    """Inputs of which each token fires the channel of its word alone, as in a first block's MLP."""
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn((len(words), linear.inputs), generator=random)
+    x[:, :48] *= 0.02
+    x[torch.arange(len(words)), torch.tensor(words)] = 20
+    weight = torch.randn((linear.outputs, linear.inputs), generator=random) * 0.1
+    return LinearSample(x=x, weight=weight, amax=x.abs().amax(0), token_weights=torch.ones(len(words)))
+
+
+def test_alpha_per_group_is_chosen_by_words_that_its_factor_has_not_seen(tmp_path):
+    spec = open_checkpoint(str(save_tiny_model(tmp_path, "llama", num_hidden_layers=1))).spec
+    search = LinearSearch(spec, make_recipe(spec, precision="w8a8", alpha="auto"))
+    linear = next(one for one in spec.layer_linears(0) if one.name.endswith("gate_up_proj"))
+    # The words of the first half, of the second, and of other text.
+    fitted = sample_of_words([token % 16 for token in range(128)] + [16 + token % 16 for token in range(128)], linear)
+    other = sample_of_words([32 + token % 16 for token in range(128)], linear)
+    errors = {
+        alpha: fitted.error(TOKEN, search.fixed(linear, fitted, alpha).factor) for alpha in (0.3, 0.5, 0.6, 0.7, 0.8)
+    }
+    best_seen = min(errors, key=lambda alpha: errors[alpha])
+    chosen = search.step("alpha per group", search.begin(linear, fitted), linear, fitted)
+    assert best_seen >= 0.6
+    assert chosen.choice.alpha is None or chosen.choice.alpha < best_seen
+    assert other.error(TOKEN, chosen.factor) < 0.5 * other.error(TOKEN, search.fixed(linear, fitted, best_seen).factor)
+
+
+def test_halves_of_a_sample_judge_each_other():
+    sample = sample_with_outliers(tokens=9)
+    (first_amax, second), (second_amax, first) = sample.crossed(100)
+    torch.testing.assert_close(torch.cat([first.x, second.x]), sample.x)
+    torch.testing.assert_close(first_amax, first.x.abs().amax(0))
+    torch.testing.assert_close(second_amax, second.x.abs().amax(0))
+    ((amax, alone),) = sample_with_outliers(tokens=1).crossed(100)
+    torch.testing.assert_close(amax, alone.x[0].abs())
