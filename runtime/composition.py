@@ -16,7 +16,7 @@ from runtime.slots import ScheduledSequence, Slots
 
 # Seconds that a sequence whose consumer does not ask for its next step keeps its slot while others wait for one.
 PATIENCE = 0.05
-# Seconds that a pass with chunks of prompts may take, by the latencies known, where others decode in it; and the
+# Seconds that a pass with chunks of prompts may take, by the latencies known, where others wait for its end; and the
 # positions of prompts that it holds at least.
 STALL_SECONDS = 0.1
 _LEAST_CHUNK = 16
@@ -91,8 +91,9 @@ class Composer:
         room = self._most_positions - len(decoding)
         sizes: list[int | None] = [None] * len(prompts)
         if self._shares and prompts:
-            budget = max(1, min(room, self._prompt_budget(len(decoding))))
-            sizes = list(chunk_sizes([one.decoding.sequence.prompt_left for one in prompts], budget))
+            left = [one.decoding.sequence.prompt_left for one in prompts]
+            budget = max(1, min(room, self._prompt_budget(len(decoding), left)))
+            sizes = list(chunk_sizes(left, budget))
         for request, size in zip(prompts, sizes, strict=True):
             if size != 0:
                 with request.own_errors:
@@ -126,12 +127,21 @@ class Composer:
                 return True
         return False
 
-    def _prompt_budget(self, num_decoding: int) -> int:
-        """Positions of prompts in the next pass."""
-        if not num_decoding or self._knowledge is None:
+    def _prompt_budget(self, num_decoding: int, left: Sequence[int]) -> int:
+        """Positions of prompts in the next pass.
+
+        Its time is bounded where others wait for its end: sequences that decode in it, and beside a long prompt the short
+        ones whose first token it brings.
+
+        Args:
+            left: positions that each prompt still has to be fed.
+        """
+        if self._knowledge is None:
             return self._most_positions
         most: int = self._knowledge().latency.positions_within(self._stall_seconds)
-        return max(_LEAST_CHUNK, most - num_decoding)
+        most = max(_LEAST_CHUNK, most - num_decoding)
+        ends_early = min(left) <= most // 2 and sum(left) > self._most_positions
+        return most if num_decoding or ends_early else self._most_positions
 
     def _proposals(self, decoding: list[ActiveRequest], fed: Sequence[Segment], room: int) -> list[Proposal]:
         """What is drafted for each sequence that decodes; `fed`: what the pass holds of prompts."""
