@@ -8,6 +8,7 @@ from typing import Any
 from runtime.prompt_ids import Prompt
 from serving.api_errors import ApiError, ErrorAnswer, invalid, too_long
 from serving.sampling_fields import MOST_CHOICES
+from serving.structured_fields import AnswerFormat
 from serving.tools.call_formats import CallFormat
 from serving.tools.call_parser import CallRules
 
@@ -108,6 +109,53 @@ class ApiRequest:
         return options
 
 
+def make_request(
+    fields: Mapping[str, Any],
+    options: Mapping[str, Any],
+    *,
+    chat: bool,
+    prompts: tuple[Prompt, ...],
+    key: str,
+    logprobs: int | None = None,
+    wanted: AnswerFormat | None = None,
+    echo: tuple[str, ...] = (),
+    calls: CallRules | None = None,
+) -> ApiRequest:
+    """The request that checked fields make, with what chats and completions have in common.
+
+    `options`: those of the runtime that are not read here; `wanted`: what the answer looks like; `key`: what tells the
+    sender from others. The rest is `ApiRequest`'s.
+
+    Raises `ApiError` for too many answers, and for fields that contradict each other.
+    """
+    n = fields.get("n", 1)
+    _check_choices(n * len(prompts))
+    stream, include_usage = _streaming(fields)
+    options = dict(options)
+    if logprobs is not None:
+        options["logprobs"] = logprobs
+    if wanted is not None:
+        options["response_format"] = wanted.value
+    salt = salt_of(fields, key, n)
+    if salt is not None:
+        options["cache_salt"] = salt
+    return ApiRequest(
+        chat=chat,
+        prompts=prompts,
+        options=options,
+        n=n,
+        stream=stream,
+        include_usage=include_usage,
+        logprobs=logprobs,
+        echo=echo,
+        return_token_ids=fields.get("return_token_ids", False),
+        return_rounds=fields.get("return_rounds", False),
+        calls=calls,
+        option_fields={} if wanted is None else {"response_format": wanted.field},
+        user=fields.get("safety_identifier", ""),
+    )
+
+
 def salt_of(fields: Mapping[str, Any], key: str, n: int) -> str | None:
     """Whose positions may serve a prompt: requests that came with the same key and name the same cache.
 
@@ -120,7 +168,7 @@ def salt_of(fields: Mapping[str, Any], key: str, n: int) -> str | None:
     return f"{key}//{secrets.token_hex(8)}" if n > 1 else None
 
 
-def streaming(fields: Mapping[str, Any]) -> tuple[bool, bool]:
+def _streaming(fields: Mapping[str, Any]) -> tuple[bool, bool]:
     """Whether the answer is streamed, and whether its usage is told at the end."""
     stream = bool(fields.get("stream", False))
     if "stream_options" in fields and not stream:
@@ -128,7 +176,7 @@ def streaming(fields: Mapping[str, Any]) -> tuple[bool, bool]:
     return stream, bool(fields.get("stream_options", {}).get("include_usage", False))
 
 
-def check_choices(count: int) -> None:
+def _check_choices(count: int) -> None:
     """Raise `ApiError` if a request asks for too many answers."""
     if count > MOST_CHOICES:
         raise invalid("n", f"the request asks for {count} answers; at most {MOST_CHOICES} were expected")

@@ -3,13 +3,14 @@
 import json
 from typing import Any
 
+from runtime.grammar.formats import ResponseFormat
 from serving.api_errors import invalid
-from serving.api_request import ApiRequest, ServedModel, salt_of, streaming
+from serving.api_request import ApiRequest, ServedModel, make_request
 from serving.chat_messages import characters_of, for_template, read_messages
 from serving.predicted_output import read_prediction
 from serving.request_fields import Field, boolean, integer, json_object, only, read_fields, string, table_of
 from serving.sampling_fields import MOST_LOGPROBS, MOST_TOKENS, SAMPLING_FIELDS, sampling_options
-from serving.structured_fields import answer_format
+from serving.structured_fields import AnswerFormat, answer_format
 from serving.tools.call_grammar import call_grammar
 from serving.tools.call_support import call_rules
 from serving.tools.tool_fields import TOOL_FIELDS, tool_use
@@ -59,41 +60,25 @@ def read_chat_request(body: Any, model: ServedModel, *, key: str = "") -> ApiReq
     shown = [] if use is None else [tool.for_template() for tool in use.shown]
     model.check_length("messages", characters_of(messages) + len(json.dumps(shown)))
     model.check_length("prediction", len(fields.get("prediction", "")), "prediction")
-    stream, include_usage = streaming(fields)
-    n = fields.get("n", 1)
     options = sampling_options(_one_limit(fields), CHAT_FIELDS, {**model.defaults, "max_new_tokens": model.max_tokens})
-    logprobs = _logprobs(fields)
-    if logprobs is not None:
-        options["logprobs"] = logprobs
-    wanted = answer_format(fields)
-    if wanted is not None:
-        options["response_format"] = wanted.value
-    calls = None
-    option_fields = {} if wanted is None else {"response_format": wanted.field}
+    wanted, calls = answer_format(fields), None
     if use is not None:
         calls = call_rules(use, model.calls, model.no_calls, fields, wanted)
         options["tools"] = shown
         if calls.certain:
-            options["response_format"] = {"type": "grammar", "grammar": call_grammar(use, calls.format)}
-            option_fields = {"response_format": "tools"}
+            grammar: ResponseFormat = {"type": "grammar", "grammar": call_grammar(use, calls.format)}
+            wanted = AnswerFormat(field="tools", value=grammar)
     _check_generation_prompt(fields)
-    salt = salt_of(fields, key, n)
-    if salt is not None:
-        options["cache_salt"] = salt
-    return ApiRequest(
+    return make_request(
+        fields,
+        options,
         chat=True,
         # Messages were checked one by one.
         prompts=(for_template(messages, model.template),),  # type: ignore[arg-type]
-        options=options,
-        n=n,
-        stream=stream,
-        include_usage=include_usage,
-        logprobs=logprobs,
-        return_token_ids=fields.get("return_token_ids", False),
-        return_rounds=fields.get("return_rounds", False),
+        key=key,
+        logprobs=_logprobs(fields),
+        wanted=wanted,
         calls=calls,
-        option_fields=option_fields,
-        user=fields.get("safety_identifier", ""),
     )
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from runtime.prompt_ids import Prompt
 from serving.api_errors import invalid
-from serving.api_request import ApiRequest, ServedModel, check_choices, salt_of, streaming
+from serving.api_request import ApiRequest, ServedModel, make_request
 from serving.request_fields import Field, boolean, integer, only, read_fields, table_of, wrong
 from serving.sampling_fields import MOST_CHOICES, MOST_LOGPROBS, SAMPLING_FIELDS, sampling_options
 from serving.structured_fields import answer_format
@@ -57,32 +57,16 @@ def read_completion_request(body: Any, model: ServedModel, *, key: str = "") -> 
     for one in prompts:
         # Ids are as many tokens; the runtime says so in its own words.
         model.check_length("prompt", len(one) if isinstance(one, str) else 0)
-    stream, include_usage = streaming(fields)
-    n = fields.get("n", 1)
-    check_choices(n * len(prompts))
     defaults = {**model.defaults, "chat_template": False, "max_new_tokens": min(_MAX_TOKENS, model.max_tokens)}
-    options = sampling_options(fields, COMPLETION_FIELDS, defaults)
-    logprobs = fields.get("logprobs")
-    if logprobs is not None:
-        options["logprobs"] = logprobs
-    wanted = answer_format(fields)
-    if wanted is not None:
-        options["response_format"] = wanted.value
-    salt = salt_of(fields, key, n)
-    if salt is not None:
-        options["cache_salt"] = salt
-    return ApiRequest(
+    return make_request(
+        fields,
+        sampling_options(fields, COMPLETION_FIELDS, defaults),
         chat=False,
         prompts=prompts,
-        options=options,
-        n=n,
-        stream=stream,
-        include_usage=include_usage,
-        logprobs=logprobs,
+        key=key,
+        logprobs=fields.get("logprobs"),
+        wanted=answer_format(fields),
         echo=_echo(fields, prompts),
-        return_token_ids=fields.get("return_token_ids", False),
-        return_rounds=fields.get("return_rounds", False),
-        option_fields={} if wanted is None else {"response_format": wanted.field},
     )
 
 

@@ -15,14 +15,14 @@ from starlette.responses import Response
 
 from quasar import __version__
 from runtime import Engine, Event
+from runtime.asynchronous import ThreadedStreams
 from runtime.drafters.named import names_alone
 from serving.access_log import Record, record_of
 from serving.api_errors import OUT_OF_TIME, STOPPING, ApiError, ErrorAnswer, answer_to
 from serving.api_request import ApiRequest, ServedModel, no_such_model
 from serving.chat_request import CHAT_FIELDS, read_chat_request
 from serving.completion_request import COMPLETION_FIELDS, read_completion_request
-from serving.event_stream import DONE, STILL_HERE, EventStream, event, wait_until_gone
-from serving.generations import Generations
+from serving.event_stream import DONE, QUIET_SECONDS, STILL_HERE, EventStream, event, wait_until_gone
 from serving.lifecycle import Lifecycle
 from serving.prometheus import AnswerClock, ServerMetrics
 from serving.request_limits import Admission, read_body, read_json
@@ -157,13 +157,13 @@ class Service:
             running.end()
             raise
 
-    def generations(self, asked: ApiRequest, cancel: threading.Event) -> Generations:
-        """The generations of a request that was let in."""
+    def streams(self, asked: ApiRequest, cancel: threading.Event) -> ThreadedStreams:
+        """The answers of a request that was let in."""
         starts = [functools.partial(self._start, asked, index, cancel) for index in range(asked.choices)]
-        return Generations(starts, cancel, self._admission.leave)
+        return ThreadedStreams(starts, cancel, self._admission.leave)
 
     def _start(self, asked: ApiRequest, index: int, cancel: threading.Event) -> Iterator[Event]:
-        """A generation's stream; in its own thread, since it tokenizes the prompt."""
+        """An answer's stream; in its own thread, since it tokenizes the prompt."""
         options = asked.options_of(index)
         return self.engine.stream(asked.prompt_of(index), **options, cancel=cancel, deadline=self.settings.timeout)
 
@@ -205,7 +205,7 @@ class _Running:
         keeps_rounds = asked.return_rounds and not asked.stream
         self._choices = [Choice(index=index, rounds=[] if keeps_rounds else None) for index in range(asked.choices)]
         self._clocks = [service.metrics.clock(record.begun) for _ in range(asked.choices)]
-        self._generations = service.generations(asked, self._cancel)
+        self._streams = service.streams(asked, self._cancel)
         service.lifecycle.begin(self._cancel)
 
     def end(self) -> None:
@@ -218,14 +218,14 @@ class _Running:
 
     async def begin(self) -> None:
         """Start to generate; raises what cannot be honoured."""
-        self._generations.start()
-        await self._generations.begun()
+        self._streams.start()
+        await self._streams.begun()
         self._begun = True
 
     async def whole(self) -> Response:
         """Everything in one object."""
         await self.begin()
-        async for index, one in self._generations.events():
+        async for index, one in self._streams.events():
             if one is not None:
                 self._take(index, one)
         heading = await self._service.heading_for(self._asked)
@@ -238,7 +238,7 @@ class _Running:
             chunks = Chunks(await service.heading_for(self._asked), self._asked, service.engine.codec)
             for value in chunks.first():
                 yield event(value)
-            async for index, one in self._generations.events():
+            async for index, one in self._streams.events(QUIET_SECONDS):
                 if one is None:
                     yield STILL_HERE
                     continue

@@ -16,6 +16,8 @@ from starlette.types import Receive, Scope, Send
 DONE = b"data: [DONE]\n\n"
 # A comment, which clients leave out: proxies and clients close what says nothing for long.
 STILL_HERE = b": waiting\n\n"
+# It is sent after so long without an event.
+QUIET_SECONDS = 15.0
 
 
 def event(value: Any) -> bytes:
