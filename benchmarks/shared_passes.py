@@ -29,6 +29,8 @@ SHARED, REQUESTS, OWN_TOKENS = 1000, 8, 64
 MOST_CHUNKS, MOST_FED = 3.0, 1.15
 MEMORY_SHARE = 0.05
 GENERATIONS, WARM = 10_000, 500
+# Of the answers that hold their slots: more than a stream is ahead of its reader.
+_UNREAD_TOKENS = 32
 _MEGABYTE = 1 << 20
 
 
@@ -127,9 +129,9 @@ def memory_of_slots(engine: runtime.Engine) -> dict[str, Any]:
     first_token_ms(engine, tokens(engine, contract.prefill_chunk, 1), 2)
     slots = engine.metrics().slots
     before = resident_bytes("RssAnon")
-    prompts = [tokens(engine, contract.max_length - 2, 10 + place) for place in range(slots)]
-    # Each keeps its slot as long as it is read: prompts that are fed one after the other could share one.
-    streams = [engine.stream(prompt, max_new_tokens=2, ignore_eos=True) for prompt in prompts]
+    prompts = [tokens(engine, contract.max_length - _UNREAD_TOKENS, 10 + place) for place in range(slots)]
+    # Answers that nobody reads on: each keeps its slot, where prompts that are fed one after the other share one.
+    streams = [engine.stream(prompt, max_new_tokens=_UNREAD_TOKENS, ignore_eos=True) for prompt in prompts]
     for stream in streams:
         next(stream)
     said = engine.memory().cache

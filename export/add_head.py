@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from calibration.draft_heads.prepared import PreparedDraftHead
-from calibration.precisions.base import NATIVE, Precision, Refused
-from calibration.precisions.catalog import PRECISIONS, precisions_for
+from calibration.precisions.base import Precision
+from calibration.precisions.catalog import DEFAULT_HEAD_CHOICE, head_choices, precisions_for
 from engines.contract import top_k_for
 from engines.directory import EngineDirectory, open_directory
 from engines.draft_head import FOLDER, DraftHeadFiles
@@ -25,7 +25,6 @@ from quasar.files import sha256_file, sha256_json, write_json
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-DEFAULT_PRECISION = "w8a8-block"
 _EMBEDDING = "embed_tokens.weight"
 _CANONICAL = "canonical.data"
 
@@ -44,7 +43,7 @@ def add_head(
     directory: Path,
     head: Path,
     *,
-    precision: str = DEFAULT_PRECISION,
+    precision: str = DEFAULT_HEAD_CHOICE,
     model: str | None = None,
     reporter: Reporter | None = None,
 ) -> EngineDirectory:
@@ -91,18 +90,9 @@ def add_head(
     return open_directory(directory)
 
 
-def head_precisions() -> tuple[str, ...]:
-    """What `--precision` of a draft head may be: rounding to nearest is all that its weights get."""
-    return tuple(
-        one.choice
-        for one in PRECISIONS.values()
-        if not one.has_static_scale and not isinstance(one.lowering(NATIVE), Refused)
-    )
-
-
 def _precision(choice: str) -> Precision:
-    if choice not in head_precisions():
-        raise BuildError(f"--precision of a draft head is {choice!r}; {', '.join(head_precisions())} were expected")
+    if choice not in head_choices():
+        raise BuildError(f"--precision of a draft head is {choice!r}; {', '.join(head_choices())} were expected")
     return precisions_for(choice)[0]
 
 

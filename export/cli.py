@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from calibration.precisions.base import CUDA, TENSORRT, Refused
-from calibration.precisions.catalog import DEFAULT_CHOICE, FLOAT, choices, choices_help, choices_on, precisions_for
+from calibration.precisions.catalog import (
+    DEFAULT_CHOICE,
+    DEFAULT_HEAD_CHOICE,
+    FLOAT,
+    choices,
+    choices_help,
+    choices_on,
+    head_choices,
+    precisions_for,
+)
 from engines.backends import BACKENDS
 from quasar.cli import command_of_lists, console, emit_json, new_app, progress_steps
 from quasar.errors import BuildError
@@ -280,8 +289,8 @@ def add_draft_head(
         Path, typer.Argument(metavar="HEAD", help="A draft head: a folder with config.json and safetensors.")
     ],
     precision: Annotated[
-        str, typer.Option(help="Of the head's linears: w8a8, w8a8-block or fp32.", metavar="PRECISION")
-    ] = "w8a8-block",
+        str, typer.Option(help=f"Of the head's linears: {', '.join(head_choices())}.", metavar="PRECISION")
+    ] = DEFAULT_HEAD_CHOICE,
     model: Annotated[
         str | None,
         typer.Option(
@@ -319,7 +328,7 @@ def _check_head(model: str, head: Path) -> None:
 
 
 def _add_head(
-    directory: Path, head: Path, *, precision: str = "w8a8-block", model: str | None = None
+    directory: Path, head: Path, *, precision: str = DEFAULT_HEAD_CHOICE, model: str | None = None
 ) -> "EngineDirectory":
     from export.add_head import add_head
 

@@ -130,8 +130,8 @@ class Composer:
     def _prompt_budget(self, num_decoding: int, left: Sequence[int]) -> int:
         """Positions of prompts in the next pass.
 
-        Its time is bounded where others wait for its end: sequences that decode in it, and beside a long prompt the short
-        ones whose first token it brings.
+        Its time is bounded where others wait for its end: sequences that decode in it, and beside a long prompt the
+        short ones whose first token it brings.
 
         Args:
             left: positions that each prompt still has to be fed.

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from engines.manifest import Manifest
 from quasar.checkpoints import Checkpoint, DecoderSpec, Rope, open_checkpoint
+from quasar.checkpoints.architectures.llama import LLAMA
 from quasar.checkpoints.checkpoint import checkpoint_hash, read_float32
 from quasar.checkpoints.skipped_layers import remaining_layers
 from quasar.checkpoints.spec import AttentionSpec, LayerSpec, MlpSpec
@@ -71,7 +72,7 @@ def head_spec(
         rope=_rope(target),
     )
     decoder = DecoderSpec(
-        architecture="llama",
+        architecture=LLAMA.name,
         layers=(LayerSpec(attention=attention, mlp=MlpSpec(intermediate_size=intermediate_size, kind=last.mlp.kind)),),
         hidden_size=target.hidden_size,
         vocab_size=target.vocab_size,

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from calibration.precisions.base import Precision, Refused
+from calibration.precisions.base import NATIVE, Precision, Refused
 from calibration.precisions.block import InBlocks
 from calibration.precisions.float import Float
 from calibration.precisions.static import Static
@@ -23,6 +23,10 @@ FLOAT = PRECISIONS[Float.name]
 # Linear by linear: the fastest precision of the ladder with which a bound on fidelity is met.
 AUTO = "auto"
 DEFAULT_CHOICE = PerToken.choice
+
+
+# Of a draft head's linears.
+DEFAULT_HEAD_CHOICE = InBlocks.choice
 
 
 def precision_of(name: str) -> Precision:
@@ -52,6 +56,15 @@ def precisions_for(choice: str) -> tuple[Precision, ...]:
         if precision.choice == choice:
             return (precision,)
     raise BuildError(f"--precision is {choice!r}; {', '.join(choices())} were expected")
+
+
+def head_choices() -> tuple[str, ...]:
+    """What a draft head's linears may have: all that native kernels run and that rounding to nearest makes."""
+    return tuple(
+        one.choice
+        for one in PRECISIONS.values()
+        if not one.has_static_scale and not isinstance(one.lowering(NATIVE), Refused)
+    )
 
 
 def refusal(names: Iterable[str], backend: str) -> str:

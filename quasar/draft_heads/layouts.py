@@ -8,6 +8,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
+from quasar.checkpoints.architectures.families import ARCHITECTURES
+from quasar.checkpoints.architectures.llama import LLAMA
+from quasar.checkpoints.architectures.qwen3 import QWEN3
 from quasar.checkpoints.huggingface_config import SLIDING, HuggingFaceConfig
 from quasar.checkpoints.spec import DecoderSpec, LayerSpec, QkNorm, Rope
 from quasar.draft_heads.spec import DraftHeadSpec, FeatureNorm, HeadKind
@@ -16,8 +19,8 @@ from quasar.errors import CheckpointError
 FEATURE_LAYERS = "eagle_aux_hidden_state_layer_ids"
 BASE_MODEL = "base_model_name_or_path"
 EAGLE, EAGLE3 = "LlamaForCausalLMEagle", "LlamaForCausalLMEagle3"
-# SafeAILab names a decoder's class, and says by `draft_vocab_size` that a head is EAGLE-3's.
-_DECODERS = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "MixtralForCausalLM")
+# SafeAILab names its target's class, and says by `draft_vocab_size` that a head is EAGLE-3's.
+_DECODERS = {*(family.model_class for family in ARCHITECTURES.values()), "MixtralForCausalLM"}
 _KINDS: Mapping[str, HeadKind] = {
     EAGLE: "eagle",
     "EagleLlamaForCausalLM": "eagle",
@@ -133,7 +136,7 @@ def _kind(config: Mapping[str, Any]) -> HeadKind:
     if kinds:
         return kinds[0]
     if names and not set(names).intersection(_DECODERS):
-        supported = ", ".join((*_KINDS, *_DECODERS))
+        supported = f"{', '.join(_KINDS)}, and the class of a decoder"
         raise CheckpointError(f"unsupported draft head: {', '.join(map(str, names))}; supported are {supported}")
     return "eagle" if config.get("draft_vocab_size") is None else "eagle3"
 
@@ -150,7 +153,7 @@ def _decoder(
     config: HuggingFaceConfig, stored: Collection[str], context_length: int, *, is_speculators: bool
 ) -> DecoderSpec:
     model_type = config.value("model_type")
-    if is_speculators and model_type not in ("llama", "qwen3"):
+    if is_speculators and model_type not in (LLAMA.name, QWEN3.name):
         raise CheckpointError(f"unsupported option: model_type {model_type!r} of a draft head's layer")
     # Speculators makes the layer of its config by transformers; the other trainers leave these options unread.
     said_bias = is_speculators and config.flag("attention_bias")
@@ -169,7 +172,7 @@ def _decoder(
         mlp=config.mlp(bias=(is_speculators and config.flag("mlp_bias")) or "layers.0.mlp.gate_proj.bias" in stored),
     )
     return replace(
-        config.decoder("llama", [layer]),
+        config.decoder(LLAMA.name, [layer]),
         # Configs say how long the training text was.
         context_length=context_length,
         tied_head=False,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quasar.checkpoints.architectures.llama import LLAMA
 from quasar.checkpoints.spec import Rope
 from quasar.draft_heads.folder import check_targets
 from quasar.draft_heads.layouts import BASE_MODEL, EAGLE, EAGLE3, FEATURE_LAYERS, draft_head_spec
@@ -64,7 +65,7 @@ def _config(spec: DraftHeadSpec, base_model: str, dtype: str) -> dict[str, Any]:
     attention = layer.attention
     config: dict[str, Any] = {
         "architectures": [EAGLE3 if spec.kind == "eagle3" else EAGLE],
-        "model_type": "llama",
+        "model_type": LLAMA.name,
         "vocab_size": decoder.vocab_size,
         "hidden_size": decoder.hidden_size,
         "intermediate_size": layer.mlp.intermediate_size,
@@ -136,7 +137,7 @@ def _rope_scaling(rope: Rope) -> dict[str, Any] | None:
 
 def _check_readable(config: Mapping[str, Any], spec: DraftHeadSpec) -> None:
     """Raise `CheckpointError` naming what the written config would not say."""
-    decoder = replace(spec.decoder, architecture="llama", tied_head=False, bos_token_id=None, eos_token_ids=())
+    decoder = replace(spec.decoder, architecture=LLAMA.name, tied_head=False, bos_token_id=None, eos_token_ids=())
     read = draft_head_spec(
         config,
         spec.tensors(),

@@ -15,7 +15,7 @@ from quasar.commands import COMMANDS
 
 ROOT = Path(__file__).parents[2]
 SECTIONS = {
-    "Make": ["build", "compile", "inspect", "list"],
+    "Make": ["build", "compile", "add-head", "inspect", "train-head", "list"],
     "Run": ["generate", "chat", "serve"],
     "Measure": ["verify", "bench", "accuracy", "simulate", "report", "sweep", "compare", "time", "roofline"],
     "Installation": ["env"],
