@@ -157,12 +157,12 @@ def _decoder(
         raise CheckpointError(f"unsupported option: model_type {model_type!r} of a draft head's layer")
     # Speculators makes the layer of its config by transformers; the other trainers leave these options unread.
     said_bias = is_speculators and config.flag("attention_bias")
-    has_qk_norm = "layers.0.self_attn.q_norm.weight" in stored or (is_speculators and model_type == "qwen3")
+    has_qk_norm = "layers.0.self_attn.q_norm.weight" in stored or (is_speculators and model_type == QWEN3.name)
     qk_norm: QkNorm | None = "head" if has_qk_norm else None
     at = "layers.0.self_attn"
     layer = LayerSpec(
         attention=config.attention(
-            head_size=128 if is_speculators and model_type == "qwen3" else None,
+            head_size=128 if is_speculators and model_type == QWEN3.name else None,
             rope=_rope(config, context_length, is_speculators=is_speculators),
             qkv_bias=said_bias or f"{at}.q_proj.bias" in stored,
             output_bias=said_bias or f"{at}.o_proj.bias" in stored,
