@@ -216,6 +216,7 @@ class Composer:
         if not spent:
             return plain
         took = time.perf_counter() - start
+        spent = max(spent, took)
         regrown: list[Prepared] = []
         for request, part in parts:
             if part.sprouts:

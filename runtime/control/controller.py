@@ -177,11 +177,13 @@ class Controller:
         gains, kind = self._knowledge.head_gains, kind_of_round(plain.tokens)
         if not gains.asks(kind):
             return plain
-        spent = 0.0
+        start, spent = self._knowledge.clock(), 0.0
         for sprout in self._sprouts(context, most):
             spent += grow([sprout], latency)
         if not spent:
             return plain
+        # What the host does between steps counts as well.
+        spent = max(spent, self._knowledge.clock() - start)
         selection = select(self._merged(), self._probability, latency.after(spent), most=most, tree=self._trees)
         gains.count(kind, with_head=selection, without=plain)
         return selection
