@@ -23,6 +23,8 @@ _LEAST_RATIO = 0.5
 _NEWEST = 0.1
 # Steps that the head is asked for where nobody says what they take.
 _MOST_STEPS = 6
+# Positions that one step may feed after the committed ones: as many nodes, each with its whole path.
+_MOST_FED = _MOST_EXPANDED * 12
 # Positions that wait until they are fed, before they are fed anyway.
 _MOST_PENDING = 255
 
@@ -64,7 +66,17 @@ class DraftHeadCache:
         return self._step_seconds
 
     def step(self, drafters: Sequence["HeadDrafter"], feeds: Sequence[HeadFeed]) -> None:
-        """One pass for several sequences, each of which takes what the head says after its positions."""
+        """One step for several sequences, each of which takes what the head says after its positions.
+
+        It is one pass, or as many as their positions take.
+        """
+        held = 0
+        for count, feed in enumerate(feeds):
+            held += len(feed.states)
+            if count and held > self.session.max_positions:
+                self.step(drafters[:count], feeds[:count])
+                self.step(drafters[count:], feeds[count:])
+                return
         states = feeds[0].states if len(feeds) == 1 else np.concatenate([feed.states for feed in feeds])
         told = self.run([feed.positions for feed in feeds], states)
         first = 0
@@ -144,6 +156,8 @@ class HeadDrafter:
         """
         self.tree = HeadTree()
         if not self._pending or self._first + self._pending != len(context) - 1:
+            return None
+        if len(context) + _MOST_FED > self._cache.session.contract.capacity:
             return None
         feed = self._feed(context, self._pending)
         self._committed = len(context) - 1 - self._cache.slots[self._slot()].begin

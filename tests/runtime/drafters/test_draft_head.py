@@ -45,18 +45,31 @@ class TableHead:
             tree_mask=True,
         )
         self.num_slots = self.max_sequences = slots
-        self.max_positions = 16
+        self.max_positions = 64
         self._tokens = np.full((slots, 576), -1, np.int64)
         self._own = np.zeros((slots, 576), np.bool_)
         self._wrong = wrong
-        self.widths = []
+        self.widths, self.batches = [], []
 
     def fuse(self, features):
         [states] = features
         return states
 
     def run(self, batch, states):
-        [one] = batch
+        assert sum(len(one.tokens) for one in batch) <= self.max_positions
+        self.batches.append([len(one.tokens) for one in batch])
+        told, first = [], 0
+        for one in batch:
+            end = first + len(one.tokens)
+            told.append(self._run_one(one, states[first:end]))
+            first = end
+        return HeadTargets(
+            tokens=np.concatenate([one.tokens for one in told]),
+            log_probabilities=np.concatenate([one.log_probabilities for one in told]),
+            hidden_states=np.concatenate([one.hidden_states for one in told]),
+        )
+
+    def _run_one(self, one, states):
         self.widths.append(len(one.tokens))
         tokens, first = self._tokens[one.slot], one.cache_length
         tokens[first : first + len(one.tokens)] = one.tokens
@@ -191,6 +204,33 @@ def test_another_sequence_in_the_slot_begins_anew_and_the_same_one_goes_on():
     two = run_loop(first, again, drafter=HeadDrafter(head, trees=False), cache=cache, **options)
     assert sum(one.accepted for one in two) > 4
     assert sum(session.widths) - fed < 3 * len(tokens_of(two))
+
+
+def test_a_step_of_many_sequences_takes_as_many_passes_as_it_needs():
+    session = TableHead(slots=3)
+    session.max_positions = 16
+    head = DraftHeadCache(session)
+    prompts = [[PROMPT[0], *PROMPT[1:length]] for length in (7, 8, 6)]
+    drafters, feeds = [], []
+    for slot, prompt in enumerate(prompts):
+        drafter = HeadDrafter(head, slot=lambda slot=slot: slot)
+        context = np.array([*prompt, 9], np.int64)
+        states = np.stack([prompt, range(len(prompt))], axis=1).astype(np.float32)
+        drafter.see(context, 0, [states])
+        drafters.append(drafter)
+        feeds.append(drafter.begin(context))
+    head.step(drafters, feeds)
+    assert session.batches == [[7, 8], [6]]
+    assert [drafter.tree.tokens[0] for drafter in drafters] == [next_token([prompt[-1], 9]) for prompt in prompts]
+
+
+def test_near_the_end_of_its_cache_the_head_drafts_no_more():
+    drafter = HeadDrafter(DraftHeadCache(TableHead()))
+    capacity = TableHead().contract.capacity
+    for length, drafts in ((capacity - 60, True), (capacity - 40, False)):
+        context = np.full(length, PROMPT[0], np.int64)
+        drafter.see(context, length - 2, [np.full((1, 2), PROMPT[0], np.float32)])
+        assert (drafter.begin(context) is not None) == drafts
 
 
 def test_feeds_share_what_the_cache_has_of_a_path():
