@@ -221,7 +221,7 @@ class Composer:
         for request, part in parts:
             if part.sprouts:
                 request.decoding.drafted_for(took)
-            regrown.append(request.decoding.control.regrown() if part.sprouts else part)
+            regrown.append(part.regrown() if part.sprouts and part.regrown is not None else part)
         selection = select_jointly(regrown, latency.after(spent), others=len(decoding) - len(parts))
         gains.count(kind, with_head=selection, without=plain)
         return selection

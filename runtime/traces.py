@@ -107,10 +107,6 @@ class RecordingControl:
         """As `Control`."""
         return self._control.prepare(context, most, cache_length)
 
-    def regrown(self) -> Prepared:
-        """As `Control`."""
-        return self._control.regrown()
-
     def settle(self, chosen: Sequence[int], *, tokens: float, seconds: float, gain: float) -> Proposal:
         """As `Control`."""
         return self._control.settle(chosen, tokens=tokens, seconds=seconds, gain=gain)

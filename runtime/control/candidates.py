@@ -137,7 +137,8 @@ class Prepared:
     """One sequence's candidates for a pass that others share.
 
     `probability` of a candidate, given that what it follows was right. `most`: drafts, at most. `tree`: whether
-    siblings may be verified. `sprouts`: trees of draft heads that are not grown yet (`Control.regrown`).
+    siblings may be verified. `sprouts`: trees of draft heads that are not grown yet; `regrown`: the same
+    with the trees as they are then.
     """
 
     candidates: Candidates
@@ -145,6 +146,7 @@ class Prepared:
     most: int
     tree: bool
     sprouts: tuple[Sprout, ...] = ()
+    regrown: "Callable[[], Prepared] | None" = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

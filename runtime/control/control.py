@@ -30,9 +30,6 @@ class Control(Protocol):
         None: this control proposes on its own.
         """
 
-    def regrown(self) -> Prepared:
-        """What was prepared, with the trees of draft heads as they are now."""
-
     def settle(self, chosen: Sequence[int], *, tokens: float, seconds: float, gain: float) -> Proposal:
         """The proposal of the candidates that were chosen; what the pass is expected to bring and take.
 
@@ -62,10 +59,6 @@ class AloneControl:
     def settle(self, chosen: Sequence[int], *, tokens: float, seconds: float, gain: float) -> Proposal:  # noqa: ARG002 - the form of `Control`
         """As `Control`; nothing was left open."""
         return NO_PROPOSAL
-
-    def regrown(self) -> Prepared:
-        """As `Control`; nothing was prepared."""
-        raise NotImplementedError
 
     def see(self, tokens: Int64, first: int, hidden_states: Sequence[Float32]) -> None:
         """As `Control`; it is nothing to most."""

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 
 from runtime.control.asking import Asking, SequenceAsking
 from runtime.control.candidates import NO_CANDIDATES, Candidates, Prepared, Selection, judged, merge, select, to_draft
@@ -136,11 +137,10 @@ class Controller:
             most=most,
             tree=self._trees,
             sprouts=self._sprouts(context, most) if most > 0 else (),
+            regrown=lambda: Prepared(
+                candidates=self._merged(), probability=self._probability, most=most, tree=self._trees
+            ),
         )
-
-    def regrown(self) -> Prepared:
-        """As `Control`."""
-        return Prepared(candidates=self._merged(), probability=self._probability, most=self._most, tree=self._trees)
 
     def settle(self, chosen: Sequence[int], *, tokens: float, seconds: float, gain: float) -> Proposal:
         """As `Control`."""
@@ -190,16 +190,18 @@ class Controller:
 
     def _sprouts(self, context: Int64, most: int) -> tuple[Sprout, ...]:
         """The trees of draft heads, which are to be grown."""
-
-        def rate_of(place: int) -> Callable[[int], float]:
-            def prior_of(evidence: int) -> Prior:
-                return lambda: _prior_of(self._fast[place], evidence, _FIRST_PRIOR)
-
-            return lambda evidence: self._estimates.rate((self._names[place], evidence, False), prior_of(evidence))
-
         return tuple(
-            Sprout(head=head, context=context, rate=rate_of(place), most=most) for place, head in enumerate(self._heads)
+            Sprout(head=head, context=context, rate=partial(self._head_rate, place), most=most)
+            for place, head in enumerate(self._heads)
         )
+
+    def _head_rate(self, place: int, evidence: int) -> float:
+        """How often a head's guesses with this evidence are right, where no other drafter makes them as well."""
+
+        def prior() -> float:
+            return self._heads[place].prior(evidence)
+
+        return self._estimates.rate((self._names[place], evidence, False), prior)
 
     def _merged(self) -> Candidates:
         """The candidates of all, with the heads' trees as they are now."""

@@ -95,7 +95,7 @@ def grow(sprouts: Sequence[Sprout], latency: Latencies, *, others: float = 0.0) 
     spent = step(len(sprouts))
     for _ in range(_MOST_STEPS):
         trees = [_reached(one) for one in sprouts]
-        of_all = [_most_likely(found, one.most) for one, found in zip(sprouts, trees, strict=True)]
+        of_all = [sorted(found, reverse=True)[: one.most] for one, found in zip(sprouts, trees, strict=True)]
         likeliest = np.sort(np.concatenate(of_all))[::-1][: len(seconds) - 1]
         expected = others + len(sprouts) + np.concatenate([[0.0], np.cumsum(likeliest)])
         taken = seconds[: len(expected)] + spent
@@ -176,7 +176,3 @@ def _reached(one: Sprout) -> list[float]:
         share = one.rate(evidence)
         reached.append(share if parent < 0 else share * reached[parent])
     return reached
-
-
-def _most_likely(reached: Sequence[float], most: int) -> list[float]:
-    return sorted(reached, reverse=True)[:most]
