@@ -1,7 +1,7 @@
 """Adding a draft head to an engine directory: read it, round it, write its graphs, rewrite the manifest."""
 
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,15 +12,15 @@ from calibration.precisions.catalog import DEFAULT_HEAD_CHOICE, head_choices, pr
 from engines.contract import top_k_for
 from engines.directory import EngineDirectory, open_directory
 from engines.draft_head import FOLDER, DraftHeadFiles
-from engines.manifest import MANIFEST_NAME, Manifest
+from engines.manifest import Manifest
 from engines.onnxruntime.files import onnxruntime_files
 from export.build_options import Reporter, Silent
-from export.publishing import locked
+from export.publishing import locked, publish_head
 from quasar.checkpoints import Checkpoint, open_checkpoint
 from quasar.draft_heads.folder import DraftHead
 from quasar.draft_heads.spec import DraftHeadSpec
 from quasar.errors import BuildError, QuasarError
-from quasar.files import sha256_file, sha256_json, write_json
+from quasar.files import sha256_file, sha256_json
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -86,7 +86,7 @@ def add_head(
     with locked(opened.path):
         reporter.stage("write", f"{found.spec.kind}, {precision}, on native kernels")
         files = _write(opened, prepared, embedding)
-        _publish(opened, files)
+        publish_head(opened, files)
     return open_directory(directory)
 
 
@@ -158,20 +158,6 @@ def _write(opened: EngineDirectory, prepared: PreparedDraftHead, embedding: "ir.
         source=head.location.name,
         sha256=digest,
     )
-
-
-def _publish(opened: EngineDirectory, files: DraftHeadFiles) -> None:
-    """Write the manifest with the head, and delete an earlier one's files."""
-    manifest = opened.manifest
-    earlier = () if manifest.draft_head is None else manifest.draft_head.names
-    entries = {name: entry for name, entry in manifest.files.items() if name not in earlier}
-    for name in files.names:
-        path = opened.path / name
-        entries[name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-    write_json(opened.path / MANIFEST_NAME, replace(manifest, draft_head=files, files=entries).to_json())
-    for name in earlier:
-        if name not in files.names:
-            (opened.path / name).unlink(missing_ok=True)
 
 
 def _embedding(opened: EngineDirectory, graph: str) -> "ir.ExternalTensor":

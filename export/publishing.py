@@ -1,14 +1,15 @@
 """Adding a back end's files to an engine directory: one run at a time, new files first and the manifest last."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from engines.backends import Section
 from engines.directory import EngineDirectory
+from engines.draft_head import DraftHeadFiles
 from engines.machine import user_cache
-from engines.manifest import MANIFEST_NAME
+from engines.manifest import MANIFEST_NAME, Manifest
 from quasar.errors import BuildError
 from quasar.files import sha256_file, sha256_json, write_json
 
@@ -37,10 +38,26 @@ def publish(directory: EngineDirectory, name: str, section: Section) -> None:
     backends = {**manifest.backends, name: section}
     before = {file for part in manifest.backends.values() for file in part.names}
     now = {file for part in backends.values() for file in part.names}
-    entries = {file: entry for file, entry in manifest.files.items() if file not in before - now}
-    for file in sorted(section.names):
-        path = directory.path / file
+    _rewrite(directory.path, replace(manifest, backends=backends), written=section.names, dropped=before - now)
+
+
+def publish_head(directory: EngineDirectory, head: DraftHeadFiles) -> None:
+    """The same with a draft head, in place of an earlier one."""
+    manifest = directory.manifest
+    before = set() if manifest.draft_head is None else set(manifest.draft_head.names)
+    _rewrite(
+        directory.path,
+        replace(manifest, draft_head=head),
+        written=head.names,
+        dropped=before.difference(head.names),
+    )
+
+
+def _rewrite(directory: Path, manifest: Manifest, *, written: Iterable[str], dropped: Collection[str]) -> None:
+    entries = {file: entry for file, entry in manifest.files.items() if file not in dropped}
+    for file in sorted(written):
+        path = directory / file
         entries[file] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-    write_json(directory.path / MANIFEST_NAME, replace(manifest, backends=backends, files=entries).to_json())
-    for file in before - now:
-        (directory.path / file).unlink(missing_ok=True)
+    write_json(directory / MANIFEST_NAME, replace(manifest, files=entries).to_json())
+    for file in dropped:
+        (directory / file).unlink(missing_ok=True)
