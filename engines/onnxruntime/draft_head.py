@@ -14,12 +14,9 @@ from engines.contract import Contract
 from engines.draft_head import DraftHeadFiles, HeadTargets
 from engines.onnxruntime.binding import Binding
 from engines.onnxruntime.inputs import Buffer, RaggedInputs
-from engines.onnxruntime.session import DATA_FOLDER, external_bytes
-from engines.onnxruntime.session_options import session_options
+from engines.onnxruntime.session import MOST_SEQUENCES, external_bytes
+from engines.onnxruntime.session_options import open_graph, session_options
 from engines.session import Positions
-from quasar.errors import EngineError
-
-_MOST_SEQUENCES = 256
 
 
 class OnnxRuntimeDraftHead:
@@ -48,13 +45,13 @@ class OnnxRuntimeDraftHead:
         """
         import onnxruntime as ort
 
-        self._ort, self.hidden_size = ort, files.hidden_size
+        self.hidden_size = files.hidden_size
         self.contract = contract = files.contract(verifier)
         self._weight_bytes = 0
         self._head = self._open(directory, files.graph, library, threads)
         self._fuse = self._open(directory, files.fuse, library, threads)
         self.num_slots = slots
-        self.max_sequences = min(slots, _MOST_SEQUENCES)
+        self.max_sequences = min(slots, MOST_SEQUENCES)
         self.max_positions = most = (
             max(contract.max_width, contract.prefill_chunk) if max_positions is None else max_positions
         )
@@ -117,12 +114,6 @@ class OnnxRuntimeDraftHead:
         options = session_options(threads=threads, exact_integers=True, library=library)
         # Threads that wait for the next step on their cores make the verifier's passes after it twice as slow.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.add_session_config_entry(DATA_FOLDER, str(directory.resolve()))
-        content = (directory / graph).read_bytes()
+        session, content = open_graph(directory, directory / graph, options)
         self._weight_bytes += external_bytes(content)
-        try:
-            return self._ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # the library's errors share no public base
-            raise EngineError(
-                f"{directory / graph} cannot be loaded by ONNX Runtime {self._ort.__version__}: {error}"
-            ) from None
+        return session

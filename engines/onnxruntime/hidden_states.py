@@ -24,6 +24,8 @@ _GRAPH, _OUTPUT, _NAME, _TYPE, _TENSOR, _ELEMENT, _FLOAT = 7, 12, 1, 2, 1, 1, 1
 
 def with_hidden_states(model: bytes, layers: Sequence[int]) -> bytes:
     """A serialized graph whose outputs are, besides, the hidden states float32 [1, R, hidden] that enter `layers`."""
+    if not layers:
+        return model
     tensor = bytes([_ELEMENT << 3, _FLOAT])
     kind = _field(_TYPE, _field(_TENSOR, tensor))
     outputs = [_field(_OUTPUT, _field(_NAME, name_of(layer).encode()) + kind) for layer in layers]

@@ -20,7 +20,7 @@ from engines.contract import Contract
 from engines.onnxruntime.binding import Binding
 from engines.onnxruntime.hidden_states import HiddenStates, with_hidden_states
 from engines.onnxruntime.inputs import Buffer, CanonicalInputs, Inputs, RaggedInputs
-from engines.onnxruntime.session_options import session_options
+from engines.onnxruntime.session_options import open_graph, session_options
 from engines.session import Positions, SessionMemory, positions_of, rows_of
 from quasar.errors import EngineError
 
@@ -32,8 +32,7 @@ _BFLOAT16 = 16
 # A StringStringEntryProto: field 1 "length", field 2 digits, after their own length.
 _LENGTH_ENTRY = re.compile(rb"\n\x06length\x12(.)", re.DOTALL)
 # Sequences of one pass, where there are so many slots.
-_MOST_SEQUENCES = 256
-DATA_FOLDER = "session.model_external_initializers_file_folder_path"
+MOST_SEQUENCES = 256
 
 
 class OnnxRuntimeSession(HostCaches):
@@ -75,16 +74,12 @@ class OnnxRuntimeSession(HostCaches):
         import onnxruntime as ort
 
         options = session_options(threads=threads, exact_integers=exact_integers, library=library)
-        options.add_session_config_entry(DATA_FOLDER, str(directory.resolve()))
         if profile_prefix is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile_prefix)
-        try:
-            content = graph.read_bytes()
-            model = with_hidden_states(content, hidden_states) if hidden_states else content
-            self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # the library's errors share no public base
-            raise EngineError(f"{graph} cannot be loaded by ONNX Runtime {ort.__version__}: {error}") from None
+        self._session, content = open_graph(
+            directory, graph, options, adapt=lambda model: with_hidden_states(model, hidden_states)
+        )
         self.contract = contract
         self._weight_bytes = external_bytes(content)
         outputs = {output.name: output.shape for output in self._session.get_outputs()}
@@ -108,7 +103,7 @@ class OnnxRuntimeSession(HostCaches):
         self._inputs: Inputs
         self._is_ragged = names.SEQUENCE_STARTS in inputs
         if self._is_ragged:
-            self.max_sequences = min(self.num_slots, _MOST_SEQUENCES)
+            self.max_sequences = min(self.num_slots, MOST_SEQUENCES)
             self._inputs = RaggedInputs(ort, contract, most, self.max_sequences)
         else:
             self.max_sequences = 1
