@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from export.add_head import add_head
 from export.build import build
 from export.build_options import BuildOptions
 from quasar.files import sha256_file, sha256_json
+from tests.draft_heads import copy_engine, write_random_head
 from tests.tiny import save_tiny_model
 
 
@@ -82,6 +84,17 @@ def make_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Pat
 def tiny_model(make_once) -> Path:
     """A random Llama folder with a tokenizer and a chat template."""
     return make_once("models", lambda folder: save_tiny_model(folder / "tiny-llama", "llama")) / "tiny-llama"
+
+
+@pytest.fixture(scope="session")
+def head_engine(make_once, shared_engine, tiny_model) -> Path:
+    """A tiny engine with a random draft head: read it, and never write there."""
+
+    def fill(folder: Path) -> None:
+        write_random_head(folder / "head", tiny_model)
+        add_head(copy_engine(shared_engine(tiny_model), folder / "engine"), folder / "head")
+
+    return make_once("head-engine", fill) / "engine"
 
 
 @pytest.fixture(scope="session")

@@ -86,6 +86,15 @@ class Linear:
         """Columns of the matmul: the rows of all members."""
         return sum(self.rows)
 
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Name → shape of every weight and bias of its members."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for member, rows, bias in zip(self.members, self.rows, self.bias, strict=True):
+            shapes[f"{member}.weight"] = (rows, self.inputs)
+            if bias:
+                shapes[f"{member}.bias"] = (rows,)
+        return shapes
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionSpec:
@@ -301,10 +310,7 @@ class DecoderSpec:
         for linear in self.linears():
             if linear.name == "lm_head" and self.tied_head:
                 continue
-            for member, rows, bias in zip(linear.members, linear.rows, linear.bias, strict=True):
-                shapes[f"{member}.weight"] = (rows, linear.inputs)
-                if bias:
-                    shapes[f"{member}.bias"] = (rows,)
+            shapes |= linear.tensors()
         return shapes
 
     def check(self) -> None:

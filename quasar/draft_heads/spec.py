@@ -144,10 +144,7 @@ class DraftHeadSpec:
         for linear in self.linears():
             if linear.name == "lm_head" and not self.own_head:
                 continue
-            for member, rows, bias in zip(linear.members, linear.rows, linear.bias, strict=True):
-                shapes[f"{member}.weight"] = (rows, linear.inputs)
-                if bias:
-                    shapes[f"{member}.bias"] = (rows,)
+            shapes |= linear.tensors()
         return shapes
 
     def check(self, target: Target) -> None:

@@ -8,26 +8,15 @@ from engines.directory import open_directory
 from evaluation.replay import simulate
 from evaluation.replay_conditions import ReplayConditions
 from evaluation.traces import read_trace
-from export.add_head import add_head
 from quasar.errors import GenerationError
-from tests.draft_heads import copy_engine, write_random_head
 from tests.plugins.cpu.operators import needs_library
 
 pytestmark = needs_library
 
 
-@pytest.fixture(scope="module")
-def engine(shared_engine, tiny_model, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("head")
-    write_random_head(folder / "head", tiny_model)
-    directory = copy_engine(shared_engine(tiny_model), folder / "engine")
-    add_head(directory, folder / "head")
-    return directory
-
-
-def test_a_run_is_replayed_round_by_round(engine, tmp_path):
+def test_a_run_is_replayed_round_by_round(head_engine, tmp_path):
     ran = []
-    with runtime.load(engine, threads=1) as loaded, runtime.Recorder(tmp_path / "trace") as recorder:
+    with runtime.load(head_engine, threads=1) as loaded, runtime.Recorder(tmp_path / "trace") as recorder:
         for length in (5, 60, 300):
             prompt = np.arange(length) * 11 % 250
             done = loaded.generate(
@@ -35,7 +24,7 @@ def test_a_run_is_replayed_round_by_round(engine, tmp_path):
             )
             ran.append(done.stats)
     vocab_size, generations = read_trace(tmp_path / "trace")
-    conditions = ReplayConditions.read(engine, None, vocab_size, with_head=True, head_step_ms=0.5)
+    conditions = ReplayConditions.read(head_engine, None, vocab_size, with_head=True, head_step_ms=0.5)
     found = simulate(generations, conditions, "eagle", num_draft_tokens=6, count_drafting=False)
     assert (found["drafted"], found["accepted"], found["rounds"]) == tuple(
         sum(getattr(one, name) for one in ran) for name in ("drafted", "accepted", "rounds")
@@ -44,15 +33,15 @@ def test_a_run_is_replayed_round_by_round(engine, tmp_path):
     assert found["draft_ms_per_round"] >= 0.5
     again = simulate(generations, conditions, "eagle", num_draft_tokens=6, count_drafting=False)
     assert again["draft_ms_per_round"] == pytest.approx(found["draft_ms_per_round"], rel=0.05)
-    dear = ReplayConditions.read(engine, None, vocab_size, with_head=True, head_step_ms=1000.0)
+    dear = ReplayConditions.read(head_engine, None, vocab_size, with_head=True, head_step_ms=1000.0)
     # The controller leaves a head alone that takes a second a step, but for trials.
     assert simulate(generations, dear, "auto", count_drafting=False)["rounds"] > 0
 
 
-def test_what_it_needs_is_said(engine, shared_engine, tiny_model, tmp_path):
+def test_what_it_needs_is_said(head_engine, shared_engine, tiny_model, tmp_path):
     costs = tmp_path / "costs.json"
     costs.write_text('{"16": {"1": 9.0, "8": 12.0}}')
-    vocab_size = open_directory(engine).manifest.contract.vocab_size
+    vocab_size = open_directory(head_engine).manifest.contract.vocab_size
     with pytest.raises(GenerationError, match="reads the verifier's hidden states: give --engine DIR"):
         ReplayConditions.read(None, costs, vocab_size, with_head=True)
     with pytest.raises(GenerationError, match="has no draft head that runs here: python -m export add-head"):

@@ -8,9 +8,7 @@ import pytest
 import runtime
 from engines import OnnxRuntimeOptions
 from engines.loading import load_engine
-from export.add_head import add_head
 from quasar.errors import GenerationError
-from tests.draft_heads import copy_engine, write_random_head
 from tests.plugins.cpu.operators import needs_library
 
 pytestmark = needs_library
@@ -19,17 +17,8 @@ PROMPTS = [np.arange(3, 3 + length) * 7 % 250 for length in (2, 9, 40, 120)]
 
 
 @pytest.fixture(scope="module")
-def directory(shared_engine, tiny_model, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("head")
-    write_random_head(folder / "head", tiny_model)
-    directory = copy_engine(shared_engine(tiny_model), folder / "engine")
-    add_head(directory, folder / "head")
-    return directory
-
-
-@pytest.fixture(scope="module")
-def engine(directory):
-    with runtime.load(directory, threads=1, max_sequences=4) as engine:
+def engine(head_engine):
+    with runtime.load(head_engine, threads=1, max_sequences=4) as engine:
         yield engine
 
 
@@ -64,9 +53,9 @@ def test_sequences_side_by_side_are_exact(engine):
         assert [one.token_ids for one in found] == plain * 2
 
 
-def test_trees_of_several_sequences_grow_in_the_same_steps(directory):
+def test_trees_of_several_sequences_grow_in_the_same_steps(head_engine):
     options = OnnxRuntimeOptions(threads=1, slots=4)
-    loaded = load_engine(directory, options=options)
+    loaded = load_engine(head_engine, options=options)
     # Positions that cost nothing: whatever a head says is verified.
     free = {16: {1: 10.0, 32: 10.01}}
     loaded = replace(loaded, record=replace(loaded.record, cost_surface_ms=free))
@@ -100,23 +89,23 @@ def test_a_conversation_goes_on(engine):
     assert answers[0] == answers[1]
 
 
-def test_a_head_needs_native_kernels(directory):
+def test_a_head_needs_native_kernels(head_engine):
     with (
-        runtime.load(directory, threads=1, kernels="stock") as engine,
+        runtime.load(head_engine, threads=1, kernels="stock") as engine,
         pytest.raises(GenerationError, match="drafter 'eagle' is a draft head, and this engine has none, or none that"),
     ):
         engine.generate(PROMPTS[1], drafter="eagle", max_new_tokens=4)
 
 
-def test_it_can_be_left_out(directory):
-    loaded = load_engine(directory, options=OnnxRuntimeOptions(threads=1, draft_head=False))
+def test_it_can_be_left_out(head_engine):
+    loaded = load_engine(head_engine, options=OnnxRuntimeOptions(threads=1, draft_head=False))
     assert loaded.draft_head is None
     assert loaded.session.hidden_states is None
     loaded.session.close()
 
 
-def test_its_memory_counts(engine, directory):
+def test_its_memory_counts(engine, head_engine):
     head = engine.manifest.draft_head
-    weights = (directory / head.weights).stat().st_size
+    weights = (head_engine / head.weights).stat().st_size
     # Its cache besides: keys and values of one layer.
     assert engine.memory().drafters > weights
