@@ -81,7 +81,7 @@ def add_head(
     )
     reporter.stage("head", str(head))
     found = DraftHead(head, sizes)
-    _check_skipped(opened.manifest, found.spec)
+    _check_layers(opened.manifest, found.spec)
     prepared = PreparedDraftHead(head=found, precision=chosen, target=_target(opened.manifest, found.spec, model))
     with locked(opened.path):
         reporter.stage("write", f"{found.spec.kind}, {precision}, on native kernels")
@@ -169,7 +169,13 @@ def _embedding(opened: EngineDirectory, graph: str) -> "ir.ExternalTensor":
     return tensor
 
 
-def _check_skipped(manifest: Manifest, spec: DraftHeadSpec) -> None:
+def _check_layers(manifest: Manifest, spec: DraftHeadSpec) -> None:
+    """Raise `BuildError` for hidden states that the engine's passes do not tell."""
+    if spec.feature_layers[0] == 0:
+        raise BuildError(
+            f"the draft head reads what enters the layers {list(spec.feature_layers)}, and what enters layer 0 are "
+            "embeddings, which an engine's passes do not tell: take a head that reads later ones"
+        )
     if manifest.skipped_layers:
         raise BuildError(
             f"the engine was built without the layers {manifest.skipped_layers}, and the draft head reads what enters "

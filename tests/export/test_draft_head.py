@@ -179,6 +179,9 @@ def test_what_does_not_fit_is_refused_and_nothing_changes(engine, tiny_model, tm
         add_head(directory, tmp_path / "head")
     with pytest.raises(BuildError, match="--precision of a draft head is 'w8a8-static'; w8a8, w8a8-block, fp32 were"):
         add_head(directory, tmp_path / "head", precision="w8a8-static")
+    write_random_head(tmp_path / "early", tiny_model, feature_layers=(0, 2))
+    with pytest.raises(BuildError, match=r"layers \[0, 2\], and what enters layer 0 are embeddings"):
+        add_head(directory, tmp_path / "early")
     write_random_head(tmp_path / "eagle", tiny_model, "eagle")
     with pytest.raises(BuildError, match="no LM head of its own, and the model's cannot be read"):
         add_head(directory, tmp_path / "eagle", model=str(tmp_path / "gone"))
