@@ -205,13 +205,12 @@ class _Run:
     def _generation(self, session: Session) -> Generation:
         manifest = self._directory.manifest
         codec = open_codec(self._directory.path, manifest.text)
-        specials = {token for token, added in codec.tokenizer.get_added_tokens_decoder().items() if added.special}
         source = TextSource(
             codec=codec,
             frame=chat_frame(codec),
             limits=TextLimits().within(manifest.contract.max_length),
             stops=frozenset(manifest.text.eos_token_ids),
-            specials=frozenset(specials),
+            specials=frozenset(codec.literal.special_tokens.values()),
             sampler=token_sampler(),
             num_features=len(self._layers) * self._checkpoint.spec.hidden_size,
             vocab_size=manifest.contract.vocab_size,
@@ -226,6 +225,7 @@ class _Run:
             threads=1 if self._threads == 1 else 0,
             slots=_SLOTS,
             hidden_states=self._layers,
+            draft_head=False,
             max_positions=max(contract.max_width, contract.prefill_chunk) + _SLOTS,
         )
         try:
@@ -245,10 +245,8 @@ class _Run:
         manifest = self._directory.manifest
         parts = [token_masses(learned[part::_PARTS], manifest.contract.vocab_size) for part in range(_PARTS)]
         codec = open_codec(self._directory.path, manifest.text)
-        specials = [token for token, added in codec.tokenizer.get_added_tokens_decoder().items() if added.special]
-        vocabulary = choose_vocabulary(
-            parts, always={*manifest.text.eos_token_ids, *specials}, size=self._options.draft_vocab
-        )
+        always = {*manifest.text.eos_token_ids, *codec.literal.special_tokens.values()}
+        vocabulary = choose_vocabulary(parts, always=always, size=self._options.draft_vocab)
         unseen = coverage_of(token_masses(held_out, manifest.contract.vocab_size), vocabulary.tokens)
         self._keep(held_out_coverage=round(unseen, 4))
         self._reporter.stage(
