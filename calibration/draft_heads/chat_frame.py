@@ -39,7 +39,7 @@ def chat_frame(codec: TextCodec) -> ChatFrame:
     before, mark, after = template.render([{"role": "user", "content": _MARK}]).partition(_MARK)
     if not mark:
         raise PromptError("the chat template does not show what a user says, so the model cannot write a user's words")
-    special = {added.content for added in codec.tokenizer.get_added_tokens_decoder().values() if added.special}
+    special = codec.literal.special_tokens
     first = after.split()[0] if after.split() else ""
     return ChatFrame(
         opening=tuple(encode_text(codec.tokenizer, before, special_tokens=False)),
