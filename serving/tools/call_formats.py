@@ -4,7 +4,8 @@ A further format is an entry of `CALL_FORMATS`, if it writes a call as a JSON ob
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +19,7 @@ class CallFormat:
         closer: text that ends a call; a model may forget it.
         several: whether an answer may hold several calls, where a grammar makes them.
         arguments: the key of the arguments, as the model was taught it, and others that are read.
+        tokens: of an engine's vocabulary, those that are an opener or a closer as a whole: text → id.
     """
 
     name: str
@@ -26,6 +28,7 @@ class CallFormat:
     closer: str
     several: bool
     arguments: tuple[str, ...]
+    tokens: Mapping[str, int] = field(default_factory=dict)
 
 
 HERMES = CallFormat(

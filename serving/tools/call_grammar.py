@@ -8,6 +8,7 @@ from runtime.grammar.compiler import WHITESPACE
 from serving.tools.call_formats import CallFormat
 from serving.tools.tool_fields import Tool, ToolUse
 
+_NEW_LINE = json.dumps("\n")
 _ANY_TEXT = r"TEXT: /(.|\n)*/"
 # Without an opener, what begins with a brace is a call.
 _NO_OBJECT = r"TEXT: /\s*[^{\s](.|\n)*/"
@@ -28,8 +29,8 @@ def call_grammar(use: ToolUse, form: CallFormat) -> str:
         _call(f"call{place}", tool, form, follows=use.required or tool.strict)
         for place, tool in enumerate(use.callable)
     ]
-    begin = f"{json.dumps(form.opener + chr(10))} " if form.opener else ""
-    end = f" {json.dumps(chr(10) + form.closer)}" if form.opener else ""
+    begin = f"{_marker(form.opener, form)} {_NEW_LINE} " if form.opener else ""
+    end = f" {_NEW_LINE} {_marker(form.closer, form)}" if form.opener else ""
     several = form.several and use.parallel
     choice = " | ".join(f"call{place}" for place in range(len(rules)))
     lines = [f"body: {choice}", *rules]
@@ -40,12 +41,17 @@ def call_grammar(use: ToolUse, form: CallFormat) -> str:
         return "\n".join(["start: (TEXT | body)?", *lines, _NO_OBJECT])
     # The text before a call ends with the opener, as soon as there is one.
     head = f"head[lazy]: TEXT {json.dumps(form.opener)}"
-    lines += [f"call: head {json.dumps(chr(10))} body{end}", head, "tail: TEXT"]
+    lines += [f"call: head {_NEW_LINE} body{end}", head, "tail: TEXT"]
     return "\n".join(["start: call* tail" if several else "start: tail | call", *lines, _ANY_TEXT])
 
 
 def _repeated(several: bool) -> str:
-    return f" ({json.dumps(chr(10))} call)*" if several else ""
+    return f" ({_NEW_LINE} call)*" if several else ""
+
+
+def _marker(text: str, form: CallFormat) -> str:
+    """An opener or a closer: its token, where there is one, since a model was not taught to spell it in pieces."""
+    return f"<[{form.tokens[text]}]>" if text in form.tokens else json.dumps(text)
 
 
 def _call(rule: str, tool: Tool, form: CallFormat, *, follows: bool) -> str:

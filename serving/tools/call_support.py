@@ -1,6 +1,7 @@
 """Whether an engine's answers can call functions, and how those of a request are read."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from quasar.text import TextCodec
@@ -23,10 +24,12 @@ def calls_of(codec: TextCodec, chosen: str) -> tuple[CallFormat | None, str]:
     if form is None:
         names = " or ".join(CALL_FORMATS)
         return None, f"this engine's chat template writes calls in a form that is not known ({names}: --tool-format)"
-    token = codec.tokenizer.token_to_id(form.opener) if form.opener else None
-    if token is not None and not codec.detokenizer.is_shown(token):
-        return None, f"this engine's {form.opener} is a special token, which no text shows"
-    return form, ""
+    found = {text: codec.tokenizer.token_to_id(text) for text in (form.opener, form.closer) if form.opener}
+    tokens = {text: token for text, token in found.items() if token is not None}
+    for text, token in tokens.items():
+        if not codec.detokenizer.is_shown(token):
+            return None, f"this engine's {text} is a special token, which no text shows"
+    return replace(form, tokens=tokens), ""
 
 
 def call_rules(
