@@ -78,7 +78,7 @@ def train_draft_head(
     seed: Annotated[int, typer.Option(metavar="S", help="Of the text, and of the training.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout when done.")] = False,
 ) -> None:
-    """Train an EAGLE-3 draft head for DIR on text of its own verifier.
+    """Train an EAGLE draft head for DIR on text of its own verifier.
 
     An interrupted training goes on where it was when the same command is run again.
     """

@@ -1,4 +1,8 @@
-"""How far a draft head is from its verifier: soft cross-entropy, summed over the steps of the training-time test."""
+"""How far a draft head is from its verifier: in probabilities and hidden states, over the training-time test's steps.
+
+EAGLE's loss (2401.15077): soft cross-entropy, and the smooth L1 distance of the hidden states that the LM head reads. A
+hidden state says far more of a position than its likeliest tokens do, which is what little text needs.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -12,6 +16,8 @@ if TYPE_CHECKING:
 # EAGLE-3's: steps of the unrolled head, and how much less each counts than the one before.
 STEPS = 4
 DECAY = 0.8
+# What the distance of hidden states, divided by their scales, counts beside the cross-entropy.
+STATES = 2.0
 
 
 def chains_of(block: TorchBlock, steps: int) -> "torch.Tensor":
@@ -33,6 +39,9 @@ def head_loss(model: HeadModel, block: TorchBlock, steps: int = STEPS) -> "torch
     Cross-entropy from the verifier's probabilities of what can be drafted, as they are: a position whose likely tokens
     cannot be drafted counts less.
     """
+    from torch.nn.functional import smooth_l1_loss
+
+    states = model.states(block.features)
     total: torch.Tensor | None = None
     weight = sum(DECAY**step for step in range(steps))
     for step, (chains, hidden) in enumerate(unrolled_states(model, block, chains_of(block, steps), steps)):
@@ -41,7 +50,9 @@ def head_loss(model: HeadModel, block: TorchBlock, steps: int = STEPS) -> "torch
         if not bool(asked.any()):
             continue
         at = at[asked]
-        loss = _cross_entropy(model.logits(hidden[asked]), block.draft_ids[at], block.shares[at])
+        guessed = hidden[asked]
+        loss = _cross_entropy(model.logits(guessed), block.draft_ids[at], block.shares[at])
+        loss = loss + STATES * smooth_l1_loss(guessed, states[at], reduction="none").mean(-1)
         weights = block.weights[at]
         mean = DECAY**step / weight * (loss * weights).sum() / weights.sum()
         total = mean if total is None else total + mean

@@ -6,21 +6,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.draft_heads.linear_guess import LinearGuess, TargetParts
+from calibration.float_model import to_torch
 from engines.manifest import Manifest
 from quasar.checkpoints import Checkpoint, DecoderSpec, Rope, open_checkpoint
 from quasar.checkpoints.architectures.llama import LLAMA
 from quasar.checkpoints.checkpoint import checkpoint_hash, read_float32
-from quasar.checkpoints.skipped_layers import remaining_layers
 from quasar.checkpoints.spec import AttentionSpec, LayerSpec, MlpSpec
 from quasar.draft_heads.spec import FUSE, DraftHeadSpec
 from quasar.errors import BuildError, CheckpointError
 
 Float32 = NDArray[np.float32]
 
-# What passes at first is about the token before the one to draft: so sure of it, the head had more to unlearn.
-_CONFIDENCE = 0.3
-# Of weights that no weight of the target stands for.
-_DEVIATION = 0.02
+# Of what a head's layer adds to its linear guess at first, as a share of what random weights would.
+_QUIET = 0.05
 
 
 def open_target(directory: Path, manifest: Manifest, model: str | None) -> Checkpoint:
@@ -47,16 +46,14 @@ def open_target(directory: Path, manifest: Manifest, model: str | None) -> Check
 
 
 def feature_layers_for(num_layers: int) -> tuple[int, ...]:
-    """The layers whose input a head reads: EAGLE-3's low, middle and high one; of few layers, what there is."""
-    if num_layers >= 8:
-        return 2, num_layers // 2, num_layers - 3
-    return tuple(dict.fromkeys((1, max(1, num_layers // 2), max(1, num_layers - 1))))
+    """The hidden states that a head reads: what leaves the last layer, which it also guesses."""
+    return (num_layers,)
 
 
 def head_spec(
     target: DecoderSpec, *, num_layers: int, draft_vocab_size: int, intermediate_size: int | None = None
 ) -> DraftHeadSpec:
-    """An EAGLE-3 head of the target's sizes.
+    """An EAGLE head of the target's sizes, with an LM head of the rows that it drafts (FR-Spec, arXiv 2502.14856).
 
     Args:
         num_layers: of the engine, which may lack some of the target's.
@@ -80,71 +77,60 @@ def head_spec(
         rms_norm_eps=target.rms_norm_eps,
     )
     spec = DraftHeadSpec(
-        kind="eagle3",
+        kind="eagle",
         decoder=decoder,
         feature_layers=feature_layers_for(num_layers),
         target_hidden_size=target.hidden_size,
         draft_vocab_size=draft_vocab_size,
+        normed=True,
+        fuse_bias=True,
     )
     spec.check(replace(target, layers=target.layers[:1] * num_layers))
     return spec
 
 
+def target_parts(checkpoint: Checkpoint) -> TargetParts:
+    """The target's embedding and final norm."""
+    return TargetParts(
+        embedding=to_torch(checkpoint.read("embed_tokens.weight")),
+        norm=to_torch(_norm(checkpoint, "norm.weight")),
+        eps=checkpoint.spec.rms_norm_eps,
+    )
+
+
 def first_tensors(
-    checkpoint: Checkpoint, spec: DraftHeadSpec, manifest: Manifest, tokens: NDArray[np.int64], seed: int
+    checkpoint: Checkpoint, spec: DraftHeadSpec, guess: LinearGuess, tokens: NDArray[np.int64], seed: int
 ) -> dict[str, Float32]:
     """What a head's tensors begin as, by canonical name (`DraftHeadSpec.tensors`).
 
-    Its layer is the engine's last one, which reads the hidden state and not yet the embedding; of the hidden states
-    that come in, the high one passes; norm and LM head are the target's. Where the target's layer is of another form,
-    small random values.
+    `fc` is the linear guess, to which a layer of random weights adds little; the LM head is the target's.
 
     Args:
         tokens: int64 [draft_vocab_size], the target's token of each that it drafts.
     """
-    target, random = checkpoint.spec, np.random.default_rng(seed)
-    tensors: dict[str, Float32] = {}
-    for name, shape in spec.tensors().items():
-        values = np.ones(shape) if len(shape) == 1 else random.standard_normal(shape) * _DEVIATION
-        tensors[name] = values.astype(np.float32)
-    hidden = target.hidden_size
-    high = len(spec.feature_layers) - 1
-    tensors[f"{FUSE}.weight"][:, high * hidden : (high + 1) * hidden] += np.eye(hidden, dtype=np.float32)
-    layers = remaining_layers(manifest.skipped_layers, target.num_layers)
-    tensors["lm_head.weight"] = read_float32(checkpoint, "lm_head.weight")[tokens]
-    tensors["norm.weight"] = _norm(checkpoint, "norm.weight") * np.float32(_CONFIDENCE * target.logits_scale)
-    last = target.layers[layers[-1]]
-    if last.norms != "before":
-        return tensors
-    at, own = f"layers.{layers[-1]}", "layers.0"
-    tensors[f"{own}.hidden_norm.weight"] = _norm(checkpoint, f"{at}.input_layernorm.weight")
-    # What the first layer reads are embeddings.
-    tensors[f"{own}.input_layernorm.weight"] = _norm(checkpoint, f"layers.{layers[0]}.input_layernorm.weight")
-    tensors[f"{own}.post_attention_layernorm.weight"] = _norm(checkpoint, f"{at}.post_attention_layernorm.weight")
-    # Queries and keys that a norm follows have lengths of their own.
-    projections = "qkv" if last.attention.qk_norm is None else "v"
-    for part in projections:
-        tensors[f"{own}.self_attn.{part}_proj.weight"][:, hidden:] = read_float32(
-            checkpoint, f"{at}.self_attn.{part}_proj.weight"
-        )
-    if "q" in projections:
-        # The head's own factor is that of its size.
-        factor = last.attention.scale * last.attention.head_size**0.5
-        tensors[f"{own}.self_attn.q_proj.weight"][:, hidden:] *= np.float32(factor)
-    scale = np.float32(last.residual_scale)
-    tensors[f"{own}.self_attn.o_proj.weight"] = scale * read_float32(checkpoint, f"{at}.self_attn.o_proj.weight")
-    _take_mlp(checkpoint, at, tensors, scale)
-    return tensors
+    random, scale = np.random.default_rng(seed), guess.scales.hidden
+    shapes = spec.tensors()
 
+    def drawn(name: str) -> Float32:
+        rows, inputs = shapes[name]
+        return np.asarray(random.standard_normal((rows, inputs)) / np.sqrt(inputs), np.float32)
 
-def _take_mlp(checkpoint: Checkpoint, at: str, tensors: dict[str, Float32], scale: np.float32) -> None:
-    """The target's MLP; of a smaller one, the neurons that write most."""
-    gate, up, down = (read_float32(checkpoint, f"{at}.mlp.{part}_proj.weight") for part in ("gate", "up", "down"))
-    own = {part: tensors[f"layers.0.mlp.{part}_proj.weight"] for part in ("gate", "up", "down")}
-    count = min(len(gate), len(own["gate"]))
-    weights = np.linalg.norm(up, axis=1) * np.linalg.norm(down, axis=0)
-    kept = np.sort(np.argsort(-weights, kind="stable")[:count])
-    own["gate"][:count], own["up"][:count], own["down"][:, :count] = gate[kept], up[kept], scale * down[:, kept]
+    at = "layers.0"
+    logits_scale = np.float32(checkpoint.spec.logits_scale)
+    tensors = {
+        f"{FUSE}.weight": guess.weight,
+        f"{FUSE}.bias": guess.bias,
+        # The norm of what is divided by its scales is one, whatever channels are large.
+        f"{at}.post_attention_layernorm.weight": np.sqrt(np.mean(np.square(scale))) / scale,
+        **{name: drawn(name) / scale for name in (f"{at}.self_attn.{part}_proj.weight" for part in "qkv")},
+        **{name: drawn(name) for name in (f"{at}.mlp.{part}_proj.weight" for part in ("gate", "up"))},
+        **{
+            name: np.float32(_QUIET) * drawn(name) * scale[:, None]
+            for name in (f"{at}.self_attn.o_proj.weight", f"{at}.mlp.down_proj.weight")
+        },
+        "lm_head.weight": read_float32(checkpoint, "lm_head.weight")[tokens] * logits_scale,
+    }
+    return {name: np.asarray(value, np.float32) for name, value in tensors.items()}
 
 
 def _norm(checkpoint: Checkpoint, name: str) -> Float32:

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -23,13 +23,19 @@ from calibration.draft_heads.head_options import (
     TrainingReporter,
     check_head_options,
 )
+from calibration.draft_heads.linear_guess import linear_guess
 from calibration.draft_heads.pace import MOST_EPOCHS, Pace
 from calibration.draft_heads.packed_blocks import BLOCK_POSITIONS
 from calibration.draft_heads.partial_head import REPORT, PartialHead, finish_earlier
-from calibration.draft_heads.target_tensors import feature_layers_for, first_tensors, head_spec, open_target
+from calibration.draft_heads.target_tensors import (
+    feature_layers_for,
+    first_tensors,
+    head_spec,
+    open_target,
+    target_parts,
+)
 from calibration.draft_heads.thread_choice import choose_threads
 from calibration.draft_heads.training import BLOCKS_OF_AN_UPDATE, Training, TrainingProgress, split
-from calibration.float_model import to_torch
 from calibration.texts import default_prompts, prompts_hash, refuse_overlap
 from engines.directory import EngineDirectory, open_directory
 from engines.loading import load_opened
@@ -43,14 +49,11 @@ from quasar.errors import BuildError, EngineError
 from quasar.files import write_json
 from quasar.text import Prompt, read_prompts
 
-if TYPE_CHECKING:
-    import torch
-
 # Sequences that are generated together: a pass of so many positions takes a few times one of one position.
 _SLOTS = 16
 # The time is split so that the text could be learned from so often if every update unrolled all steps; it is learned
 # from about twice as often, since the first ones unroll less.
-_EPOCHS = 1.5
+_EPOCHS = 3.0
 # Of the time: for loading, estimates and writing.
 _RESERVE = 0.06
 # Tokens after which both rates are measured, and updates that the measurement makes.
@@ -296,11 +299,11 @@ class _Run:
     def _training(
         self, vocabulary: DraftVocabulary, sequences: list[GeneratedSequence], pace: Pace, checkpoint: Path
     ) -> Training:
-        spec = self._spec(len(vocabulary.tokens))
-        manifest = self._directory.manifest
-        tensors = first_tensors(self._checkpoint, spec, manifest, vocabulary.tokens, self._options.seed)
+        spec, target = self._spec(len(vocabulary.tokens)), target_parts(self._checkpoint)
+        guess = linear_guess(split(sequences)[0], target)
+        tensors = first_tensors(self._checkpoint, spec, guess, vocabulary.tokens, self._options.seed)
         longest = max(map(len, sequences)) + 16
-        model = HeadModel(spec, tensors, self._embedding(), num_positions=longest, device=_device())
+        model = HeadModel(spec, tensors, target, guess.scales, num_positions=longest, device=_device())
         return Training(
             model,
             sequences,
@@ -318,9 +321,6 @@ class _Run:
             draft_vocab_size=draft_vocab_size,
             intermediate_size=self._options.intermediate_size,
         )
-
-    def _embedding(self) -> "torch.Tensor":
-        return to_torch(self._checkpoint.read("embed_tokens.weight"))
 
     # The head.
 

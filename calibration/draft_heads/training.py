@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 # AdamW (arXiv 1711.05101).
-PEAK_RATE = 1e-3
+PEAK_RATE = 5e-4
 _BETAS = (0.9, 0.95)
 _DECAY = 0.01
 _LONGEST_GRADIENT = 1.0

@@ -1,4 +1,4 @@
-"""EAGLE-3's training-time test: the head runs on from its own hidden states, as it will when it drafts (2503.01840).
+"""EAGLE-3's training-time test: a head runs on from its own hidden states, as it will when it drafts (2503.01840).
 
 Step 0 is at every position of a block. In step k the chain that began at position i is k tokens further: it reads its
 own hidden state of the step before, and attends to step 0's keys of the positions up to i and to its own of steps 1 to
@@ -26,13 +26,13 @@ def unrolled_states(
     import torch
 
     tokens, positions = block.tokens, block.positions
-    hidden = model.fuse(block.features)
+    hidden = model.states(block.features)
     # The last token of a sequence has none after it: what its place is fed is never seen.
     following = torch.roll(tokens, -1)
     x = model.layer_input(following, hidden)
     keys, values = model.keys_values(x, positions)
     own: list[tuple[torch.Tensor, torch.Tensor]] = []
-    hidden, x = hidden[chains], x[chains]
+    x = x[chains]
     for step in range(steps):
         if step:
             goes_on = block.ends[chains] > chains + 1 + step
@@ -45,7 +45,7 @@ def unrolled_states(
             return
         queries = model.queries(x, positions[chains] + step)
         attended = _attended(queries, keys, values, block.seen(chains), own)
-        hidden = model.layer_output(hidden, attended)
+        hidden = model.layer_output(x, attended)
         yield chains, hidden
 
 

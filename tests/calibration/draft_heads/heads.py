@@ -4,10 +4,14 @@ import numpy as np
 
 from calibration.draft_heads.data_folder import ANSWER, GIVEN, GeneratedSequence
 from calibration.draft_heads.head_model import HeadModel
+from calibration.draft_heads.linear_guess import InputScales, TargetParts
 from quasar.checkpoints.spec import AttentionSpec, DecoderSpec, LayerSpec, MlpSpec, Rope
 from quasar.draft_heads.spec import DraftHeadSpec
 
-HIDDEN, VOCABULARY, DRAFTED, LAYERS = 32, 96, 40, 2
+HIDDEN, VOCABULARY, DRAFTED = 32, 96, 40
+_TARGET = ((VOCABULARY, HIDDEN), (HIDDEN,))
+# Any will do: the head is the same.
+SCALES = InputScales(hidden=np.random.default_rng(6).uniform(0.5, 3, HIDDEN).astype(np.float32), embedding=0.7)
 
 
 def tiny_spec(**changes):
@@ -21,11 +25,13 @@ def tiny_spec(**changes):
         rms_norm_eps=1e-5,
     )
     values = {
-        "kind": "eagle3",
+        "kind": "eagle",
         "decoder": decoder,
-        "feature_layers": (1, 2),
+        "feature_layers": (2,),
         "target_hidden_size": HIDDEN,
         "draft_vocab_size": DRAFTED,
+        "normed": True,
+        "fuse_bias": True,
         **changes,
     }
     return DraftHeadSpec(**values)
@@ -34,16 +40,23 @@ def tiny_spec(**changes):
 def random_tensors(spec, seed=0):
     random = np.random.default_rng(seed)
     return {
-        name: (random.standard_normal(shape) * 0.2 + (len(shape) == 1)).astype(np.float32)
+        name: (random.standard_normal(shape) * 0.1 + (len(shape) == 1)).astype(np.float32)
         for name, shape in spec.tensors().items()
     }
 
 
-def tiny_model(spec, tensors, seed=1):
+def target_parts(seed=1):
     import torch
 
-    embedding = np.random.default_rng(seed).standard_normal((VOCABULARY, HIDDEN)).astype(np.float32)
-    return HeadModel(spec, tensors, torch.from_numpy(embedding), num_positions=128), embedding
+    random = np.random.default_rng(seed)
+    embedding, norm = (torch.from_numpy(random.standard_normal(shape).astype(np.float32)) for shape in _TARGET)
+    return TargetParts(embedding=embedding, norm=norm, eps=1e-5)
+
+
+def tiny_model(spec, tensors):
+    """A model, and its target's parts."""
+    target = target_parts()
+    return HeadModel(spec, tensors, target, SCALES, num_positions=128), target
 
 
 def drafted_tokens(seed=2):
@@ -65,7 +78,7 @@ def random_sequence(number, length, *, given=3, seed=3, greedy=None):
         greedy=number % 2 == 0 if greedy is None else greedy,
         tokens=tokens[:length].astype(np.int32),
         kinds=np.array([GIVEN] * given + [ANSWER] * (length - given), np.int8),
-        features=random.standard_normal((length, LAYERS * HIDDEN)).astype(np.float16),
+        features=random.standard_normal((length, HIDDEN)).astype(np.float16),
         likely=likely,
         log_probabilities=log_probabilities,
     )
