@@ -96,98 +96,129 @@ struct Ahead {
   const uint8_t* next;
   int step;
 };
-inline Ahead look_ahead(const Linear& op, const uint8_t* tile, int row) {
+template <int C>
+inline Ahead look_ahead(const Linear& op, const uint8_t* tile, int row, int first) {
   constexpr int kDistance = 4096;
   const int passes = (op.rows + kMostRows - 1) / kMostRows;
-  if (passes == 1) return {tile + kDistance, 4 * kTile};
+  if (passes == 1) return {tile + 4 * first + kDistance, 4 * kTile};
   const int bytes = op.padded * kTile;
   const int distance = op.gate != Gate::kNone ? 2 * bytes : bytes;
-  return {tile + distance + static_cast<size_t>(row / kMostRows) * bytes / passes, 4 * kTile / passes};
+  const int part = row / kMostRows * kTile + first;
+  return {tile + distance + static_cast<size_t>(part) * op.padded / passes, 4 * C / passes};
 }
+template <int C>
 inline void fetch(Ahead* ahead) {
   __builtin_prefetch(ahead->next, 0, 2);
-  if (ahead->step > 64) __builtin_prefetch(ahead->next + 64, 0, 2);
+  if (C == kTile && ahead->step > 64) __builtin_prefetch(ahead->next + 64, 0, 2);
   ahead->next += ahead->step;
 }
 
-// One tile times R rows from `row` on, dequantized: y [R, 32].
+// Sixteen columns of a tile at a time, where the sums of R rows by all 32 do not fit the registers: each half is read
+// from the first input to the last, and touches cache lines of its own.
 template <int R>
-inline void multiply(const Linear& op, const uint8_t* tile, const float* scale, int columns, int row, float* y) {
+constexpr int kTogether = R > kRowsOfWholeTiles ? kTile / 2 : kTile;
+
+// Columns `first` to `first + C` of a tile times R rows from `row` on, dequantized: y [R, 32].
+template <int R, int C>
+inline void multiply(const Linear& op, const uint8_t* tile, const float* scale, int columns, int row, int first, float* y) {
+  constexpr int kParts = C / 16;
   const int8_t* q = op.q + static_cast<size_t>(row) * op.padded;
-  Ahead ahead = look_ahead(op, tile, row);
-  Sums low[R], high[R];
+  Ahead ahead = look_ahead<C>(op, tile, row, first);
+  tile += 4 * first;
+  Sums total[R][kParts];
   QUASAR_UNROLL
-  for (int r = 0; r < R; ++r) low[r] = high[r] = sums(kWeightsKeepOffset ? op.offset[row + r] : 0);
-  for (int k = 0; k < op.padded; k += 4, tile += 4 * kTile) {
-    fetch(&ahead);
-    const Weights a = weights(tile), b = weights(tile + 64);
+  for (int r = 0; r < R; ++r) {
     QUASAR_UNROLL
-    for (int r = 0; r < R; ++r) {
-      const int32_t four = four_bytes(q + static_cast<size_t>(r) * op.padded + k);
-      low[r] = dot(low[r], a, four);
-      high[r] = dot(high[r], b, four);
+    for (int p = 0; p < kParts; ++p) total[r][p] = sums(kWeightsKeepOffset ? op.offset[row + r] : 0);
+  }
+  for (int k = 0; k < op.padded; k += 4, tile += 4 * kTile) {
+    fetch<C>(&ahead);
+    const int8_t* at = q + k;
+    QUASAR_UNROLL
+    for (int p = 0; p < kParts; ++p) {
+      const Weights w = weights(tile + 64 * p);
+      QUASAR_UNROLL
+      for (int r = 0; r < R; ++r) {
+        total[r][p] = dot(total[r][p], w, four_bytes(at + static_cast<size_t>(r) * op.padded));
+        before_next(total[r][p], at);
+      }
     }
   }
   const Lanes step = splat(1.0f / 127.0f);
-  const Lanes scale_low = mul(step, load_first(scale, columns));
-  const Lanes scale_high = mul(step, load_first(scale + 16, columns - 16));
   QUASAR_UNROLL
-  for (int r = 0; r < R; ++r) {
-    const Lanes a = splat(op.amax[row + r]);
-    store(y + r * kTile, mul(mul(to_float(low[r]), scale_low), a));
-    store(y + r * kTile + 16, mul(mul(to_float(high[r]), scale_high), a));
+  for (int p = 0; p < kParts; ++p) {
+    const int at = first + 16 * p;
+    const Lanes factor = mul(step, load_first(scale + at, columns - at));
+    QUASAR_UNROLL
+    for (int r = 0; r < R; ++r) {
+      store(y + r * kTile + at, mul(mul(to_float(total[r][p]), factor), splat(op.amax[row + r])));
+    }
   }
 }
 
 // The same with a scale for every 32 inputs, on both sides.
-template <int R>
-inline void multiply_blocks(const Linear& op, const uint8_t* tile, const float* scale, int row, float* y) {
+template <int R, int C>
+inline void multiply_blocks(const Linear& op, const uint8_t* tile, const float* scale, int row, int first, float* y) {
+  constexpr int kParts = C / 16;
   const int8_t* q = op.q + static_cast<size_t>(row) * op.padded;
   const int blocks = op.padded / kBlock;
-  Ahead ahead = look_ahead(op, tile, row);
-  Lanes low[R], high[R];
+  Ahead ahead = look_ahead<C>(op, tile, row, first);
+  tile += 4 * first;
+  Lanes result[R][kParts];
   QUASAR_UNROLL
-  for (int r = 0; r < R; ++r) low[r] = high[r] = splat(0.0f);
+  for (int r = 0; r < R; ++r) {
+    QUASAR_UNROLL
+    for (int p = 0; p < kParts; ++p) result[r][p] = splat(0.0f);
+  }
   const Lanes step = splat(1.0f / 127.0f);
   for (int b = 0; b < blocks; ++b, scale += kTile) {
-    Sums sum_low[R], sum_high[R];
+    Sums total[R][kParts];
     QUASAR_UNROLL
     for (int r = 0; r < R; ++r) {
       const int32_t offset = kWeightsKeepOffset ? op.offset[static_cast<size_t>(row + r) * blocks + b] : 0;
-      sum_low[r] = sum_high[r] = sums(offset);
+      QUASAR_UNROLL
+      for (int p = 0; p < kParts; ++p) total[r][p] = sums(offset);
     }
     for (int k = 0; k < kBlock; k += 4, tile += 4 * kTile) {
-      fetch(&ahead);
-      const Weights first = weights(tile), second = weights(tile + 64);
+      fetch<C>(&ahead);
+      const int8_t* at = q + b * kBlock + k;
       QUASAR_UNROLL
-      for (int r = 0; r < R; ++r) {
-        const int32_t four = four_bytes(q + static_cast<size_t>(r) * op.padded + b * kBlock + k);
-        sum_low[r] = dot(sum_low[r], first, four);
-        sum_high[r] = dot(sum_high[r], second, four);
+      for (int p = 0; p < kParts; ++p) {
+        const Weights w = weights(tile + 64 * p);
+        QUASAR_UNROLL
+        for (int r = 0; r < R; ++r) {
+          total[r][p] = dot(total[r][p], w, four_bytes(at + static_cast<size_t>(r) * op.padded));
+          before_next(total[r][p], at);
+        }
       }
     }
-    const Lanes scale_low = mul(step, load(scale)), scale_high = mul(step, load(scale + 16));
     QUASAR_UNROLL
-    for (int r = 0; r < R; ++r) {
-      const Lanes a = splat(op.amax[static_cast<size_t>(row + r) * blocks + b]);
-      low[r] = fma(to_float(sum_low[r]), mul(scale_low, a), low[r]);
-      high[r] = fma(to_float(sum_high[r]), mul(scale_high, a), high[r]);
+    for (int p = 0; p < kParts; ++p) {
+      const Lanes factor = mul(step, load(scale + first + 16 * p));
+      QUASAR_UNROLL
+      for (int r = 0; r < R; ++r) {
+        const Lanes a = splat(op.amax[static_cast<size_t>(row + r) * blocks + b]);
+        result[r][p] = fma(to_float(total[r][p]), mul(factor, a), result[r][p]);
+      }
     }
   }
   QUASAR_UNROLL
   for (int r = 0; r < R; ++r) {
-    store(y + r * kTile, low[r]);
-    store(y + r * kTile + 16, high[r]);
+    QUASAR_UNROLL
+    for (int p = 0; p < kParts; ++p) store(y + r * kTile + first + 16 * p, result[r][p]);
   }
 }
 
 template <int R>
 inline void product(const Linear& op, int tile, int column, int columns, int row, float* y) {
   const uint8_t* packed = op.packed + static_cast<size_t>(tile) * op.padded * kTile;
-  if (op.blocks) {
-    multiply_blocks<R>(op, packed, op.scale + static_cast<size_t>(tile) * op.padded, row, y);
-  } else {
-    multiply<R>(op, packed, op.scale + column, columns, row, y);
+  constexpr int kWide = kTogether<R>;
+  for (int first = 0; first < kTile; first += kWide) {
+    if (op.blocks) {
+      multiply_blocks<R, kWide>(op, packed, op.scale + static_cast<size_t>(tile) * op.padded, row, first, y);
+    } else {
+      multiply<R, kWide>(op, packed, op.scale + column, columns, row, first, y);
+    }
   }
   if (op.bias == nullptr) return;
   const Lanes low = load_first(op.bias + column, columns), high = load_first(op.bias + column + 16, columns - 16);

@@ -111,6 +111,8 @@ inline Sums dot(Sums sums, Weights w, int32_t four) {
   return {_mm256_dpbusd_avx_epi32(sums.a, w.a, q), _mm256_dpbusd_avx_epi32(sums.b, w.b, q)};
 }
 constexpr bool kWeightsKeepOffset = true;
+inline void before_next(Sums&, const int8_t*&) {}
+constexpr int kMostRows = 2, kRowsOfWholeTiles = 2;
 
 #else
 
@@ -132,6 +134,8 @@ inline Sums dot(Sums sums, Weights w, int32_t four) {
           _mm256_add_epi32(sums.b, _mm256_madd_epi16(pairs_b, ones))};
 }
 constexpr bool kWeightsKeepOffset = false;
+// Compilers begin many products at once and run out of registers: the next one begins when a sum is there.
+inline void before_next(Sums& sums, const int8_t*& next) { asm("" : "+x"(sums.a), "+x"(sums.b), "+r"(next)); }
+constexpr int kMostRows = 4, kRowsOfWholeTiles = 2;
 
 #endif
-constexpr int kMostRows = 2;

@@ -92,4 +92,5 @@ inline Sums dot(Sums sums, Weights w, int32_t four) {
   return {_mm512_dpbusd_epi32(sums.v, w.v, _mm512_set1_epi32(four))};
 }
 constexpr bool kWeightsKeepOffset = true;
-constexpr int kMostRows = 8;
+inline void before_next(Sums&, const int8_t*&) {}
+constexpr int kMostRows = 8, kRowsOfWholeTiles = 8;

@@ -113,4 +113,5 @@ inline Sums dot(Sums sums, Weights w, int32_t four) {
   return sums;
 }
 constexpr bool kWeightsKeepOffset = false;
-constexpr int kMostRows = 2;
+inline void before_next(Sums&, const int8_t*&) {}
+constexpr int kMostRows = 2, kRowsOfWholeTiles = 2;
