@@ -14,6 +14,7 @@ from typing import Any
 from engines.manifest import MANIFEST_NAME
 from quasar.errors import BuildError
 from quasar.files import sha256_file, sha256_json, write_json
+from quasar.partial_folder import PartialFolder
 
 
 class Workspace:
@@ -21,17 +22,21 @@ class Workspace:
 
     def __init__(self, target: Path, inputs: dict[str, Any], *, force: bool) -> None:
         self._force = force
-        self.target = target
-        self.path = partial_path(target)
-        self.scratch = self.path / ".build"
-        self._state_path = self.scratch / "state.json"
-        # What is left of the scratch while it is deleted.
-        self._dropped = self.path / ".built"
+        self._folder = PartialFolder(target, job="build", scratch=".build")
+        self.path, self.scratch = self._folder.path, self._folder.scratch
         self._inputs = inputs
-        self._lock: Any = None
         self._stages: dict[str, Any] = {}
         # By stage, what each took, in all the runs that it took: a stage that is done again counts again.
         self.seconds: dict[str, float] = {}
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether an earlier run had finished the build but for the rename."""
+        finished = self.path / MANIFEST_NAME
+        if not (self._folder.is_finished and finished.is_file()):
+            return False
+        manifest = json.loads(finished.read_text(encoding="utf-8"))
+        return bool(manifest.get("hashes", {}).get("inputs") == self.inputs_hash)
 
     @property
     def inputs_hash(self) -> str:
@@ -55,7 +60,7 @@ class Workspace:
         self._write_state()
 
     def _write_state(self) -> None:
-        write_json(self._state_path, {"inputs": self._inputs, "stages": self._stages, "seconds": self.seconds})
+        self._folder.save(self._inputs, {"stages": self._stages, "seconds": self.seconds})
 
     def files(self) -> dict[str, dict[str, Any]]:
         """Path → bytes and SHA-256 of every file of the engine, as the manifest lists them."""
@@ -68,63 +73,25 @@ class Workspace:
     def publish(self, manifest: dict[str, Any]) -> None:
         """Write the manifest, drop what only the build needed, and rename the directory to its own name."""
         write_json(self.path / MANIFEST_NAME, manifest)
-        # Set aside in one step: a build that is killed has all of its scratch, or needs none of it any more.
-        self.scratch.rename(self._dropped)
-        shutil.rmtree(self._dropped)
-        self._release()
-        _move_into_place(self.path, self.target, force=self._force)
+        self.move_into_place()
 
-    def drop_leftovers(self) -> None:
-        """Delete what a build left that was killed while it deleted its scratch."""
-        shutil.rmtree(self._dropped, ignore_errors=True)
+    def move_into_place(self) -> None:
+        """Rename a build that is whole; an existing target is replaced only as `force` allows."""
+        self._folder.drop_scratch()
+        _move_into_place(self.path, self._folder.target, force=self._force)
 
     def open(self) -> None:
         """Take the lock and read the state; raises `BuildError` if another build or other inputs are in the way."""
-        from filelock import FileLock, Timeout
-
-        if self.path.exists() and not self.scratch.exists() and any(self.path.iterdir()):
-            raise BuildError(
-                f"{self.path} exists and is no unfinished build of these inputs: delete it (rm -r {self.path}), "
-                "or choose another -o"
-            )
-        self.scratch.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(self.scratch / "lock")
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise BuildError(f"another build is working in {self.path}: wait for it, or choose another -o") from None
-        for leftover in self.path.rglob(".*.tmp"):
-            leftover.unlink()
-        if not self._state_path.is_file():
-            # Whatever lies here belongs to inputs that nobody wrote down.
-            for path in self.path.iterdir():
-                if path != self.scratch:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        state = self._folder.open(self._inputs)
+        if state is None:
             self._write_state()
-        state = json.loads(self._state_path.read_text(encoding="utf-8"))
-        if state["inputs"] != self._inputs:
-            changed = sorted(key for key in self._inputs if state["inputs"].get(key) != self._inputs[key])
-            self._release()
-            raise BuildError(
-                f"{self.path} holds an unfinished build with other inputs ({', '.join(changed)} differ): "
-                f"delete it (rm -r {self.path}) or run that build to its end"
-            )
-        # Earlier versions measured none.
+            return
+        # Earlier versions measured no seconds.
         self._stages, self.seconds = state["stages"], state.get("seconds", {})
-
-    def _release(self) -> None:
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
 
     def close(self) -> None:
         """Let another build have the partial directory."""
-        self._release()
-
-
-def partial_path(target: Path) -> Path:
-    """Where the build of `target` works."""
-    return target.with_name(target.name + ".partial")
+        self._folder.close()
 
 
 def check_target(target: Path, *, force: bool) -> None:
@@ -146,18 +113,10 @@ def open_workspace(target: Path, inputs: dict[str, Any], *, force: bool) -> Work
     """
     check_target(target, force=force)
     workspace = Workspace(target, inputs, force=force)
-    finished = workspace.path / MANIFEST_NAME
-    if finished.is_file() and not workspace.scratch.exists():
-        manifest = json.loads(finished.read_text(encoding="utf-8"))
-        if manifest.get("hashes", {}).get("inputs") == workspace.inputs_hash:
-            workspace.drop_leftovers()
-            _move_into_place(workspace.path, target, force=force)
-            return None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        workspace.open()
-    except OSError as error:
-        raise BuildError(f"{workspace.path} cannot be written ({error.strerror}): choose another -o") from None
+    if workspace.is_finished:
+        workspace.move_into_place()
+        return None
+    workspace.open()
     return workspace
 
 

@@ -8,6 +8,7 @@ import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -67,17 +68,45 @@ class DataFolder:
     Raises `BuildError` if the folder holds those of another.
     """
 
-    def __init__(self, path: Path, identity: Mapping[str, Any], *, shard_positions: int = SHARD_POSITIONS) -> None:
+    def __init__(
+        self,
+        path: Path,
+        identity: Mapping[str, Any],
+        *,
+        shard_positions: int = SHARD_POSITIONS,
+        read_only: bool = False,
+    ) -> None:
+        """Open it; unless it is `read_only`, what no line of the index vouches for is deleted."""
         self.path = path
         self._shard_positions = shard_positions
         self._waiting: list[GeneratedSequence] = []
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._check_identity(identity)
-            self._shards = self._read_index()
-            self._drop_others()
+            self._shards = self._read_index(repair=not read_only)
+            if not read_only:
+                self._drop_others()
         except OSError as error:
             raise self._failure(error) from None
+
+    @classmethod
+    @contextmanager
+    def writing(cls, path: Path, identity: Mapping[str, Any]) -> "Iterator[DataFolder]":
+        """The folder, for one run at a time: two would give their shards the same names."""
+        from filelock import FileLock, Timeout  # which reading does not need
+
+        lock = FileLock(path.with_name(f".{path.name}.lock"))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise BuildError(f"another training writes text to {path}: wait for it, or choose another folder") from None
+        except OSError as error:
+            raise BuildError(f"{path} cannot be written ({error.strerror}): choose another folder") from None
+        try:
+            yield cls(path, identity)
+        finally:
+            lock.release()
 
     @property
     def numbers(self) -> set[int]:
@@ -172,12 +201,12 @@ class DataFolder:
                 f"(rm -r {self.path}), or choose another folder"
             )
 
-    def _read_index(self) -> list[_Shard]:
-        """The shards that are whole; the index is written anew if a line of it is not, or names one that is not."""
+    def _read_index(self, *, repair: bool) -> list[_Shard]:
+        """The shards that are whole; `repair` writes an index anew of which a line is not, or names one that is not."""
         path = self.path / _INDEX
         lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
         shards = [shard for line in lines if (shard := _parsed(line)) is not None and self._is_whole(shard)]
-        if len(shards) < len(lines):
+        if repair and len(shards) < len(lines):
             temporary = path.with_suffix(".new")
             with temporary.open("wb") as out:
                 out.writelines(map(_line, shards))

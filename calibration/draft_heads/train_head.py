@@ -123,11 +123,12 @@ class _Run:
     def make(self) -> None:
         """Generate, choose the vocabulary, train, write."""
         path = self._options.data or self._work.scratch / "data"
-        inputs = self._work.state["inputs"]
+        inputs = self._work.inputs
         identity = {key: inputs[key] for key in ("engine", "layers", "prompts", "excluded", "seed")}
-        data = DataFolder(path, identity)
         if not self._state.get("generated"):
-            self._generate(data)
+            with DataFolder.writing(path, identity) as writable:
+                self._generate(writable)
+        data = DataFolder(path, identity, read_only=True)
         text = self._text(data)
         training = self._train(text, self._pace(text))
         self._write(data, text, training)
@@ -338,7 +339,7 @@ class _Run:
         return {
             "engine": manifest.engine_hash,
             "model": manifest.model["name"],
-            "inputs": self._work.state["inputs"],
+            "inputs": self._work.inputs,
             "seconds": round(self._seconds(), 1),
             "data": {
                 "sequences": len(text.sequences),

@@ -106,3 +106,21 @@ def test_other_folders_are_left_alone(tmp_path):
 def test_the_identity_is_readable(tmp_path):
     filled(tmp_path)
     assert json.loads((tmp_path / "data.json").read_text()) == IDENTITY
+
+
+def test_one_run_at_a_time_writes(tmp_path):
+    with DataFolder.writing(tmp_path / "data", IDENTITY) as data:
+        data.append(random_sequence(0, 9))
+        data.flush()
+        with (
+            pytest.raises(BuildError, match=r"another training writes text to .*data: wait for it"),
+            DataFolder.writing(tmp_path / "data", IDENTITY),
+        ):
+            pass
+        # It can be read meanwhile, whatever is half written.
+        half = tmp_path / "data/00001.tokens.npy"
+        half.write_bytes(b"half")
+        assert DataFolder(tmp_path / "data", IDENTITY, read_only=True).num_sequences == 1
+        assert half.is_file()
+    with DataFolder.writing(tmp_path / "data", IDENTITY) as data:
+        assert data.numbers == {0}

@@ -99,8 +99,8 @@ def test_a_finished_head_only_gets_its_name(tiny_engine, tmp_path):
     path = train_head(options, Heard())
     partial = path.rename(tmp_path / "head.partial")
     # It was killed while it deleted what only the training needs.
-    (partial / ".trained").mkdir()
-    (partial / ".trained/training.safetensors").write_bytes(b"")
+    (partial / ".training.dropped").mkdir()
+    (partial / ".training.dropped/training.safetensors").write_bytes(b"")
     assert train_head(options, Heard()) == path
     assert sorted(entry.name for entry in path.iterdir()) == ["config.json", "model.safetensors", "report.json"]
 
@@ -112,7 +112,7 @@ def test_other_choices_say_what_to_delete(tiny_engine, tmp_path, monkeypatch):
     monkeypatch.setattr(module._Run, "make", stop)
     with pytest.raises(KilledError):
         train_head(options_of(tiny_engine, tmp_path / "head"), Heard())
-    with pytest.raises(BuildError, match=r"unfinished head with other choices \(seed differ\): delete it \(rm -r "):
+    with pytest.raises(BuildError, match=r"unfinished training with other inputs \(seed differ\): delete it \(rm -r "):
         train_head(options_of(tiny_engine, tmp_path / "head", seed=1), Heard())
 
 
