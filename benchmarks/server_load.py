@@ -173,7 +173,7 @@ def fill_slots(url: str, prompts: list[Messages], count: int) -> None:
     threads = [
         threading.Thread(
             target=ask,
-            args=(url, body_of(longest, number, _FILLING_TOKENS), Seen(number=number)),
+            args=(url, {**body_of(longest, number, _FILLING_TOKENS), "ignore_eos": True}, Seen(number=number)),
             kwargs={"leaves": False},
         )
         for number in range(count)
