@@ -223,7 +223,8 @@ class Composer:
                 request.decoding.drafted_for(took)
             regrown.append(part.regrown() if part.sprouts and part.regrown is not None else part)
         selection = select_jointly(regrown, latency.after(spent), others=len(decoding) - len(parts))
-        gains.count(kind, with_head=selection, without=plain)
+        caught_up = any(sprout.head.caught_up for sprout in sprouts)
+        gains.count(kind, with_head=selection, without=plain, caught_up=caught_up)
         return selection
 
     def _prepare(self, request: ActiveRequest, threshold: Threshold, *, most: int) -> Proposal | Prepared:

@@ -185,7 +185,8 @@ class Controller:
         # What the host does between steps counts as well.
         spent = max(spent, self._knowledge.clock() - start)
         selection = select(self._merged(), self._probability, latency.after(spent), most=most, tree=self._trees)
-        gains.count(kind, with_head=selection, without=plain)
+        caught_up = any(head.caught_up for head in self._heads)
+        gains.count(kind, with_head=selection, without=plain, caught_up=caught_up)
         return selection
 
     def _sprouts(self, context: Int64, most: int) -> tuple[Sprout, ...]:

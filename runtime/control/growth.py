@@ -46,8 +46,15 @@ class HeadGains:
         self._unasked[kind] = self._unasked.get(kind, 0) + 1
         return self._unasked[kind] % _PATIENCE == 0
 
-    def count(self, kind: Hashable, *, with_head: Expected, without: Expected) -> None:
-        """It was asked for a pass of this kind."""
+    def count(self, kind: Hashable, *, with_head: Expected, without: Expected, caught_up: bool) -> None:
+        """It was asked for a pass of this kind.
+
+        `caught_up`: its first step made up for passes without it, or for a prompt. What that takes says nothing of a
+        head that is asked in every pass, so it is asked in the next one again.
+        """
+        if caught_up:
+            self._unasked[kind] = -1
+            return
         ratio = with_head.rate / without.rate
         known = self._ratios.get(kind, ratio)
         self._ratios[kind] = known + _NEWEST * (ratio - known)

@@ -25,6 +25,8 @@ _NEWEST = 0.1
 _MOST_STEPS = 6
 # Positions that one step may feed after the committed ones: as many nodes, each with its whole path.
 _MOST_FED = _MOST_EXPANDED * 12
+# Positions of a first step beyond which it makes up for earlier rounds.
+_MOST_OF_A_ROUND = 8
 # Positions that wait until they are fed, before they are fed anyway.
 _MOST_PENDING = 255
 
@@ -59,6 +61,7 @@ class DraftHeadCache:
         self.slots = [_Slot() for _ in range(session.num_slots)]
         self._clock = clock
         self._step_seconds = 0.0
+        self._ran = False
 
     @property
     def step_seconds(self) -> float:
@@ -95,7 +98,9 @@ class DraftHeadCache:
         """Make a pass."""
         start = self._clock()
         told = self.session.run(batch, states)
-        if len(states) <= _MOST_EXPANDED:
+        # The first pass of all warms up.
+        was_first, self._ran = not self._ran, True
+        if len(states) <= _MOST_EXPANDED and not was_first:
             took = self._clock() - start
             known = self._step_seconds
             self._step_seconds = took if not known else known + _NEWEST * (min(took, 4 * known) - known)
@@ -122,6 +127,13 @@ class HeadDrafter:
         # Committed positions before the tree, and the nodes that are being expanded (-1: the pending token).
         self._committed = 0
         self._expanding: list[int] = []
+        # Positions that the latest tree's first step was fed.
+        self._begun_with = 0
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether the latest tree's first step was fed more than a round brings: a prompt, or what was left aside."""
+        return self._begun_with > _MOST_OF_A_ROUND
 
     @property
     def cache(self) -> DraftHeadCache:
@@ -159,6 +171,7 @@ class HeadDrafter:
             return None
         if len(context) + _MOST_FED > self._cache.session.contract.capacity:
             return None
+        self._begun_with = self._pending
         feed = self._feed(context, self._pending)
         self._committed = len(context) - 1 - self._cache.slots[self._slot()].begin
         self._expanding = [-1]

@@ -138,9 +138,9 @@ def test_fixed_drafts_are_those_of_the_context(wrong, count, trees):
     assert accepted > 0
 
 
-def controller(head, *, pass_ms=10.0, each_ms=0.2):
+def controller(head, *, pass_ms=10.0, each_ms=0.2, **clock):
     surface = {16: {1: pass_ms, 2: pass_ms + each_ms, 32: pass_ms + 31 * each_ms}}
-    knowledge = Knowledge(LatencyModel(surface, widest=32))
+    knowledge = Knowledge(LatencyModel(surface, widest=32), **clock)
     return Controller([HeadDrafter(head)], knowledge, most=31, trees=True)
 
 
@@ -171,6 +171,25 @@ def test_where_a_step_takes_as_long_as_a_pass_the_head_is_left_alone():
     assert tokens_of(rounds) == plain()
     # It is tried, and after that now and then.
     assert 0 < len([one for one in rounds if one.drafted]) < 12
+
+
+class TimedHead(TableHead):
+    """Its first pass takes long, and wide ones do: half a millisecond a position."""
+
+    now = 0.0
+
+    def run(self, batch, states):
+        self.now += 0.0005 * len(states) if self.widths else 0.05
+        return super().run(batch, states)
+
+
+def test_what_a_head_makes_up_for_is_not_held_against_it():
+    session = TimedHead(wrong=2)
+    head = DraftHeadCache(session, clock=lambda: session.now)
+    control = controller(head, clock=lambda: session.now)
+    rounds = run_loop(told_session(), 4 * PROMPT, control=control, max_new_tokens=60, exact=TREES)
+    # The prompt took as long as seven passes. From then on a step takes a twentieth of one, and pays in every round.
+    assert all(one.drafted for one in rounds[1:-1])
 
 
 def test_positions_are_fed_once_and_a_prompt_in_chunks():
