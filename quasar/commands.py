@@ -63,7 +63,7 @@ COMMANDS = (
         module="calibration.cli",
         group="Make",
         programs=("calibration",),
-        help="Train an EAGLE-3 draft head for DIR on text of its own verifier.",
+        help="Train an EAGLE draft head for DIR on text of its own verifier.",
     ),
     Command(
         name="list",
