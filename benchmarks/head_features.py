@@ -22,11 +22,9 @@ import numpy as np
 
 from calibration.draft_heads.data_folder import DataFolder, GeneratedSequence
 from calibration.draft_heads.draft_vocabulary import choose_vocabulary, token_masses
-from calibration.draft_heads.head_model import HeadModel
 from calibration.draft_heads.likely_tokens import likely_tokens
-from calibration.draft_heads.linear_guess import linear_guess
 from calibration.draft_heads.pace import Pace
-from calibration.draft_heads.target_tensors import first_tensors, head_spec, open_target, target_parts
+from calibration.draft_heads.target_tensors import first_model, head_spec, open_target
 from calibration.draft_heads.training import Training, split
 from engines import OnnxRuntimeOptions, load_engine
 from engines.directory import open_directory
@@ -62,21 +60,16 @@ def as_seen_by(session: Session, sequences: Sequence[GeneratedSequence]) -> Iter
         print(f"read {number + 1} of {len(sequences)}", end="\r", file=sys.stderr, flush=True)
 
 
-def train(directory: Path, learned: Sequence[GeneratedSequence], tokens: Any, updates: int, output: Path) -> Training:
+def train(directory: Path, sequences: Sequence[GeneratedSequence], tokens: Any, updates: int, output: Path) -> Training:
     """A head that was trained on these sequences and written."""
     manifest = open_directory(directory).manifest
     checkpoint = open_target(directory, manifest, None)
-    target = target_parts(checkpoint)
     spec = head_spec(checkpoint.spec, num_layers=manifest.contract.num_layers, draft_vocab_size=len(tokens))
-    guess = linear_guess(split(learned)[0], target)
-    longest = max(map(len, learned)) + 16
-    model = HeadModel(
-        spec, first_tensors(checkpoint, spec, guess, tokens, _SEED), target, guess.scales, num_positions=longest
-    )
+    model = first_model(checkpoint, spec, sequences, tokens, seed=_SEED)
     output.mkdir(parents=True)
     scratch = output.with_suffix(".training")
     training = Training(
-        model, learned, tokens, Pace(seconds=math.inf, most_updates=updates), seed=_SEED, checkpoint=scratch
+        model, sequences, tokens, Pace(seconds=math.inf, most_updates=updates), seed=_SEED, checkpoint=scratch
     )
     training.run(lambda progress: print(f"{output.name}: update {progress.updates}, {progress.estimate}", flush=True))
     scratch.unlink()

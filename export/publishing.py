@@ -10,26 +10,16 @@ from engines.directory import EngineDirectory
 from engines.draft_head import DraftHeadFiles
 from engines.machine import user_cache
 from engines.manifest import MANIFEST_NAME, Manifest
-from quasar.errors import BuildError
 from quasar.files import sha256_file, sha256_json, write_json
+from quasar.run_lock import locked_by
 
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
     """One compilation of a directory at a time; the lock is not in the directory, which may be packed at any moment."""
-    from filelock import FileLock, Timeout
-
     path = user_cache() / "compiling" / f"{sha256_json(str(directory.resolve()))[:16]}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise BuildError(f"another run is compiling {directory}: wait for it") from None
-    try:
+    with locked_by(path, busy=f"another run is compiling {directory}: wait for it"):
         yield
-    finally:
-        lock.release()
 
 
 def publish(directory: EngineDirectory, name: str, section: Section) -> None:

@@ -60,7 +60,7 @@ class Workspace:
         self._write_state()
 
     def _write_state(self) -> None:
-        self._folder.save(self._inputs, {"stages": self._stages, "seconds": self.seconds})
+        self._folder.save({"stages": self._stages, "seconds": self.seconds})
 
     def files(self) -> dict[str, dict[str, Any]]:
         """Path → bytes and SHA-256 of every file of the engine, as the manifest lists them."""

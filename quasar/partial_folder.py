@@ -4,10 +4,14 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quasar.errors import BuildError
 from quasar.files import write_json
+from quasar.run_lock import take_lock
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 _STATE, _INPUTS = "state.json", "inputs"
 
@@ -27,7 +31,8 @@ class PartialFolder:
         # What is left of the scratch while it is deleted.
         self._dropped = self.path / f"{scratch}.dropped"
         self._job = job
-        self._lock: Any = None
+        self._inputs: Mapping[str, Any] = {}
+        self._lock: BaseFileLock | None = None
 
     @property
     def is_finished(self) -> bool:
@@ -39,32 +44,29 @@ class PartialFolder:
 
         Raises `BuildError` if another run has it, other inputs began it, or it is something else.
         """
-        from filelock import FileLock, Timeout
-
         if self.path.exists() and not self.scratch.exists() and any(self.path.iterdir()):
             raise BuildError(
                 f"{self.path} exists and is no unfinished {self._job} of these inputs: delete it (rm -r {self.path}), "
                 "or choose another -o"
             )
         try:
-            self.scratch.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(self.scratch / "lock")
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise BuildError(
-                f"another {self._job} is working in {self.path}: wait for it, or choose another -o"
-            ) from None
+            self._lock = take_lock(
+                self.scratch / "lock",
+                busy=f"another {self._job} is working in {self.path}: wait for it, or choose another -o",
+            )
         except OSError as error:
             raise BuildError(f"{self.path} cannot be written ({error.strerror}): choose another -o") from None
         for leftover in self.path.rglob(".*.tmp"):
             leftover.unlink()
+        self._inputs = inputs
         path = self.scratch / _STATE
         if not path.is_file():
             self._empty()
             return None
         state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if state[_INPUTS] != inputs:
-            changed = sorted(key for key in inputs if state[_INPUTS].get(key) != inputs[key])
+        began = state.pop(_INPUTS)
+        if began != inputs:
+            changed = sorted(key for key in inputs if began.get(key) != inputs[key])
             self.close()
             raise BuildError(
                 f"{self.path} holds an unfinished {self._job} with other inputs ({', '.join(changed)} differ): delete "
@@ -72,20 +74,20 @@ class PartialFolder:
             )
         return state
 
-    def save(self, inputs: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    def save(self, state: Mapping[str, Any]) -> None:
         """Write the state, beside the inputs that it is of."""
-        write_json(self.scratch / _STATE, {_INPUTS: inputs, **state})
+        write_json(self.scratch / _STATE, {_INPUTS: self._inputs, **state})
 
     def drop_scratch(self) -> None:
         """Delete what only the job needed, and let go of the folder.
 
         In one step: a run that is killed has all of its scratch, or needs none of it any more.
         """
-        self.close()
         if self.scratch.exists():
             self.scratch.rename(self._dropped)
         if self._dropped.exists():
             shutil.rmtree(self._dropped)
+        self.close()
 
     def close(self) -> None:
         """Let another run have the folder."""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from quasar.errors import BuildError
 from quasar.files import sha256_file, sha256_json, write_json
+from quasar.run_lock import take_lock
 
 # Positions of a shard: half a minute of generation.
 SHARD_POSITIONS = 8192
@@ -93,14 +94,11 @@ class DataFolder:
     @contextmanager
     def writing(cls, path: Path, identity: Mapping[str, Any]) -> "Iterator[DataFolder]":
         """The folder, for one run at a time: two would give their shards the same names."""
-        from filelock import FileLock, Timeout  # which reading does not need
-
-        lock = FileLock(path.with_name(f".{path.name}.lock"))
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise BuildError(f"another training writes text to {path}: wait for it, or choose another folder") from None
+            lock = take_lock(
+                path.with_name(f".{path.name}.lock"),
+                busy=f"another training writes text to {path}: wait for it, or choose another folder",
+            )
         except OSError as error:
             raise BuildError(f"{path} cannot be written ({error.strerror}): choose another folder") from None
         try:

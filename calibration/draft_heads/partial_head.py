@@ -25,7 +25,7 @@ class PartialHead:
 
     def save(self) -> None:
         """Write the state."""
-        self._folder.save(self.inputs, {key: value for key, value in self.state.items() if key != "inputs"})
+        self._folder.save(self.state)
 
     def publish(self) -> None:
         """Drop what only the making needed, and give the folder its name."""

@@ -1,12 +1,16 @@
 """The target that a head is trained for: its float weights, the head's sizes, and what the head begins as."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.draft_heads.linear_guess import LinearGuess, TargetParts
+from calibration.draft_heads.data_folder import GeneratedSequence
+from calibration.draft_heads.head_model import HeadModel
+from calibration.draft_heads.linear_guess import LinearGuess, TargetParts, linear_guess
+from calibration.draft_heads.training import split
 from calibration.float_model import to_torch
 from engines.manifest import Manifest
 from quasar.checkpoints import Checkpoint, DecoderSpec, Rope, open_checkpoint
@@ -20,6 +24,8 @@ Float32 = NDArray[np.float32]
 
 # Of what a head's layer adds to its linear guess at first, as a share of what random weights would.
 _QUIET = 0.05
+# Beyond the longest sequence, to which an unrolled head runs on.
+_FURTHER_POSITIONS = 16
 
 
 def open_target(directory: Path, manifest: Manifest, model: str | None) -> Checkpoint:
@@ -34,7 +40,7 @@ def open_target(directory: Path, manifest: Manifest, model: str | None) -> Check
         if model is not None:
             raise
         raise BuildError(
-            f"a draft head begins as a part of the float model, and the one that {directory} was built from is gone "
+            f"a draft head begins with the float model's LM head, and the one that {directory} was built from is gone "
             f"({error}): say where it is with --model"
         ) from None
     if checkpoint_hash(checkpoint) != manifest.hashes["checkpoint"]:
@@ -131,6 +137,23 @@ def first_tensors(
         "lm_head.weight": read_float32(checkpoint, "lm_head.weight")[tokens] * logits_scale,
     }
     return {name: np.asarray(value, np.float32) for name, value in tensors.items()}
+
+
+def first_model(
+    checkpoint: Checkpoint,
+    spec: DraftHeadSpec,
+    sequences: Sequence[GeneratedSequence],
+    tokens: NDArray[np.int64],
+    *,
+    seed: int,
+    device: str = "cpu",
+) -> HeadModel:
+    """A head that is to be trained on these sequences: what it begins as follows from those that are learned from."""
+    target = target_parts(checkpoint)
+    guess = linear_guess(split(sequences)[0], target)
+    tensors = first_tensors(checkpoint, spec, guess, tokens, seed)
+    longest = max(map(len, sequences)) + _FURTHER_POSITIONS
+    return HeadModel(spec, tensors, target, guess.scales, num_positions=longest, device=device)
 
 
 def _norm(checkpoint: Checkpoint, name: str) -> Float32:

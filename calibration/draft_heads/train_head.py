@@ -16,24 +16,16 @@ from calibration.draft_heads.draft_vocabulary import DraftVocabulary, choose_voc
 from calibration.draft_heads.generated_text import TextLimits, TextSource
 from calibration.draft_heads.generation import Generation, token_sampler
 from calibration.draft_heads.head_loss import DECAY, STEPS
-from calibration.draft_heads.head_model import HeadModel
 from calibration.draft_heads.head_options import (
     LEAST_PROMPTS,
     TrainHeadOptions,
     TrainingReporter,
     check_head_options,
 )
-from calibration.draft_heads.linear_guess import linear_guess
 from calibration.draft_heads.pace import MOST_EPOCHS, Pace
 from calibration.draft_heads.packed_blocks import BLOCK_POSITIONS
 from calibration.draft_heads.partial_head import REPORT, PartialHead, finish_earlier
-from calibration.draft_heads.target_tensors import (
-    feature_layers_for,
-    first_tensors,
-    head_spec,
-    open_target,
-    target_parts,
-)
+from calibration.draft_heads.target_tensors import feature_layers_for, first_model, head_spec, open_target
 from calibration.draft_heads.thread_choice import choose_threads
 from calibration.draft_heads.training import BLOCKS_OF_AN_UPDATE, Training, TrainingProgress, split
 from calibration.texts import default_prompts, prompts_hash, refuse_overlap
@@ -125,10 +117,11 @@ class _Run:
         path = self._options.data or self._work.scratch / "data"
         inputs = self._work.inputs
         identity = {key: inputs[key] for key in ("engine", "layers", "prompts", "excluded", "seed")}
-        if not self._state.get("generated"):
-            with DataFolder.writing(path, identity) as writable:
-                self._generate(writable)
-        data = DataFolder(path, identity, read_only=True)
+        if self._state.get("generated"):
+            data = DataFolder(path, identity, read_only=True)
+        else:
+            with DataFolder.writing(path, identity) as data:
+                self._generate(data)
         text = self._text(data)
         training = self._train(text, self._pace(text))
         self._write(data, text, training)
@@ -300,17 +293,14 @@ class _Run:
     def _training(
         self, vocabulary: DraftVocabulary, sequences: list[GeneratedSequence], pace: Pace, checkpoint: Path
     ) -> Training:
-        spec, target = self._spec(len(vocabulary.tokens)), target_parts(self._checkpoint)
-        guess = linear_guess(split(sequences)[0], target)
-        tensors = first_tensors(self._checkpoint, spec, guess, vocabulary.tokens, self._options.seed)
-        longest = max(map(len, sequences)) + 16
-        model = HeadModel(spec, tensors, target, guess.scales, num_positions=longest, device=_device())
+        spec, seed = self._spec(len(vocabulary.tokens)), self._options.seed
+        model = first_model(self._checkpoint, spec, sequences, vocabulary.tokens, seed=seed, device=_device())
         return Training(
             model,
             sequences,
             vocabulary.tokens,
             pace,
-            seed=self._options.seed,
+            seed=seed,
             checkpoint=checkpoint,
             clock=time.monotonic,
         )

@@ -118,9 +118,24 @@ inline void fetch(Ahead* ahead) {
 template <int R>
 constexpr int kTogether = R > kRowsOfWholeTiles ? kTile / 2 : kTile;
 
+// Four inputs of sixteen columns a part, times those of R rows, `stride` apart from `at` on: added to `total`.
+template <int R, int Parts>
+inline void add_products(Sums (&total)[R][Parts], const uint8_t* tile, const int8_t* at, size_t stride) {
+  QUASAR_UNROLL
+  for (int p = 0; p < Parts; ++p) {
+    const Weights w = weights(tile + 64 * p);
+    QUASAR_UNROLL
+    for (int r = 0; r < R; ++r) {
+      total[r][p] = dot(total[r][p], w, four_bytes(at + r * stride));
+      before_next(total[r][p], at);
+    }
+  }
+}
+
 // Columns `first` to `first + C` of a tile times R rows from `row` on, dequantized: y [R, 32].
 template <int R, int C>
-inline void multiply(const Linear& op, const uint8_t* tile, const float* scale, int columns, int row, int first, float* y) {
+inline void multiply(const Linear& op, const uint8_t* tile, const float* scale, int columns, int row, int first,
+                     float* y) {
   constexpr int kParts = C / 16;
   const int8_t* q = op.q + static_cast<size_t>(row) * op.padded;
   Ahead ahead = look_ahead<C>(op, tile, row, first);
@@ -133,16 +148,7 @@ inline void multiply(const Linear& op, const uint8_t* tile, const float* scale, 
   }
   for (int k = 0; k < op.padded; k += 4, tile += 4 * kTile) {
     fetch<C>(&ahead);
-    const int8_t* at = q + k;
-    QUASAR_UNROLL
-    for (int p = 0; p < kParts; ++p) {
-      const Weights w = weights(tile + 64 * p);
-      QUASAR_UNROLL
-      for (int r = 0; r < R; ++r) {
-        total[r][p] = dot(total[r][p], w, four_bytes(at + static_cast<size_t>(r) * op.padded));
-        before_next(total[r][p], at);
-      }
-    }
+    add_products(total, tile, q + k, op.padded);
   }
   const Lanes step = splat(1.0f / 127.0f);
   QUASAR_UNROLL
@@ -181,16 +187,7 @@ inline void multiply_blocks(const Linear& op, const uint8_t* tile, const float* 
     }
     for (int k = 0; k < kBlock; k += 4, tile += 4 * kTile) {
       fetch<C>(&ahead);
-      const int8_t* at = q + b * kBlock + k;
-      QUASAR_UNROLL
-      for (int p = 0; p < kParts; ++p) {
-        const Weights w = weights(tile + 64 * p);
-        QUASAR_UNROLL
-        for (int r = 0; r < R; ++r) {
-          total[r][p] = dot(total[r][p], w, four_bytes(at + static_cast<size_t>(r) * op.padded));
-          before_next(total[r][p], at);
-        }
-      }
+      add_products(total, tile, q + b * kBlock + k, op.padded);
     }
     QUASAR_UNROLL
     for (int p = 0; p < kParts; ++p) {

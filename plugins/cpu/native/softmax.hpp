@@ -5,7 +5,6 @@
 // Included once per level, after linear.hpp.
 
 constexpr float kLog2E = 1.44269504f;
-constexpr int kQueryRows = kMostRows > 4 ? 4 : 1;  // queries that share a load of a key
 
 inline void clear_lanes(int from, int size, float* t) {
   for (int group = from / 16 * 16; group < kPositions; group += 16) {

@@ -112,7 +112,7 @@ inline Sums dot(Sums sums, Weights w, int32_t four) {
 }
 constexpr bool kWeightsKeepOffset = true;
 inline void before_next(Sums&, const int8_t*&) {}
-constexpr int kMostRows = 2, kRowsOfWholeTiles = 2;
+constexpr int kMostRows = 2, kRowsOfWholeTiles = 2, kQueryRows = 1;
 
 #else
 
@@ -136,6 +136,6 @@ inline Sums dot(Sums sums, Weights w, int32_t four) {
 constexpr bool kWeightsKeepOffset = false;
 // Compilers begin many products at once and run out of registers: the next one begins when a sum is there.
 inline void before_next(Sums& sums, const int8_t*& next) { asm("" : "+x"(sums.a), "+x"(sums.b), "+r"(next)); }
-constexpr int kMostRows = 4, kRowsOfWholeTiles = 2;
+constexpr int kMostRows = 4, kRowsOfWholeTiles = 2, kQueryRows = 1;
 
 #endif

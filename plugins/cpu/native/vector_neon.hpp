@@ -114,4 +114,4 @@ inline Sums dot(Sums sums, Weights w, int32_t four) {
 }
 constexpr bool kWeightsKeepOffset = false;
 inline void before_next(Sums&, const int8_t*&) {}
-constexpr int kMostRows = 2, kRowsOfWholeTiles = 2;
+constexpr int kMostRows = 2, kRowsOfWholeTiles = 2, kQueryRows = 1;
