@@ -155,6 +155,8 @@ inline void attend_block(const Attention& op, int kv_head, int block, int first,
   if (!any) return;
   if (shared) {
     const Cache* keys = all_keys + static_cast<size_t>(base) * size;
+    const size_t next = static_cast<size_t>(kPositions) * size;
+    const int behind = slots - kPositions, weighing = weighing_steps(size);
     transpose(keys, slots < kPositions ? slots : kPositions, size, t);
     for (int query = first; query < end;) {
       if (!seen[query - first]) {
@@ -169,9 +171,9 @@ inline void attend_block(const Attention& op, int kv_head, int block, int first,
         ++same;
       }
       attend_queries<kQueryRows, Cache>(op, queries + static_cast<size_t>(query) * size, t, values, span, same,
-                                        ahead_rows(keys + kPositions * size, size, query - first, end - first),
-                                        ahead_rows(values + kPositions * size, size, query - first, end - first), s,
-                                        states + (query - first));
+                                        ahead_rows(keys + next, behind, size, size, query - first, end - first),
+                                        ahead_rows(values + next, behind, size, weighing, query - first, end - first),
+                                        s, states + (query - first));
       query += same;
     }
     return;

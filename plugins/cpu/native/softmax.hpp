@@ -12,18 +12,23 @@ inline void clear_lanes(int from, int size, float* t) {
   }
 }
 
-// The next block's keys or values, of which every group of queries fetches its part from memory.
+// The next block's keys or values, of which every group of queries fetches its part from memory: of those positions
+// that there are, since what lies behind them takes as long to come.
 struct AheadRows {
   const char* next;
   int step;  // bytes
 };
+// `steps`: how often a group calls `fetch_row`.
 template <typename Cache>
-inline AheadRows ahead_rows(const Cache* block, int size, int query, int queries) {
-  const size_t bytes = static_cast<size_t>(kPositions) * size * sizeof(Cache);
-  const int row = size * static_cast<int>(sizeof(Cache));
-  return {reinterpret_cast<const char*>(block) + static_cast<size_t>(query) * bytes / queries,
-          (kQueryRows * row + queries - 1) / queries};
+inline AheadRows ahead_rows(const Cache* block, int positions, int size, int steps, int query, int queries) {
+  positions = positions < 0 ? 0 : positions > kPositions ? kPositions : positions;
+  const int bytes = positions * size * static_cast<int>(sizeof(Cache));
+  const int groups = (queries + kQueryRows - 1) / kQueryRows;
+  return {reinterpret_cast<const char*>(block) + query / kQueryRows * (bytes / groups),
+          (bytes + groups * steps - 1) / (groups * steps)};
 }
+// Those of `weigh_all` over a whole block; heads of less than 16 values fetch nothing.
+inline int weighing_steps(int size) { return kPositions * (size < 16 ? 1 : size / 64 + size % 64 / 16); }
 inline void fetch_row(AheadRows* ahead) {
   for (int i = 0; i < ahead->step; i += 64) __builtin_prefetch(ahead->next + i, 0, 2);
   ahead->next += ahead->step;

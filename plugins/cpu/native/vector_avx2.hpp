@@ -111,8 +111,10 @@ inline Sums dot(Sums sums, Weights w, int32_t four) {
   return {_mm256_dpbusd_avx_epi32(sums.a, w.a, q), _mm256_dpbusd_avx_epi32(sums.b, w.b, q)};
 }
 constexpr bool kWeightsKeepOffset = true;
-inline void before_next(Sums&, const int8_t*&) {}
-constexpr int kMostRows = 2, kRowsOfWholeTiles = 2, kQueryRows = 1;
+// As for AVX-512.
+inline void before_next(Sums& sums, const int8_t*&) { asm("" : "+x"(sums.a), "+x"(sums.b)); }
+// Six rows by half a tile: twelve sums, two of weights and one of inputs are the registers there are, less one.
+constexpr int kMostRows = 6, kRowsOfWholeTiles = 2, kQueryRows = 1;
 
 #else
 

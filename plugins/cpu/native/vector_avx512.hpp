@@ -92,7 +92,8 @@ inline Sums dot(Sums sums, Weights w, int32_t four) {
   return {_mm512_dpbusd_epi32(sums.v, w.v, _mm512_set1_epi32(four))};
 }
 constexpr bool kWeightsKeepOffset = true;
-// Between two products of a pass, where a compiler has to be told to end one before it begins another.
-inline void before_next(Sums&, const int8_t*&) {}
+// Between two products of a pass. GCC begins many of them at once, and moves every sum from register to register, to
+// memory too: told to have one sum in its register before the next product, it leaves them where they are.
+inline void before_next(Sums& sums, const int8_t*&) { asm("" : "+v"(sums.v)); }
 // Rows that share a load of a tile; those above which it is read by halves; queries that share a load of a key.
 constexpr int kMostRows = 8, kRowsOfWholeTiles = 8, kQueryRows = 4;
