@@ -96,14 +96,15 @@ struct Ahead {
   const uint8_t* next;
   int step;
 };
+inline int num_passes(const Linear& op) { return (op.rows + kMostRows - 1) / kMostRows; }
 template <int C>
 inline Ahead look_ahead(const Linear& op, const uint8_t* tile, int row, int first) {
   constexpr int kDistance = 4096;
-  const int passes = (op.rows + kMostRows - 1) / kMostRows;
+  const int passes = num_passes(op);
   if (passes == 1) return {tile + 4 * first + kDistance, 4 * kTile};
   const int bytes = op.padded * kTile;
   const int distance = op.gate != Gate::kNone ? 2 * bytes : bytes;
-  const int part = row / kMostRows * kTile + first;
+  const int part = row * passes / op.rows * kTile + first;
   return {tile + distance + static_cast<size_t>(part) * op.padded / passes, 4 * C / passes};
 }
 template <int C>
@@ -263,21 +264,25 @@ inline void output_tile(const Linear& op, int tile, int row) {
 }
 
 template <int R>
-inline void remaining_rows(const Linear& op, int tile, int row, int rows) {
+inline void output_rows(const Linear& op, int tile, int row, int rows) {
   if constexpr (R > 0) {
     if (rows == R) {
       output_tile<R>(op, tile, row);
     } else {
-      remaining_rows<R - 1>(op, tile, row, rows);
+      output_rows<R - 1>(op, tile, row, rows);
     }
   }
 }
 
+// As few passes over a tile as there can be, of about as many rows each: reading the tile takes a short pass as long.
 void multiply_tiles(const Linear& op, int first, int end) {
+  const int passes = num_passes(op);
   for (int tile = first; tile < end; ++tile) {
-    int row = 0;
-    for (; row + kMostRows <= op.rows; row += kMostRows) output_tile<kMostRows>(op, tile, row);
-    remaining_rows<kMostRows - 1>(op, tile, row, op.rows - row);
+    for (int pass = 0, row = 0; pass < passes; ++pass) {
+      const int rows = (op.rows - row) / (passes - pass);
+      output_rows<kMostRows>(op, tile, row, rows);
+      row += rows;
+    }
   }
 }
 
