@@ -156,7 +156,7 @@ inline void attend_block(const Attention& op, int kv_head, int block, int first,
   if (shared) {
     const Cache* keys = all_keys + static_cast<size_t>(base) * size;
     const size_t next = static_cast<size_t>(kPositions) * size;
-    const int behind = slots - kPositions, weighing = weighing_steps(size);
+    const int after = slots - kPositions, weighing = weighing_steps(size);
     transpose(keys, slots < kPositions ? slots : kPositions, size, t);
     for (int query = first; query < end;) {
       if (!seen[query - first]) {
@@ -171,8 +171,8 @@ inline void attend_block(const Attention& op, int kv_head, int block, int first,
         ++same;
       }
       attend_queries<kQueryRows, Cache>(op, queries + static_cast<size_t>(query) * size, t, values, span, same,
-                                        ahead_rows(keys + next, behind, size, size, query - first, end - first),
-                                        ahead_rows(values + next, behind, size, weighing, query - first, end - first),
+                                        ahead_rows(keys + next, after, size, size, query - first, end - first),
+                                        ahead_rows(values + next, after, size, weighing, query - first, end - first),
                                         s, states + (query - first));
       query += same;
     }

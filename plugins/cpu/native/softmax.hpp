@@ -13,7 +13,7 @@ inline void clear_lanes(int from, int size, float* t) {
 }
 
 // The next block's keys or values, of which every group of queries fetches its part from memory: of those positions
-// that there are, since what lies behind them takes as long to come.
+// that there are, since what lies after them takes as long to come.
 struct AheadRows {
   const char* next;
   int step;  // bytes
