@@ -46,7 +46,8 @@ def call_grammar(use: ToolUse, form: CallFormat) -> str:
 
 
 def _repeated(several: bool) -> str:
-    return f" ({_NEW_LINE} call)*" if several else ""
+    # Models that end a call with a new line have nothing but another call to go on with, unless it may be the last.
+    return f" ({_NEW_LINE} call)* {_NEW_LINE}?" if several else ""
 
 
 def _marker(text: str, form: CallFormat) -> str:
