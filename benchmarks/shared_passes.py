@@ -28,7 +28,10 @@ SHARED, REQUESTS, OWN_TOKENS = 1000, 8, 64
 # Of the chunk times that a short prompt may wait longer beside long ones, and of the tokens that are distinct.
 MOST_CHUNKS, MOST_FED = 3.0, 1.15
 MEMORY_SHARE = 0.05
-GENERATIONS, WARM = 10_000, 500
+# While requests warm up, the C library's heaps of the threads fill: of 40,000 requests the first 4,000 took 4.2 MB, the
+# next 6,000 0.9 MB, the last 12,000 0.2 MB. Once in between a heap grew by 0.9 MB at a time: what is more is a leak.
+GENERATIONS, WARM = 10_000, 10_000
+_MOST_GROWN = 2 << 20
 # Of the answers that hold their slots: more than a stream is ahead of its reader.
 _UNREAD_TOKENS = 32
 _MEGABYTE = 1 << 20
@@ -131,7 +134,10 @@ def memory_of_slots(engine: runtime.Engine) -> dict[str, Any]:
     before = resident_bytes("RssAnon")
     prompts = [tokens(engine, contract.max_length - _UNREAD_TOKENS, 10 + place) for place in range(slots)]
     # Answers that nobody reads on: each keeps its slot, where prompts that are fed one after the other share one.
-    streams = [engine.stream(prompt, max_new_tokens=_UNREAD_TOKENS, ignore_eos=True) for prompt in prompts]
+    # A step without drafts is a token: a stream is some steps ahead of its reader, not the whole answer.
+    streams = [
+        engine.stream(prompt, max_new_tokens=_UNREAD_TOKENS, ignore_eos=True, drafter="none") for prompt in prompts
+    ]
     for stream in streams:
         next(stream)
     said = engine.memory().cache
@@ -195,7 +201,7 @@ def main() -> int:
             "answers do not depend on what is shared": found["prefix"]["identical"] == REQUESTS,
             "short prompts wait for three chunks at most": found["long_prompts"]["chunks"] <= MOST_CHUNKS,
             "slots take what is said": found["slots"]["off"] <= MEMORY_SHARE,
-            "requests leave no memory": found["requests"]["grown"] < _MEGABYTE,
+            "requests leave no memory": found["requests"]["grown"] < _MOST_GROWN,
         }.items()
         if not holds
     ]

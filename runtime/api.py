@@ -70,7 +70,7 @@ def load(
     rebuild: bool = False,
     max_sequences: int | None = None,
     max_batch_tokens: int | None = None,
-    max_stall_ms: float = 100.0,
+    max_stall_ms: float | None = None,
     queue_limit: int | None = None,
     prefix_cache: PrefixCache = "salted",
     options: object | None = None,

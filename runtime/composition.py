@@ -16,9 +16,9 @@ from runtime.slots import ScheduledSequence, Slots
 
 # Seconds that a sequence whose consumer does not ask for its next step keeps its slot while others wait for one.
 PATIENCE = 0.05
-# Seconds that a pass with chunks of prompts may take, by the latencies known, where others wait for its end; and the
-# positions of prompts that it holds at least.
-STALL_SECONDS = 0.1
+# Seconds that a pass with chunks of prompts may take, by the latencies known, where others wait for its end: those of a
+# chunk of a prompt alone, and this long at most; and the positions of prompts that it holds at least.
+_MOST_STALL_SECONDS = 0.1
 _LEAST_CHUNK = 16
 # Drafts of a pass, at most, whose threshold decides whether any are prepared.
 _CONSIDERED = 32
@@ -35,12 +35,13 @@ class Composer:
         exact: RowInvariance,
         knowledge: Callable[[], Knowledge] | None = None,
         max_batch_tokens: int | None = None,
-        stall_seconds: float = STALL_SECONDS,
+        stall_seconds: float | None = None,
     ) -> None:
         """As `Scheduler` has them."""
         self._slots, self._exact, self._knowledge, self._stall_seconds = slots, exact, knowledge, stall_seconds
         # Where a prompt's bits depend on where it is cut, or plain decoding is padded, sequences do not share passes.
         self._shares = session.max_sequences > 1 and exact.batch and exact.prefill and exact.chain == 1
+        self._chunk = session.contract.prefill_chunk
         self._most_positions = min(session.max_positions, max_batch_tokens or session.max_positions)
         # Each feeds a position at least.
         self._most_sequences = min(session.max_sequences, self._most_positions) if self._shares else 1
@@ -92,7 +93,8 @@ class Composer:
         sizes: list[int | None] = [None] * len(prompts)
         if self._shares and prompts:
             left = [one.decoding.sequence.prompt_left for one in prompts]
-            budget = max(1, min(room, self._prompt_budget(len(decoding), left)))
+            cached = max(one.decoding.sequence.cache_length for one in prompts)
+            budget = max(1, min(room, self._prompt_budget(len(decoding), left, cached)))
             sizes = list(chunk_sizes(left, budget))
         for request, size in zip(prompts, sizes, strict=True):
             if size != 0:
@@ -127,7 +129,7 @@ class Composer:
                 return True
         return False
 
-    def _prompt_budget(self, num_decoding: int, left: Sequence[int]) -> int:
+    def _prompt_budget(self, num_decoding: int, left: Sequence[int], cached: int) -> int:
         """Positions of prompts in the next pass.
 
         Its time is bounded where others wait for its end: sequences that decode in it, and beside a long prompt the
@@ -135,10 +137,13 @@ class Composer:
 
         Args:
             left: positions that each prompt still has to be fed.
+            cached: those of which the most were fed already, to which the others' share attends at most.
         """
         if self._knowledge is None:
             return self._most_positions
-        most: int = self._knowledge().latency.positions_within(self._stall_seconds)
+        latency = self._knowledge().latency
+        stall = self._stall_seconds or min(_MOST_STALL_SECONDS, latency.seconds_of([(0, self._chunk)]))
+        most: int = latency.positions_within(stall, cached=cached)
         most = max(_LEAST_CHUNK, most - num_decoding)
         ends_early = min(left) <= most // 2 and sum(left) > self._most_positions
         return most if num_decoding or ends_early else self._most_positions

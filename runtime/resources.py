@@ -39,7 +39,7 @@ class EngineResources:
             exact=loaded.record.row_invariance,
             knowledge=lambda: self.knowledge,
             max_batch_tokens=limits.max_batch_tokens,
-            stall_seconds=limits.max_stall_ms / 1e3,
+            stall_seconds=None if limits.max_stall_ms is None else limits.max_stall_ms / 1e3,
             queue_limit=limits.queue_limit,
         )
         self.sampler = make_sampler()

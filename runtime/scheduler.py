@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from engines.probes.row_invariance import RowInvariance
 from quasar.errors import GenerationError, QueueFullError
 from runtime.active_request import ActiveRequest, Step
-from runtime.composition import PATIENCE, STALL_SECONDS, Composer
+from runtime.composition import PATIENCE, Composer
 from runtime.control.controller import Knowledge
 from runtime.kv_cache import KVCache
 from runtime.metrics import Metrics, Tally
@@ -47,7 +47,7 @@ class Scheduler:
         exact: RowInvariance,
         knowledge: Callable[[], Knowledge] | None = None,
         max_batch_tokens: int | None = None,
-        stall_seconds: float = STALL_SECONDS,
+        stall_seconds: float | None = None,
         queue_limit: int | None = None,
     ) -> None:
         """What the session is asked for.
@@ -56,7 +56,8 @@ class Scheduler:
             exact: which passes are exact on this machine.
             knowledge: the latencies that the budget of a pass goes by; None: none are known.
             max_batch_tokens: positions of a pass, at most; None: as many as the session takes.
-            stall_seconds: seconds that a pass with chunks of prompts may take where others decode in it.
+            stall_seconds: seconds that a pass with chunks of prompts may take where others decode in it; None: those of
+                a chunk alone, a tenth at most.
             queue_limit: requests that may wait beside those that the slots hold; None: any number.
         """
         session = verifier.session

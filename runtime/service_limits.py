@@ -18,14 +18,14 @@ class ServiceLimits:
     Attributes:
         max_batch_tokens: positions of a pass, of all sequences together; None: as many as the session takes.
         max_stall_ms: milliseconds that a pass with chunks of prompts may take where other sequences decode in it, by
-            the latencies known.
+            the latencies known; None: those of a chunk alone (`prefill_chunk` positions), 100 at most.
         queue_limit: requests that may wait beside those that the slots hold; None: any number.
         prefix_cache: whose positions may serve a request's prompt where it begins with the same tokens: "salted", those
             of requests with the same `cache_salt`; "shared", those without a salt serve each other, too; "off".
     """
 
     max_batch_tokens: int | None = None
-    max_stall_ms: float = 100.0
+    max_stall_ms: float | None = None
     queue_limit: int | None = None
     prefix_cache: PrefixCache = "salted"
 
@@ -34,7 +34,7 @@ class ServiceLimits:
             raise EngineError(f"max_batch_tokens is {self.max_batch_tokens}; 1 or more was expected")
         if self.queue_limit is not None and self.queue_limit < 0:
             raise EngineError(f"queue_limit is {self.queue_limit}; 0 or more was expected")
-        if not self.max_stall_ms > 0:
+        if self.max_stall_ms is not None and not self.max_stall_ms > 0:
             raise EngineError(f"max_stall_ms is {self.max_stall_ms}; more than 0 was expected")
         if self.prefix_cache not in PREFIX_CACHES:
             raise EngineError(f"prefix_cache is {self.prefix_cache!r}; one of {', '.join(PREFIX_CACHES)} was expected")

@@ -1,7 +1,7 @@
 """Latency of a pass on this machine: the engine's recorded surface, corrected by the passes that are made."""
 
 import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +22,8 @@ _SHARED_MEMORY = 20.0
 # Shapes of shared passes whose linears' time is kept, a few hundred kilobytes. Further drafts are worked out for
 # multiples of the step.
 _MOST_KNOWN, _MOST_STEP = 128, 16
+# Of a pass, whatever time it may take.
+_MOST_POSITIONS = 1 << 16
 # Rounds between two corrections.
 _CORRECTED_EVERY = 32
 
@@ -159,12 +161,11 @@ class LatencyModel:
         ratio = min(max(seconds / expected, _LEAST_RATIO), _MOST_RATIO)
         self._shared *= 1 + (ratio - 1) / _SHARED_MEMORY
 
-    def positions_within(self, seconds: float) -> int:
-        """How many positions a pass may hold to take so long, little of it for attention; 0 or more."""
-        known = len(self._wide)
-        if seconds < self._wide[-1]:
-            return int(np.searchsorted(self._wide, seconds, side="right"))
-        return known + int((seconds - self._wide[-1]) / max(self._slope, 1e-9))
+    def positions_within(self, seconds: float, *, cached: int = 0) -> int:
+        """How many positions of one sequence a pass may hold to take so long after `cached` ones; 0 or more."""
+        return bisect_right(
+            range(1, _MOST_POSITIONS + 1), seconds, key=lambda positions: self.seconds_of([(cached, positions)])
+        )
 
     def _linears_ahead(self, total: int, most: int) -> tuple[Float64, Float64]:
         """Seconds of the linears of `total` positions and 0 to `most` more, and `Latencies.least_ahead` of them."""
@@ -193,8 +194,12 @@ class LatencyModel:
         return total, attention
 
     def _attention(self, cached: int, width: int) -> float:
-        """Recorded seconds that a sequence's cached positions add to a pass."""
-        width = min(width, self._widest)
+        """Recorded seconds that a sequence's cached positions add to a pass.
+
+        Beyond the widths that were recorded after many positions, each further one adds as much as those before it.
+        """
+        if width > self._widest:
+            return self._attention(cached, self._widest) * width / self._widest
         step = cached // _LENGTH_STEP
         attention = self._attentions.get((step, width))
         if attention is None:

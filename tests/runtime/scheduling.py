@@ -39,8 +39,8 @@ def answer_alone(prompt, count):
 class Service:
     """A scheduler over a table session with so many slots."""
 
-    def __init__(self, slots=3, exact=EXACT, **options):
-        self.session = TableSession(next_token, slots=slots)
+    def __init__(self, slots=3, exact=EXACT, session=None, **options):
+        self.session = session or TableSession(next_token, slots=slots)
         self.verifier, self.exact = Verifier(self.session), exact
         self.scheduler = Scheduler(self.verifier, exact=exact, **options)
 

@@ -5,7 +5,8 @@ import time
 
 from runtime.control.controller import Knowledge
 from runtime.control.latency import LatencyModel
-from tests.runtime.scheduling import Service, answer_alone
+from runtime.testing import TableSession
+from tests.runtime.scheduling import Service, answer_alone, next_token
 
 # A millisecond a position, and ten for any pass.
 SURFACE = {16: {1: 11.0, 16: 26.0, 256: 266.0}}
@@ -17,10 +18,10 @@ def widths(service):
     return [[len(tokens) for _, tokens in held] for held in service.session.passes]
 
 
-def feed_together(prompts):
+def feed_together(prompts, *, stall_seconds=0.1, session=None):
     """The passes of requests that are all there when the second pass is composed, and their answers."""
     knowledge = Knowledge(LatencyModel(SURFACE, widest=32))
-    service = Service(slots=4, knowledge=lambda: knowledge, stall_seconds=0.1)
+    service = Service(slots=4, session=session, knowledge=lambda: knowledge, stall_seconds=stall_seconds)
     entered, leave = service.hold_passes()
     answers = {}
 
@@ -48,6 +49,14 @@ def test_a_short_prompt_does_not_wait_for_a_long_one():
     # 90 positions take a tenth of a second.
     assert len(LONG) > sum(with_short) > len(SHORT)
     assert sum(with_short) <= 90
+
+
+def test_a_pass_takes_no_longer_than_a_chunk_alone_unless_it_may():
+    """Where a chunk, here of 32 positions, takes less than a tenth of a second."""
+    session = TableSession(next_token, slots=4, prefill_chunk=32)
+    passes = feed_together([LONG, SHORT], stall_seconds=None, session=session)
+    [with_short] = [held for held in passes if len(SHORT) in held]
+    assert len(SHORT) < sum(with_short) <= 32
 
 
 def test_a_long_prompt_alone_fills_its_passes():

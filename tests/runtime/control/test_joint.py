@@ -181,6 +181,17 @@ class TestLatencyOfAPass:
             seconds = model.of_pass([(16, 1)] * positions, most=0).seconds[0]
             assert abs(model.positions_within(seconds * 1.0001) - positions) <= 0.05 * positions
 
+    def test_fewer_positions_fit_after_many(self):
+        """Their attention takes time as well, in passes wider than were recorded there, too."""
+        model = LatencyModel({16: {1: 10.0, 16: 25.0, 256: 265.0}, 4096: {1: 20.0, 16: 65.0}}, widest=32)
+        # After 4096 positions each of many adds two milliseconds and a quarter to the one of the linears.
+        assert model.positions_within(0.1) == pytest.approx(91, abs=2)
+        assert model.positions_within(0.1, cached=4080) == pytest.approx(28, abs=2)
+        assert model.positions_within(0.4, cached=4080) == pytest.approx(120, abs=2)
+        for _ in range(200):
+            model.correct_pass([(16, 1)] * 8, 2 * model.seconds_of([(16, 1)] * 8))
+        assert model.positions_within(0.1) < 60
+
 
 def test_the_least_that_is_ahead_is_that_of_every_number():
     seconds = [10.0, 12.0, 11.0, 15.0, 15.5]
