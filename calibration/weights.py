@@ -15,7 +15,7 @@ from quasar.checkpoints import Checkpoint, DecoderSpec
 from quasar.checkpoints.checkpoint import check_finite, read_float32
 from quasar.checkpoints.skipped_layers import own_name
 from quasar.checkpoints.spec import Linear, split_name
-from quasar.numerics import SMALLEST_SCALE, Float32, QuantizedWeight
+from quasar.numerics import Float32, QuantizedWeight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +118,8 @@ class PreparedWeights:
     def _weight(self, linear: Linear, precision: Precision) -> Float32 | QuantizedWeight:
         found = self._integers(linear.name) if precision.is_quantized else None
         if found is not None:
-            return QuantizedWeight(values=found.values, scale=self._smoothed_rows(linear, found.scale))
+            scale = precision.stored_scales(self._smoothed_rows(linear, found.scale))
+            return QuantizedWeight(values=found.values, scale=scale)
         weight = np.concatenate([self._folded(f"{member}.weight") for member in linear.members])
         return precision.quantize(weight)
 
@@ -131,7 +132,7 @@ class PreparedWeights:
                 rows[start : start + count] *= factor
             start += count
         smoothed: Float32 = (scale / rows.reshape(-1, *[1] * (scale.ndim - 1))).astype(np.float32)
-        return smoothed.clip(SMALLEST_SCALE)
+        return smoothed
 
     def _folded(self, name: str) -> Float32:
         tensor = in_graph(name, read_float32(self._checkpoint, name), self._whole)

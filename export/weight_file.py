@@ -38,14 +38,19 @@ class WeightFile:
         """Write an array and return the reference that the graph holds."""
         offset = -(-self._file.tell() // ALIGNMENT) * ALIGNMENT
         self._file.seek(offset)
-        contiguous = np.ascontiguousarray(array)
-        self._file.write(contiguous.view(np.uint8).reshape(-1).data)
+        kind = ir.DataType.from_numpy(array.dtype)
+        content = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
+        if kind.bitwidth == 4:
+            # Two a byte, as ONNX stores them, the first in the low bits.
+            padded = np.append(content, np.zeros(len(content) % 2, np.uint8)) & np.uint8(15)
+            content = padded[::2] | padded[1::2] << np.uint8(4)
+        self._file.write(content.data)
         return ir.ExternalTensor(
             self._named.relative_to(self._root).as_posix(),
             offset,
-            contiguous.nbytes,
-            ir.DataType.from_numpy(contiguous.dtype),
-            shape=ir.Shape(contiguous.shape),
+            content.nbytes,
+            kind,
+            shape=ir.Shape(array.shape),
             name=name,
             base_dir=self._root,
         )

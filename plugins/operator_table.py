@@ -98,6 +98,21 @@ OPERATORS = {
             implementations={"cpu": "plugins.cpu.library"},
         ),
         Operator(
+            name="W4A8BlockLinear",
+            summary="The same with 4-bit weights, whose scales are those of groups of inputs: a multiple of 32.",
+            inputs={
+                "x": "float32 [..., K]",
+                "packed": "uint8 [tiles, K / 4, 16, 4], K padded to 32: two columns a byte",
+                "scale": "float16 [tiles, groups, 32]",
+                "bias": "float32 [N], optional",
+                "residual": "float32 [..., N], optional",
+                "norm": "float32 [K], optional",
+            },
+            outputs={"y": "float32 [..., N]"},
+            reference=w8a8_block_linear,
+            implementations={"cpu": "plugins.cpu.library"},
+        ),
+        Operator(
             name="VerifyAttention",
             summary="Norms, rotation, append to the cache, and attention of each new position over its own path.",
             inputs={

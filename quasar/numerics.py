@@ -1,4 +1,4 @@
-"""Symmetric INT8: what its numbers are, defined once. The C++ and Triton kernels are tested against this file.
+"""Symmetric INT8 and INT4: what their numbers are, defined once. Kernels in C++ and Triton are tested against this file.
 
 A scale belongs to an output channel of a weight or to a token, or to 32 inputs of either. Rounding is half to even, as
 ONNX QuantizeLinear rounds. Functions on `Array` take numpy arrays and torch tensors alike, float32, and give the same
@@ -29,15 +29,19 @@ BLOCK = 32
 UNIT_STEP = float(np.float32(1) / np.float32(QMAX))
 # A smaller scale is subnormal: it has few bits, and integers above 127 would stand for the largest weight.
 SMALLEST_SCALE = float(np.finfo(np.float32).smallest_normal)
+# 4-bit weights: integers from -8 to 7 under scales that are stored as float16.
+LOWEST_NIBBLE, HIGHEST_NIBBLE = -8, 7
+# The smallest float16 above 0.
+_SMALLEST_HALF = 2.0**-24
 # Rows of a weight that are quantized at a time.
 _ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizedWeight:
-    """A linear's weight in INT8: weight ≈ values × scale.
+    """A linear's weight in INT8, or in INT4: weight ≈ values × scale.
 
-    `values` int8 [outputs, inputs]; `scale` float32 [outputs], or in blocks [outputs, inputs / 32].
+    `values` int8 [outputs, inputs]; `scale` float32 [outputs], or in groups of inputs [outputs, groups].
     """
 
     values: Int8
@@ -75,6 +79,57 @@ def round_weight(weight: Array, scale: Array) -> Array:
 def apply_scale(values: Array, scale: Array) -> Array:
     """The weight float32 [outputs, inputs] that integers (as float32) stand for under scales [outputs, scales]."""
     return (split(values, scale.shape[1]) * scale[..., None]).reshape(values.shape)
+
+
+def as_half(x: Array) -> Array:
+    """The float16 next to every value, as float32; larger ones become the largest float16."""
+    if isinstance(x, np.ndarray):
+        largest = float(np.finfo(np.float16).max)
+        halves: Float32 = x.clip(-largest, largest).astype(np.float16).astype(np.float32)
+        return halves
+    import torch
+
+    largest = torch.finfo(torch.float16).max
+    return x.clamp(-largest, largest).half().float()
+
+
+def nibble_scale(extreme: Array) -> Array:
+    """The scale of weights, float32 [...], of which `extreme` has the largest magnitude: it becomes -8.
+
+    So scales have the other sign of it, and one integer more than a scale of amax / 7 would leave. They are float16
+    numbers; of zeros it is 1.
+    """
+    scale = as_half(extreme / LOWEST_NIBBLE)
+    scale[abs(scale) < _SMALLEST_HALF] = 1
+    return scale
+
+
+def nibble_scales_of(weight: Array, group: int) -> Array:
+    """Scales float32 [outputs, inputs / group] of 4-bit weights [outputs, inputs]."""
+    grouped = split(weight, weight.shape[1] // group)
+    if isinstance(grouped, np.ndarray):
+        low, high = grouped.min(axis=-1), grouped.max(axis=-1)
+        extremes: Float32 = np.where(-low > high, low, high)
+        return nibble_scale(extremes)
+    low, high = grouped.aminmax(dim=-1)
+    return nibble_scale(low.where(-low > high, high))
+
+
+def nearest_nibble(x: Array, step: "Array | float") -> Array:
+    """The integers nearest to x / step, from -8 to 7, as float32 in the shape of x."""
+    return (x / step).round().clip(LOWEST_NIBBLE, HIGHEST_NIBBLE)
+
+
+def quantize_nibbles(weight: Float32, group: int) -> QuantizedWeight:
+    """Quantize a weight float32 [outputs, inputs] to 4 bits per row and `group` inputs, of which it has a multiple."""
+    values = np.empty(weight.shape, np.int8)
+    scale = np.empty((len(weight), weight.shape[1] // group), np.float32)
+    for start in range(0, len(weight), _ROWS_AT_ONCE):
+        part = slice(start, start + _ROWS_AT_ONCE)
+        scale[part] = nibble_scales_of(weight[part], group)
+        grouped = split(weight[part], scale.shape[1])
+        values[part] = nearest_nibble(grouped, scale[part, :, None]).reshape(weight[part].shape)
+    return QuantizedWeight(values=values, scale=scale)
 
 
 def quantize_weight(weight: Float32, *, blocks: bool = False) -> QuantizedWeight:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from numpy.typing import NDArray
 
-from quasar.numerics import Float32, QuantizedWeight, apply_scale, split
+from quasar.numerics import SMALLEST_SCALE, Float32, QuantizedWeight, apply_scale, split
 
 if TYPE_CHECKING:
     import torch
@@ -88,6 +88,7 @@ class Precision(ABC):
         colour: of its linears in a report's map.
         lowerings: by back end. A back end that is not named refuses.
         is_quantized: whether weights are stored as integers; else they stay float and the linear is not calibrated.
+        weight_bits: of a weight that is stored as an integer.
         has_integer_activations: whether a back end must run an integer matmul.
         has_static_scale: whether one scale of all activations is searched and stored.
         learns_factors: whether the search learns smoothing factors; its formula holds for scales per token.
@@ -105,6 +106,7 @@ class Precision(ABC):
     colour: ClassVar[str]
     lowerings: ClassVar[Mapping[str, Lowering]]
     is_quantized: ClassVar[bool] = True
+    weight_bits: ClassVar[int] = 8
     has_integer_activations: ClassVar[bool] = True
     has_static_scale: ClassVar[bool] = False
     learns_factors: ClassVar[bool] = False
@@ -145,6 +147,10 @@ class Precision(ABC):
     def rounded(self, weight: "torch.Tensor", scale: "torch.Tensor") -> "torch.Tensor":
         """The weight float32 [outputs, inputs] that those integers stand for."""
         return apply_scale(self.round_weight(weight, scale), scale)
+
+    def stored_scales(self, scale: Float32) -> Float32:
+        """Scales that smoothing changed after a search, float32 [outputs, …], as this precision stores them."""
+        return scale.clip(SMALLEST_SCALE)
 
     def fake_quantized_product(self, x: "torch.Tensor", weight: "torch.Tensor", static_scale: float) -> "torch.Tensor":
         """What `canonical` computes, float32 [..., outputs], with the weight [outputs, inputs] of the integers."""

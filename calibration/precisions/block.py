@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 # Activations in INT8, an amax for each block of a token: with blocks of 32 its bits do not depend on the width.
-_INT8_ACTIVATIONS = 4
+INT8_ACTIVATIONS = 4
 
 
 class InBlocks(Int8Weights):
@@ -42,7 +42,7 @@ class InBlocks(Int8Weights):
                 "N": outputs,
                 "bits": 8,
                 "block_size": BLOCK,
-                "accuracy_level": _INT8_ACTIVATIONS,
+                "accuracy_level": INT8_ACTIVATIONS,
             },
         ),
         NATIVE: Operator(
@@ -71,7 +71,11 @@ class InBlocks(Int8Weights):
         assert isinstance(weight, QuantizedWeight)
         inputs = weight.values.shape[1]
         activations = graph.op("Reshape", [scaled, graph.constant(f"merge_blocks.{inputs}", [0, 0, inputs])], "rounded")
-        return graph.product("MatMul", [activations, dequantized(graph, weight)], "matmul")
+        return graph.product("MatMul", [activations, self.weight_of(graph, weight)], "matmul")
+
+    def weight_of(self, graph: LinearGraph, weight: QuantizedWeight) -> Value:
+        """The weight [inputs, outputs] as floats."""
+        return dequantized(graph, weight)
 
 
 def _columns(values: Int8) -> NDArray[Any]:

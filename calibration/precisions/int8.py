@@ -1,6 +1,6 @@
 """What the precisions with INT8 weights share: rounding of weights, and parts of their canonical forms."""
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
@@ -37,13 +37,18 @@ class Int8Weights(Precision):
         return outputs * (inputs + _SCALE_BYTES * (inputs // BLOCK if self.in_blocks else 1))
 
 
-def dequantized(graph: LinearGraph, weight: Float32 | QuantizedWeight) -> Value:
-    """The weight [inputs, outputs] as floats, from INT8 tensors "weight" and "scale"."""
+def dequantized(
+    graph: LinearGraph, weight: Float32 | QuantizedWeight, *, group: int = BLOCK, bits: Literal[4, 8] = 8
+) -> Value:
+    """The weight [inputs, outputs] as floats, from tensors "weight" (INT8 or INT4) and "scale"."""
+    import ml_dtypes
+
     assert isinstance(weight, QuantizedWeight)
-    values = graph.weight("weight", weight.values.T)
+    stored = weight.values.T if bits == 8 else weight.values.T.astype(ml_dtypes.int4)
+    values = graph.weight("weight", stored)
     # A scale initializer of its own for every linear: TensorRT has crashed on shared ones.
     scale = graph.weight("scale", weight.scale.T)
-    attributes = {"axis": 1} if weight.scale.ndim == 1 else {"axis": 0, "block_size": BLOCK}
+    attributes = {"axis": 1} if weight.scale.ndim == 1 else {"axis": 0, "block_size": group}
     return graph.op("DequantizeLinear", [values, scale], "dequantized", attributes)
 
 

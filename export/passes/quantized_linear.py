@@ -94,6 +94,8 @@ class _Form:
         self.name = name
         self._nodes: dict[str, _Node] = {}
         self._product: _Node
+        self._stored = {f"{name}{_WEIGHT}": weight.dtype, f"{name}{_SCALE}": scale.dtype}
+        self._types: dict[str, ir.DataType] = {}
         # The form follows from shapes: arrays of one element, seen as large ones.
         zeros = QuantizedWeight(
             values=np.broadcast_to(np.int8(0), _shape(weight)[::-1]),
@@ -115,11 +117,15 @@ class _Form:
     def constant(self, name: str, _array: NDArray[Any] | Sequence[int], /) -> str:
         return name
 
-    def weight(self, part: str, _array: NDArray[Any], /) -> str:
-        return f"{self.name}.{part}"
+    def weight(self, part: str, array: NDArray[Any], /) -> str:
+        name = f"{self.name}.{part}"
+        self._types[name] = ir.DataType.from_numpy(array.dtype)
+        return name
 
     def match(self, values: Mapping[str, ir.Value]) -> tuple[ir.Value, ir.Value, int] | None:
         """X, the product, and how many nodes read x, if the form stands in the graph with these values."""
+        if self._types != self._stored:
+            return None
         pairs = [
             (values[output].producer() if output in values else None, node) for output, node in self._nodes.items()
         ]

@@ -1,5 +1,6 @@
 """Weights that a lowering stores in another order: written once, however many graphs read them."""
 
+import numpy as np
 import onnx_ir as ir
 
 from calibration.precisions.base import Operator
@@ -34,7 +35,8 @@ class StoredWeights:
         if names[0] not in self._tensors:
             assert linear.weight.const_value is not None
             assert linear.scale.const_value is not None
-            values, scales = linear.weight.const_value.numpy(), linear.scale.const_value.numpy()
+            # INT4 tensors come as numbers of 4 bits.
+            values, scales = linear.weight.const_value.numpy().astype(np.int8), linear.scale.const_value.numpy()
             packed = operator.pack(QuantizedWeight(values=values.T, scale=scales.T), gated)
             for name, array in zip(names, packed, strict=True):
                 if array is not None:

@@ -1,5 +1,7 @@
 """Weights as the native linears read them: tiles of 32 columns, four inputs of a column side by side."""
 
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -8,7 +10,7 @@ from quasar.numerics import BLOCK
 
 Int8 = NDArray[np.int8]
 UInt8 = NDArray[np.uint8]
-Float32 = NDArray[np.float32]
+Scale = TypeVar("Scale", np.float32, np.float16)
 
 TILE = 32
 # Four products of a column are one step of an integer dot product.
@@ -38,12 +40,24 @@ def pack_weight(values: Int8, *, gated: bool = False, blocks: bool = False) -> U
     return packed
 
 
-def pack_block_scales(scales: Float32, *, gated: bool = False) -> Float32:
-    """Scales float32 [N, padded K / 32] → [tiles, padded K / 32, 32]."""
+def pack_nibbles(values: Int8, *, gated: bool = False) -> UInt8:
+    """Weights int8 [N, K] from -8 to 7 → uint8 [tiles, padded K / 4, 16, 4], two of a tile's columns a byte.
+
+    A byte holds a weight plus 8 of columns 0 to 15 in its low bits, of columns 16 to 31 in its high ones. Inputs are
+    padded to a multiple of 32. Raises `QuasarError` if K is above 65536.
+    """
+    whole = pack_weight(values, gated=gated, blocks=True) - np.uint8(0x80 - 8)
+    low, high = np.split(whole, 2, axis=2)
+    packed: UInt8 = low | high << np.uint8(4)
+    return packed
+
+
+def pack_block_scales(scales: NDArray[Scale], *, gated: bool = False) -> NDArray[Scale]:
+    """Scales [N, groups] → [tiles, groups, 32], of the same type; a group is a block of 32 inputs, or some of them."""
     if gated:
         gate, up = (pack_block_scales(half) for half in np.split(scales, 2))
         return np.stack([gate, up], axis=1).reshape(-1, *gate.shape[1:])
-    outputs, blocks = scales.shape
-    padded = np.zeros((-(-outputs // TILE) * TILE, blocks), np.float32)
+    outputs, groups = scales.shape
+    padded = np.zeros((-(-outputs // TILE) * TILE, groups), scales.dtype)
     padded[:outputs] = scales
-    return np.ascontiguousarray(padded.reshape(-1, TILE, blocks).transpose(0, 2, 1))
+    return np.ascontiguousarray(padded.reshape(-1, TILE, groups).transpose(0, 2, 1))

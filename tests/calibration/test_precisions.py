@@ -24,14 +24,14 @@ EVERYWHERE = [*ABOVE, *(ROOT / name for name in ("plugins", "engines", "runtime"
 
 
 def test_what_can_be_asked_for():
-    assert choices() == ("w8a8", "w8a8-block", "w8a8-static", "auto", "fp32")
+    assert choices() == ("w8a8", "w8a8-block", "w4a8", "w8a8-static", "auto", "fp32")
     assert [precision.name for precision in ladder()] == ["w8a8-token", "w8a8-block", "float"]
     assert precisions_for("auto") == ladder()
     assert [precision.name for precision in precisions_for("w8a8")] == ["w8a8-token"]
     assert choices_on(TENSORRT) == "w8a8 or w8a8-static"
-    with pytest.raises(BuildError, match="--precision is 'w9a9'; w8a8, w8a8-block, w8a8-static, auto, fp32 were exp"):
+    with pytest.raises(BuildError, match="--precision is 'w9a9'; w8a8, w8a8-block, w4a8, w8a8-static, auto, fp32 were"):
         precisions_for("w9a9")
-    with pytest.raises(BuildError, match="precision is 'w9a9'; w8a8-static, w8a8-token, w8a8-block, float were expec"):
+    with pytest.raises(BuildError, match="precision is 'w9a9'; w4a8, w8a8-static, w8a8-token, w8a8-block, float were"):
         precision_of("w9a9")
 
 
@@ -62,7 +62,13 @@ def test_what_is_stored_is_what_is_fake_quantized(precision):
         assert isinstance(stored, QuantizedWeight)
         np.testing.assert_array_equal(precision.round_weight(tensor, scale).numpy(), stored.values)
         found = dequantize_weight(stored)
-        assert precision.num_bytes(48, 64) == stored.values.nbytes + stored.scale.nbytes
+        if precision.weight_bits == 4:
+            # Scales are numbers of 16 bits, and stay so.
+            np.testing.assert_array_equal(stored.scale.astype(np.float16), stored.scale)
+            np.testing.assert_array_equal(precision.stored_scales(stored.scale), stored.scale)
+            assert precision.num_bytes(48, 64) == stored.values.size // 2 + 2 * stored.scale.size
+        else:
+            assert precision.num_bytes(48, 64) == stored.values.nbytes + stored.scale.nbytes
     np.testing.assert_array_equal(precision.rounded(tensor, scale).numpy(), found)
 
 
@@ -74,7 +80,7 @@ def test_every_back_end_is_answered(precision):
         match precision.lowering(backend):
             case Operator() as operator:
                 packed, scales = operator.pack(QuantizedWeight(values=values, scale=scale), False)
-                assert packed.size == values.size
+                assert 8 * packed.nbytes == precision.weight_bits * values.size
                 assert scales is None or scales.size == scale.size
             case Refused(reason=reason):
                 assert reason

@@ -18,8 +18,14 @@ from quasar.numerics import dequantize_weight
 from tests.graphs import export_graphs, lowered_session, native_session, run_canonical, run_in_chunks
 from tests.tiny import VOCABULARY, save_tiny_model
 
-PRECISIONS = ("w8a8-token", "w8a8-block", "w8a8-static")
-NAMES = {"w8a8-token": "w8a8", "w8a8-block": "w8a8-block", "w8a8-static": "w8a8-static"}
+PRECISIONS = ("w8a8-token", "w8a8-block", "w8a8-static", "w4a8")
+NAMES = {"w8a8-token": "w8a8", "w8a8-block": "w8a8-block", "w8a8-static": "w8a8-static", "w4a8": "w4a8"}
+OPERATORS = {
+    "w8a8-token": "W8A8Linear",
+    "w8a8-block": "W8A8BlockLinear",
+    "w8a8-static": "MatMul",
+    "w4a8": "W4A8BlockLinear",
+}
 STATIC_SCALE = 0.05
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 
@@ -127,5 +133,4 @@ def test_linears_are_found_by_their_form(exported):
         native_session(folder, contract, checkpoint.spec)
         native = ir.load(folder / "native.onnx").graph
         kinds = [node.op_type for node in native]
-        operator = {"w8a8-token": "W8A8Linear", "w8a8-block": "W8A8BlockLinear", "w8a8-static": "MatMul"}[precision]
-        assert kinds.count(operator) == len(found)
+        assert kinds.count(OPERATORS[precision]) == len(found)

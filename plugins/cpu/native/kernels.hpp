@@ -7,7 +7,7 @@
 namespace quasar {
 
 constexpr int kTile = 32;       // columns of a packed tile
-constexpr int kBlock = 32;      // inputs that share a scale in W8A8BlockLinear
+constexpr int kBlock = 32;      // inputs that share a scale in linears with blocks
 constexpr int kPositions = 64;  // logical positions of an attention block
 constexpr float kAmaxFloor = 6.103515625e-05f;  // 2^-14
 
@@ -25,26 +25,33 @@ struct Bfloat {
 };
 enum class CacheType { kFloat, kHalf, kBfloat };
 
-// y [rows, outputs] = dequantized(q · w), then bias, residual or gate. Weights are uint8 around 128, packed
-// [tiles, inputs / 4, 32 columns, 4]; where there are gates, tiles alternate between gate and up.
+// A linear's weights. 8 bits around 128, packed [tiles, inputs / 4, 32 columns, 4], with a scale per column and row; the
+// same with scales per block of inputs, on both sides; 4 bits around 8 with those scales, packed
+// [tiles, inputs / 4, 16, 4]: columns 0 to 15 in the low bits of a byte, 16 to 31 in the high ones.
+enum class Form { kBytes, kByteBlocks, kNibbleBlocks };
+
+// y [rows, outputs] = dequantized(q · w), then bias, residual or gate. Where there are gates, tiles alternate between
+// gate and up.
 struct Linear {
   const Level* level;
   int rows, inputs, outputs;
   int padded;                 // bytes of a quantized row: inputs rounded up to 4, or to 32 with block scales
   int tiles;                  // tiles of the packed weight
   Gate gate;
-  bool blocks;
+  Form form;
+  int group;                  // inputs that share a scale of 4-bit weights: a multiple of a block; a block elsewhere
   const float* x;
   const float* norm;          // RMS norm weight [inputs] or null
   float epsilon;
   const uint8_t* packed;
-  const float* scale;         // [N] per column; with block scales [tiles, padded / 32, 32]
+  const float* scale;         // [N] per column; with blocks [tiles, padded / 32, 32]
+  const Half* group_scale;    // of 4-bit weights [tiles, groups, 32]; the last group may be shorter
   const float* bias;          // [N] or null
   const float* residual;      // [rows, outputs] or null
   float* y;
   // Scratch.
   int8_t* q;                  // [rows, padded]
-  float* amax;                // [rows], with block scales [rows, padded / 32]
+  float* amax;                // [rows], with blocks [rows, padded / 32]
   int32_t* offset;            // the same shape: what 128 in the weights adds to a sum, negated
   float* normed;              // [rows, inputs] where norm is given
 };

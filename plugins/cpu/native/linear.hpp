@@ -1,4 +1,4 @@
-// W8A8Linear and W8A8BlockLinear: quantization of rows, and packed tiles times quantized rows.
+// W8A8Linear, W8A8BlockLinear and W4A8BlockLinear: quantization of rows, and packed tiles times quantized rows.
 // Included once per level, after vector.hpp.
 
 // 1 / sqrt(mean(x^2) + epsilon)
@@ -72,7 +72,7 @@ void quantize_row(const Linear& op, int row) {
     x = normed;
   }
   int8_t* q = op.q + static_cast<size_t>(row) * op.padded;
-  if (!op.blocks) {
+  if (op.form == Form::kBytes) {
     quantize_group(x, op.inputs, op.padded, q, op.amax + row, op.offset + row);
     return;
   }
@@ -97,15 +97,16 @@ struct Ahead {
   int step;
 };
 inline int num_passes(const Linear& op) { return (op.rows + kMostRows - 1) / kMostRows; }
-template <int C>
+// `kStep`: bytes of four inputs of a whole tile.
+template <int C, int kStep = 4 * kTile>
 inline Ahead look_ahead(const Linear& op, const uint8_t* tile, int row, int first) {
   constexpr int kDistance = 4096;
   const int passes = num_passes(op);
-  if (passes == 1) return {tile + 4 * first + kDistance, 4 * kTile};
-  const int bytes = op.padded * kTile;
+  if (passes == 1) return {tile + kStep * first / kTile + kDistance, kStep};
+  const int bytes = op.padded / 4 * kStep;
   const int distance = op.gate != Gate::kNone ? 2 * bytes : bytes;
   const int part = row * passes / op.rows * kTile + first;
-  return {tile + distance + static_cast<size_t>(part) * op.padded / passes, 4 * C / passes};
+  return {tile + distance + static_cast<size_t>(part) * bytes / (kTile * passes), kStep * C / kTile / passes};
 }
 template <int C>
 inline void fetch(Ahead* ahead) {
@@ -113,6 +114,9 @@ inline void fetch(Ahead* ahead) {
   if (C == kTile && ahead->step > 64) __builtin_prefetch(ahead->next + 64, 0, 2);
   ahead->next += ahead->step;
 }
+
+// Bytes of four inputs of a tile with 4-bit weights.
+constexpr int kNibbleStep = 2 * kTile;
 
 // Sixteen columns of a tile at a time, where the sums of R rows by all 32 do not fit the registers: each half is read
 // from the first input to the last, and touches cache lines of its own.
@@ -207,15 +211,83 @@ inline void multiply_blocks(const Linear& op, const uint8_t* tile, const float* 
   }
 }
 
+// Four inputs of sixteen columns a part, times those of R rows, as `add_products` does.
+template <int R>
+inline void add_nibble_products(BlockSums (&total)[R], Nibbles w, const int8_t* at, size_t stride) {
+  QUASAR_UNROLL
+  for (int r = 0; r < R; ++r) {
+    total[r] = dot(total[r], w, four_bytes(at + r * stride));
+    before_next(total[r], at);
+  }
+}
+
+// `offset` counts 128 in a weight; here it is 8.
+inline int32_t offset_of_nibbles(const Linear& op, size_t group) { return op.offset[group] / 16; }
+
+// 4-bit weights: a scale for every 32 inputs of a row, and for every group of them in a column.
+template <int R, int C>
+inline void multiply_nibbles(const Linear& op, const uint8_t* tile, const Half* scale, int row, int first, float* y) {
+  constexpr int kParts = C / 16;
+  const int8_t* q = op.q + static_cast<size_t>(row) * op.padded;
+  const int blocks = op.padded / kBlock, blocks_of_group = op.group / kBlock;
+  Ahead ahead = look_ahead<C, kNibbleStep>(op, tile, row, first);
+  Lanes result[kParts][R];
+  QUASAR_UNROLL
+  for (int p = 0; p < kParts; ++p) {
+    QUASAR_UNROLL
+    for (int r = 0; r < R; ++r) result[p][r] = splat(0.0f);
+  }
+  const Lanes step = splat(1.0f / 127.0f);
+  for (int b = 0; b < blocks; ++b) {
+    BlockSums total[kParts][R];
+    QUASAR_UNROLL
+    for (int p = 0; p < kParts; ++p) {
+      QUASAR_UNROLL
+      for (int r = 0; r < R; ++r) {
+        total[p][r] = block_sums(offset_of_nibbles(op, static_cast<size_t>(row + r) * blocks + b));
+      }
+    }
+    for (int k = b * kBlock; k < (b + 1) * kBlock; k += 4, tile += kNibbleStep) {
+      fetch<C>(&ahead);
+      if (C == kTile || first == 0) add_nibble_products(total[0], low_nibbles(tile), q + k, op.padded);
+      if (C == kTile || first != 0) add_nibble_products(total[kParts - 1], high_nibbles(tile), q + k, op.padded);
+    }
+    const Half* here = scale + b / blocks_of_group * kTile + first;
+    QUASAR_UNROLL
+    for (int p = 0; p < kParts; ++p) {
+      const Lanes factor = mul(step, load(here + 16 * p));
+      QUASAR_UNROLL
+      for (int r = 0; r < R; ++r) {
+        const size_t at = static_cast<size_t>(row + r) * blocks + b;
+        const Lanes sum = to_float(whole(total[p][r], offset_of_nibbles(op, at)));
+        result[p][r] = fma(sum, mul(factor, splat(op.amax[at])), result[p][r]);
+      }
+    }
+  }
+  QUASAR_UNROLL
+  for (int p = 0; p < kParts; ++p) {
+    QUASAR_UNROLL
+    for (int r = 0; r < R; ++r) store(y + r * kTile + first + 16 * p, result[p][r]);
+  }
+}
+
 template <int R>
 inline void product(const Linear& op, int tile, int column, int columns, int row, float* y) {
-  const uint8_t* packed = op.packed + static_cast<size_t>(tile) * op.padded * kTile;
+  const size_t inputs = static_cast<size_t>(tile) * op.padded;
+  const size_t first_group = static_cast<size_t>(tile) * ((op.padded + op.group - 1) / op.group);
   constexpr int kWide = kTogether<R>;
   for (int first = 0; first < kTile; first += kWide) {
-    if (op.blocks) {
-      multiply_blocks<R, kWide>(op, packed, op.scale + static_cast<size_t>(tile) * op.padded, row, first, y);
-    } else {
-      multiply<R, kWide>(op, packed, op.scale + column, columns, row, first, y);
+    switch (op.form) {
+      case Form::kBytes:
+        multiply<R, kWide>(op, op.packed + inputs * kTile, op.scale + column, columns, row, first, y);
+        break;
+      case Form::kByteBlocks:
+        multiply_blocks<R, kWide>(op, op.packed + inputs * kTile, op.scale + inputs, row, first, y);
+        break;
+      case Form::kNibbleBlocks:
+        multiply_nibbles<R, kWide>(op, op.packed + inputs * kTile / 2, op.group_scale + first_group * kTile, row, first,
+                                   y);
+        break;
     }
   }
   if (op.bias == nullptr) return;

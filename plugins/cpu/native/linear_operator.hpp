@@ -1,4 +1,4 @@
-// W8A8Linear and W8A8BlockLinear: checks of everything that comes in, and the phases of a call.
+// W8A8Linear, W8A8BlockLinear and W4A8BlockLinear: checks of everything that comes in, and the phases of a call.
 #pragma once
 
 #include "operator.hpp"
@@ -9,19 +9,20 @@ namespace quasar {
 // |q * (w + 128)| sums to at most 127 * 255 * inputs in 32 bits.
 constexpr int64_t kMostInputs = 65536;
 
-// x [..., K] float → [..., N] float. `Blocks`: scales per 32 inputs.
-template <bool Blocks>
-struct W8A8 {
-  static constexpr const char* kName = Blocks ? "W8A8BlockLinear" : "W8A8Linear";
+// x [..., K] float → [..., N] float.
+template <Form kForm>
+struct IntegerLinear {
+  static constexpr bool kBlocks = kForm != Form::kBytes, kNibbles = kForm == Form::kNibbleBlocks;
+  static constexpr const char* kName = kNibbles ? "W4A8BlockLinear" : kBlocks ? "W8A8BlockLinear" : "W8A8Linear";
   // x, packed weights, scales, bias, residual, RMS norm weight
-  static constexpr Input kInputs[] = {{ort::kFloat, ort::kRequired}, {ort::kUint8, ort::kRequired},
-                                      {ort::kFloat, ort::kRequired}, {ort::kFloat, ort::kOptional},
-                                      {ort::kFloat, ort::kOptional}, {ort::kFloat, ort::kOptional}};
+  static constexpr Input kInputs[] = {
+      {ort::kFloat, ort::kRequired},  {ort::kUint8, ort::kRequired}, {kNibbles ? ort::kFloat16 : ort::kFloat, ort::kRequired},
+      {ort::kFloat, ort::kOptional},  {ort::kFloat, ort::kOptional}, {ort::kFloat, ort::kOptional}};
   static constexpr int kOutputs[] = {ort::kFloat};
 
   Api api;
   const Level* level;
-  int64_t outputs = 0, gate = 0;
+  int64_t outputs = 0, gate = 0, group = kBlock;
   float epsilon = 0.0f;
 
   void read_attributes(Checks& checks, const KernelInfo* info) {
@@ -32,6 +33,10 @@ struct W8A8 {
       checks.add(api.attribute(info, "swiglu", &gate));
     }
     checks.add(api.attribute(info, "epsilon", &epsilon));
+    if (kNibbles) checks.add(api.attribute(info, "group_size", &group));
+    checks.expect(group >= kBlock && group % kBlock == 0 && group <= kMostInputs,
+                  "%s: a group of %lld inputs came; a multiple of 32 was expected", kName,
+                  static_cast<long long>(group));
     checks.expect(outputs > 0 && outputs < (1 << 30), "%s: %lld outputs came; a positive number was expected", kName,
                   static_cast<long long>(outputs));
     checks.expect(gate >= 0 && gate <= 2, "%s: gate %lld came; 0 (none), 1 (silu) or 2 (gelu) was expected", kName,
@@ -46,7 +51,8 @@ struct W8A8 {
       return;
     }
     const int64_t inputs = x.last(), rows = x.rows();
-    const int64_t step = Blocks ? kBlock : 4;
+    // Bytes of four inputs of a column.
+    const int64_t four = kNibbles ? 2 : 4, step = kBlocks ? kBlock : 4;
     const int64_t padded = (inputs + step - 1) / step * step;
     const int64_t columns = gate != 0 ? 2 * outputs : outputs;
     const int64_t tiles = (outputs + kTile - 1) / kTile * (gate != 0 ? 2 : 1);
@@ -54,12 +60,13 @@ struct W8A8 {
                   "%s: rows of %lld values came; 1 to %lld expected", kName, static_cast<long long>(inputs),
                   static_cast<long long>(kMostInputs));
     checks.expect(packed.rank == 4 && packed.extents[0] == tiles && packed.extents[1] == padded / 4 &&
-                      packed.extents[2] == kTile && packed.extents[3] == 4,
-                  "%s: packed weights are [%lld, %lld, %lld, %lld]; [%lld, %lld, 32, 4] was expected", kName,
+                      packed.extents[2] == kTile * four / 4 && packed.extents[3] == 4,
+                  "%s: packed weights are [%lld, %lld, %lld, %lld]; [%lld, %lld, %lld, 4] was expected", kName,
                   static_cast<long long>(packed.extents[0]), static_cast<long long>(packed.extents[1]),
                   static_cast<long long>(packed.extents[2]), static_cast<long long>(packed.extents[3]),
-                  static_cast<long long>(tiles), static_cast<long long>(padded / 4));
-    const int64_t scales = Blocks ? tiles * padded : columns;
+                  static_cast<long long>(tiles), static_cast<long long>(padded / 4),
+                  static_cast<long long>(kTile * four / 4));
+    const int64_t scales = kBlocks ? tiles * ((padded + group - 1) / group) * kTile : columns;
     checks.expect(scale.elements() == scales, "%s: %lld scales came; %lld were expected", kName,
                   static_cast<long long>(scale.elements()), static_cast<long long>(scales));
     checks.expect(bias.data == nullptr || bias.elements() == columns,
@@ -87,16 +94,18 @@ struct W8A8 {
     op.padded = static_cast<int>(padded);
     op.tiles = static_cast<int>(tiles);
     op.gate = static_cast<Gate>(gate);
-    op.blocks = Blocks;
+    op.form = kForm;
+    op.group = static_cast<int>(group);
     op.x = x.as<float>();
     op.norm = norm.as<float>();
     op.epsilon = epsilon;
     op.packed = packed.as<uint8_t>();
     op.scale = scale.as<float>();
+    op.group_scale = scale.as<Half>();
     op.bias = bias.as<float>();
     op.residual = residual.as<float>();
 
-    const size_t groups = static_cast<size_t>(rows) * (Blocks ? padded / kBlock : 1);
+    const size_t groups = static_cast<size_t>(rows) * (kBlocks ? padded / kBlock : 1);
     const size_t bytes = static_cast<size_t>(rows * padded), values = op.norm != nullptr ? rows * inputs : 0;
     Scratch scratch;
     if (!checks.expect(scratch.reserve(Scratch::size<int8_t>(bytes) + Scratch::size<float>(groups) +

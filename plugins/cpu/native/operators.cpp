@@ -7,8 +7,9 @@
 namespace quasar {
 namespace {
 
-Operator<W8A8<false>> linear;
-Operator<W8A8<true>> block_linear;
+Operator<IntegerLinear<Form::kBytes>> linear;
+Operator<IntegerLinear<Form::kByteBlocks>> block_linear;
+Operator<IntegerLinear<Form::kNibbleBlocks>> nibble_linear;
 Operator<VerifyAttention<FloatCache>> attention;
 Operator<VerifyAttention<HalfCache>> half_attention;
 Operator<VerifyAttention<BfloatCache>> bfloat_attention;
@@ -36,7 +37,8 @@ QUASAR_EXPORT quasar::ort::Status* RegisterCustomOps(quasar::ort::SessionOptions
   }
   ort::Domain* domain = nullptr;
   if (ort::Status* status = api.create_domain(kDomain, &domain)) return status;
-  const ort::CustomOp* operators[] = {&linear, &block_linear, &attention, &half_attention, &bfloat_attention, &argmax};
+  const ort::CustomOp* operators[] = {&linear,         &block_linear,     &nibble_linear, &attention,
+                                      &half_attention, &bfloat_attention, &argmax};
   for (const ort::CustomOp* op : operators) {
     if (ort::Status* status = api.add_operator(domain, op)) return status;
   }

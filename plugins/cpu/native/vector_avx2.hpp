@@ -97,7 +97,34 @@ struct Sums {
 inline Sums sums(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 inline Lanes to_float(Sums x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 
+// Four inputs of sixteen columns, from 0 to 15, of the 32 columns that 64 bytes hold.
+struct Nibbles {
+  __m256i a, b;
+};
+inline Nibbles low_nibbles(const uint8_t* p) {
+  const __m256i mask = _mm256_set1_epi8(15);
+  return {_mm256_and_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), mask),
+          _mm256_and_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32)), mask)};
+}
+inline Nibbles high_nibbles(const uint8_t* p) {
+  const __m256i mask = _mm256_set1_epi8(15);
+  return {
+      _mm256_and_si256(_mm256_srli_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), 4), mask),
+      _mm256_and_si256(_mm256_srli_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32)), 4), mask)};
+}
+// Sums of products over a block.
+struct BlockSums {
+  __m256i a, b;
+};
+
 #if defined(QUASAR_AVXVNNI)
+
+inline BlockSums block_sums(int32_t offset) { return {_mm256_set1_epi32(offset), _mm256_set1_epi32(offset)}; }
+inline BlockSums dot(BlockSums sums, Nibbles w, int32_t four) {
+  const __m256i q = _mm256_set1_epi32(four);
+  return {_mm256_dpbusd_avx_epi32(sums.a, w.a, q), _mm256_dpbusd_avx_epi32(sums.b, w.b, q)};
+}
+inline Sums whole(BlockSums sums, int32_t) { return {sums.a, sums.b}; }
 
 struct Weights {
   __m256i a, b;
@@ -112,11 +139,27 @@ inline Sums dot(Sums sums, Weights w, int32_t four) {
 }
 constexpr bool kWeightsKeepOffset = true;
 // As for AVX-512.
-inline void before_next(Sums& sums, const int8_t*&) { asm("" : "+x"(sums.a), "+x"(sums.b)); }
+template <typename AnySums>
+inline void before_next(AnySums& sums, const int8_t*&) {
+  asm("" : "+x"(sums.a), "+x"(sums.b));
+}
 // Six rows by half a tile: twelve sums, two of weights and one of inputs are the registers there are, less one.
 constexpr int kMostRows = 6, kRowsOfWholeTiles = 2, kQueryRows = 1;
 
 #else
+
+// In 16 bits, every other input of four: eight steps of two products are at most 8 * 2 * 15 * 127 = 30,480.
+inline BlockSums block_sums(int32_t) { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+inline BlockSums dot(BlockSums sums, Nibbles w, int32_t four) {
+  const __m256i q = _mm256_set1_epi32(four);
+  return {_mm256_add_epi16(sums.a, _mm256_maddubs_epi16(w.a, q)),
+          _mm256_add_epi16(sums.b, _mm256_maddubs_epi16(w.b, q))};
+}
+inline Sums whole(BlockSums sums, int32_t offset) {
+  const __m256i ones = _mm256_set1_epi16(1), begin = _mm256_set1_epi32(offset);
+  return {_mm256_add_epi32(begin, _mm256_madd_epi16(sums.a, ones)),
+          _mm256_add_epi32(begin, _mm256_madd_epi16(sums.b, ones))};
+}
 
 // Pairs of products are added in 16 bits: |w| as unsigned bytes times q with w's sign stays within 2 * 128 * 127.
 struct Weights {
@@ -137,7 +180,10 @@ inline Sums dot(Sums sums, Weights w, int32_t four) {
 }
 constexpr bool kWeightsKeepOffset = false;
 // Compilers begin many products at once and run out of registers: the next one begins when a sum is there.
-inline void before_next(Sums& sums, const int8_t*& next) { asm("" : "+x"(sums.a), "+x"(sums.b), "+r"(next)); }
+template <typename AnySums>
+inline void before_next(AnySums& sums, const int8_t*& next) {
+  asm("" : "+x"(sums.a), "+x"(sums.b), "+r"(next));
+}
 constexpr int kMostRows = 4, kRowsOfWholeTiles = 2, kQueryRows = 1;
 
 #endif

@@ -92,8 +92,28 @@ inline Sums dot(Sums sums, Weights w, int32_t four) {
   return {_mm512_dpbusd_epi32(sums.v, w.v, _mm512_set1_epi32(four))};
 }
 constexpr bool kWeightsKeepOffset = true;
+// Four inputs of sixteen columns, from 0 to 15, of the 32 columns that 64 bytes hold.
+struct Nibbles {
+  __m512i v;
+};
+inline Nibbles low_nibbles(const uint8_t* p) { return {_mm512_and_si512(_mm512_loadu_si512(p), _mm512_set1_epi8(15))}; }
+inline Nibbles high_nibbles(const uint8_t* p) {
+  return {_mm512_and_si512(_mm512_srli_epi16(_mm512_loadu_si512(p), 4), _mm512_set1_epi8(15))};
+}
+// Sums of products over a block, begun at `offset`.
+struct BlockSums {
+  __m512i v;
+};
+inline BlockSums block_sums(int32_t offset) { return {_mm512_set1_epi32(offset)}; }
+inline BlockSums dot(BlockSums sums, Nibbles w, int32_t four) {
+  return {_mm512_dpbusd_epi32(sums.v, w.v, _mm512_set1_epi32(four))};
+}
+inline Sums whole(BlockSums sums, int32_t) { return {sums.v}; }
 // Between two products of a pass. GCC begins many of them at once, and moves every sum from register to register, to
 // memory too: told to have one sum in its register before the next product, it leaves them where they are.
-inline void before_next(Sums& sums, const int8_t*&) { asm("" : "+v"(sums.v)); }
+template <typename AnySums>
+inline void before_next(AnySums& sums, const int8_t*&) {
+  asm("" : "+v"(sums.v));
+}
 // Rows that share a load of a tile; those above which it is read by halves; queries that share a load of a key.
 constexpr int kMostRows = 8, kRowsOfWholeTiles = 8, kQueryRows = 4;

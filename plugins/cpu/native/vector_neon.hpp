@@ -113,5 +113,31 @@ inline Sums dot(Sums sums, Weights w, int32_t four) {
   return sums;
 }
 constexpr bool kWeightsKeepOffset = false;
-inline void before_next(Sums&, const int8_t*&) {}
+// Four inputs of sixteen columns, from 0 to 15, of the 32 columns that 64 bytes hold.
+struct Nibbles {
+  int8x16_t v[4];
+};
+inline Nibbles low_nibbles(const uint8_t* p) {
+  Nibbles w;
+  for (int i = 0; i < 4; ++i) w.v[i] = vreinterpretq_s8_u8(vandq_u8(vld1q_u8(p + 16 * i), vdupq_n_u8(15)));
+  return w;
+}
+inline Nibbles high_nibbles(const uint8_t* p) {
+  Nibbles w;
+  for (int i = 0; i < 4; ++i) w.v[i] = vreinterpretq_s8_u8(vshrq_n_u8(vld1q_u8(p + 16 * i), 4));
+  return w;
+}
+// Sums of products over a block, begun at `offset`.
+struct BlockSums {
+  Sums all;
+};
+inline BlockSums block_sums(int32_t offset) { return {sums(offset)}; }
+inline BlockSums dot(BlockSums sums, Nibbles w, int32_t four) {
+  const int8x16_t q = vreinterpretq_s8_s32(vdupq_n_s32(four));
+  for (int i = 0; i < 4; ++i) sums.all.v[i] = vdotq_s32(sums.all.v[i], w.v[i], q);
+  return sums;
+}
+inline Sums whole(BlockSums sums, int32_t) { return sums.all; }
+template <typename AnySums>
+inline void before_next(AnySums&, const int8_t*&) {}
 constexpr int kMostRows = 2, kRowsOfWholeTiles = 2, kQueryRows = 1;

@@ -143,5 +143,27 @@ inline Sums dot(Sums sums, Weights w, int32_t four) {
   return sums;
 }
 constexpr bool kWeightsKeepOffset = false;
-inline void before_next(Sums&, const int8_t*&) {}
+// Four inputs of sixteen columns, from 0 to 15, of the 32 columns that 64 bytes hold.
+struct Nibbles {
+  const uint8_t* p;
+  int shift;
+};
+inline Nibbles low_nibbles(const uint8_t* p) { return {p, 0}; }
+inline Nibbles high_nibbles(const uint8_t* p) { return {p, 4}; }
+// Sums of products over a block, begun at `offset`.
+struct BlockSums {
+  Sums all;
+};
+inline BlockSums block_sums(int32_t offset) { return {sums(offset)}; }
+inline BlockSums dot(BlockSums sums, Nibbles w, int32_t four) {
+  int8_t q[4];
+  __builtin_memcpy(q, &four, sizeof q);
+  for (int i = 0; i < 16; ++i) {
+    for (int k = 0; k < 4; ++k) sums.all.v[i] += (w.p[4 * i + k] >> w.shift & 15) * q[k];
+  }
+  return sums;
+}
+inline Sums whole(const BlockSums& sums, int32_t) { return sums.all; }
+template <typename AnySums>
+inline void before_next(AnySums&, const int8_t*&) {}
 constexpr int kMostRows = 2, kRowsOfWholeTiles = 2, kQueryRows = 1;

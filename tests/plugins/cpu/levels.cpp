@@ -36,7 +36,8 @@ static void print(const char* name, const std::vector<T>& values) {
   std::printf("%s %016llx\n", name, static_cast<unsigned long long>(hash));
 }
 
-static void run_linear(const Level& level, int rows, int inputs, int outputs, Gate gate, bool blocks) {
+static void run_linear(const Level& level, int rows, int inputs, int outputs, Gate gate, Form form, int group = 32) {
+  const bool blocks = form != Form::kBytes;
   Linear op{};
   op.rows = rows;
   op.inputs = inputs;
@@ -45,7 +46,8 @@ static void run_linear(const Level& level, int rows, int inputs, int outputs, Ga
   const int output_tiles = (outputs + 31) / 32;
   op.tiles = output_tiles * (gate != Gate::kNone ? 2 : 1);
   op.gate = gate;
-  op.blocks = blocks;
+  op.form = form;
+  op.group = group;
   op.epsilon = 1e-5f;
   const auto x = floats(static_cast<size_t>(rows) * inputs, 3.0f), norm = floats(inputs);
   const auto scale = floats(static_cast<size_t>(op.tiles) * op.padded + 2 * outputs, 0.01f), bias = floats(2 * outputs);
@@ -56,6 +58,10 @@ static void run_linear(const Level& level, int rows, int inputs, int outputs, Ga
   std::vector<int8_t> q(static_cast<size_t>(rows) * op.padded);
   std::vector<float> amax(groups), normed(x.size()), y(residual.size());
   std::vector<int32_t> offset(groups);
+  std::vector<uint16_t> group_scale(scale.size());
+  // Any pattern that is a small number.
+  for (auto& bits : group_scale) bits = static_cast<uint16_t>(next() & 0xa7ff);
+  op.group_scale = reinterpret_cast<const Half*>(group_scale.data());
   op.x = x.data();
   op.norm = norm.data();
   op.scale = scale.data();
@@ -178,7 +184,8 @@ int main(int count, char** arguments) {
   for (int rows : {1, 2, 7, 17}) {
     for (int inputs : {1, 33, 128}) {
       for (Gate gate : {Gate::kNone, Gate::kSilu, Gate::kGelu}) {
-        for (bool blocks : {false, true}) run_linear(*level, rows, inputs, 70, gate, blocks);
+        for (Form form : {Form::kBytes, Form::kByteBlocks}) run_linear(*level, rows, inputs, 70, gate, form);
+        for (int group : {32, 128}) run_linear(*level, rows, inputs, 70, gate, Form::kNibbleBlocks, group);
       }
     }
   }

@@ -1,0 +1,97 @@
+"""W4A8: 4-bit weights in groups of inputs, and activations in INT8 blocks of 32."""
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.precisions.base import NATIVE, ONNXRUNTIME, TENSORRT, LinearGraph, Operator, Refused, Value
+from calibration.precisions.block import INT8_ACTIVATIONS, InBlocks
+from calibration.precisions.int8 import dequantized
+from plugins.cpu.library import DOMAIN
+from plugins.cpu.packing import pack_block_scales, pack_nibbles
+from quasar.numerics import (
+    BLOCK,
+    Float32,
+    Int8,
+    QuantizedWeight,
+    as_half,
+    nearest_nibble,
+    nibble_scales_of,
+    quantize_nibbles,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+_HALF_BYTES = 2
+
+
+class Nibbles(InBlocks):
+    """Blocks of a token's activations / their amax → Q/DQ with scale 1/127 → MatMul with INT4 weights."""
+
+    name = "w4a8"
+    choice = "w4a8"
+    help = f"INT4 weights in groups of {BLOCK}"
+    label = "nibbles"
+    form = f"in groups of {BLOCK}"
+    title = f"W4A8 {form}"
+    colour = "#e69138"
+    weight_bits = 4
+    group: ClassVar[int] = BLOCK
+    is_on_ladder = False
+    lowerings: ClassVar = {
+        ONNXRUNTIME: Operator(
+            op_type="MatMulNBits",
+            domain="com.microsoft",
+            pack=lambda weight, gated: (_pairs(weight.values), weight.scale),
+            attributes=lambda outputs, inputs: {
+                "K": inputs,
+                "N": outputs,
+                "bits": 4,
+                "block_size": BLOCK,
+                "accuracy_level": INT8_ACTIVATIONS,
+            },
+        ),
+        NATIVE: Operator(
+            op_type="W4A8BlockLinear",
+            domain=DOMAIN,
+            pack=lambda weight, gated: (
+                pack_nibbles(weight.values, gated=gated),
+                pack_block_scales(weight.scale.astype(np.float16), gated=gated),
+            ),
+            attributes=lambda outputs, inputs: {"group_size": BLOCK},
+        ),
+        TENSORRT: Refused(reason="TensorRT has no INT8 activations with INT4 weights"),
+    }
+
+    def scales_of(self, weight: "torch.Tensor") -> "torch.Tensor":
+        """One scale per row and group, a float16 number."""
+        return nibble_scales_of(weight, self.group)
+
+    def nearest(self, weight: "torch.Tensor", step: "torch.Tensor", /) -> "torch.Tensor":
+        """Integers from -8 to 7."""
+        return nearest_nibble(weight, step)
+
+    def quantize(self, weight: Float32) -> Float32 | QuantizedWeight:
+        """Values int8 [outputs, inputs] with their scales."""
+        return quantize_nibbles(weight, self.group)
+
+    def stored_scales(self, scale: Float32) -> Float32:
+        """The float16 next to each."""
+        return as_half(scale)
+
+    def num_bytes(self, outputs: int, inputs: int) -> int:
+        """Half a byte a weight, and float16 scales."""
+        return outputs * (inputs // 2 + _HALF_BYTES * (inputs // self.group))
+
+    def weight_of(self, graph: LinearGraph, weight: QuantizedWeight) -> Value:
+        """From an INT4 tensor."""
+        return dequantized(graph, weight, group=self.group, bits=4)
+
+
+def _pairs(values: Int8) -> NDArray[Any]:
+    """Int8 [N, K] → uint8 [N, K / 32, 16], each value plus 8, two a byte, as MatMulNBits reads it."""
+    columns = (values + np.int8(8)).astype(np.uint8).reshape(len(values), -1, BLOCK)
+    packed: NDArray[Any] = columns[:, :, ::2] | columns[:, :, 1::2] << np.uint8(4)
+    return packed
