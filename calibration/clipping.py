@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from calibration.output_error import LinearSample
 from calibration.precisions.base import Precision
-from quasar.numerics import static_scale_of
+from quasar.numerics import split, static_scale_of
 
 if TYPE_CHECKING:
     import torch
@@ -14,8 +14,8 @@ _SHARES = (1.0, 0.95, 0.9, 0.85, 0.8)
 _PERCENTILES = (100.0, 99.999, 99.99, 99.9, 99.5)
 
 
-def clip_rows(sample: LinearSample, factor: "torch.Tensor | None", precision: Precision) -> "torch.Tensor":
-    """The share of each row's amax with the smallest squared error of the row's output, float32 [outputs].
+def clip_weights(sample: LinearSample, factor: "torch.Tensor | None", precision: Precision) -> "torch.Tensor":
+    """The share of each scale's range with the smallest squared error of its output, float32 [outputs, scales].
 
     An input's rounding error counts by its mean square, as if errors were independent.
     """
@@ -25,11 +25,11 @@ def clip_rows(sample: LinearSample, factor: "torch.Tensor | None", precision: Pr
     weight = sample.weight if factor is None else sample.weight * factor
     inputs = (sample.token_weights[:, None] * x.square()).mean(0)
     scale = precision.scales_of(weight)
-    best = torch.ones(len(weight))
-    least = torch.full((len(weight),), torch.inf)
+    best = torch.ones(scale.shape)
+    least = torch.full(scale.shape, torch.inf)
     for share in _SHARES:
-        clipped = scale * share
-        error = (precision.rounded(weight, clipped) - weight).square_() @ inputs
+        clipped = precision.stored_scales(scale * share)
+        error = split((precision.rounded(weight, clipped) - weight).square_().mul_(inputs), scale.shape[1]).sum(-1)
         better = error < least
         best[better], least[better] = share, error[better]
     return best

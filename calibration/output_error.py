@@ -77,14 +77,14 @@ class LinearSample:
 
         Args:
             factor: smoothing factor float32 [inputs].
-            clip: share of each row's amax that its integers span, float32 [outputs]; None: all of it.
+            clip: share of each scale's range that integers span, float32 [outputs, scales]; None: all of it.
             static_scale: of activations, where the precision has one; None: by the largest of the sample.
         """
         x = self.x if factor is None else self.x / factor
         weight = self.weight if factor is None else self.weight * factor
         scale = precision.scales_of(weight)
         if clip is not None:
-            scale = scale * clip[:, None]
+            scale = precision.stored_scales(scale * clip)
         if precision.has_static_scale and static_scale is None:
             static_scale = static_scale_of(float(x.abs().max()))
         y = precision.fake_quantized_product(x, precision.rounded(weight, scale), static_scale or 0.0)

@@ -13,11 +13,11 @@ from calibration.float_blocks import FloatBlocks
 from calibration.float_model import load_float_model
 from calibration.precision_search import Bound, LinearLatency, raise_precisions
 from calibration.precisions.base import Precision
-from calibration.precisions.catalog import FLOAT, PRECISIONS, ladder
+from calibration.precisions.catalog import FLOAT, PRECISIONS, ladder, precisions_for
 from calibration.quantized_folder import QuantizedFolder
 from calibration.quantized_model import LinearChoice
 from calibration.recipe import Recipe
-from calibration.search import STEPS, Effort
+from calibration.search import Effort, WeightRounding, steps_of
 from calibration.smoothing import SmoothingFactors
 from calibration.sqnr import LinearFigures
 from calibration.texts import TokenizedText
@@ -117,6 +117,7 @@ def quantize_model(
     goal: FidelityGoal | None = None,
     room: float = 1.0,
     effort: Effort = "normal",
+    rounding: WeightRounding | None = None,
 ) -> Quantized:
     """Quantize a checkpoint by a recipe; integers go below `folder`, where an interrupted run goes on.
 
@@ -133,12 +134,14 @@ def quantize_model(
         folder,
         progress,
         alternatives=_alternatives(recipe, goal),
-        steps=STEPS[effort],
+        steps=steps_of(precisions_for(recipe.precision)[0], effort, rounding),
     )
     walked = search.run()
     del search, blocks
     chosen = next(iter(walked.models))
     record: dict[str, Any] = {"alpha": recipe.alpha, "effort": effort, "tokens": walked.num_tokens}
+    if rounding is not None:
+        record["weights"] = rounding
     if searches:
         record["search"] = {
             "held_back_tokens": walked.held_out_tokens,

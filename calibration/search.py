@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from calibration.clipping import clip_rows, static_range
+from calibration.clipping import clip_weights, static_range
 from calibration.fake_quantization import FakeQuantizedLinear
 from calibration.gptq import gptq_round
 from calibration.learned_smoothing import learn_factor
@@ -37,17 +37,38 @@ _JUDGING_TOKENS = 256
 _ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 Effort = Literal["quick", "normal", "thorough"]
-# What a search tries after its first alpha, each upon the ones before it.
-STEPS: Mapping[Effort, tuple[str, ...]] = {
-    "quick": (),
-    "normal": ("refined factors",),
-    "thorough": ("alpha per group", "refined factors", "reconstructed rounding"),
+# What a search tries after its first alpha, each upon the ones before it, by the bits of weights.
+_STEPS: Mapping[int, Mapping[Effort, tuple[str, ...]]] = {
+    8: {
+        "quick": (),
+        "normal": ("refined factors",),
+        "thorough": ("alpha per group", "refined factors", "reconstructed rounding"),
+    },
+    4: {
+        "quick": ("reconstructed rounding",),
+        "normal": ("alpha per group", "reconstructed rounding"),
+        "thorough": ("alpha per group", "reconstructed rounding"),
+    },
 }
+# How weights are rounded, by the names of the field, where a user asks for one: to nearest, GPTQ (arXiv 2210.17323), and
+# scales of inputs found by a search over the error of a linear's output, with clipping, as in AWQ (arXiv 2306.00978).
+WeightRounding = Literal["rtn", "gptq", "awq"]
+_STEPS_OF_ROUNDING: Mapping[WeightRounding, tuple[str, ...]] = {
+    "rtn": (),
+    "gptq": ("reconstructed rounding",),
+    "awq": ("alpha per group",),
+}
+
+
+def steps_of(precision: Precision, effort: Effort, rounding: WeightRounding | None = None) -> tuple[str, ...]:
+    """What a search tries for linears of a precision; `rounding`: what was asked for in its place."""
+    return _STEPS[precision.weight_bits][effort] if rounding is None else _STEPS_OF_ROUNDING[rounding]
+
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """How to quantize one linear: its choice, smoothing factor float32 [inputs] and clipping float32 [outputs]."""
+    """How to quantize one linear: its choice, smoothing factor float32 [inputs], clipping float32 [outputs, scales]."""
 
     choice: LinearChoice
     factor: "torch.Tensor | None"
@@ -155,9 +176,9 @@ class LinearSearch:
         if not precision.clips_weights:
             return Trial(choice, factor)
         thin = sample.thinned()
-        clip = clip_rows(thin, factor, precision)
+        clip = clip_weights(thin, factor, precision)
         if thin.error(precision, factor, clip=clip) < thin.error(precision, factor):
-            return Trial(replace(choice, range="clipped"), factor, _clip_rows(sample, factor, precision))
+            return Trial(replace(choice, range="clipped"), factor, _clip_parts(sample, factor, precision))
         return Trial(replace(choice, range="max"), factor)
 
     def _factor(self, linear: Linear, sample: LinearSample, alpha: float | None) -> "torch.Tensor | None":
@@ -185,7 +206,7 @@ def quantize_linear(sample: LinearSample, trial: Trial) -> RoundedLinear:
         weight = part.weight if trial.factor is None else part.weight * trial.factor
         scale = precision.scales_of(weight)
         if trial.clip is not None:
-            scale = scale * trial.clip[rows, None]
+            scale = precision.stored_scales(scale * trial.clip[rows])
         if trial.choice.rounding == "reconstructed":
             values[rows] = gptq_round(weight, scale, x, precision)
         else:
@@ -196,14 +217,14 @@ def quantize_linear(sample: LinearSample, trial: Trial) -> RoundedLinear:
 
 def _gptq(base: Trial, sample: LinearSample) -> Trial:
     precision = precision_of(base.choice.precision)
-    clip = _clip_rows(sample, base.factor, precision) if base.choice.range == "clipped" else None
+    clip = _clip_parts(sample, base.factor, precision) if base.choice.range == "clipped" else None
     return Trial(replace(base.choice, rounding="reconstructed"), base.factor, clip)
 
 
-def _clip_rows(sample: LinearSample, factor: "torch.Tensor | None", precision: Precision) -> "torch.Tensor":
+def _clip_parts(sample: LinearSample, factor: "torch.Tensor | None", precision: Precision) -> "torch.Tensor":
     import torch
 
-    return torch.cat([clip_rows(part, factor, precision) for _, part in sample.parts()])
+    return torch.cat([clip_weights(part, factor, precision) for _, part in sample.parts()])
 
 
 def _largest(sample: LinearSample, factor: "torch.Tensor | None") -> float:

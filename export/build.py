@@ -248,6 +248,7 @@ class _Build:
             "bound": str(self._bound or ""),
             "gate": self._recipe.gate,
             "effort": self._options.effort,
+            "weights": self._options.weights or "",
             "linears": sha256_json(self._recipe.linears),
             "calibration": prompts_hash(self._calibration) if self._recipe.quantizes else "",
             "contract": self._contract.to_json(),
@@ -290,6 +291,7 @@ class _Build:
             goal,
             room,
             self._options.effort,
+            self._options.weights,
             reporter,
         )
         source = "user" if self._options.calibration else "default"

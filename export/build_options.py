@@ -8,7 +8,7 @@ from typing import Protocol
 
 from calibration.precision_search import Bound
 from calibration.precisions.catalog import AUTO, FLOAT
-from calibration.search import Effort
+from calibration.search import Effort, WeightRounding
 from engines.contract import KV_DTYPES, MAX_WIDTH
 from engines.onnxruntime.kernels import NATIVE
 from engines.tensorrt.plans import ComputeType
@@ -25,7 +25,8 @@ class BuildOptions:
 
     `precision` None: w8a8, or w8a8-block where the answers of w8a8 are too far from the float model's. `max_length`
     None: the smaller of the model's context and 4096. `alpha` None: auto. `kernels` "native": a directory for those
-    alone; None: for every back end, as the option is left out.
+    alone; None: for every back end, as the option is left out. `weights`: how they are rounded; None: as `effort` and the precision
+    have it.
     """
 
     model: str
@@ -42,6 +43,7 @@ class BuildOptions:
     kv_dtype: str = "float32"
     skip_layers: str = ""
     effort: Effort = "normal"
+    weights: WeightRounding | None = None
     kernels: str | None = None
     force: bool = False
 
@@ -112,6 +114,7 @@ def check_options(options: BuildOptions) -> None:
             ("--alpha", options.alpha),
             ("--calibration", options.calibration),
             ("--keep-float", options.keep_float or None),
+            ("--weights", options.weights),
         ):
             if value is not None:
                 raise BuildError(f"{name} has no meaning with --precision {FLOAT.choice}: leave it out")

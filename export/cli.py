@@ -110,6 +110,14 @@ def build(
             "thorough: every alpha, and rounding by GPTQ."
         ),
     ] = "normal",
+    weights: Annotated[
+        Literal["rtn", "gptq", "awq"] | None,
+        typer.Option(
+            help="How weights are rounded. rtn: to nearest; gptq: later inputs make up for earlier ones; awq: the scales "
+            "of inputs and the ranges with the smallest error of the output (default: by --effort; 4 bits take both).",
+            show_default=False,
+        ),
+    ] = None,
     calibration: Annotated[
         Path | None,
         typer.Option(
@@ -220,6 +228,7 @@ def build(
         kv_dtype=kv_dtype,
         skip_layers=skip_layers,
         effort=effort,
+        weights=weights,
         kernels=kernels,
         force=force,
     )

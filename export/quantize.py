@@ -10,7 +10,7 @@ from calibration.precision_search import Bound
 from calibration.precisions.catalog import DEFAULT_CHOICE, ladder
 from calibration.quantization import FidelityGoal, Quantization, quantize_model
 from calibration.recipe import Recipe
-from calibration.search import Effort
+from calibration.search import Effort, WeightRounding
 from calibration.smoothing import SmoothingFactors
 from calibration.sqnr import LINEAR_FIGURES
 from calibration.texts import TokenizedText
@@ -38,6 +38,7 @@ def quantize(
     goal: FidelityGoal | None,
     room: float,
     effort: Effort,
+    rounding: WeightRounding | None,
     reporter: Reporter,
 ) -> dict[str, Any]:
     """Leave the quantization in `folder` and its figures in the engine directory; returns what the manifest records.
@@ -46,7 +47,16 @@ def quantize(
     that the float model reads meanwhile. `room`: the share of a gate that is aimed at.
     """
     quantized = quantize_model(
-        checkpoint, recipe, texts, folder, reporter.steps, others=evaluation, goal=goal, room=room, effort=effort
+        checkpoint,
+        recipe,
+        texts,
+        folder,
+        reporter.steps,
+        others=evaluation,
+        goal=goal,
+        room=room,
+        effort=effort,
+        rounding=rounding,
     )
     quantized.quantization.save(folder)
     figures = {name: figure.to_json() for name, figure in quantized.figures.items()}

@@ -1,4 +1,4 @@
-"""Symmetric INT8 and INT4: what their numbers are, defined once. Kernels in C++ and Triton are tested against this file.
+"""Symmetric INT8 and INT4: what numbers are, defined once. The C++ and Triton kernels are tested against this file.
 
 A scale belongs to an output channel of a weight or to a token, or to 32 inputs of either. Rounding is half to even, as
 ONNX QuantizeLinear rounds. Functions on `Array` take numpy arrays and torch tensors alike, float32, and give the same
@@ -93,14 +93,21 @@ def as_half(x: Array) -> Array:
     return x.clamp(-largest, largest).half().float()
 
 
+def stored_nibble_scales(scale: Array) -> Array:
+    """Scales of 4-bit weights as they are stored: the float16 next to each, and the smallest where that is 0."""
+    stored = as_half(scale)
+    stored[stored == 0] = _SMALLEST_HALF
+    return stored
+
+
 def nibble_scale(extreme: Array) -> Array:
     """The scale of weights, float32 [...], of which `extreme` has the largest magnitude: it becomes -8.
 
     So scales have the other sign of it, and one integer more than a scale of amax / 7 would leave. They are float16
     numbers; of zeros it is 1.
     """
-    scale = as_half(extreme / LOWEST_NIBBLE)
-    scale[abs(scale) < _SMALLEST_HALF] = 1
+    scale: Array = stored_nibble_scales(extreme / np.float32(LOWEST_NIBBLE))
+    scale[extreme == 0] = 1
     return scale
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from numpy.typing import NDArray
 
-from quasar.numerics import SMALLEST_SCALE, Float32, QuantizedWeight, apply_scale, split
+from quasar.numerics import SMALLEST_SCALE, Array, Float32, QuantizedWeight, apply_scale, split
 
 if TYPE_CHECKING:
     import torch
@@ -148,8 +148,8 @@ class Precision(ABC):
         """The weight float32 [outputs, inputs] that those integers stand for."""
         return apply_scale(self.round_weight(weight, scale), scale)
 
-    def stored_scales(self, scale: Float32) -> Float32:
-        """Scales that smoothing changed after a search, float32 [outputs, …], as this precision stores them."""
+    def stored_scales(self, scale: Array) -> Array:
+        """Scales that clipping or smoothing changed, float32 [outputs, …], as this precision stores them."""
         return scale.clip(SMALLEST_SCALE)
 
     def fake_quantized_product(self, x: "torch.Tensor", weight: "torch.Tensor", static_scale: float) -> "torch.Tensor":

@@ -12,13 +12,14 @@ from plugins.cpu.library import DOMAIN
 from plugins.cpu.packing import pack_block_scales, pack_nibbles
 from quasar.numerics import (
     BLOCK,
+    Array,
     Float32,
     Int8,
     QuantizedWeight,
-    as_half,
     nearest_nibble,
     nibble_scales_of,
     quantize_nibbles,
+    stored_nibble_scales,
 )
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Nibbles(InBlocks):
     weight_bits = 4
     group: ClassVar[int] = BLOCK
     is_on_ladder = False
+    clips_weights = True
     lowerings: ClassVar = {
         ONNXRUNTIME: Operator(
             op_type="MatMulNBits",
@@ -77,9 +79,9 @@ class Nibbles(InBlocks):
         """Values int8 [outputs, inputs] with their scales."""
         return quantize_nibbles(weight, self.group)
 
-    def stored_scales(self, scale: Float32) -> Float32:
-        """The float16 next to each."""
-        return as_half(scale)
+    def stored_scales(self, scale: Array) -> Array:
+        """The float16 next to each, none of them 0."""
+        return stored_nibble_scales(scale)
 
     def num_bytes(self, outputs: int, inputs: int) -> int:
         """Half a byte a weight, and float16 scales."""

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibration.clipping import clip_rows, static_range
+from calibration.clipping import clip_weights, static_range
 from calibration.gptq import gptq_round
 from calibration.learned_smoothing import learn_factor
 from calibration.output_error import LinearSample
@@ -117,8 +117,9 @@ def test_rows_are_clipped_where_one_weight_is_loud_and_its_input_silent():
     sample.x[:, ::9] /= 40
     sample.weight[5, 11] = 6 * sample.weight[5].abs().max()
     sample.x[:, 11] *= 1e-4
-    clip = clip_rows(sample, None, TOKEN)
-    assert clip[5] == pytest.approx(0.8)
+    clip = clip_weights(sample, None, TOKEN)
+    assert clip.shape == (len(sample.weight), 1)
+    assert clip[5, 0] == pytest.approx(0.8)
     assert sample.error(TOKEN, None, clip=clip) < sample.error(TOKEN, None)
 
 
