@@ -65,7 +65,6 @@ def steps_of(precision: Precision, effort: Effort, rounding: WeightRounding | No
     return _STEPS[precision.weight_bits][effort] if rounding is None else _STEPS_OF_ROUNDING[rounding]
 
 
-
 @dataclass(frozen=True, slots=True)
 class Trial:
     """How to quantize one linear: its choice, smoothing factor float32 [inputs], clipping float32 [outputs, scales]."""

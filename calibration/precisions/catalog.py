@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from calibration.precisions.base import NATIVE, Precision, Refused
 from calibration.precisions.block import InBlocks
 from calibration.precisions.float import Float
-from calibration.precisions.nibble import Nibbles
+from calibration.precisions.nibble import Nibbles, WideNibbles
 from calibration.precisions.static import Static
 from calibration.precisions.token import PerToken
 from quasar.errors import BuildError
@@ -14,6 +14,7 @@ from quasar.errors import BuildError
 PRECISIONS: dict[str, Precision] = {
     precision.name: precision
     for precision in (
+        WideNibbles(),
         Nibbles(),
         Static(),
         PerToken(),

@@ -1,7 +1,7 @@
 """Finding quantized linears in a canonical graph: where the form that a precision writes stands."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -83,6 +83,7 @@ def _find(name: str, tensors: Mapping[str, ir.Value], values: Mapping[str, ir.Va
 class _Node:
     op_type: str
     inputs: tuple[str, ...]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
 class _Form:
@@ -103,11 +104,9 @@ class _Form:
         )
         precision.canonical(self, self._X, zeros, 0.0)
 
-    def op(
-        self, op_type: str, inputs: Sequence[str], part: str, _attributes: Mapping[str, Any] | None = None, /
-    ) -> str:
+    def op(self, op_type: str, inputs: Sequence[str], part: str, attributes: Mapping[str, Any] | None = None, /) -> str:
         output = f"{self.name}.{part}"
-        self._nodes[output] = _Node(op_type=op_type, inputs=tuple(inputs))
+        self._nodes[output] = _Node(op_type=op_type, inputs=tuple(inputs), attributes=dict(attributes or {}))
         return output
 
     def product(self, op_type: str, inputs: Sequence[str], _part: str = "", /) -> str:
@@ -137,6 +136,11 @@ class _Form:
         xs: list[ir.Value] = []
         for made, node in pairs:
             if made is None or made.op_type != node.op_type or len(made.inputs) != len(node.inputs):
+                return None
+            if any(
+                name not in made.attributes or made.attributes[name].value != node.attributes[name]
+                for name in node.attributes
+            ):
                 return None
             for value, name in zip(made.inputs, node.inputs, strict=True):
                 if value is None or (name != self._X and value.name != name):

@@ -18,14 +18,17 @@ from quasar.numerics import dequantize_weight
 from tests.graphs import export_graphs, lowered_session, native_session, run_canonical, run_in_chunks
 from tests.tiny import VOCABULARY, save_tiny_model
 
-PRECISIONS = ("w8a8-token", "w8a8-block", "w8a8-static", "w4a8")
-NAMES = {"w8a8-token": "w8a8", "w8a8-block": "w8a8-block", "w8a8-static": "w8a8-static", "w4a8": "w4a8"}
+PRECISIONS = ("w8a8-token", "w8a8-block", "w8a8-static", "w4a8", "w4a8-128")
+NAMES = {name: name.removesuffix("-token") for name in PRECISIONS}
 OPERATORS = {
     "w8a8-token": "W8A8Linear",
     "w8a8-block": "W8A8BlockLinear",
     "w8a8-static": "MatMul",
     "w4a8": "W4A8BlockLinear",
+    "w4a8-128": "W4A8BlockLinear",
 }
+# Inputs of a group of its precision and more: a tiny model's are no multiple of 128.
+SIZES = {"w4a8-128": {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 8}}
 STATIC_SCALE = 0.05
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 
@@ -34,7 +37,7 @@ ARCHITECTURES = ("llama", "qwen2", "qwen3")
 def exported(request, tmp_path_factory):
     architecture, precision = request.param
     folder = tmp_path_factory.mktemp("exported")
-    checkpoint = open_checkpoint(str(save_tiny_model(folder / "model", architecture)))
+    checkpoint = open_checkpoint(str(save_tiny_model(folder / "model", architecture, **SIZES.get(precision, {}))))
     scales = {linear.name: STATIC_SCALE for linear in checkpoint.spec.linears()}
     contract = export_graphs(checkpoint, folder, precision=NAMES[precision], static_scales=scales)
     return checkpoint, precision, folder, contract
