@@ -50,7 +50,7 @@ _STEPS: Mapping[int, Mapping[Effort, tuple[str, ...]]] = {
         "thorough": ("alpha per group", "reconstructed rounding"),
     },
 }
-# How weights are rounded, by the names of the field, where a user asks for one: to nearest, GPTQ (arXiv 2210.17323), and
+# How weights are rounded, by the names of the field, where a user asks for one: to nearest; GPTQ (arXiv 2210.17323);
 # scales of inputs found by a search over the error of a linear's output, with clipping, as in AWQ (arXiv 2306.00978).
 WeightRounding = Literal["rtn", "gptq", "awq"]
 _STEPS_OF_ROUNDING: Mapping[WeightRounding, tuple[str, ...]] = {

@@ -6,7 +6,7 @@ bits for both.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,7 +106,7 @@ def nibble_scale(extreme: Array) -> Array:
     So scales have the other sign of it, and one integer more than a scale of amax / 7 would leave. They are float16
     numbers; of zeros it is 1.
     """
-    scale: Array = stored_nibble_scales(extreme / np.float32(LOWEST_NIBBLE))
+    scale = stored_nibble_scales(cast("Array", extreme / LOWEST_NIBBLE))
     scale[extreme == 0] = 1
     return scale
 

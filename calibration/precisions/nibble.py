@@ -109,7 +109,7 @@ class WideNibbles(Nibbles):
 
     name = "w4a8-128"
     choice = "w4a8-128"
-    help = f"of {_WIDE}"
+    help = f"in groups of {_WIDE}"
     label = "wide nibbles"
     form = f"in groups of {_WIDE}"
     title = f"W4A8 {form}"
