@@ -25,8 +25,8 @@ class BuildOptions:
 
     `precision` None: w8a8, or w8a8-block where the answers of w8a8 are too far from the float model's. `max_length`
     None: the smaller of the model's context and 4096. `alpha` None: auto. `kernels` "native": a directory for those
-    alone; None: for every back end, as the option is left out. `weights`: how they are rounded; None: as `effort` and the precision
-    have it.
+    alone; None: for every back end, as the option is left out. `weights`: how they are rounded; None: as `effort`
+    and the precision have it.
     """
 
     model: str

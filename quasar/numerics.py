@@ -6,7 +6,7 @@ bits for both.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,8 +31,8 @@ UNIT_STEP = float(np.float32(1) / np.float32(QMAX))
 SMALLEST_SCALE = float(np.finfo(np.float32).smallest_normal)
 # 4-bit weights: integers from -8 to 7 under scales that are stored as float16.
 LOWEST_NIBBLE, HIGHEST_NIBBLE = -8, 7
-# The smallest float16 above 0.
-_SMALLEST_HALF = 2.0**-24
+# The smallest float16 above 0, and the largest.
+_SMALLEST_HALF, _LARGEST_HALF = 2.0**-24, 65504.0
 # Rows of a weight that are quantized at a time.
 _ROWS_AT_ONCE = 4096
 
@@ -83,14 +83,11 @@ def apply_scale(values: Array, scale: Array) -> Array:
 
 def as_half(x: Array) -> Array:
     """The float16 next to every value, as float32; larger ones become the largest float16."""
-    if isinstance(x, np.ndarray):
-        largest = float(np.finfo(np.float16).max)
-        halves: Float32 = x.clip(-largest, largest).astype(np.float16).astype(np.float32)
+    within = x.clip(-_LARGEST_HALF, _LARGEST_HALF)
+    if isinstance(within, np.ndarray):
+        halves: Float32 = within.astype(np.float16).astype(np.float32)
         return halves
-    import torch
-
-    largest = torch.finfo(torch.float16).max
-    return x.clamp(-largest, largest).half().float()
+    return within.half().float()
 
 
 def stored_nibble_scales(scale: Array) -> Array:
@@ -106,7 +103,7 @@ def nibble_scale(extreme: Array) -> Array:
     So scales have the other sign of it, and one integer more than a scale of amax / 7 would leave. They are float16
     numbers; of zeros it is 1.
     """
-    scale = stored_nibble_scales(cast("Array", extreme / LOWEST_NIBBLE))
+    scale = stored_nibble_scales((extreme / LOWEST_NIBBLE).clip(-_LARGEST_HALF, _LARGEST_HALF))
     scale[extreme == 0] = 1
     return scale
 
