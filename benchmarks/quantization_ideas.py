@@ -18,7 +18,7 @@ from typing import Any
 
 from calibration.block_search import FITTED, HELD_OUT, BlockSearch, Walked
 from calibration.float_blocks import FloatBlocks
-from calibration.precisions.catalog import FLOAT, ladder
+from calibration.precisions.catalog import DEFAULT_CHOICE, precisions_for, rungs_above
 from calibration.recipe import make_recipe
 from calibration.texts import (
     CALIBRATION_ANSWER_TOKENS,
@@ -78,7 +78,7 @@ def walk(checkpoint: Checkpoint, texts: Sequence[TokenizedText], seed: int, step
     """A walk with these steps; with W8A8 per token, and in blocks beside it."""
     fitted, held_out = split_validation(texts, seed)
     recipe = make_recipe(checkpoint.spec, precision=None, alpha="auto")
-    rungs = [rung for rung in ladder()[1:] if rung is not FLOAT]
+    rungs = rungs_above(precisions_for(DEFAULT_CHOICE)[0])
     with tempfile.TemporaryDirectory() as folder:
         return BlockSearch(
             FloatBlocks(checkpoint),

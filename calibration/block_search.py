@@ -22,7 +22,7 @@ from calibration.fake_quantization import fake_quantized, module_of
 from calibration.float_blocks import Batch, FloatBlocks, head_product
 from calibration.output_error import LinearSample
 from calibration.precisions.base import Precision
-from calibration.precisions.catalog import FLOAT, precision_of
+from calibration.precisions.catalog import FLOAT, precisions_for
 from calibration.quantized_folder import QuantizedFolder
 from calibration.quantized_model import LinearChoice, QuantizedModel
 from calibration.recipe import Recipe
@@ -138,8 +138,8 @@ class BlockSearch:
             self._state = WalkState.load(self.state_path)
             return
         streams = {name: [hidden for _, hidden in pairs] for name, pairs in embedded.items()}
-        own = next((name for name in self._recipe.linears.values() if precision_of(name).is_quantized), None)
-        precisions = [] if own is None else [own, *(precision.name for precision in self._alternatives)]
+        rungs = [precisions_for(self._recipe.precision)[0], *self._alternatives] if self._recipe.quantizes else []
+        precisions = [rung.name for rung in rungs]
         held_out = streams.get(HELD_OUT, [])
         candidates = {name: CandidateState(streams=list(held_out)) for name in precisions}
         self._state = WalkState(streams=streams, candidates=candidates, figures={"linears": {}, "steps": {}})

@@ -1,16 +1,16 @@
 """Mixed precision: the linears that lose most KL are raised until the verifier is as faithful as asked.
 
-A linear climbs the ladder of `calibration.precisions`: W8A8 per token → W8A8 in blocks of 32 → float. The next step is
-always the one that gains most KL for a millisecond of a pass on this machine; gains are estimated for each linear alone
-(`calibration.sensitivity`), and the quantized model is then measured as a whole on the validation split.
+A linear climbs the ladder of `calibration.precisions`: W4A8 → W8A8 per token → W8A8 in blocks of 32 → float. The next
+step is always the one that gains most KL for a millisecond of a pass on this machine; gains are estimated for each
+linear alone (`calibration.sensitivity`), and the quantized model is then measured as a whole on the validation split.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from calibration.fake_quantization import FakeQuantizedLinear
-from calibration.precisions.catalog import FLOAT, ladder
+from calibration.precisions.catalog import FLOAT
 from calibration.quantized_model import QuantizedModel
 from calibration.sensitivity import Sensitivities, measure_sensitivities
 from calibration.validation_split import Divergence, ValidationSplit
@@ -85,17 +85,17 @@ def raise_precisions(
 ) -> tuple[QuantizedModel, list[RaisedFigures]]:
     """The fastest quantized model found that meets the bound on the validation split, and the steps to it.
 
-    `models`: the whole model at every quantized precision of the ladder, where linears can have it.
+    `models`: the whole model at every quantized precision of the ladder, coarsest first, where linears can have it.
 
     Raises `BuildError` with what was reached if only float linears would meet it.
     """
-    first, *higher = [rung.name for rung in ladder() if rung is not FLOAT]
+    first, *higher = models
     base, raised = models[first], {name: models[name] for name in higher}
     reached = validation.measure(base)
     if target.met(reached.kl, reached.top1):
         return base, []
     forms: dict[str, dict[str, FakeQuantizedLinear]] = {
-        name: {first: form} for name, form in base.fake_quantized_linears().items()
+        name: {base.choices[name].precision: form} for name, form in base.fake_quantized_linears().items()
     }
     for precision, quantized in raised.items():
         for name, form in quantized.fake_quantized_linears().items():
@@ -103,14 +103,15 @@ def raise_precisions(
                 forms[name][precision] = form
     with progress("sensitivities", len(validation.sequences)) as step:
         sensitivities = measure_sensitivities(model, spec, validation.sequences, forms, on_sequence=step)
-    climb = _Climb(sensitivities, latency)
+    begin = {name: base.choices[name].precision for name in sensitivities}
+    climb = _Climb((*models, FLOAT.name), begin, sensitivities, latency)
     best, trace = base, []
     at_least = 1
     while not target.met(reached.kl, reached.top1):
         climb.raise_until(target, reached, at_least)
         if climb.is_at_top:
             raise BuildError(
-                f"the bound ({target} on held-out calibration text) is met by no engine with an INT8 linear: the "
+                f"the bound ({target} on held-out calibration text) is met by no engine with a quantized linear: the "
                 f"best reached KL {reached.kl:.2g}, top-1 {reached.top1:.4f}; ask for less, or take "
                 f"--precision {FLOAT.choice}"
             )
@@ -125,15 +126,22 @@ def raise_precisions(
 class _Climb:
     """Where each linear stands, and which step is next."""
 
-    def __init__(self, sensitivities: Sensitivities, latency: LinearLatency) -> None:
-        self._rungs = [precision.name for precision in ladder()]
+    def __init__(
+        self,
+        rungs: Sequence[str],
+        begin: Mapping[str, str],
+        sensitivities: Sensitivities,
+        latency: LinearLatency,
+    ) -> None:
+        self._rungs = list(rungs)
+        self._begin = begin
         self._added_kl = {name: {**added, FLOAT.name: 0.0} for name, added in sensitivities.items()}
         self._latency = latency
-        self.precisions = dict.fromkeys(sensitivities, self._rungs[0])
+        self.precisions = dict(begin)
 
     @property
     def num_raised(self) -> int:
-        return sum(precision != self._rungs[0] for precision in self.precisions.values())
+        return sum(precision != self._begin[name] for name, precision in self.precisions.items())
 
     @property
     def is_at_top(self) -> bool:

@@ -13,7 +13,7 @@ from calibration.float_blocks import FloatBlocks
 from calibration.float_model import load_float_model
 from calibration.precision_search import Bound, LinearLatency, raise_precisions
 from calibration.precisions.base import Precision
-from calibration.precisions.catalog import FLOAT, PRECISIONS, ladder, precisions_for
+from calibration.precisions.catalog import FLOAT, PRECISIONS, precisions_for, rungs_above
 from calibration.quantized_folder import QuantizedFolder
 from calibration.quantized_model import LinearChoice
 from calibration.recipe import Recipe
@@ -177,8 +177,10 @@ def quantize_model(
 
 def _alternatives(recipe: Recipe, goal: FidelityGoal | None) -> list[Precision]:
     """What linears are quantized to beside the recipe's precision: all rungs above it, or the next one for a gate."""
-    rungs = [rung for rung in ladder()[1:] if rung is not FLOAT]
-    return rungs if goal is not None else rungs[:1] if recipe.gate is not None else []
+    if goal is None and recipe.gate is None:
+        return []
+    rungs = list(rungs_above(precisions_for(recipe.precision)[0]))
+    return rungs if goal is not None else rungs[:1]
 
 
 def _through_gate(gate: float, divergences: Mapping[str, Divergence]) -> str:

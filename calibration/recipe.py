@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
+from calibration.precisions.base import Precision
 from calibration.precisions.catalog import DEFAULT_CHOICE, FLOAT, precision_of, precisions_for
 from quasar.checkpoints import DecoderSpec
+from quasar.checkpoints.spec import Linear
 from quasar.errors import BuildError
 
 Alpha = float | Literal["auto", "off"]
@@ -78,8 +80,8 @@ def make_recipe(spec: DecoderSpec, *, precision: str | None, alpha: Alpha, keep_
             )
         kept |= matches
     gate, precision = (GATE_KL, DEFAULT_CHOICE) if precision is None else (None, precision)
-    everywhere = precisions_for(precision)[0]
-    linears = {linear.name: FLOAT if linear.name in kept else everywhere for linear in spec.linears()}
+    possible = precisions_for(precision)
+    linears = {linear.name: FLOAT if linear.name in kept else _coarsest(possible, linear) for linear in spec.linears()}
     for linear in spec.linears():
         multiple = linears[linear.name].input_multiple
         if linear.inputs % multiple:
@@ -89,3 +91,8 @@ def make_recipe(spec: DecoderSpec, *, precision: str | None, alpha: Alpha, keep_
             )
     names = {name: chosen.name for name, chosen in linears.items()}
     return Recipe(precision=precision, alpha=alpha, linears=names, gate=gate)
+
+
+def _coarsest(possible: Sequence[Precision], linear: Linear) -> Precision:
+    """The first that a linear can have; where there is none, the first."""
+    return next((one for one in possible if linear.inputs % one.input_multiple == 0), possible[0])

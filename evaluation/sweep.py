@@ -34,7 +34,7 @@ from quasar.text import Prompt, read_prompts
 # Coarsest first.
 _PRECISIONS = tuple(precision.choice for precision in PRECISIONS.values() if precision.is_quantized)
 _ALPHAS = ("off", "0.5", "auto")
-# Every combination: none / static / per token / blocks × smoothing × LM head.
+# Every combination: none / 4 bits / static / per token / blocks × smoothing × LM head.
 ALL_RECIPES = (
     FLOAT.choice,
     *(
@@ -49,7 +49,11 @@ DEFAULT_RECIPES = (
     FLOAT.choice,
     *(f"{DEFAULT_CHOICE},alpha={alpha}" for alpha in _ALPHAS),
     f"{DEFAULT_CHOICE},alpha=auto,head=float",
-    *(f"{precision.choice},alpha=auto" for precision in ladder()[1:-1]),
+    *(
+        f"{precision.choice},alpha=auto"
+        for precision in ladder()
+        if precision.choice not in (DEFAULT_CHOICE, FLOAT.choice)
+    ),
     f"{AUTO},kl=0.01",
 )
 # Part of a recipe → the build's option.

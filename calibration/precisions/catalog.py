@@ -44,6 +44,12 @@ def ladder() -> tuple[Precision, ...]:
     return tuple(precision for precision in PRECISIONS.values() if precision.is_on_ladder)
 
 
+def rungs_above(precision: Precision) -> tuple[Precision, ...]:
+    """The quantized rungs of the ladder that are finer."""
+    rungs = ladder()
+    return tuple(rung for rung in rungs[rungs.index(precision) + 1 :] if rung is not FLOAT)
+
+
 def choices() -> tuple[str, ...]:
     """What `--precision` may ask for: the quantized ones, those of the ladder first, auto, and float."""
     quantized = [precision for precision in PRECISIONS.values() if precision.is_quantized]
@@ -89,8 +95,11 @@ def choices_on(backend: str) -> str:
 def choices_help() -> str:
     """What `--help` says of `--precision`."""
     first, *higher = ladder()
-    raised = " or ".join(precision.label for precision in higher)
+    *some, last = (precision.label for precision in higher)
+    raised = f"{', '.join(some)} or {last}"
     ladder_help = f"{AUTO}: {first.choice}, with linears raised to {raised} until --max-kl or --min-top1 is met."
+    default = precisions_for(DEFAULT_CHOICE)[0]
+    finer = rungs_above(default)[0]
     said = [f"{choice}: {precisions_for(choice)[0].help}" for choice in choices() if choice not in (AUTO, FLOAT.choice)]
-    default = f"Default: {first.choice}, or {higher[0].choice} where its answers are too far from the float model's."
-    return f"{'; '.join(said)}. {ladder_help} {default}"
+    default_help = f"Default: {default.choice}, or {finer.choice} where its answers are too far from the float model's."
+    return f"{'; '.join(said)}. {ladder_help} {default_help}"

@@ -71,7 +71,6 @@ class Nibbles(InBlocks):
     colour = "#e69138"
     weight_bits = 4
     group: ClassVar[int] = BLOCK
-    is_on_ladder = False
     clips_weights = True
     lowerings: ClassVar = {
         ONNXRUNTIME: _stock(BLOCK),
@@ -115,6 +114,7 @@ class WideNibbles(Nibbles):
     title = f"W4A8 {form}"
     colour = "#f6b26b"
     group = _WIDE
+    is_on_ladder = False
     input_multiple = _WIDE
     lowerings: ClassVar = {
         ONNXRUNTIME: _stock(_WIDE),

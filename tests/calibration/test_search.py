@@ -16,11 +16,11 @@ from calibration.float_blocks import FloatBlocks
 from calibration.float_model import load_float_model
 from calibration.float_reference import float_logits
 from calibration.precision_search import Bound, raise_precisions
-from calibration.precisions.catalog import FLOAT, ladder, precision_of
+from calibration.precisions.catalog import FLOAT, precision_of, rungs_above
 from calibration.quantization import FidelityGoal, Quantization, quantize_model
 from calibration.quantized_model import QuantizedModel
 from calibration.recipe import make_recipe
-from calibration.search import STEPS, LinearSearch, Trial
+from calibration.search import LinearSearch, Trial, steps_of
 from calibration.sensitivity import measure_sensitivities
 from calibration.smoothing import SmoothingFactors
 from calibration.statistics import BlockWatch
@@ -70,7 +70,7 @@ class Case:
             self.folder / name,
             silent,
             alternatives=alternatives,
-            steps=STEPS[effort],
+            steps=steps_of(precision_of("w8a8-token"), effort),
         )
 
     def walk(self, *args, **options):
@@ -87,7 +87,7 @@ class Case:
     @cached_property
     def ladder(self):
         """The model at every quantized precision of the ladder, rounded to nearest."""
-        rungs = [rung for rung in ladder()[1:] if rung is not FLOAT]
+        rungs = rungs_above(precision_of("w8a8-token"))
         return self.walk("quick", alternatives=rungs, name="ladder").models
 
 
@@ -159,7 +159,7 @@ def test_a_linear_in_parts_of_rows_is_the_whole_one(monkeypatch):
 
 def test_the_walk_s_divergence_is_the_whole_model_s(case):
     """Block by block and all at once, the fake-quantized model says the same: to sums in another order."""
-    walked = case.walk(alternatives=ladder()[1:2], name="divergence")
+    walked = case.walk(alternatives=rungs_above(precision_of("w8a8-token")), name="divergence")
     for precision, quantized in walked.models.items():
         whole, found = case.validation.measure(quantized), walked.divergences[precision]
         assert found.kl == pytest.approx(whole.kl, rel=0.02)
@@ -220,7 +220,7 @@ def test_a_step_that_one_linear_spoils_is_kept_in_the_others(tmp_path, monkeypat
 
 def test_a_thorough_search_tries_every_step(case):
     walked = case.walk("thorough", name="thorough")
-    assert [step["step"] for step in walked.trace] == list(STEPS["thorough"])
+    assert [step["step"] for step in walked.trace] == list(steps_of(precision_of("w8a8-token"), "thorough"))
     choices = walked.models["w8a8-token"].choices.values()
     assert "reconstructed" in {choice.rounding for choice in choices}
 
@@ -246,7 +246,7 @@ def test_a_walk_that_was_stopped_goes_on(stop, tmp_path, monkeypatch):
     monkeypatch.setattr(block_search, "_SAVE_SECONDS", 0.0)
     case = Case(tmp_path)
     others = texts_of(3, seed=9)
-    rungs = ladder()[1:2]
+    rungs = rungs_above(precision_of("w8a8-token"))
     whole = case.search(alternatives=rungs, name="whole", others=others)
     expected = whole.run()
 
@@ -389,7 +389,7 @@ def test_sensitivities_are_the_kl_that_one_linear_adds(tmp_path):
 
 
 def latency_of(spec):
-    return {linear.name: {"w8a8-token": 1.0, "w8a8-block": 1.5, "float": 4.0} for linear in spec.linears()}
+    return {linear.name: {"w4a8": 0.6, "w8a8-token": 1.0, "w8a8-block": 1.5, "float": 4.0} for linear in spec.linears()}
 
 
 def raised(case, bound):
@@ -425,7 +425,7 @@ def test_top1_alone_can_be_the_bound(case):
 
 
 def test_a_bound_that_only_float_meets_is_refused(case):
-    with pytest.raises(BuildError, match=r"met by no engine with an INT8 linear: the best reached KL"):
+    with pytest.raises(BuildError, match=r"met by no engine with a quantized linear: the best reached KL"):
         raised(case, Bound(max_kl=1e-12))
 
 

@@ -46,12 +46,12 @@ def test_recipes_that_cannot_be_read(recipe, tmp_path):
 
 
 def test_precisions_that_nobody_knows(tmp_path):
-    with pytest.raises(BuildError, match=r"recipe 'int3,alpha=off' begins with 'int3'; w8a8, .* were expected"):
+    with pytest.raises(BuildError, match=r"recipe 'int3,alpha=off' begins with 'int3'; w4a8, .* were expected"):
         build_options("int3,alpha=off", "tiny", tmp_path)
 
 
 def test_all_recipes_are_every_combination_once(tmp_path):
-    assert len(set(ALL_RECIPES)) == len(ALL_RECIPES) == 2 + 3 * 3 * 2
+    assert len(set(ALL_RECIPES)) == len(ALL_RECIPES) == 2 + 5 * 3 * 2
     for recipe in ALL_RECIPES:
         build_options(recipe, "tiny", tmp_path)
 

@@ -15,7 +15,7 @@ from calibration.precisions.catalog import PRECISIONS
 from calibration.precisions.int8 import Int8Weights, dequantized
 from calibration.quantization import quantize_model
 from calibration.recipe import make_recipe
-from calibration.search import STEPS
+from calibration.search import steps_of
 from calibration.stored_table import in_16_bits
 from calibration.texts import TokenizedText
 from engines import load_engine
@@ -112,5 +112,5 @@ def test_the_search_takes_it(engine, tiny_model, tmp_path):
     texts = [TokenizedText(prompt=tuple(row[:20]), continuation=tuple(row[20:])) for row in tokens]
     recipe = make_recipe(spec, precision=WeightsAlone.choice, alpha="auto")
     found = quantize_model(checkpoint, recipe, texts, tmp_path, Silent().steps, effort="thorough")
-    assert [step["step"] for step in found.record["search"]["steps"]] == list(STEPS["thorough"])
+    assert [step["step"] for step in found.record["search"]["steps"]] == list(steps_of(WeightsAlone(), "thorough"))
     assert all(figure.sqnr_db > 30 for figure in found.figures.values())
