@@ -109,6 +109,10 @@ def check_options(options: BuildOptions) -> None:
         bound_of(options).check()
     elif options.max_kl is not None or options.min_top1 is not None:
         raise BuildError("--max-kl and --min-top1 have a meaning with --precision auto alone: leave them out")
+    if options.weights not in (None, "rtn") and options.alpha not in (None, "auto"):
+        raise BuildError(
+            f"--weights {options.weights} is a search, and --alpha {options.alpha} leaves searches out: take one of the two"
+        )
     if options.precision == FLOAT.choice:
         for name, value in (
             ("--alpha", options.alpha),

@@ -12,7 +12,7 @@ from calibration.learned_smoothing import learn_factor
 from calibration.output_error import LinearSample
 from calibration.precisions.catalog import precision_of
 from calibration.recipe import make_recipe
-from calibration.search import LinearSearch
+from calibration.search import LinearSearch, steps_of
 from quasar.checkpoints import open_checkpoint
 from quasar.numerics import (
     BLOCK,
@@ -26,6 +26,7 @@ from quasar.numerics import (
 from tests.tiny import save_tiny_model
 
 TOKEN, BLOCKS, STATIC = (precision_of(name) for name in ("w8a8-token", "w8a8-block", "w8a8-static"))
+NIBBLES = precision_of("w4a8")
 
 
 def sample_with_outliers(tokens=200, inputs=64, outputs=48, seed=0) -> LinearSample:
@@ -90,14 +91,15 @@ def test_learned_factor_keeps_what_must_be_equal_equal():
     assert learned.std() > 0.1
 
 
-@pytest.mark.parametrize("precision", [TOKEN, BLOCKS], ids=lambda precision: precision.name)
+@pytest.mark.parametrize("precision", [TOKEN, BLOCKS, NIBBLES], ids=lambda precision: precision.name)
 def test_gptq_loses_less_than_the_nearest_integers(precision):
     sample = sample_with_outliers(tokens=400)
     scale = precision.scales_of(sample.weight)
-    nearest = apply_scale(round_weight(sample.weight, scale), scale)
+    nearest = precision.rounded(sample.weight, scale)
     values = gptq_round(sample.weight, scale, sample.x, precision)
     assert values.dtype == torch.int8
-    assert int(values.min()) >= -127
+    assert int(values.min()) >= (-8 if precision is NIBBLES else -127)
+    assert int(values.max()) <= (7 if precision is NIBBLES else 127)
 
     def error(weight):
         return float((sample.x @ (weight - sample.weight).t()).square().sum())
@@ -121,6 +123,28 @@ def test_rows_are_clipped_where_one_weight_is_loud_and_its_input_silent():
     assert clip.shape == (len(sample.weight), 1)
     assert clip[5, 0] == pytest.approx(0.8)
     assert sample.error(TOKEN, None, clip=clip) < sample.error(TOKEN, None)
+
+
+def test_groups_of_4_bits_are_clipped_one_by_one():
+    sample = sample_with_outliers()
+    sample.x[:, ::9] /= 40
+    # In the second group of one row alone: loud, and its input silent.
+    sample.weight[5, 43] = 6 * sample.weight[5].abs().max()
+    sample.x[:, 43] *= 1e-4
+    clip = clip_weights(sample, None, NIBBLES)
+    assert clip.shape == (len(sample.weight), 2)
+    assert clip[5, 1] == pytest.approx(0.8)
+    assert sample.error(NIBBLES, None, clip=clip) < sample.error(NIBBLES, None)
+
+
+def test_steps_follow_from_the_bits_of_weights_and_from_what_is_asked_for():
+    assert steps_of(TOKEN, "quick") == ()
+    assert "reconstructed rounding" not in steps_of(TOKEN, "normal")
+    for effort in ("quick", "normal", "thorough"):
+        assert steps_of(NIBBLES, effort)[-1] == "reconstructed rounding"
+        assert steps_of(NIBBLES, effort, "rtn") == ()
+        assert steps_of(NIBBLES, effort, "gptq") == ("reconstructed rounding",)
+        assert steps_of(TOKEN, effort, "awq") == ("alpha per group",)
 
 
 def test_static_range_leaves_out_what_hardly_ever_comes():

@@ -1,8 +1,9 @@
-"""INT8 arithmetic against ONNX's own reference implementation, exactly."""
+"""INT8 arithmetic against ONNX's own reference implementation, exactly; 4-bit weights by what is said of them."""
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -10,11 +11,16 @@ from onnx.reference import ReferenceEvaluator
 
 from quasar.numerics import (
     AMAX_FLOOR,
+    BLOCK,
     QuantizedWeight,
     dequantize_tokens,
     dequantize_weight,
+    nibble_scales_of,
+    quantize_nibbles,
     quantize_tokens,
     quantize_weight,
+    split,
+    stored_nibble_scales,
 )
 
 finite = st.floats(-1000, 1000, width=32)
@@ -97,3 +103,37 @@ def test_a_row_does_not_depend_on_its_neighbours():
     whole, _ = quantize_tokens(rows)
     for place in range(5):
         np.testing.assert_array_equal(quantize_tokens(rows[place : place + 1])[0][0], whole[place])
+
+
+@pytest.mark.parametrize("group", [BLOCK, 4 * BLOCK])
+def test_four_bits(group):
+    random = np.random.default_rng(5)
+    weight = (random.standard_normal((40, 256)) * 10.0 ** random.integers(-2, 3, (40, 1))).astype(np.float32)
+    weight[3], weight[4, :group] = 0, 0
+    quantized = quantize_nibbles(weight, group)
+    values, scale = quantized.values, quantized.scale
+    # Both kinds of arrays, bit for bit; scales are numbers of 16 bits.
+    tensor = torch.from_numpy(weight)
+    np.testing.assert_array_equal(nibble_scales_of(tensor, group).numpy(), scale)
+    np.testing.assert_array_equal(scale.astype(np.float16), scale)
+    assert values.min() >= -8
+    assert values.max() <= 7
+    groups, integers = split(weight, 256 // group), split(values, 256 // group)
+    largest = np.abs(groups).argmax(-1)[..., None]
+    zero = np.abs(groups).max(-1) == 0
+    # The largest of a group becomes -8, whatever its sign.
+    np.testing.assert_array_equal(np.take_along_axis(integers, largest, -1)[..., 0], np.where(zero, 0, -8))
+    assert (scale[zero] == 1).all()
+    error = np.abs(integers * scale[..., None].astype(np.float64) - groups)
+    # Half a step, a whole one beyond 7; scales lose 2^-11 of themselves to float16, of which there are eight.
+    step = np.abs(scale)[..., None].astype(np.float64)
+    beyond = groups / scale[..., None] > 7
+    assert (error <= np.where(beyond, 1, 0.5) * step * (1 + 2.0**-7)).all()
+
+
+def test_the_smallest_and_the_largest_scales_of_four_bits():
+    x = np.array([0, 1e-12, -1e-12, 1e9, -1e9, 0.1], np.float32)
+    stored = stored_nibble_scales(x)
+    np.testing.assert_array_equal(stored[:5], np.array([2.0**-24, 2.0**-24, 2.0**-24, 65504, -65504], np.float32))
+    np.testing.assert_array_equal(stored_nibble_scales(torch.from_numpy(x)).numpy(), stored)
+    assert stored[5] == np.float32(np.float16(0.1))
