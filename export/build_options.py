@@ -111,7 +111,8 @@ def check_options(options: BuildOptions) -> None:
         raise BuildError("--max-kl and --min-top1 have a meaning with --precision auto alone: leave them out")
     if options.weights not in (None, "rtn") and options.alpha not in (None, "auto"):
         raise BuildError(
-            f"--weights {options.weights} is a search, and --alpha {options.alpha} leaves searches out: take one of the two"
+            f"--weights {options.weights} is a search, and --alpha {options.alpha} leaves searches out: "
+            "take one of the two"
         )
     if options.precision == FLOAT.choice:
         for name, value in (

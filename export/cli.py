@@ -113,8 +113,9 @@ def build(
     weights: Annotated[
         Literal["rtn", "gptq", "awq"] | None,
         typer.Option(
-            help="How weights are rounded. rtn: to nearest; gptq: later inputs make up for earlier ones; awq: the scales "
-            "of inputs and the ranges with the smallest error of the output (default: by --effort; 4 bits take both).",
+            help="How weights are rounded. rtn: to nearest; gptq: later inputs make up for earlier ones; awq: the "
+            "scales of inputs and the ranges with the smallest error of the output (default: by --effort; 4 bits take "
+            "both).",
             show_default=False,
         ),
     ] = None,

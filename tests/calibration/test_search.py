@@ -16,7 +16,7 @@ from calibration.float_blocks import FloatBlocks
 from calibration.float_model import load_float_model
 from calibration.float_reference import float_logits
 from calibration.precision_search import Bound, raise_precisions
-from calibration.precisions.catalog import FLOAT, precision_of, rungs_above
+from calibration.precisions.catalog import precision_of, rungs_above
 from calibration.quantization import FidelityGoal, Quantization, quantize_model
 from calibration.quantized_model import QuantizedModel
 from calibration.recipe import make_recipe
