@@ -172,8 +172,8 @@ inline void attend_block(const Attention& op, int kv_head, int block, int first,
       }
       attend_queries<kQueryRows, Cache>(op, queries + static_cast<size_t>(query) * size, t, values, span, same,
                                         ahead_rows(keys + next, after, size, size, query - first, end - first),
-                                        ahead_rows(values + next, after, size, weighing, query - first, end - first),
-                                        s, states + (query - first));
+                                        ahead_rows(values + next, after, size, weighing, query - first, end - first), s,
+                                        states + (query - first));
       query += same;
     }
     return;

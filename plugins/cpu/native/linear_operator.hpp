@@ -15,9 +15,12 @@ struct IntegerLinear {
   static constexpr bool kBlocks = kForm != Form::kBytes, kNibbles = kForm == Form::kNibbleBlocks;
   static constexpr const char* kName = kNibbles ? "W4A8BlockLinear" : kBlocks ? "W8A8BlockLinear" : "W8A8Linear";
   // x, packed weights, scales, bias, residual, RMS norm weight
-  static constexpr Input kInputs[] = {
-      {ort::kFloat, ort::kRequired},  {ort::kUint8, ort::kRequired}, {kNibbles ? ort::kFloat16 : ort::kFloat, ort::kRequired},
-      {ort::kFloat, ort::kOptional},  {ort::kFloat, ort::kOptional}, {ort::kFloat, ort::kOptional}};
+  static constexpr Input kInputs[] = {{ort::kFloat, ort::kRequired},
+                                      {ort::kUint8, ort::kRequired},
+                                      {kNibbles ? ort::kFloat16 : ort::kFloat, ort::kRequired},
+                                      {ort::kFloat, ort::kOptional},
+                                      {ort::kFloat, ort::kOptional},
+                                      {ort::kFloat, ort::kOptional}};
   static constexpr int kOutputs[] = {ort::kFloat};
 
   Api api;

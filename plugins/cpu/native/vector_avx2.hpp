@@ -108,9 +108,8 @@ inline Nibbles low_nibbles(const uint8_t* p) {
 }
 inline Nibbles high_nibbles(const uint8_t* p) {
   const __m256i mask = _mm256_set1_epi8(15);
-  return {
-      _mm256_and_si256(_mm256_srli_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), 4), mask),
-      _mm256_and_si256(_mm256_srli_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32)), 4), mask)};
+  return {_mm256_and_si256(_mm256_srli_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), 4), mask),
+          _mm256_and_si256(_mm256_srli_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32)), 4), mask)};
 }
 // Sums of products over a block.
 struct BlockSums {
