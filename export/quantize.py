@@ -24,7 +24,7 @@ from quasar.errors import BuildError
 from quasar.files import sha256_json, write_json
 
 # What share of a bound the search aims at, on its own text, build after build until the engine meets the bound itself.
-ROOMS = (0.8, 0.6, 0.4)
+ROOMS = (0.8, 0.6, 0.4, 0.2)
 
 
 def quantize(
