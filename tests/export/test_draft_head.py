@@ -177,7 +177,7 @@ def test_what_does_not_fit_is_refused_and_nothing_changes(engine, tiny_model, tm
     (tmp_path / "head" / "config.json").write_text(json.dumps({**config, "vocab_size": 7}))
     with pytest.raises(CheckpointError, match="7"):
         add_head(directory, tmp_path / "head")
-    with pytest.raises(BuildError, match="--precision of a draft head is 'w8a8-static'; w4a8-128, w4a8, w8a8, w8a8-block, fp32 were"):
+    with pytest.raises(BuildError, match="a draft head is 'w8a8-static'; w4a8-128, w4a8, w8a8, w8a8-block, fp32 were"):
         add_head(directory, tmp_path / "head", precision="w8a8-static")
     write_random_head(tmp_path / "early", tiny_model, feature_layers=(0, 2))
     with pytest.raises(BuildError, match=r"layers \[0, 2\], and what enters layer 0 are embeddings"):
