@@ -30,6 +30,13 @@ class Operator:
     implementations: dict[str, str]
 
 
+# Neighbours of a linear that its operator takes in.
+_TAKEN_IN = {
+    "bias": "float32 [N], optional",
+    "residual": "float32 [..., N], optional",
+    "norm": "float32 [K], optional",
+}
+
 OPERATORS = {
     one.name: one
     for one in (
@@ -74,9 +81,7 @@ OPERATORS = {
                 "x": "float32 [..., K]",
                 "packed": "uint8 [tiles, K / 4, 32, 4] (plugins.cpu.packing)",
                 "scale": "float32 [N]",
-                "bias": "float32 [N], optional",
-                "residual": "float32 [..., N], optional",
-                "norm": "float32 [K], optional",
+                **_TAKEN_IN,
             },
             outputs={"y": "float32 [..., N]"},
             reference=w8a8_linear,
@@ -89,9 +94,7 @@ OPERATORS = {
                 "x": "float32 [..., K]",
                 "packed": "uint8 [tiles, K / 4, 32, 4], K padded to 32",
                 "scale": "float32 [tiles, K / 32, 32]",
-                "bias": "float32 [N], optional",
-                "residual": "float32 [..., N], optional",
-                "norm": "float32 [K], optional",
+                **_TAKEN_IN,
             },
             outputs={"y": "float32 [..., N]"},
             reference=w8a8_block_linear,
@@ -104,9 +107,7 @@ OPERATORS = {
                 "x": "float32 [..., K]",
                 "packed": "uint8 [tiles, K / 4, 16, 4], K padded to 32: two columns a byte",
                 "scale": "float16 [tiles, groups, 32]",
-                "bias": "float32 [N], optional",
-                "residual": "float32 [..., N], optional",
-                "norm": "float32 [K], optional",
+                **_TAKEN_IN,
             },
             outputs={"y": "float32 [..., N]"},
             reference=w8a8_block_linear,

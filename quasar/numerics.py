@@ -5,6 +5,7 @@ ONNX QuantizeLinear rounds. Functions on `Array` take numpy arrays and torch ten
 bits for both.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -71,11 +72,6 @@ def scales_of(weight: Array, *, blocks: bool = False) -> Array:
     return weight_scale(_largest(split(weight, parts))[..., 0])
 
 
-def round_weight(weight: Array, scale: Array) -> Array:
-    """The nearest integers, as float32 [outputs, inputs], under scales float32 [outputs, scales]."""
-    return nearest(split(weight, scale.shape[1]), scale[..., None]).reshape(weight.shape)
-
-
 def apply_scale(values: Array, scale: Array) -> Array:
     """The weight float32 [outputs, inputs] that integers (as float32) stand for under scales [outputs, scales]."""
     return (split(values, scale.shape[1]) * scale[..., None]).reshape(values.shape)
@@ -126,26 +122,31 @@ def nearest_nibble(x: Array, step: "Array | float") -> Array:
 
 def quantize_nibbles(weight: Float32, group: int) -> QuantizedWeight:
     """Quantize a weight float32 [outputs, inputs] to 4 bits per row and `group` inputs, of which it has a multiple."""
-    values = np.empty(weight.shape, np.int8)
-    scale = np.empty((len(weight), weight.shape[1] // group), np.float32)
-    for start in range(0, len(weight), _ROWS_AT_ONCE):
-        part = slice(start, start + _ROWS_AT_ONCE)
-        scale[part] = nibble_scales_of(weight[part], group)
-        grouped = split(weight[part], scale.shape[1])
-        values[part] = nearest_nibble(grouped, scale[part, :, None]).reshape(weight[part].shape)
-    return QuantizedWeight(values=values, scale=scale)
+    return _quantize(weight, weight.shape[1] // group, lambda rows: nibble_scales_of(rows, group), nearest_nibble)
 
 
 def quantize_weight(weight: Float32, *, blocks: bool = False) -> QuantizedWeight:
     """Quantize a weight float32 [outputs, inputs] per row, or per row and 32 inputs, of which it has a multiple."""
+    parts = weight.shape[1] // BLOCK if blocks else 1
+    quantized = _quantize(weight, parts, lambda rows: scales_of(rows, blocks=blocks), nearest)
+    return quantized if blocks else QuantizedWeight(values=quantized.values, scale=quantized.scale[:, 0])
+
+
+def _quantize(
+    weight: Float32,
+    parts: int,
+    scales: Callable[[Float32], Float32],
+    integers: Callable[[Float32, Float32], Float32],
+) -> QuantizedWeight:
+    """With so many scales a row; `scales` [rows, parts] and `integers`, by steps that broadcast, of some rows."""
     values = np.empty(weight.shape, np.int8)
-    scale = np.empty((len(weight), weight.shape[1] // BLOCK if blocks else 1), np.float32)
+    scale = np.empty((len(weight), parts), np.float32)
     # Rows are independent; some at a time, an LM head of 150,000 rows makes no copies of its own size.
     for start in range(0, len(weight), _ROWS_AT_ONCE):
-        part = slice(start, start + _ROWS_AT_ONCE)
-        scale[part] = scales_of(weight[part], blocks=blocks)
-        values[part] = round_weight(weight[part], scale[part])
-    return QuantizedWeight(values=values, scale=scale if blocks else scale[:, 0])
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        scale[rows] = scales(weight[rows])
+        values[rows] = integers(split(weight[rows], parts), scale[rows, :, None]).reshape(weight[rows].shape)
+    return QuantizedWeight(values=values, scale=scale)
 
 
 def dequantize_weight(weight: QuantizedWeight) -> Float32:

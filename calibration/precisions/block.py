@@ -1,5 +1,6 @@
 """W8A8 in blocks of 32: a scale for every 32 inputs of a token's activations and of an output channel."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -15,7 +16,25 @@ if TYPE_CHECKING:
     import torch
 
 # Activations in INT8, an amax for each block of a token: with blocks of 32 its bits do not depend on the width.
-INT8_ACTIVATIONS = 4
+_INT8_ACTIVATIONS = 4
+
+
+def matmul_nbits(
+    bits: int, pack: Callable[[QuantizedWeight, bool], tuple[NDArray[Any], NDArray[Any] | None]]
+) -> Operator:
+    """ONNX Runtime's own operator with weights of so many bits in blocks of 32."""
+    return Operator(
+        op_type="MatMulNBits",
+        domain="com.microsoft",
+        pack=pack,
+        attributes=lambda outputs, inputs: {
+            "K": inputs,
+            "N": outputs,
+            "bits": bits,
+            "block_size": BLOCK,
+            "accuracy_level": _INT8_ACTIVATIONS,
+        },
+    )
 
 
 class InBlocks(Int8Weights):
@@ -33,18 +52,7 @@ class InBlocks(Int8Weights):
     input_multiple = BLOCK
     lowerings: ClassVar = {
         # The operator rounds each block itself, in an order of its own: now and then an integer differs by 1.
-        ONNXRUNTIME: Operator(
-            op_type="MatMulNBits",
-            domain="com.microsoft",
-            pack=lambda weight, gated: (_columns(weight.values), weight.scale),
-            attributes=lambda outputs, inputs: {
-                "K": inputs,
-                "N": outputs,
-                "bits": 8,
-                "block_size": BLOCK,
-                "accuracy_level": INT8_ACTIVATIONS,
-            },
-        ),
+        ONNXRUNTIME: matmul_nbits(8, lambda weight, gated: (_columns(weight.values), weight.scale)),
         NATIVE: Operator(
             op_type="W8A8BlockLinear",
             domain=DOMAIN,

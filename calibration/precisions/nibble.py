@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.precisions.base import NATIVE, ONNXRUNTIME, TENSORRT, LinearGraph, Operator, Refused, Value
-from calibration.precisions.block import INT8_ACTIVATIONS, InBlocks
+from calibration.precisions.block import InBlocks, matmul_nbits
 from calibration.precisions.int8 import dequantized
 from plugins.cpu.library import DOMAIN
 from plugins.cpu.packing import pack_block_scales, pack_nibbles
@@ -33,17 +33,8 @@ _WIDE = 4 * BLOCK
 
 def _stock(group: int) -> Operator:
     """With blocks of 32, whatever the group: with wider ones its bits depend on the width."""
-    return Operator(
-        op_type="MatMulNBits",
-        domain="com.microsoft",
-        pack=lambda weight, gated: (_pairs(weight.values), np.repeat(weight.scale, group // BLOCK, axis=1)),
-        attributes=lambda outputs, inputs: {
-            "K": inputs,
-            "N": outputs,
-            "bits": 4,
-            "block_size": BLOCK,
-            "accuracy_level": INT8_ACTIVATIONS,
-        },
+    return matmul_nbits(
+        4, lambda weight, gated: (_pairs(weight.values), np.repeat(weight.scale, group // BLOCK, axis=1))
     )
 
 
