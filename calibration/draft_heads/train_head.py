@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from calibration.draft_heads.arithmetic_choice import bfloat16_is_faster, choose_threads
 from calibration.draft_heads.chat_frame import chat_frame
 from calibration.draft_heads.data_folder import DataFolder, GeneratedSequence
 from calibration.draft_heads.draft_vocabulary import DraftVocabulary, choose_vocabulary, coverage_of, token_masses
@@ -26,7 +27,6 @@ from calibration.draft_heads.pace import MOST_EPOCHS, Pace
 from calibration.draft_heads.packed_blocks import BLOCK_POSITIONS
 from calibration.draft_heads.partial_head import REPORT, PartialHead, finish_earlier
 from calibration.draft_heads.target_tensors import feature_layers_for, first_model, head_spec, open_target
-from calibration.draft_heads.thread_choice import choose_threads
 from calibration.draft_heads.training import BLOCKS_OF_AN_UPDATE, Training, TrainingProgress, split
 from calibration.texts import default_prompts, prompts_hash, refuse_overlap
 from engines.directory import EngineDirectory, open_directory
@@ -99,6 +99,8 @@ class _Run:
         prompts: list[Prompt] | None,
         excluded: list[Prompt],
     ) -> None:
+        import torch
+
         self._options, self._reporter, self._work = options, reporter, work
         self._directory, self._prompts, self._excluded = directory, prompts, excluded
         manifest = directory.manifest
@@ -108,9 +110,12 @@ class _Run:
         self._layers = feature_layers_for(self._num_layers)
         self._begun = time.monotonic()
         self._threads = choose_threads()
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
         # Earlier runs' seconds of work count.
         self._before = float(work.state.get("seconds", 0.0))
         self._state: dict[str, Any] = work.state
+        if "bfloat16" not in self._state:
+            self._keep(bfloat16=self._device != "cpu" or bfloat16_is_faster())
 
     def make(self) -> None:
         """Generate, choose the vocabulary, train, write."""
@@ -294,7 +299,7 @@ class _Run:
         self, vocabulary: DraftVocabulary, sequences: list[GeneratedSequence], pace: Pace, checkpoint: Path
     ) -> Training:
         spec, seed = self._spec(len(vocabulary.tokens)), self._options.seed
-        model = first_model(self._checkpoint, spec, sequences, vocabulary.tokens, seed=seed, device=_device())
+        model = first_model(self._checkpoint, spec, sequences, vocabulary.tokens, seed=seed, device=self._device)
         return Training(
             model,
             sequences,
@@ -302,6 +307,7 @@ class _Run:
             pace,
             seed=seed,
             checkpoint=checkpoint,
+            bfloat16=self._state["bfloat16"],
             clock=time.monotonic,
         )
 
@@ -357,6 +363,7 @@ class _Run:
                 "step_weights": [round(DECAY**step, 4) for step in range(STEPS)],
                 "device": training.model.device,
                 "threads": self._threads,
+                "operands": "bfloat16" if self._state["bfloat16"] else "float32",
             },
             "held_out": self._state["estimate"],
             "held_out_before_training": self._state.get("estimate_before"),
@@ -442,9 +449,3 @@ def _inputs(
         "updates": options.updates,
         "data": "" if options.data is None else str(options.data.absolute()),
     }
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -66,16 +66,18 @@ class Training:
         seed: int,
         checkpoint: Path,
         peak_rate: float = PEAK_RATE,
+        bfloat16: bool = False,
         clock: _Clock = time.monotonic,
     ) -> None:
         """Go on from `checkpoint` where there is one.
 
         Args:
             tokens: the target's token of each that the head drafts.
+            bfloat16: products take operands of that type; parameters, sums and the loss stay float32.
         """
         import torch
 
-        self.model, self.pace = model, pace
+        self.model, self.pace, self._bfloat16 = model, pace, bfloat16
         self._tokens, self._seed, self._path, self._clock = tokens, seed, checkpoint, clock
         self._numbers = draft_numbers(tokens, model.spec.decoder.vocab_size)
         learned, held_out = split(sequences)
@@ -224,11 +226,9 @@ class Training:
 
     def _loss(self, block: TorchBlock) -> "torch.Tensor | None":
         steps = self.pace.steps(STEPS)
-        if self.model.device == "cpu":
-            return head_loss(self.model, block, steps)
         import torch
 
-        with torch.autocast(self.model.device, torch.bfloat16):
+        with torch.autocast(self.model.device, torch.bfloat16, enabled=self._bfloat16):
             return head_loss(self.model, block, steps)
 
 
