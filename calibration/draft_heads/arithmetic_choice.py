@@ -7,10 +7,12 @@ fast, others emulate it.
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     import torch
+
+T = TypeVar("T")
 
 # What two threads must gain to be taken.
 _GAIN = 1.15
@@ -40,7 +42,7 @@ def bfloat16_is_faster() -> bool:
     return dtype == torch.bfloat16
 
 
-def _chosen[T](usual: T, other: T, gain: float, seconds: Callable[[T], float]) -> T:
+def _chosen(usual: T, other: T, gain: float, seconds: Callable[[T], float]) -> T:
     """`other` where it is faster by `gain`, over rounds that take turns."""
     spent = {usual: 0.0, other: 0.0}
     for _ in range(_ROUNDS):
