@@ -31,6 +31,7 @@ from export.weight_file import WeightFile
 from plugins.cpu.library import find_library
 from quasar.checkpoints import DecoderSpec
 from quasar.checkpoints.checkpoint_text import CheckpointText
+from quasar.checkpoints.prequantized.weight import PrequantizedWeight
 
 FILES = OnnxRuntimeFiles(
     graph="onnxruntime/verifier.onnx",
@@ -50,6 +51,7 @@ class RandomWeights:
         self.spec = spec
         self.location = Path()
         self.files: tuple[Path, ...] = ()
+        self.quantized_by = ""
         self._shapes = spec.tensors()
         self._block = np.random.default_rng(0).standard_normal(1 << 20, np.float32)
 
@@ -60,6 +62,10 @@ class RandomWeights:
             return np.ones(shape, np.float32)
         tensor: NDArray[Any] = (np.resize(self._block, shape) * shape[1] ** -0.5).astype(np.float32)
         return tensor.astype(ml_dtypes.bfloat16) if name == "embed_tokens.weight" else tensor
+
+    def prequantized(self, name: str) -> PrequantizedWeight | None:  # noqa: ARG002 - all are floats
+        """There is none."""
+        return None
 
     def transformers_config(self) -> Any:
         """There is none."""

@@ -27,7 +27,7 @@ def float_logits(
 
     Without a finished walk there, it walks with them alone, or goes on with such a walk that was stopped.
     """
-    search = BlockSearch(blocks, recipe, {OTHERS: texts}, folder, progress)
+    search = BlockSearch(blocks, recipe.as_float(), {OTHERS: texts}, folder, progress)
     if not search.is_finished:
         search.run()
     streams = WalkState.load(search.state_path).streams[OTHERS]

@@ -21,14 +21,14 @@ class LinearChoice:
 
     `precision`: its name. `alpha`: SmoothQuant's, None without smoothing. `smoothing`: "refined" is learned smoothing.
     `range`: "max", "clipped" (weights, channel by channel), or a percentile of static activations. `rounding`:
-    "reconstructed" is GPTQ. `static_scale`: of static activations, else 0.
+    "reconstructed" is GPTQ, "stored" are the checkpoint's own integers. `static_scale`: of static activations, else 0.
     """
 
     precision: str
     alpha: float | None = None
     smoothing: Literal["off", "alpha", "refined"] = "off"
     range: str = "max"
-    rounding: Literal["nearest", "reconstructed"] = "nearest"
+    rounding: Literal["nearest", "reconstructed", "stored"] = "nearest"
     static_scale: float = 0.0
 
     def to_json(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Which linear gets which precision, decided before any work."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -35,6 +35,10 @@ class Recipe:
     def is_quantized(self, linear: str) -> bool:
         """Whether a linear gets integer weights."""
         return precision_of(self.linears[linear]).is_quantized
+
+    def as_float(self) -> "Recipe":
+        """The same without a quantized linear."""
+        return replace(self, linears=dict.fromkeys(self.linears, FLOAT.name))
 
     @property
     def quantizes(self) -> bool:

@@ -12,7 +12,16 @@ import runtime
 from calibration.engine_logits import engine_logits
 from calibration.fidelity import compare_several, torch_logits
 from calibration.float_model import load_float_model
-from calibration.precisions.catalog import AUTO, DEFAULT_CHOICE, FLOAT, PRECISIONS, choices, ladder, precision_of
+from calibration.precisions.catalog import (
+    AUTO,
+    DEFAULT_CHOICE,
+    FLOAT,
+    PRECISIONS,
+    STORED,
+    choices,
+    ladder,
+    precision_of,
+)
 from engines import OnnxRuntimeOptions, load_engine
 from engines.directory import open_directory
 from engines.latency import CURVE_LENGTH, measure_interleaved
@@ -44,6 +53,7 @@ ALL_RECIPES = (
         for head in ("", ",head=float")
     ),
     f"{AUTO},kl=0.01",
+    STORED,
 )
 DEFAULT_RECIPES = (
     FLOAT.choice,

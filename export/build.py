@@ -10,9 +10,9 @@ from calibration.float_blocks import FloatBlocks
 from calibration.float_reference import float_logits
 from calibration.precision_search import Bound
 from calibration.precisions.base import NATIVE
-from calibration.precisions.catalog import AUTO, refusal
+from calibration.precisions.catalog import AUTO, STORED, refusal
 from calibration.quantization import Quantization
-from calibration.recipe import Recipe, make_recipe, parse_alpha
+from calibration.recipe import Alpha, Recipe, make_recipe, parse_alpha
 from calibration.texts import (
     CALIBRATION_ANSWER_TOKENS,
     EVALUATION_ANSWER_TOKENS,
@@ -39,7 +39,15 @@ from engines.record import MachineRecord
 from engines.successors import SUCCESSORS, write_successors
 from engines.text import open_codec
 from engines.text_files import TextFiles
-from export.build_options import BuildOptions, Reporter, Silent, bound_of, check_options, choose_max_length
+from export.build_options import (
+    BuildOptions,
+    Reporter,
+    Silent,
+    bound_of,
+    check_options,
+    choose_max_length,
+    choose_precision,
+)
 from export.engine_figures import MeasuredEngine, fidelity, probe, successors
 from export.layout import CANONICAL, onnxruntime_files
 from export.provenance import model_section, tool_versions
@@ -48,10 +56,12 @@ from export.quantize import (
     cache_treatments,
     check_bound,
     goal_of,
+    keep,
     meets,
     passes_gate,
     prepared_weights,
     quantize,
+    said_of_grids,
 )
 from export.text_files import check_prompts, checked_text, text_warnings, write_text_files
 from export.trim import check_native, native_alone, trim_to_native
@@ -97,8 +107,9 @@ class _Build:
         # that the two may share a cache.
         self._remaining = remaining_layers(options.skip_layers, spec.num_layers)
         self._spec = spec.keep_layers(self._remaining)
-        alpha = parse_alpha(options.alpha)
-        self._asked: Recipe = make_recipe(spec, precision=options.precision, alpha=alpha, keep_float=options.keep_float)
+        precision = choose_precision(options, self._checkpoint)
+        alpha: Alpha = "off" if precision == STORED else parse_alpha(options.alpha)
+        self._asked: Recipe = make_recipe(spec, precision=precision, alpha=alpha, keep_float=options.keep_float)
         self._recipe = self._asked
         if options.kernels:
             check_native(self._files, self._linears.values())
@@ -194,9 +205,14 @@ class _Build:
         workspace = self._workspace
         calibration: dict[str, Any] = {}
         if self._recipe.quantizes:
-            self._reporter.stage("calibrate", "activation statistics, smoothing, clipping and rounding")
+            detail = "activation statistics, smoothing, clipping and rounding"
+            if self._keeps:
+                detail = f"none: weights as {self._checkpoint.quantized_by or 'the file'} has them"
+            self._reporter.stage("calibrate", detail)
             calibration = workspace.stage("calibrate", lambda: self._calibrate(room))
             self._recipe = Quantization.load(self._quantization_path).recipe(self._recipe)
+            if self._keeps:
+                self._reporter.stage("", said_of_grids(calibration))
         self._reporter.stage("export", f"canonical graph, {self._recipe.precision}")
         workspace.stage("export", self._export)
         self._reporter.stage("lower", "ONNX Runtime: its own operators, and the native ones over packed weights")
@@ -215,6 +231,11 @@ class _Build:
         self._workspace.forget(*_ENGINE_STAGES)
         self._recipe = self._asked
         return self._engine(room)
+
+    @property
+    def _keeps(self) -> bool:
+        """Whether weights stay on the checkpoint's own grids."""
+        return self._asked.precision == STORED
 
     @property
     def _bound(self) -> Bound | None:
@@ -274,6 +295,8 @@ class _Build:
 
     def _calibrate(self, room: float) -> dict[str, Any]:
         spec, reporter = self._checkpoint.spec, self._reporter
+        if self._keeps:
+            return keep(self._checkpoint, self._recipe, self._quantization_path, reporter)
         goal = None if self._bound is None else goal_of(self._bound, room, spec, self._kernels, reporter)
         prompts, texts = self._calibration_texts()
         if len(prompts) < len(self._calibration):

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Protocol
 
 from calibration.precision_search import Bound
-from calibration.precisions.catalog import AUTO, FLOAT
+from calibration.precisions.catalog import AUTO, FLOAT, STORED
 from calibration.search import Effort, WeightRounding
 from engines.contract import KV_DTYPES, MAX_WIDTH
 from engines.onnxruntime.kernels import NATIVE
 from engines.tensorrt.plans import ComputeType
+from quasar.checkpoints import Checkpoint
 from quasar.errors import BuildError
 
 DEFAULT_MAX_LENGTH = 4096
@@ -23,7 +24,8 @@ MIN_MAX_LENGTH = 2 * MAX_WIDTH
 class BuildOptions:
     """What the user chose.
 
-    `precision` None: w8a8, or w8a8-block where the answers of w8a8 are too far from the float model's. `max_length`
+    `precision` None: w8a8, or w8a8-block where the answers of w8a8 are too far from the float model's; "stored" for a
+    checkpoint that GPTQ, AWQ or compressed-tensors quantized. `max_length`
     None: the smaller of the model's context and 4096. `alpha` None: auto. `kernels` "native": a directory for those
     alone; None: for every back end, as the option is left out. `weights`: how they are rounded; None: as `effort`
     and the precision have it.
@@ -114,15 +116,27 @@ def check_options(options: BuildOptions) -> None:
             f"--weights {options.weights} is a search, and --alpha {options.alpha} leaves searches out: "
             "take one of the two"
         )
-    if options.precision == FLOAT.choice:
-        for name, value in (
-            ("--alpha", options.alpha),
-            ("--calibration", options.calibration),
-            ("--keep-float", options.keep_float or None),
-            ("--weights", options.weights),
-        ):
-            if value is not None:
-                raise BuildError(f"{name} has no meaning with --precision {FLOAT.choice}: leave it out")
+    meaningless: dict[str, dict[str, object]] = {
+        FLOAT.choice: {**_of_calibration(options), "--keep-float": options.keep_float or None},
+        STORED: _of_calibration(options),
+    }
+    for name, value in meaningless.get(options.precision or "", {}).items():
+        if value is not None:
+            raise BuildError(f"{name} has no meaning with --precision {options.precision}: leave it out")
+
+
+def _of_calibration(options: BuildOptions) -> dict[str, object]:
+    return {"--alpha": options.alpha, "--calibration": options.calibration, "--weights": options.weights}
+
+
+def choose_precision(options: BuildOptions, checkpoint: Checkpoint) -> str | None:
+    """What `--precision` stands for where it is left out: a quantized checkpoint is taken as it is.
+
+    Unless an option asks for calibration: then its weights are taken for floats.
+    """
+    if options.precision is None and checkpoint.quantized_by and not any(_of_calibration(options).values()):
+        return STORED
+    return options.precision
 
 
 def bound_of(options: BuildOptions) -> Bound:

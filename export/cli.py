@@ -17,6 +17,7 @@ from calibration.precisions.catalog import (
     DEFAULT_CHOICE,
     DEFAULT_HEAD_CHOICE,
     FLOAT,
+    STORED,
     choices,
     choices_help,
     choices_on,
@@ -205,7 +206,9 @@ def build(
             f"--kernels native leaves out the portable graph, which {' and '.join(chosen)} would be compiled from: "
             "leave out one of the two"
         )
-    asked = [(f"--precision {precision}", made) for made in precisions_for(precision or DEFAULT_CHOICE)]
+    # What a checkpoint's own grids are is known when it is read.
+    sure = () if precision == STORED else precisions_for(precision or DEFAULT_CHOICE)
+    asked = [(f"--precision {precision}", made) for made in sure]
     asked += [("--keep-float", FLOAT)] if keep_float else []
     for name, (option, made) in product(chosen, asked):
         target = CUDA if name == CUDA else TENSORRT

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from calibration.precisions.catalog import STORED
 from engines.directory import EngineDirectory
 from engines.latency import CURVE_LENGTH
 from engines.manifest import Manifest
@@ -12,6 +13,7 @@ from engines.onnxruntime.files import onnxruntime_files
 from engines.onnxruntime.kernels import STOCK, choose_kernels
 from engines.probes.row_invariance import RowInvariance
 from export.file_purposes import purpose
+from export.quantize import said_of_grids
 from quasar.checkpoints.architectures.families import ARCHITECTURES
 from quasar.errors import EngineError
 
@@ -59,7 +61,9 @@ def print_manifest(directory: EngineDirectory) -> None:
     table.add_row("precision", manifest.precision)
     for name, value in _linear_rows(manifest.linears):
         table.add_row(name, value)
-    if manifest.calibration:
+    if manifest.precision == STORED:
+        table.add_row("weights", said_of_grids(manifest.calibration))
+    elif manifest.calibration:
         table.add_row(
             "calibration",
             f"alpha {manifest.calibration['alpha']}, {manifest.calibration['prompts']} prompts "

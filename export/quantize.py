@@ -13,6 +13,7 @@ from calibration.recipe import Recipe
 from calibration.search import Effort, WeightRounding
 from calibration.smoothing import SmoothingFactors
 from calibration.sqnr import LINEAR_FIGURES
+from calibration.stored_grids import keep_grids
 from calibration.texts import TokenizedText
 from calibration.weights import PreparedWeights
 from engines.manifest import CACHE_TREATMENTS
@@ -62,6 +63,24 @@ def quantize(
     figures = {name: figure.to_json() for name, figure in quantized.figures.items()}
     write_json(directory / LINEAR_FIGURES, renumbered(figures, remaining))
     return quantized.record
+
+
+def keep(checkpoint: Checkpoint, recipe: Recipe, folder: Path, reporter: Reporter) -> dict[str, Any]:
+    """Leave a quantization of the checkpoint's own integers in `folder`; returns what the manifest records."""
+    quantized = keep_grids(checkpoint, recipe, folder, reporter.steps)
+    quantized.quantization.save(folder)
+    return {**quantized.record, "source": "checkpoint"}
+
+
+def said_of_grids(record: dict[str, Any]) -> str:
+    """How many linears are as the checkpoint has them, and what was rounded anew."""
+
+    def listed(counts: dict[str, int]) -> str:
+        return ", ".join(f"{count} of {form}" for form, count in counts.items())
+
+    kept, rounded = record["kept"], record["rounded"]
+    said = f"{sum(kept.values())} linears on their own grid ({listed(kept)})" if kept else "no linear on its own grid"
+    return f"{said}; rounded to 8 bits: {listed(rounded)}" if rounded else said
 
 
 def passes_gate(recipe: Recipe, fidelity: dict[str, Any]) -> bool:

@@ -32,6 +32,8 @@ UNIT_STEP = float(np.float32(1) / np.float32(QMAX))
 SMALLEST_SCALE = float(np.finfo(np.float32).smallest_normal)
 # 4-bit weights: integers from -8 to 7 under scales that are stored as float16.
 LOWEST_NIBBLE, HIGHEST_NIBBLE = -8, 7
+# How far the next float16 is from a number, of the number itself, where it is not subnormal.
+HALF_STEP = 2.0**-11
 # The smallest float16 above 0, and the largest.
 _SMALLEST_HALF, _LARGEST_HALF = 2.0**-24, 65504.0
 # Rows of a weight that are quantized at a time.

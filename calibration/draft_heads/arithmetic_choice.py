@@ -43,7 +43,7 @@ def bfloat16_is_faster() -> bool:
 
 
 def _chosen(usual: T, other: T, gain: float, seconds: Callable[[T], float]) -> T:
-    """`other` where it is faster by `gain`, over rounds that take turns."""
+    """`other` where it is faster by `gain`, over rounds in which both are timed."""
     spent = {usual: 0.0, other: 0.0}
     for _ in range(_ROUNDS):
         for one in spent:

@@ -12,6 +12,8 @@ from quasar.numerics import SMALLEST_SCALE, Array, Float32, QuantizedWeight, app
 if TYPE_CHECKING:
     import torch
 
+    from quasar.checkpoints.prequantized.weight import PrequantizedWeight
+
 # Names of the back ends in `Precision.lowerings`: stock ONNX Runtime, the operators of plugins/cpu, TensorRT, and the
 # kernels of plugins/gpu.
 ONNXRUNTIME, NATIVE, TENSORRT, CUDA = "onnxruntime", "native", "tensorrt", "cuda"
@@ -125,6 +127,14 @@ class Precision(ABC):
     @abstractmethod
     def quantize(self, weight: Float32) -> Float32 | QuantizedWeight:
         """A weight float32 [outputs, inputs] as it is stored, rounded to nearest; the same numbers as the two above."""
+
+    def held(self, weight: "PrequantizedWeight") -> QuantizedWeight | None:
+        """The same weight as this precision stores it, no value rounded; None where its grid is another.
+
+        A precision whose scales are float16 may take the next one to a scale.
+        """
+        del weight
+        return None
 
     @abstractmethod
     def round_activations(self, x: "torch.Tensor", static_scale: float, /) -> "torch.Tensor":

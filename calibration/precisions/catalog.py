@@ -25,9 +25,11 @@ PRECISIONS: dict[str, Precision] = {
 FLOAT = PRECISIONS[Float.name]
 # Linear by linear: the fastest precision of the ladder with which a bound on fidelity is met.
 AUTO = "auto"
+# Linear by linear: the precision whose grid holds the weights as the checkpoint has them.
+STORED = "stored"
 DEFAULT_CHOICE = PerToken.choice
-
-
+# What a linear gets that no grid holds as it is stored, the first that it can have: 8 bits lose least.
+ROUNDED_ANEW = (PRECISIONS[InBlocks.name], PRECISIONS[PerToken.name])
 # Of a draft head's linears.
 DEFAULT_HEAD_CHOICE = InBlocks.choice
 
@@ -54,13 +56,15 @@ def choices() -> tuple[str, ...]:
     """What `--precision` may ask for: the quantized ones, those of the ladder first, auto, and float."""
     quantized = [precision for precision in PRECISIONS.values() if precision.is_quantized]
     quantized.sort(key=lambda precision: not precision.is_on_ladder)
-    return (*(precision.choice for precision in quantized), AUTO, FLOAT.choice)
+    return (*(precision.choice for precision in quantized), AUTO, STORED, FLOAT.choice)
 
 
 def precisions_for(choice: str) -> tuple[Precision, ...]:
     """What linears may have in an engine of that `--precision`, the one to begin with first; else `BuildError`."""
     if choice == AUTO:
         return ladder()
+    if choice == STORED:
+        return ROUNDED_ANEW
     for precision in PRECISIONS.values():
         if precision.choice == choice:
             return (precision,)
@@ -100,6 +104,11 @@ def choices_help() -> str:
     ladder_help = f"{AUTO}: {first.choice}, with linears raised to {raised} until --max-kl or --min-top1 is met."
     default = precisions_for(DEFAULT_CHOICE)[0]
     finer = rungs_above(default)[0]
-    said = [f"{choice}: {precisions_for(choice)[0].help}" for choice in choices() if choice not in (AUTO, FLOAT.choice)]
+    no_precision = (AUTO, STORED, FLOAT.choice)
+    said = [f"{choice}: {precisions_for(choice)[0].help}" for choice in choices() if choice not in no_precision]
     default_help = f"Default: {default.choice}, or {finer.choice} where its answers are too far from the float model's."
-    return f"{'; '.join(said)}. {ladder_help} {default_help}"
+    stored_help = (
+        f"{STORED}: on the grid that a quantized checkpoint has (the default for those of GPTQ, AWQ and "
+        "compressed-tensors), without calibration."
+    )
+    return f"{'; '.join(said)}. {ladder_help} {stored_help} {default_help}"

@@ -5,7 +5,20 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 
 from calibration.precisions.base import LinearGraph, Precision, Value
-from quasar.numerics import AMAX_FLOOR, BLOCK, UNIT_STEP, Float32, QuantizedWeight, nearest, quantize_weight, scales_of
+from calibration.precisions.held import grouped, in_groups
+from quasar.checkpoints.prequantized.weight import PrequantizedWeight
+from quasar.numerics import (
+    AMAX_FLOOR,
+    BLOCK,
+    LOWEST,
+    QMAX,
+    UNIT_STEP,
+    Float32,
+    QuantizedWeight,
+    nearest,
+    quantize_weight,
+    scales_of,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +44,19 @@ class Int8Weights(Precision):
     def quantize(self, weight: Float32) -> Float32 | QuantizedWeight:
         """Values int8 [outputs, inputs] with their scales."""
         return quantize_weight(weight, blocks=self.in_blocks)
+
+    def held(self, weight: PrequantizedWeight) -> QuantizedWeight | None:
+        """Integers of 8 bits or fewer; a negative scale turns them around."""
+        groups = weight.values.shape[1] / BLOCK if self.in_blocks else 1
+        kept = in_groups(weight, groups, LOWEST, QMAX)
+        if kept is None:
+            return None
+        turned = np.where(kept.scale < 0, np.int8(-1), np.int8(1))
+        values = grouped(kept.values, kept.scale)
+        if values.min(initial=0, where=turned[..., None] < 0) == LOWEST:
+            return None
+        values = values * turned[..., None]
+        return QuantizedWeight(values=values.reshape(kept.values.shape), scale=np.abs(kept.scale))
 
     def num_bytes(self, outputs: int, inputs: int) -> int:
         """One byte a weight, and float32 scales."""

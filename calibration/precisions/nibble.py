@@ -7,15 +7,21 @@ from numpy.typing import NDArray
 
 from calibration.precisions.base import NATIVE, ONNXRUNTIME, TENSORRT, LinearGraph, Operator, Refused, Value
 from calibration.precisions.block import InBlocks, matmul_nbits
+from calibration.precisions.held import in_groups
 from calibration.precisions.int8 import dequantized
 from plugins.cpu.library import DOMAIN
 from plugins.cpu.packing import pack_block_scales, pack_nibbles
+from quasar.checkpoints.prequantized.weight import PrequantizedWeight
 from quasar.numerics import (
     BLOCK,
+    HALF_STEP,
+    HIGHEST_NIBBLE,
+    LOWEST_NIBBLE,
     Array,
     Float32,
     Int8,
     QuantizedWeight,
+    as_half,
     nearest_nibble,
     nibble_scales_of,
     quantize_nibbles,
@@ -84,6 +90,13 @@ class Nibbles(InBlocks):
     def stored_scales(self, scale: Array) -> Array:
         """The float16 next to each, none of them 0."""
         return stored_nibble_scales(scale)
+
+    def held(self, weight: PrequantizedWeight) -> QuantizedWeight | None:
+        """Integers of 4 bits; None where a scale is too small or too large for a float16 of full precision."""
+        kept = in_groups(weight, weight.values.shape[1] / self.group, LOWEST_NIBBLE, HIGHEST_NIBBLE)
+        if kept is None or (np.abs(as_half(kept.scale) - kept.scale) > HALF_STEP * np.abs(kept.scale)).any():
+            return None
+        return QuantizedWeight(values=kept.values, scale=as_half(kept.scale))
 
     def num_bytes(self, outputs: int, inputs: int) -> int:
         """Half a byte a weight, and float16 scales."""

@@ -6,6 +6,7 @@ import numpy as np
 
 from calibration.precisions.base import NATIVE, ONNXRUNTIME, TENSORRT, AsItIs, LinearGraph, Value
 from calibration.precisions.int8 import Int8Weights, dequantized, rounded
+from quasar.checkpoints.prequantized.weight import PrequantizedWeight
 from quasar.numerics import Float32, QuantizedWeight, round_static
 
 if TYPE_CHECKING:
@@ -25,6 +26,10 @@ class Static(Int8Weights):
     has_static_scale = True
     # ONNX Runtime fuses it to MatMulIntegerToFloat, in native graphs as well.
     lowerings: ClassVar = {ONNXRUNTIME: AsItIs(), NATIVE: AsItIs(), TENSORRT: AsItIs()}
+
+    def held(self, weight: PrequantizedWeight) -> QuantizedWeight | None:  # noqa: ARG002 - whatever it is
+        """No weight: its activations' scale would have to be known as well, and one per token is finer."""
+        return None
 
     def round_activations(self, x: "torch.Tensor", static_scale: float, /) -> "torch.Tensor":
         """Larger activations saturate."""

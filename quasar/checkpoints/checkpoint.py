@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quasar.checkpoints.checkpoint_text import CheckpointText
+from quasar.checkpoints.prequantized.weight import PrequantizedWeight
 from quasar.checkpoints.spec import DecoderSpec
 from quasar.errors import CheckpointError
 from quasar.files import sha256_file, sha256_json
@@ -27,8 +28,18 @@ class Checkpoint(Protocol):
     def files(self) -> tuple[Path, ...]:
         """Every file that the weights and the config come from, sorted; their hashes name the checkpoint."""
 
+    @property
+    def quantized_by(self) -> str:
+        """What quantized a folder's weights, as messages call it; "" where they are floats, and for GGUF files."""
+
     def read(self, name: str) -> NDArray[Any]:
-        """One tensor by canonical name, in the precision it is stored in (dequantized GGUF blocks: float32)."""
+        """One tensor by canonical name, in the precision it is stored in (dequantized weights: float32)."""
+
+    def prequantized(self, name: str) -> PrequantizedWeight | None:
+        """A linear's weight on the grid that the checkpoint has it on, by the canonical name of its tensor.
+
+        None where it is stored as floats, or on another grid than scales, and at most offsets, of groups of inputs.
+        """
 
     def transformers_config(self) -> Any:
         """The transformers config of the same model, for the float reference."""
@@ -61,8 +72,15 @@ class _WithSpec:
     def files(self) -> tuple[Path, ...]:
         return self._checkpoint.files
 
+    @property
+    def quantized_by(self) -> str:
+        return self._checkpoint.quantized_by
+
     def read(self, name: str) -> NDArray[Any]:
         return self._checkpoint.read(name)
+
+    def prequantized(self, name: str) -> PrequantizedWeight | None:
+        return self._checkpoint.prequantized(name)
 
     def transformers_config(self) -> Any:
         return self._checkpoint.transformers_config()
@@ -79,6 +97,13 @@ def checkpoint_hash(checkpoint: Checkpoint) -> str:
 def read_head(checkpoint: Checkpoint) -> NDArray[Any]:
     """The LM head's weight [vocabulary, hidden]: the embedding when tied."""
     return checkpoint.read("embed_tokens.weight" if checkpoint.spec.tied_head else "lm_head.weight")
+
+
+def prequantized_linear(checkpoint: Checkpoint, member: str) -> PrequantizedWeight | None:
+    """A projection's weight by its name without `.weight`; `lm_head` resolves to the embedding when tied."""
+    if member == "lm_head" and checkpoint.spec.tied_head:
+        member = "embed_tokens"
+    return checkpoint.prequantized(f"{member}.weight")
 
 
 def read_float32(checkpoint: Checkpoint, name: str) -> NDArray[np.float32]:

@@ -1,6 +1,7 @@
 """A GGUF file: spec from its header, weights dequantized block by block to float32."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from quasar.checkpoints.gguf_header import GgufHeader
 from quasar.checkpoints.gguf_parts import check_parts, gguf_parts
 from quasar.checkpoints.gguf_reader import GgufReader, GgufTensor
 from quasar.checkpoints.gguf_tokenizer import tokenizer_from_gguf
+from quasar.checkpoints.prequantized.gguf_blocks import prequantized_blocks
+from quasar.checkpoints.prequantized.weight import PrequantizedWeight
 from quasar.checkpoints.reference_config import reference_config
 from quasar.checkpoints.spec import DecoderSpec
 from quasar.errors import CheckpointError
@@ -65,6 +68,11 @@ class GgufFile:
         """The file or its parts: they hold config, tokenizer and weights."""
         return self._parts
 
+    @property
+    def quantized_by(self) -> str:
+        """Nothing that would decide for `--precision stored`: a GGUF file is also what float models come as."""
+        return ""
+
     def read(self, name: str) -> NDArray[Any]:
         """One tensor by canonical name: float16 where stored so, else float32."""
         from gguf import GGMLQuantizationType
@@ -75,6 +83,20 @@ class GgufFile:
         else:
             value = _dequantized(tensor)
         return self._format.restore(name, own_rows(name, value, self.spec, self._format.fused), self.spec)
+
+    def prequantized(self, name: str) -> PrequantizedWeight | None:
+        """The blocks of one tensor by canonical name; None for floats and for grids that are not kept."""
+        tensor = self._tensors[self._format.tensor_name(name)]
+        found = prequantized_blocks(tensor.tensor_type.name, tensor.data) if tensor.data.ndim == 2 else None
+        if found is None:
+            return None
+
+        def own(array: NDArray[Any]) -> NDArray[Any]:
+            return self._format.restore(name, own_rows(name, array, self.spec, self._format.fused), self.spec)
+
+        offset = None if found.offset is None else own(found.offset)
+        taken = replace(found, values=own(found.values), scale=own(found.scale), offset=offset)
+        return taken.check(f"{self._path}: {tensor.name}")
 
     def transformers_config(self) -> Any:
         """A transformers config made from the header."""

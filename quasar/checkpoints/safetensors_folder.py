@@ -3,7 +3,7 @@
 import logging
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from quasar.checkpoints.architectures.families import ARCHITECTURES
 from quasar.checkpoints.checkpoint_text import CheckpointText
 from quasar.checkpoints.config import decoder_config, spec_from_config
 from quasar.checkpoints.folder_text import folder_text
+from quasar.checkpoints.prequantized.folder_layout import KEYS, make_layout
+from quasar.checkpoints.prequantized.weight import PrequantizedWeight
 from quasar.checkpoints.reference_config import reference_config
 from quasar.checkpoints.shards import INDEX, check_numbers, find_shards, open_shard, read_json
 from quasar.checkpoints.spec import DecoderSpec, split_name
@@ -47,6 +49,10 @@ class SafetensorsFolder:
         self.spec: DecoderSpec = spec_from_config(self.config, read_json(folder / "generation_config.json"))
         self._architecture = ARCHITECTURES[self.spec.architecture]
         self._shard_of = self._index()
+        quantization = self.config.get("quantization_config")
+        is_quantized = any(name.endswith(KEYS) for name in self._shard_of)
+        # Beside float weights a config may say what it likes.
+        self._layout = make_layout(quantization) if is_quantized and isinstance(quantization, dict) else None
         self.spec = self._with_own_head(self.spec)
         leftover = self._leftover_quantization()
         self._check_tensors()
@@ -65,12 +71,27 @@ class SafetensorsFolder:
         shards = {path for path, _ in self._shard_of.values()}
         return tuple(sorted(path for path in names | shards if path.is_file()))
 
+    @property
+    def quantized_by(self) -> str:
+        """The layout's method where any weight is quantized."""
+        if self._layout is None or not any(map(self._parts, stored_shapes(self.spec, self._own_name))):
+            return ""
+        return self._layout.method
+
     def read(self, name: str) -> NDArray[Any]:
-        """One tensor by canonical name, in its stored precision."""
-        path, stored = self._shard_of[self._own_name(name)]
-        with open_shard(path) as shard:
-            tensor: NDArray[Any] = shard.get_tensor(stored)
+        """One tensor by canonical name, in its stored precision; float32 where it is quantized."""
+        own = self._own_name(name)
+        quantized = self._quantized(own)
+        tensor = self._stored(own) if quantized is None else quantized.dequantized()
         return own_rows(name, tensor, self.spec, self._architecture.fused)
+
+    def prequantized(self, name: str) -> PrequantizedWeight | None:
+        """A quantized weight by the canonical name of its tensor; None for floats."""
+        found, rows = self._quantized(self._own_name(name)), fused_rows(name, self._architecture.fused)
+        layer, _ = split_name(name)
+        if found is None or rows is None or layer is None:
+            return found
+        return found.rows(rows.rows(self.spec.layers[layer]))
 
     def transformers_config(self) -> Any:
         """`AutoConfig` of the folder, or of the family's reference; code from the checkpoint is never run."""
@@ -145,6 +166,31 @@ class SafetensorsFolder:
             if stored not in named and not _is_leftover(name):
                 raise CheckpointError(f"{path} holds {stored!r}, which {INDEX} does not name: {again}")
 
+    def _stored(self, name: str) -> NDArray[Any]:
+        """A tensor by the index's name."""
+        path, stored = self._shard_of[name]
+        with open_shard(path) as shard:
+            tensor: NDArray[Any] = shard.get_tensor(stored)
+        return tensor
+
+    def _parts(self, name: str) -> list[str]:
+        """Of the tensors that a quantized weight is stored in, those that there are; none where it is stored as floats.
+
+        `name`: the index's of the weight, `<module>.weight`.
+        """
+        module, _, parameter = name.rpartition(".")
+        if self._layout is None or parameter != "weight" or f"{module}.{self._layout.key}" not in self._shard_of:
+            return []
+        return [part for part in self._layout.parts if f"{module}.{part}" in self._shard_of]
+
+    def _quantized(self, name: str) -> PrequantizedWeight | None:
+        """A weight by the index's name of it; None where it is stored as floats."""
+        parts, module = self._parts(name), name.rpartition(".")[0]
+        if not parts or self._layout is None:
+            return None
+        tensors = {part: self._stored(f"{module}.{part}") for part in parts}
+        return self._layout.weight(tensors, f"{self._folder}: {module}")
+
     def _own_name(self, name: str) -> str:
         """What the index calls a tensor, by canonical name: the fused one that it is part of has a name of its own."""
         return name if fused_rows(name, self._architecture.fused) is None else self._architecture.checkpoint_name(name)
@@ -152,7 +198,7 @@ class SafetensorsFolder:
     def _leftover_quantization(self) -> str:
         """The method of a `quantization_config` beside float weights, where it does no harm; "" if there is none.
 
-        Raises `CheckpointError` if there are quantized tensors.
+        Raises `CheckpointError` if there are quantized tensors of a layout that is not read.
         """
         quantization = self.config.get("quantization_config")
         if not quantization:
@@ -161,12 +207,13 @@ class SafetensorsFolder:
             raise CheckpointError(f"config.json: quantization_config is {quantization!r}; a JSON object was expected")
         method = str(quantization.get("quant_method", "an unnamed quantization"))
         # BitNet's float weights are rounded in every pass: without that it is another model.
-        if method == "bitnet" or self._stands_beside_a_weight():
+        is_quantized = self._stands_beside_a_weight()
+        if method == "bitnet" or (is_quantized and self._layout is None):
             raise CheckpointError(
                 f"{self._folder}: the checkpoint is already quantized ({method}); build from the float checkpoint that "
-                "it was made from"
+                "it was made from, or from one in the layout of GPTQ, AWQ or compressed-tensors"
             )
-        return method
+        return "" if is_quantized else method
 
     def _stands_beside_a_weight(self) -> bool:
         """Whether a tensor belongs to a weight or stands for it (qweight, weight_scale, weight.absmax, …)."""
@@ -185,6 +232,8 @@ class SafetensorsFolder:
 
         Where it is the only one of the two, it is the embedding as well.
         """
+        if spec.tied_head and self._parts("lm_head.weight"):
+            return replace(spec, tied_head=False)
         if not spec.tied_head or "lm_head.weight" not in self._shard_of:
             return spec
         if "embed_tokens.weight" not in self._shard_of:
@@ -201,6 +250,9 @@ class SafetensorsFolder:
     def _check_tensors(self) -> None:
         expected = stored_shapes(self.spec, self._own_name)
         for name, shape in expected.items():
+            if parts := self._parts(name):
+                self._check_quantized(name, parts, shape)
+                continue
             if name not in self._shard_of:
                 own = self._architecture.checkpoint_name(name)
                 raise CheckpointError(f"{self._folder}: the tensor {own!r} is missing from the safetensors weights")
@@ -212,7 +264,10 @@ class SafetensorsFolder:
                 raise CheckpointError(f"{path}: {stored} has shape {list(came)}; the config asks for {list(shape)}")
             if dtype not in _FLOAT_DTYPES:
                 raise CheckpointError(f"{path}: {stored} is stored as {dtype}; float weights were expected")
+        parts_of = {f"{name.removesuffix('weight')}{part}" for name in expected for part in self._parts(name)}
         for name in self._shard_of:
+            if name in parts_of or self._is_empty_bias(name):
+                continue
             layer, _ = split_name(name)
             ours = layer is not None and layer < self.spec.num_layers and not _is_leftover(name)
             outside = layer is None and name in ("norm.bias", "lm_head.bias")
@@ -223,6 +278,32 @@ class SafetensorsFolder:
                     f"{self._folder}: unexpected tensor {own!r}: the config has no such {kind}, and without it this "
                     "would be another model"
                 )
+
+    def _check_quantized(self, name: str, parts: Sequence[str], shape: tuple[int, ...]) -> None:
+        """Raise `CheckpointError` where a quantized weight, by the index's name, is of another shape."""
+        assert self._layout is not None
+        module, shapes = name.rpartition(".")[0], {}
+        for part in parts:
+            path, stored = self._shard_of[f"{module}.{part}"]
+            with open_shard(path) as shard:
+                shapes[part] = tuple(shard.get_slice(stored).get_shape())
+        try:
+            came = self._layout.shape(shapes)
+        except (KeyError, ValueError):
+            raise CheckpointError(
+                f"{self._folder}: {module} has {', '.join(f'{part} {list(one)}' for part, one in shapes.items())}, "
+                f"which is no weight in the layout of {self._layout.method}"
+            ) from None
+        if came != shape:
+            raise CheckpointError(
+                f"{self._folder}: {module} holds a weight of {list(came)}, quantized by {self._layout.method}; the "
+                f"config asks for {list(shape)}"
+            )
+
+    def _is_empty_bias(self, name: str) -> bool:
+        """Whether a bias of zeros stands beside a quantized weight: old tools write one for every module."""
+        module, _, parameter = name.rpartition(".")
+        return parameter == "bias" and bool(self._parts(f"{module}.weight")) and not self._stored(name).any()
 
 
 def _is_leftover(name: str) -> bool:

@@ -24,12 +24,14 @@ EVERYWHERE = [*ABOVE, *(ROOT / name for name in ("plugins", "engines", "runtime"
 
 
 def test_what_can_be_asked_for():
-    assert choices() == ("w4a8", "w8a8", "w8a8-block", "w4a8-128", "w8a8-static", "auto", "fp32")
+    assert choices() == ("w4a8", "w8a8", "w8a8-block", "w4a8-128", "w8a8-static", "auto", "stored", "fp32")
     assert [precision.name for precision in ladder()] == ["w4a8", "w8a8-token", "w8a8-block", "float"]
     assert precisions_for("auto") == ladder()
     assert [precision.name for precision in precisions_for("w8a8")] == ["w8a8-token"]
     assert choices_on(TENSORRT) == "w8a8 or w8a8-static"
-    with pytest.raises(BuildError, match="--precision is 'w9a9'; w4a8, w8a8, w8a8-block, w4a8-128, w8a8-static, auto"):
+    with pytest.raises(
+        BuildError, match="--precision is 'w9a9'; w4a8, w8a8, w8a8-block, w4a8-128, w8a8-static, auto, stored"
+    ):
         precisions_for("w9a9")
     with pytest.raises(BuildError, match="precision is 'w9a9'; w4a8-128, w4a8, w8a8-static, w8a8-token, w8a8-bl"):
         precision_of("w9a9")
@@ -105,7 +107,7 @@ def constants(path):
 
 def test_no_other_module_names_a_precision():
     """Not as a value anywhere, not within a string of calibration or above. Triton calls a float32 "fp32" as well."""
-    named = {*PRECISIONS, *choices()} - {"float", "auto"}
+    named = {*PRECISIONS, *choices()} - {"float", "auto", "stored"}
     within = re.compile("|".join(sorted(map(re.escape, named), key=len, reverse=True)))
     found = []
     for package in EVERYWHERE:

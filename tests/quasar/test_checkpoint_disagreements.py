@@ -117,11 +117,11 @@ def test_a_quantization_config_that_is_no_object(folder):
 
 @pytest.mark.parametrize("tensor", ["qweight", "weight_scale", "weight_packed", "weight.absmax", "weight._data", "W_q"])
 def test_weights_that_are_quantized_are_refused(folder, tensor):
-    change(folder, quantization_config={"quant_method": "gptq"})
+    change(folder, quantization_config={"quant_method": "hqq"})
     weights = load_file(folder / "model.safetensors")
     weights[f"model.layers.0.mlp.up_proj.{tensor}"] = torch.zeros(4)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"already quantized \(gptq\)"):
+    with pytest.raises(CheckpointError, match=r"already quantized \(hqq\)"):
         open_checkpoint(str(folder))
 
 

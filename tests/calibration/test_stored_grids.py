@@ -1,0 +1,139 @@
+"""Weights that stay on their checkpoint's grid: what each precision holds, and what is rounded anew."""
+
+import contextlib
+
+import numpy as np
+import pytest
+
+from calibration.precisions.catalog import PRECISIONS, STORED, precision_of
+from calibration.recipe import make_recipe
+from calibration.stored_grids import keep_grids, stored_weight
+from quasar.checkpoints import open_checkpoint
+from quasar.checkpoints.prequantized.weight import PrequantizedWeight, stacked
+from quasar.numerics import dequantize_weight
+from tests.prequantized import awq, awq_config, compressed, compressed_config, gptq, gptq_config, save_quantized
+
+_CHANNEL = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
+_W8A8 = compressed_config("int-quantized", _CHANNEL)
+
+
+def made(groups, lowest, highest, seed=0):
+    random = np.random.default_rng(seed)
+    return PrequantizedWeight(
+        values=random.integers(lowest, highest + 1, (6, 256)).astype(np.int8),
+        scale=(random.standard_normal((6, groups)) / 100).astype(np.float16).astype(np.float32),
+        form="made",
+    )
+
+
+def first_that_holds(weight):
+    return next((name for name, precision in PRECISIONS.items() if precision.held(weight) is not None), None)
+
+
+@pytest.mark.parametrize(
+    ("weight", "name"),
+    [
+        (made(1, -8, 7), "w4a8-128"),
+        (made(2, -8, 7), "w4a8-128"),
+        (made(4, -8, 7), "w4a8"),
+        (made(8, -8, 7), "w4a8"),
+        (made(1, -127, 127), "w8a8-token"),
+        (made(8, -127, 127), "w8a8-block"),
+        (made(4, -16, 15), "w8a8-block"),
+        (made(16, -8, 7), None),
+    ],
+)
+def test_the_coarsest_precision_that_holds_a_grid_rounds_nothing(weight, name):
+    assert first_that_holds(weight) == name
+    if name is not None:
+        np.testing.assert_array_equal(dequantize_weight(precision_of(name).held(weight)), weight.dequantized())
+
+
+def test_what_no_grid_holds():
+    offset = made(8, -8, 7)
+    assert (
+        first_that_holds(PrequantizedWeight(values=offset.values, scale=offset.scale, offset=offset.scale, form=""))
+        is None
+    )
+    # Turned around, -128 would be 128.
+    lowest = made(1, -128, -128)
+    assert (lowest.scale < 0).any()
+    assert first_that_holds(lowest) is None
+    # A float16 would have few bits of it, or none.
+    small = PrequantizedWeight(values=offset.values, scale=np.full((6, 8), 1e-7, np.float32), form="")
+    assert first_that_holds(small) == "w8a8-block"
+
+
+def test_a_scale_of_zero_makes_zeros():
+    weight = made(8, -8, 7)
+    weight.scale[2, 3] = 0
+    for name in ("w4a8", "w8a8-block"):
+        held = precision_of(name).held(weight)
+        assert held.scale.all()
+        np.testing.assert_array_equal(dequantize_weight(held), weight.dequantized())
+
+
+def test_members_in_other_groups_share_the_finer_ones():
+    one, other = made(2, -8, 7), made(8, -127, 127, seed=1)
+    both = stacked([one, other])
+    assert both.num_groups == 8
+    assert both.offset is None
+    np.testing.assert_array_equal(both.dequantized(), np.concatenate([one.dequantized(), other.dequantized()]))
+
+
+def kept(folder, **options):
+    checkpoint = open_checkpoint(str(folder))
+    recipe = make_recipe(checkpoint.spec, precision=STORED, alpha="off", **options)
+    found = keep_grids(checkpoint, recipe, folder / "kept", lambda *_: contextlib.nullcontext(lambda count: None))
+    return checkpoint, found
+
+
+def weights_of(checkpoint, quantization):
+    for linear in checkpoint.spec.linears():
+        floats = np.concatenate([checkpoint.read(f"{member}.weight") for member in linear.members])
+        weight = quantization.integers(linear.name)
+        yield linear.name, floats, None if weight is None else dequantize_weight(weight)
+
+
+def test_a_checkpoint_s_own_integers(tmp_path):
+    save_quantized(tmp_path, gptq_config(), gptq())
+    checkpoint, found = kept(tmp_path)
+    precisions = {name: choice.precision for name, choice in found.quantization.choices.items()}
+    assert precisions.pop("lm_head") == "w8a8-block"
+    assert set(precisions.values()) == {"w4a8"}
+    assert found.record == {"kept": {"GPTQ, 4 bits in groups of 32": 12}, "rounded": {"floats": 1}}
+    for name, floats, weight in weights_of(checkpoint, found.quantization):
+        if name != "lm_head":
+            np.testing.assert_array_equal(weight, floats)
+            assert found.quantization.choices[name].rounding == "stored"
+        else:
+            assert 0 < np.abs(weight - floats).max() <= np.abs(floats).max() / 254
+
+
+def test_channels_of_8_bits_are_per_token(tmp_path):
+    save_quantized(tmp_path, _W8A8, compressed(_W8A8))
+    checkpoint, found = kept(tmp_path, keep_float=["lm_head"])
+    precisions = {name: choice.precision for name, choice in found.quantization.choices.items()}
+    assert precisions.pop("lm_head") == "float"
+    assert set(precisions.values()) == {"w8a8-token"}
+    for name, floats, weight in weights_of(checkpoint, found.quantization):
+        assert (weight is None) == (name == "lm_head")
+        if weight is not None:
+            np.testing.assert_array_equal(weight, floats)
+
+
+def test_inputs_in_another_order_are_rounded_anew(tmp_path):
+    save_quantized(tmp_path, gptq_config(desc_act=True), gptq(shuffled=True))
+    checkpoint, found = kept(tmp_path)
+    assert found.record["kept"] == {}
+    assert found.record["rounded"]["GPTQ, 4 bits in groups of 32, inputs in another order"] == 12
+    linear = next(iter(checkpoint.spec.linears()))
+    assert stored_weight(checkpoint, linear).group_size == 1
+
+
+def test_zeros_of_awq(tmp_path):
+    save_quantized(tmp_path, awq_config(), awq())
+    checkpoint, found = kept(tmp_path)
+    for _, floats, weight in weights_of(checkpoint, found.quantization):
+        # Half a step of a block's 8 bits, and float32's own rounding.
+        assert np.abs(weight - floats).max() <= 1.00001 * np.abs(floats).max() / 254
