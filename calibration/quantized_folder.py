@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quasar.numerics import Float32, QuantizedWeight
+from quasar.numerics import QuantizedWeight
 
 if TYPE_CHECKING:
     import torch
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class QuantizedFolder:
-    """`<linear>.safetensors` in a folder: `values` int8 [outputs, inputs] and `scale` float32 [outputs, scales]."""
+    """`<linear>.safetensors` in a folder: `values` int8 [outputs, inputs], `scale` float32 [outputs, scales].
+
+    `offset` float32 [outputs, scales] beside them where a checkpoint brought it.
+    """
 
     path: Path
 
@@ -24,6 +27,16 @@ class QuantizedFolder:
 
         self.path.mkdir(parents=True, exist_ok=True)
         save_file({"values": values.contiguous(), "scale": scale.contiguous()}, self._file(linear))
+
+    def save_weight(self, linear: str, weight: QuantizedWeight) -> None:
+        """The same for a weight that came as it is."""
+        from safetensors.numpy import save_file
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        tensors = {"values": weight.values, "scale": weight.scale.reshape(len(weight.scale), -1)}
+        if weight.offset is not None:
+            tensors["offset"] = weight.offset
+        save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, self._file(linear))
 
     def load(self, linear: str) -> "tuple[torch.Tensor, torch.Tensor]":
         """Its integers and scales."""
@@ -45,11 +58,15 @@ class QuantizedFolder:
 
     def read(self, linear: str) -> QuantizedWeight | None:
         """The same in numpy, as `quantize_weight` gives it; None for a linear that was not saved."""
+        from safetensors.numpy import load_file
+
         if not self._file(linear).is_file():
             return None
-        values, scale = self.load(linear)
-        scales: Float32 = np.asarray(scale.numpy(), np.float32)
-        return QuantizedWeight(values=values.numpy(), scale=scales[:, 0] if scales.shape[1] == 1 else scales)
+        tensors = load_file(self._file(linear))
+        scale, offset = tensors["scale"], tensors.get("offset")
+        if scale.shape[1] == 1 and offset is None:
+            scale = scale[:, 0]
+        return QuantizedWeight(values=tensors["values"], scale=scale, offset=offset)
 
     def _file(self, linear: str) -> Path:
         return self.path / f"{linear}.safetensors"

@@ -41,7 +41,7 @@ def keep_grids(checkpoint: Checkpoint, recipe: Recipe, folder: Path, progress: P
                 found = _kept(stored)
                 (rounded if found is None else kept)[_FLOATS if stored is None else stored.form] += 1
                 precision, weight = found or _rounded(checkpoint, linear)
-                _save(stored_folder, linear.name, weight)
+                stored_folder.save_weight(linear.name, weight)
                 choices[linear.name] = LinearChoice(
                     precision=precision.name, rounding="nearest" if found is None else "stored"
                 )
@@ -76,10 +76,3 @@ def _rounded(checkpoint: Checkpoint, linear: Linear) -> tuple[Precision, Quantiz
     weight = precision.quantize(floats)
     assert isinstance(weight, QuantizedWeight)
     return precision, weight
-
-
-def _save(folder: QuantizedFolder, linear: str, weight: QuantizedWeight) -> None:
-    import torch
-
-    scale = weight.scale.reshape(len(weight.scale), -1)
-    folder.save(linear, torch.from_numpy(np.ascontiguousarray(weight.values)), torch.from_numpy(scale))

@@ -15,7 +15,7 @@ from quasar.checkpoints import Checkpoint, DecoderSpec
 from quasar.checkpoints.checkpoint import check_finite, read_float32
 from quasar.checkpoints.skipped_layers import own_name
 from quasar.checkpoints.spec import Linear, split_name
-from quasar.numerics import Float32, QuantizedWeight
+from quasar.numerics import Float32, QuantizedWeight, as_half
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +119,8 @@ class PreparedWeights:
         found = self._integers(linear.name) if precision.is_quantized else None
         if found is not None:
             scale = precision.stored_scales(self._smoothed_rows(linear, found.scale))
-            return QuantizedWeight(values=found.values, scale=scale)
+            offset = None if found.offset is None else as_half(self._smoothed_rows(linear, found.offset))
+            return QuantizedWeight(values=found.values, scale=scale, offset=offset)
         weight = np.concatenate([self._folded(f"{member}.weight") for member in linear.members])
         return precision.quantize(weight)
 

@@ -106,7 +106,7 @@ OPERATORS = {
             inputs={
                 "x": "float32 [..., K]",
                 "packed": "uint8 [tiles, K / 4, 16, 4], K padded to 32: two columns a byte",
-                "scale": "float16 [tiles, groups, 32]",
+                "scale": "float16 [tiles, groups, 32]; with offsets [tiles, groups, 64], scales first",
                 **_TAKEN_IN,
             },
             outputs={"y": "float32 [..., N]"},

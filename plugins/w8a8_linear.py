@@ -58,10 +58,12 @@ def w8a8_block_linear(
     norm: Float32 | None = None,
     epsilon: float = 0.0,
     gate: int = NO_GATE,
+    offset: Float32 | None = None,
 ) -> Float32:
     """As `w8a8_linear`, with one scale for every 32 inputs; blocks are added in order.
 
-    `scale` is float32 [N, ceil(K / 32)]; a row has the amax of each of its blocks.
+    `scale` is float32 [N, ceil(K / 32)]; a row has the amax of each of its blocks. `offset`, the same shape, is added
+    to the weights: what it makes of a block is added after the block's product.
     """
     h = x if norm is None else rms_norm(x, norm, epsilon)
     inputs = -(-h.shape[1] // BLOCK) * BLOCK
@@ -75,6 +77,10 @@ def w8a8_block_linear(
     for block in range(inputs // BLOCK):
         factor = (UNIT_STEP * scale[:, block])[None, :] * a[:, block, None]
         y = (sums[:, :, block].astype(np.float64) * factor + y).astype(np.float32)
+        if offset is not None:
+            total = q[:, block].sum(axis=-1, dtype=np.int64).astype(np.float32) * a[:, block]
+            shift = (UNIT_STEP * offset[:, block]).astype(np.float32)
+            y = (total[:, None].astype(np.float64) * shift + y).astype(np.float32)
     return _finish(y, bias, residual, gate=gate)
 
 

@@ -42,13 +42,15 @@ _ROWS_AT_ONCE = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizedWeight:
-    """A linear's weight in INT8, or in INT4: weight ≈ values × scale.
+    """A linear's weight in INT8, or in INT4: weight ≈ values × scale, or values × scale + offset.
 
-    `values` int8 [outputs, inputs]; `scale` float32 [outputs], or in groups of inputs [outputs, groups].
+    `values` int8 [outputs, inputs]; `scale` float32 [outputs], or in groups of inputs [outputs, groups]; `offset`
+    float32 [outputs, groups], or None where there are none.
     """
 
     values: Int8
     scale: Float32
+    offset: Float32 | None = None
 
 
 def nearest(x: Array, step: "Array | float", lowest: int = -QMAX) -> Array:
@@ -153,7 +155,17 @@ def _quantize(
 
 def dequantize_weight(weight: QuantizedWeight) -> Float32:
     """The float32 [outputs, inputs] weight that the integers stand for."""
-    return apply_scale(weight.values.astype(np.float32), weight.scale.reshape(len(weight.scale), -1))
+    return with_offset(
+        apply_scale(weight.values.astype(np.float32), weight.scale.reshape(len(weight.scale), -1)), weight.offset
+    )
+
+
+def with_offset(weight: Float32, offset: Float32 | None) -> Float32:
+    """A weight [outputs, inputs] and what is added to each group of its inputs, [outputs, groups] or None."""
+    if offset is None:
+        return weight
+    shifted: Float32 = (split(weight, offset.shape[1]) + offset[..., None]).reshape(weight.shape)
+    return shifted
 
 
 def row_amax(x: Array) -> Array:

@@ -1,12 +1,14 @@
 """Exported graphs without a build: checkpoint → canonical and lowered files in a folder → sessions."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
+from calibration.precisions.catalog import PRECISIONS
 from calibration.recipe import make_recipe
 from calibration.smoothing import SmoothingFactors
 from calibration.weights import PreparedWeights
@@ -60,7 +62,10 @@ def export_graphs(
 ) -> Contract:
     """Write canonical.onnx and lowered.onnx; returns their contract."""
     contract = contract_of(checkpoint.spec, max_length, tree_mask=tree_mask)
-    recipe = make_recipe(checkpoint.spec, precision=precision, alpha=0.5)
+    recipe = make_recipe(checkpoint.spec, precision="w8a8" if precision in PRECISIONS else precision, alpha=0.5)
+    if precision in PRECISIONS:
+        # By its own name: some are brought by checkpoints alone, and cannot be asked for.
+        recipe = replace(recipe, linears=dict.fromkeys(recipe.linears, precision))
     with WeightFile(folder / "weights.data") as weights:
         model = build_verifier(
             PreparedWeights(checkpoint, recipe, factors or SmoothingFactors(), static_scales=static_scales),

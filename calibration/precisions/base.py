@@ -41,7 +41,7 @@ class LinearGraph(Protocol):
         """A small tensor, shared by all linears that ask for this name. Lists are int64."""
 
     def weight(self, part: str, array: NDArray[Any], /) -> Value:
-        """A large tensor, kept in the weight file. Quantized weights are "weight" [inputs, …] and "scale"."""
+        """A large tensor, kept in the weight file. Quantized weights are "weight" [inputs, …], "scale" and "offset"."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +97,7 @@ class Precision(ABC):
         clips_weights: whether the search may clip a channel's largest weights.
         is_on_ladder: whether "auto" may give a linear this precision.
         input_multiple: a linear's inputs must be a multiple of it.
+        has_offsets: whether a weight has offsets beside its scales. Only checkpoints bring it: none is asked for.
     """
 
     name: ClassVar[str]
@@ -115,6 +116,7 @@ class Precision(ABC):
     clips_weights: ClassVar[bool] = False
     is_on_ladder: ClassVar[bool] = False
     input_multiple: ClassVar[int] = 1
+    has_offsets: ClassVar[bool] = False
 
     @abstractmethod
     def scales_of(self, weight: "torch.Tensor") -> "torch.Tensor":

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from calibration.precisions.base import NATIVE, Precision, Refused
 from calibration.precisions.block import InBlocks
 from calibration.precisions.float import Float
-from calibration.precisions.nibble import Nibbles, WideNibbles
+from calibration.precisions.nibble import Nibbles, OffsetNibbles, WideNibbles, WideOffsetNibbles
 from calibration.precisions.static import Static
 from calibration.precisions.token import PerToken
 from quasar.errors import BuildError
@@ -15,7 +15,9 @@ PRECISIONS: dict[str, Precision] = {
     precision.name: precision
     for precision in (
         WideNibbles(),
+        WideOffsetNibbles(),
         Nibbles(),
+        OffsetNibbles(),
         Static(),
         PerToken(),
         InBlocks(),
@@ -54,7 +56,7 @@ def rungs_above(precision: Precision) -> tuple[Precision, ...]:
 
 def choices() -> tuple[str, ...]:
     """What `--precision` may ask for: the quantized ones, those of the ladder first, auto, and float."""
-    quantized = [precision for precision in PRECISIONS.values() if precision.is_quantized]
+    quantized = [one for one in PRECISIONS.values() if one.is_quantized and not one.has_offsets]
     quantized.sort(key=lambda precision: not precision.is_on_ladder)
     return (*(precision.choice for precision in quantized), AUTO, STORED, FLOAT.choice)
 
@@ -66,7 +68,7 @@ def precisions_for(choice: str) -> tuple[Precision, ...]:
     if choice == STORED:
         return ROUNDED_ANEW
     for precision in PRECISIONS.values():
-        if precision.choice == choice:
+        if precision.choice == choice and choice in choices():
             return (precision,)
     raise BuildError(f"--precision is {choice!r}; {', '.join(choices())} were expected")
 
@@ -76,7 +78,7 @@ def head_choices() -> tuple[str, ...]:
     return tuple(
         one.choice
         for one in PRECISIONS.values()
-        if not one.has_static_scale and not isinstance(one.lowering(NATIVE), Refused)
+        if not one.has_static_scale and not one.has_offsets and not isinstance(one.lowering(NATIVE), Refused)
     )
 
 
@@ -91,7 +93,8 @@ def choices_on(backend: str) -> str:
     taken = [
         precision.choice
         for precision in PRECISIONS.values()
-        if precision.is_quantized and not isinstance(precision.lowering(backend), Refused)
+        if precision.choice in choices() and precision.is_quantized
+        if not isinstance(precision.lowering(backend), Refused)
     ]
     return " or ".join(sorted(taken, key=choices().index))
 

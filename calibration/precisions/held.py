@@ -7,14 +7,16 @@ from quasar.numerics import Float32, Int8, QuantizedWeight
 
 
 def in_groups(weight: PrequantizedWeight, groups: float, lowest: int, highest: int) -> QuantizedWeight | None:
-    """With so many scales a row, [outputs, groups], none of them 0; None where that would round.
+    """With so many scales a row, [outputs, groups], none of them 0, and as many offsets; None where that would round.
 
-    That is where `groups` is no whole number of the weight's own, where it has an offset, and where an integer lies
-    outside of `lowest` to `highest`.
+    That is where `groups` is no whole number of the weight's own, and where an integer lies outside of `lowest` to
+    `highest`.
     """
-    if weight.offset is not None or groups % weight.num_groups:
+    if groups % weight.num_groups:
         return None
-    scale = np.repeat(weight.scale, int(groups) // weight.num_groups, axis=1)
+    each = int(groups) // weight.num_groups
+    scale = np.repeat(weight.scale, each, axis=1)
+    offset = None if weight.offset is None else np.repeat(weight.offset, each, axis=1)
     values = weight.values
     if not scale.all():
         # What a scale of 0 makes of an integer is 0.
@@ -22,7 +24,7 @@ def in_groups(weight: PrequantizedWeight, groups: float, lowest: int, highest: i
         scale = np.where(scale == 0, np.float32(1), scale)
     if values.min(initial=0) < lowest or values.max(initial=0) > highest:
         return None
-    return QuantizedWeight(values=values, scale=scale)
+    return QuantizedWeight(values=values, scale=scale, offset=offset)
 
 
 def grouped(values: Int8, scale: Float32) -> Int8:

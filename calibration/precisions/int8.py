@@ -49,7 +49,7 @@ class Int8Weights(Precision):
         """Integers of 8 bits or fewer; a negative scale turns them around."""
         groups = weight.values.shape[1] / BLOCK if self.in_blocks else 1
         kept = in_groups(weight, groups, LOWEST, QMAX)
-        if kept is None:
+        if kept is None or kept.offset is not None:
             return None
         turned = np.where(kept.scale < 0, np.int8(-1), np.int8(1))
         values = grouped(kept.values, kept.scale)
@@ -64,14 +64,17 @@ class Int8Weights(Precision):
 
 
 def dequantized(
-    graph: LinearGraph, weight: Float32 | QuantizedWeight, *, group: int = BLOCK, bits: Literal[4, 8] = 8
+    graph: LinearGraph,
+    weight: Float32 | QuantizedWeight,
+    *,
+    group: int = BLOCK,
+    stored: Literal["int8", "int4", "uint4"] = "int8",
 ) -> Value:
-    """The weight [inputs, outputs] as floats, from tensors "weight" (INT8 or INT4) and "scale"."""
-    import ml_dtypes
+    """The weight [inputs, outputs] as floats, from tensors "weight" of the type `stored` and "scale"."""
+    import ml_dtypes  # noqa: F401 - teaches numpy the names of 4-bit integers
 
     assert isinstance(weight, QuantizedWeight)
-    stored = weight.values.T if bits == 8 else weight.values.T.astype(ml_dtypes.int4)
-    values = graph.weight("weight", stored)
+    values = graph.weight("weight", weight.values.T.astype(np.dtype(stored), copy=False))
     # A scale initializer of its own for every linear: TensorRT has crashed on shared ones.
     scale = graph.weight("scale", weight.scale.T)
     attributes = {"axis": 1} if weight.scale.ndim == 1 else {"axis": 0, "block_size": group}

@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.precisions.base import NATIVE, ONNXRUNTIME, TENSORRT, LinearGraph, Operator, Refused, Value
+from calibration.precisions.base import (
+    NATIVE,
+    ONNXRUNTIME,
+    TENSORRT,
+    AsItIs,
+    LinearGraph,
+    Operator,
+    Refused,
+    Value,
+)
 from calibration.precisions.block import InBlocks, matmul_nbits
 from calibration.precisions.held import in_groups
 from calibration.precisions.int8 import dequantized
@@ -25,6 +34,7 @@ from quasar.numerics import (
     nearest_nibble,
     nibble_scales_of,
     quantize_nibbles,
+    split,
     stored_nibble_scales,
 )
 
@@ -32,6 +42,8 @@ if TYPE_CHECKING:
     import torch
 
 _HALF_BYTES = 2
+# The largest integer above an offset.
+_MOST = HIGHEST_NIBBLE - LOWEST_NIBBLE
 _NO_TENSORRT = Refused(reason="TensorRT has no matmul of INT8 activations with INT4 weights")
 # What checkpoints of the field mostly have.
 _WIDE = 4 * BLOCK
@@ -44,16 +56,22 @@ def _stock(group: int) -> Operator:
     )
 
 
-def _native(group: int) -> Operator:
+def _native(group: int, *, offsets: bool = False) -> Operator:
     return Operator(
         op_type="W4A8BlockLinear",
         domain=DOMAIN,
         pack=lambda weight, gated: (
-            pack_nibbles(weight.values, gated=gated),
-            pack_block_scales(weight.scale.astype(np.float16), gated=gated),
+            pack_nibbles(weight.values + np.int8(LOWEST_NIBBLE) if offsets else weight.values, gated=gated),
+            _halves(weight, gated=gated),
         ),
-        attributes=lambda outputs, inputs: {"group_size": group},
+        attributes=lambda outputs, inputs: {"group_size": group, "offsets": int(offsets)},
     )
+
+
+def _halves(weight: QuantizedWeight, *, gated: bool) -> NDArray[np.float16]:
+    """Scales, and after those of a group of a tile its offsets, as the operator reads them."""
+    parts = [weight.scale] if weight.offset is None else [weight.scale, weight.offset]
+    return np.concatenate([pack_block_scales(part.astype(np.float16), gated=gated) for part in parts], axis=2)
 
 
 class Nibbles(InBlocks):
@@ -94,9 +112,10 @@ class Nibbles(InBlocks):
     def held(self, weight: PrequantizedWeight) -> QuantizedWeight | None:
         """Integers of 4 bits; None where a scale is too small or too large for a float16 of full precision."""
         kept = in_groups(weight, weight.values.shape[1] / self.group, LOWEST_NIBBLE, HIGHEST_NIBBLE)
-        if kept is None or (np.abs(as_half(kept.scale) - kept.scale) > HALF_STEP * np.abs(kept.scale)).any():
+        if kept is None or kept.offset is not None:
             return None
-        return QuantizedWeight(values=kept.values, scale=as_half(kept.scale))
+        scale = _halves_next_to(kept.scale)
+        return None if scale is None else QuantizedWeight(values=kept.values, scale=scale)
 
     def num_bytes(self, outputs: int, inputs: int) -> int:
         """Half a byte a weight, and float16 scales."""
@@ -104,7 +123,7 @@ class Nibbles(InBlocks):
 
     def weight_of(self, graph: LinearGraph, weight: QuantizedWeight) -> Value:
         """From an INT4 tensor."""
-        return dequantized(graph, weight, group=self.group, bits=4)
+        return dequantized(graph, weight, group=self.group, stored="int4")
 
 
 class WideNibbles(Nibbles):
@@ -125,6 +144,95 @@ class WideNibbles(Nibbles):
         NATIVE: _native(_WIDE),
         TENSORRT: _NO_TENSORRT,
     }
+
+
+class OffsetNibbles(Nibbles):
+    """4-bit weights from 0 up, with an offset for every group beside its scale: what zero points of checkpoints become.
+
+    A checkpoint brings the integers: none are searched.
+    """
+
+    name = "w4a8-offset"
+    choice = "w4a8-offset"
+    help = f"{Nibbles.help}, with an offset for each"
+    label = "nibbles with offsets"
+    form = f"{Nibbles.form} with offsets"
+    title = f"W4A8 {form}"
+    colour = "#c27ba0"
+    has_offsets = True
+    # On ONNX Runtime's own kernels; native ones do.
+    has_integer_activations = False
+    is_on_ladder = False
+    # ONNX Runtime's own operator has zero points of 4 bits, and no offsets: it computes the canonical form, in floats and
+    # slowly, where the last bits depend on the width. An engine without native kernels decodes plainly then.
+    lowerings: ClassVar = {
+        ONNXRUNTIME: AsItIs(),
+        NATIVE: _native(BLOCK, offsets=True),
+        TENSORRT: _NO_TENSORRT,
+    }
+
+    def quantize(self, weight: Float32) -> Float32 | QuantizedWeight:
+        """Between the smallest and the largest weight of a group."""
+        groups = weight.shape[1] // self.group
+        parts = split(weight, groups)
+        low, high = parts.min(axis=-1), parts.max(axis=-1)
+        scale, offset = stored_nibble_scales((high - low) / _MOST), as_half(low)
+        values = ((parts - offset[..., None]) / scale[..., None]).round().clip(0, _MOST)
+        return QuantizedWeight(values=values.reshape(weight.shape).astype(np.int8), scale=scale, offset=offset)
+
+    def held(self, weight: PrequantizedWeight) -> QuantizedWeight | None:
+        """Integers of 4 bits, around zero or from 0 up; offsets become the float16 next to each."""
+        kept = in_groups(weight, weight.values.shape[1] / self.group, LOWEST_NIBBLE, _MOST)
+        if kept is None or kept.offset is None:
+            return None
+        values, offset, scale = kept.values, kept.offset, _halves_next_to(kept.scale)
+        if values.min(initial=0) < 0:
+            values, offset = values - np.int8(LOWEST_NIBBLE), offset + LOWEST_NIBBLE * kept.scale
+        if scale is None or values.max(initial=0) > _MOST:
+            return None
+        return QuantizedWeight(values=values, scale=scale, offset=as_half(offset))
+
+    def num_bytes(self, outputs: int, inputs: int) -> int:
+        """And as many offsets as scales."""
+        return super().num_bytes(outputs, inputs) + outputs * _HALF_BYTES * (inputs // self.group)
+
+    def weight_of(self, graph: LinearGraph, weight: QuantizedWeight) -> Value:
+        """From a UINT4 tensor, group by group."""
+        inputs, groups = weight.values.shape[1], weight.scale.shape[1]
+        assert weight.offset is not None
+        floats = dequantized(graph, weight, group=self.group, stored="uint4")
+        split_at = graph.constant(f"split_groups.{inputs}.{groups}", [groups, inputs // groups, -1])
+        grouped = graph.op("Reshape", [floats, split_at], "groups")
+        each = graph.op(
+            "Unsqueeze", [graph.weight("offset", weight.offset.T), graph.constant("second_axis", [1])], "offsets"
+        )
+        shifted = graph.op("Add", [grouped, each], "shifted")
+        return graph.op("Reshape", [shifted, graph.constant(f"merge_groups.{inputs}", [inputs, -1])], "weight_floats")
+
+
+class WideOffsetNibbles(OffsetNibbles):
+    """The same for every 128 inputs."""
+
+    name = "w4a8-128-offset"
+    choice = "w4a8-128-offset"
+    help = f"{WideNibbles.help}, with an offset for each"
+    label = "wide nibbles with offsets"
+    form = f"{WideNibbles.form} with offsets"
+    title = f"W4A8 {form}"
+    colour = "#d5a6bd"
+    group = _WIDE
+    input_multiple = _WIDE
+    lowerings: ClassVar = {
+        ONNXRUNTIME: AsItIs(),
+        NATIVE: _native(_WIDE, offsets=True),
+        TENSORRT: _NO_TENSORRT,
+    }
+
+
+def _halves_next_to(scale: Float32) -> Float32 | None:
+    """The float16 next to every scale; None where one of them has not the bits of a normal number."""
+    halves = as_half(scale)
+    return None if (np.abs(halves - scale) > HALF_STEP * np.abs(scale)).any() else halves
 
 
 def _pairs(values: Int8) -> NDArray[Any]:

@@ -14,15 +14,15 @@ from calibration.precisions.catalog import PRECISIONS
 from export.passes.walk import only_user
 from quasar.numerics import QuantizedWeight
 
-_WEIGHT, _SCALE = ".weight", ".scale"
+_WEIGHT, _SCALE, _OFFSET = ".weight", ".scale", ".offset"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizedLinear:
     """A linear without its bias.
 
-    `precision`: its name; `weight` int8 [K, N]; `scale` float32 [N], or [K / 32, N] in blocks; `x_readers`: nodes of
-    the linear that read `x`.
+    `precision`: its name; `weight` int8 [K, N]; `scale` float32 [N], or [K / 32, N] in blocks; `offset` the same, or
+    None; `x_readers`: nodes of the linear that read `x`.
     """
 
     name: str
@@ -30,6 +30,7 @@ class QuantizedLinear:
     x: ir.Value
     weight: ir.Value
     scale: ir.Value
+    offset: ir.Value | None
     product: ir.Value
     x_readers: int
 
@@ -63,9 +64,11 @@ def _operator(lowering: Lowering) -> Operator:
 
 
 def _find(name: str, tensors: Mapping[str, ir.Value], values: Mapping[str, ir.Value]) -> QuantizedLinear:
-    weight, scale = tensors[f"{name}{_WEIGHT}"], tensors[f"{name}{_SCALE}"]
+    weight, scale, offset = tensors[f"{name}{_WEIGHT}"], tensors[f"{name}{_SCALE}"], tensors.get(f"{name}{_OFFSET}")
     for precision in PRECISIONS.values():
-        if precision.is_quantized and (found := _Form(name, precision, weight, scale).match(values)) is not None:
+        if not precision.is_quantized or precision.has_offsets != (offset is not None):
+            continue
+        if (found := _Form(name, precision, weight, scale, offset).match(values)) is not None:
             x, product, x_readers = found
             return QuantizedLinear(
                 name=name,
@@ -73,6 +76,7 @@ def _find(name: str, tensors: Mapping[str, ir.Value], values: Mapping[str, ir.Va
                 x=x,
                 weight=weight,
                 scale=scale,
+                offset=offset,
                 product=product,
                 x_readers=x_readers,
             )
@@ -91,16 +95,21 @@ class _Form:
 
     _X = "x of the linear"
 
-    def __init__(self, name: str, precision: Precision, weight: ir.Value, scale: ir.Value) -> None:
+    def __init__(
+        self, name: str, precision: Precision, weight: ir.Value, scale: ir.Value, offset: ir.Value | None
+    ) -> None:
         self.name = name
         self._nodes: dict[str, _Node] = {}
         self._product: _Node
         self._stored = {f"{name}{_WEIGHT}": weight.dtype, f"{name}{_SCALE}": scale.dtype}
+        if offset is not None:
+            self._stored[f"{name}{_OFFSET}"] = offset.dtype
         self._types: dict[str, ir.DataType] = {}
         # The form follows from shapes: arrays of one element, seen as large ones.
         zeros = QuantizedWeight(
             values=np.broadcast_to(np.int8(0), _shape(weight)[::-1]),
             scale=np.broadcast_to(np.float32(0), _shape(scale)[::-1]),
+            offset=None if offset is None else np.broadcast_to(np.float32(0), _shape(offset)[::-1]),
         )
         precision.canonical(self, self._X, zeros, 0.0)
 

@@ -37,7 +37,11 @@ class StoredWeights:
             assert linear.scale.const_value is not None
             # INT4 tensors come as numbers of 4 bits.
             values, scales = linear.weight.const_value.numpy().astype(np.int8), linear.scale.const_value.numpy()
-            packed = operator.pack(QuantizedWeight(values=values.T, scale=scales.T), gated)
+            offset = None
+            if linear.offset is not None:
+                assert linear.offset.const_value is not None
+                offset = linear.offset.const_value.numpy().T
+            packed = operator.pack(QuantizedWeight(values=values.T, scale=scales.T, offset=offset), gated)
             for name, array in zip(names, packed, strict=True):
                 if array is not None:
                     self._tensors[name] = self._file.append(name, array)

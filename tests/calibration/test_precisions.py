@@ -33,7 +33,7 @@ def test_what_can_be_asked_for():
         BuildError, match="--precision is 'w9a9'; w4a8, w8a8, w8a8-block, w4a8-128, w8a8-static, auto, stored"
     ):
         precisions_for("w9a9")
-    with pytest.raises(BuildError, match="precision is 'w9a9'; w4a8-128, w4a8, w8a8-static, w8a8-token, w8a8-bl"):
+    with pytest.raises(BuildError, match="precision is 'w9a9'; w4a8-128, w4a8-128-offset, w4a8, w4a8-offs"):
         precision_of("w9a9")
 
 
@@ -50,7 +50,11 @@ def test_a_back_end_that_a_precision_does_not_name_refuses():
     assert catalog.refusal(["float"], "abacus") == "abacus has no form of float"
 
 
-@pytest.mark.parametrize("precision", PRECISIONS.values(), ids=lambda precision: precision.name)
+SEARCHED = [precision for precision in PRECISIONS.values() if not precision.has_offsets]
+WITH_OFFSETS = [precision for precision in PRECISIONS.values() if precision.has_offsets]
+
+
+@pytest.mark.parametrize("precision", SEARCHED, ids=lambda precision: precision.name)
 def test_what_is_stored_is_what_is_fake_quantized(precision):
     """Weights in numpy, as the export stores them, are those of the search in torch, bit for bit."""
     random = np.random.default_rng(0)
@@ -74,14 +78,31 @@ def test_what_is_stored_is_what_is_fake_quantized(precision):
     np.testing.assert_array_equal(precision.rounded(tensor, scale).numpy(), found)
 
 
+@pytest.mark.parametrize("precision", WITH_OFFSETS, ids=lambda precision: precision.name)
+def test_offsets_are_brought_by_checkpoints_alone(precision):
+    assert precision.choice not in choices()
+    with pytest.raises(BuildError, match=f"--precision is '{precision.choice}'"):
+        precisions_for(precision.choice)
+    weight = np.random.default_rng(1).standard_normal((48, 256)).astype(np.float32) + 0.5
+    stored = precision.quantize(weight)
+    assert stored.values.min() == 0
+    assert stored.values.max() == 15
+    assert precision.num_bytes(48, 256) == stored.values.size // 2 + 2 * stored.scale.size + 2 * stored.offset.size
+    # Half a step, and the rounding of the offset to a float16.
+    step = np.repeat(stored.scale, precision.group, axis=1)
+    bound = step / 2 + np.repeat(np.abs(stored.offset), precision.group, axis=1) * 2**-11 + 1e-6
+    assert (np.abs(dequantize_weight(stored) - weight) <= bound).all()
+
+
 @pytest.mark.parametrize("precision", PRECISIONS.values(), ids=lambda precision: precision.name)
 def test_every_back_end_is_answered(precision):
     values = np.ones((64, 128), np.int8)
     scale = np.ones((64, 128 // getattr(precision, "group", 32)), np.float32)
+    offset = np.ones_like(scale) if precision.has_offsets else None
     for backend in (ONNXRUNTIME, NATIVE, TENSORRT):
         match precision.lowering(backend):
             case Operator() as operator:
-                packed, scales = operator.pack(QuantizedWeight(values=values, scale=scale), False)
+                packed, scales = operator.pack(QuantizedWeight(values=values, scale=scale, offset=offset), False)
                 assert 8 * packed.nbytes == precision.weight_bits * values.size
                 # With wide groups a scale may be repeated.
                 assert scales is None or scales.size % scale.size == 0

@@ -26,7 +26,7 @@ struct Bfloat {
 enum class CacheType { kFloat, kHalf, kBfloat };
 
 // A linear's weights. 8 bits around 128, packed [tiles, inputs / 4, 32 columns, 4], with a scale per column and row; the
-// same with scales per block of inputs, on both sides; 4 bits around 8 with those scales, packed
+// same with scales per block of inputs, on both sides; 4 bits with those scales, around 8 or from an offset, packed
 // [tiles, inputs / 4, 16, 4]: columns 0 to 15 in the low bits of a byte, 16 to 31 in the high ones.
 enum class Form { kBytes, kByteBlocks, kNibbleBlocks };
 
@@ -45,42 +45,45 @@ struct Linear {
   float epsilon;
   const uint8_t* packed;
   const float* scale;         // [N] per column; with blocks [tiles, padded / 32, 32]
-  const Half* group_scale;    // of 4-bit weights [tiles, groups, 32]; the last group may be shorter
-  const float* bias;          // [N] or null
-  const float* residual;      // [rows, outputs] or null
+  bool offsets;               // 4-bit weights have offsets beside scales
+  const Half* group_scale;  // of 4-bit weights [tiles, groups, 32], or 32 scales and 32 offsets; the last group may
+  // be shorter
+  const float* bias;  // [N] or null
+  const float* residual;  // [rows, outputs] or null
   float* y;
   // Scratch.
-  int8_t* q;                  // [rows, padded]
-  float* amax;                // [rows], with blocks [rows, padded / 32]
-  int32_t* offset;            // the same shape: what 128 in the weights adds to a sum, negated
-  float* normed;              // [rows, inputs] where norm is given
+  int8_t* q;  // [rows, padded]
+  float* amax;  // [rows], with blocks [rows, padded / 32]
+  int32_t* offset;  // the same shape: what 128 in the weights adds to a sum, negated
+  float* sums;  // [rows, padded / 32] with offsets: the sum of a block's integers times its amax
+  float* normed;  // [rows, inputs] where norm is given
 };
 
 // Attention of new tokens over a cache, by logical position: committed ones, then the token's own ancestors and itself.
 struct Attention {
   const Level* level;
   int rows, heads, kv_heads, size, capacity, cached;
-  int rotary;                 // values of a head that are rotated
-  int window;                 // positions that a token sees, 0: all
+  int rotary;  // values of a head that are rotated
+  int window;  // positions that a token sees, 0: all
   float scale, softcap, epsilon;
-  const float* qkv;           // [rows, (heads + 2 kv_heads) * size]
-  const int64_t* positions;   // [rows]
-  const float *cos, *sin;     // [positions, rotary / 2]
+  const float* qkv;  // [rows, (heads + 2 kv_heads) * size]
+  const int64_t* positions;  // [rows]
+  const float *cos, *sin;  // [positions, rotary / 2]
   const float *q_norm, *k_norm;  // or null
-  bool row_norms;             // one norm over all heads of a token [heads * size], not one for each [size]
+  bool row_norms;  // one norm over all heads of a token [heads * size], not one for each [size]
   CacheType cache_type;
-  void *key, *value;          // [kv_heads, capacity, size]
-  float* out;                 // [rows, heads * size]
+  void *key, *value;  // [kv_heads, capacity, size]
+  float* out;  // [rows, heads * size]
   // Where the new tokens lie logically.
   bool chain;
-  const int32_t* depth;       // [rows]: ancestors among the new tokens
-  const int32_t* path;        // [rows, rows]: those ancestors and the token itself, in order
+  const int32_t* depth;  // [rows]: ancestors among the new tokens
+  const int32_t* path;  // [rows, rows]: those ancestors and the token itself, in order
   // Scratch.
-  float* queries;             // [kv_heads, rows * group, size], rotated and scaled
-  int first_block;            // logical blocks from the first one that a token sees
-  int blocks;                 // up to the deepest token
-  int run;                    // blocks of one task
-  bool streamed;              // one task follows all blocks of some tokens, instead of some blocks for all
+  float* queries;  // [kv_heads, rows * group, size], rotated and scaled
+  int first_block;  // logical blocks from the first one that a token sees
+  int blocks;  // up to the deepest token
+  int run;  // blocks of one task
+  bool streamed;  // one task follows all blocks of some tokens, instead of some blocks for all
   float* partial;  // [heads * rows, blocks - first_block, size rounded up to 16, + 16]: output, then maximum and sum
 };
 

@@ -81,6 +81,7 @@ void quantize_row(const Linear& op, int row) {
     const int count = op.inputs - b * kBlock < kBlock ? op.inputs - b * kBlock : kBlock;
     const size_t at = static_cast<size_t>(row) * blocks + b;
     quantize_group(x + b * kBlock, count, kBlock, q + b * kBlock, op.amax + at, op.offset + at);
+    if (op.offsets) op.sums[at] = static_cast<float>(op.offset[at] / -128) * op.amax[at];
   }
 }
 
@@ -221,11 +222,14 @@ inline void add_nibble_products(BlockSums (&total)[R], Nibbles w, const int8_t* 
   }
 }
 
-// `offset` counts 128 in a weight; here it is 8.
-inline int32_t offset_of_nibbles(const Linear& op, size_t group) { return op.offset[group] / 16; }
+// `offset` counts 128 in a weight; here it is 8, and nothing where weights have offsets of their own.
+template <bool kOffsets>
+inline int32_t offset_of_nibbles(const Linear& op, size_t group) {
+  return kOffsets ? 0 : op.offset[group] / 16;
+}
 
-// 4-bit weights: a scale for every 32 inputs of a row, and for every group of them in a column.
-template <int R, int C>
+// 4-bit weights: a scale for every 32 inputs of a row, and for every group of them in a column; there an offset, too.
+template <int R, int C, bool kOffsets>
 inline void multiply_nibbles(const Linear& op, const uint8_t* tile, const Half* scale, int row, int first, float* y) {
   constexpr int kParts = C / 16;
   const int8_t* q = op.q + static_cast<size_t>(row) * op.padded;
@@ -244,7 +248,7 @@ inline void multiply_nibbles(const Linear& op, const uint8_t* tile, const Half* 
     for (int p = 0; p < kParts; ++p) {
       QUASAR_UNROLL
       for (int r = 0; r < R; ++r) {
-        total[p][r] = block_sums(offset_of_nibbles(op, static_cast<size_t>(row + r) * blocks + b));
+        total[p][r] = block_sums(offset_of_nibbles<kOffsets>(op, static_cast<size_t>(row + r) * blocks + b));
       }
     }
     for (int k = b * kBlock; k < (b + 1) * kBlock; k += 4, tile += kNibbleStep) {
@@ -252,15 +256,17 @@ inline void multiply_nibbles(const Linear& op, const uint8_t* tile, const Half* 
       if (C == kTile || first == 0) add_nibble_products(total[0], low_nibbles(tile), q + k, op.padded);
       if (C == kTile || first != 0) add_nibble_products(total[kParts - 1], high_nibbles(tile), q + k, op.padded);
     }
-    const Half* here = scale + b / blocks_of_group * kTile + first;
+    const Half* here = scale + b / blocks_of_group * (kOffsets ? 2 * kTile : kTile) + first;
     QUASAR_UNROLL
     for (int p = 0; p < kParts; ++p) {
       const Lanes factor = mul(step, load(here + 16 * p));
+      const Lanes shift = kOffsets ? mul(step, load(here + kTile + 16 * p)) : step;
       QUASAR_UNROLL
       for (int r = 0; r < R; ++r) {
         const size_t at = static_cast<size_t>(row + r) * blocks + b;
-        const Lanes sum = to_float(whole(total[p][r], offset_of_nibbles(op, at)));
+        const Lanes sum = to_float(whole(total[p][r], offset_of_nibbles<kOffsets>(op, at)));
         result[p][r] = fma(sum, mul(factor, splat(op.amax[at])), result[p][r]);
+        if (kOffsets) result[p][r] = fma(splat(op.sums[at]), shift, result[p][r]);
       }
     }
   }
@@ -275,6 +281,7 @@ template <int R>
 inline void product(const Linear& op, int tile, int column, int columns, int row, float* y) {
   const size_t inputs = static_cast<size_t>(tile) * op.padded;
   const size_t first_group = static_cast<size_t>(tile) * ((op.padded + op.group - 1) / op.group);
+  const uint8_t* nibbles = op.packed + inputs * kTile / 2;
   constexpr int kWide = kTogether<R>;
   for (int first = 0; first < kTile; first += kWide) {
     switch (op.form) {
@@ -285,8 +292,11 @@ inline void product(const Linear& op, int tile, int column, int columns, int row
         multiply_blocks<R, kWide>(op, op.packed + inputs * kTile, op.scale + inputs, row, first, y);
         break;
       case Form::kNibbleBlocks:
-        multiply_nibbles<R, kWide>(op, op.packed + inputs * kTile / 2, op.group_scale + first_group * kTile, row, first,
-                                   y);
+        if (op.offsets) {
+          multiply_nibbles<R, kWide, true>(op, nibbles, op.group_scale + first_group * 2 * kTile, row, first, y);
+        } else {
+          multiply_nibbles<R, kWide, false>(op, nibbles, op.group_scale + first_group * kTile, row, first, y);
+        }
         break;
     }
   }

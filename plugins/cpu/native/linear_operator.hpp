@@ -25,7 +25,7 @@ struct IntegerLinear {
 
   Api api;
   const Level* level;
-  int64_t outputs = 0, gate = 0, group = kBlock;
+  int64_t outputs = 0, gate = 0, group = kBlock, offsets = 0;
   float epsilon = 0.0f;
 
   void read_attributes(Checks& checks, const KernelInfo* info) {
@@ -36,7 +36,13 @@ struct IntegerLinear {
       checks.add(api.attribute(info, "swiglu", &gate));
     }
     checks.add(api.attribute(info, "epsilon", &epsilon));
-    if (kNibbles) checks.add(api.attribute(info, "group_size", &group));
+    if (kNibbles) {
+      checks.add(api.attribute(info, "group_size", &group));
+      // Engines of earlier versions have none.
+      if (ort::Status* missing = api.attribute(info, "offsets", &offsets)) api.release(missing);
+    }
+    checks.expect(offsets == 0 || offsets == 1, "%s: offsets %lld came; 0 or 1 was expected", kName,
+                  static_cast<long long>(offsets));
     checks.expect(group >= kBlock && group % kBlock == 0 && group <= kMostInputs,
                   "%s: a group of %lld inputs came; a multiple of 32 was expected", kName,
                   static_cast<long long>(group));
@@ -69,7 +75,8 @@ struct IntegerLinear {
                   static_cast<long long>(packed.extents[2]), static_cast<long long>(packed.extents[3]),
                   static_cast<long long>(tiles), static_cast<long long>(padded / 4),
                   static_cast<long long>(kTile * four / 4));
-    const int64_t scales = kBlocks ? tiles * ((padded + group - 1) / group) * kTile : columns;
+    const int64_t of_group = offsets != 0 ? 2 * kTile : kTile;
+    const int64_t scales = kBlocks ? tiles * ((padded + group - 1) / group) * of_group : columns;
     checks.expect(scale.elements() == scales, "%s: %lld scales came; %lld were expected", kName,
                   static_cast<long long>(scale.elements()), static_cast<long long>(scales));
     checks.expect(bias.data == nullptr || bias.elements() == columns,
@@ -99,6 +106,7 @@ struct IntegerLinear {
     op.gate = static_cast<Gate>(gate);
     op.form = kForm;
     op.group = static_cast<int>(group);
+    op.offsets = offsets != 0;
     op.x = x.as<float>();
     op.norm = norm.as<float>();
     op.epsilon = epsilon;
@@ -110,15 +118,18 @@ struct IntegerLinear {
 
     const size_t groups = static_cast<size_t>(rows) * (kBlocks ? padded / kBlock : 1);
     const size_t bytes = static_cast<size_t>(rows * padded), values = op.norm != nullptr ? rows * inputs : 0;
+    const size_t sums = op.offsets ? groups : 0;
     Scratch scratch;
-    if (!checks.expect(scratch.reserve(Scratch::size<int8_t>(bytes) + Scratch::size<float>(groups) +
-                                       Scratch::size<int32_t>(groups) + Scratch::size<float>(values)),
-                       "%s: no memory for %lld rows", kName, static_cast<long long>(rows))) {
+    if (!checks.expect(
+            scratch.reserve(Scratch::size<int8_t>(bytes) + Scratch::size<float>(groups) +
+                            Scratch::size<int32_t>(groups) + Scratch::size<float>(sums) + Scratch::size<float>(values)),
+            "%s: no memory for %lld rows", kName, static_cast<long long>(rows))) {
       return;
     }
     op.q = scratch.take<int8_t>(bytes);
     op.amax = scratch.take<float>(groups);
     op.offset = scratch.take<int32_t>(groups);
+    op.sums = scratch.take<float>(sums);
     op.normed = scratch.take<float>(values);
 
     struct Work {

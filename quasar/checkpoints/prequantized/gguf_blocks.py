@@ -50,8 +50,7 @@ def _q5_0(block: Bytes) -> _Parts:
 
 
 def _q4_1(block: Bytes) -> _Parts:
-    scale, least = _half(block, 0), _half(block, 2)
-    return _nibbles(block[:, 4:]).view(np.int8) - np.int8(8), scale, least + 8 * scale
+    return _nibbles(block[:, 4:]).view(np.int8), _half(block, 0), _half(block, 2)
 
 
 def _six_bits(block: Bytes) -> tuple[Float32, Float32]:
@@ -62,11 +61,9 @@ def _six_bits(block: Bytes) -> tuple[Float32, Float32]:
     return scales.astype(np.float32), minima.astype(np.float32)
 
 
-def _super_block(block: Bytes, values: Int8, middle: int) -> _Parts:
-    """What stands for `middle` above its minimum is stored as 0."""
+def _super_block(block: Bytes, values: Bytes) -> _Parts:
     scales, minima = _six_bits(block)
-    scale = _half(block, 0) * scales
-    return values, scale, middle * scale - _half(block, 2) * minima
+    return values.view(np.int8), _half(block, 0) * scales, -_half(block, 2) * minima
 
 
 def _pairs_of_groups(pairs: Bytes) -> Bytes:
@@ -76,13 +73,13 @@ def _pairs_of_groups(pairs: Bytes) -> Bytes:
 
 
 def _q4_k(block: Bytes) -> _Parts:
-    return _super_block(block, _pairs_of_groups(block[:, 16:]).view(np.int8) - np.int8(8), 8)
+    return _super_block(block, _pairs_of_groups(block[:, 16:]))
 
 
 def _q5_k(block: Bytes) -> _Parts:
     bits = block[:, None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None] & 1
-    values = _pairs_of_groups(block[:, 48:]) | bits.reshape(len(block), -1) << np.uint8(4)
-    return _super_block(block, values.view(np.int8) - np.int8(16), 16)
+    fifth = (bits.reshape(len(block), -1) << 4).astype(np.uint8)
+    return _super_block(block, _pairs_of_groups(block[:, 48:]) | fifth)
 
 
 # By gguf's name of a tensor's type: bytes of a block, and how it is taken apart.

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quasar.errors import CheckpointError
-from quasar.numerics import Float32, Int8, apply_scale
+from quasar.numerics import Float32, Int8, apply_scale, with_offset
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,12 +42,7 @@ class PrequantizedWeight:
 
     def dequantized(self) -> Float32:
         """The weight float32 [outputs, inputs] that the grid stands for."""
-        weight = apply_scale(self.values.astype(np.float32), self.scale)
-        if self.offset is None:
-            return weight
-        grouped = weight.reshape(len(weight), self.num_groups, -1) + self.offset[..., None]
-        shifted: Float32 = grouped.reshape(weight.shape)
-        return shifted
+        return with_offset(apply_scale(self.values.astype(np.float32), self.scale), self.offset)
 
     def check(self, where: str) -> "PrequantizedWeight":
         """Itself; raises `CheckpointError` for scales that are not finite, or that are not of whole groups."""

@@ -36,7 +36,8 @@ static void print(const char* name, const std::vector<T>& values) {
   std::printf("%s %016llx\n", name, static_cast<unsigned long long>(hash));
 }
 
-static void run_linear(const Level& level, int rows, int inputs, int outputs, Gate gate, Form form, int group = 32) {
+static void run_linear(const Level& level, int rows, int inputs, int outputs, Gate gate, Form form, int group = 32,
+                       bool offsets = false) {
   const bool blocks = form != Form::kBytes;
   Linear op{};
   op.rows = rows;
@@ -48,6 +49,7 @@ static void run_linear(const Level& level, int rows, int inputs, int outputs, Ga
   op.gate = gate;
   op.form = form;
   op.group = group;
+  op.offsets = offsets;
   op.epsilon = 1e-5f;
   const auto x = floats(static_cast<size_t>(rows) * inputs, 3.0f), norm = floats(inputs);
   const auto scale = floats(static_cast<size_t>(op.tiles) * op.padded + 2 * outputs, 0.01f), bias = floats(2 * outputs);
@@ -56,9 +58,9 @@ static void run_linear(const Level& level, int rows, int inputs, int outputs, Ga
   for (auto& weight : packed) weight = static_cast<uint8_t>(next() % 255 + 1);
   const size_t groups = static_cast<size_t>(rows) * (blocks ? op.padded / 32 : 1);
   std::vector<int8_t> q(static_cast<size_t>(rows) * op.padded);
-  std::vector<float> amax(groups), normed(x.size()), y(residual.size());
+  std::vector<float> amax(groups), sums(groups), normed(x.size()), y(residual.size());
   std::vector<int32_t> offset(groups);
-  std::vector<uint16_t> group_scale(scale.size());
+  std::vector<uint16_t> group_scale(2 * scale.size());
   // Any pattern that is a small number.
   for (auto& bits : group_scale) bits = static_cast<uint16_t>(next() & 0xa7ff);
   op.group_scale = reinterpret_cast<const Half*>(group_scale.data());
@@ -71,6 +73,7 @@ static void run_linear(const Level& level, int rows, int inputs, int outputs, Ga
   op.q = q.data();
   op.amax = amax.data();
   op.offset = offset.data();
+  op.sums = sums.data();
   op.normed = normed.data();
   op.y = y.data();
   for (int row = 0; row < rows; ++row) level.quantize_row(op, row);
@@ -185,7 +188,11 @@ int main(int count, char** arguments) {
     for (int inputs : {1, 33, 128}) {
       for (Gate gate : {Gate::kNone, Gate::kSilu, Gate::kGelu}) {
         for (Form form : {Form::kBytes, Form::kByteBlocks}) run_linear(*level, rows, inputs, 70, gate, form);
-        for (int group : {32, 128}) run_linear(*level, rows, inputs, 70, gate, Form::kNibbleBlocks, group);
+        for (int group : {32, 128}) {
+          for (bool offsets : {false, true}) {
+            run_linear(*level, rows, inputs, 70, gate, Form::kNibbleBlocks, group, offsets);
+          }
+        }
       }
     }
   }

@@ -23,24 +23,31 @@ shapes = {
 }
 
 
-def linear(x, values, scale, *, level, group, gate=NO_GATE, threads=1, epsilon=0.0, **optional):
+def linear(x, values, scale, *, level, group, gate=NO_GATE, threads=1, epsilon=0.0, offset=None, **optional):
+    """With an offset, values are from 0 to 15."""
     gated = gate != NO_GATE
-    packed, scales = pack_nibbles(values, gated=gated), pack_block_scales(scale, gated=gated)
+    packed = pack_nibbles(values if offset is None else values - np.int8(8), gated=gated)
+    parts = [scale] if offset is None else [scale, offset]
+    scales = np.concatenate([pack_block_scales(part, gated=gated) for part in parts], axis=2)
     inputs = [x, packed, scales, *(optional.get(name) for name in ("bias", "residual", "norm"))]
     attributes = {
         "outputs": len(values) // 2 if gated else len(values),
         "gate": gate,
         "epsilon": float(epsilon),
         "group_size": group,
+        "offsets": int(offset is not None),
     }
     return run_operator("W4A8BlockLinear", inputs, attributes, level=level, threads=threads)[0]
 
 
-def reference(x, values, scale, *, group, **options):
+def reference(x, values, scale, *, group, offset=None, **options):
     """The 8-bit reference: it asks for no more than integers, and a scale for every block."""
     blocks = -(-values.shape[1] // BLOCK)
-    by_block = np.repeat(scale.astype(np.float32), group // BLOCK, axis=1)[:, :blocks]
-    return w8a8_block_linear(x, values, by_block, **options)
+
+    def by_block(halves):
+        return np.repeat(halves.astype(np.float32), group // BLOCK, axis=1)[:, :blocks]
+
+    return w8a8_block_linear(x, values, by_block(scale), offset=None if offset is None else by_block(offset), **options)
 
 
 def weights(random, outputs, inputs, group):
@@ -70,22 +77,38 @@ def test_integers_are_exact(level, rows, inputs, outputs, group, seed):
     assert (np.abs(y * 127.0 - expected) <= (blocks + 1) * 2.0**-24 * size).all()
 
 
+def with_offsets(random, values, scale):
+    """Values from 0 to 15, and offsets that bring most weights back around zero."""
+    return values + np.int8(8), (-8 * scale * random.uniform(0.5, 1.5, scale.shape)).astype(np.float16)
+
+
 @pytest.mark.parametrize("level", LEVELS)
 @QUICK
-@given(bias=st.booleans(), residual=st.booleans(), gate=st.sampled_from([NO_GATE, SILU, GELU]), **shapes)
-def test_it_equals_the_reference(level, bias, residual, gate, rows, inputs, outputs, group, seed):
+@given(
+    bias=st.booleans(),
+    residual=st.booleans(),
+    offsets=st.booleans(),
+    gate=st.sampled_from([NO_GATE, SILU, GELU]),
+    **shapes,
+)
+def test_it_equals_the_reference(level, bias, residual, offsets, gate, rows, inputs, outputs, group, seed):
     random = np.random.default_rng(seed)
     x = random.standard_normal((rows, inputs), np.float32)
     columns = 2 * outputs if gate != NO_GATE else outputs
     values, scale = weights(random, columns, inputs, group)
+    offset = None
+    if offsets:
+        values, offset = with_offsets(random, values, scale)
     optional = {
+        "offset": offset,
         "bias": random.standard_normal(columns, np.float32) if bias else None,
         "residual": random.standard_normal((rows, outputs), np.float32) if residual else None,
     }
     y = linear(x, values, scale, level=level, group=group, gate=gate, **optional)
     expected = reference(x, values, scale, group=group, gate=gate, **optional)
     # As for 8 bits: a fused multiply-add for each block, where the reference rounds twice, and the gate's exponential.
-    size = np.abs(expected) + np.abs(reference(np.abs(x), np.abs(values), scale, group=group, gate=gate))
+    largest = {"offset": None if offset is None else np.abs(offset), "gate": gate}
+    size = np.abs(expected) + np.abs(reference(np.abs(x), np.abs(values), scale, group=group, **largest))
     np.testing.assert_array_less(np.abs(y - expected), 4e-6 * size + 1e-6)
 
 
@@ -100,14 +123,17 @@ def test_the_largest_sums_of_a_block(level, extreme):
         np.testing.assert_allclose(y, 64 * sign * extreme, rtol=2e-7)
 
 
+@pytest.mark.parametrize("offsets", [False, True])
 @pytest.mark.parametrize("gate", [NO_GATE, SILU, GELU])
 @pytest.mark.parametrize("group", GROUPS)
-def test_levels_widths_and_threads_give_the_same_bits(group, gate):
+def test_levels_widths_and_threads_give_the_same_bits(group, gate, offsets):
     random = np.random.default_rng(11)
     x = random.standard_normal((33, 200), np.float32)
     values, scale = weights(random, 140, 200, group)
     norm = random.uniform(0.5, 1.5, 200).astype(np.float32)
     options = {"group": group, "gate": gate, "norm": norm, "epsilon": 1e-5}
+    if offsets:
+        values, options["offset"] = with_offsets(random, values, scale)
     whole = linear(x, values, scale, level=LEVELS[0], **options)
     for level in LEVELS:
         for threads in (1, 2, 3):
@@ -117,6 +143,16 @@ def test_levels_widths_and_threads_give_the_same_bits(group, gate):
         for width in range(1, 33):
             rows = linear(x[-width:], values, scale, level=level, **options)
             np.testing.assert_array_equal(rows, whole[-width:], err_msg=f"{level}, {width} rows")
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_offsets_alone(level):
+    """Weights of 0 stand for their offsets: a row of ones gives their sum, block by block, of at most 127 times 32."""
+    random = np.random.default_rng(5)
+    offset = (2.0 ** random.integers(-4, 4, (40, 3)) * random.choice([-1, 1], (40, 3))).astype(np.float16)
+    values, scale = np.zeros((40, 96), np.int8), np.ones((40, 3), np.float16)
+    y = linear(np.ones((3, 96), np.float32), values, scale, level=level, group=BLOCK, offset=offset)
+    np.testing.assert_allclose(y, np.broadcast_to(32 * offset.astype(np.float32).sum(axis=1), (3, 40)), rtol=3e-7)
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -159,6 +195,10 @@ def test_what_does_not_fit_is_refused():
         inputs = [bad if i == place else value for i, value in enumerate(good)]
         with pytest.raises(Exception, match=said):
             run_operator("W4A8BlockLinear", inputs, attributes, level=LEVELS[0])
+    with pytest.raises(Exception, match="128 scales came; 256 were expected"):
+        run_operator("W4A8BlockLinear", good, attributes | {"offsets": 1}, level=LEVELS[0])
+    with pytest.raises(Exception, match="offsets 2 came; 0 or 1 was expected"):
+        run_operator("W4A8BlockLinear", good, attributes | {"offsets": 2}, level=LEVELS[0])
     for group in (0, 16, 48, -32, 1 << 40):
         with pytest.raises(Exception, match=f"a group of {group} inputs came; a multiple of 32 was expected"):
             run_operator("W4A8BlockLinear", good, attributes | {"group_size": group}, level=LEVELS[0])
