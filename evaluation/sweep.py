@@ -16,7 +16,6 @@ from calibration.precisions.catalog import (
     AUTO,
     DEFAULT_CHOICE,
     FLOAT,
-    PRECISIONS,
     STORED,
     choices,
     ladder,
@@ -41,7 +40,7 @@ from quasar.files import sha256_file, write_json
 from quasar.text import Prompt, read_prompts
 
 # Coarsest first.
-_PRECISIONS = tuple(precision.choice for precision in PRECISIONS.values() if precision.is_quantized)
+_PRECISIONS = tuple(choice for choice in choices() if choice not in (AUTO, STORED, FLOAT.choice))
 _ALPHAS = ("off", "0.5", "auto")
 # Every combination: none / 4 bits / static / per token / blocks × smoothing × LM head.
 ALL_RECIPES = (

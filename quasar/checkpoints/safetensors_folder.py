@@ -16,7 +16,7 @@ from quasar.checkpoints.architectures.families import ARCHITECTURES
 from quasar.checkpoints.checkpoint_text import CheckpointText
 from quasar.checkpoints.config import decoder_config, spec_from_config
 from quasar.checkpoints.folder_text import folder_text
-from quasar.checkpoints.prequantized.folder_layout import KEYS, make_layout
+from quasar.checkpoints.prequantized.choose_layout import KEYS, make_layout
 from quasar.checkpoints.prequantized.weight import PrequantizedWeight
 from quasar.checkpoints.reference_config import reference_config
 from quasar.checkpoints.shards import INDEX, check_numbers, find_shards, open_shard, read_json

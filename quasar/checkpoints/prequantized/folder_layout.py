@@ -1,4 +1,4 @@
-"""How a folder of safetensors holds quantized weights: what a layout says of itself, and which one a config names."""
+"""How a folder of safetensors holds quantized weights: what every layout says of itself."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -8,9 +8,6 @@ from numpy.typing import NDArray
 
 from quasar.checkpoints.prequantized.weight import PrequantizedWeight
 from quasar.errors import CheckpointError
-
-# The ends of names without one of which no weight is quantized.
-KEYS = ("qweight", "weight_scale")
 
 
 class Layout(Protocol):
@@ -74,23 +71,3 @@ def in_order(values: NDArray[np.int8], group_of: NDArray[Any] | None, num_groups
     if group_of.min() < 0 or group_of.max() >= num_groups:
         raise CheckpointError(f"{where}: an input is of group {int(group_of.max())}; there are {num_groups}")
     return inputs % num_groups == 0 and np.array_equal(group_of, np.arange(inputs) // (inputs // num_groups))
-
-
-def make_layout(config: Mapping[str, Any]) -> Layout | None:
-    """The layout that a `quantization_config` names; None where this is not one of those that are read.
-
-    Raises `CheckpointError` for an option of a layout that is not read.
-    """
-    from quasar.checkpoints.prequantized.awq_layout import AwqLayout
-    from quasar.checkpoints.prequantized.compressed_tensors_layout import CompressedTensorsLayout
-    from quasar.checkpoints.prequantized.gptq_layout import GptqLayout
-
-    match config.get("quant_method"):
-        case "gptq":
-            return GptqLayout(config)
-        case "awq":
-            return AwqLayout(config)
-        case "compressed-tensors":
-            return CompressedTensorsLayout(config)
-        case _:
-            return None
