@@ -163,8 +163,8 @@ class OffsetNibbles(Nibbles):
     # On ONNX Runtime's own kernels; native ones do.
     has_integer_activations = False
     is_on_ladder = False
-    # ONNX Runtime's own operator has zero points of 4 bits, and no offsets: it computes the canonical form, in floats and
-    # slowly, where the last bits depend on the width. An engine without native kernels decodes plainly then.
+    # ONNX Runtime's own operator has zero points of 4 bits, and no offsets: it computes the canonical form, in floats
+    # and slowly, where the last bits depend on the width. An engine without native kernels decodes plainly then.
     lowerings: ClassVar = {
         ONNXRUNTIME: AsItIs(),
         NATIVE: _native(BLOCK, offsets=True),

@@ -94,7 +94,7 @@ def test_lowered_graph_computes_the_same(exported):
 def test_positions_do_not_depend_on_the_width(exported):
     checkpoint, precision, folder, contract = exported
     tokens = tokens_of(24)
-    # Weights that are floats in each pass are multiplied in another order by width: such an engine does not draft there.
+    # Weights that become floats in each pass are multiplied in another order by width: no drafts are verified there.
     sessions = [lowered_session(folder, contract)] if precision_of(precision).has_integer_activations else []
     if toolchain.LIBRARY.is_file():
         sessions.append(native_session(folder, contract, checkpoint.spec))

@@ -28,7 +28,7 @@ def sequences():
 
 @pytest.fixture
 def make_training(tmp_path, sequences):
-    def make(pace, clock=lambda: 0.0, name="training"):
+    def make(pace, clock=lambda: 0.0, name="training", bfloat16=False):
         spec = tiny_spec()
         model, _ = tiny_model(spec, random_tensors(spec))
         return Training(
@@ -39,6 +39,7 @@ def make_training(tmp_path, sequences):
             seed=5,
             checkpoint=tmp_path / f"{name}.safetensors",
             peak_rate=1e-2,
+            bfloat16=bfloat16,
             clock=clock,
         )
 
@@ -57,6 +58,16 @@ def test_it_learns(make_training):
     assert training.losses[-1] < 0.8 * training.losses[0]
     assert reports[-1].estimate.coverage["8"][0] > before.coverage["8"][0]
     assert reports[-1].progress == pytest.approx(1)
+
+
+def test_operands_of_16_bits_learn_the_same(make_training):
+    whole, rounded = make_training(counted(12), name="whole"), make_training(counted(12), name="rounded", bfloat16=True)
+    for training in (whole, rounded):
+        training.run(lambda progress: None)
+    assert rounded.losses != whole.losses
+    # Operands are rounded to 8 bits: the losses of a few updates follow those without.
+    np.testing.assert_allclose(rounded.losses, whole.losses, rtol=0.03)
+    assert all(tensor.dtype == np.float32 for tensor in rounded.model.tensors().values())
 
 
 def test_a_killed_training_makes_the_same_head(make_training, monkeypatch):
