@@ -1,7 +1,8 @@
 """Positions of a KV cache as one block, whatever memory they lie in: [layers, 2 (keys, values), G, positions, D].
 
-A block has the cache's own type, so that what is written back has the bits that were read: float32, float16, or uint16
-with the bits of bfloat16, which numpy does not have. Who compares caches of different types converts to float32 first.
+A block has the cache's own type, so that what is written back has the bits that were read: float32, float16, int8, or
+uint16 with the bits of bfloat16, which numpy does not have. Who compares caches of float types converts to float32
+first.
 """
 
 import contextlib
@@ -26,6 +27,7 @@ CACHE_DTYPES: dict[str, np.dtype[Any]] = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(np.uint16),
+    "int8": np.dtype(np.int8),
 }
 
 

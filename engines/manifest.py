@@ -57,6 +57,8 @@ CACHE_TREATMENTS = {
     "cache_query_key": "the treatment of queries and keys",
     "cache_rotation": "the rotation",
 }
+# The key for the scales of an INT8 cache; there is none for other types.
+CACHE_SCALES = "cache_scales"
 _FIGURES = {"mean_kl_nats", "top1_agreement", "perplexity", "perplexity_float", "tokens"}
 _FIDELITY = _FIGURES | {"continuation", "prompts", "prompts_sha256"}
 

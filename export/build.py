@@ -29,8 +29,8 @@ from calibration.texts import (
     tokenize,
     write_texts,
 )
-from engines.contract import Contract, capacity_for, top_k_for
-from engines.manifest import Manifest
+from engines.contract import INT8_CACHE, Contract, capacity_for, top_k_for
+from engines.manifest import CACHE_SCALES, Manifest
 from engines.onnxruntime.files import NAME as ONNXRUNTIME
 from engines.onnxruntime.files import OnnxRuntimeFiles
 from engines.onnxruntime.graphs import Graphs
@@ -111,8 +111,9 @@ class _Build:
         alpha: Alpha = "off" if precision == STORED else parse_alpha(options.alpha)
         self._asked: Recipe = make_recipe(spec, precision=precision, alpha=alpha, keep_float=options.keep_float)
         self._recipe = self._asked
-        if options.kernels:
-            check_native(self._files, self._linears.values())
+        if options.kernels or options.kv_dtype == INT8_CACHE:
+            asked = f"--kernels {options.kernels}" if options.kernels else f"--kv-dtype {options.kv_dtype}"
+            check_native(self._files, self._linears.values(), asked)
         self._contract = Contract(
             num_layers=self._spec.num_layers,
             num_kv_heads=spec.num_kv_heads,
@@ -195,6 +196,7 @@ class _Build:
             "inputs": workspace.inputs_hash,
             "engine": manifest.engine_hash,
             **cache_treatments(self._quantization_path if self._recipe.quantizes else None),
+            **self._lowered,
         }
         workspace.publish(replace(manifest, hashes=hashes).to_json())
         taken = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in manifest.build_seconds.items())
@@ -216,7 +218,7 @@ class _Build:
         self._reporter.stage("export", f"canonical graph, {self._recipe.precision}")
         workspace.stage("export", self._export)
         self._reporter.stage("lower", "ONNX Runtime: its own operators, and the native ones over packed weights")
-        workspace.stage("lower", self._lower)
+        self._lowered = workspace.stage("lower", self._lower)
         self._reporter.stage("probe", "integer matmuls, row invariance, latency on this machine")
         record = MachineRecord.from_json(workspace.stage("probe", self._probe))
         if reason := refusal(self._linears.values(), NATIVE) or self._kernels.reason:
@@ -357,11 +359,22 @@ class _Build:
         return {}
 
     def _lower(self) -> dict[str, Any]:
+        """Returns hashes for the manifest."""
         # It imports onnx_ir, which a refusal does not wait for.
         from export.lowering import lower_for_onnxruntime
 
-        lower_for_onnxruntime(self._workspace.path, CANONICAL, self._files, self._spec, self._contract.kv_dtype)
-        return {}
+        directory, files, kv_dtype = self._workspace.path, self._files, self._contract.kv_dtype
+        if kv_dtype != INT8_CACHE:
+            lower_for_onnxruntime(directory, CANONICAL, files, self._spec, kv_dtype)
+            return {}
+        # With onnx_ir as well.
+        from export.cache_scales import measure_cache_scales, scales_hash, write_int8_caches
+
+        lower_for_onnxruntime(directory, CANONICAL, files, self._spec)
+        graphs = self._graphs(choose_kernels(NATIVE, files))
+        scales = measure_cache_scales(graphs, self._contract, self._calibration_texts()[1], self._reporter)
+        write_int8_caches(directory, files, scales)
+        return {CACHE_SCALES: scales_hash(scales)}
 
     def _trim(self) -> dict[str, Any]:
         trim_to_native(self._workspace.path, CANONICAL, self._files)

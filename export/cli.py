@@ -152,8 +152,11 @@ def build(
         bool, typer.Option("--tree-mask", help="Let the new positions of a verify call form a tree (input tree_mask).")
     ] = False,
     kv_dtype: Annotated[
-        Literal["float32", "float16", "bfloat16"],
-        typer.Option(help="The KV cache of native kernels; stock kernels have float32."),
+        Literal["float32", "float16", "bfloat16", "int8"],
+        typer.Option(
+            help="The KV cache of native kernels; stock kernels have float32. int8: with a scale for each channel of a "
+            "head, from calibration text."
+        ),
     ] = "float32",
     skip_layers: Annotated[
         str,

@@ -23,7 +23,7 @@ from quasar.checkpoints import DecoderSpec
 def lower_for_onnxruntime(
     directory: Path, canonical: str, files: OnnxRuntimeFiles, spec: DecoderSpec, kv_dtype: str = "float32"
 ) -> None:
-    """Write every graph that `files` names from the canonical one in an engine directory."""
+    """Write every graph that `files` names from the canonical one in an engine directory; `kv_dtype`: a float type."""
 
     def write(name: str, *passes: Callable[[ir.Model], object]) -> None:
         model = ir.load(directory / canonical)

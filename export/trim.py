@@ -12,13 +12,16 @@ from quasar.errors import BuildError
 from quasar.files import atomic_path
 
 
-def check_native(files: OnnxRuntimeFiles, precisions: Iterable[str]) -> None:
-    """Raise `QuasarError` where no native kernels can run an engine with these graphs, or not on this machine."""
+def check_native(files: OnnxRuntimeFiles, precisions: Iterable[str], asked: str) -> None:
+    """Raise `QuasarError` where no native kernels can run an engine with these graphs, or not on this machine.
+
+    `asked`: the option that needs them.
+    """
     if reason := refusal(precisions, NATIVE):
-        raise BuildError(f"--kernels native came, and {reason}: leave it out, or take --precision {choices_on(NATIVE)}")
+        raise BuildError(f"{asked} came, and {reason}: leave it out, or take --precision {choices_on(NATIVE)}")
     if not files.native_graph:
         raise BuildError(
-            "--kernels native came, and native kernels take heads of up to 256 values and linears of up to 65536 "
+            f"{asked} came, and native kernels take heads of up to 256 values and linears of up to 65536 "
             "inputs, which this model exceeds: leave it out"
         )
     # The build measures what it publishes.

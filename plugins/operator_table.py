@@ -129,6 +129,8 @@ OPERATORS = {
                 "k_norm": "float32 [D] or [G·D], optional",
                 "sequence_starts": "int64 [B + 1]: each sequence's first row, then R; optional: one sequence",
                 "cache_slots": "int64 [B], distinct; optional with the one before: a batch is one sequence in slot 0",
+                "key_scale": "float32 [G, D], of an INT8 cache alone; its integers are divided by it",
+                "value_scale": "float32 [G, D], alike",
             },
             outputs={
                 "context": "float32 [1, R, H·D]",

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plugins.w8a8_linear import rms_norm
+from quasar.numerics import QMAX
 
 Float32 = NDArray[np.float32]
 _FLOAT32 = np.dtype(np.float32)
@@ -32,6 +33,7 @@ def verify_attention(
     softcap: float = 0.0,
     window: int = 0,
     cache_dtype: np.dtype[Any] = _FLOAT32,
+    cache_scales: tuple[Float32, Float32] | None = None,
 ) -> Float32:
     """The reference: context float32 [T, H·D]; keys and values are appended to the caches in place.
 
@@ -47,6 +49,8 @@ def verify_attention(
         softcap: scores become softcap · tanh(score / softcap); 0: they stay.
         window: a token sees that many positions of its path, itself included; 0: all.
         cache_dtype: what keys and values are rounded to in the cache: float32, float16 or bfloat16.
+        cache_scales: of keys and of values, float32 [G, D] each: the caches hold integers from -127 to 127, each times
+            its channel's scale.
 
     Sums are float64 here, so implementations differ by float32 rounding; what is exact about them is that a token's
     bits depend on its own path alone.
@@ -59,8 +63,13 @@ def verify_attention(
     if cos.shape[-1]:
         q, k = (_rotate(part, cos[positions][:, None], sin[positions][:, None]) for part in (q, k))
     new = slice(cache_length, cache_length + width)
-    for cache, of_heads in ((key, k), (value, v)):
-        cache[:, new] = of_heads.swapaxes(0, 1).astype(cache_dtype).astype(np.float32)
+    for number, (cache, of_heads) in enumerate(((key, k), (value, v))):
+        rows = of_heads.swapaxes(0, 1)
+        if cache_scales is not None:
+            rows = (rows / cache_scales[number][:, None]).round().clip(-QMAX, QMAX)
+        cache[:, new] = rows.astype(cache_dtype).astype(np.float32)
+    if cache_scales is not None:
+        key, value = (cache * scale[:, None] for cache, scale in zip((key, value), cache_scales, strict=True))
     mask = np.tril(np.ones((width, width), np.bool_)) if tree_mask is None else tree_mask
     context = np.empty((width, num_heads, size), np.float32)
     for token in range(width):
@@ -97,6 +106,7 @@ def verify_attention_batch(
     softcap: float = 0.0,
     window: int = 0,
     cache_dtype: np.dtype[Any] = _FLOAT32,
+    cache_scales: tuple[Float32, Float32] | None = None,
 ) -> Float32:
     """The reference for a batch of B sequences: context float32 [R, H·D]. The rest is as `verify_attention` has it.
 
@@ -131,6 +141,7 @@ def verify_attention_batch(
             softcap=softcap,
             window=window,
             cache_dtype=cache_dtype,
+            cache_scales=cache_scales,
         )
         seen += width * width
     return context

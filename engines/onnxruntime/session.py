@@ -27,7 +27,12 @@ from quasar.errors import EngineError
 Int64 = NDArray[np.int64]
 
 # ONNX Runtime's name of a type → numpy's, which has no bfloat16.
-_CACHE_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(bfloat16)": np.uint16}
+_CACHE_TYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(bfloat16)": np.uint16,
+    "tensor(int8)": np.int8,
+}
 _BFLOAT16 = 16
 # A StringStringEntryProto: field 1 "length", field 2 digits, after their own length.
 _LENGTH_ENTRY = re.compile(rb"\n\x06length\x12(.)", re.DOTALL)

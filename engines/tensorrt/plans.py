@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from engines.contract import KV_DTYPES, Contract
+from engines.contract import Contract
 from engines.fields import check_fields
 from engines.manifest import Manifest
 from engines.tensorrt.library import LIBRARIES, LibraryName
@@ -101,7 +101,7 @@ class TensorRtFiles:
         if not isinstance(value, Mapping) or not all(isinstance(value.get(name), list) for name in lists):
             raise DamagedEngineError(f"manifest.json: {what} lacks a list of bindings, kernels or plans")
         checked = check_fields(what, {key: item for key, item in value.items() if key not in lists}, scalars)
-        if checked["compute_type"] not in KV_DTYPES:
+        if checked["compute_type"] not in get_args(ComputeType):
             raise DamagedEngineError(f"manifest.json: {what}.compute_type is {checked['compute_type']!r}")
         plan = {"file": str, "version": str, "compute_capability": str}
         kernel = {"file": str, "compute_capability": str, "entry": str, "threads": int, "shared_bytes": int}

@@ -33,7 +33,7 @@ class LowerToNative(InPlacePass):
 
     Linears are those of `LinearsToNative`. Attention takes the packed q/k/v, the caches, and what says which positions
     are whose (`engines.contract`, the ragged form); every native graph has a tree mask: trees are exact there.
-    `kv_dtype`: what the caches hold.
+    `kv_dtype`: the float type that the caches hold; `CachesToInt8` makes integers of it afterwards.
     """
 
     def __init__(self, spec: DecoderSpec, weights: StoredWeights, kv_dtype: str = "float32") -> None:

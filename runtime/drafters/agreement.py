@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from engines.directory import EngineDirectory
-from engines.manifest import CACHE_TREATMENTS, Manifest
+from engines.manifest import CACHE_SCALES, CACHE_TREATMENTS, Manifest
 from engines.text import open_codec
 from quasar.errors import GenerationError
 
@@ -59,6 +59,8 @@ def check_shared_cache(target: Manifest, draft: Manifest, path: Path) -> None:
         here, there = getattr(target.contract, name), getattr(draft.contract, name)
         if here != there:
             reasons.append(f"{name} ({here} here, {there} there)")
+    if target.hashes.get(CACHE_SCALES) != draft.hashes.get(CACHE_SCALES):
+        reasons.append("the scales of the cache")
     for name, what in CACHE_TREATMENTS.items():
         hashes = (target.hashes.get(name), draft.hashes.get(name))
         if None in hashes:

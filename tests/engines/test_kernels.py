@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import runtime
+from engines.directory import open_directory
 from engines.onnxruntime.files import OnnxRuntimeFiles
 from engines.onnxruntime.kernels import choose_kernels
 from plugins.cpu import library, toolchain
@@ -133,18 +134,22 @@ def test_a_damaged_packed_file_is_an_error(tiny_engine, tmp_path):
 
 
 @needs_library
-def test_an_engine_with_a_16_bit_cache(tiny_model, build_engine):
-    directory = build_engine(tiny_model, kv_dtype="float16")
+@pytest.mark.parametrize(("kv_dtype", "dtype"), [("float16", np.float16), ("int8", np.int8)])
+def test_an_engine_with_a_small_cache(tiny_model, build_engine, kv_dtype, dtype):
+    directory = build_engine(tiny_model, kv_dtype=kv_dtype)
     ids = np.random.default_rng(1).integers(0, 250, 40)
-    for kernels, dtype in (("native", np.float16), ("stock", np.float32)):
+    manifest = open_directory(directory).manifest
+    assert ("cache_scales" in manifest.hashes) == (kv_dtype == "int8")
+    assert manifest.contract.cache_bytes == np.dtype(dtype).itemsize * manifest.contract.cache_values
+    for kernels, cached in (("native", dtype), ("stock", np.float32)):
         with runtime.load(directory, kernels=kernels) as engine:
-            assert engine._loaded.session.caches[0][0].dtype == dtype
+            assert engine._loaded.session.caches[0][0].dtype == cached
             plain = engine.generate(ids, max_new_tokens=40, drafter="none", ignore_eos=True)
             assert engine.generate(ids, max_new_tokens=40, ignore_eos=True).token_ids == plain.token_ids
             if kernels == "native":
                 assert engine.record.row_invariance.tree
-    with pytest.raises(BuildError, match="--kv-dtype is 'int8'; float32, float16, bfloat16 were expected"):
-        build_engine(tiny_model, kv_dtype="int8")
+    with pytest.raises(BuildError, match="--kv-dtype is 'int4'; float32, float16, bfloat16, int8 were expected"):
+        build_engine(tiny_model, kv_dtype="int4")
 
 
 @needs_library

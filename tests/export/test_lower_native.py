@@ -12,7 +12,7 @@ from engines.onnxruntime.session import OnnxRuntimeSession
 from engines.onnxruntime.session_options import session_options
 from engines.probes.tree_invariance import trees_are_exact
 from export.builder import GraphBuilder
-from export.passes import KeepLayers, LowerToNative, LowerToOnnxRuntime, StoredWeights
+from export.passes import CachesToInt8, KeepLayers, LowerToNative, LowerToOnnxRuntime, StoredWeights
 from export.weight_file import WeightFile
 from plugins.cpu import toolchain
 from plugins.w8a8_linear import GELU, NO_GATE, SILU
@@ -186,6 +186,39 @@ def test_caches_of_16_bits_are_exact_too(graphs, kv_dtype, step):
     session.write_rows(0, rows)
     np.testing.assert_array_equal(session.read_rows(0, 90), rows)
     np.testing.assert_array_equal(session.run_logits(tokens[60:], 60, 30), logits[60:])
+
+
+@needs_library
+def test_int8_caches_are_exact_too(graphs):
+    folder, contract, spec, _ = graphs
+    tokens = np.random.default_rng(4).integers(0, 320, 90)
+    other = native_session(folder, contract, spec)
+    expected = run_in_chunks(other, tokens, 90)
+    floats = other.read_rows(0, 90)
+    # Of each channel of a head; the last positions lie beyond, and are clipped.
+    scales = [tuple(np.abs(part[:, :80]).max(axis=1) / 127 for part in layer) for layer in floats]
+    model = ir.load(folder / "native.onnx")
+    assert CachesToInt8(scales)(model).modified
+    ir.save(model, folder / "native_int8.onnx")
+    session = OnnxRuntimeSession(
+        folder, folder / "native_int8.onnx", contract, threads=1, exact_integers=True, library=toolchain.LIBRARY
+    )
+    logits = run_in_chunks(session, tokens, 30)
+    np.testing.assert_array_equal(run_in_chunks(session, tokens, 1), logits)
+    assert trees_are_exact(session, (1, 64, 100))
+    run_in_chunks(session, tokens, 90)
+    rows = session.read_rows(0, 90)
+    assert rows.dtype == np.int8
+    for part, scale, whole in zip(rows[0], scales[0], floats[0], strict=True):
+        # The first layer's positions are those of the float32 cache, rounded; rotation's last bit may tip one over.
+        assert np.abs(part - (whole / scale[:, None]).round().clip(-127, 127)).max() <= 1
+    # A rounding of 1/254 of a channel's range for each key and value (seen: 1 to 5 % of the logits' spread).
+    assert np.abs(logits - expected).mean() < 0.1 * expected.std()
+    session.write_rows(0, np.zeros_like(rows))
+    session.write_rows(0, rows)
+    np.testing.assert_array_equal(session.run_logits(tokens[60:], 60, 30), logits[60:])
+    with pytest.raises(PreconditionError, match="no VerifyAttention"):
+        CachesToInt8(scales).requires(model)
 
 
 def standard(kind, columns):

@@ -18,7 +18,7 @@ struct Value;
 struct Shape;
 
 enum Code : int { kFail = 1, kInvalidArgument = 2 };
-enum Type : int { kFloat = 1, kUint8 = 2, kInt64 = 7, kBool = 9, kFloat16 = 10, kBfloat16 = 16 };
+enum Type : int { kFloat = 1, kUint8 = 2, kInt8 = 3, kInt64 = 7, kBool = 9, kFloat16 = 10, kBfloat16 = 16 };
 enum Presence : int { kRequired = 0, kOptional = 1 };
 
 class Api {

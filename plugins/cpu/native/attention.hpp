@@ -31,6 +31,16 @@ inline Cache* head_rows(const Attention& op, void* cache, int kv_head) {
   return static_cast<Cache*>(cache) + static_cast<size_t>(kv_head) * op.capacity * op.size;
 }
 
+template <typename Cache>
+constexpr bool kIsInt8 = false;
+template <>
+constexpr bool kIsInt8<int8_t> = true;
+
+// Of the channels of one kv head.
+inline const float* channels(const Attention& op, const float* scale, int kv_head) {
+  return scale + static_cast<size_t>(kv_head) * op.size;
+}
+
 // A head's values after the norm: over them alone, or with the factor of all heads together.
 inline void normalize_head(const Attention& op, const float* x, const float* weight, int head, float row_factor,
                            float* y) {
@@ -63,7 +73,10 @@ inline void append_row_to(const Attention& op, int row) {
     float* y = op.queries + ((static_cast<size_t>(head / group) * op.rows + row) * group + head % group) * size;
     rotate(q, cos, sin, op.rotary, size, rotated);
     for (int i = 0; i < size; i += 16) {
-      store_first(y + i, mul(load_first(rotated + i, size - i), splat(op.scale * kLog2E)), size - i);
+      Lanes scaled = mul(load_first(rotated + i, size - i), splat(op.scale * kLog2E));
+      // What a key's integers are multiplied by is multiplied into the query, channel by channel.
+      if (kIsInt8<Cache>) scaled = mul(scaled, load_first(channels(op, op.key_scale, head / group) + i, size - i));
+      store_first(y + i, scaled, size - i);
     }
   }
   for (int head = 0; head < op.kv_heads; ++head) {
@@ -78,8 +91,13 @@ inline void append_row_to(const Attention& op, int row) {
     Cache* key = head_rows<Cache>(op, op.key, head) + at;
     Cache* value = head_rows<Cache>(op, op.value, head) + at;
     for (int i = 0; i < size; i += 16) {
-      store_first(key + i, load_first(rotated + i, size - i), size - i);
-      store_first(value + i, load_first(v + i, size - i), size - i);
+      Lanes k_lanes = load_first(rotated + i, size - i), v_lanes = load_first(v + i, size - i);
+      if (kIsInt8<Cache>) {
+        k_lanes = div(k_lanes, load_first(channels(op, op.key_scale, head) + i, size - i));
+        v_lanes = div(v_lanes, load_first(channels(op, op.value_scale, head) + i, size - i));
+      }
+      store_first(key + i, k_lanes, size - i);
+      store_first(value + i, v_lanes, size - i);
     }
   }
 }
@@ -88,7 +106,11 @@ inline void finish(const Attention& op, int head, int row, const State& state) {
   float* out = op.out + (static_cast<size_t>(row) * op.heads + head) * op.size;
   const Lanes total = splat(state.l);
   for (int i = 0; i < op.size; i += 16) {
-    store_first(out + i, div(load_first(state.o + i, op.size - i), total), op.size - i);
+    Lanes mean = div(load_first(state.o + i, op.size - i), total);
+    if (op.value_scale != nullptr) {
+      mean = mul(mean, load_first(channels(op, op.value_scale, head / (op.heads / op.kv_heads)) + i, op.size - i));
+    }
+    store_first(out + i, mean, op.size - i);
   }
 }
 
@@ -318,6 +340,8 @@ inline void with_cache(const Attention& op, Function function) {
       return function(static_cast<Half*>(nullptr));
     case CacheType::kBfloat:
       return function(static_cast<Bfloat*>(nullptr));
+    case CacheType::kInt8:
+      return function(static_cast<int8_t*>(nullptr));
   }
 }
 template <typename Cache>

@@ -31,17 +31,27 @@ struct BfloatCache {
   static constexpr const char* kName = "VerifyAttentionBfloat16";
 };
 
+// With a scale of each channel of a kv head, which two further inputs bring.
+struct Int8Cache {
+  static constexpr CacheType kType = CacheType::kInt8;
+  static constexpr int kElement = ort::kInt8;
+  static constexpr size_t kBytes = 1;
+  static constexpr const char* kName = "VerifyAttentionInt8";
+};
+
 // Packed q/k/v of new tokens and a cache → context; keys and values are appended in place. With the last two inputs, the
 // tokens are those of several sequences, one after the other; without them, of one whose cache is the only one.
 template <typename Cache>
 struct VerifyAttention {
   static constexpr const char* kName = Cache::kName;
-  // qkv, past key, past value, cache lengths, positions, cos, sin, tree mask, q norm, k norm, sequence starts, cache slots
+  // qkv, past key, past value, cache lengths, positions, cos, sin, tree mask, q norm, k norm, sequence starts, cache
+  // slots, key scales, value scales
   static constexpr Input kInputs[] = {
       {ort::kFloat, ort::kRequired}, {Cache::kElement, ort::kRequired}, {Cache::kElement, ort::kRequired},
       {ort::kInt64, ort::kRequired}, {ort::kInt64, ort::kRequired},     {ort::kFloat, ort::kRequired},
       {ort::kFloat, ort::kRequired}, {ort::kBool, ort::kOptional},      {ort::kFloat, ort::kOptional},
-      {ort::kFloat, ort::kOptional}, {ort::kInt64, ort::kOptional},     {ort::kInt64, ort::kOptional}};
+      {ort::kFloat, ort::kOptional}, {ort::kInt64, ort::kOptional},     {ort::kInt64, ort::kOptional},
+      {ort::kFloat, ort::kOptional}, {ort::kFloat, ort::kOptional}};
   static constexpr int kOutputs[] = {ort::kFloat, Cache::kElement, Cache::kElement};
 
   Api api;
@@ -62,14 +72,16 @@ struct VerifyAttention {
   }
 
   void compute(Checks& checks, KernelContext* context) const {
-    Tensor qkv, key, value, lengths, positions, cos, sin, tree, q_norm, k_norm, starts, slots;
+    Tensor qkv, key, value, lengths, positions, cos, sin, tree, q_norm, k_norm, starts, slots, key_scale, value_scale;
     if (!read(api, checks, context, 0, "qkv", &qkv) || !read(api, checks, context, 1, "key", &key) ||
         !read(api, checks, context, 2, "value", &value) || !read(api, checks, context, 3, "cache_lengths", &lengths) ||
         !read(api, checks, context, 4, "position_ids", &positions) || !read(api, checks, context, 5, "cos", &cos) ||
         !read(api, checks, context, 6, "sin", &sin) || !read(api, checks, context, 7, "tree_mask", &tree) ||
         !read(api, checks, context, 8, "q_norm", &q_norm) || !read(api, checks, context, 9, "k_norm", &k_norm) ||
         !read(api, checks, context, 10, "sequence_starts", &starts) ||
-        !read(api, checks, context, 11, "cache_slots", &slots)) {
+        !read(api, checks, context, 11, "cache_slots", &slots) ||
+        !read(api, checks, context, 12, "key_scale", &key_scale) ||
+        !read(api, checks, context, 13, "value_scale", &value_scale)) {
       return;
     }
     const bool ragged = starts.data != nullptr;
@@ -99,6 +111,13 @@ struct VerifyAttention {
     checks.expect((q_norm.data == nullptr) == (k_norm.data == nullptr) &&
                       (q_norm.data == nullptr || (q_norm.elements() == size && k_norm.elements() == size) || row_norms),
                   "%s: norms do not fit a head of %lld", kName, static_cast<long long>(size));
+    const Tensor* const of_channels[] = {&key_scale, &value_scale};
+    for (const Tensor* channels : of_channels) {
+      const int64_t wanted = Cache::kType == CacheType::kInt8 ? kv_heads * size : 0;
+      const int64_t came = channels->data == nullptr ? 0 : channels->elements();
+      checks.expect(came == wanted, "%s: %lld scales of a cache came; %lld were expected", kName,
+                    static_cast<long long>(came), static_cast<long long>(wanted));
+    }
     if (!checks.ok()) return;
 
     const int64_t only_starts[2] = {0, rows}, only_slot[1] = {0};
@@ -131,6 +150,8 @@ struct VerifyAttention {
     all.sin = sin.as<float>();
     all.q_norm = q_norm.as<float>();
     all.k_norm = k_norm.as<float>();
+    all.key_scale = key_scale.as<float>();
+    all.value_scale = value_scale.as<float>();
     all.row_norms = row_norms;
 
     const uint8_t* mask = tree.data == nullptr || tree.elements() == 0 ? nullptr : tree.as<uint8_t>();

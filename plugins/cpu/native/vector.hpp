@@ -29,6 +29,9 @@ inline void store(Bfloat* p, const Lanes& x) {
   }
 }
 
+// Integers of 8 bits, rounded half to even and within ±127; a NaN becomes -127.
+inline void store(int8_t* p, const Lanes& x) { store_bytes(p, smaller(larger(x, splat(-127.0f)), splat(127.0f))); }
+
 // The first `count` values, zeros after them.
 template <typename Element>
 inline Lanes load_first(const Element* p, int count) {

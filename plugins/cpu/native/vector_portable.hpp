@@ -115,6 +115,9 @@ inline Lanes load(const Half* p) {
 inline void store(Half* p, const Lanes& x) {
   for (int i = 0; i < 16; ++i) p[i] = half_of(x.v[i]);
 }
+inline Lanes load(const int8_t* p) {
+  return each([&](int i) { return static_cast<float>(p[i]); });
+}
 inline Lanes load(const Bfloat* p) {
   return each([&](int i) { return float_of(static_cast<uint32_t>(p[i].bits) << 16); });
 }

@@ -115,10 +115,18 @@ static void run_attention(const Level& level, int rows, int cached, int size, bo
   const auto cos = floats(static_cast<size_t>(op.capacity) * size / 2), sin = floats(cos.size());
   auto key = floats(static_cast<size_t>(2) * op.capacity * size), value = floats(key.size());
   std::vector<uint16_t> key_16(key.size()), value_16(key.size());
+  std::vector<int8_t> key_8(key.size()), value_8(key.size());
+  auto key_scale = floats(2 * size, 0.02f), value_scale = floats(2 * size, 0.02f);
+  for (int i = 0; i < 2 * size; ++i) {
+    key_scale[i] = 0.001f + std::fabs(key_scale[i]);
+    value_scale[i] = 0.001f + std::fabs(value_scale[i]);
+  }
   for (size_t i = 0; i < key.size(); ++i) {
     // Any pattern that is a small number, subnormal ones too.
     key_16[i] = static_cast<uint16_t>(next() & (type == CacheType::kHalf ? 0xbfff : 0xbf7f));
     value_16[i] = static_cast<uint16_t>(next() & (type == CacheType::kHalf ? 0xbfff : 0xbf7f));
+    key_8[i] = static_cast<int8_t>(static_cast<int>(next() % 255) - 127);
+    value_8[i] = static_cast<int8_t>(static_cast<int>(next() % 255) - 127);
   }
   std::vector<int64_t> positions(rows);
   std::vector<int32_t> depth(rows), path(static_cast<size_t>(rows) * rows);
@@ -143,8 +151,21 @@ static void run_attention(const Level& level, int rows, int cached, int size, bo
   op.blocks = (cached + rows + 63) / 64;
   op.first_block = window > 0 && cached + 1 > window ? (cached + 1 - window) / 64 : 0;
   const size_t unread = static_cast<size_t>(op.first_block) * 64;
-  op.key = type == CacheType::kFloat ? static_cast<void*>(guard(key, unread, size)) : key_16.data();
-  op.value = type == CacheType::kFloat ? static_cast<void*>(guard(value, unread, size)) : value_16.data();
+  switch (type) {
+    case CacheType::kFloat:
+      op.key = guard(key, unread, size);
+      op.value = guard(value, unread, size);
+      break;
+    case CacheType::kInt8:
+      op.key = key_8.data();
+      op.value = value_8.data();
+      op.key_scale = key_scale.data();
+      op.value_scale = value_scale.data();
+      break;
+    default:
+      op.key = key_16.data();
+      op.value = value_16.data();
+  }
   op.run = 2;
   std::vector<float> queries(static_cast<size_t>(6) * rows * size), out(queries.size());
   std::vector<float> partial(static_cast<size_t>(6) * rows * op.blocks * ((size + 15) / 16 * 16 + 16));
@@ -198,7 +219,7 @@ int main(int count, char** arguments) {
   }
   for (int size : {16, 24, 64}) {
     for (int rows : {1, 6, 40}) {
-      for (CacheType type : {CacheType::kFloat, CacheType::kHalf, CacheType::kBfloat}) {
+      for (CacheType type : {CacheType::kFloat, CacheType::kHalf, CacheType::kBfloat, CacheType::kInt8}) {
         run_attention(*level, rows, 100, size, false, 0.0f, 0, type);
         run_attention(*level, rows, 64, size, true, 4.0f, 30, type);
         run_attention(*level, rows, 200, size, true, 0.0f, 70, type, true, size / 2);

@@ -18,7 +18,33 @@ CACHES = {
     "float32": ("VerifyAttention", np.dtype(np.float32)),
     "float16": ("VerifyAttentionFloat16", np.dtype(np.float16)),
     "bfloat16": ("VerifyAttentionBfloat16", np.dtype(ml_dtypes.bfloat16)),
+    "int8": ("VerifyAttentionInt8", np.dtype(np.int8)),
 }
+# What the type of a cache rounds a value of about 1 by, at most.
+STEPS = {"float32": 0, "float16": 2.0**-10, "bfloat16": 2.0**-7, "int8": 0.04}
+
+
+def random_cache(random, shape, dtype):
+    """Normal values, or integers of every kind."""
+    if dtype == np.int8:
+        return random.integers(-127, 128, shape).astype(np.int8)
+    return random.standard_normal(shape, np.float32).astype(dtype)
+
+
+def random_scales(random, groups, size, dtype):
+    """Of the channels of an INT8 cache, keys' and values', [G, D] each; (None, None) for other types."""
+    if dtype != np.int8:
+        return None, None
+    return tuple(random.uniform(0.01, 0.04, (groups, size)).astype(np.float32) for _ in range(2))
+
+
+def check_caches(found, expected, cache):
+    """Keys up to a rounding that rotation's last bit tips over, values to the bit."""
+    key_step = 1.0 if cache == "int8" else 2e-6
+    np.testing.assert_allclose(found[0].astype(np.float32), expected[0], atol=key_step, rtol=2e-6 + STEPS[cache])
+    if cache == "int8":
+        assert (found[0] != expected[0]).mean() < 0.01
+    np.testing.assert_array_equal(found[1].astype(np.float32), expected[1])
 
 
 class Case:
@@ -30,9 +56,8 @@ class Case:
         self.random = random = np.random.default_rng(seed)
         self.heads, self.groups, self.size = heads, groups, size
         self.operator, self.dtype = CACHES[cache]
-        self.key, self.value = (
-            random.standard_normal((groups, CAPACITY, size), np.float32).astype(self.dtype) for _ in range(2)
-        )
+        self.key, self.value = (random_cache(random, (groups, CAPACITY, size), self.dtype) for _ in range(2))
+        self.scales = random_scales(random, groups, size, self.dtype)
         columns = (size if rotary is None else rotary) // 2
         # A layer that does not rotate has no columns, and its positions may lie beyond the rows.
         angles = np.outer(np.arange(CAPACITY if columns else 1), 10000.0 ** -np.linspace(0, 1, columns))
@@ -59,7 +84,7 @@ class Case:
                     np.array([length]),
                     (length + depth)[None],
                 ),
-                *(self.cos, self.sin, mask, *self.norms),
+                *(self.cos, self.sin, mask, *self.norms, None, None, *self.scales),
             ],
             {
                 "num_heads": self.heads,
@@ -87,6 +112,7 @@ class Case:
             q_norm=self.norms[0],
             k_norm=self.norms[1],
             cache_dtype=self.dtype,
+            cache_scales=self.scales if self.dtype == np.int8 else None,
             **self.options,
         )
         new = slice(length, length + count)
@@ -138,14 +164,21 @@ def test_it_equals_the_reference(level, rows, length, heads, size, rotated, norm
     expected = case.reference(qkv, length, parents)
     # Scores are sums of `size` products; their float32 error, times the spread of what is weighted. In 16 bits a key
     # may fall to the other side of a rounding: one step of one value among those that a score sums.
-    step = {"float32": 0, "float16": 2.0**-10, "bfloat16": 2.0**-7}[cache]
-    np.testing.assert_allclose(context, expected[0], atol=2e-5 + step / 4, rtol=2e-5)
-    np.testing.assert_allclose(key.astype(np.float32), expected[1], atol=2e-6, rtol=2e-6 + step)
-    np.testing.assert_array_equal(value.astype(np.float32), expected[2])
+    np.testing.assert_allclose(context, expected[0], atol=2e-5 + STEPS[cache] / 4, rtol=2e-5)
+    check_caches((key, value), expected[1:], cache)
 
 
 @pytest.mark.parametrize(
-    ("size", "cache"), [(64, "float32"), (96, "float32"), (128, "float32"), (256, "float32"), (64, "float16")]
+    ("size", "cache"),
+    [
+        (64, "float32"),
+        (96, "float32"),
+        (128, "float32"),
+        (256, "float32"),
+        (64, "float16"),
+        (64, "int8"),
+        (128, "int8"),
+    ],
 )
 def test_a_tree_has_the_bits_of_the_replayed_chain(size, cache):
     """Random trees of up to 32 tokens, junk siblings before and after, cache lengths from 0 to 2000."""
@@ -171,6 +204,7 @@ def test_a_tree_has_the_bits_of_the_replayed_chain(size, cache):
         {"window": 3, "size": 96, "heads": 8, "groups": 4, "rotary": 72},
         {"window": 150, "size": 128, "heads": 7, "groups": 1, "rotary": 0},
         {"window": 65, "size": 256, "heads": 8, "groups": 1, "softcap": 50.0, "cache": "bfloat16"},
+        {"window": 70, "size": 96, "heads": 6, "groups": 2, "softcap": 20.0, "cache": "int8"},
     ],
 )
 def test_windows_and_soft_caps_count_positions_of_the_path(options):
@@ -214,10 +248,12 @@ def test_a_windowed_token_has_the_same_bits_at_every_width(window):
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("size", [16, 24, 64, 256])
-def test_a_token_has_the_same_bits_at_every_width_and_on_every_level(level, size):
+@pytest.mark.parametrize(
+    ("size", "cache"), [*((size, "float32") for size in (16, 24, 64, 256)), (24, "int8"), (64, "int8")]
+)
+def test_a_token_has_the_same_bits_at_every_width_and_on_every_level(level, size, cache):
     """256 tokens after a long cache are streamed by tokens, 1 to 32 cut into blocks: the same bits."""
-    case = Case(7, heads=8, groups=2, size=size)
+    case = Case(7, heads=8, groups=2, size=size, cache=cache)
     qkv, length = case.rows(256), 1200
     whole, keys, _ = case.run(qkv, length, level=LEVELS[0], threads=2)
     np.testing.assert_array_equal(case.run(qkv[:40], length, level=level)[0], whole[:40])

@@ -1,0 +1,58 @@
+"""The scales of an INT8 KV cache: measured on the engine's own keys and values over calibration text."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from calibration.texts import TokenizedText
+from engines.contract import Contract
+from engines.onnxruntime.files import OnnxRuntimeFiles
+from engines.onnxruntime.graphs import Graphs
+from export.build_options import Reporter
+from export.passes.caches_to_int8 import CachesToInt8
+from quasar.files import sha256_json
+from quasar.numerics import QMAX, Float32
+
+# Of the largest value that a channel had: text that comes later has larger ones.
+_ROOM = 1.1
+
+Scales = list[tuple[Float32, Float32]]
+
+
+def measure_cache_scales(
+    graphs: Graphs, contract: Contract, texts: Sequence[TokenizedText], reporter: Reporter
+) -> Scales:
+    """Of every layer's keys and values, float32 [G, D] each: a scale for each channel of a head.
+
+    Args:
+        graphs: native ones, with caches in float32.
+    """
+    session = graphs.open(contract)
+    largest = [np.zeros((2, *pair[0].shape[1::2]), np.float32) for pair in session.caches]
+    with reporter.steps("keys and values", len(texts)) as step:
+        for text in texts:
+            tokens = np.array(text.tokens, np.int64)
+            for chunk in contract.prompt_chunks(len(tokens)):
+                session.run(tokens[chunk], chunk.start, 1)
+            for pair, found in zip(session.caches, largest, strict=True):
+                for number, cache in enumerate(pair):
+                    np.maximum(found[number], np.abs(cache[0, :, : len(tokens)]).max(axis=1), out=found[number])
+            step(1)
+    session.close()
+    scales = [np.where(found > 0, found * np.float32(_ROOM / QMAX), np.float32(1)) for found in largest]
+    return [(keys, values) for keys, values in scales]
+
+
+def write_int8_caches(directory: Path, files: OnnxRuntimeFiles, scales: Scales) -> None:
+    """Give the native graphs of an engine directory INT8 caches of these scales."""
+    for name in (files.native_graph, files.native_probe):
+        model = ir.load(directory / name)
+        CachesToInt8(scales)(model)
+        ir.save(model, directory / name)
+
+
+def scales_hash(scales: Scales) -> str:
+    """What engines that share a cache must have in common."""
+    return sha256_json([[part.tobytes().hex() for part in pair] for pair in scales])
