@@ -65,11 +65,13 @@ def train(directory: Path, sequences: Sequence[GeneratedSequence], tokens: Any, 
     manifest = open_directory(directory).manifest
     checkpoint = open_target(directory, manifest, None)
     spec = head_spec(checkpoint.spec, num_layers=manifest.contract.num_layers, draft_vocab_size=len(tokens))
-    model = first_model(checkpoint, spec, sequences, tokens, seed=_SEED)
+    learned, held_out = split(sequences)
+    longest = max(map(len, sequences))
+    model = first_model(checkpoint, spec, learned, tokens, num_positions=longest, seed=_SEED)
     output.mkdir(parents=True)
     scratch = output.with_suffix(".training")
     training = Training(
-        model, sequences, tokens, Pace(seconds=math.inf, most_updates=updates), seed=_SEED, checkpoint=scratch
+        model, learned, held_out, tokens, Pace(seconds=math.inf, most_updates=updates), seed=_SEED, checkpoint=scratch
     )
     training.run(lambda progress: print(f"{output.name}: update {progress.updates}, {progress.estimate}", flush=True))
     scratch.unlink()

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from calibration.draft_heads.data_folder import GeneratedSequence
 from calibration.draft_heads.head_model import HeadModel
 from calibration.draft_heads.linear_guess import LinearGuess, TargetParts, linear_guess
-from calibration.draft_heads.training import split
 from calibration.float_model import to_torch
 from engines.manifest import Manifest
 from quasar.checkpoints import Checkpoint, DecoderSpec, Rope, open_checkpoint
@@ -142,17 +141,18 @@ def first_tensors(
 def first_model(
     checkpoint: Checkpoint,
     spec: DraftHeadSpec,
-    sequences: Sequence[GeneratedSequence],
+    learned: Sequence[GeneratedSequence],
     tokens: NDArray[np.int64],
     *,
+    num_positions: int,
     seed: int,
     device: str = "cpu",
 ) -> HeadModel:
-    """A head that is to be trained on these sequences: what it begins as follows from those that are learned from."""
+    """A head that is to be trained on these sequences, for sequences of up to `num_positions`."""
     target = target_parts(checkpoint)
-    guess = linear_guess(split(sequences)[0], target)
+    guess = linear_guess(learned, target)
     tensors = first_tensors(checkpoint, spec, guess, tokens, seed)
-    longest = max(map(len, sequences)) + _FURTHER_POSITIONS
+    longest = num_positions + _FURTHER_POSITIONS
     return HeadModel(spec, tensors, target, guess.scales, num_positions=longest, device=device)
 
 

@@ -299,10 +299,20 @@ class _Run:
         self, vocabulary: DraftVocabulary, sequences: list[GeneratedSequence], pace: Pace, checkpoint: Path
     ) -> Training:
         spec, seed = self._spec(len(vocabulary.tokens)), self._options.seed
-        model = first_model(self._checkpoint, spec, sequences, vocabulary.tokens, seed=seed, device=self._device)
+        learned, held_out = split(sequences)
+        model = first_model(
+            self._checkpoint,
+            spec,
+            learned,
+            vocabulary.tokens,
+            num_positions=max(map(len, sequences)),
+            seed=seed,
+            device=self._device,
+        )
         return Training(
             model,
-            sequences,
+            learned,
+            held_out,
             vocabulary.tokens,
             pace,
             seed=seed,

@@ -59,7 +59,8 @@ class Training:
     def __init__(
         self,
         model: HeadModel,
-        sequences: Sequence[GeneratedSequence],
+        learned: Sequence[GeneratedSequence],
+        held_out: Sequence[GeneratedSequence],
         tokens: NDArray[np.int64],
         pace: Pace,
         *,
@@ -72,6 +73,7 @@ class Training:
         """Go on from `checkpoint` where there is one.
 
         Args:
+            learned: what is learned from; `held_out`: what estimates look at (`split`).
             tokens: the target's token of each that the head drafts.
             bfloat16: products take operands of that type; parameters, sums and the loss stay float32.
         """
@@ -80,7 +82,6 @@ class Training:
         self.model, self.pace, self._bfloat16 = model, pace, bfloat16
         self._tokens, self._seed, self._path, self._clock = tokens, seed, checkpoint, clock
         self._numbers = draft_numbers(tokens, model.spec.decoder.vocab_size)
-        learned, held_out = split(sequences)
         self._learned, self._peak_rate = learned, peak_rate
         order = np.random.default_rng(seed).permutation(len(held_out)).tolist()
         blocks = pack(held_out, order)[:_ESTIMATED_BLOCKS]

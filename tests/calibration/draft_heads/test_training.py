@@ -33,7 +33,7 @@ def make_training(tmp_path, sequences):
         model, _ = tiny_model(spec, random_tensors(spec))
         return Training(
             model,
-            sequences,
+            *split(sequences),
             drafted_tokens(),
             pace,
             seed=5,
