@@ -9,8 +9,11 @@ from numpy.typing import NDArray
 
 from engines.cache_rows import CacheRows, Float32, from_float32
 from engines.contract import Contract
+from quasar.numerics import QMAX
 
 Int64 = NDArray[np.int64]
+# Of a cache that is filled at random: more would take seconds of a build.
+_DRAWN_POSITIONS = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +155,15 @@ class Session(Protocol):
 
 
 def fill_randomly(session: Session, random: np.random.Generator, first: int, count: int, *, slot: int = 0) -> None:
-    """Overwrite `count` cache positions of a slot from `first` on with normally distributed values."""
+    """Overwrite `count` cache positions of a slot from `first` on: normally distributed, or integers of every size.
+
+    After some hundreds of positions they come again.
+    """
     like = session.read_rows(first, first + 1)
-    values = random.standard_normal((*like.shape[:-2], count, like.shape[-1]), np.float32)
-    session.write_rows(first, from_float32(values, like.dtype), slot=slot)
+    shape = (*like.shape[:-2], min(count, _DRAWN_POSITIONS), like.shape[-1])
+    if like.dtype == np.int8:
+        drawn = random.integers(-QMAX, QMAX + 1, shape, np.int8)
+    else:
+        drawn = from_float32(random.standard_normal(shape, np.float32), like.dtype)
+    for start in range(0, count, _DRAWN_POSITIONS):
+        session.write_rows(first + start, drawn[..., : count - start, :], slot=slot)

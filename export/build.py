@@ -64,7 +64,7 @@ from export.quantize import (
     said_of_grids,
 )
 from export.text_files import check_prompts, checked_text, text_warnings, write_text_files
-from export.trim import check_native, native_alone, trim_to_native
+from export.trim import check_native, native_alone, trim_to_native, without_stock
 from export.workspace import Workspace, check_target, open_workspace
 from plugins.sample_token import SAMPLER
 from quasar.checkpoints import Checkpoint, open_checkpoint
@@ -245,7 +245,9 @@ class _Build:
 
     @property
     def _files(self) -> OnnxRuntimeFiles:
-        return onnxruntime_files(self._spec, self._linears)
+        files = onnxruntime_files(self._spec, self._linears)
+        # What would be left out at the end is not made.
+        return without_stock(files) if self._options.kernels else files
 
     @cached_property
     def _kernels(self) -> Kernels:
@@ -382,7 +384,7 @@ class _Build:
 
     def _probe(self) -> dict[str, Any]:
         graphs = self._graphs(self._kernels)
-        stock, effort = self._graphs(Kernels()), self._options.effort
+        stock, effort = None if self._options.kernels else self._graphs(Kernels()), self._options.effort
         record = probe(graphs, stock, self._contract, self._linears, self._kernels, effort, self._reporter)
         return record.to_json()
 

@@ -31,14 +31,14 @@ def lower_for_onnxruntime(
             one(model)
         ir.save(model, directory / name)
 
-    (directory / files.graph).parent.mkdir(exist_ok=True)
+    (directory / files.integer_check).parent.mkdir(exist_ok=True)
     stock: list[Callable[[ir.Model], object]] = [LowerToOnnxRuntime(spec), UnsignedActivations()]
     if files.weights:
         with WeightFile(directory / files.weights, directory) as weights:
             stock = [LinearsToOnnxRuntime(StoredWeights(weights)), *stock]
             write(files.graph, *stock)
             write(files.probe, *stock, KeepLayers(files.probe_layers, spec))
-    else:
+    elif files.graph:
         write(files.graph, *stock)
         write(files.probe, *stock, KeepLayers(files.probe_layers, spec))
     if files.native_graph:

@@ -30,7 +30,12 @@ def check_native(files: OnnxRuntimeFiles, precisions: Iterable[str], asked: str)
 
 def native_alone(files: OnnxRuntimeFiles) -> OnnxRuntimeFiles:
     """What is left of the graphs of a whole directory."""
-    return replace(files, graph="", probe="", weights="", native_shared=f"{files.native_graph}.shared.data")
+    return replace(without_stock(files), native_shared=f"{files.native_graph}.shared.data")
+
+
+def without_stock(files: OnnxRuntimeFiles) -> OnnxRuntimeFiles:
+    """The graphs without those that ONNX Runtime's own kernels run."""
+    return replace(files, graph="", probe="", weights="")
 
 
 def trim_to_native(directory: Path, canonical: str, files: OnnxRuntimeFiles) -> None:
