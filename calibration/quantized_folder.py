@@ -23,10 +23,7 @@ class QuantizedFolder:
 
     def save(self, linear: str, values: "torch.Tensor", scale: "torch.Tensor") -> None:
         """Write a linear's integers and scales."""
-        from safetensors.torch import save_file
-
-        self.path.mkdir(parents=True, exist_ok=True)
-        save_file({"values": values.contiguous(), "scale": scale.contiguous()}, self._file(linear))
+        self.save_weight(linear, QuantizedWeight(values=values.numpy(), scale=scale.numpy()))
 
     def save_weight(self, linear: str, weight: QuantizedWeight) -> None:
         """The same for a weight that came as it is."""

@@ -38,7 +38,7 @@ def bfloat16_is_faster() -> bool:
     """Whether the CPU's products of bfloat16 operands take far less time than those of float32, on torch's threads."""
     import torch
 
-    dtype = _chosen(torch.float32, torch.bfloat16, _BFLOAT16_GAIN, lambda dtype: _products(dtype))
+    dtype = _chosen(torch.float32, torch.bfloat16, _BFLOAT16_GAIN, _products)
     return dtype == torch.bfloat16
 
 

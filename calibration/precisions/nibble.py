@@ -11,6 +11,7 @@ from calibration.precisions.base import (
     TENSORRT,
     AsItIs,
     LinearGraph,
+    Lowering,
     Operator,
     Refused,
     Value,
@@ -74,6 +75,19 @@ def _halves(weight: QuantizedWeight, *, gated: bool) -> NDArray[np.float16]:
     return np.concatenate([pack_block_scales(part.astype(np.float16), gated=gated) for part in parts], axis=2)
 
 
+def _lowerings(group: int, *, offsets: bool = False) -> dict[str, Lowering]:
+    """By back end.
+
+    ONNX Runtime's own operator has zero points of 4 bits, and no offsets: with those it computes the canonical form, in
+    floats and slowly, where the last bits depend on the width. An engine without native kernels decodes plainly then.
+    """
+    return {
+        ONNXRUNTIME: AsItIs() if offsets else _stock(group),
+        NATIVE: _native(group, offsets=offsets),
+        TENSORRT: _NO_TENSORRT,
+    }
+
+
 class Nibbles(InBlocks):
     """Blocks of a token's activations / their amax → Q/DQ with scale 1/127 → MatMul with INT4 weights."""
 
@@ -87,11 +101,7 @@ class Nibbles(InBlocks):
     weight_bits = 4
     group: ClassVar[int] = BLOCK
     clips_weights = True
-    lowerings: ClassVar = {
-        ONNXRUNTIME: _stock(BLOCK),
-        NATIVE: _native(BLOCK),
-        TENSORRT: _NO_TENSORRT,
-    }
+    lowerings: ClassVar = _lowerings(BLOCK)
 
     def scales_of(self, weight: "torch.Tensor") -> "torch.Tensor":
         """One scale per row and group, a float16 number."""
@@ -139,11 +149,7 @@ class WideNibbles(Nibbles):
     group = _WIDE
     is_on_ladder = False
     input_multiple = _WIDE
-    lowerings: ClassVar = {
-        ONNXRUNTIME: _stock(_WIDE),
-        NATIVE: _native(_WIDE),
-        TENSORRT: _NO_TENSORRT,
-    }
+    lowerings: ClassVar = _lowerings(_WIDE)
 
 
 class OffsetNibbles(Nibbles):
@@ -163,13 +169,7 @@ class OffsetNibbles(Nibbles):
     # On ONNX Runtime's own kernels; native ones do.
     has_integer_activations = False
     is_on_ladder = False
-    # ONNX Runtime's own operator has zero points of 4 bits, and no offsets: it computes the canonical form, in floats
-    # and slowly, where the last bits depend on the width. An engine without native kernels decodes plainly then.
-    lowerings: ClassVar = {
-        ONNXRUNTIME: AsItIs(),
-        NATIVE: _native(BLOCK, offsets=True),
-        TENSORRT: _NO_TENSORRT,
-    }
+    lowerings: ClassVar = _lowerings(BLOCK, offsets=True)
 
     def quantize(self, weight: Float32) -> Float32 | QuantizedWeight:
         """Between the smallest and the largest weight of a group."""
@@ -222,11 +222,7 @@ class WideOffsetNibbles(OffsetNibbles):
     colour = "#d5a6bd"
     group = _WIDE
     input_multiple = _WIDE
-    lowerings: ClassVar = {
-        ONNXRUNTIME: AsItIs(),
-        NATIVE: _native(_WIDE, offsets=True),
-        TENSORRT: _NO_TENSORRT,
-    }
+    lowerings: ClassVar = _lowerings(_WIDE, offsets=True)
 
 
 def _halves_next_to(scale: Float32) -> Float32 | None:
