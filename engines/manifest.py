@@ -52,11 +52,14 @@ _MODEL = {
 }
 _FIRST_SAMPLER = "gumbel-max philox4x64-10 v1"
 # Keys of `hashes` that say what was done to keys and values: engines may share cache positions only where they agree.
+CACHE_ROTATION = "cache_rotation"
 CACHE_TREATMENTS = {
     "cache_value_smoothing": "the smoothing of v_proj and o_proj",
     "cache_query_key": "the treatment of queries and keys",
-    "cache_rotation": "the rotation",
+    CACHE_ROTATION: "the rotation",
 }
+# What they say where nothing was done.
+UNTREATED = "none"
 # The key for the scales of an INT8 cache; there is none for other types.
 CACHE_SCALES = "cache_scales"
 _FIGURES = {"mean_kl_nats", "top1_agreement", "perplexity", "perplexity_float", "tokens"}
@@ -97,6 +100,11 @@ class Manifest:
     def skipped_layers(self) -> str:
         """Layers of the checkpoint that were left out, as the build was told (`--skip-layers`); "" for none."""
         return str(self.model.get("skipped_layers", ""))
+
+    @property
+    def is_rotated(self) -> bool:
+        """Whether hidden states and values are those of the checkpoint, turned (`--rotate`)."""
+        return self.hashes.get(CACHE_ROTATION, UNTREATED) != UNTREATED
 
     def to_json(self) -> dict[str, Any]:
         """The file's content, keys in reading order."""

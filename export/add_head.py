@@ -176,6 +176,11 @@ def _check_layers(manifest: Manifest, spec: DraftHeadSpec) -> None:
             f"the draft head reads what enters the layers {list(spec.feature_layers)}, and what enters layer 0 are "
             "embeddings, which an engine's passes do not tell: take a head that reads later ones"
         )
+    if manifest.is_rotated:
+        raise BuildError(
+            "the engine was built with --rotate, and a draft head reads hidden states as the checkpoint has them: add "
+            "it to an engine that is not rotated"
+        )
     if manifest.skipped_layers:
         raise BuildError(
             f"the engine was built without the layers {manifest.skipped_layers}, and the draft head reads what enters "

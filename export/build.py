@@ -13,6 +13,7 @@ from calibration.precisions.base import NATIVE
 from calibration.precisions.catalog import AUTO, STORED, refusal
 from calibration.quantization import Quantization
 from calibration.recipe import Alpha, Recipe, make_recipe, parse_alpha
+from calibration.rotation import ROTATION, rotated
 from calibration.texts import (
     CALIBRATION_ANSWER_TOKENS,
     EVALUATION_ANSWER_TOKENS,
@@ -102,6 +103,8 @@ class _Build:
         self._checkpoint: Checkpoint = open_checkpoint(options.model)
         length = choose_max_length(options.max_length, self._checkpoint.spec.context_length)
         self._checkpoint = at_length(self._checkpoint, length)
+        if options.rotate:
+            self._checkpoint = rotated(self._checkpoint)
         spec = self._checkpoint.spec
         # Layers are left out of the graph alone: what stays is quantized as in the engine that has all of them, so
         # that the two may share a cache.
@@ -195,7 +198,9 @@ class _Build:
             "weights": str(files[main[1]]["sha256"]),
             "inputs": workspace.inputs_hash,
             "engine": manifest.engine_hash,
-            **cache_treatments(self._quantization_path if self._recipe.quantizes else None),
+            **cache_treatments(
+                self._quantization_path if self._recipe.quantizes else None, rotates=self._options.rotate
+            ),
             **self._lowered,
         }
         workspace.publish(replace(manifest, hashes=hashes).to_json())
@@ -274,6 +279,7 @@ class _Build:
             "gate": self._recipe.gate,
             "effort": self._options.effort,
             "weights": self._options.weights or "",
+            "rotation": ROTATION if self._options.rotate else "",
             "linears": sha256_json(self._recipe.linears),
             "calibration": prompts_hash(self._calibration) if self._recipe.quantizes else "",
             "contract": self._contract.to_json(),
@@ -321,8 +327,10 @@ class _Build:
             self._options.weights,
             reporter,
         )
-        source = "user" if self._options.calibration else "default"
-        return {**record, **describe_texts(texts, prompts), "source": source}
+        record |= describe_texts(texts, prompts)
+        if self._options.rotate:
+            record["rotation"] = ROTATION
+        return {**record, "source": "user" if self._options.calibration else "default"}
 
     @property
     def _texts_path(self) -> Path:

@@ -28,7 +28,7 @@ class BuildOptions:
     checkpoint that GPTQ, AWQ or compressed-tensors quantized. `max_length`
     None: the smaller of the model's context and 4096. `alpha` None: auto. `kernels` "native": a directory for those
     alone; None: for every back end, as the option is left out. `weights`: how they are rounded; None: as `effort`
-    and the precision have it.
+    and the precision have it. `rotate`: turn the residual stream and the values (`calibration.rotation`).
     """
 
     model: str
@@ -47,6 +47,7 @@ class BuildOptions:
     effort: Effort = "normal"
     weights: WeightRounding | None = None
     kernels: str | None = None
+    rotate: bool = False
     force: bool = False
 
 
@@ -117,8 +118,8 @@ def check_options(options: BuildOptions) -> None:
             "take one of the two"
         )
     meaningless: dict[str, dict[str, object]] = {
-        FLOAT.choice: {**_of_calibration(options), "--keep-float": options.keep_float or None},
-        STORED: _of_calibration(options),
+        FLOAT.choice: {**_of_calibration(options), **_of_weights(options), "--keep-float": options.keep_float or None},
+        STORED: {**_of_calibration(options), **_of_weights(options)},
     }
     for name, value in meaningless.get(options.precision or "", {}).items():
         if value is not None:
@@ -127,6 +128,10 @@ def check_options(options: BuildOptions) -> None:
 
 def _of_calibration(options: BuildOptions) -> dict[str, object]:
     return {"--alpha": options.alpha, "--calibration": options.calibration, "--weights": options.weights}
+
+
+def _of_weights(options: BuildOptions) -> dict[str, object]:
+    return {"--rotate": options.rotate or None}
 
 
 def choose_precision(options: BuildOptions, checkpoint: Checkpoint) -> str | None:

@@ -173,6 +173,13 @@ def build(
             show_default=False,
         ),
     ] = None,
+    rotate: Annotated[
+        bool,
+        typer.Option(
+            "--rotate",
+            help="Rotate the residual stream and the values first (QuaRot), so that no channel is larger than others.",
+        ),
+    ] = False,
     backend: Annotated[
         list[Backend] | None,
         typer.Option(
@@ -237,6 +244,7 @@ def build(
         effort=effort,
         weights=weights,
         kernels=kernels,
+        rotate=rotate,
         force=force,
     )
     if draft_head is not None:

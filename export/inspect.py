@@ -71,6 +71,8 @@ def print_manifest(directory: EngineDirectory) -> None:
         )
         if unsmoothed := _unsmoothed(str(manifest.model.get("architecture"))):
             table.add_row("not smoothed", f"{', '.join(unsmoothed)}: nothing that makes their input takes a factor")
+        if rotation := manifest.calibration.get("rotation"):
+            table.add_row("rotation", f"{rotation}, of the residual stream and of values")
         for name, value in _search_rows(manifest.calibration):
             table.add_row(name, value)
     table.add_row("max length", f"{contract.max_length} tokens, KV cache {_mb(contract.cache_bytes)}")

@@ -10,13 +10,14 @@ from calibration.precision_search import Bound
 from calibration.precisions.catalog import DEFAULT_CHOICE, ladder
 from calibration.quantization import FidelityGoal, Quantization, quantize_model
 from calibration.recipe import Recipe
+from calibration.rotation import ROTATION
 from calibration.search import Effort, WeightRounding
 from calibration.smoothing import SmoothingFactors
 from calibration.sqnr import LINEAR_FIGURES
 from calibration.stored_grids import keep_grids
 from calibration.texts import TokenizedText
 from calibration.weights import PreparedWeights
-from engines.manifest import CACHE_TREATMENTS
+from engines.manifest import CACHE_ROTATION, CACHE_TREATMENTS, UNTREATED
 from engines.onnxruntime.kernels import Kernels
 from export.build_options import Reporter
 from quasar.checkpoints import Checkpoint, DecoderSpec
@@ -128,10 +129,10 @@ def check_bound(bound: Bound | None, fidelity: dict[str, Any], linears: dict[str
         )
 
 
-def cache_treatments(folder: Path | None) -> dict[str, str]:
+def cache_treatments(folder: Path | None, *, rotates: bool) -> dict[str, str]:
     """What was done to what the KV cache holds (`engines.manifest.CACHE_TREATMENTS`), by the quantization in `folder`.
 
-    Only smoothing of v_proj and o_proj reaches it today: keys are rotary alone, and nothing is rotated otherwise.
+    Smoothing of v_proj and o_proj, and a rotation of values: nothing is done to keys.
     """
     factors = {} if folder is None else Quantization.load(folder).factors.by_linear
     values = {
@@ -139,7 +140,9 @@ def cache_treatments(folder: Path | None) -> dict[str, str]:
         for name, factor in sorted(factors.items())
         if name.endswith(".o_proj")
     }
-    treatments = dict.fromkeys(CACHE_TREATMENTS, "none")
+    treatments = dict.fromkeys(CACHE_TREATMENTS, UNTREATED)
     if values:
         treatments["cache_value_smoothing"] = sha256_json(values)
+    if rotates:
+        treatments[CACHE_ROTATION] = ROTATION
     return treatments

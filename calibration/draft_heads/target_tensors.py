@@ -30,8 +30,13 @@ _FURTHER_POSITIONS = 16
 def open_target(directory: Path, manifest: Manifest, model: str | None) -> Checkpoint:
     """The checkpoint that an engine was built from.
 
-    Raises `BuildError` if it is not there any more, or `model` is another.
+    Raises `BuildError` if it is not there any more, or `model` is another; or the engine's hidden states are not its.
     """
+    if manifest.is_rotated:
+        raise BuildError(
+            f"{directory} was built with --rotate, and a draft head learns from hidden states as the checkpoint has "
+            "them: train it for an engine that is not rotated"
+        )
     source = manifest.model["source"] if model is None else model
     try:
         checkpoint = open_checkpoint(source)

@@ -54,10 +54,10 @@ class Checkpoint(Protocol):
 def at_length(checkpoint: Checkpoint, max_length: int) -> Checkpoint:
     """The checkpoint for sequences of up to `max_length` positions: itself, unless a rope depends on that."""
     spec = checkpoint.spec.at_length(max_length)
-    return checkpoint if spec is checkpoint.spec else _WithSpec(checkpoint, spec)
+    return checkpoint if spec is checkpoint.spec else WithSpec(checkpoint, spec)
 
 
-class _WithSpec:
+class WithSpec:
     """A checkpoint with another spec of the same tensors."""
 
     def __init__(self, checkpoint: Checkpoint, spec: DecoderSpec) -> None:
@@ -66,26 +66,33 @@ class _WithSpec:
 
     @property
     def location(self) -> Path:
+        """As `Checkpoint`."""
         return self._checkpoint.location
 
     @property
     def files(self) -> tuple[Path, ...]:
+        """As `Checkpoint`."""
         return self._checkpoint.files
 
     @property
     def quantized_by(self) -> str:
+        """As `Checkpoint`."""
         return self._checkpoint.quantized_by
 
     def read(self, name: str) -> NDArray[Any]:
+        """As `Checkpoint`."""
         return self._checkpoint.read(name)
 
     def prequantized(self, name: str) -> PrequantizedWeight | None:
+        """As `Checkpoint`."""
         return self._checkpoint.prequantized(name)
 
     def transformers_config(self) -> Any:
+        """As `Checkpoint`."""
         return self._checkpoint.transformers_config()
 
     def text(self) -> CheckpointText:
+        """As `Checkpoint`."""
         return self._checkpoint.text()
 
 
