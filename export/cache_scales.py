@@ -47,7 +47,7 @@ def measure_cache_scales(
 
 def write_int8_caches(directory: Path, files: OnnxRuntimeFiles, scales: Scales) -> None:
     """Give the native graphs of an engine directory INT8 caches of these scales."""
-    for name in (files.native_graph, files.native_probe):
+    for name in files.native_graphs:
         model = ir.load(directory / name)
         CachesToInt8(scales)(model)
         ir.save(model, directory / name)

@@ -22,6 +22,7 @@ _ONNXRUNTIME = OnnxRuntimeFiles(
     weights="onnxruntime/verifier.onnx.data",
     native_graph="onnxruntime/native.onnx",
     native_probe="onnxruntime/native_probe.onnx",
+    native_draft="onnxruntime/native_draft.onnx",
     native_weights="onnxruntime/native.onnx.data",
 )
 
@@ -31,9 +32,11 @@ def onnxruntime_files(spec: DecoderSpec, linears: Mapping[str, str]) -> OnnxRunt
     files = replace(_ONNXRUNTIME, probe_layers=_num_probe_layers(spec))
     if not any(isinstance(precision_of(name).lowering(ONNXRUNTIME), Operator) for name in set(linears.values())):
         files = replace(files, weights="")
+    if not any(precision_of(name).drafts_as for name in set(linears.values())):
+        files = replace(files, native_draft="")
     if native_takes(spec) and not refusal(linears.values(), NATIVE):
         return files
-    return replace(files, native_graph="", native_probe="", native_weights="")
+    return replace(files, native_graph="", native_probe="", native_draft="", native_weights="")
 
 
 def native_takes(spec: DecoderSpec) -> bool:

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from engines.onnxruntime.files import OnnxRuntimeFiles
 from export.integer_check_graph import build_integer_check
 from export.passes import (
+    CoarserActivations,
     KeepLayers,
     LinearsToOnnxRuntime,
     LowerToNative,
@@ -45,6 +46,8 @@ def lower_for_onnxruntime(
         with WeightFile(directory / files.native_weights, directory) as weights:
             native = [LowerToNative(spec, StoredWeights(weights), kv_dtype), UnsignedActivations()]
             write(files.native_graph, *native)
+            if files.native_draft:
+                write(files.native_draft, *native, CoarserActivations())
             # The native operators take the final norm in, so the cut comes first.
             write(files.native_probe, KeepLayers(files.probe_layers, spec), *native)
     integer_check = build_integer_check(version("quasar-verifier"))

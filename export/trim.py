@@ -60,7 +60,7 @@ def _own_shared_tensors(directory: Path, canonical: str, files: OnnxRuntimeFiles
     from export.weight_file import WeightFile  # it imports onnx_ir
 
     source = ir.load(directory / canonical).graph.initializers
-    models = {name: ir.load(directory / name) for name in (files.native_graph, files.native_probe)}
+    models = {name: ir.load(directory / name) for name in files.native_graphs}
     shared: dict[str, ir.ExternalTensor] = {}
     path = directory / files.native_shared
     with atomic_path(path) as temporary, WeightFile(temporary, directory, named=path) as weights:

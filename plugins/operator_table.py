@@ -9,7 +9,7 @@ from plugins.kv_compact import kv_compact
 from plugins.quantize_per_token import quantize_per_token
 from plugins.sample_token import sample_token
 from plugins.verify_attention import verify_attention_batch
-from plugins.w8a8_linear import w8a8_block_linear, w8a8_linear
+from plugins.w8a8_linear import w4a16_block_linear, w8a8_block_linear, w8a8_linear
 from quasar.errors import QuasarError
 
 
@@ -111,6 +111,19 @@ OPERATORS = {
             },
             outputs={"y": "float32 [..., N]"},
             reference=w8a8_block_linear,
+            implementations={"cpu": "plugins.cpu.library"},
+        ),
+        Operator(
+            name="W4A16BlockLinear",
+            summary="The same weights times rows that stay floats: products are added in the order of the inputs.",
+            inputs={
+                "x": "float32 [..., K], K a multiple of 32",
+                "packed": "uint8 [tiles, K / 4, 16, 4]: two columns a byte",
+                "scale": "float16 [tiles, groups, 32]; with offsets [tiles, groups, 64], scales first",
+                **_TAKEN_IN,
+            },
+            outputs={"y": "float32 [..., N]"},
+            reference=w4a16_block_linear,
             implementations={"cpu": "plugins.cpu.library"},
         ),
         Operator(

@@ -1,4 +1,4 @@
-"""W8A8Linear and W8A8BlockLinear: a whole INT8 linear, from float rows to float rows."""
+"""A whole quantized linear, from float rows to float rows: W8A8Linear, those in blocks, and W4A16BlockLinear."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,6 +81,36 @@ def w8a8_block_linear(
             total = q[:, block].sum(axis=-1, dtype=np.int64).astype(np.float32) * a[:, block]
             shift = (UNIT_STEP * offset[:, block]).astype(np.float32)
             y = (total[:, None].astype(np.float64) * shift + y).astype(np.float32)
+    return _finish(y, bias, residual, gate=gate)
+
+
+def w4a16_block_linear(
+    x: Float32,
+    values: Int8,
+    scale: Float32,
+    *,
+    bias: Float32 | None = None,
+    residual: Float32 | None = None,
+    norm: Float32 | None = None,
+    epsilon: float = 0.0,
+    gate: int = NO_GATE,
+    offset: Float32 | None = None,
+) -> Float32:
+    """Rows that stay floats, K a multiple of 32, times integers [N, K] with `scale` and `offset` float32 [N, K / 32].
+
+    The products of a block are added from its first input to its last, rounded to float32 after each; then the sum is
+    scaled, and blocks are added in order.
+    """
+    h = x if norm is None else rms_norm(x, norm, epsilon)
+    y = np.zeros((len(h), len(values)), np.float32)
+    for block in range(h.shape[1] // BLOCK):
+        total, plain = np.zeros_like(y), np.zeros(len(h), np.float32)
+        for k in range(block * BLOCK, (block + 1) * BLOCK):
+            total = (h[:, k, None].astype(np.float64) * values[:, k] + total).astype(np.float32)
+            plain = plain + h[:, k]
+        y = (total.astype(np.float64) * scale[:, block] + y).astype(np.float32)
+        if offset is not None:
+            y = (plain[:, None].astype(np.float64) * offset[:, block] + y).astype(np.float32)
     return _finish(y, bias, residual, gate=gate)
 
 

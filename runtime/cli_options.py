@@ -110,7 +110,7 @@ def load_engine(directory: Path, drafter: str, *, backend: str | None, kernels: 
     """The engine of a command. With a drafter that is an engine, both share one thread pool."""
     import runtime
 
-    if any(part.strip().startswith(("model:", "self:", "hierarchical:")) for part in drafter.split(",")):
+    if any(part.strip().partition(":")[0] in ("model", "self", "hierarchical") for part in drafter.split(",")):
         runtime.share_threads(threads)
     return runtime.load(directory, backend=backend, kernels=kernels, threads=threads)
 

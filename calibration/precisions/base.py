@@ -98,6 +98,8 @@ class Precision(ABC):
         is_on_ladder: whether "auto" may give a linear this precision.
         input_multiple: a linear's inputs must be a multiple of it.
         has_offsets: whether a weight has offsets beside its scales. Only checkpoints bring it: none is asked for.
+        drafts_as: the precision that reads the same stored weights with coarser activations, in which an engine may
+            draft for itself (QSpec, arXiv 2410.11305); "" where there is none.
     """
 
     name: ClassVar[str]
@@ -117,6 +119,7 @@ class Precision(ABC):
     is_on_ladder: ClassVar[bool] = False
     input_multiple: ClassVar[int] = 1
     has_offsets: ClassVar[bool] = False
+    drafts_as: ClassVar[str] = ""
 
     @abstractmethod
     def scales_of(self, weight: "torch.Tensor") -> "torch.Tensor":

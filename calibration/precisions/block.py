@@ -16,13 +16,16 @@ if TYPE_CHECKING:
     import torch
 
 # Activations in INT8, an amax for each block of a token: with blocks of 32 its bits do not depend on the width.
-_INT8_ACTIVATIONS = 4
+_INT8_ACTIVATIONS, _FLOAT_ACTIVATIONS = 4, 1
 
 
 def matmul_nbits(
-    bits: int, pack: Callable[[QuantizedWeight, bool], tuple[NDArray[Any], NDArray[Any] | None]]
+    bits: int,
+    pack: Callable[[QuantizedWeight, bool], tuple[NDArray[Any], NDArray[Any] | None]],
+    *,
+    integers: bool = True,
 ) -> Operator:
-    """ONNX Runtime's own operator with weights of so many bits in blocks of 32."""
+    """ONNX Runtime's own operator with weights of so many bits in blocks of 32; `integers`: activations in INT8."""
     return Operator(
         op_type="MatMulNBits",
         domain="com.microsoft",
@@ -32,7 +35,7 @@ def matmul_nbits(
             "N": outputs,
             "bits": bits,
             "block_size": BLOCK,
-            "accuracy_level": _INT8_ACTIVATIONS,
+            "accuracy_level": _INT8_ACTIVATIONS if integers else _FLOAT_ACTIVATIONS,
         },
     )
 

@@ -5,7 +5,16 @@ from collections.abc import Iterable
 from calibration.precisions.base import NATIVE, Precision, Refused
 from calibration.precisions.block import InBlocks
 from calibration.precisions.float import Float
-from calibration.precisions.nibble import Nibbles, OffsetNibbles, WideNibbles, WideOffsetNibbles
+from calibration.precisions.nibble import (
+    FloatNibbles,
+    Nibbles,
+    OffsetFloatNibbles,
+    OffsetNibbles,
+    WideFloatNibbles,
+    WideNibbles,
+    WideOffsetFloatNibbles,
+    WideOffsetNibbles,
+)
 from calibration.precisions.static import Static
 from calibration.precisions.token import PerToken
 from quasar.errors import BuildError
@@ -18,6 +27,10 @@ PRECISIONS: dict[str, Precision] = {
         WideOffsetNibbles(),
         Nibbles(),
         OffsetNibbles(),
+        WideFloatNibbles(),
+        WideOffsetFloatNibbles(),
+        FloatNibbles(),
+        OffsetFloatNibbles(),
         Static(),
         PerToken(),
         InBlocks(),

@@ -1,4 +1,4 @@
-"""W4A8: 4-bit weights in groups of inputs, and activations in INT8 blocks of 32."""
+"""W4A8 and W4A16: 4-bit weights in groups of inputs, and activations in INT8 blocks of 32, or in floats."""
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -46,20 +46,26 @@ _HALF_BYTES = 2
 # The largest integer above an offset.
 _MOST = HIGHEST_NIBBLE - LOWEST_NIBBLE
 _NO_TENSORRT = Refused(reason="TensorRT has no matmul of INT8 activations with INT4 weights")
+_NO_TENSORRT_FLOATS = Refused(reason="no TensorRT plan of INT4 weights is built yet")
 # What checkpoints of the field mostly have.
 _WIDE = 4 * BLOCK
 
 
-def _stock(group: int) -> Operator:
-    """With blocks of 32, whatever the group: with wider ones its bits depend on the width."""
+def _stock(group: int, *, floats: bool = False) -> Operator:
+    """With blocks of 32, whatever the group: with wider ones its bits depend on the width.
+
+    With `floats` they do in any case: one position and several are multiplied in different ways.
+    """
     return matmul_nbits(
-        4, lambda weight, gated: (_pairs(weight.values), np.repeat(weight.scale, group // BLOCK, axis=1))
+        4,
+        lambda weight, gated: (_pairs(weight.values), np.repeat(weight.scale, group // BLOCK, axis=1)),
+        integers=not floats,
     )
 
 
-def _native(group: int, *, offsets: bool = False) -> Operator:
+def _native(group: int, *, offsets: bool = False, floats: bool = False) -> Operator:
     return Operator(
-        op_type="W4A8BlockLinear",
+        op_type="W4A16BlockLinear" if floats else "W4A8BlockLinear",
         domain=DOMAIN,
         pack=lambda weight, gated: (
             pack_nibbles(weight.values + np.int8(LOWEST_NIBBLE) if offsets else weight.values, gated=gated),
@@ -75,16 +81,16 @@ def _halves(weight: QuantizedWeight, *, gated: bool) -> NDArray[np.float16]:
     return np.concatenate([pack_block_scales(part.astype(np.float16), gated=gated) for part in parts], axis=2)
 
 
-def _lowerings(group: int, *, offsets: bool = False) -> dict[str, Lowering]:
-    """By back end.
+def _lowerings(group: int, *, offsets: bool = False, floats: bool = False) -> dict[str, Lowering]:
+    """By back end; `floats`: activations are not rounded.
 
     ONNX Runtime's own operator has zero points of 4 bits, and no offsets: with those it computes the canonical form, in
     floats and slowly, where the last bits depend on the width. An engine without native kernels decodes plainly then.
     """
     return {
-        ONNXRUNTIME: AsItIs() if offsets else _stock(group),
-        NATIVE: _native(group, offsets=offsets),
-        TENSORRT: _NO_TENSORRT,
+        ONNXRUNTIME: AsItIs() if offsets else _stock(group, floats=floats),
+        NATIVE: _native(group, offsets=offsets, floats=floats),
+        TENSORRT: _NO_TENSORRT_FLOATS if floats else _NO_TENSORRT,
     }
 
 
@@ -223,6 +229,80 @@ class WideOffsetNibbles(OffsetNibbles):
     group = _WIDE
     input_multiple = _WIDE
     lowerings: ClassVar = _lowerings(_WIDE, offsets=True)
+
+
+class _FloatActivations(InBlocks):
+    """What sets W4A16 apart from W4A8: activations are the floats that come, of 32 bits on CPUs."""
+
+    has_integer_activations = False
+    is_on_ladder = False
+
+    def round_activations(self, x: "torch.Tensor", _static_scale: float, /) -> "torch.Tensor":
+        """The activations themselves."""
+        return x
+
+    def canonical(
+        self, graph: LinearGraph, x: Value, weight: Float32 | QuantizedWeight, _static_scale: float, /
+    ) -> Value:
+        """Y = MatMul(x, dequantized W)."""
+        assert isinstance(weight, QuantizedWeight)
+        return graph.product("MatMul", [x, self.weight_of(graph, weight)], "matmul")
+
+
+class FloatNibbles(_FloatActivations, Nibbles):
+    """MatMul of activations as they are with INT4 weights."""
+
+    name = "w4a16"
+    choice = "w4a16"
+    help = f"{Nibbles.help}, activations as they are"
+    label = "nibbles times floats"
+    title = f"W4A16 {Nibbles.form}"
+    form = f"{Nibbles.form}, times floats,"
+    colour = "#93c47d"
+    drafts_as = Nibbles.name
+    lowerings: ClassVar = _lowerings(BLOCK, floats=True)
+
+
+class WideFloatNibbles(_FloatActivations, WideNibbles):
+    """The same with a scale for every 128 inputs of a weight."""
+
+    name = "w4a16-128"
+    choice = "w4a16-128"
+    help = f"{WideNibbles.help}, activations as they are"
+    label = "wide nibbles times floats"
+    title = f"W4A16 {WideNibbles.form}"
+    form = f"{WideNibbles.form}, times floats,"
+    colour = "#b6d7a8"
+    drafts_as = WideNibbles.name
+    lowerings: ClassVar = _lowerings(_WIDE, floats=True)
+
+
+class OffsetFloatNibbles(_FloatActivations, OffsetNibbles):
+    """MatMul of activations as they are with 4-bit weights that have offsets."""
+
+    name = "w4a16-offset"
+    choice = "w4a16-offset"
+    help = f"{FloatNibbles.help}, with an offset for each group"
+    label = "nibbles with offsets times floats"
+    title = f"W4A16 {OffsetNibbles.form}"
+    form = f"{OffsetNibbles.form}, times floats,"
+    colour = "#76a5af"
+    drafts_as = OffsetNibbles.name
+    lowerings: ClassVar = _lowerings(BLOCK, offsets=True, floats=True)
+
+
+class WideOffsetFloatNibbles(_FloatActivations, WideOffsetNibbles):
+    """The same for every 128 inputs."""
+
+    name = "w4a16-128-offset"
+    choice = "w4a16-128-offset"
+    help = f"{WideFloatNibbles.help}, with an offset for each group"
+    label = "wide nibbles with offsets times floats"
+    title = f"W4A16 {WideOffsetNibbles.form}"
+    form = f"{WideOffsetNibbles.form}, times floats,"
+    colour = "#a2c4c9"
+    drafts_as = WideOffsetNibbles.name
+    lowerings: ClassVar = _lowerings(_WIDE, offsets=True, floats=True)
 
 
 def _halves_next_to(scale: Float32) -> Float32 | None:

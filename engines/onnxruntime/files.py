@@ -10,7 +10,10 @@ from engines.manifest import Manifest
 from quasar.errors import DamagedEngineError, EngineError
 
 NAME = "onnxruntime"
-_OPTIONAL_FILES = ("graph", "probe", "weights", "native_graph", "native_probe", "native_weights", "native_shared")
+_OPTIONAL_FILES = (
+    *("graph", "probe", "weights"),
+    *("native_graph", "native_probe", "native_draft", "native_weights", "native_shared"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +23,7 @@ class OnnxRuntimeFiles:
     `graph` and `probe`: "" in engines built for native kernels alone.
     `weights`: of linears in blocks, as MatMulNBits reads them; "" without such.
     `native_graph` and `native_probe`: the same for the native operators; "" in engines of earlier versions.
+    `native_draft`: the same weights with coarser activations, for drafts of the engine's own; "" where there are none.
     `native_weights`: what those read, packed. `native_shared`: what else they read, where there is no canonical graph
     whose file has it.
     """
@@ -31,6 +35,7 @@ class OnnxRuntimeFiles:
     weights: str = ""
     native_graph: str = ""
     native_probe: str = ""
+    native_draft: str = ""
     native_weights: str = ""
     native_shared: str = ""
 
@@ -38,6 +43,11 @@ class OnnxRuntimeFiles:
     def names(self) -> tuple[str, ...]:
         """Every file."""
         return tuple(name for name in self.to_json().values() if isinstance(name, str))
+
+    @property
+    def native_graphs(self) -> tuple[str, ...]:
+        """Every graph of native operators."""
+        return tuple(name for name in (self.native_graph, self.native_probe, self.native_draft) if name)
 
     @property
     def native_alone(self) -> bool:

@@ -13,7 +13,10 @@ from engines.onnxruntime.session import OnnxRuntimeSession
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Graphs:
-    """The graphs; `directory` holds their external data, `library` the operators that they need."""
+    """The graphs; `directory` holds their external data, `library` the operators that they need.
+
+    `draft`: the one in which the engine drafts for itself, where there is one.
+    """
 
     directory: Path
     graph: Path
@@ -21,6 +24,7 @@ class Graphs:
     probe_layers: int
     integer_check: Path
     library: Path | None = None
+    draft: Path | None = None
 
     @classmethod
     def of(cls, directory: Path, files: OnnxRuntimeFiles, kernels: Kernels) -> "Graphs":
@@ -33,6 +37,7 @@ class Graphs:
             probe_layers=files.probe_layers,
             integer_check=directory / files.integer_check,
             library=kernels.library,
+            draft=directory / files.native_draft if native and files.native_draft else None,
         )
 
     def open(
@@ -45,11 +50,15 @@ class Graphs:
         slots: int = 1,
         max_positions: int | None = None,
         hidden_states: Sequence[int] = (),
+        drafts: bool = False,
     ) -> OnnxRuntimeSession:
-        """A session over the whole graph; what is not described here is as `OnnxRuntimeSession` takes it."""
+        """A session over the whole graph, or with `drafts` over the one that drafts for it.
+
+        What is not described here is as `OnnxRuntimeSession` takes it.
+        """
         return OnnxRuntimeSession(
             self.directory,
-            self.graph,
+            self.draft if drafts and self.draft is not None else self.graph,
             contract,
             threads=threads,
             exact_integers=exact_integers,

@@ -20,6 +20,7 @@ class OnnxRuntimeOptions:
         hidden_states: layers of the verifier: its passes tell what enters them, for draft heads
             (`Session.hidden_states`). () takes those of the directory's draft head.
         draft_head: load the draft head that the directory has; it runs on native kernels.
+        drafts: load the graph that reads the engine's weights with coarser activations, to draft for the engine itself.
     """
 
     provider: str = "cpu"
@@ -30,3 +31,4 @@ class OnnxRuntimeOptions:
     max_positions: int | None = None
     hidden_states: tuple[int, ...] = ()
     draft_head: bool = True
+    drafts: bool = False

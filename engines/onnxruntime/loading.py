@@ -37,6 +37,11 @@ def load_onnxruntime(directory: EngineDirectory, options: OnnxRuntimeOptions) ->
     if kernels.reason:
         _log.info("%s runs on stock kernels: %s", directory.path, kernels.reason)
     graphs = Graphs.of(directory.path, files, kernels)
+    if options.drafts and not graphs.draft:
+        raise EngineError(
+            f"{directory.path} has no graph to draft with for itself, or not for {kernels.name} kernels: an engine "
+            "whose weights have 4 bits and whose activations are floats has one, for native kernels"
+        )
     head = directory.manifest.draft_head if kernels.library is not None and options.draft_head else None
     record = _record(directory, this_machine(threads, kernels.name), threads, graphs)
     session = graphs.open(
@@ -47,6 +52,7 @@ def load_onnxruntime(directory: EngineDirectory, options: OnnxRuntimeOptions) ->
         slots=options.slots,
         max_positions=options.max_positions,
         hidden_states=options.hidden_states or (() if head is None else head.feature_layers),
+        drafts=options.drafts,
     )
     draft_head = None
     if head is not None and kernels.library is not None:

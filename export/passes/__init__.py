@@ -1,6 +1,7 @@
 """Graph changes: each is a pass with a precondition, a postcondition and a truthful `modified`."""
 
 from export.passes.caches_to_int8 import CachesToInt8
+from export.passes.coarser_activations import CoarserActivations
 from export.passes.fuse_token_quantization import FuseTokenQuantization
 from export.passes.integer_linears import IntegerLinears
 from export.passes.keep_layers import KeepLayers
@@ -14,6 +15,7 @@ from export.passes.unsigned_activations import UnsignedActivations
 
 __all__ = [
     "CachesToInt8",
+    "CoarserActivations",
     "FuseTokenQuantization",
     "IntegerLinears",
     "KeepLayers",

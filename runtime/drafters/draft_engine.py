@@ -1,9 +1,10 @@
 """An engine that drafts for another one: a smaller model, or the same one in lower precision.
 
-`model:DIR` has a KV cache of its own, which follows the sequence. `self:DIR` is the verifier's own model in another
-precision and works on the verifier's cache (QSpec, arXiv 2410.11305): it reads the positions that the verifier
-committed, writes its own after them, and the pass that verifies its drafts overwrites every one of those. It may
-have been built without some of the model's layers (`--skip-layers`): then it works on the cache of the others.
+`model:DIR` has a KV cache of its own, which follows the sequence. `self` is the verifier's own weights with coarser
+activations, on the verifier's cache (QSpec, arXiv 2410.11305): it reads the positions that the verifier committed,
+writes its own after them, and the pass that verifies its drafts overwrites every one of those. `self:DIR` does so with
+other weights of the same model. It may have been built without some of the model's layers (`--skip-layers`): then it
+works on the cache of the others.
 
 `hierarchical:DIR` (SpecMQuant, arXiv 2505.22179, section 5) lets a fast drafter propose to the engine: what the engine
 accepts becomes the sequence that the target verifies, in fewer passes of the engine.
@@ -245,7 +246,7 @@ class DraftEngines:
         self._target, self._kernels, self._threads, self._caches = target, kernels, threads, caches
         self._no_cache, self._on_cpu, self._slots = no_cache, on_cpu, slots
         self._adapt, self._clock = adapt, clock
-        self._loaded: dict[tuple[Path, bool], DraftEngine] = {}
+        self._loaded: dict[tuple[Path, bool, bool], DraftEngine] = {}
         self._lock = threading.Lock()
         self._closed = False
 
@@ -262,21 +263,30 @@ class DraftEngines:
             slots=target.session.num_slots,
         )
 
-    def open(self, path: Path, *, shares_cache: bool) -> DraftEngine:
-        """The engine in a directory, checked against the verifier.
+    def open(self, path: Path, *, shares_cache: bool, drafts: bool = False) -> DraftEngine:
+        """The engine in a directory, checked against the verifier; `drafts`: its graph with coarser activations.
 
         Raises:
             EngineError: it cannot be loaded.
             GenerationError: another vocabulary, or a cache that it may not share; says what differs. Or the verifier
                 was closed.
         """
-        key = (path.resolve(), shares_cache)
+        key = (path.resolve(), shares_cache, drafts)
         with self._lock:
             if self._closed:
                 raise GenerationError(ENGINE_CLOSED)
             if key not in self._loaded:
-                self._loaded[key] = self._load(path, shares_cache=shares_cache)
+                self._loaded[key] = self._load(path, shares_cache=shares_cache, drafts=drafts)
             return self._loaded[key]
+
+    def open_own(self) -> DraftEngine:
+        """The verifier itself with coarser activations, on its own weights and cache.
+
+        Raises:
+            EngineError: the directory has no such graph, or not for these kernels.
+            GenerationError: its cache is out of reach, or the verifier was closed.
+        """
+        return self.open(self._target.path, shares_cache=True, drafts=True)
 
     def close(self) -> None:
         """Free their sessions, and load none any more."""
@@ -291,12 +301,13 @@ class DraftEngines:
         """Memory of their weights, and of the KV caches that are their own."""
         total = 0
         with self._lock:
-            for engine in self._loaded.values():
+            for (_, _, drafts), engine in self._loaded.items():
                 memory = engine.loaded.session.memory()
-                total += memory.weights + (0 if engine.shares_cache else memory.cache)
+                # The verifier's own weights are mapped once.
+                total += (0 if drafts else memory.weights) + (0 if engine.shares_cache else memory.cache)
         return total
 
-    def _load(self, path: Path, *, shares_cache: bool) -> DraftEngine:
+    def _load(self, path: Path, *, shares_cache: bool, drafts: bool) -> DraftEngine:
         target, directory = self._target, open_directory(path)
         unlike = check_vocabularies(target, directory)
         if shares_cache:
@@ -323,7 +334,12 @@ class DraftEngines:
             load_opened(
                 directory,
                 options=OnnxRuntimeOptions(
-                    threads=self._threads, kernels=self._kernels, slots=self._slots, caches=caches, draft_head=False
+                    threads=self._threads,
+                    kernels=self._kernels,
+                    slots=self._slots,
+                    caches=caches,
+                    draft_head=False,
+                    drafts=drafts,
                 ),
             )
         )

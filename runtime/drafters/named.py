@@ -24,7 +24,7 @@ NONE, AUTO = "none", "auto"
 # Joins the others wherever there is a prediction.
 _PREDICTION = Prediction.name
 # These stand before a colon and an engine directory.
-_NEED_DIRECTORY = ("model", "self", "hierarchical")
+_NEED_DIRECTORY = ("model", "hierarchical")
 # After "recycling:": successors are kept between processes.
 _KEEPS = "kept"
 _SIZES = re.compile(r"(\d{1,9})-(\d{1,9})")
@@ -121,8 +121,12 @@ def _model(argument: str, target: VerifierProfile) -> Drafter:
 
 
 def _self(argument: str, target: VerifierProfile) -> Drafter:
-    engine = _open_engine("self", argument, target, shares_cache=True)
-    return EngineDrafter(engine, f"self:{argument}", target.vocab_size, slot=target.slot)
+    if argument:
+        engine = _open_engine("self", argument, target, shares_cache=True)
+        return EngineDrafter(engine, f"self:{argument}", target.vocab_size, slot=target.slot)
+    if target.engines is None:
+        raise GenerationError("drafter 'self' is the verifier with coarser activations, and there is no engine here")
+    return EngineDrafter(target.engines.open_own(), "self", target.vocab_size, slot=target.slot)
 
 
 def _hierarchical(argument: str, target: VerifierProfile) -> Drafter:

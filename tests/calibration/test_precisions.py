@@ -24,13 +24,16 @@ EVERYWHERE = [*ABOVE, *(ROOT / name for name in ("plugins", "engines", "runtime"
 
 
 def test_what_can_be_asked_for():
-    assert choices() == ("w4a8", "w8a8", "w8a8-block", "w4a8-128", "w8a8-static", "auto", "stored", "fp32")
+    assert choices() == (
+        *("w4a8", "w8a8", "w8a8-block", "w4a8-128", "w4a16-128", "w4a16", "w8a8-static"),
+        *("auto", "stored", "fp32"),
+    )
     assert [precision.name for precision in ladder()] == ["w4a8", "w8a8-token", "w8a8-block", "float"]
     assert precisions_for("auto") == ladder()
     assert [precision.name for precision in precisions_for("w8a8")] == ["w8a8-token"]
     assert choices_on(TENSORRT) == "w8a8 or w8a8-static"
     with pytest.raises(
-        BuildError, match="--precision is 'w9a9'; w4a8, w8a8, w8a8-block, w4a8-128, w8a8-static, auto, stored"
+        BuildError, match="--precision is 'w9a9'; w4a8, w8a8, w8a8-block, w4a8-128, w4a16-128, w4a16, w8a8-static, auto"
     ):
         precisions_for("w9a9")
     with pytest.raises(BuildError, match="precision is 'w9a9'; w4a8-128, w4a8-128-offset, w4a8, w4a8-offs"):
@@ -111,6 +114,28 @@ def test_every_back_end_is_answered(precision):
                 assert not reason.endswith(".")
             case lowering:
                 assert lowering == AsItIs()
+
+
+@pytest.mark.parametrize(
+    "precision", [one for one in PRECISIONS.values() if one.drafts_as], ids=lambda precision: precision.name
+)
+def test_what_drafts_reads_the_same_stored_weights(precision):
+    coarser = PRECISIONS[precision.drafts_as]
+    weight = np.random.default_rng(4).standard_normal((40, 256)).astype(np.float32)
+    own, other = precision.quantize(weight), coarser.quantize(weight)
+    for part in ("values", "scale", "offset"):
+        np.testing.assert_array_equal(getattr(own, part), getattr(other, part))
+    native = [one.lowering(NATIVE) for one in (precision, coarser)]
+    for gated in (False, True):
+        packed = [one.pack(own, gated) for one in native]
+        for mine, its in zip(*packed, strict=True):
+            np.testing.assert_array_equal(mine, its)
+    assert native[0].attributes(40, 256) == native[1].attributes(40, 256)
+    assert native[0].op_type != native[1].op_type
+    # And what sets them apart: activations.
+    x = torch.randn(3, 256, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(precision.round_activations(x, 0.0), x)
+    assert not torch.equal(coarser.round_activations(x, 0.0), x)
 
 
 def constants(path):

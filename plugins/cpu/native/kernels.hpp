@@ -27,11 +27,12 @@ enum class CacheType { kFloat, kHalf, kBfloat, kInt8 };
 
 // A linear's weights. 8 bits around 128, packed [tiles, inputs / 4, 32 columns, 4], with a scale per column and row; the
 // same with scales per block of inputs, on both sides; 4 bits with those scales, around 8 or from an offset, packed
-// [tiles, inputs / 4, 16, 4]: columns 0 to 15 in the low bits of a byte, 16 to 31 in the high ones.
-enum class Form { kBytes, kByteBlocks, kNibbleBlocks };
+// [tiles, inputs / 4, 16, 4]: columns 0 to 15 in the low bits of a byte, 16 to 31 in the high ones; those 4 bits times
+// rows that stay floats.
+enum class Form { kBytes, kByteBlocks, kNibbleBlocks, kNibbleFloats };
 
-// y [rows, outputs] = dequantized(q · w), then bias, residual or gate. Where there are gates, tiles alternate between
-// gate and up.
+// y [rows, outputs] = dequantized(q · w), or x · w, then bias, residual or gate. Where there are gates, tiles alternate
+// between gate and up.
 struct Linear {
   const Level* level;
   int rows, inputs, outputs;
@@ -55,7 +56,7 @@ struct Linear {
   int8_t* q;  // [rows, padded]
   float* amax;  // [rows], with blocks [rows, padded / 32]
   int32_t* offset;  // the same shape: what 128 in the weights adds to a sum, negated
-  float* sums;  // [rows, padded / 32] with offsets: the sum of a block's integers times its amax
+  float* sums;  // [rows, padded / 32] with offsets: the sum of a block's integers times its amax, or of its floats
   float* normed;  // [rows, inputs] where norm is given
 };
 
@@ -101,7 +102,7 @@ struct Sampling {
 
 struct Level {
   const char* name;
-  void (*quantize_row)(const Linear&, int row);
+  void (*prepare_row)(const Linear&, int row);
   void (*multiply_tiles)(const Linear&, int first, int end);
   void (*append_row)(const Attention&, int row);
   int (*attention_tasks)(const Attention&);

@@ -21,7 +21,7 @@ namespace quasar::QUASAR_LEVEL {
 #include "sampler.hpp"
 
 extern const Level kLevel;
-const Level kLevel = {QUASAR_LEVEL_NAME, quantize_row, multiply_tiles, append_row, attention_tasks, attend,
-                      merge_blocks,      argmax_row,   read_all,       sample_row};
+const Level kLevel = {QUASAR_LEVEL_NAME, prepare_row, multiply_tiles, append_row, attention_tasks, attend,
+                      merge_blocks,      argmax_row,  read_all,       sample_row};
 
 }  // namespace quasar::QUASAR_LEVEL

@@ -1,4 +1,4 @@
-// W8A8Linear, W8A8BlockLinear and W4A8BlockLinear: quantization of rows, and packed tiles times quantized rows.
+// W8A8Linear, W8A8BlockLinear, W4A8BlockLinear and W4A16BlockLinear: quantization of rows, and packed tiles times rows.
 // Included once per level, after vector.hpp.
 
 // 1 / sqrt(mean(x^2) + epsilon)
@@ -64,19 +64,28 @@ inline void quantize_group(const float* x, int count, int padded, int8_t* q, flo
   *offset = quantize(x, *a, count, padded, q);
 }
 
-void quantize_row(const Linear& op, int row) {
+// The norm, and what a row is multiplied as: integers, or the floats themselves.
+void prepare_row(const Linear& op, int row) {
   const float* x = op.x + static_cast<size_t>(row) * op.inputs;
   if (op.norm != nullptr) {
     float* normed = op.normed + static_cast<size_t>(row) * op.inputs;
     scale_by(rms_factor(x, op.epsilon, op.inputs), x, op.norm, op.inputs, normed);
     x = normed;
   }
+  const int blocks = op.padded / kBlock;
+  if (op.form == Form::kNibbleFloats) {
+    for (int b = 0; op.offsets && b < blocks; ++b) {
+      float total = 0.0f;
+      for (int k = b * kBlock; k < (b + 1) * kBlock; ++k) total += x[k];
+      op.sums[static_cast<size_t>(row) * blocks + b] = total;
+    }
+    return;
+  }
   int8_t* q = op.q + static_cast<size_t>(row) * op.padded;
   if (op.form == Form::kBytes) {
     quantize_group(x, op.inputs, op.padded, q, op.amax + row, op.offset + row);
     return;
   }
-  const int blocks = op.padded / kBlock;
   for (int b = 0; b < blocks; ++b) {
     const int count = op.inputs - b * kBlock < kBlock ? op.inputs - b * kBlock : kBlock;
     const size_t at = static_cast<size_t>(row) * blocks + b;
@@ -277,11 +286,81 @@ inline void multiply_nibbles(const Linear& op, const uint8_t* tile, const Half* 
   }
 }
 
+// One input of sixteen columns, `kShift` bits into the words of four, times that of R rows.
+template <int kShift, bool kOffsets, int R>
+inline void add_float_products(Lanes (&total)[R], NibbleWords words, const float* at, size_t stride) {
+  const Lanes w = nibble_floats<kShift, kOffsets>(words);
+  QUASAR_UNROLL
+  for (int r = 0; r < R; ++r) {
+    total[r] = fma(splat(at[r * stride]), w, total[r]);
+    before_next(total[r], at);
+  }
+}
+
+// 4-bit weights times floats: the products of a block are added from its first input to its last, then scaled.
+template <int R, int C, bool kOffsets>
+inline void multiply_floats(const Linear& op, const uint8_t* tile, const Half* scale, int row, int first, float* y) {
+  constexpr int kParts = C / 16;
+  const float* x = (op.norm == nullptr ? op.x : op.normed) + static_cast<size_t>(row) * op.inputs;
+  const size_t stride = op.inputs;
+  const int blocks = op.padded / kBlock, blocks_of_group = op.group / kBlock;
+  Ahead ahead = look_ahead<C, kNibbleStep>(op, tile, row, first);
+  Lanes result[kParts][R];
+  QUASAR_UNROLL
+  for (int p = 0; p < kParts; ++p) {
+    QUASAR_UNROLL
+    for (int r = 0; r < R; ++r) result[p][r] = splat(0.0f);
+  }
+  for (int b = 0; b < blocks; ++b) {
+    Lanes total[kParts][R];
+    QUASAR_UNROLL
+    for (int p = 0; p < kParts; ++p) {
+      QUASAR_UNROLL
+      for (int r = 0; r < R; ++r) total[p][r] = splat(0.0f);
+    }
+    for (int k = b * kBlock; k < (b + 1) * kBlock; k += 4, tile += kNibbleStep) {
+      fetch<C>(&ahead);
+      const NibbleWords words = nibble_words<kOffsets>(tile);
+      if (C == kTile || first == 0) {
+        add_float_products<0, kOffsets>(total[0], words, x + k, stride);
+        add_float_products<8, kOffsets>(total[0], words, x + k + 1, stride);
+        add_float_products<16, kOffsets>(total[0], words, x + k + 2, stride);
+        add_float_products<24, kOffsets>(total[0], words, x + k + 3, stride);
+      }
+      if (C == kTile || first != 0) {
+        add_float_products<4, kOffsets>(total[kParts - 1], words, x + k, stride);
+        add_float_products<12, kOffsets>(total[kParts - 1], words, x + k + 1, stride);
+        add_float_products<20, kOffsets>(total[kParts - 1], words, x + k + 2, stride);
+        add_float_products<28, kOffsets>(total[kParts - 1], words, x + k + 3, stride);
+      }
+    }
+    const Half* here = scale + b / blocks_of_group * (kOffsets ? 2 * kTile : kTile) + first;
+    QUASAR_UNROLL
+    for (int p = 0; p < kParts; ++p) {
+      const Lanes factor = load(here + 16 * p);
+      const Lanes shift = kOffsets ? load(here + kTile + 16 * p) : factor;
+      QUASAR_UNROLL
+      for (int r = 0; r < R; ++r) {
+        result[p][r] = fma(total[p][r], factor, result[p][r]);
+        if (kOffsets) {
+          result[p][r] = fma(splat(op.sums[static_cast<size_t>(row + r) * blocks + b]), shift, result[p][r]);
+        }
+      }
+    }
+  }
+  QUASAR_UNROLL
+  for (int p = 0; p < kParts; ++p) {
+    QUASAR_UNROLL
+    for (int r = 0; r < R; ++r) store(y + r * kTile + first + 16 * p, result[p][r]);
+  }
+}
+
 template <int R>
 inline void product(const Linear& op, int tile, int column, int columns, int row, float* y) {
   const size_t inputs = static_cast<size_t>(tile) * op.padded;
   const size_t first_group = static_cast<size_t>(tile) * ((op.padded + op.group - 1) / op.group);
   const uint8_t* nibbles = op.packed + inputs * kTile / 2;
+  const Half* group_scale = op.group_scale + first_group * (op.offsets ? 2 * kTile : kTile);
   constexpr int kWide = kTogether<R>;
   for (int first = 0; first < kTile; first += kWide) {
     switch (op.form) {
@@ -293,9 +372,16 @@ inline void product(const Linear& op, int tile, int column, int columns, int row
         break;
       case Form::kNibbleBlocks:
         if (op.offsets) {
-          multiply_nibbles<R, kWide, true>(op, nibbles, op.group_scale + first_group * 2 * kTile, row, first, y);
+          multiply_nibbles<R, kWide, true>(op, nibbles, group_scale, row, first, y);
         } else {
-          multiply_nibbles<R, kWide, false>(op, nibbles, op.group_scale + first_group * kTile, row, first, y);
+          multiply_nibbles<R, kWide, false>(op, nibbles, group_scale, row, first, y);
+        }
+        break;
+      case Form::kNibbleFloats:
+        if (op.offsets) {
+          multiply_floats<R, kWide, true>(op, nibbles, group_scale, row, first, y);
+        } else {
+          multiply_floats<R, kWide, false>(op, nibbles, group_scale, row, first, y);
         }
         break;
     }

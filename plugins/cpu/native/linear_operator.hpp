@@ -1,4 +1,4 @@
-// W8A8Linear, W8A8BlockLinear and W4A8BlockLinear: checks of everything that comes in, and the phases of a call.
+// W8A8Linear, W8A8BlockLinear, W4A8BlockLinear and W4A16BlockLinear: checks of everything that comes in, and the phases of a call.
 #pragma once
 
 #include "operator.hpp"
@@ -11,9 +11,13 @@ constexpr int64_t kMostInputs = 65536;
 
 // x [..., K] float → [..., N] float.
 template <Form kForm>
-struct IntegerLinear {
-  static constexpr bool kBlocks = kForm != Form::kBytes, kNibbles = kForm == Form::kNibbleBlocks;
-  static constexpr const char* kName = kNibbles ? "W4A8BlockLinear" : kBlocks ? "W8A8BlockLinear" : "W8A8Linear";
+struct QuantizedLinear {
+  static constexpr bool kBlocks = kForm != Form::kBytes, kFloats = kForm == Form::kNibbleFloats;
+  static constexpr bool kNibbles = kFloats || kForm == Form::kNibbleBlocks;
+  static constexpr const char* kName = kFloats    ? "W4A16BlockLinear"
+                                       : kNibbles ? "W4A8BlockLinear"
+                                       : kBlocks  ? "W8A8BlockLinear"
+                                                  : "W8A8Linear";
   // x, packed weights, scales, bias, residual, RMS norm weight
   static constexpr Input kInputs[] = {{ort::kFloat, ort::kRequired},
                                       {ort::kUint8, ort::kRequired},
@@ -68,6 +72,8 @@ struct IntegerLinear {
     checks.expect(x.rank >= 1 && inputs >= 1 && inputs <= kMostInputs,
                   "%s: rows of %lld values came; 1 to %lld expected", kName, static_cast<long long>(inputs),
                   static_cast<long long>(kMostInputs));
+    checks.expect(!kFloats || inputs == padded, "%s: rows of %lld values came; a multiple of 32 was expected", kName,
+                  static_cast<long long>(inputs));
     checks.expect(packed.rank == 4 && packed.extents[0] == tiles && packed.extents[1] == padded / 4 &&
                       packed.extents[2] == kTile * four / 4 && packed.extents[3] == 4,
                   "%s: packed weights are [%lld, %lld, %lld, %lld]; [%lld, %lld, %lld, 4] was expected", kName,
@@ -116,9 +122,10 @@ struct IntegerLinear {
     op.bias = bias.as<float>();
     op.residual = residual.as<float>();
 
-    const size_t groups = static_cast<size_t>(rows) * (kBlocks ? padded / kBlock : 1);
-    const size_t bytes = static_cast<size_t>(rows * padded), values = op.norm != nullptr ? rows * inputs : 0;
-    const size_t sums = op.offsets ? groups : 0;
+    const size_t all_groups = static_cast<size_t>(rows) * (kBlocks ? padded / kBlock : 1);
+    // Rows that stay floats have no integers.
+    const size_t groups = kFloats ? 0 : all_groups, bytes = kFloats ? 0 : static_cast<size_t>(rows * padded);
+    const size_t values = op.norm != nullptr ? rows * inputs : 0, sums = op.offsets ? all_groups : 0;
     Scratch scratch;
     if (!checks.expect(
             scratch.reserve(Scratch::size<int8_t>(bytes) + Scratch::size<float>(groups) +
@@ -138,7 +145,7 @@ struct IntegerLinear {
     } work{op, Pieces(static_cast<int>((outputs + kTile - 1) / kTile))};
     Phase phases[2] = {{[](void* state, int piece) {
                           const Work& work = *static_cast<Work*>(state);
-                          work.op.level->quantize_row(work.op, piece);
+                          work.op.level->prepare_row(work.op, piece);
                         },
                         &work, op.rows},
                        {[](void* state, int piece) {

@@ -116,6 +116,26 @@ inline Nibbles high_nibbles(const uint8_t* p) {
   return {_mm256_and_si256(_mm256_srli_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), 4), mask),
           _mm256_and_si256(_mm256_srli_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32)), 4), mask)};
 }
+// For floats; from -8 to 7 they come as integers of 4 bits.
+struct NibbleWords {
+  __m256i a, b;
+};
+template <bool kUnsigned>
+inline NibbleWords nibble_words(const uint8_t* p) {
+  const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32));
+  const __m256i signs = kUnsigned ? _mm256_setzero_si256() : _mm256_set1_epi8(static_cast<char>(0x88));
+  return {_mm256_xor_si256(a, signs), _mm256_xor_si256(b, signs)};
+}
+template <int kShift, bool kUnsigned>
+inline __m256 nibble_floats(__m256i words) {
+  if (kUnsigned) return _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(words, kShift), _mm256_set1_epi32(15)));
+  return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(words, 28 - kShift), 28));
+}
+template <int kShift, bool kUnsigned>
+inline Lanes nibble_floats(NibbleWords w) {
+  return {nibble_floats<kShift, kUnsigned>(w.a), nibble_floats<kShift, kUnsigned>(w.b)};
+}
 // Sums of products over a block.
 struct BlockSums {
   __m256i a, b;
@@ -143,8 +163,8 @@ inline Sums dot(Sums sums, Weights w, int32_t four) {
 }
 constexpr bool kWeightsKeepOffset = true;
 // As for AVX-512.
-template <typename AnySums>
-inline void before_next(AnySums& sums, const int8_t*&) {
+template <typename AnySums, typename Element>
+inline void before_next(AnySums& sums, const Element*&) {
   asm("" : "+x"(sums.a), "+x"(sums.b));
 }
 // Six rows by half a tile: twelve sums, two of weights and one of inputs are the registers there are, less one.
@@ -184,8 +204,8 @@ inline Sums dot(Sums sums, Weights w, int32_t four) {
 }
 constexpr bool kWeightsKeepOffset = false;
 // Compilers begin many products at once and run out of registers: the next one begins when a sum is there.
-template <typename AnySums>
-inline void before_next(AnySums& sums, const int8_t*& next) {
+template <typename AnySums, typename Element>
+inline void before_next(AnySums& sums, const Element*& next) {
   asm("" : "+x"(sums.a), "+x"(sums.b), "+r"(next));
 }
 constexpr int kMostRows = 4, kRowsOfWholeTiles = 2, kQueryRows = 1;

@@ -103,6 +103,21 @@ inline Nibbles low_nibbles(const uint8_t* p) { return {_mm512_and_si512(_mm512_l
 inline Nibbles high_nibbles(const uint8_t* p) {
   return {_mm512_and_si512(_mm512_srli_epi16(_mm512_loadu_si512(p), 4), _mm512_set1_epi8(15))};
 }
+// The same four inputs of all 32 columns, for floats: those `kShift` bits into a word, from -8 to 7, or from 0 to 15.
+struct NibbleWords {
+  __m512i v;
+};
+template <bool kUnsigned>
+inline NibbleWords nibble_words(const uint8_t* p) {
+  return {_mm512_loadu_si512(p)};
+}
+template <int kShift, bool kUnsigned>
+inline Lanes nibble_floats(NibbleWords w) {
+  const __m512 table = kUnsigned ? _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
+                                 : _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
+  // It looks at the last four bits of a word alone.
+  return {_mm512_permutexvar_ps(_mm512_srli_epi32(w.v, kShift), table)};
+}
 // Sums of products over a block, begun at `offset`.
 struct BlockSums {
   __m512i v;
@@ -114,8 +129,8 @@ inline BlockSums dot(BlockSums sums, Nibbles w, int32_t four) {
 inline Sums whole(BlockSums sums, int32_t) { return {sums.v}; }
 // Between two products of a pass. GCC begins many of them at once, and moves every sum from register to register, to
 // memory too: told to have one sum in its register before the next product, it leaves them where they are.
-template <typename AnySums>
-inline void before_next(AnySums& sums, const int8_t*&) {
+template <typename AnySums, typename Element>
+inline void before_next(AnySums& sums, const Element*&) {
   asm("" : "+v"(sums.v));
 }
 // Rows that share a load of a tile; those above which it is read by halves; queries that share a load of a key.

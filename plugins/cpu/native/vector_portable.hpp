@@ -153,6 +153,18 @@ struct Nibbles {
 };
 inline Nibbles low_nibbles(const uint8_t* p) { return {p, 0}; }
 inline Nibbles high_nibbles(const uint8_t* p) { return {p, 4}; }
+struct NibbleWords {
+  const uint8_t* p;
+};
+template <bool kUnsigned>
+inline NibbleWords nibble_words(const uint8_t* p) {
+  return {p};
+}
+template <int kShift, bool kUnsigned>
+inline Lanes nibble_floats(NibbleWords w) {
+  return each(
+      [&](int i) { return static_cast<float>((w.p[4 * i + kShift / 8] >> kShift % 8 & 15) - (kUnsigned ? 0 : 8)); });
+}
 // Sums of products over a block, begun at `offset`.
 struct BlockSums {
   Sums all;
@@ -167,6 +179,6 @@ inline BlockSums dot(BlockSums sums, Nibbles w, int32_t four) {
   return sums;
 }
 inline Sums whole(const BlockSums& sums, int32_t) { return sums.all; }
-template <typename AnySums>
-inline void before_next(AnySums&, const int8_t*&) {}
+template <typename AnySums, typename Element>
+inline void before_next(AnySums&, const Element*&) {}
 constexpr int kMostRows = 2, kRowsOfWholeTiles = 2, kQueryRows = 1;

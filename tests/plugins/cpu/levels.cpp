@@ -76,7 +76,7 @@ static void run_linear(const Level& level, int rows, int inputs, int outputs, Ga
   op.sums = sums.data();
   op.normed = normed.data();
   op.y = y.data();
-  for (int row = 0; row < rows; ++row) level.quantize_row(op, row);
+  for (int row = 0; row < rows; ++row) level.prepare_row(op, row);
   level.multiply_tiles(op, 0, output_tiles);
   print("normed", normed);
   print("quantized", q);
@@ -212,6 +212,7 @@ int main(int count, char** arguments) {
         for (int group : {32, 128}) {
           for (bool offsets : {false, true}) {
             run_linear(*level, rows, inputs, 70, gate, Form::kNibbleBlocks, group, offsets);
+            run_linear(*level, rows, (inputs + 31) / 32 * 32, 70, gate, Form::kNibbleFloats, group, offsets);
           }
         }
       }

@@ -1,66 +1,33 @@
 """W4A8BlockLinear on every level that this CPU runs, against its numpy reference."""
 
+import functools
+
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from plugins.cpu.packing import pack_block_scales, pack_nibbles
 from plugins.w8a8_linear import GELU, NO_GATE, SILU, w8a8_block_linear
 from quasar.numerics import BLOCK
+from tests.plugins.cpu.nibbles import GROUPS, QUICK, SHAPES, by_block, nibble_linear, weights, with_offsets
 from tests.plugins.cpu.operators import LEVELS, needs_library, run_operator
 
 pytestmark = needs_library
-QUICK = settings(deadline=None, max_examples=40, database=None, derandomize=True)
-GROUPS = (BLOCK, 2 * BLOCK, 4 * BLOCK)
-
-shapes = {
-    "rows": st.integers(1, 40),
-    "inputs": st.sampled_from([1, 3, 4, 31, 32, 33, 64, 100, 129, 576]),
-    "outputs": st.sampled_from([1, 15, 16, 17, 31, 32, 33, 65, 100]),
-    "group": st.sampled_from(GROUPS),
-    "seed": st.integers(0, 2**31),
-}
-
-
-def linear(x, values, scale, *, level, group, gate=NO_GATE, threads=1, epsilon=0.0, offset=None, **optional):
-    """With an offset, values are from 0 to 15."""
-    gated = gate != NO_GATE
-    packed = pack_nibbles(values if offset is None else values - np.int8(8), gated=gated)
-    parts = [scale] if offset is None else [scale, offset]
-    scales = np.concatenate([pack_block_scales(part, gated=gated) for part in parts], axis=2)
-    inputs = [x, packed, scales, *(optional.get(name) for name in ("bias", "residual", "norm"))]
-    attributes = {
-        "outputs": len(values) // 2 if gated else len(values),
-        "gate": gate,
-        "epsilon": float(epsilon),
-        "group_size": group,
-        "offsets": int(offset is not None),
-    }
-    return run_operator("W4A8BlockLinear", inputs, attributes, level=level, threads=threads)[0]
+SHAPES_OF_ANY_INPUTS = SHAPES | {"inputs": st.sampled_from([1, 3, 4, 31, 32, 33, 64, 100, 129, 576])}
+linear = functools.partial(nibble_linear, "W4A8BlockLinear")
 
 
 def reference(x, values, scale, *, group, offset=None, **options):
     """The 8-bit reference: it asks for no more than integers, and a scale for every block."""
-    blocks = -(-values.shape[1] // BLOCK)
-
-    def by_block(halves):
-        return np.repeat(halves.astype(np.float32), group // BLOCK, axis=1)[:, :blocks]
-
-    return w8a8_block_linear(x, values, by_block(scale), offset=None if offset is None else by_block(offset), **options)
-
-
-def weights(random, outputs, inputs, group):
-    values = random.integers(-8, 8, (outputs, inputs)).astype(np.int8)
-    # Whole columns of one extreme: where 16-bit sums are largest.
-    values[random.random(outputs) < 0.2] = random.choice([-8, 7])
-    scale = random.uniform(1e-3, 0.02, (outputs, -(-inputs // group))).astype(np.float16)
-    return values, scale
+    inputs = values.shape[1]
+    shift = None if offset is None else by_block(offset, group, inputs)
+    return w8a8_block_linear(x, values, by_block(scale, group, inputs), offset=shift, **options)
 
 
 @pytest.mark.parametrize("level", LEVELS)
 @QUICK
-@given(**shapes)
+@given(**SHAPES_OF_ANY_INPUTS)
 @example(rows=9, inputs=576, outputs=100, group=128, seed=0)
 def test_integers_are_exact(level, rows, inputs, outputs, group, seed):
     """Rows of ±1 under scales of a power of two: sums of integers, times 127 and that power, and no rounding."""
@@ -77,11 +44,6 @@ def test_integers_are_exact(level, rows, inputs, outputs, group, seed):
     assert (np.abs(y * 127.0 - expected) <= (blocks + 1) * 2.0**-24 * size).all()
 
 
-def with_offsets(random, values, scale):
-    """Values from 0 to 15, and offsets that bring most weights back around zero."""
-    return values + np.int8(8), (-8 * scale * random.uniform(0.5, 1.5, scale.shape)).astype(np.float16)
-
-
 @pytest.mark.parametrize("level", LEVELS)
 @QUICK
 @given(
@@ -89,7 +51,7 @@ def with_offsets(random, values, scale):
     residual=st.booleans(),
     offsets=st.booleans(),
     gate=st.sampled_from([NO_GATE, SILU, GELU]),
-    **shapes,
+    **SHAPES_OF_ANY_INPUTS,
 )
 def test_it_equals_the_reference(level, bias, residual, offsets, gate, rows, inputs, outputs, group, seed):
     random = np.random.default_rng(seed)

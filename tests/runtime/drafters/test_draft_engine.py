@@ -14,11 +14,12 @@ import pytest
 import runtime
 from engines.loading import load_engine
 from engines.manifest import Manifest
-from quasar.errors import GenerationError
+from quasar.errors import EngineError, GenerationError
 from quasar.files import sha256_file
 from runtime.drafters import PromptLookup, draft_engine
 from runtime.drafters.agreement import check_vocabularies
 from runtime.drafters.draft_engine import DraftEngine, EngineDrafter
+from tests.plugins.cpu.operators import needs_library
 from tests.tiny import save_tiny_model
 
 PROMPT = "one two three one two three one two"
@@ -75,6 +76,45 @@ def test_cache_after_every_round_is_what_the_verifier_committed(verifier, unsmoo
         np.testing.assert_array_equal(session.read_rows(0, length), expected[..., :length, :])
         committed += len(event.token_ids)
     assert committed == start + len(plain.token_ids)
+
+
+@pytest.fixture(scope="module")
+def nibble_engine(tiny_model, build_engine):
+    """W4A16, which has a graph of the same weights with INT8 activations."""
+    return build_engine(tiny_model, precision="w4a16", kernels="native")
+
+
+@needs_library
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.9, "seed": 3, "top_p": 0.95}], ids=["greedy", "drawn"])
+def test_an_engine_drafts_for_itself_with_coarser_activations(nibble_engine, options):
+    """QSpec: one set of weights, one cache, and the verifier's own positions in it after every round."""
+    with runtime.load(nibble_engine) as engine:
+        session = engine._resources.loaded.session
+        own = {"max_new_tokens": 40, "ignore_eos": True, **options}
+        plain = engine.generate(PROMPT, drafter="none", **own)
+        start = len(engine.encode(PROMPT))
+        expected = session.read_rows(0, start + 39)
+        committed, tokens, stats = start, (), None
+        for event in engine.stream(PROMPT, drafter="self", num_draft_tokens=4, **own):
+            length = committed + len(event.token_ids) - 1
+            np.testing.assert_array_equal(session.read_rows(0, length), expected[..., :length, :])
+            committed += len(event.token_ids)
+            tokens += event.token_ids
+            stats = event.stats or stats
+        assert tokens == plain.token_ids
+        # Activations in blocks of INT8 are nearly the floats: most of what it says is what the verifier says.
+        assert stats.accepted > 0.5 * stats.drafted > 0
+        assert {one.drafter for one in stats.drafts} <= {"self", ""}
+        # The weights are those that are mapped already; the cache is the verifier's.
+        [drafting] = engine._resources.draft_engines._loaded.values()
+        assert drafting.shares_cache
+        assert drafting.loaded.session.caches[0][0] is session.caches[0][0]
+        assert engine.memory().drafters == 0
+
+
+def test_an_engine_of_one_form_has_no_self(verifier, float_engine):
+    with pytest.raises(EngineError, match=f"{float_engine} has no graph to draft with for itself"):
+        verifier.generate(PROMPT, drafter="self")
 
 
 def test_layers_can_be_skipped_on_the_verifiers_cache(verifier, tiny_model, build_engine):
@@ -176,7 +216,7 @@ def test_a_cache_that_may_not_be_shared_names_what_differs(verifier, tiny_engine
         verifier.generate(PROMPT, drafter=f"self:{other}")
 
 
-@pytest.mark.parametrize("name", ["model", "self", "hierarchical"])
+@pytest.mark.parametrize("name", ["model", "hierarchical"])
 def test_engines_need_a_directory(verifier, name):
     with pytest.raises(GenerationError, match=f"as in {name}:DIR"):
         verifier.generate(PROMPT, drafter=name)
