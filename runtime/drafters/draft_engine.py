@@ -6,15 +6,15 @@ writes its own after them, and the pass that verifies its drafts overwrites ever
 other weights of the same model. It may have been built without some of the model's layers (`--skip-layers`): then it
 works on the cache of the others.
 
-`hierarchical:DIR` (SpecMQuant, arXiv 2505.22179, section 5) lets a fast drafter propose to the engine: what the engine
-accepts becomes the sequence that the target verifies, in fewer passes of the engine.
+`hierarchical:DIR` (SpecMQuant, arXiv 2505.22179, section 5) lets fast drafters propose to the engine, trees too: what
+the engine accepts becomes the sequence that the target verifies, in fewer passes of the engine.
 """
 
 import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -32,10 +32,10 @@ from quasar.errors import GenerationError
 from runtime.acceptance import accept, follow
 from runtime.control.latency import LatencyModel
 from runtime.drafters.agreement import check_shared_cache, check_vocabularies, expected_agreement
-from runtime.drafters.base import NO_DRAFT, Draft, Drafter, Draw, Int64
+from runtime.drafters.base import NO_DRAFT, Draft, Drafter, Draw, Int64, ObservingDrafter
 from runtime.kv_cache import common_length
 from runtime.refusals import ENGINE_CLOSED
-from runtime.segment import Segment
+from runtime.segment import Proposal, Segment, Targets, seen_tokens
 from runtime.verifier import Verifier
 
 # What a fast drafter proposes to an intermediate engine: one or two more tokens hardly make its pass slower.
@@ -93,6 +93,16 @@ class DraftEngine:
         return self._contract.vocab_size
 
     @property
+    def takes_trees(self) -> bool:
+        """Whether its passes take trees: they need not be exact, since what it drafts is verified."""
+        return self.loaded.session.takes_trees
+
+    @property
+    def warm(self) -> Mapping[int, Sequence[int]]:
+        """Token → successors that come with the engine."""
+        return self.loaded.directory.successors()
+
+    @property
     def seconds_per_token(self) -> float:
         """Latency of a pass of one token: the recorded one, corrected by the passes that were made since."""
         return self._latency.of(_TYPICAL_CACHE_LENGTH).seconds[0]
@@ -105,7 +115,8 @@ class DraftEngine:
         Args:
             slot: the sequence's in the verifier's cache; a cache of the engine's own has it in the same one.
             draw: chooses tokens from logits; None takes the likeliest.
-            inner: proposes tokens to this engine, so that it takes fewer passes; what comes out does not depend on it.
+            inner: proposes tokens to this engine, so that it takes fewer passes; what comes out does not depend on it
+                but for the last bits of a pass of another shape.
         """
         tokens = np.empty(len(context) + count + _INNER_TOKENS, np.int64)
         tokens[: len(context)] = context
@@ -127,42 +138,63 @@ class DraftEngine:
             return length < wanted and not ended
 
         while length < wanted and not ended:
-            guess = NO_DRAFT.tokens
+            guess = NO_DRAFT
             if inner is not None and wanted - length > 1:
                 # What is fed must not be wider than a pass is.
                 room = min(_INNER_TOKENS, wanted - length - 1, chunk - (length - fed))
-                guess = inner.propose(tokens[:length], room).tokens
-            tokens[length : length + len(guess)] = guess
-            start, width = self._clock(), length + len(guess) - fed
-            choose = self._run(tokens[fed : length + len(guess)], fed, len(guess) + 1, draw, slot)
+                guess = inner.propose(tokens[:length], room)
+                if guess.parents is not None and length - fed + len(guess.tokens) > self._contract.max_width:
+                    # The rest of a prompt is wider than a tree can be.
+                    guess = NO_DRAFT
+            segment = _segment(tokens[fed:length], guess, fed, slot, wants_logits=draw is not None)
+            start, width = self._clock(), len(segment.tokens)
+            [targets] = self._verifier.run([segment])
             # What is wider is the rest of a prompt.
             if width <= self._contract.max_width:
                 self._latency.correct(fed, width, self._clock() - start)
-            accept(follow(guess), choose, goes_on)
+            before = length
+
+            def choose(place: int, targets: Targets = targets) -> int:
+                if targets.next_tokens is not None:
+                    return int(targets.next_tokens[place])
+                assert targets.logits is not None
+                assert draw is not None
+                return draw(targets.logits[place], length)
+
+            path, _, _ = accept(follow(guess.tokens, guess.parents), choose, goes_on)
+            # What stood before the pending token goes on standing there.
+            earlier = before - 1 - fed
+            self._verifier.keep_path(segment, [*range(earlier), *(earlier + place for place in path)])
+            if isinstance(inner, ObservingDrafter):
+                seen, successors = seen_tokens(segment, targets.successors, path)
+                if seen is not None and successors is not None:
+                    inner.observe(seen, successors)
             fed = length - 1
         if not self.shares_cache:
             self._cached[slot] = tokens[:fed].copy()
         return [int(token) for token in tokens[len(context) : length]]
 
-    def _run(
-        self, tokens: Int64, cache_length: int, num_logits: int, draw: Draw | None, slot: int
-    ) -> Callable[[int], int]:
-        """Make a pass; a place in it → the engine's token after it."""
-        segment = Segment(
-            tokens=tokens, cache_length=cache_length, num_logits=num_logits, wants_logits=draw is not None, slot=slot
-        )
-        [targets] = self._verifier.run([segment])
-        if targets.next_tokens is not None:
-            chosen = targets.next_tokens.tolist()
-            return lambda place: int(chosen[place])
-        logits, first = targets.logits, cache_length + len(tokens) - num_logits + 1
-        assert logits is not None
-        assert draw is not None
-        return lambda place: draw(logits[place], first + place)
-
     def _known(self, context: Int64, slot: int) -> int:
         """How many positions of a slot are of this context; its last token is always fed."""
         return common_length(self._cached[slot], context[:-1])
+
+
+def _segment(known: Int64, guess: Draft, cache_length: int, slot: int, *, wants_logits: bool) -> Segment:
+    """What a pass feeds: tokens that are known, the last of which is pending, and what was guessed after it."""
+    fed = np.concatenate([known, guess.tokens])
+    parents = None
+    if guess.parents is not None:
+        parents = np.arange(-1, len(fed) - 1, dtype=np.int64)
+        parents[len(known) :] = guess.parents + len(known)
+    return Segment(
+        tokens=fed,
+        cache_length=cache_length,
+        num_logits=1 + len(guess.tokens),
+        wants_logits=wants_logits,
+        parents=parents,
+        proposal=Proposal(draft=guess),
+        slot=slot,
+    )
 
 
 class EngineDrafter:

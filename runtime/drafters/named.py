@@ -12,6 +12,7 @@ from quasar.errors import GenerationError, QuasarError
 from runtime.drafters.base import Drafter
 from runtime.drafters.draft_engine import DraftEngine, DraftEngines, EngineDrafter
 from runtime.drafters.draft_head import DraftHeadCache, HeadDrafter
+from runtime.drafters.inner_drafts import InnerDrafts
 from runtime.drafters.persistent_successors import PersistentSuccessors
 from runtime.drafters.prediction import PredictedAnswer, Prediction
 from runtime.drafters.prompt_lookup import PromptLookup
@@ -131,9 +132,8 @@ def _self(argument: str, target: VerifierProfile) -> Drafter:
 
 def _hierarchical(argument: str, target: VerifierProfile) -> Drafter:
     engine = _open_engine("hierarchical", argument, target)
-    # Prompt lookup keeps nothing of a sequence: what the engine drafts may not become part of it.
-    name = f"hierarchical:{argument}"
-    return EngineDrafter(engine, name, target.vocab_size, inner=PromptLookup(), slot=target.slot)
+    inner = InnerDrafts(trees=engine.takes_trees, warm=engine.warm)
+    return EngineDrafter(engine, f"hierarchical:{argument}", target.vocab_size, inner=inner, slot=target.slot)
 
 
 def _open_engine(name: str, argument: str, target: VerifierProfile, *, shares_cache: bool = False) -> DraftEngine:

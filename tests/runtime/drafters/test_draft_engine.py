@@ -1,6 +1,7 @@
 """Engines that draft for another: the verifier's tokens and cache, whatever they propose."""
 
 import dataclasses
+import itertools
 import json
 import logging
 import math
@@ -16,7 +17,7 @@ from engines.loading import load_engine
 from engines.manifest import Manifest
 from quasar.errors import EngineError, GenerationError
 from quasar.files import sha256_file
-from runtime.drafters import PromptLookup, draft_engine
+from runtime.drafters import PromptLookup, Recycling, draft_engine
 from runtime.drafters.agreement import check_vocabularies
 from runtime.drafters.draft_engine import DraftEngine, EngineDrafter
 from tests.plugins.cpu.operators import needs_library
@@ -222,6 +223,44 @@ def test_engines_need_a_directory(verifier, name):
         verifier.generate(PROMPT, drafter=name)
 
 
+@needs_library
+@pytest.mark.parametrize("length", [5, 60, 300])
+def test_trees_of_recycled_tokens_change_no_draft(tiny_engine, length):
+    """What an engine drafts is its own continuation, whatever was proposed to it, and so is what it has cached."""
+    context = np.random.default_rng(length).integers(3, 60, length)
+    alone = DraftEngine(load_engine(tiny_engine))
+    expected = alone.draft(context, 24, None)
+    rest = np.concatenate([context, expected])
+    further = alone.draft(rest, 12, None)
+
+    engine = DraftEngine(load_engine(tiny_engine))
+    assert engine.takes_trees
+    told = {
+        int(token): [int(after), (int(after) + 1) % 60] for token, after in itertools.pairwise(rest) if int(token) % 3
+    }
+    passes = []
+    run = engine._verifier.run
+
+    def counting(segments):
+        passes.extend(segments)
+        return run(segments)
+
+    engine._verifier.run = counting
+    inner = Recycling(branches=3, warm=told)
+    assert engine.draft(context, 24, None, inner) == expected
+    trees = [one for one in passes if one.parents is not None]
+    assert trees
+    # Fewer passes than tokens: some of what was proposed was taken.
+    assert len(passes) < 24
+    assert engine.draft(rest, 12, None, inner) == further
+
+    # Drawn tokens as well: a token's place in the sequence is what its draw depends on.
+    def draw(logits, position):
+        return int(np.argmax(logits + np.random.default_rng(position).gumbel(size=len(logits))))
+
+    assert engine.draft(context, 24, draw, inner) == alone.draft(context, 24, draw)
+
+
 def test_memory_counts_weights_and_own_caches(float_engine, tiny_engine, unsmoothed):
     with runtime.load(float_engine) as engine:
         assert engine.memory().drafters == 0
@@ -345,13 +384,13 @@ def test_its_latency_is_corrected_by_its_own_passes(tiny_engine):
         dataclasses.replace(loaded, record=dataclasses.replace(loaded.record, cost_surface_ms=slow)),
         clock=lambda: now[0],
     )
-    run = engine._run
+    run = engine._verifier.run
 
-    def taking_a_second(*arguments):
+    def taking_a_second(segments):
         now[0] += 1.0
-        return run(*arguments)
+        return run(segments)
 
-    engine._run = taking_a_second
+    engine._verifier.run = taking_a_second
     engine.end_ids = frozenset()
     assert engine.seconds_per_token == 4.0
     context = np.arange(20)
