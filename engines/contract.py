@@ -50,9 +50,10 @@ PREFILL_CHUNK = 256
 # The k of `top_tokens` in what is built now.
 TOP_K = 8
 # Bytes of a value of the KV cache, by type.
-KV_DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
-# Its values are integers, under scales in the native graph.
-INT8_CACHE = "int8"
+KV_DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "int8-tiers": 1}
+# Values are integers, under scales in the native graph; in tiers, drafts of the engine's own read half of their bits.
+INT8_CACHE, TIERED_CACHE = "int8", "int8-tiers"
+INTEGER_CACHES = (INT8_CACHE, TIERED_CACHE)
 # Above head size 128, ONNX Runtime's attention changes its path at 64 positions: see `spare_positions`.
 _WIDE_HEAD = 128
 _WIDE_HEAD_TOTAL = 65

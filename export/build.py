@@ -30,7 +30,7 @@ from calibration.texts import (
     tokenize,
     write_texts,
 )
-from engines.contract import INT8_CACHE, Contract, capacity_for, top_k_for
+from engines.contract import INTEGER_CACHES, TIERED_CACHE, Contract, capacity_for, top_k_for
 from engines.manifest import CACHE_SCALES, Manifest
 from engines.onnxruntime.files import NAME as ONNXRUNTIME
 from engines.onnxruntime.files import OnnxRuntimeFiles
@@ -114,7 +114,7 @@ class _Build:
         alpha: Alpha = "off" if precision == STORED else parse_alpha(options.alpha)
         self._asked: Recipe = make_recipe(spec, precision=precision, alpha=alpha, keep_float=options.keep_float)
         self._recipe = self._asked
-        if options.kernels or options.kv_dtype == INT8_CACHE:
+        if options.kernels or options.kv_dtype in INTEGER_CACHES:
             asked = f"--kernels {options.kernels}" if options.kernels else f"--kv-dtype {options.kv_dtype}"
             check_native(self._files, self._linears.values(), asked)
         self._contract = Contract(
@@ -250,7 +250,7 @@ class _Build:
 
     @property
     def _files(self) -> OnnxRuntimeFiles:
-        files = onnxruntime_files(self._spec, self._linears)
+        files = onnxruntime_files(self._spec, self._linears, self._options.kv_dtype)
         # What would be left out at the end is not made.
         return without_stock(files) if self._options.kernels else files
 
@@ -374,7 +374,7 @@ class _Build:
         from export.lowering import lower_for_onnxruntime
 
         directory, files, kv_dtype = self._workspace.path, self._files, self._contract.kv_dtype
-        if kv_dtype != INT8_CACHE:
+        if kv_dtype not in INTEGER_CACHES:
             lower_for_onnxruntime(directory, CANONICAL, files, self._spec, kv_dtype)
             return {}
         # With onnx_ir as well.
@@ -383,7 +383,7 @@ class _Build:
         lower_for_onnxruntime(directory, CANONICAL, files, self._spec)
         graphs = self._graphs(choose_kernels(NATIVE, files))
         scales = measure_cache_scales(graphs, self._contract, self._calibration_texts()[1], self._reporter)
-        write_int8_caches(directory, files, scales)
+        write_int8_caches(directory, files, scales, tiers=kv_dtype == TIERED_CACHE)
         return {CACHE_SCALES: scales_hash(scales)}
 
     def _trim(self) -> dict[str, Any]:

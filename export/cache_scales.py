@@ -11,7 +11,7 @@ from engines.contract import Contract
 from engines.onnxruntime.files import OnnxRuntimeFiles
 from engines.onnxruntime.graphs import Graphs
 from export.build_options import Reporter
-from export.passes.caches_to_int8 import CachesToInt8
+from export.passes.caches_to_int8 import CacheForm, CachesToInt8
 from quasar.files import sha256_json
 from quasar.numerics import QMAX, Float32
 
@@ -45,11 +45,17 @@ def measure_cache_scales(
     return [(keys, values) for keys, values in scales]
 
 
-def write_int8_caches(directory: Path, files: OnnxRuntimeFiles, scales: Scales) -> None:
-    """Give the native graphs of an engine directory INT8 caches of these scales."""
+def write_int8_caches(directory: Path, files: OnnxRuntimeFiles, scales: Scales, *, tiers: bool) -> None:
+    """Give the native graphs of an engine directory INT8 caches of these scales.
+
+    `tiers`: in two, of which the graph that drafts reads the upper one.
+    """
     for name in files.native_graphs:
+        form: CacheForm = "flat"
+        if tiers:
+            form = "upper tier" if name == files.native_draft else "both tiers"
         model = ir.load(directory / name)
-        CachesToInt8(scales)(model)
+        CachesToInt8(scales, form)(model)
         ir.save(model, directory / name)
 
 

@@ -152,10 +152,10 @@ def build(
         bool, typer.Option("--tree-mask", help="Let the new positions of a verify call form a tree (input tree_mask).")
     ] = False,
     kv_dtype: Annotated[
-        Literal["float32", "float16", "bfloat16", "int8"],
+        Literal["float32", "float16", "bfloat16", "int8", "int8-tiers"],
         typer.Option(
             help="The KV cache of native kernels; stock kernels have float32. int8: with a scale for each channel of a "
-            "head, from calibration text."
+            "head, from calibration text; int8-tiers: such that the drafter self reads the upper half of it alone."
         ),
     ] = "float32",
     skip_layers: Annotated[

@@ -12,7 +12,7 @@ _PURPOSES = {
     "onnxruntime/native.onnx": "CPU, native kernels",
     "onnxruntime/native.onnx.shared.data": "CPU, native kernels: embedding, norms, tables, float weights",
     "onnxruntime/native.onnx.data": "CPU, native kernels: INT8 weights, packed",
-    "onnxruntime/native_draft.onnx": "CPU, native kernels: the same weights with INT8 activations, for drafts",
+    "onnxruntime/native_draft.onnx": "CPU, native kernels: the same weights in a faster graph, for drafts",
     "onnxruntime/native_probe.onnx": "CPU, native kernels: probes of row invariance",
     "onnxruntime/integer_check.onnx": "CPU: whether its integer kernels saturate",
     "cuda/program-*.json": "CUDA: the steps of a pass",

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from calibration.precisions.base import NATIVE, ONNXRUNTIME, Operator
 from calibration.precisions.catalog import precision_of, refusal
+from engines.contract import TIERED_CACHE
 from engines.onnxruntime.files import OnnxRuntimeFiles
 from plugins.cpu.packing import MOST_INPUTS
 from quasar.checkpoints import DecoderSpec
@@ -27,12 +28,15 @@ _ONNXRUNTIME = OnnxRuntimeFiles(
 )
 
 
-def onnxruntime_files(spec: DecoderSpec, linears: Mapping[str, str]) -> OnnxRuntimeFiles:
-    """ONNX Runtime's graphs of an engine with these layers and precisions; "" for those that it does not need."""
+def onnxruntime_files(spec: DecoderSpec, linears: Mapping[str, str], kv_dtype: str = "float32") -> OnnxRuntimeFiles:
+    """ONNX Runtime's graphs of an engine with these layers, precisions and cache; "" for those that it does not need.
+
+    It drafts for itself with coarser activations, or on the upper tier of its cache, where it has either.
+    """
     files = replace(_ONNXRUNTIME, probe_layers=_num_probe_layers(spec))
     if not any(isinstance(precision_of(name).lowering(ONNXRUNTIME), Operator) for name in set(linears.values())):
         files = replace(files, weights="")
-    if not any(precision_of(name).drafts_as for name in set(linears.values())):
+    if kv_dtype != TIERED_CACHE and not any(precision_of(name).drafts_as for name in set(linears.values())):
         files = replace(files, native_draft="")
     if native_takes(spec) and not refusal(linears.values(), NATIVE):
         return files

@@ -131,8 +131,9 @@ OPERATORS = {
             summary="Norms, rotation, append to the cache, and attention of each new position over its own path.",
             inputs={
                 "qkv": "float32 [1, R, (H + 2G)·D]: the positions of B sequences, one sequence after the other",
-                "key": "float32 [slots, G, S, D], the caches; updated in place where present is bound to it",
-                "value": "float32 [slots, G, S, D]",
+                "key": "[slots, G, S, D], or in tiers [slots, 2G, S, D / 2] (plugins.verify_attention.in_tiers), the "
+                "caches; updated in place where present is bound to it",
+                "value": "alike",
                 "cache_lengths": "int64 [B]",
                 "position_ids": "int64 [1, R]",
                 "cos": "float32 [positions, angles]; of 0 columns where a layer does not rotate",

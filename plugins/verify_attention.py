@@ -34,6 +34,7 @@ def verify_attention(
     window: int = 0,
     cache_dtype: np.dtype[Any] = _FLOAT32,
     cache_scales: tuple[Float32, Float32] | None = None,
+    upper_alone: bool = False,
 ) -> Float32:
     """The reference: context float32 [T, H·D]; keys and values are appended to the caches in place.
 
@@ -51,6 +52,7 @@ def verify_attention(
         cache_dtype: what keys and values are rounded to in the cache: float32, float16 or bfloat16.
         cache_scales: of keys and of values, float32 [G, D] each: the caches hold integers from -127 to 127, each times
             its channel's scale.
+        upper_alone: of those integers the upper four bits are read, and the middle of what the others can be.
 
     Sums are float64 here, so implementations differ by float32 rounding; what is exact about them is that a token's
     bits depend on its own path alone.
@@ -68,6 +70,8 @@ def verify_attention(
         if cache_scales is not None:
             rows = (rows / cache_scales[number][:, None]).round().clip(-QMAX, QMAX)
         cache[:, new] = rows.astype(cache_dtype).astype(np.float32)
+    if upper_alone:
+        key, value = (np.floor(cache / 16) * 16 + 8 for cache in (key, value))
     if cache_scales is not None:
         key, value = (cache * scale[:, None] for cache, scale in zip((key, value), cache_scales, strict=True))
     mask = np.tril(np.ones((width, width), np.bool_)) if tree_mask is None else tree_mask
@@ -145,6 +149,27 @@ def verify_attention_batch(
         )
         seen += width * width
     return context
+
+
+def in_tiers(cache: NDArray[np.int8]) -> NDArray[np.int8]:
+    """Int8 [..., G, S, D] → the same in two tiers, [..., 2G, S, D / 2]: of each head the upper halves, then the lower.
+
+    D is a multiple of 16. A byte has the halves of two of sixteen values that stand side by side: of one of the first
+    eight in its low bits, of the one eight further on in its high bits (QuantSpec, arXiv 2502.10424).
+    """
+    *before, groups, positions, size = cache.shape
+    halves = np.stack([cache.view(np.uint8) >> 4, cache.view(np.uint8) & 15], axis=-3)
+    first, second = np.split(halves.reshape(*before, groups, 2, positions, size // 16, 16), 2, axis=-1)
+    return (first | second << 4).reshape(*before, 2 * groups, positions, size // 2).view(np.int8)
+
+
+def of_tiers(tiers: NDArray[np.int8], *, upper_alone: bool = False) -> NDArray[np.int8]:
+    """What `in_tiers` was given; `upper_alone`: with the middle of what lower halves can be in their place."""
+    *before, planes, positions, half = tiers.shape
+    packed = tiers.view(np.uint8).reshape(*before, planes // 2, 2, positions, half // 8, 8)
+    halves = np.concatenate([packed & 15, packed >> 4], axis=-1).reshape(*before, planes // 2, 2, positions, 2 * half)
+    upper, lower = halves[..., 0, :, :], halves[..., 1, :, :]
+    return (upper << 4 | (np.uint8(8) if upper_alone else lower)).view(np.int8)
 
 
 def _norm(heads: Float32, weight: Float32, epsilon: float) -> Float32:

@@ -39,8 +39,8 @@ def load_onnxruntime(directory: EngineDirectory, options: OnnxRuntimeOptions) ->
     graphs = Graphs.of(directory.path, files, kernels)
     if options.drafts and not graphs.draft:
         raise EngineError(
-            f"{directory.path} has no graph to draft with for itself, or not for {kernels.name} kernels: an engine "
-            "whose weights have 4 bits and whose activations are floats has one, for native kernels"
+            f"{directory.path} has no graph to draft with for itself, or not for {kernels.name} kernels: an engine has "
+            "one, for native kernels, whose 4-bit weights are multiplied by floats, or whose cache is in tiers"
         )
     head = directory.manifest.draft_head if kernels.library is not None and options.draft_head else None
     record = _record(directory, this_machine(threads, kernels.name), threads, graphs)

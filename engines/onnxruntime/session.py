@@ -93,8 +93,11 @@ class OnnxRuntimeSession(HostCaches):
         self._columns = int(outputs[self._rows_output][-1])
         self.num_layers = contract.num_layers if num_layers is None else num_layers
         self._ort = ort
-        inputs = {value.name: value.type for value in self._session.get_inputs()}
-        cache_type = _CACHE_TYPES[inputs[names.past_names(0)[0]]]
+        inputs = {value.name: value for value in self._session.get_inputs()}
+        past = inputs[names.past_names(0)[0]]
+        cache_type = _CACHE_TYPES[past.type]
+        # Of one slot: kv heads, positions, values; or two tiers of half the values for each kv head.
+        self._slot_shape = int(past.shape[1]), contract.capacity, int(past.shape[3])
         self.caches = self._new_caches(slots, cache_type) if caches is None else caches
         self.num_slots = len(self.caches[0][0])
         if any(part.shape != self._shape(self.num_slots) or part.dtype != cache_type for part in self._parts()):
@@ -236,8 +239,7 @@ class OnnxRuntimeSession(HostCaches):
         return Path(self._session.end_profiling())
 
     def _shape(self, slots: int) -> tuple[int, ...]:
-        contract = self.contract
-        return slots, contract.num_kv_heads, contract.capacity, contract.head_size
+        return slots, *self._slot_shape
 
     def _new_caches(self, slots: int, dtype: Any) -> HostCacheArrays:
         """Zeros: pages that nobody writes take no memory."""

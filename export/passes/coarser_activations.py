@@ -1,7 +1,7 @@
 """A native graph that drafts for itself: the same stored weights, with activations in fewer bits."""
 
 import onnx_ir as ir
-from onnx_ir.passes import InPlacePass, PassResult, PreconditionError
+from onnx_ir.passes import InPlacePass, PassResult
 
 from calibration.precisions.base import NATIVE, Operator
 from calibration.precisions.catalog import PRECISIONS
@@ -13,11 +13,6 @@ class CoarserActivations(InPlacePass):
     Linears without such a form stay as they are, and so does everything else: caches and hidden states have the
     meaning that they have in the graph that verifies.
     """
-
-    def requires(self, model: ir.Model) -> None:
-        """A native graph in which a linear has such a form."""
-        if not any(_coarser(node) for node in model.graph):
-            raise PreconditionError("no linear of the graph has a form with coarser activations")
 
     def call(self, model: ir.Model) -> PassResult:
         """Rename every such operator: inputs and attributes are those of the other."""

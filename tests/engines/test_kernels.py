@@ -134,12 +134,12 @@ def test_a_damaged_packed_file_is_an_error(tiny_engine, tmp_path):
 
 
 @needs_library
-@pytest.mark.parametrize(("kv_dtype", "dtype"), [("float16", np.float16), ("int8", np.int8)])
+@pytest.mark.parametrize(("kv_dtype", "dtype"), [("float16", np.float16), ("int8", np.int8), ("int8-tiers", np.int8)])
 def test_an_engine_with_a_small_cache(tiny_model, build_engine, kv_dtype, dtype):
     directory = build_engine(tiny_model, kv_dtype=kv_dtype)
     ids = np.random.default_rng(1).integers(0, 250, 40)
     manifest = open_directory(directory).manifest
-    assert ("cache_scales" in manifest.hashes) == (kv_dtype == "int8")
+    assert ("cache_scales" in manifest.hashes) == kv_dtype.startswith("int8")
     assert manifest.contract.cache_bytes == np.dtype(dtype).itemsize * manifest.contract.cache_values
     for kernels, cached in (("native", dtype), ("stock", np.float32)):
         with runtime.load(directory, kernels=kernels) as engine:
@@ -148,7 +148,7 @@ def test_an_engine_with_a_small_cache(tiny_model, build_engine, kv_dtype, dtype)
             assert engine.generate(ids, max_new_tokens=40, ignore_eos=True).token_ids == plain.token_ids
             if kernels == "native":
                 assert engine.record.row_invariance.tree
-    with pytest.raises(BuildError, match="--kv-dtype is 'int4'; float32, float16, bfloat16, int8 were expected"):
+    with pytest.raises(BuildError, match="--kv-dtype is 'int4'; float32, float16, bfloat16, int8, int8-tiers were exp"):
         build_engine(tiny_model, kv_dtype="int4")
 
 

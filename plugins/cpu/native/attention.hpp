@@ -27,14 +27,18 @@ inline void rotate(const float* x, const float* cos, const float* sin, int rotar
 
 // Keys or values of one kv head.
 template <typename Cache>
-inline Cache* head_rows(const Attention& op, void* cache, int kv_head) {
-  return static_cast<Cache*>(cache) + static_cast<size_t>(kv_head) * op.capacity * op.size;
+inline typename RowsOf<Cache>::Written head_rows(const Attention& op, void* cache, int kv_head) {
+  return RowsOf<Cache>::of_head(cache, kv_head, static_cast<size_t>(op.capacity) * op.size);
 }
 
 template <typename Cache>
 constexpr bool kIsInt8 = false;
 template <>
 constexpr bool kIsInt8<int8_t> = true;
+template <>
+constexpr bool kIsInt8<BothTiers> = true;
+template <>
+constexpr bool kIsInt8<UpperTier> = true;
 
 // Of the channels of one kv head.
 inline const float* channels(const Attention& op, const float* scale, int kv_head) {
@@ -88,8 +92,8 @@ inline void append_row_to(const Attention& op, int row) {
     }
     rotate(k, cos, sin, op.rotary, size, rotated);
     const size_t at = static_cast<size_t>(op.cached + row) * size;
-    Cache* key = head_rows<Cache>(op, op.key, head) + at;
-    Cache* value = head_rows<Cache>(op, op.value, head) + at;
+    const auto key = head_rows<Cache>(op, op.key, head) + at;
+    const auto value = head_rows<Cache>(op, op.value, head) + at;
     for (int i = 0; i < size; i += 16) {
       Lanes k_lanes = load_first(rotated + i, size - i), v_lanes = load_first(v + i, size - i);
       if (kIsInt8<Cache>) {
@@ -142,12 +146,12 @@ inline Span row_span(const Attention& op, int row, int block) {
 }
 
 // R queries at most that see the same of a block.
-template <int R, typename Cache>
-inline void attend_queries(const Attention& op, const float* queries, const float* t, const Cache* values, Span span,
-                           int count, AheadRows next_keys, AheadRows next_values, float* s, State* states) {
+template <int R, typename Rows>
+inline void attend_queries(const Attention& op, const float* queries, const float* t, Rows values, Span span, int count,
+                           AheadRows next_keys, AheadRows next_values, float* s, State* states) {
   if constexpr (R > 0) {
     if (count < R) {
-      return attend_queries<R - 1, Cache>(op, queries, t, values, span, count, next_keys, next_values, s, states);
+      return attend_queries<R - 1>(op, queries, t, values, span, count, next_keys, next_values, s, states);
     }
     scores_up_to<R>(queries, t, op.size, span.to, next_keys, s);
     for (int r = 0; r < R; ++r) soften(op, s + r * kPositions, span.from, span.to, states + r);
@@ -161,10 +165,10 @@ template <typename Cache>
 inline void attend_block(const Attention& op, int kv_head, int block, int first, int end, float* t, State* states,
                          bool* seen) {
   const int size = op.size, group = op.heads / op.kv_heads, base = block * kPositions;
-  const Cache* all_keys = head_rows<Cache>(op, op.key, kv_head);
-  const Cache* all_values = head_rows<Cache>(op, op.value, kv_head);
+  using Rows = typename RowsOf<Cache>::Read;
+  const Rows all_keys = head_rows<Cache>(op, op.key, kv_head), all_values = head_rows<Cache>(op, op.value, kv_head);
   const float* queries = op.queries + static_cast<size_t>(kv_head) * op.rows * group * size;
-  const Cache* values = all_values + static_cast<size_t>(base) * size;
+  const Rows values = all_values + static_cast<size_t>(base) * size;
   const int slots = op.cached + op.rows - base;
   const bool shared = op.chain || base + kPositions <= op.cached;
   alignas(64) float s[kQueryRows * kPositions];
@@ -176,7 +180,7 @@ inline void attend_block(const Attention& op, int kv_head, int block, int first,
   }
   if (!any) return;
   if (shared) {
-    const Cache* keys = all_keys + static_cast<size_t>(base) * size;
+    const Rows keys = all_keys + static_cast<size_t>(base) * size;
     const size_t next = static_cast<size_t>(kPositions) * size;
     const int after = slots - kPositions, weighing = weighing_steps(size);
     transpose(keys, slots < kPositions ? slots : kPositions, size, t);
@@ -192,10 +196,10 @@ inline void attend_block(const Attention& op, int kv_head, int block, int first,
         if (other.from != span.from || other.to != span.to) break;
         ++same;
       }
-      attend_queries<kQueryRows, Cache>(op, queries + static_cast<size_t>(query) * size, t, values, span, same,
-                                        ahead_rows(keys + next, after, size, size, query - first, end - first),
-                                        ahead_rows(values + next, after, size, weighing, query - first, end - first), s,
-                                        states + (query - first));
+      attend_queries<kQueryRows>(op, queries + static_cast<size_t>(query) * size, t, values, span, same,
+                                 ahead_rows(keys + next, after, size, size, query - first, end - first),
+                                 ahead_rows(values + next, after, size, weighing, query - first, end - first), s,
+                                 states + (query - first));
       query += same;
     }
     return;
@@ -216,7 +220,7 @@ inline void attend_block(const Attention& op, int kv_head, int block, int first,
     }
     for (int query = low; query < high; ++query) {
       scores_up_to<1>(queries + static_cast<size_t>(query) * size, t, size, span.to,
-                      {reinterpret_cast<const char*>(t), 0}, s);
+                      {reinterpret_cast<const char*>(t), 0, 0}, s);
       soften(op, s, span.from, span.to, states + (query - first));
       weigh_path(s, all_values, slot, span.from, span.to, size, states + (query - first));
     }
@@ -342,6 +346,10 @@ inline void with_cache(const Attention& op, Function function) {
       return function(static_cast<Bfloat*>(nullptr));
     case CacheType::kInt8:
       return function(static_cast<int8_t*>(nullptr));
+    case CacheType::kBothTiers:
+      return function(static_cast<BothTiers*>(nullptr));
+    case CacheType::kUpperTier:
+      return function(static_cast<UpperTier*>(nullptr));
   }
 }
 template <typename Cache>

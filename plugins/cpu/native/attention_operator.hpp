@@ -14,18 +14,21 @@ constexpr size_t kMostPartialFloats = 1u << 20;
 
 struct FloatCache {
   static constexpr CacheType kType = CacheType::kFloat;
+  static constexpr bool kScaled = false, kTiers = false;
   static constexpr int kElement = ort::kFloat;
   static constexpr size_t kBytes = 4;
   static constexpr const char* kName = "VerifyAttention";
 };
 struct HalfCache {
   static constexpr CacheType kType = CacheType::kHalf;
+  static constexpr bool kScaled = false, kTiers = false;
   static constexpr int kElement = ort::kFloat16;
   static constexpr size_t kBytes = 2;
   static constexpr const char* kName = "VerifyAttentionFloat16";
 };
 struct BfloatCache {
   static constexpr CacheType kType = CacheType::kBfloat;
+  static constexpr bool kScaled = false, kTiers = false;
   static constexpr int kElement = ort::kBfloat16;
   static constexpr size_t kBytes = 2;
   static constexpr const char* kName = "VerifyAttentionBfloat16";
@@ -34,9 +37,25 @@ struct BfloatCache {
 // With a scale of each channel of a kv head, which two further inputs bring.
 struct Int8Cache {
   static constexpr CacheType kType = CacheType::kInt8;
+  static constexpr bool kScaled = true, kTiers = false;
   static constexpr int kElement = ort::kInt8;
   static constexpr size_t kBytes = 1;
   static constexpr const char* kName = "VerifyAttentionInt8";
+};
+// The same integers in two tiers, [slots, 2 kv heads, capacity, size / 2]: both are read, or the upper one.
+struct BothTiersCache {
+  static constexpr CacheType kType = CacheType::kBothTiers;
+  static constexpr bool kScaled = true, kTiers = true;
+  static constexpr int kElement = ort::kInt8;
+  static constexpr size_t kBytes = 1;
+  static constexpr const char* kName = "VerifyAttentionTiers";
+};
+struct UpperTierCache {
+  static constexpr CacheType kType = CacheType::kUpperTier;
+  static constexpr bool kScaled = true, kTiers = true;
+  static constexpr int kElement = ort::kInt8;
+  static constexpr size_t kBytes = 1;
+  static constexpr const char* kName = "VerifyAttentionUpperTier";
 };
 
 // Packed q/k/v of new tokens and a cache → context; keys and values are appended in place. With the last two inputs, the
@@ -44,6 +63,8 @@ struct Int8Cache {
 template <typename Cache>
 struct VerifyAttention {
   static constexpr const char* kName = Cache::kName;
+  // Parts of a head, one after the other, with so much of its values each.
+  static constexpr int64_t kPlanes = Cache::kTiers ? 2 : 1;
   // qkv, past key, past value, cache lengths, positions, cos, sin, tree mask, q norm, k norm, sequence starts, cache
   // slots, key scales, value scales
   static constexpr Input kInputs[] = {
@@ -85,7 +106,7 @@ struct VerifyAttention {
       return;
     }
     const bool ragged = starts.data != nullptr;
-    const int64_t size = key.extents[3], capacity = key.extents[2];
+    const int64_t size = kPlanes * key.extents[3], capacity = key.extents[2];
     checks.expect(qkv.rank == 3 && key.rank == 4 && value.rank == 4 && cos.rank == 2 && sin.rank == 2,
                   "%s: inputs have other axes than were expected", kName);
     checks.expect(ragged == (slots.data != nullptr), "%s: %s came alone; sequence_starts and cache_slots go together",
@@ -94,9 +115,12 @@ struct VerifyAttention {
                   kName, static_cast<long long>(qkv.extents[0] == 1 ? key.extents[0] : qkv.extents[0]));
     checks.expect(size >= 1 && size <= kMostHeadSize, "%s: a head size of %lld came; 1 to %lld expected", kName,
                   static_cast<long long>(size), static_cast<long long>(kMostHeadSize));
-    checks.expect(key.extents[1] == kv_heads && std::memcmp(key.extents, value.extents, sizeof key.extents) == 0,
-                  "%s: caches of %lld heads came; %lld were expected", kName, static_cast<long long>(key.extents[1]),
-                  static_cast<long long>(kv_heads));
+    checks.expect(!Cache::kTiers || size % 16 == 0, "%s: a head size of %lld came; a multiple of 16 was expected",
+                  kName, static_cast<long long>(size));
+    checks.expect(
+        key.extents[1] == kPlanes * kv_heads && std::memcmp(key.extents, value.extents, sizeof key.extents) == 0,
+        "%s: caches of %lld heads came; %lld were expected", kName, static_cast<long long>(key.extents[1]),
+        static_cast<long long>(kPlanes * kv_heads));
     checks.expect(qkv.last() == (heads + 2 * kv_heads) * size, "%s: rows of %lld values came; %lld were expected",
                   kName, static_cast<long long>(qkv.last()), static_cast<long long>((heads + 2 * kv_heads) * size));
     const int64_t rows = qkv.extents[1], half = cos.extents[1];
@@ -113,7 +137,7 @@ struct VerifyAttention {
                   "%s: norms do not fit a head of %lld", kName, static_cast<long long>(size));
     const Tensor* const of_channels[] = {&key_scale, &value_scale};
     for (const Tensor* channels : of_channels) {
-      const int64_t wanted = Cache::kType == CacheType::kInt8 ? kv_heads * size : 0;
+      const int64_t wanted = Cache::kScaled ? kv_heads * size : 0;
       const int64_t came = channels->data == nullptr ? 0 : channels->elements();
       checks.expect(came == wanted, "%s: %lld scales of a cache came; %lld were expected", kName,
                     static_cast<long long>(came), static_cast<long long>(wanted));
@@ -291,7 +315,7 @@ struct VerifyAttention {
   void copy_cache(const Tensor& past, void* present, int64_t positions) const {
     if (past.data == present) return;
     const size_t row = static_cast<size_t>(past.extents[3]) * Cache::kBytes, head = past.extents[2] * row;
-    for (int64_t i = 0; i < past.extents[0] * kv_heads; ++i) {
+    for (int64_t i = 0; i < past.extents[0] * past.extents[1]; ++i) {
       std::memcpy(static_cast<char*>(present) + i * head, past.as<char>() + i * head, positions * row);
     }
   }

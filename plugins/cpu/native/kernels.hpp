@@ -23,7 +23,7 @@ struct Half {
 struct Bfloat {
   uint16_t bits;
 };
-enum class CacheType { kFloat, kHalf, kBfloat, kInt8 };
+enum class CacheType { kFloat, kHalf, kBfloat, kInt8, kBothTiers, kUpperTier };
 
 // A linear's weights. 8 bits around 128, packed [tiles, inputs / 4, 32 columns, 4], with a scale per column and row; the
 // same with scales per block of inputs, on both sides; 4 bits with those scales, around 8 or from an offset, packed
@@ -73,7 +73,7 @@ struct Attention {
   const float *q_norm, *k_norm;  // or null
   bool row_norms;  // one norm over all heads of a token [heads * size], not one for each [size]
   CacheType cache_type;
-  void *key, *value;  // [kv_heads, capacity, size]
+  void *key, *value;  // [kv_heads, capacity, size]; in tiers [kv_heads, 2, capacity, size / 2]
   const float *key_scale, *value_scale;  // of an INT8 cache, of each channel [kv_heads, size]; or null
   float* out;  // [rows, heads * size]
   // Where the new tokens lie logically.

@@ -16,6 +16,7 @@ namespace quasar::QUASAR_LEVEL {
 
 #include "vector.hpp"
 #include "linear.hpp"
+#include "tiers.hpp"
 #include "softmax.hpp"
 #include "attention.hpp"
 #include "sampler.hpp"

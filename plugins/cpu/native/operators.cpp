@@ -15,6 +15,8 @@ Operator<VerifyAttention<FloatCache>> attention;
 Operator<VerifyAttention<HalfCache>> half_attention;
 Operator<VerifyAttention<BfloatCache>> bfloat_attention;
 Operator<VerifyAttention<Int8Cache>> int8_attention;
+Operator<VerifyAttention<BothTiersCache>> both_tiers_attention;
+Operator<VerifyAttention<UpperTierCache>> upper_tier_attention;
 Operator<ArgMax> argmax;
 
 }  // namespace
@@ -39,9 +41,9 @@ QUASAR_EXPORT quasar::ort::Status* RegisterCustomOps(quasar::ort::SessionOptions
   }
   ort::Domain* domain = nullptr;
   if (ort::Status* status = api.create_domain(kDomain, &domain)) return status;
-  const ort::CustomOp* operators[] = {&linear,    &block_linear,   &nibble_linear,    &nibble_float_linear,
-                                      &attention, &half_attention, &bfloat_attention, &int8_attention,
-                                      &argmax};
+  const ort::CustomOp* operators[] = {
+      &linear,           &block_linear,   &nibble_linear,        &nibble_float_linear,  &attention, &half_attention,
+      &bfloat_attention, &int8_attention, &both_tiers_attention, &upper_tier_attention, &argmax};
   for (const ort::CustomOp* op : operators) {
     if (ort::Status* status = api.add_operator(domain, op)) return status;
   }

@@ -16,36 +16,39 @@ inline void clear_lanes(int from, int size, float* t) {
 // that there are, since what lies after them takes as long to come.
 struct AheadRows {
   const char* next;
-  int step;  // bytes
+  int step;      // bytes
+  size_t apart;  // as many more that far away, or 0
 };
 // `steps`: how often a group calls `fetch_row`.
-template <typename Cache>
-inline AheadRows ahead_rows(const Cache* block, int positions, int size, int steps, int query, int queries) {
+template <typename Rows>
+inline AheadRows ahead_rows(Rows block, int positions, int size, int steps, int query, int queries) {
   positions = positions < 0 ? 0 : positions > kPositions ? kPositions : positions;
-  const int bytes = positions * size * static_cast<int>(sizeof(Cache));
+  const Stretch all = stretch(block, positions * size);
   const int groups = (queries + kQueryRows - 1) / kQueryRows;
-  return {reinterpret_cast<const char*>(block) + query / kQueryRows * (bytes / groups),
-          (bytes + groups * steps - 1) / (groups * steps)};
+  return {all.begin + query / kQueryRows * (all.bytes / groups), (all.bytes + groups * steps - 1) / (groups * steps),
+          all.apart};
 }
 // Those of `weigh_all` over a whole block; heads of less than 16 values fetch nothing.
 inline int weighing_steps(int size) { return kPositions * (size < 16 ? 1 : size / 64 + size % 64 / 16); }
 inline void fetch_row(AheadRows* ahead) {
   for (int i = 0; i < ahead->step; i += 64) __builtin_prefetch(ahead->next + i, 0, 2);
+  for (int i = 0; ahead->apart != 0 && i < ahead->step; i += 64)
+    __builtin_prefetch(ahead->next + ahead->apart + i, 0, 2);
   ahead->next += ahead->step;
 }
 
 inline void transpose_cache(const float* from, size_t stride, float* to) {
   transpose_tile(from, stride, to, kPositions);
 }
-template <typename Cache>
-inline void transpose_cache(const Cache* from, size_t stride, float* to) {
+template <typename Rows>
+inline void transpose_cache(Rows from, size_t stride, float* to) {
   alignas(64) float tile[256];
   for (int row = 0; row < 16; ++row) store(tile + 16 * row, load(from + row * stride));
   transpose_tile(tile, 16, to, kPositions);
 }
 // One key as a column.
-template <typename Cache>
-inline void scatter_key(const Cache* key, int size, float* column) {
+template <typename Rows>
+inline void scatter_key(Rows key, int size, float* column) {
   for (int i = 0; i < size; i += 16) {
     float lanes[16];
     store(lanes, load_first(key + i, size - i));
@@ -54,13 +57,13 @@ inline void scatter_key(const Cache* key, int size, float* column) {
 }
 
 // The first `count` of 64 keys as [size, 64]; lanes after them are zero.
-template <typename Cache>
-inline void transpose(const Cache* keys, int count, int size, float* t) {
+template <typename Rows>
+inline void transpose(Rows keys, int count, int size, float* t) {
   clear_lanes(count, size, t);
   int j = 0;
   for (; j + 16 <= count && size % 16 == 0; j += 16) {
     for (int i = 0; i < size; i += 16) {
-      transpose_cache(keys + static_cast<size_t>(j) * size + i, static_cast<size_t>(size), t + i * kPositions + j);
+      transpose_cache(keys + (static_cast<size_t>(j) * size + i), static_cast<size_t>(size), t + i * kPositions + j);
     }
   }
   for (; j < count; ++j) scatter_key(keys + static_cast<size_t>(j) * size, size, t + j);
@@ -139,9 +142,8 @@ inline void soften(const Attention& op, float* s, int from, int to, State* state
 }
 
 // o = Σ weight · value over positions [from, to) in order; R rows share what they see.
-template <int R, int N, typename Cache>
-inline void weigh(const float* s, const Cache* values, int from, int to, int size, int at, AheadRows* ahead,
-                  State* states) {
+template <int R, int N, typename Rows>
+inline void weigh(const float* s, Rows values, int from, int to, int size, int at, AheadRows* ahead, State* states) {
   Lanes o[R][N];
   QUASAR_UNROLL
   for (int r = 0; r < R; ++r) {
@@ -150,7 +152,7 @@ inline void weigh(const float* s, const Cache* values, int from, int to, int siz
   }
   for (int j = from; j < to; ++j) {
     fetch_row(ahead);
-    const Cache* value = values + static_cast<size_t>(j) * size + at;
+    const Rows value = values + (static_cast<size_t>(j) * size + at);
     Lanes v[N];
     QUASAR_UNROLL
     for (int n = 0; n < N; ++n) v[n] = load(value + 16 * n);
@@ -168,8 +170,8 @@ inline void weigh(const float* s, const Cache* values, int from, int to, int siz
   }
 }
 
-template <int R, typename Cache>
-inline void weigh_all(const float* s, const Cache* values, int from, int to, int size, AheadRows ahead, State* states) {
+template <int R, typename Rows>
+inline void weigh_all(const float* s, Rows values, int from, int to, int size, AheadRows ahead, State* states) {
   int at = 0;
   for (; at + 64 <= size; at += 64) weigh<R, 4>(s, values, from, to, size, at, &ahead, states);
   for (; at + 16 <= size; at += 16) weigh<R, 1>(s, values, from, to, size, at, &ahead, states);
@@ -177,7 +179,7 @@ inline void weigh_all(const float* s, const Cache* values, int from, int to, int
     for (int r = 0; r < R; ++r) {
       Lanes o = splat(0.0f);
       for (int j = from; j < to; ++j) {
-        o = fma(splat(s[r * kPositions + j]), load_first(values + static_cast<size_t>(j) * size + at, size - at), o);
+        o = fma(splat(s[r * kPositions + j]), load_first(values + (static_cast<size_t>(j) * size + at), size - at), o);
       }
       store_first(states[r].o + at, o, size - at);
     }
@@ -185,14 +187,13 @@ inline void weigh_all(const float* s, const Cache* values, int from, int to, int
 }
 
 // The same over slots that a path names.
-template <typename Cache>
-inline void weigh_path(const float* s, const Cache* values, const int* slots, int from, int to, int size,
-                       State* state) {
+template <typename Rows>
+inline void weigh_path(const float* s, Rows values, const int* slots, int from, int to, int size, State* state) {
   for (int at = 0; at < size; at += 16) {
     const int count = size - at;
     Lanes o = splat(0.0f);
     for (int j = from; j < to; ++j) {
-      o = fma(splat(s[j]), load_first(values + static_cast<size_t>(slots[j]) * size + at, count), o);
+      o = fma(splat(s[j]), load_first(values + (static_cast<size_t>(slots[j]) * size + at), count), o);
     }
     store_first(state->o + at, o, count);
   }

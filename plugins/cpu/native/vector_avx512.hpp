@@ -74,9 +74,8 @@ inline Lanes load(const Half* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256(re
 inline void store(Half* p, Lanes a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
 }
-inline Lanes load(const int8_t* p) {
-  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
-}
+inline Lanes lanes_of_bytes(__m128i bytes) { return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))}; }
+inline Lanes load(const int8_t* p) { return lanes_of_bytes(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
 inline Lanes load(const Bfloat* p) {
   const __m512i words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(words, 16))};

@@ -157,6 +157,8 @@ static void run_attention(const Level& level, int rows, int cached, int size, bo
       op.value = guard(value, unread, size);
       break;
     case CacheType::kInt8:
+    case CacheType::kBothTiers:
+    case CacheType::kUpperTier:
       op.key = key_8.data();
       op.value = value_8.data();
       op.key_scale = key_scale.data();
@@ -185,9 +187,12 @@ static void run_attention(const Level& level, int rows, int cached, int size, bo
     print("keys", std::vector<float>(keys, keys + key.size()));
     munmap(op.key, key.size() * sizeof(float));
     munmap(op.value, value.size() * sizeof(float));
-  } else {
+  } else if (type == CacheType::kHalf || type == CacheType::kBfloat) {
     print("keys", key_16);
     print("values", value_16);
+  } else {
+    print("keys", key_8);
+    print("values", value_8);
   }
 }
 
@@ -220,7 +225,10 @@ int main(int count, char** arguments) {
   }
   for (int size : {16, 24, 64}) {
     for (int rows : {1, 6, 40}) {
-      for (CacheType type : {CacheType::kFloat, CacheType::kHalf, CacheType::kBfloat, CacheType::kInt8}) {
+      for (CacheType type : {CacheType::kFloat, CacheType::kHalf, CacheType::kBfloat, CacheType::kInt8,
+                             CacheType::kBothTiers, CacheType::kUpperTier}) {
+        // Tiers hold sixteen values side by side.
+        if (type >= CacheType::kBothTiers && size % 16 != 0) continue;
         run_attention(*level, rows, 100, size, false, 0.0f, 0, type);
         run_attention(*level, rows, 64, size, true, 4.0f, 30, type);
         run_attention(*level, rows, 200, size, true, 0.0f, 70, type, true, size / 2);

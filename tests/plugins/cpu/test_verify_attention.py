@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from engines.probes.tree_invariance import random_tree
 from engines.tree import ancestor_mask, depths
-from plugins.verify_attention import verify_attention
+from plugins.verify_attention import in_tiers, of_tiers, verify_attention
 from tests.plugins.cpu.operators import LEVELS, needs_library, run_operator
 
 pytestmark = needs_library
@@ -19,9 +19,14 @@ CACHES = {
     "float16": ("VerifyAttentionFloat16", np.dtype(np.float16)),
     "bfloat16": ("VerifyAttentionBfloat16", np.dtype(ml_dtypes.bfloat16)),
     "int8": ("VerifyAttentionInt8", np.dtype(np.int8)),
+    "tiers": ("VerifyAttentionTiers", np.dtype(np.int8)),
+    "upper tier": ("VerifyAttentionUpperTier", np.dtype(np.int8)),
 }
+INTEGERS = ("int8", "tiers", "upper tier")
 # What the type of a cache rounds a value of about 1 by, at most.
-STEPS = {"float32": 0, "float16": 2.0**-10, "bfloat16": 2.0**-7, "int8": 0.04}
+STEPS = {"float32": 0, "float16": 2.0**-10, "bfloat16": 2.0**-7, **dict.fromkeys(INTEGERS, 0.04)}
+# Of the upper tier alone a key that falls to the other side of a rounding may differ by sixteen steps.
+STEPS["upper tier"] *= 16
 
 
 def random_cache(random, shape, dtype):
@@ -40,9 +45,9 @@ def random_scales(random, groups, size, dtype):
 
 def check_caches(found, expected, cache):
     """Keys up to a rounding that rotation's last bit tips over, values to the bit."""
-    key_step = 1.0 if cache == "int8" else 2e-6
+    key_step = 1.0 if cache in INTEGERS else 2e-6
     np.testing.assert_allclose(found[0].astype(np.float32), expected[0], atol=key_step, rtol=2e-6 + STEPS[cache])
-    if cache == "int8":
+    if cache in INTEGERS:
         assert (found[0] != expected[0]).mean() < 0.01
     np.testing.assert_array_equal(found[1].astype(np.float32), expected[1])
 
@@ -56,6 +61,7 @@ class Case:
         self.random = random = np.random.default_rng(seed)
         self.heads, self.groups, self.size = heads, groups, size
         self.operator, self.dtype = CACHES[cache]
+        self.cache = cache
         self.key, self.value = (random_cache(random, (groups, CAPACITY, size), self.dtype) for _ in range(2))
         self.scales = random_scales(random, groups, size, self.dtype)
         columns = (size if rotary is None else rotary) // 2
@@ -74,13 +80,14 @@ class Case:
         count = len(qkv)
         depth = np.arange(count) if parents is None else depths(np.asarray(parents))
         mask = None if parents is None else ancestor_mask(np.asarray(parents))[None]
+        tiers = "tier" in self.cache
+        caches = [in_tiers(one) if tiers else one.copy() for one in (self.key, self.value)]
         results = run_operator(
             self.operator,
             [
                 *(
                     qkv[None],
-                    self.key.copy()[None],
-                    self.value.copy()[None],
+                    *(one[None] for one in caches),
                     np.array([length]),
                     (length + depth)[None],
                 ),
@@ -100,7 +107,8 @@ class Case:
             threads=threads,
         )
         new = slice(length, length + count)
-        return results[0][0], results[1][0][:, new], results[2][0][:, new]
+        key, value = (of_tiers(one[0]) if tiers else one[0] for one in results[1:])
+        return results[0][0], key[:, new], value[:, new]
 
     def reference(self, qkv, length, parents=None):
         key, value, count = self.key.astype(np.float32), self.value.astype(np.float32), len(qkv)
@@ -113,6 +121,7 @@ class Case:
             k_norm=self.norms[1],
             cache_dtype=self.dtype,
             cache_scales=self.scales if self.dtype == np.int8 else None,
+            upper_alone=self.cache == "upper tier",
             **self.options,
         )
         new = slice(length, length + count)
@@ -146,6 +155,9 @@ class Case:
     seed=st.integers(0, 2**31),
 )
 def test_it_equals_the_reference(level, rows, length, heads, size, rotated, norms, softcap, window, tree, cache, seed):
+    if "tier" in cache and size % 16:
+        # Tiers hold sixteen values side by side.
+        size = 16
     rotary = {"all": size, "half": size // 2 // 2 * 2, "nothing": 0}[rotated]
     case = Case(
         seed,
@@ -178,6 +190,8 @@ def test_it_equals_the_reference(level, rows, length, heads, size, rotated, norm
         (64, "float16"),
         (64, "int8"),
         (128, "int8"),
+        (64, "tiers"),
+        (96, "upper tier"),
     ],
 )
 def test_a_tree_has_the_bits_of_the_replayed_chain(size, cache):
@@ -191,6 +205,56 @@ def test_a_tree_has_the_bits_of_the_replayed_chain(size, cache):
             for threads in (1, 2):
                 context, _, _ = case.run(qkv, length, level=LEVELS[0], parents=parents, threads=threads)
                 assert context[path].tobytes() == expected.tobytes(), (length, width, threads)
+
+
+def test_tiers_hold_every_integer():
+    cache = np.arange(-128, 128, dtype=np.int16).astype(np.int8).reshape(2, 4, 32)
+    tiers = in_tiers(cache)
+    assert tiers.shape == (4, 4, 16)
+    np.testing.assert_array_equal(of_tiers(tiers), cache)
+    upper = of_tiers(tiers, upper_alone=True).astype(int)
+    assert np.abs(upper - cache).max() == 8
+    # The first half of the bytes tells the upper halves.
+    tiers[1::2] = 0
+    np.testing.assert_array_equal(of_tiers(tiers, upper_alone=True), upper)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("size", [16, 64, 96, 128, 256])
+def test_both_tiers_give_the_bits_of_int8(level, size):
+    flat, tiers = (Case(4, heads=6, groups=2, size=size, norms="head", cache=cache) for cache in ("int8", "tiers"))
+    qkv = flat.rows(20)
+    for length in (0, 63, 300):
+        for parents in (None, random_tree(np.random.default_rng(size), 20)[0]):
+            one, other = (case.run(qkv, length, level=level, parents=parents) for case in (flat, tiers))
+            for mine, its in zip(one, other, strict=True):
+                assert mine.tobytes() == its.tobytes()
+
+
+def test_heads_in_tiers_are_whole():
+    with pytest.raises(Exception, match="VerifyAttentionTiers: a head size of 24 came; a multiple of 16 was expected"):
+        run_operator(
+            "VerifyAttentionTiers",
+            [
+                np.zeros((1, 1, 3 * 24), np.float32),
+                *(np.zeros((1, 2, 64, 12), np.int8) for _ in range(2)),
+                *(np.zeros(1, np.int64), np.zeros((1, 1), np.int64)),
+                *(np.zeros((64, 12), np.float32) for _ in range(2)),
+                *[None] * 5,
+                *(np.ones((1, 24), np.float32) for _ in range(2)),
+            ],
+            {
+                "num_heads": 1,
+                "kv_num_heads": 1,
+                "local_window_size": 0,
+                "scale": 0.2,
+                "softcap": 0.0,
+                "epsilon": 1e-5,
+            },
+            level=LEVELS[0],
+            outputs=3,
+            in_place={1: 1, 2: 2},
+        )
 
 
 @pytest.mark.parametrize(

@@ -79,17 +79,24 @@ def test_cache_after_every_round_is_what_the_verifier_committed(verifier, unsmoo
     assert committed == start + len(plain.token_ids)
 
 
-@pytest.fixture(scope="module")
-def nibble_engine(tiny_model, build_engine):
-    """W4A16, which has a graph of the same weights with INT8 activations."""
-    return build_engine(tiny_model, precision="w4a16", kernels="native")
+# W4A16, whose graph for drafts has INT8 activations (QSpec); W8A8, whose own reads half of the cache's bits; and both.
+FASTER = {
+    "activations": {"precision": "w4a16"},
+    "cache": {"kv_dtype": "int8-tiers"},
+    "both": {"precision": "w4a16", "kv_dtype": "int8-tiers"},
+}
+
+
+@pytest.fixture(scope="module", params=FASTER)
+def faster_engine(request, tiny_model, shared_engine):
+    return shared_engine(tiny_model, kernels="native", **FASTER[request.param])
 
 
 @needs_library
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.9, "seed": 3, "top_p": 0.95}], ids=["greedy", "drawn"])
-def test_an_engine_drafts_for_itself_with_coarser_activations(nibble_engine, options):
-    """QSpec: one set of weights, one cache, and the verifier's own positions in it after every round."""
-    with runtime.load(nibble_engine) as engine:
+def test_an_engine_drafts_for_itself_in_a_faster_graph(faster_engine, options):
+    """QSpec, QuantSpec: one set of weights, one cache, and the verifier's own positions in it after every round."""
+    with runtime.load(faster_engine) as engine:
         session = engine._resources.loaded.session
         own = {"max_new_tokens": 40, "ignore_eos": True, **options}
         plain = engine.generate(PROMPT, drafter="none", **own)
@@ -103,8 +110,8 @@ def test_an_engine_drafts_for_itself_with_coarser_activations(nibble_engine, opt
             tokens += event.token_ids
             stats = event.stats or stats
         assert tokens == plain.token_ids
-        # Activations in blocks of INT8 are nearly the floats: most of what it says is what the verifier says.
-        assert stats.accepted > 0.5 * stats.drafted > 0
+        # A random model is unsure of every token: half of a key's bits change many, and still not most of all.
+        assert stats.accepted > 0.2 * stats.drafted > 0
         assert {one.drafter for one in stats.drafts} <= {"self", ""}
         # The weights are those that are mapped already; the cache is the verifier's.
         [drafting] = engine._resources.draft_engines._loaded.values()
