@@ -119,6 +119,9 @@ class PreparedWeights:
         found = self._integers(linear.name) if precision.is_quantized else None
         if found is not None:
             scale = precision.stored_scales(self._smoothed_rows(linear, found.scale))
+            if precision.in_blocks:
+                # Where one group has all inputs, the folder tells no scale per output from it.
+                scale = scale.reshape(len(scale), -1)
             offset = None if found.offset is None else as_half(self._smoothed_rows(linear, found.offset))
             return QuantizedWeight(values=found.values, scale=scale, offset=offset)
         weight = np.concatenate([self._folded(f"{member}.weight") for member in linear.members])

@@ -97,6 +97,7 @@ class Precision(ABC):
         clips_weights: whether the search may clip a channel's largest weights.
         is_on_ladder: whether "auto" may give a linear this precision.
         input_multiple: a linear's inputs must be a multiple of it.
+        in_blocks: whether a weight has scales [outputs, groups] of groups of inputs, not one for each output.
         has_offsets: whether a weight has offsets beside its scales. Only checkpoints bring it: none is asked for.
         drafts_as: the precision that reads the same stored weights with coarser activations, in which an engine may
             draft for itself (QSpec, arXiv 2410.11305); "" where there is none.
@@ -118,6 +119,7 @@ class Precision(ABC):
     clips_weights: ClassVar[bool] = False
     is_on_ladder: ClassVar[bool] = False
     input_multiple: ClassVar[int] = 1
+    in_blocks: ClassVar[bool] = False
     has_offsets: ClassVar[bool] = False
     drafts_as: ClassVar[str] = ""
 

@@ -1,6 +1,6 @@
 """What the precisions with INT8 weights share: rounding of weights, and parts of their canonical forms."""
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -30,8 +30,6 @@ _SCALE_BYTES = 4
 
 class Int8Weights(Precision):
     """Symmetric INT8 weights with a scale per output channel, or with `in_blocks` per channel and 32 inputs."""
-
-    in_blocks: ClassVar[bool] = False
 
     def scales_of(self, weight: "torch.Tensor") -> "torch.Tensor":
         """One scale per row, or per row and 32 inputs."""

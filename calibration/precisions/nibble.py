@@ -46,7 +46,7 @@ _HALF_BYTES = 2
 # The largest integer above an offset.
 _MOST = HIGHEST_NIBBLE - LOWEST_NIBBLE
 _NO_TENSORRT = Refused(reason="TensorRT has no matmul of INT8 activations with INT4 weights")
-_NO_TENSORRT_FLOATS = Refused(reason="no TensorRT plan of INT4 weights is built yet")
+_NO_TENSORRT_OFFSETS = Refused(reason="TensorRT has INT4 weights around zero alone, without offsets")
 # What checkpoints of the field mostly have.
 _WIDE = 4 * BLOCK
 
@@ -90,7 +90,7 @@ def _lowerings(group: int, *, offsets: bool = False, floats: bool = False) -> di
     return {
         ONNXRUNTIME: AsItIs() if offsets else _stock(group, floats=floats),
         NATIVE: _native(group, offsets=offsets, floats=floats),
-        TENSORRT: _NO_TENSORRT_FLOATS if floats else _NO_TENSORRT,
+        TENSORRT: _NO_TENSORRT_OFFSETS if offsets and floats else AsItIs() if floats else _NO_TENSORRT,
     }
 
 

@@ -101,6 +101,12 @@ class LowerToTensorRt(InPlacePass):
 
     def _matmul(self, node: ir.Node) -> None:
         activations, weight = (value.producer() if value is not None else None for value in node.inputs)
+        if weight is not None and weight.op_type == "DequantizeLinear" and "block_size" in weight.attributes:
+            # Weights of 4 bits in groups, times activations as they are.
+            self._cast_input(node, 0)
+            self._own_scale(weight, _constant(weight.inputs[1]))
+            self._cast_output(node)
+            return
         if activations is None or weight is None or weight.op_type != "DequantizeLinear":
             self._cast_input(node, 0)
             self._cast_input(node, 1)

@@ -31,7 +31,7 @@ def test_what_can_be_asked_for():
     assert [precision.name for precision in ladder()] == ["w4a8", "w8a8-token", "w8a8-block", "float"]
     assert precisions_for("auto") == ladder()
     assert [precision.name for precision in precisions_for("w8a8")] == ["w8a8-token"]
-    assert choices_on(TENSORRT) == "w8a8 or w8a8-static"
+    assert choices_on(TENSORRT) == "w8a8 or w4a16-128 or w4a16 or w8a8-static"
     with pytest.raises(
         BuildError, match="--precision is 'w9a9'; w4a8, w8a8, w8a8-block, w4a8-128, w4a16-128, w4a16, w8a8-static, auto"
     ):

@@ -42,8 +42,11 @@ def compiled(directory, *capabilities, **options):
     return compile_engine(options)
 
 
-def check_network(value, num_layers, linears, *, quantized=True):
-    """The promises about a parsed network, from TensorRT's own layer types."""
+def check_network(value, num_layers, linears, *, quantized=True, nibbles=False):
+    """The promises about a parsed network, from TensorRT's own layer types.
+
+    `quantized`: linears are INT8 on both sides; `nibbles`: weights of 4 bits alone.
+    """
     layers = value["layers"]
     assert layers["KV_CACHE_UPDATE"] == 2 * num_layers
     assert layers["ATTENTION_INPUT"] == layers["ATTENTION_OUTPUT"] == num_layers
@@ -51,7 +54,7 @@ def check_network(value, num_layers, linears, *, quantized=True):
     # No float weight matmul is left: every linear is after QUANTIZE and DEQUANTIZE.
     assert value["quantized_matmuls"] == (linears if quantized else 0)
     assert layers.get("QUANTIZE", 0) == (linears if quantized else 0)
-    assert layers.get("DEQUANTIZE", 0) == (2 * linears if quantized else 0)
+    assert layers.get("DEQUANTIZE", 0) == (2 * linears if quantized else linears if nibbles else 0)
     updates = {item["name"]: item["updates"] for item in value["bindings"] if item["updates"]}
     assert len(updates) == 2 * num_layers
     assert updates["present.0.key"] == "past_key_values.0.key"
@@ -79,6 +82,14 @@ def test_random_models_compile_for_three_gpus(architecture, options, build_engin
     assert [kernel["compute_capability"] for kernel in value["kernels"]] == (
         list(CAPABILITIES) if "tree_mask" in options else []
     )
+
+
+@pytest.mark.parametrize("precision", ["w4a16", "w4a16-128"])
+def test_weights_of_4_bits_compile(precision, build_engine, tmp_path):
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 8}
+    model = save_tiny_model(tmp_path / "model", "llama", **sizes)
+    value = backend_json(compiled(build_engine(model, precision=precision)), "tensorrt-rtx")
+    check_network(value, 3, 3 * 4 + 1, quantized=False, nibbles=True)
 
 
 def test_smollm2_compiles_for_three_gpus_and_its_weights_are_in_8_bits(smollm2_engine, tmp_path):

@@ -212,7 +212,7 @@ class TestRefusals:
             *("export", "build", tiny_model, "-o", tmp_path / "engine", "--backend", "tensorrt-rtx"),
             *("--precision", "auto", "--max-kl", "0.01"),
         )
-        assert "no matmul of INT8 activations with INT4 weights: take --precision w8a8 or w8a8-static" in line
+        assert "no matmul of INT8 activations with INT4 weights: take --precision w8a8 or w4a16-128 or" in line
 
     def test_unknown_drafter(self, tiny_engine):
         line = refused("runtime", "generate", tiny_engine, "hi", "--drafter", "magic")

@@ -21,7 +21,7 @@ from quasar.errors import EngineError, GenerationError
 from runtime.drafters import Draft, PromptLookup
 from runtime.testing import run_loop
 from tests.engines.test_tree import PARENTS
-from tests.graphs import drop_top_tokens, export_graphs, host_session, likeliest, lowered_session
+from tests.graphs import drop_top_tokens, export_graphs, host_session, likeliest, lowered_session, run_canonical
 
 # The standard Attention operator on the CPU gives a single row other bits than it gives the same row among others.
 EXACT = RowInvariance(chain=2, widest=16)
@@ -57,6 +57,16 @@ def test_logits_are_those_of_the_onnxruntime_lowering(chains):
         np.testing.assert_array_equal(session.run(tokens[start:end], start, rows), logits.argmax(axis=-1))
     np.testing.assert_allclose(session.read_rows(0, 297), other.read_rows(0, 297), atol=1e-5, rtol=0)
     session.close()
+
+
+def test_weights_of_4_bits_are_those_of_the_canonical_graph(tiny_model, tmp_path):
+    contract = export_graphs(open_checkpoint(str(tiny_model)), tmp_path, precision="w4a16")
+    tokens = np.random.default_rng(6).integers(0, 320, 40)
+    expected = run_canonical(tmp_path, contract, tokens)[-8:]
+    with host_session(tmp_path, contract) as session:
+        session.run_logits(tokens[:32], 0, 1)
+        # Float32 sums in another order.
+        np.testing.assert_allclose(session.run_logits(tokens[32:], 32, 8), expected, atol=2e-5, rtol=0)
 
 
 def test_top_tokens_come_with_the_call(chains):
