@@ -7,7 +7,7 @@ import numpy as np
 
 from calibration.block_search import Progress
 from calibration.precisions.base import Precision
-from calibration.precisions.catalog import FLOAT, PRECISIONS, ROUNDED_ANEW
+from calibration.precisions.catalog import FLOAT, ROUNDED_ANEW, holders
 from calibration.quantization import Quantization, Quantized
 from calibration.quantized_folder import QuantizedFolder
 from calibration.quantized_model import LinearChoice
@@ -38,7 +38,7 @@ def keep_grids(checkpoint: Checkpoint, recipe: Recipe, folder: Path, progress: P
             choices[linear.name] = LinearChoice(precision=FLOAT.name)
             if recipe.is_quantized(linear.name):
                 stored = stored_weight(checkpoint, linear)
-                found = _kept(stored)
+                found = _kept(stored, recipe.precision)
                 (rounded if found is None else kept)[_FLOATS if stored is None else stored.form] += 1
                 precision, weight = found or _rounded(checkpoint, linear)
                 stored_folder.save_weight(linear.name, weight)
@@ -61,10 +61,10 @@ def stored_weight(checkpoint: Checkpoint, linear: Linear) -> PrequantizedWeight 
     return stacked(found) if len(found) == len(members) else None
 
 
-def _kept(stored: PrequantizedWeight | None) -> tuple[Precision, QuantizedWeight] | None:
+def _kept(stored: PrequantizedWeight | None, choice: str) -> tuple[Precision, QuantizedWeight] | None:
     if stored is None:
         return None
-    for precision in PRECISIONS.values():
+    for precision in holders(choice):
         if (weight := precision.held(stored)) is not None:
             return precision, weight
     return None

@@ -16,7 +16,7 @@ from calibration.precisions.catalog import (
     AUTO,
     DEFAULT_CHOICE,
     FLOAT,
-    STORED,
+    STORED_CHOICES,
     choices,
     ladder,
     precision_of,
@@ -40,7 +40,7 @@ from quasar.files import sha256_file, write_json
 from quasar.text import Prompt, read_prompts
 
 # Coarsest first.
-_PRECISIONS = tuple(choice for choice in choices() if choice not in (AUTO, STORED, FLOAT.choice))
+_PRECISIONS = tuple(choice for choice in choices() if choice not in (AUTO, *STORED_CHOICES, FLOAT.choice))
 _ALPHAS = ("off", "0.5", "auto")
 # Every combination: none / 4 bits / static / per token / blocks × smoothing × LM head.
 ALL_RECIPES = (
@@ -52,7 +52,7 @@ ALL_RECIPES = (
         for head in ("", ",head=float")
     ),
     f"{AUTO},kl=0.01",
-    STORED,
+    *STORED_CHOICES,
 )
 DEFAULT_RECIPES = (
     FLOAT.choice,

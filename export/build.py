@@ -10,7 +10,7 @@ from calibration.float_blocks import FloatBlocks
 from calibration.float_reference import float_logits
 from calibration.precision_search import Bound
 from calibration.precisions.base import NATIVE
-from calibration.precisions.catalog import AUTO, STORED, refusal
+from calibration.precisions.catalog import AUTO, STORED_CHOICES, refusal
 from calibration.quantization import Quantization
 from calibration.recipe import Alpha, Recipe, make_recipe, parse_alpha
 from calibration.rotation import ROTATION, rotated
@@ -111,7 +111,7 @@ class _Build:
         self._remaining = remaining_layers(options.skip_layers, spec.num_layers)
         self._spec = spec.keep_layers(self._remaining)
         precision = choose_precision(options, self._checkpoint)
-        alpha: Alpha = "off" if precision == STORED else parse_alpha(options.alpha)
+        alpha: Alpha = "off" if precision in STORED_CHOICES else parse_alpha(options.alpha)
         self._asked: Recipe = make_recipe(spec, precision=precision, alpha=alpha, keep_float=options.keep_float)
         self._recipe = self._asked
         if options.kernels or options.kv_dtype in INTEGER_CACHES:
@@ -242,7 +242,7 @@ class _Build:
     @property
     def _keeps(self) -> bool:
         """Whether weights stay on the checkpoint's own grids."""
-        return self._asked.precision == STORED
+        return self._asked.precision in STORED_CHOICES
 
     @property
     def _bound(self) -> Bound | None:

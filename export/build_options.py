@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from calibration.precision_search import Bound
-from calibration.precisions.catalog import AUTO, FLOAT, STORED
+from calibration.precisions.catalog import AUTO, FLOAT, STORED, STORED_CHOICES
 from calibration.search import Effort, WeightRounding
 from engines.contract import KV_DTYPES, MAX_WIDTH
 from engines.onnxruntime.kernels import NATIVE
@@ -117,9 +117,10 @@ def check_options(options: BuildOptions) -> None:
             f"--weights {options.weights} is a search, and --alpha {options.alpha} leaves searches out: "
             "take one of the two"
         )
+    of_search = {**_of_calibration(options), "--rotate": options.rotate or None}
     meaningless: dict[str, dict[str, object]] = {
-        FLOAT.choice: {**_of_calibration(options), **_of_weights(options), "--keep-float": options.keep_float or None},
-        STORED: {**_of_calibration(options), **_of_weights(options)},
+        FLOAT.choice: {**of_search, "--keep-float": options.keep_float or None},
+        **dict.fromkeys(STORED_CHOICES, of_search),
     }
     for name, value in meaningless.get(options.precision or "", {}).items():
         if value is not None:
@@ -128,10 +129,6 @@ def check_options(options: BuildOptions) -> None:
 
 def _of_calibration(options: BuildOptions) -> dict[str, object]:
     return {"--alpha": options.alpha, "--calibration": options.calibration, "--weights": options.weights}
-
-
-def _of_weights(options: BuildOptions) -> dict[str, object]:
-    return {"--rotate": options.rotate or None}
 
 
 def choose_precision(options: BuildOptions, checkpoint: Checkpoint) -> str | None:

@@ -17,7 +17,7 @@ from calibration.precisions.catalog import (
     DEFAULT_CHOICE,
     DEFAULT_HEAD_CHOICE,
     FLOAT,
-    STORED,
+    STORED_CHOICES,
     choices,
     choices_help,
     choices_on,
@@ -217,7 +217,7 @@ def build(
             "leave out one of the two"
         )
     # What a checkpoint's own grids are is known when it is read.
-    sure = () if precision == STORED else precisions_for(precision or DEFAULT_CHOICE)
+    sure = () if precision in STORED_CHOICES else precisions_for(precision or DEFAULT_CHOICE)
     asked = [(f"--precision {precision}", made) for made in sure]
     asked += [("--keep-float", FLOAT)] if keep_float else []
     for name, (option, made) in product(chosen, asked):

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from calibration.precisions.catalog import STORED
+from calibration.precisions.catalog import STORED_CHOICES
 from engines.directory import EngineDirectory
 from engines.latency import CURVE_LENGTH
 from engines.manifest import Manifest
@@ -61,7 +61,7 @@ def print_manifest(directory: EngineDirectory) -> None:
     table.add_row("precision", manifest.precision)
     for name, value in _linear_rows(manifest.linears):
         table.add_row(name, value)
-    if manifest.precision == STORED:
+    if manifest.precision in STORED_CHOICES:
         table.add_row("weights", said_of_grids(manifest.calibration))
     elif manifest.calibration:
         table.add_row(

@@ -169,7 +169,8 @@ def of_tiers(tiers: NDArray[np.int8], *, upper_alone: bool = False) -> NDArray[n
     packed = tiers.view(np.uint8).reshape(*before, planes // 2, 2, positions, half // 8, 8)
     halves = np.concatenate([packed & 15, packed >> 4], axis=-1).reshape(*before, planes // 2, 2, positions, 2 * half)
     upper, lower = halves[..., 0, :, :], halves[..., 1, :, :]
-    return (upper << 4 | (np.uint8(8) if upper_alone else lower)).view(np.int8)
+    joined: NDArray[np.int8] = (upper << 4 | (np.uint8(8) if upper_alone else lower)).view(np.int8)
+    return joined
 
 
 def _norm(heads: Float32, weight: Float32, epsilon: float) -> Float32:

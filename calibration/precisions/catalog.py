@@ -40,8 +40,10 @@ PRECISIONS: dict[str, Precision] = {
 FLOAT = PRECISIONS[Float.name]
 # Linear by linear: the fastest precision of the ladder with which a bound on fidelity is met.
 AUTO = "auto"
-# Linear by linear: the precision whose grid holds the weights as the checkpoint has them.
-STORED = "stored"
+# Linear by linear: the precision whose grid holds the weights as the checkpoint has them; where those have 4 bits, with
+# activations in INT8, or in floats.
+STORED, STORED_FLOATS = "stored", "stored-a16"
+STORED_CHOICES = (STORED, STORED_FLOATS)
 DEFAULT_CHOICE = PerToken.choice
 # What a linear gets that no grid holds as it is stored, the first that it can have: 8 bits lose least.
 ROUNDED_ANEW = (PRECISIONS[InBlocks.name], PRECISIONS[PerToken.name])
@@ -71,19 +73,25 @@ def choices() -> tuple[str, ...]:
     """What `--precision` may ask for: the quantized ones, those of the ladder first, auto, and float."""
     quantized = [one for one in PRECISIONS.values() if one.is_quantized and not one.has_offsets]
     quantized.sort(key=lambda precision: not precision.is_on_ladder)
-    return (*(precision.choice for precision in quantized), AUTO, STORED, FLOAT.choice)
+    return (*(precision.choice for precision in quantized), AUTO, *STORED_CHOICES, FLOAT.choice)
 
 
 def precisions_for(choice: str) -> tuple[Precision, ...]:
     """What linears may have in an engine of that `--precision`, the one to begin with first; else `BuildError`."""
     if choice == AUTO:
         return ladder()
-    if choice == STORED:
+    if choice in STORED_CHOICES:
         return ROUNDED_ANEW
     for precision in PRECISIONS.values():
         if precision.choice == choice and choice in choices():
             return (precision,)
     raise BuildError(f"--precision is {choice!r}; {', '.join(choices())} were expected")
+
+
+def holders(choice: str) -> tuple[Precision, ...]:
+    """Precisions that may hold a stored weight, the preferred first; `choice`: one of `STORED_CHOICES`."""
+    floats_first = sorted(PRECISIONS.values(), key=lambda one: not one.drafts_as)
+    return tuple(floats_first if choice == STORED_FLOATS else PRECISIONS.values())
 
 
 def head_choices() -> tuple[str, ...]:
@@ -120,11 +128,12 @@ def choices_help() -> str:
     ladder_help = f"{AUTO}: {first.choice}, with linears raised to {raised} until --max-kl or --min-top1 is met."
     default = precisions_for(DEFAULT_CHOICE)[0]
     finer = rungs_above(default)[0]
-    no_precision = (AUTO, STORED, FLOAT.choice)
+    no_precision = (AUTO, *STORED_CHOICES, FLOAT.choice)
     said = [f"{choice}: {precisions_for(choice)[0].help}" for choice in choices() if choice not in no_precision]
     default_help = f"Default: {default.choice}, or {finer.choice} where its answers are too far from the float model's."
     stored_help = (
         f"{STORED}: on the grid that a quantized checkpoint has (the default for those of GPTQ, AWQ and "
-        "compressed-tensors), without calibration."
+        f"compressed-tensors), without calibration; {STORED_FLOATS}: with activations as they are where weights have 4 "
+        "bits."
     )
     return f"{'; '.join(said)}. {ladder_help} {stored_help} {default_help}"

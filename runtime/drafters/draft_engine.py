@@ -165,10 +165,9 @@ class DraftEngine:
             # What stood before the pending token goes on standing there.
             earlier = before - 1 - fed
             self._verifier.keep_path(segment, [*range(earlier), *(earlier + place for place in path)])
-            if isinstance(inner, ObservingDrafter):
-                seen, successors = seen_tokens(segment, targets.successors, path)
-                if seen is not None and successors is not None:
-                    inner.observe(seen, successors)
+            seen, successors = seen_tokens(segment, targets.successors, path)
+            if seen is not None and successors is not None and isinstance(inner, ObservingDrafter):
+                inner.observe(seen, successors)
             fed = length - 1
         if not self.shares_cache:
             self._cached[slot] = tokens[:fed].copy()

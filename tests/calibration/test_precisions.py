@@ -26,7 +26,7 @@ EVERYWHERE = [*ABOVE, *(ROOT / name for name in ("plugins", "engines", "runtime"
 def test_what_can_be_asked_for():
     assert choices() == (
         *("w4a8", "w8a8", "w8a8-block", "w4a8-128", "w4a16-128", "w4a16", "w8a8-static"),
-        *("auto", "stored", "fp32"),
+        *("auto", "stored", "stored-a16", "fp32"),
     )
     assert [precision.name for precision in ladder()] == ["w4a8", "w8a8-token", "w8a8-block", "float"]
     assert precisions_for("auto") == ladder()

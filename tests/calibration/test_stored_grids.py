@@ -6,7 +6,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from calibration.precisions.catalog import PRECISIONS, STORED, precision_of
+from calibration.precisions.catalog import PRECISIONS, STORED, STORED_FLOATS, precision_of
 from calibration.recipe import make_recipe
 from calibration.stored_grids import keep_grids, stored_weight
 from quasar.checkpoints import open_checkpoint
@@ -94,9 +94,9 @@ def test_members_in_other_groups_share_the_finer_ones():
     np.testing.assert_array_equal(both.dequantized(), np.concatenate([one.dequantized(), other.dequantized()]))
 
 
-def kept(folder, **options):
+def kept(folder, *, precision=STORED, **options):
     checkpoint = open_checkpoint(str(folder))
-    recipe = make_recipe(checkpoint.spec, precision=STORED, alpha="off", **options)
+    recipe = make_recipe(checkpoint.spec, precision=precision, alpha="off", **options)
     found = keep_grids(checkpoint, recipe, folder / "kept", lambda *_: contextlib.nullcontext(lambda count: None))
     return checkpoint, found
 
@@ -121,6 +121,21 @@ def test_a_checkpoint_s_own_integers(tmp_path):
             assert found.quantization.choices[name].rounding == "stored"
         else:
             assert 0 < np.abs(weight - floats).max() <= np.abs(floats).max() / 254
+
+
+@pytest.mark.parametrize("layout", ["gptq", "awq"])
+def test_the_same_integers_times_floats(tmp_path, layout):
+    """`stored-a16`: what GPTQ and AWQ mean, in which nothing is rounded at all but the head."""
+    config, tensors = (gptq_config(), gptq()) if layout == "gptq" else (awq_config(), awq())
+    save_quantized(tmp_path, config, tensors)
+    (_, coarse), (checkpoint, found) = kept(tmp_path), kept(tmp_path, precision=STORED_FLOATS)
+    for name, choice in found.quantization.choices.items():
+        other = coarse.quantization.choices[name].precision
+        assert choice.precision == (other if name == "lm_head" else other.replace("w4a8", "w4a16"))
+    for name, floats, weight in weights_of(checkpoint, found.quantization):
+        if name != "lm_head" and layout == "gptq":
+            np.testing.assert_array_equal(weight, floats)
+    assert found.record["kept"] == coarse.record["kept"]
 
 
 def test_channels_of_8_bits_are_per_token(tmp_path):
