@@ -1,8 +1,9 @@
-"""Engines that draft, by draft length: acceptance, speed against plain decoding and fixed prompt lookup, memory.
+"""Engines that draft, by draft length: acceptance, speed against plain decoding, fixed prompt lookup and `auto`, memory.
 
     python benchmarks/engine_drafters.py build/fp32 --drafter self:build/w8a8-unsmoothed --prompts FILE.jsonl --limit 13
+    python benchmarks/engine_drafters.py build/w4a16 --drafter self model:build/small --prompts FILE.jsonl --limit 13
 
-All arms are interleaved prompt by prompt. The tokens of every arm are compared with plain decoding's.
+Each drafter drafts alone, with so many tokens and with as many as the controller takes, and beside `auto`'s. All arms are interleaved prompt by prompt. The tokens of every arm are compared with plain decoding's.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from runtime.stats import Stats
 Arm = tuple[str, int | None]
 _PLAIN: Arm = ("none", None)
 _LOOKUP: Arm = ("prompt-lookup", 5)
+_AUTO: Arm = ("auto", None)
 
 
 def measure(engine: runtime.Engine, arms: Sequence[Arm], prompts: Sequence[Prompt], tokens: int) -> None:
@@ -54,7 +56,7 @@ def main() -> None:
     """Read the arguments, measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path)
-    parser.add_argument("--drafter", required=True)
+    parser.add_argument("--drafter", nargs="+", required=True)
     parser.add_argument("--prompts", type=Path, required=True)
     parser.add_argument("--limit", type=int)
     parser.add_argument("--max-new-tokens", type=int, default=64)
@@ -63,12 +65,10 @@ def main() -> None:
     # Verifier and drafter run one after the other: with a pool each, the idle one would slow the other down.
     runtime.share_threads()
     engine = runtime.load(arguments.directory)
-    arms = [
-        _PLAIN,
-        _LOOKUP,
-        *((arguments.drafter, count) for count in arguments.draft_tokens),
-        (arguments.drafter, None),
-    ]
+    arms = [_PLAIN, _LOOKUP, _AUTO]
+    for drafter in arguments.drafter:
+        arms += [(drafter, count) for count in (*arguments.draft_tokens, None)]
+        arms.append((f"auto,{drafter}", None))
     engine.warmup()
     measure(engine, arms, read_prompts(arguments.prompts, arguments.limit), arguments.max_new_tokens)
 
