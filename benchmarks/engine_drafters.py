@@ -3,8 +3,8 @@
     python benchmarks/engine_drafters.py build/fp32 --drafter self:build/w8a8-unsmoothed --prompts FILE.jsonl --limit 13
     python benchmarks/engine_drafters.py build/w4a16 --drafter self model:build/small --prompts FILE.jsonl --limit 13
 
-Each drafter drafts alone, with so many tokens and with as many as the controller takes, and beside `auto`'s. All arms are
-interleaved prompt by prompt. The tokens of every arm are compared with plain decoding's.
+Each drafter drafts alone, with so many tokens and with as many as the controller takes, and beside `auto`'s. All arms
+are interleaved prompt by prompt. The tokens of every arm are compared with plain decoding's.
 """
 
 import argparse
