@@ -47,8 +47,8 @@ STORED_CHOICES = (STORED, STORED_FLOATS)
 DEFAULT_CHOICE = PerToken.choice
 # What a linear gets that no grid holds as it is stored, the first that it can have: 8 bits lose least.
 ROUNDED_ANEW = (PRECISIONS[InBlocks.name], PRECISIONS[PerToken.name])
-# Of a draft head's linears.
-DEFAULT_HEAD_CHOICE = InBlocks.choice
+# Of a draft head's linears: what it says is verified, and its weights come from memory after each pass.
+DEFAULT_HEAD_CHOICE = Nibbles.choice
 
 
 def precision_of(name: str) -> Precision:
