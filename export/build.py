@@ -1,5 +1,7 @@
 """The build: checkpoint → calibration → canonical graph → lowering → probes and latency → fidelity → manifest."""
 
+import threading
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
@@ -85,6 +87,14 @@ def build(options: BuildOptions, reporter: Reporter | None = None) -> Path:
     return _Build(options, Silent() if reporter is None else reporter).run()
 
 
+def _import_ahead() -> None:
+    """What the float model needs takes seconds to import: it comes while files are read and written."""
+    # Whoever needs it says that it is missing.
+    with suppress(ImportError):
+        import torch  # noqa: F401
+        from transformers import AutoModelForCausalLM  # noqa: F401
+
+
 class _Build:
     def __init__(self, options: BuildOptions, reporter: Reporter) -> None:
         self._options = options
@@ -140,6 +150,7 @@ class _Build:
             self._reporter.stage("finish", "an earlier run had built everything but the name")
             return options.output
         self._workspace: Workspace = workspace
+        threading.Thread(target=_import_ahead, daemon=True).start()
         try:
             self._stages()
         finally:

@@ -160,7 +160,9 @@ def in_tiers(cache: NDArray[np.int8]) -> NDArray[np.int8]:
     *before, groups, positions, size = cache.shape
     halves = np.stack([cache.view(np.uint8) >> 4, cache.view(np.uint8) & 15], axis=-3)
     first, second = np.split(halves.reshape(*before, groups, 2, positions, size // 16, 16), 2, axis=-1)
-    return (first | second << 4).reshape(*before, 2 * groups, positions, size // 2).view(np.int8)
+    packed = (first | second << 4).reshape(*before, 2 * groups, positions, size // 2)
+    tiers: NDArray[np.int8] = packed.view(np.int8)
+    return tiers
 
 
 def of_tiers(tiers: NDArray[np.int8], *, upper_alone: bool = False) -> NDArray[np.int8]:

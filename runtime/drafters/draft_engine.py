@@ -124,6 +124,7 @@ class DraftEngine:
         slot = slot if self.shares_cache else slot % len(self._cached)
         fed = len(context) - 1 if self.shares_cache else self._known(context, slot)
         chunk = self._contract.prefill_chunk
+        observe = inner.observe if inner is not None and isinstance(inner, ObservingDrafter) else None
         # What is left for the first pass that drafts: at least the last token, at most a chunk.
         last_chunk = fed + (length - fed - 1) // chunk * chunk
         self._verifier.prefill(tokens[:last_chunk], first=fed, slot=slot)
@@ -166,8 +167,8 @@ class DraftEngine:
             earlier = before - 1 - fed
             self._verifier.keep_path(segment, [*range(earlier), *(earlier + place for place in path)])
             seen, successors = seen_tokens(segment, targets.successors, path)
-            if seen is not None and successors is not None and isinstance(inner, ObservingDrafter):
-                inner.observe(seen, successors)
+            if observe is not None and seen is not None and successors is not None:
+                observe(seen, successors)
             fed = length - 1
         if not self.shares_cache:
             self._cached[slot] = tokens[:fed].copy()
