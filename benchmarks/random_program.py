@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from engines.contract import Contract
 from engines.cuda.program import AddNorm, Attention, Embed, Head, Linear, Program, Select, Step, Tensor
 from plugins.gpu.packing import TILE_INPUTS, TILE_OUTPUTS, tiles_of
+from plugins.gpu.variants import PER_TOKEN
 from quasar.checkpoints import DecoderSpec
 from quasar.checkpoints.spec import AttentionSpec
 
@@ -133,6 +134,7 @@ def _steps(spec: DecoderSpec, contract: Contract, writer: _Writer) -> Iterator[S
         scale=scale,
         bias="",
         softcap=spec.logits_softcap,
+        form=PER_TOKEN,
         inputs=hidden,
         vocabulary=spec.vocab_size,
     )
@@ -197,6 +199,7 @@ def _linear(
         bias="",
         residual=residual,
         gate=gate,
+        form=PER_TOKEN,
         inputs=inputs,
         outputs=outputs // 2 if gate else outputs,
         output=output,

@@ -16,12 +16,14 @@ from engines.contract import Contract
 from engines.cuda.program import AddNorm, Attention, Embed, Head, Linear, Program, Select, Step, Tensor
 from export.passes.walk import only_user, other_input
 from plugins.gpu.packing import pack_channels
-from plugins.gpu.variants import GATES
+from plugins.gpu.variants import BLOCKS, GATES, NIBBLES, PER_TOKEN
 from quasar.errors import BuildError
 from quasar.numerics import QuantizedWeight
 
 # Tensors start at multiples of this: a line of the cache, twice.
 _ALIGNMENT = 256
+# Native operators of linears → the form of the kernel.
+_FORMS = {"W8A8Linear": PER_TOKEN, "W8A8BlockLinear": BLOCKS, "W4A8BlockLinear": NIBBLES}
 # The heads of a group that one tile of the attention kernels holds.
 _MOST_GROUP = 16
 
@@ -80,7 +82,7 @@ class ProgramWriter:
             return [self._embed(node, str(given[0]))]
         if node.op_type == "Gather" and given[1] == names.LOGITS_ROWS:
             return [Select(input=str(given[0]), columns=self._hidden(), output=output)]
-        if node.op_type == "W8A8Linear":
+        if node.op_type in _FORMS:
             return [self._linear(node, given)]
         if node.op_type == "RMSNormalization" and (add := only_user(node.outputs[0], "Add")) is not None:
             self._normed[add] = node
@@ -153,8 +155,9 @@ class ProgramWriter:
         epsilon, gated = float(_attribute(node, "epsilon", 0.0)), bool(gate)
         operator = precision_of(self._linears[name]).lowering(CUDA)
         assert isinstance(operator, Operator)
-        values, scale = self._array(f"{name}.weight"), self._array(f"{name}.scale")
-        weight, scales = operator.pack(QuantizedWeight(values=values.T, scale=scale), gated)
+        # In 4 bits where the weight has them.
+        values, scale = self._array(f"{name}.weight").astype(np.int8, copy=False), self._array(f"{name}.scale")
+        weight, scales = operator.pack(QuantizedWeight(values=values.T, scale=scale.T), gated)
         assert scales is not None
         common: dict[str, Any] = {
             "input": str(x),
@@ -163,6 +166,7 @@ class ProgramWriter:
             "weight": self._put(f"{name}.weight", weight),
             "scale": self._put(f"{name}.scale", scales),
             "bias": self._put(f"{name}.bias", pack_channels(self._array(bias), gated=gated)) if bias else "",
+            "form": _FORMS[node.op_type],
             "inputs": values.shape[0],
         }
         self._on_linear()

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from engines.cuda.program import AddNorm, Attention, Embed, Head, Linear, Program, Select, Step, Tensor
+from plugins.gpu.variants import PER_TOKEN
 
 
 def program_of(
@@ -27,6 +28,7 @@ def program_of(
     output_norms: bool = False,
     embedding_scale: float = 1.0,
     logits_softcap: float = 0.0,
+    form: str = PER_TOKEN,
 ) -> Program:
     """The steps of a decoder, as the exporter writes them; tensors have a place, and nothing lies there."""
     rotary = head_size if rotary is None else rotary
@@ -37,7 +39,7 @@ def program_of(
         return name if present else ""
 
     def linear(name: str, source: str, inputs: int, outputs: int, **rest: Any) -> Linear:
-        rest = {"norm": "", "bias": "", "residual": "", "gate": "", **rest}
+        rest = {"norm": "", "bias": "", "residual": "", "gate": "", "form": form, **rest}
         weight, scale = tensor(f"{name}.weight"), tensor(f"{name}.scale")
         sizes = {"inputs": inputs, "outputs": outputs, "epsilon": 1e-6}
         return Linear(input=source, weight=weight, scale=scale, output=name, **sizes, **rest)
@@ -95,6 +97,7 @@ def program_of(
             epsilon=1e-6,
             bias="",
             softcap=logits_softcap,
+            form=form,
             inputs=hidden,
             weight=tensor("head.weight"),
             scale=tensor("head.scale"),

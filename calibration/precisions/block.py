@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.precisions.base import NATIVE, ONNXRUNTIME, TENSORRT, LinearGraph, Operator, Refused, Value
+from calibration.precisions.base import CUDA, NATIVE, ONNXRUNTIME, TENSORRT, LinearGraph, Operator, Refused, Value
 from calibration.precisions.int8 import Int8Weights, amax_of_rows, dequantized, rounded, unit_step
 from plugins.cpu.library import DOMAIN
 from plugins.cpu.packing import pack_block_scales, pack_weight
+from plugins.gpu import packing as tiles
 from quasar.numerics import BLOCK, Float32, Int8, QuantizedWeight, round_blocks
 
 if TYPE_CHECKING:
@@ -65,6 +66,14 @@ class InBlocks(Int8Weights):
             ),
         ),
         TENSORRT: Refused(reason="TensorRT has no INT8 matmul with a scale per block"),
+        CUDA: Operator(
+            op_type="W8A8BlockLinear",
+            domain=tiles.DOMAIN,
+            pack=lambda weight, gated: (
+                tiles.pack_blocks(weight.values, gated=gated),
+                tiles.pack_block_scales(weight.scale, gated=gated),
+            ),
+        ),
     }
 
     def round_activations(self, x: "torch.Tensor", _static_scale: float, /) -> "torch.Tensor":

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.precisions.base import (
+    CUDA,
     NATIVE,
     ONNXRUNTIME,
     TENSORRT,
@@ -21,6 +22,7 @@ from calibration.precisions.held import in_groups
 from calibration.precisions.int8 import dequantized
 from plugins.cpu.library import DOMAIN
 from plugins.cpu.packing import pack_block_scales, pack_nibbles
+from plugins.gpu import packing as tiles
 from quasar.checkpoints.prequantized.weight import PrequantizedWeight
 from quasar.numerics import (
     BLOCK,
@@ -47,6 +49,8 @@ _HALF_BYTES = 2
 _MOST = HIGHEST_NIBBLE - LOWEST_NIBBLE
 _NO_TENSORRT = Refused(reason="TensorRT has no matmul of INT8 activations with INT4 weights")
 _NO_TENSORRT_OFFSETS = Refused(reason="TensorRT has INT4 weights around zero alone, without offsets")
+_NO_CUDA_FLOATS = Refused(reason="the CUDA kernels have no linear of floats with INT4 weights")
+_NO_CUDA_OFFSETS = Refused(reason="the CUDA kernels have INT4 weights around zero alone, without offsets")
 # What checkpoints of the field mostly have.
 _WIDE = 4 * BLOCK
 
@@ -75,6 +79,18 @@ def _native(group: int, *, offsets: bool = False, floats: bool = False) -> Opera
     )
 
 
+def _cuda(group: int) -> Operator:
+    """With a scale for every block: those of wider groups are repeated."""
+    return Operator(
+        op_type="W4A8BlockLinear",
+        domain=tiles.DOMAIN,
+        pack=lambda weight, gated: (
+            tiles.pack_nibbles(weight.values, gated=gated),
+            tiles.pack_block_scales(np.repeat(weight.scale.astype(np.float16), group // BLOCK, axis=1), gated=gated),
+        ),
+    )
+
+
 def _halves(weight: QuantizedWeight, *, gated: bool) -> NDArray[np.float16]:
     """Scales, and after those of a group of a tile its offsets, as the operator reads them."""
     parts = [weight.scale] if weight.offset is None else [weight.scale, weight.offset]
@@ -91,6 +107,7 @@ def _lowerings(group: int, *, offsets: bool = False, floats: bool = False) -> di
         ONNXRUNTIME: AsItIs() if offsets else _stock(group, floats=floats),
         NATIVE: _native(group, offsets=offsets, floats=floats),
         TENSORRT: _NO_TENSORRT_OFFSETS if offsets and floats else AsItIs() if floats else _NO_TENSORRT,
+        CUDA: _NO_CUDA_FLOATS if floats else _NO_CUDA_OFFSETS if offsets else _cuda(group),
     }
 
 
@@ -257,7 +274,7 @@ class FloatNibbles(_FloatActivations, Nibbles):
     help = f"{Nibbles.help}, activations as they are"
     label = "nibbles times floats"
     title = f"W4A16 {Nibbles.form}"
-    form = f"{Nibbles.form}, times floats,"
+    form = f"{Nibbles.form} with float activations"
     colour = "#93c47d"
     drafts_as = Nibbles.name
     lowerings: ClassVar = _lowerings(BLOCK, floats=True)
@@ -271,7 +288,7 @@ class WideFloatNibbles(_FloatActivations, WideNibbles):
     help = f"{WideNibbles.help}, activations as they are"
     label = "wide nibbles times floats"
     title = f"W4A16 {WideNibbles.form}"
-    form = f"{WideNibbles.form}, times floats,"
+    form = f"{WideNibbles.form} with float activations"
     colour = "#b6d7a8"
     drafts_as = WideNibbles.name
     lowerings: ClassVar = _lowerings(_WIDE, floats=True)
@@ -285,7 +302,7 @@ class OffsetFloatNibbles(_FloatActivations, OffsetNibbles):
     help = f"{FloatNibbles.help}, with an offset for each group"
     label = "nibbles with offsets times floats"
     title = f"W4A16 {OffsetNibbles.form}"
-    form = f"{OffsetNibbles.form}, times floats,"
+    form = f"{OffsetNibbles.form} with float activations"
     colour = "#76a5af"
     drafts_as = OffsetNibbles.name
     lowerings: ClassVar = _lowerings(BLOCK, offsets=True, floats=True)
@@ -299,7 +316,7 @@ class WideOffsetFloatNibbles(_FloatActivations, WideOffsetNibbles):
     help = f"{WideFloatNibbles.help}, with an offset for each group"
     label = "wide nibbles with offsets times floats"
     title = f"W4A16 {WideOffsetNibbles.form}"
-    form = f"{WideOffsetNibbles.form}, times floats,"
+    form = f"{WideOffsetNibbles.form} with float activations"
     colour = "#a2c4c9"
     drafts_as = WideOffsetNibbles.name
     lowerings: ClassVar = _lowerings(_WIDE, offsets=True, floats=True)

@@ -5,7 +5,7 @@ A buffer is free again after the last step that reads it.
 
 from collections.abc import Iterator
 
-from engines.cuda.launches import Limits, sums_of
+from engines.cuda.launches import Limits, amax_of, partials_of, sums_of
 from engines.cuda.program import AddNorm, Attention, Embed, Head, Linear, Program, Select, Step
 from plugins.gpu.packing import TILE_INPUTS, TILE_OUTPUTS, tiles_of
 from plugins.gpu.variants import MERGED
@@ -46,8 +46,9 @@ def scratch_bytes(program: Program, limits: Limits) -> dict[str, int]:
     keys = tiles_of(head.vocabulary, TILE_OUTPUTS) * program.likeliest
     return {
         "quantized": tokens * tiles_of(most_inputs, TILE_INPUTS) * TILE_INPUTS,
-        "amax": 4 * tokens,
+        "amax": 4 * tokens * max(map(amax_of, [head, *linears])),
         "sums": 4 * max(sums_of(step, limits.multiprocessors) for step in linears),
+        "partials": 4 * max(partials_of(step, limits.multiprocessors) for step in linears),
         "arrived": 4 * max(tiles_of(step.outputs, TILE_OUTPUTS) for step in linears),
         "queries": 4 * tokens * queries,
         "partial": 4 * reach * limits.most_splits * queries,

@@ -4,9 +4,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from engines.cuda.pass_sizes import PassSizes
-from engines.cuda.program import AddNorm, Attention, Embed, Head, Linear, Program, Select, linear_variant
+from engines.cuda.program import (
+    AddNorm,
+    Attention,
+    Embed,
+    Head,
+    Linear,
+    Program,
+    Select,
+    linear_variant,
+    quantize_variant,
+)
 from plugins.gpu.packing import TILE_INPUTS, TILE_OUTPUTS, tiles_of
 from plugins.gpu.variants import (
+    BLOCK_TILE_TOKENS,
     COLUMNS,
     HEAD_TILE_TOKENS,
     MERGED,
@@ -14,8 +25,8 @@ from plugins.gpu.variants import (
     GatherRows,
     MergeLikeliest,
     NormAdd,
-    NormQuantize,
 )
+from quasar.numerics import BLOCK
 
 # Programs of one linear per multiprocessor: as many as run at once, so that none waits for a second turn.
 _PROGRAMS_PER_MULTIPROCESSOR = 2
@@ -41,9 +52,9 @@ class Addresses:
     """Where everything lies on the device.
 
     `tensors` and `buffers` by name. `inputs` by name (engines.cuda.inputs). `quantized` int8 and `amax` float32: a
-    linear's input. `sums` int32 and `arrived` int32: zeros between launches. `queries`, `partial` and
-    `partial_stats` float32: of attention. `keys` and `merged` int64: of the LM head. `next_tokens` int64: those of all
-    rows, then their likeliest ones, row after row. `caches`: of each layer.
+    linear's input. `sums` int32 and `arrived` int32: zeros between launches; `partials` float32: of linears in blocks.
+    `queries`, `partial` and `partial_stats` float32: of attention. `keys` and `merged` int64: of the LM head.
+    `next_tokens` int64: those of all rows, then their likeliest ones, row after row. `caches`: of each layer.
     """
 
     tensors: Mapping[str, int]
@@ -52,6 +63,7 @@ class Addresses:
     quantized: int
     amax: int
     sums: int
+    partials: int
     arrived: int
     queries: int
     partial: int
@@ -95,7 +107,7 @@ def launches(program: Program, sizes: PassSizes, at: Addresses, limits: Limits) 
                 yield _gather(kernel, at.buffers[step.input], rows, target, sizes.rows, step.columns)
             case Linear():
                 yield _quantize(step, tokens, at)
-                yield _linear(step, tokens, at, limits)
+                yield (_block_linear if step.form else _linear)(step, tokens, at, limits)
             case AddNorm():
                 yield _norm_add(step, tokens, at)
             case Attention():
@@ -118,10 +130,29 @@ def splits_of(tiles: int, input_tiles: int, multiprocessors: int) -> int:
 
 def sums_of(step: Linear, multiprocessors: int) -> int:
     """Integers that the splits of a linear add up in, of any pass: those of a prompt's tiles are not split."""
-    output_tiles, input_tiles = tiles_of(step.outputs, TILE_OUTPUTS), tiles_of(step.inputs, TILE_INPUTS)
-    parts = 2 if step.gate else 1
-    is_split = splits_of(output_tiles, input_tiles, multiprocessors) > 1
+    output_tiles, parts = tiles_of(step.outputs, TILE_OUTPUTS), 2 if step.gate else 1
+    is_split = not step.form and parts_of(step, multiprocessors) > 1
     return output_tiles * parts * TILE_OUTPUTS * TILE_TOKENS[-2] if is_split else 0
+
+
+def parts_of(step: Linear, multiprocessors: int) -> int:
+    """Parts that the blocks of a linear's inputs are added in: what it computes depends on that, so no pass does."""
+    output_tiles, input_tiles = tiles_of(step.outputs, TILE_OUTPUTS), tiles_of(step.inputs, TILE_INPUTS)
+    return splits_of(output_tiles, input_tiles, multiprocessors)
+
+
+def partials_of(step: Linear, multiprocessors: int) -> int:
+    """Floats that the splits of a linear in blocks leave, of any pass: a prompt's tiles are not split."""
+    parts = parts_of(step, multiprocessors)
+    if not step.form or parts == 1:
+        return 0
+    halves = 2 if step.gate else 1
+    return parts * tiles_of(step.outputs, TILE_OUTPUTS) * halves * TILE_OUTPUTS * BLOCK_TILE_TOKENS[-1]
+
+
+def amax_of(step: Linear | Head) -> int:
+    """Floats that a token's amax takes: one, or one for each block."""
+    return tiles_of(step.inputs, TILE_INPUTS) * TILE_INPUTS // BLOCK if step.form else 1
 
 
 def token_tile(tokens: int, tiles: tuple[int, ...]) -> int:
@@ -138,7 +169,7 @@ def _quantize(step: Linear | Head, tokens: int, at: Addresses) -> Launch:
     norm = at.tensors[step.norm] if step.norm else 0
     stride = tiles_of(step.inputs, TILE_INPUTS) * TILE_INPUTS
     return Launch(
-        kernel=NormQuantize.of(step.inputs, norm=bool(step.norm)).name,
+        kernel=quantize_variant(step).name,
         grid=(tokens,),
         arguments=(at.buffers[step.input], norm, at.quantized, at.amax, step.inputs, stride, step.epsilon),
     )
@@ -160,6 +191,25 @@ def _linear(step: Linear, tokens: int, at: Addresses, limits: Limits) -> Launch:
             at.buffers[step.residual] if step.residual else 0,
             *(at.buffers[step.output], at.sums, at.arrived),
             *(tokens, step.outputs, input_tiles, tiles_of(input_tiles, splits), splits),
+        ),
+    )
+
+
+def _block_linear(step: Linear, tokens: int, at: Addresses, limits: Limits) -> Launch:
+    tile = token_tile(tokens, BLOCK_TILE_TOKENS)
+    output_tiles, token_tiles = tiles_of(step.outputs, TILE_OUTPUTS), tiles_of(tokens, tile)
+    input_tiles, parts = tiles_of(step.inputs, TILE_INPUTS), parts_of(step, limits.multiprocessors)
+    # One program adds all parts of a prompt's tile, in the order in which the splits of a few tokens are added.
+    splits = 1 if token_tiles > 1 else parts
+    return Launch(
+        kernel=linear_variant(step, tile).name,
+        grid=(token_tiles, output_tiles, splits),
+        arguments=(
+            *(at.quantized, at.amax, at.tensors[step.weight], at.tensors[step.scale]),
+            at.tensors[step.bias] if step.bias else 0,
+            at.buffers[step.residual] if step.residual else 0,
+            *(at.buffers[step.output], at.partials, at.arrived),
+            *(tokens, step.outputs, input_tiles, tiles_of(input_tiles, parts), parts, splits),
         ),
     )
 
@@ -220,7 +270,7 @@ def _head(program: Program, step: Head, sizes: PassSizes, at: Addresses, part: t
         kernel=program.head_variant(step, tile).name,
         grid=(tiles_of(rows, tile), tiles),
         arguments=(
-            *(at.quantized + first * input_tiles * TILE_INPUTS, at.amax + 4 * first),
+            *(at.quantized + first * input_tiles * TILE_INPUTS, at.amax + 4 * first * amax_of(step)),
             *(at.tensors[step.weight], at.tensors[step.scale]),
             at.tensors[step.bias] if step.bias else 0,
             *(at.logits, at.keys, rows, step.vocabulary, input_tiles, int(sizes.logits), step.softcap),

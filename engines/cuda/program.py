@@ -6,12 +6,16 @@ from typing import Any
 
 from engines.fields import check_fields
 from plugins.gpu.variants import (
+    BLOCK_TILE_TOKENS,
     HEAD_TILE_TOKENS,
+    PER_TOKEN,
     TILE_TOKENS,
     AttendCache,
     AttendPath,
+    BlockLinear,
     GatherRows,
     KvCompact,
+    LinearVariant,
     LmHead,
     MergeLikeliest,
     NormAdd,
@@ -50,7 +54,8 @@ class Embed:
 class Linear:
     """output = x Wᵀ of the quantized x, after an RMS norm of x if `norm` is given; then bias, the gate or the residual.
 
-    `gate`: one of `plugins.gpu.variants.GATES`. `outputs`: columns of the output, half of the weight's with a gate.
+    `gate`: one of `plugins.gpu.variants.GATES`, `form` one of its `FORMS`. `outputs`: columns of the output, half of
+    the weight's with a gate.
     """
 
     input: str
@@ -61,6 +66,7 @@ class Linear:
     bias: str
     residual: str
     gate: str
+    form: str
     inputs: int
     outputs: int
     output: str
@@ -117,7 +123,7 @@ class Select:
 class Head:
     """The likeliest tokens after each selected row, and its logits if they are wanted.
 
-    `softcap`: logits become softcap · tanh(logit / softcap); 0: they stay.
+    `softcap`: logits become softcap · tanh(logit / softcap); 0: they stay. `form` as in `Linear`.
     """
 
     input: str
@@ -127,6 +133,7 @@ class Head:
     scale: str
     bias: str
     softcap: float
+    form: str
     inputs: int
     vocabulary: int
 
@@ -182,21 +189,24 @@ class Program:
                 case Select():
                     yield GatherRows(table_type="float32")
                 case Linear():
-                    yield NormQuantize.of(step.inputs, norm=bool(step.norm))
-                    yield from (linear_variant(step, tokens) for tokens in TILE_TOKENS)
+                    yield quantize_variant(step)
+                    tiles = BLOCK_TILE_TOKENS if step.form else TILE_TOKENS
+                    yield from (linear_variant(step, tokens) for tokens in tiles)
                 case AddNorm():
                     yield NormAdd.of(step.columns)
                 case Attention():
                     yield from self.attention_variants(step)
                 case Head():
-                    yield NormQuantize.of(step.inputs, norm=bool(step.norm))
+                    yield quantize_variant(step)
                     yield from (self.head_variant(step, tokens) for tokens in HEAD_TILE_TOKENS)
                     yield from (MergeLikeliest(likeliest=self.likeliest, final=final) for final in (False, True))
         yield KvCompact()
 
     def head_variant(self, step: Head, tokens: int) -> LmHead:
         """The LM head's kernel for tiles of so many tokens."""
-        return LmHead(tokens=tokens, likeliest=self.likeliest, bias=bool(step.bias), softcap=step.softcap > 0)
+        return LmHead(
+            tokens=tokens, likeliest=self.likeliest, bias=bool(step.bias), softcap=step.softcap > 0, form=step.form
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The program's file."""
@@ -226,9 +236,17 @@ class Program:
 _SIZES: dict[str, Any] = {"cache_type": str, "reach": int, "top_k": int}
 
 
-def linear_variant(step: Linear, tokens: int) -> W8A8Linear:
+def quantize_variant(step: Linear | Head) -> NormQuantize:
+    """The kernel that quantizes what a linear reads."""
+    return NormQuantize.of(step.inputs, norm=bool(step.norm), in_blocks=bool(step.form))
+
+
+def linear_variant(step: Linear, tokens: int) -> LinearVariant:
     """A linear's kernel for tiles of so many tokens."""
-    return W8A8Linear(tokens=tokens, bias=bool(step.bias), residual=bool(step.residual), gate=step.gate)
+    bias, residual = bool(step.bias), bool(step.residual)
+    if step.form:
+        return BlockLinear(form=step.form, tokens=tokens, bias=bias, residual=residual, gate=step.gate)
+    return W8A8Linear(tokens=tokens, bias=bias, residual=residual, gate=step.gate)
 
 
 def _step(value: Any, file: str) -> Step:
@@ -237,4 +255,7 @@ def _step(value: Any, file: str) -> Step:
         raise DamagedEngineError(f"{file}: a step that this version does not know: {value!r:.60}")
     expected: dict[str, Any] = {field.name: field.type for field in fields(kind)}
     given = {name: item for name, item in value.items() if name != "step"}
+    if "form" in expected:
+        # Programs of earlier versions have one form alone.
+        given.setdefault("form", PER_TOKEN)
     return kind(**check_fields(f"step {value['step']}", given, expected, file=file))

@@ -1,6 +1,7 @@
 """The kernel of every variant."""
 
 from plugins.gpu import (
+    block_linear,
     gather_rows,
     kv_compact,
     lm_head,
@@ -14,6 +15,7 @@ from plugins.gpu.kernel import Kernel
 from plugins.gpu.variants import (
     AttendCache,
     AttendPath,
+    BlockLinear,
     GatherRows,
     KvCompact,
     LmHead,
@@ -37,6 +39,8 @@ def kernel_of(variant: Variant) -> Kernel:
             return norm_add.kernel_for(variant)
         case W8A8Linear():
             return w8a8_linear.kernel_for(variant)
+        case BlockLinear():
+            return block_linear.kernel_for(variant)
         case RotateAppend():
             return rotate_append.kernel_for(variant)
         case AttendCache():

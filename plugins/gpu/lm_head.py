@@ -1,4 +1,4 @@
-"""lm_head as Triton kernels: the W8A8 linear whose logits need not be written, and the likeliest tokens of them.
+"""lm_head as Triton kernels: the linear whose logits need not be written, and the likeliest tokens of them.
 
 A logit and its token are one 64-bit key: larger is likelier, and of equal logits the lower token. `lm_head` leaves the
 largest keys of every tile, and `merge_likeliest` picks the largest of those, in two rounds.
@@ -7,12 +7,15 @@ largest keys of every tile, and `merge_likeliest` picks the largest of those, in
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from plugins.gpu.block_linear import add_unit, scale_type
 from plugins.gpu.kernel import Kernel
 from plugins.gpu.packing import TILE_INPUTS, TILE_OUTPUTS
-from plugins.gpu.variants import MERGED, LmHead, MergeLikeliest
+from plugins.gpu.variants import FORMS, MERGED, NIBBLES, LmHead, MergeLikeliest
 from quasar import numerics
 
 _UNIT_STEP = tl.constexpr(numerics.UNIT_STEP)
+_BLOCK = tl.constexpr(numerics.BLOCK)
+_NIBBLES = tl.constexpr(FORMS.index(NIBBLES))
 # The key of a logit that is not a number: above all others. Its token is -1.
 _NOT_A_NUMBER = tl.constexpr(0x7FFFFFFFFFFFFFFF)
 # Below every key.
@@ -32,6 +35,7 @@ def lm_head(  # type: ignore[no-untyped-def]
     input_tiles,
     writes_logits,
     softcap,
+    FORM: tl.constexpr,  # noqa: N803
     BIAS: tl.constexpr,  # noqa: N803
     SOFTCAP: tl.constexpr,  # noqa: N803
     LIKELIEST: tl.constexpr,  # noqa: N803
@@ -40,7 +44,9 @@ def lm_head(  # type: ignore[no-untyped-def]
     INPUTS: tl.constexpr,  # noqa: N803
     OVERLAP: tl.constexpr,  # noqa: N803
 ):
-    """As `w8a8_linear`, for the tile `program_id(0)` of tokens and the vocabulary's tile `program_id(1)`.
+    """As `w8a8_linear`, or with FORM, the place in `FORMS`, as `block_linear` in one part.
+
+    For the tile `program_id(0)` of tokens and the vocabulary's tile `program_id(1)`.
 
     `keys` int64 [T, tiles, LIKELIEST] gets the tile's largest keys; `logits` float32 [T, vocabulary] is written only
     if `writes_logits` is not 0. With SOFTCAP both are of softcap · tanh(logit / softcap).
@@ -48,28 +54,45 @@ def lm_head(  # type: ignore[no-untyped-def]
     token_tile, output_tile = tl.program_id(0), tl.program_id(1)
     token = token_tile * TOKENS + tl.arange(0, TOKENS)
     output = tl.arange(0, OUTPUTS)
-    k = tl.arange(0, INPUTS)
-    base = weight + output_tile.to(tl.int64) * input_tiles * (OUTPUTS * INPUTS)
+    tile_bytes: tl.constexpr = OUTPUTS * INPUTS // 2 if FORM == _NIBBLES else OUTPUTS * INPUTS
+    base = weight + output_tile.to(tl.int64) * input_tiles * tile_bytes
     if OVERLAP:
         gdc_launch_dependents()
         # Weights do not depend on the kernel before: their first lines come while that one ends.
-        line = tl.minimum(tl.arange(0, 256) * 128, input_tiles * (OUTPUTS * INPUTS) - 128)
+        line = tl.minimum(tl.arange(0, 256) * 128, input_tiles * tile_bytes - 128)
         tl.inline_asm_elementwise(
             "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [base + line], tl.int32, is_pure=False, pack=1
         )
         gdc_wait()
-    at_weight = base + output[:, None] * INPUTS + k[None, :]
-    at_q = q + token[None, :].to(tl.int64) * (input_tiles * INPUTS) + k[:, None]
     inside = token[None, :] < tokens
-    product = tl.zeros((OUTPUTS, TOKENS), tl.int32)
-    for _ in range(input_tiles):
-        x = tl.load(at_q, mask=inside, other=0)
-        product = tl.dot(tl.load(at_weight, eviction_policy="evict_first"), x, product, out_dtype=tl.int32)
-        at_weight += OUTPUTS * INPUTS
-        at_q += INPUTS
-    amax = tl.load(a + token, mask=token < tokens, other=0.0)[None, :]
     channel = output_tile * OUTPUTS + output
-    result = product.to(tl.float32) * (tl.load(scale + channel) * _UNIT_STEP)[:, None] * amax
+    if FORM:
+        blocks: tl.constexpr = 2 if FORM == _NIBBLES else 1
+        units = input_tiles * (INPUTS // (_BLOCK * blocks))
+        k = tl.arange(0, _BLOCK)
+        at_weight = base + output[:, None] * _BLOCK + k[None, :]
+        at_q = q + token[None, :].to(tl.int64) * (input_tiles * INPUTS) + k[:, None]
+        at_scale = scale + output_tile.to(tl.int64) * units * (blocks * OUTPUTS) + output
+        at_amax = a + token[None, :].to(tl.int64) * (units * blocks)
+        result = tl.zeros((OUTPUTS, TOKENS), tl.float32)
+        for _ in range(units):
+            result = add_unit(result, at_weight, at_q, at_scale, at_amax, inside, FORM == _NIBBLES, OUTPUTS)
+            at_weight += OUTPUTS * _BLOCK
+            at_q += blocks * _BLOCK
+            at_scale += blocks * OUTPUTS
+            at_amax += blocks
+    else:
+        k = tl.arange(0, INPUTS)
+        at_weight = base + output[:, None] * INPUTS + k[None, :]
+        at_q = q + token[None, :].to(tl.int64) * (input_tiles * INPUTS) + k[:, None]
+        product = tl.zeros((OUTPUTS, TOKENS), tl.int32)
+        for _ in range(input_tiles):
+            x = tl.load(at_q, mask=inside, other=0)
+            product = tl.dot(tl.load(at_weight, eviction_policy="evict_first"), x, product, out_dtype=tl.int32)
+            at_weight += tile_bytes
+            at_q += INPUTS
+        amax = tl.load(a + token, mask=token < tokens, other=0.0)[None, :]
+        result = product.to(tl.float32) * (tl.load(scale + channel) * _UNIT_STEP)[:, None] * amax
     if BIAS:
         result = result + tl.load(bias + channel)[:, None]
     if SOFTCAP:
@@ -129,7 +152,8 @@ def merge_likeliest(  # type: ignore[no-untyped-def]
 
 def head_kernel(variant: LmHead) -> Kernel:
     """`lm_head` of a variant."""
-    pointers = {"q": "*i8", "a": "*fp32", "weight": "*i8", "scale": "*fp32", "bias": "*fp32", "logits": "*fp32"}
+    pointers = {"q": "*i8", "a": "*fp32", "weight": "*i8", "scale": scale_type(variant.form)}
+    pointers |= {"bias": "*fp32", "logits": "*fp32"}
     return Kernel(
         name=variant.name,
         function=lm_head,
@@ -141,6 +165,7 @@ def head_kernel(variant: LmHead) -> Kernel:
             "softcap": "fp32",
         },
         constants={
+            "FORM": FORMS.index(variant.form),
             "BIAS": int(variant.bias),
             "SOFTCAP": int(variant.softcap),
             "LIKELIEST": variant.likeliest,

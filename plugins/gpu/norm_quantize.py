@@ -25,12 +25,14 @@ def norm_quantize(  # type: ignore[no-untyped-def]
     epsilon,
     NORM: tl.constexpr,  # noqa: N803
     BLOCK: tl.constexpr,  # noqa: N803
+    GROUP: tl.constexpr,  # noqa: N803
     OVERLAP: tl.constexpr,  # noqa: N803
 ):
-    """Token `program_id(0)` of x float32 [T, columns] → q int8 [T, stride] and a float32 [T].
+    """Token `program_id(0)` of x float32 [T, columns] → q int8 [T, stride] and a float32 [T], or [T, stride / GROUP].
 
     With NORM, what is quantized is x / sqrt(mean(x²) + epsilon) · weight. `stride` is `columns` rounded up to what the
-    linear reads at a time; the values between are zeros. A token with a value that is not finite gets a = NaN.
+    linear reads at a time; the values between are zeros. GROUP: values that share an amax; 0: all of a token. Where one
+    of them is not finite, a = NaN.
     """
     if OVERLAP:
         gdc_launch_dependents()
@@ -43,16 +45,22 @@ def norm_quantize(  # type: ignore[no-untyped-def]
         mean = tl.div_rn(tl.sum(values * values, axis=0), columns.to(tl.float32))
         norm = tl.sqrt_rn(mean + epsilon)
         values = tl.div_rn(values, tl.zeros_like(values) + norm) * tl.load(weight + offsets, mask=inside, other=0.0)
+    size: tl.constexpr = GROUP if GROUP else BLOCK
+    groups: tl.constexpr = BLOCK // size
+    values = tl.reshape(values, (groups, size))
     finite = tl.abs(values) < float("inf")
-    amax = tl.maximum(tl.max(tl.where(finite, tl.abs(values), 0.0), axis=0), _AMAX_FLOOR)
-    whole = tl.min(finite.to(tl.int32), axis=0) == 1
+    amax = tl.maximum(tl.max(tl.where(finite, tl.abs(values), 0.0), axis=1), _AMAX_FLOOR)
+    whole = tl.min(finite.to(tl.int32), axis=1) == 1
     # Divisions as IEEE has them; the graph divides by the float32 next to 1/127.
-    unit = tl.div_rn(tl.where(whole & finite, values, 0.0), tl.zeros_like(values) + amax)
+    unit = tl.div_rn(tl.where(whole[:, None] & finite, values, 0.0), tl.zeros_like(values) + amax[:, None])
     steps = tl.div_rn(unit, tl.zeros_like(values) + _UNIT_STEP)
     # Adding 1.5 * 2^23 leaves no bits below the unit: the sum is rounded to even, as QuantizeLinear rounds.
-    rounded = (steps + 12582912.0) - 12582912.0
+    rounded = tl.reshape((steps + 12582912.0) - 12582912.0, (BLOCK,))
     tl.store(q + token * stride + offsets, rounded.to(tl.int8), mask=offsets < stride)
-    tl.store(a + token, tl.where(whole, amax, float("nan")))
+    group = tl.arange(0, groups)
+    stored = group < stride // size if GROUP else group < 1
+    at_amax = a + token * (stride // size) if GROUP else a + token
+    tl.store(at_amax + group, tl.where(whole, amax, float("nan")), mask=stored)
 
 
 def kernel_for(variant: NormQuantize) -> Kernel:
@@ -70,7 +78,11 @@ def kernel_for(variant: NormQuantize) -> Kernel:
             "stride": "i32",
             "epsilon": "fp32",
         },
-        constants={"NORM": int(variant.norm), "BLOCK": variant.block},
+        constants={
+            "NORM": int(variant.norm),
+            "BLOCK": variant.block,
+            "GROUP": numerics.BLOCK if variant.in_blocks else 0,
+        },
         num_warps=min(32, max(1, variant.block // 128)),
         aligned=("x", "weight", "q", "stride", *(["columns"] if variant.aligned else [])),
     )

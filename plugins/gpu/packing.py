@@ -1,9 +1,14 @@
 """The order of a weight's bytes on the GPU: what one program reads lies together, in the order in which it reads."""
 
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 
+from quasar.numerics import BLOCK
+
 Int8 = NDArray[np.int8]
+Scale = TypeVar("Scale", np.float32, np.float16)
 # The domain of operators whose weights are packed so.
 DOMAIN = "quasar.cuda"
 # A tile: so many outputs, each with so many inputs in a row. 64 is the long side of Hopper's integer product, 128 bytes
@@ -42,6 +47,36 @@ def pack_channels(values: NDArray[np.float32], *, gated: bool = False) -> NDArra
     for row, half in zip(padded, halves, strict=True):
         row[: len(half)] = half
     return padded.reshape(len(halves), tiles, TILE_OUTPUTS).swapaxes(0, 1).reshape(-1)
+
+
+def pack_blocks(values: Int8, *, gated: bool = False) -> Int8:
+    """Int8 [outputs, inputs] → [tiles of outputs, blocks of whole tiles of inputs, 64, 32]: block after block."""
+    tiles = pack_weight(values, gated=gated)
+    blocks = tiles.reshape(*tiles.shape[:-1], TILE_INPUTS // BLOCK, BLOCK).swapaxes(2, 3)
+    return np.ascontiguousarray(blocks.reshape(len(tiles), -1, TILE_OUTPUTS, BLOCK))
+
+
+def pack_nibbles(values: Int8, *, gated: bool = False) -> Int8:
+    """Int8 from -8 to 7 → [tiles of outputs, pairs of blocks, 64, 32], two inputs a byte, each plus 8.
+
+    A byte has an input of a block in its low bits, and the same place of the next block in its high ones.
+    """
+    blocks = pack_blocks(values, gated=gated).view(np.uint8) + np.uint8(8)
+    packed: NDArray[np.uint8] = blocks[:, ::2] | blocks[:, 1::2] << np.uint8(4)
+    return packed.view(np.int8)
+
+
+def pack_block_scales(scales: NDArray[Scale], *, gated: bool = False) -> NDArray[Scale]:
+    """Scales [outputs, blocks] → [tiles of outputs, blocks of whole tiles of inputs, 64], of the same type."""
+    halves = np.split(scales, 2) if gated else [scales]
+    outputs, blocks = halves[0].shape
+    tiles, of_tile = tiles_of(outputs, TILE_OUTPUTS), TILE_INPUTS // BLOCK
+    padded = np.zeros((tiles, len(halves), TILE_OUTPUTS, tiles_of(blocks, of_tile) * of_tile), scales.dtype)
+    for place, half in enumerate(halves):
+        rows = np.zeros((tiles * TILE_OUTPUTS, padded.shape[-1]), scales.dtype)
+        rows[:outputs, :blocks] = half
+        padded[:, place] = rows.reshape(tiles, TILE_OUTPUTS, -1)
+    return np.ascontiguousarray(padded.reshape(-1, *padded.shape[2:]).swapaxes(1, 2))
 
 
 def _tiles(values: Int8) -> Int8:

@@ -9,6 +9,8 @@ from plugins.gpu.packing import TILE_INPUTS
 KERNELS_VERSION = 2
 # Tokens of a linear's tile: passes of up to 16 and up to 32 tokens, and prompts.
 TILE_TOKENS = (16, 32, 64)
+# Those of linears in blocks: sums of a block, a part and all of more tokens would not fit the registers.
+BLOCK_TILE_TOKENS = (16, 32)
 # Those of the LM head: a pass asks for the logits of up to 32 positions.
 HEAD_TILE_TOKENS = (16, 32)
 # Positions of a block and of a split of attention, on a token's own path.
@@ -22,6 +24,9 @@ MERGED = 2048
 # What becomes of a linear's first half of outputs before the other half is multiplied by it; the place is the number in
 # the native graph's attribute and in the kernel.
 GATES = ("", "silu", "gelu_tanh")
+# How a linear's numbers lie: INT8 with scales per token and output, or in blocks of 32 inputs; weights of 4 bits there.
+PER_TOKEN, BLOCKS, NIBBLES = "", "blocks", "nibbles"
+FORMS = (PER_TOKEN, BLOCKS, NIBBLES)
 # Numpy's names of floats, and Triton's.
 TRITON_TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
@@ -47,22 +52,26 @@ class GatherRows:
 class NormQuantize:
     """`norm_quantize` of tokens of up to `block` values; `norm`: with the RMS norm.
 
-    `aligned`: the values are a multiple of 16, so that 16 bytes are loaded at once.
+    `aligned`: the values are a multiple of 16, so that 16 bytes are loaded at once. `in_blocks`: with an amax for every
+    32 values.
     """
 
     block: int
     norm: bool
     aligned: bool
+    in_blocks: bool = False
 
     @property
     def name(self) -> str:
         """Of the kernel."""
-        return f"{'norm_' if self.norm else ''}quantize_{self.block}{'' if self.aligned else '_unaligned'}"
+        ends = (("_in_blocks", self.in_blocks), ("_unaligned", not self.aligned))
+        return f"{'norm_' if self.norm else ''}quantize_{self.block}" + "".join(name for name, has in ends if has)
 
     @classmethod
-    def of(cls, columns: int, *, norm: bool) -> "NormQuantize":
+    def of(cls, columns: int, *, norm: bool, in_blocks: bool = False) -> "NormQuantize":
         """The one for tokens of so many values."""
-        return cls(block=power_of_2(max(columns, TILE_INPUTS)), norm=norm, aligned=columns % 16 == 0)
+        block = power_of_2(max(columns, TILE_INPUTS))
+        return cls(block=block, norm=norm, aligned=columns % 16 == 0, in_blocks=in_blocks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +109,26 @@ class W8A8Linear:
         """Of the kernel."""
         ends = (("bias", self.bias), ("residual", self.residual), (self.gate, bool(self.gate)))
         return f"w8a8_linear_{self.tokens}" + "".join(f"_{name}" for name, has in ends if has)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockLinear:
+    """`block_linear` with weights of a form, `BLOCKS` or `NIBBLES`, and tiles of one of `BLOCK_TILE_TOKENS`.
+
+    The rest as `W8A8Linear`.
+    """
+
+    form: str
+    tokens: int
+    bias: bool
+    residual: bool
+    gate: str
+
+    @property
+    def name(self) -> str:
+        """Of the kernel."""
+        ends = (("bias", self.bias), ("residual", self.residual), (self.gate, bool(self.gate)))
+        return f"linear_in_{self.form}_{self.tokens}" + "".join(f"_{name}" for name, has in ends if has)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,17 +192,21 @@ class AttendPath(_Attention):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LmHead:
-    """`lm_head` with tiles of so many tokens, one of `HEAD_TILE_TOKENS`; `likeliest`: keys that a tile leaves."""
+    """`lm_head` with tiles of so many tokens, one of `HEAD_TILE_TOKENS`; `likeliest`: keys that a tile leaves.
+
+    `form`: one of `FORMS`.
+    """
 
     tokens: int
     likeliest: int
     bias: bool
     softcap: bool
+    form: str = PER_TOKEN
 
     @property
     def name(self) -> str:
         """Of the kernel."""
-        ends = (("bias", self.bias), ("softcap", self.softcap))
+        ends = ((self.form, bool(self.form)), ("bias", self.bias), ("softcap", self.softcap))
         return f"lm_head_{self.tokens}_{self.likeliest}" + "".join(f"_{name}" for name, has in ends if has)
 
 
@@ -198,7 +231,10 @@ class KvCompact:
 
 
 Attend = AttendCache | AttendPath
-Variant = GatherRows | NormQuantize | NormAdd | W8A8Linear | RotateAppend | Attend | LmHead | MergeLikeliest | KvCompact
+LinearVariant = W8A8Linear | BlockLinear
+Variant = (
+    GatherRows | NormQuantize | NormAdd | LinearVariant | RotateAppend | Attend | LmHead | MergeLikeliest | KvCompact
+)
 
 
 def tile_rows(head_size: int) -> int:

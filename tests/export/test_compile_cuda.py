@@ -287,17 +287,23 @@ def test_what_cuda_has_not_is_refused_in_a_sentence(engine, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "count", "title", "name"),
+    ("options", "count", "title", "reason"),
     [
         # As in the tests of other back ends: engines that are built once in a run.
-        ({"precision": "w8a8-block", "keep_float": ("lm_head",)}, 12, "W8A8 in blocks of 32", "w8a8-block"),
-        ({"precision": "fp32"}, 13, "float", "float"),
+        ({"precision": "w8a8-static"}, 13, "W8A8 with static scales", "cuda has no form of w8a8-static"),
+        (
+            {"precision": "w4a16"},
+            13,
+            "W4A16 in groups of 32",
+            "the CUDA kernels have no linear of floats with INT4 weights",
+        ),
+        ({"precision": "fp32"}, 13, "float", "cuda has no form of float"),
     ],
 )
-def test_other_precisions_are_refused(tiny_model, shared_engine, options, count, title, name):
+def test_other_precisions_are_refused(tiny_model, shared_engine, options, count, title, reason):
     assert one_line(compiled, shared_engine(tiny_model, **options)) == (
-        f"{count} of the engine's 13 linears are {title}, and cuda has no form of {name}: compile an engine built with "
-        "--precision w8a8"
+        f"{count} of the engine's 13 linears are {title}, and {reason}: compile an engine built with "
+        "--precision w4a8 or w8a8 or w8a8-block or w4a8-128"
     )
 
 
@@ -433,9 +439,9 @@ def test_files_that_are_no_program_are_damaged(compiled_engine, tmp_path):
     ("option", "value", "why", "instead"),
     [
         (
-            *("--precision", "w8a8-block"),
-            "makes linears in blocks of 32, and cuda has no form of w8a8-block",
-            "take --precision w8a8 with --backend cuda",
+            *("--precision", "w4a16"),
+            "makes linears in groups of 32 with float activations, and the CUDA kernels have no linear of floats with INT4 weights",
+            "take --precision w4a8 or w8a8 or w8a8-block or w4a8-128 with --backend cuda",
         ),
         (
             *("--keep-float", "lm_head"),

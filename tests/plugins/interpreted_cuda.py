@@ -9,14 +9,26 @@ from hypothesis import strategies as st
 from engines.tree import ancestor_mask, depths
 from plugins.gpu.catalog import kernel_of
 from plugins.gpu.interpreter import interpret
-from plugins.gpu.packing import TILE_INPUTS, TILE_OUTPUTS, pack_channels, pack_weight, tiles_of
+from plugins.gpu.packing import (
+    TILE_INPUTS,
+    TILE_OUTPUTS,
+    pack_block_scales,
+    pack_blocks,
+    pack_channels,
+    pack_nibbles,
+    pack_weight,
+    tiles_of,
+)
 from plugins.gpu.variants import (
+    BLOCKS,
     GATES,
     HEAD_TILE_TOKENS,
     MERGED,
+    NIBBLES,
     TILE_TOKENS,
     AttendCache,
     AttendPath,
+    BlockLinear,
     GatherRows,
     LmHead,
     MergeLikeliest,
@@ -29,8 +41,9 @@ from plugins.gpu.variants import (
     tile_tokens,
 )
 from plugins.verify_attention import verify_attention as attention_reference
-from plugins.w8a8_linear import quantize_rows, rms_norm
+from plugins.w8a8_linear import quantize_rows, rms_norm, w8a8_block_linear
 from plugins.w8a8_linear import w8a8_linear as linear_reference
+from quasar.numerics import BLOCK
 
 CHECKED = {"deadline": None, "database": None, "derandomize": True}
 TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -46,13 +59,15 @@ def run(kernel, grid, **arguments):
     interpret(kernel, grid, [*arguments.values()])
 
 
-def quantized(x, weight=None, epsilon=0.0):
-    """The kernel's integers, padded to whole tiles, and amax."""
+def quantized(x, weight=None, epsilon=0.0, *, in_blocks=False):
+    """The kernel's integers, padded to whole tiles, and amax: of tokens, or of their blocks."""
     columns = x.shape[1]
     stride = tiles_of(columns, TILE_INPUTS) * TILE_INPUTS
     q, a = torch.full((len(x), stride), 99, dtype=torch.int8), torch.full((len(x),), -1.0)
+    if in_blocks:
+        a = torch.full((len(x), stride // BLOCK), -1.0)
     run(
-        kernel_of(NormQuantize.of(columns, norm=weight is not None)),
+        kernel_of(NormQuantize.of(columns, norm=weight is not None, in_blocks=in_blocks)),
         (len(x),),
         x=tensor(x),
         weight=NOTHING if weight is None else tensor(weight),
@@ -87,6 +102,25 @@ def test_quantize_is_the_reference(tokens, columns, exponent, seed):
     q, a = quantized(x)
     expected_q, expected_a = quantize_rows(x)
     np.testing.assert_array_equal(q[:, :columns], expected_q)
+    np.testing.assert_array_equal(a, expected_a)
+
+
+@settings(max_examples=30, **CHECKED)
+@given(
+    tokens=st.integers(1, 3),
+    columns=st.sampled_from([1, 31, 64, 100, 129, 576, 1536]),
+    exponent=st.integers(-6, 4),
+    seed=st.integers(0, 2**31),
+)
+def test_quantize_in_blocks_is_the_reference(tokens, columns, exponent, seed):
+    x = rows_with_extremes(np.random.default_rng(seed), tokens, columns, exponent)
+    if columns > 64:
+        x[0, 40] = np.nan
+    q, a = quantized(x, in_blocks=True)
+    padded = np.zeros((tokens, a.shape[1] * BLOCK), np.float32)
+    padded[:, :columns] = x
+    expected_q, expected_a = quantize_rows(padded.reshape(tokens, -1, BLOCK))
+    np.testing.assert_array_equal(q.numpy().reshape(expected_q.shape), expected_q)
     np.testing.assert_array_equal(a, expected_a)
 
 
@@ -201,6 +235,96 @@ def test_a_token_is_the_same_in_any_company(gate):
     for tile in TILE_TOKENS:
         together = linear(x, values, scale, splits=3, tokens_of_tile=tile, gate=gate)
         np.testing.assert_array_equal(together[20], alone[0])
+
+
+PACK = {BLOCKS: pack_blocks, NIBBLES: pack_nibbles}
+
+
+def block_weights(random, form, outputs, inputs):
+    """Integers of a form, and their scales [outputs, blocks] in its type."""
+    blocks = tiles_of(inputs, BLOCK)
+    low, high, kind = (-8, 8, np.float16) if form == NIBBLES else (-127, 128, np.float32)
+    values = random.integers(low, high, (outputs, inputs)).astype(np.int8)
+    return values, random.uniform(1e-3, 1e-2, (outputs, blocks)).astype(kind)
+
+
+def block_linear(x, values, scale, *, form, parts, tokens_of_tile, splits=None, gate="", bias=None, residual=None):
+    """`splits` None: a program for every part."""
+    q, a = quantized(x, in_blocks=True)
+    inputs, splits = tiles_of(values.shape[1], TILE_INPUTS), parts if splits is None else splits
+    gated = bool(gate)
+    outputs = len(values) // 2 if gated else len(values)
+    tiles, token_tiles = tiles_of(outputs, TILE_OUTPUTS), tiles_of(len(x), tokens_of_tile)
+    y = torch.full((len(x), outputs), np.nan)
+    partials = torch.full((token_tiles * tiles * splits * 2 * TILE_OUTPUTS * tokens_of_tile,), np.nan)
+    arrived = torch.zeros(token_tiles * tiles, dtype=torch.int32)
+    has = {"bias": bias is not None, "residual": residual is not None}
+    run(
+        kernel_of(BlockLinear(form=form, tokens=tokens_of_tile, gate=gate, **has)),
+        (token_tiles, tiles, splits),
+        q=q,
+        a=a,
+        weight=tensor(PACK[form](values, gated=gated)),
+        scale=tensor(pack_block_scales(scale, gated=gated)),
+        bias=NOTHING if bias is None else tensor(pack_channels(bias, gated=gated)),
+        residual=NOTHING if residual is None else tensor(residual),
+        y=y,
+        partials=partials,
+        arrived=arrived,
+        tokens=len(x),
+        outputs=outputs,
+        input_tiles=inputs,
+        tiles_per_part=tiles_of(inputs, parts),
+        parts=parts,
+        splits=splits,
+    )
+    # The next pass finds it as this one did.
+    assert not arrived.any()
+    return y.numpy()
+
+
+@settings(max_examples=20, **CHECKED)
+@given(
+    form=st.sampled_from([BLOCKS, NIBBLES]),
+    tokens=st.integers(1, 20),
+    outputs=st.sampled_from([2, 64, 66]),
+    inputs=st.sampled_from([32, 128, 288]),
+    gate=st.sampled_from(GATES),
+    has_bias=st.booleans(),
+    has_residual=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+@example(NIBBLES, 20, 66, 288, "silu", True, False, 0)
+@example(BLOCKS, 1, 66, 288, "", True, True, 1)
+def test_linear_in_blocks(form, tokens, outputs, inputs, gate, has_bias, has_residual, seed):
+    random = np.random.default_rng(seed)
+    x = random.standard_normal((tokens, inputs)).astype(np.float32)
+    values, scale = block_weights(random, form, outputs, inputs)
+    finished = outputs // 2 if gate else outputs
+    bias = random.standard_normal(outputs).astype(np.float32) if has_bias else None
+    residual = random.standard_normal((tokens, finished)).astype(np.float32) if has_residual and not gate else None
+    optional = {"bias": bias, "residual": residual}
+    parts = min(2, tiles_of(inputs, TILE_INPUTS))
+    y = block_linear(x, values, scale, form=form, parts=parts, tokens_of_tile=16, gate=gate, **optional)
+    floats = scale.astype(np.float32)
+    expected = w8a8_block_linear(x, values, floats, gate=GATES.index(gate), **optional)
+    # Blocks are added in parts, and products rounded before they are added.
+    size = np.abs(expected) + w8a8_block_linear(np.abs(x), np.abs(values), floats, gate=GATES.index(gate))
+    np.testing.assert_array_less(np.abs(y - expected), 4e-6 * size + 1e-6)
+
+
+@pytest.mark.parametrize("form", [BLOCKS, NIBBLES])
+def test_a_token_in_blocks_is_the_same_in_any_company(form):
+    """Alone in three programs, with others, and in a prompt's one program."""
+    random = np.random.default_rng(5)
+    x = random.standard_normal((20, 700)).astype(np.float32)
+    values, scale = block_weights(random, form, 128, 704)
+    x = np.pad(x, ((0, 0), (0, 4)))
+    options = {"form": form, "parts": 3, "gate": "silu"}
+    alone = block_linear(x[7:8], values, scale, tokens_of_tile=16, **options)
+    for tile, splits in ((32, 3), (16, 1), (32, 1)):
+        together = block_linear(x, values, scale, tokens_of_tile=tile, splits=splits, **options)
+        np.testing.assert_array_equal(together[7], alone[0])
 
 
 @pytest.mark.parametrize("columns", [100, 576, 1024])
@@ -474,18 +598,30 @@ def likeliest(logits):
 
 
 @pytest.mark.parametrize(("vocabulary", "tokens"), [(64, 18), (500, 1), (1000, 2)])
-@pytest.mark.parametrize(("top_k", "softcap"), [(0, 0.0), (8, 0.0), (8, 15.0)])
-def test_head(vocabulary, tokens, top_k, softcap):
+@pytest.mark.parametrize(
+    ("top_k", "softcap", "form"),
+    [(0, 0.0, ""), (8, 0.0, ""), (8, 15.0, ""), (8, 0.0, BLOCKS), (8, 0.0, NIBBLES)],
+)
+def test_head(vocabulary, tokens, top_k, softcap, form):
     random = np.random.default_rng(vocabulary)
     x = random.standard_normal((tokens, 130)).astype(np.float32)
     x[0] = 0
-    values = random.integers(-127, 128, (vocabulary, 130)).astype(np.int8)
+    most = 7 if form == NIBBLES else 127
+    values = random.integers(-most, most + 1, (vocabulary, 130)).astype(np.int8)
     # Equal logits, next to each other and far apart.
     values[3] = values[2] = values[vocabulary - 1]
     scale = np.full(vocabulary, 1e-2, np.float32)
-    q, a = quantized(x)
-    expected = linear_reference(x, values, scale)
+    q, a = quantized(x, in_blocks=bool(form))
     tolerance = {"rtol": 0.0, "atol": 0.0}
+    if form:
+        scales = np.full((vocabulary, tiles_of(130, BLOCK)), 1e-2, np.float16 if form == NIBBLES else np.float32)
+        expected = w8a8_block_linear(x, values, scales.astype(np.float32))
+        # Products are rounded before they are added.
+        tolerance = {"rtol": 1e-5, "atol": 1e-5}
+        packed = {"weight": tensor(PACK[form](values)), "scale": tensor(pack_block_scales(scales))}
+    else:
+        expected = linear_reference(x, values, scale)
+        packed = {"weight": tensor(pack_weight(values)), "scale": tensor(pack_channels(scale))}
     if softcap:
         expected = softcap * np.tanh(expected / softcap)
         # tanh by way of e^x has an error of some units in the last place of 1; the cap multiplies it.
@@ -496,12 +632,11 @@ def test_head(vocabulary, tokens, top_k, softcap):
         keys = torch.zeros((tokens, tiles, most), dtype=torch.int64)
         for writes in (0, 1):
             run(
-                kernel_of(LmHead(tokens=tile, likeliest=most, bias=False, softcap=softcap > 0)),
+                kernel_of(LmHead(tokens=tile, likeliest=most, bias=False, softcap=softcap > 0, form=form)),
                 (tiles_of(tokens, tile), tiles),
                 q=q,
                 a=a,
-                weight=tensor(pack_weight(values)),
-                scale=tensor(pack_channels(scale)),
+                **packed,
                 bias=NOTHING,
                 logits=logits,
                 keys=keys,

@@ -14,7 +14,18 @@ from plugins.gpu import integer_linear, kv_compact, quantize_per_token
 from plugins.gpu.catalog import kernel_of
 from plugins.gpu.registers import resources_of
 from plugins.gpu.tensorrt_plugin import own_parameters_only
-from plugins.gpu.variants import AttendCache, AttendPath, LmHead, NormAdd, RotateAppend, W8A8Linear
+from plugins.gpu.variants import (
+    BLOCKS,
+    NIBBLES,
+    AttendCache,
+    AttendPath,
+    BlockLinear,
+    LmHead,
+    NormAdd,
+    NormQuantize,
+    RotateAppend,
+    W8A8Linear,
+)
 from quasar.errors import QuasarError
 from tests.programs import QWEN3_8B, ROW_NORMS, SMOLLM2, WIDE_HEADS, program_of
 
@@ -25,6 +36,9 @@ TARGETS = ["8.0", "8.6", "8.9", "9.0", "12.0"]
 OTHERS = (
     W8A8Linear(tokens=64, bias=True, residual=False, gate="gelu_tanh"),
     LmHead(tokens=32, likeliest=8, bias=False, softcap=True),
+    LmHead(tokens=32, likeliest=8, bias=False, softcap=False, form=NIBBLES),
+    *(BlockLinear(form=form, tokens=32, bias=True, residual=False, gate="silu") for form in (BLOCKS, NIBBLES)),
+    NormQuantize.of(12288, norm=True, in_blocks=True),
     NormAdd.of(4096),
     RotateAppend(head_size=128, rotary=0, cache_type="float16", norm=True, row=4096),
     # Left to the assembler, it spills for 12.0.
@@ -62,7 +76,7 @@ def test_cuda_kernels_fit_every_gpu(target):
     """Of two shapes and what they lack: nothing spills, and linears are integer products of weights loaded ahead."""
     shapes = [program_of(**shape).variants() for shape in (SMOLLM2, QWEN3_8B)]
     # Three tiles of tokens with nothing, a residual or a gate after them, and two of the head; one more of each.
-    assert check_resources(target, [*chain.from_iterable(shapes), *OTHERS]) == 3 * 3 + 2 + 2
+    assert check_resources(target, [*chain.from_iterable(shapes), *OTHERS]) == 3 * 3 + 2 + 2 + 3
 
 
 @pytest.mark.full
@@ -88,9 +102,10 @@ def check_resources(target, variants):
         assert resources.spilled_bytes == 0, variant
         assert 0 < resources.registers <= REGISTERS, variant
         assert compiled.shared_bytes <= SHARED_BYTES[target], variant
-        if isinstance(variant, W8A8Linear | LmHead):
+        if isinstance(variant, W8A8Linear | LmHead | BlockLinear):
             linears += 1
             assert re.search(INTEGER_PRODUCT[target == "9.0"], compiled.ptx), variant
+        if isinstance(variant, W8A8Linear) or (isinstance(variant, LmHead) and not variant.form):
             # 16 bytes a thread, past the first level of the cache, while earlier ones are multiplied.
             assert re.search(r"cp\.async\.cg\.shared\.global.*, 0x10\b", compiled.ptx), variant
             assert "cp.async.ca" not in compiled.ptx, variant

@@ -28,16 +28,19 @@ MODELS = {
     "smollm3": ("smollm3", {"no_rope_layer_interval": 2}),
     "granite": ("granite", {**SCALES, "attention_bias": True, "mlp_bias": True}),
     "olmo2": ("olmo2", {"num_attention_heads": 4, "num_key_value_heads": 2}),
+    "blocks": ("llama", {"precision": "w8a8-block"}),
+    "nibbles": ("llama", {"precision": "w4a8"}),
 }
 
 
 def check_session(name, layers, prompts, only, passed, *, shared_engine, make_once):
     architecture, options = MODELS[name]
     options = {"num_hidden_layers": layers, **SMALL, **options}
+    precision = options.pop("precision", "w8a8")
     model = make_once(
         f"cuda-{name}-{layers}", lambda folder: save_tiny_model(folder / "model", architecture, **options)
     )
-    engine = shared_engine(model / "model", kv_dtype="float16")
+    engine = shared_engine(model / "model", kv_dtype="float16", precision=precision)
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"),
@@ -57,6 +60,9 @@ def check_session(name, layers, prompts, only, passed, *, shared_engine, make_on
     assert passed in done.stdout.splitlines()[-1]
 
 
+ONE_LAYER = ("llama", "qwen2", "qwen3", "blocks", "nibbles")
+
+
 # Of the others, decoding alone, and one layer: it runs whatever they have beside Llama, in a third of the time.
 @pytest.mark.parametrize(
     ("name", "layers", "prompts", "only", "passed"),
@@ -65,6 +71,8 @@ def check_session(name, layers, prompts, only, passed, *, shared_engine, make_on
         ("qwen2", 1, 24, "decoding", "1 passed"),
         ("qwen3", 1, 24, "decoding", "1 passed"),
         ("gemma2", 1, 2, "decoding", "1 passed"),
+        ("blocks", 1, 4, "decoding", "1 passed"),
+        ("nibbles", 1, 4, "decoding", "1 passed"),
     ],
 )
 def test_a_session_on_the_stand_in(name, layers, prompts, only, passed, shared_engine, make_once):
@@ -72,7 +80,7 @@ def test_a_session_on_the_stand_in(name, layers, prompts, only, passed, shared_e
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", [name for name in MODELS if name not in ("llama", "qwen2", "qwen3")])
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in ONE_LAYER])
 def test_a_session_of_every_kind_of_layer(name, shared_engine, make_once):
     only = "decoding or one_value"
     check_session(name, 2, 3, only, "2 passed", shared_engine=shared_engine, make_once=make_once)
