@@ -440,7 +440,8 @@ def test_files_that_are_no_program_are_damaged(compiled_engine, tmp_path):
     [
         (
             *("--precision", "w4a16"),
-            "makes linears in groups of 32 with float activations, and the CUDA kernels have no linear of floats with INT4 weights",
+            "makes linears in groups of 32 with float activations, and the CUDA kernels have no linear of floats with INT4 "
+            "weights",
             "take --precision w4a8 or w8a8 or w8a8-block or w4a8-128 with --backend cuda",
         ),
         (
