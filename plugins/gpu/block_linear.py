@@ -23,7 +23,7 @@ _GELU_X, _GELU_CUBE = tl.constexpr(-1.5957691216057308), tl.constexpr(-0.0713548
 _MIDDLE = tl.constexpr(8)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def add_unit(  # type: ignore[no-untyped-def]
     result,
     at_weight,
@@ -48,7 +48,7 @@ def add_unit(  # type: ignore[no-untyped-def]
     return add_block(result, packed, at_q, at_scale, at_amax, inside)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def add_block(result, weight, at_q, at_scale, at_amax, inside):  # type: ignore[no-untyped-def]
     """Result and the scaled products of weights int8 [OUTPUTS, 32] with one block of every token."""
     x = tl.load(at_q, mask=inside, other=0)

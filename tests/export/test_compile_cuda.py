@@ -286,6 +286,9 @@ def test_what_cuda_has_not_is_refused_in_a_sentence(engine, tmp_path):
     assert not (engine / "cuda").exists()
 
 
+NO_FLOATS = "the CUDA kernels have no linear of floats with INT4 weights"
+
+
 @pytest.mark.parametrize(
     ("options", "count", "title", "reason"),
     [
@@ -295,7 +298,7 @@ def test_what_cuda_has_not_is_refused_in_a_sentence(engine, tmp_path):
             {"precision": "w4a16"},
             13,
             "W4A16 in groups of 32",
-            "the CUDA kernels have no linear of floats with INT4 weights",
+            NO_FLOATS,
         ),
         ({"precision": "fp32"}, 13, "float", "cuda has no form of float"),
     ],
@@ -440,8 +443,7 @@ def test_files_that_are_no_program_are_damaged(compiled_engine, tmp_path):
     [
         (
             *("--precision", "w4a16"),
-            "makes linears in groups of 32 with float activations, and the CUDA kernels have no linear of floats with INT4 "
-            "weights",
+            f"makes linears in groups of 32 with float activations, and {NO_FLOATS}",
             "take --precision w4a8 or w8a8 or w8a8-block or w4a8-128 with --backend cuda",
         ),
         (
