@@ -46,7 +46,7 @@ def scratch_bytes(program: Program, limits: Limits) -> dict[str, int]:
     keys = tiles_of(head.vocabulary, TILE_OUTPUTS) * program.likeliest
     return {
         "quantized": tokens * tiles_of(most_inputs, TILE_INPUTS) * TILE_INPUTS,
-        "amax": 4 * tokens * max(amax_of(step) for step in (head, *linears)),
+        "amax": 4 * tokens * max(amax_of(head), *map(amax_of, linears)),
         "sums": 4 * max(sums_of(step, limits.multiprocessors) for step in linears),
         "partials": 4 * max(partials_of(step, limits.multiprocessors) for step in linears),
         "arrived": 4 * max(tiles_of(step.outputs, TILE_OUTPUTS) for step in linears),

@@ -48,7 +48,7 @@ def add_unit(  # type: ignore[no-untyped-def]
     return add_block(result, packed, at_q, at_scale, at_amax, inside)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def add_block(result, weight, at_q, at_scale, at_amax, inside):  # type: ignore[no-untyped-def]
     """Result and the scaled products of weights int8 [OUTPUTS, 32] with one block of every token."""
     x = tl.load(at_q, mask=inside, other=0)
