@@ -111,6 +111,7 @@ def verify_attention_batch(
     window: int = 0,
     cache_dtype: np.dtype[Any] = _FLOAT32,
     cache_scales: tuple[Float32, Float32] | None = None,
+    upper_alone: bool = False,
 ) -> Float32:
     """The reference for a batch of B sequences: context float32 [R, H·D]. The rest is as `verify_attention` has it.
 
@@ -146,6 +147,7 @@ def verify_attention_batch(
             window=window,
             cache_dtype=cache_dtype,
             cache_scales=cache_scales,
+            upper_alone=upper_alone,
         )
         seen += width * width
     return context

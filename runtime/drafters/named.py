@@ -24,8 +24,8 @@ ENTRY_POINTS = "quasar_verifier.drafters"
 NONE, AUTO = "none", "auto"
 # Joins the others wherever there is a prediction.
 _PREDICTION = Prediction.name
-# These stand before a colon and an engine directory.
-_NEED_DIRECTORY = ("model", "hierarchical")
+# These load an engine: that of a directory after a colon, or the verifier's own in another graph.
+_LOAD_ENGINES = ("model", "self", "hierarchical")
 # After "recycling:": successors are kept between processes.
 _KEEPS = "kept"
 _SIZES = re.compile(r"(\d{1,9})-(\d{1,9})")
@@ -186,8 +186,8 @@ def known_names() -> list[str]:
 
 
 def names_alone() -> list[str]:
-    """Those that stand alone: who may choose a drafter, and no directory, chooses among these."""
-    return [name for name in known_names() if name not in _NEED_DIRECTORY]
+    """Those that load no engine: who may choose a drafter, and not what a process holds, chooses among these."""
+    return [name for name in known_names() if name not in _LOAD_ENGINES]
 
 
 def make_drafters(asked: DrafterOption, target: VerifierProfile) -> list[Drafter]:

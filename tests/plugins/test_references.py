@@ -23,7 +23,7 @@ from quasar.numerics import AMAX_FLOOR, quantize_tokens
 
 
 def test_the_registry_names_what_there_is():
-    native = ["W8A8Linear", "W8A8BlockLinear", "W4A8BlockLinear", "VerifyAttention"]
+    native = ["W8A8Linear", "W8A8BlockLinear", "W4A8BlockLinear", "W4A16BlockLinear", "VerifyAttention"]
     assert list(OPERATORS) == ["kv_compact", "quantize_per_token", "integer_linear", *native, "sample_token"]
     for name, one in OPERATORS.items():
         assert operator(name) is one

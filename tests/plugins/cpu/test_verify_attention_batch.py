@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from engines.probes.tree_invariance import random_tree
 from engines.tree import ancestor_mask, depths
-from plugins.verify_attention import verify_attention_batch
+from plugins.verify_attention import in_tiers, of_tiers, verify_attention_batch
 from tests.plugins.cpu.operators import LEVELS, needs_library, run_operator
 from tests.plugins.cpu.test_verify_attention import CACHES, STEPS, check_caches, random_cache, random_scales
 
@@ -40,6 +40,7 @@ class Batch:
         self.random = random = np.random.default_rng(seed)
         (self.heads, self.groups), self.size = heads, size
         self.operator, self.dtype = CACHES[cache]
+        self.cache = cache
         self.key, self.value = (
             random_cache(random, (SLOTS, self.groups, CAPACITY, size), self.dtype) for _ in range(2)
         )
@@ -116,6 +117,9 @@ class Batch:
         return self.call(inputs, level=level)
 
     def call(self, inputs, *, level, threads=1, in_place=True):
+        tiers = "tier" in self.cache
+        if tiers:
+            inputs = [*inputs[:1], *(in_tiers(cache) for cache in inputs[1:3]), *inputs[3:]]
         context, key, value = run_operator(
             self.operator,
             inputs,
@@ -131,6 +135,8 @@ class Batch:
             in_place={1: 1, 2: 2} if in_place else None,
             threads=threads,
         )
+        if tiers:
+            key, value = of_tiers(key), of_tiers(value)
         return context[0], key, value
 
     def reference(self):
@@ -147,6 +153,7 @@ class Batch:
             window=self.window,
             cache_dtype=self.dtype,
             cache_scales=self.scales if self.dtype == np.int8 else None,
+            upper_alone=self.cache == "upper tier",
             **self.options,
         )
         return context, key, value
@@ -183,6 +190,9 @@ class Batch:
 def test_a_batch_equals_the_reference_and_its_sequences_alone(
     level, heads, size, rotated, norms, softcap, window, cache, threads, seed
 ):
+    if "tier" in cache and size % 16:
+        # Tiers hold sixteen values side by side.
+        size = 16
     rotary = {"all": size, "half": size // 2 // 2 * 2, "nothing": 0}[rotated]
     batch = Batch(seed, heads=heads, size=size, rotary=rotary, norms=norms, softcap=softcap, window=window, cache=cache)
     results, expected = batch.run(level=level, threads=threads), batch.reference()
