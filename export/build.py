@@ -150,7 +150,8 @@ class _Build:
             self._reporter.stage("finish", "an earlier run had built everything but the name")
             return options.output
         self._workspace: Workspace = workspace
-        threading.Thread(target=_import_ahead, daemon=True).start()
+        # Not a daemon: a process that ends within an import of libraries in C++ may end with their words.
+        threading.Thread(target=_import_ahead).start()
         try:
             self._stages()
         finally:

@@ -93,11 +93,8 @@ class NormAdd:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class W8A8Linear:
-    """`w8a8_linear` with tiles of so many tokens, one of `TILE_TOKENS`, and what follows the product.
-
-    `gate`: one of `GATES`.
-    """
+class _Linear:
+    """Tiles of so many tokens, and what follows the product. `gate`: one of `GATES`."""
 
     tokens: int
     bias: bool
@@ -105,30 +102,32 @@ class W8A8Linear:
     gate: str
 
     @property
-    def name(self) -> str:
-        """Of the kernel."""
+    def suffix(self) -> str:
+        """What the kernels' names have in common."""
         ends = (("bias", self.bias), ("residual", self.residual), (self.gate, bool(self.gate)))
-        return f"w8a8_linear_{self.tokens}" + "".join(f"_{name}" for name, has in ends if has)
+        return str(self.tokens) + "".join(f"_{name}" for name, has in ends if has)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BlockLinear:
-    """`block_linear` with weights of a form, `BLOCKS` or `NIBBLES`, and tiles of one of `BLOCK_TILE_TOKENS`.
-
-    The rest as `W8A8Linear`.
-    """
-
-    form: str
-    tokens: int
-    bias: bool
-    residual: bool
-    gate: str
+class W8A8Linear(_Linear):
+    """`w8a8_linear`, with tiles of one of `TILE_TOKENS`."""
 
     @property
     def name(self) -> str:
         """Of the kernel."""
-        ends = (("bias", self.bias), ("residual", self.residual), (self.gate, bool(self.gate)))
-        return f"linear_in_{self.form}_{self.tokens}" + "".join(f"_{name}" for name, has in ends if has)
+        return f"w8a8_linear_{self.suffix}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockLinear(_Linear):
+    """`block_linear` with weights of a form, `BLOCKS` or `NIBBLES`, and tiles of one of `BLOCK_TILE_TOKENS`."""
+
+    form: str
+
+    @property
+    def name(self) -> str:
+        """Of the kernel."""
+        return f"linear_in_{self.form}_{self.suffix}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

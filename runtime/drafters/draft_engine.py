@@ -15,6 +15,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -97,9 +98,9 @@ class DraftEngine:
         """Whether its passes take trees: they need not be exact, since what it drafts is verified."""
         return self.loaded.session.takes_trees
 
-    @property
+    @cached_property
     def warm(self) -> Mapping[int, Sequence[int]]:
-        """Token → successors that come with the engine."""
+        """Token → successors that come with the engine, read once for all sequences."""
         return self.loaded.directory.successors()
 
     @property
@@ -166,9 +167,10 @@ class DraftEngine:
             # What stood before the pending token goes on standing there.
             earlier = before - 1 - fed
             self._verifier.keep_path(segment, [*range(earlier), *(earlier + place for place in path)])
-            seen, successors = seen_tokens(segment, targets.successors, path)
-            if observe is not None and seen is not None and successors is not None:
-                observe(seen, successors)
+            if observe is not None:
+                seen, successors = seen_tokens(segment, targets.successors, path)
+                if seen is not None and successors is not None:
+                    observe(seen, successors)
             fed = length - 1
         if not self.shares_cache:
             self._cached[slot] = tokens[:fed].copy()
