@@ -94,7 +94,7 @@ def main() -> None:
     for tool, package in (("AutoGPTQ", "auto_gptq"), ("AutoAWQ", "awq")):
         source = (folder / package / "__init__.py").read_text(encoding="utf-8")
         versions[tool] = source.split('__version__ = "')[1].split('"')[0]
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for names, pack in ((GPTQ, by_gptq), (AWQ, by_awq)):
         for name in names:
             tensors |= {f"{name}/{part}": value.contiguous() for part, value in pack(folder, name).items()}
