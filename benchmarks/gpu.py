@@ -1,6 +1,6 @@
 """The CUDA back end on this machine's GPU: one command that proves it, or shows what fails. No network, no install.
 
-    make gpu                                      (in at most 6 minutes)
+    make gpu                                      (in at most 8 minutes)
     python benchmarks/gpu.py --json gpu.json
     python benchmarks/gpu.py --rehearse           (on any machine: tiny shapes, Triton's interpreter)
 
@@ -14,6 +14,7 @@ Steps, each in a process of its own with a time limit, so that one that fails or
     latency-qwen3-8b    (also with kernels that start before the one before them has ended, "overlapping")
                         ms of a pass by width at 256, 2048, 8192 cached tokens, beside BF16 and FP8     80 s
     latency-llama-3-8b  the same of Llama-3-8B's shape                                                  40 s
+    low-bit-qwen3-8b    ms of a pass with weights of 4 bits and with an INT8 cache, beside W8A8         80 s
 
 Needs numpy, cuda-bindings and Triton; torch for BF16 and FP8; onnx-ir and onnxruntime for the CPU's engine. A step
 whose packages are missing says so. Weights are random: latencies do not depend on them, and what the texts would be is
@@ -39,6 +40,7 @@ LIMITS = {
     "qwen3-1.7b": 100,
     "latency-qwen3-8b": 80,
     "latency-llama-3-8b": 40,
+    "low-bit-qwen3-8b": 80,
 }
 # As the driver's names have them, the longer one first.
 GPUS = ("a100", "a10", "l40s", "rtx 4090", "h100", "h200")
@@ -53,7 +55,7 @@ def main() -> int:
     parser.add_argument("--steps", nargs="+", choices=LIMITS, default=[*LIMITS], help="some of them (default: all)")
     parser.add_argument("--json", type=Path, help="write every figure there")
     parser.add_argument("--rehearse", action="store_true", help="without a GPU: tiny shapes in Triton's interpreter")
-    parser.add_argument("--folder", type=Path, help="where up to 9 GB of random weights go for a while")
+    parser.add_argument("--folder", type=Path, help="where up to 10 GB of random weights go for a while")
     parser.add_argument("--step", choices=LIMITS, help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -97,7 +99,8 @@ def _run(step: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def _write_measured(step: str, steps: dict[str, Any], path: Path) -> None:
     """Beside the figures, files for `quasar roofline --measured` and `quasar simulate --costs`."""
-    curve = steps[step].get("ms", {}).get("int8")
+    # Of the step that has every width.
+    curve = steps[step].get("ms", {}).get("int8") if step.startswith("latency-") else None
     title = steps.get("environment", {}).get("gpu", "").lower()
     known = next((name for name in GPUS if name in title), None)
     if curve and known:

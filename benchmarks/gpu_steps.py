@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,29 @@ from engines.cuda.session import CudaSession
 from engines.onnxruntime.session import OnnxRuntimeSession
 from engines.probes.batch_invariance import batches_are_exact
 from export.cuda_program import write_program
-from plugins.gpu.packing import TILE_INPUTS, TILE_OUTPUTS, pack_channels, pack_weight, tiles_of
+from plugins.gpu.packing import (
+    TILE_INPUTS,
+    TILE_OUTPUTS,
+    pack_block_scales,
+    pack_blocks,
+    pack_channels,
+    pack_nibbles,
+    pack_weight,
+    tiles_of,
+)
 from plugins.gpu.variants import (
+    BLOCKS,
+    FORMS,
     GATES,
     HEAD_TILE_TOKENS,
     MERGED,
+    NIBBLES,
+    PER_TOKEN,
     TILE_TOKENS,
     AttendCache,
     AttendPath,
+    BlockLinear,
+    KernelForm,
     LmHead,
     MergeLikeliest,
     NormQuantize,
@@ -39,9 +55,9 @@ from plugins.gpu.variants import (
     tile_tokens,
 )
 from plugins.verify_attention import verify_attention
-from plugins.w8a8_linear import quantize_rows, rms_norm, w8a8_linear
+from plugins.w8a8_linear import quantize_rows, rms_norm, w4a16_block_linear, w8a8_block_linear, w8a8_linear
 from quasar.errors import QuasarError
-from quasar.numerics import quantize_weight
+from quasar.numerics import BLOCK, quantize_weight
 
 WIDTHS = (1, 2, 4, 8, 16, 32)
 CACHED_LENGTHS = (256, 2048, 8192)
@@ -49,6 +65,14 @@ CACHED_LENGTHS = (256, 2048, 8192)
 _SLOTS = 4
 _EPSILON = 1e-6
 _NATIVE = "native kernels, float16 cache"
+# Form of linears and type of the cache of what is measured beside "int8".
+_LOW_BIT = {
+    "int8": (PER_TOKEN, "float16"),
+    "int8 cache": (PER_TOKEN, "int8"),
+    "w8a8-block": (BLOCKS, "float16"),
+    "w4a8": (NIBBLES, "float16"),
+    "w4a16": ("nibbles_floats", "float16"),
+}
 # What stands for a model in a rehearsal.
 _TINY = {"smollm2": "tiny-llama", "qwen3-1.7b": "tiny-qwen3"}
 
@@ -114,11 +138,19 @@ def kernels(options: Options) -> dict[str, Any]:
             for gate in GATES:
                 name = f"linear {tokens}x{outputs}x{inputs} {gate or 'residual'}"
                 figures[name] = _check_linear(arrays, random, tokens, outputs, inputs, gate=gate)
+            # The references of forms in blocks take long.
+            few = (tokens, min(outputs, 512), min(inputs, 1024))
+            for form in FORMS.values():
+                if form.in_blocks:
+                    name = f"linear in {form.name} {'x'.join(map(str, few))}"
+                    figures[name] = _check_block_linear(arrays, random, form, *few)
         vocabulary, hidden = (200, 130) if options.rehearse else (151936, 1024)
         figures[f"lm_head {vocabulary}"] = _check_head(arrays, random, 5, vocabulary, hidden)
         shapes = ((2, 1, 32, 290, 3),) if options.rehearse else ((32, 8, 128, 2000, 17), (9, 3, 64, 700, 8))
         for shape in shapes:
-            figures[f"attention {shape[0]}/{shape[1]} heads of {shape[2]}"] = _check_attention(arrays, random, *shape)
+            for cache_type in ("float16", "int8"):
+                name = f"attention {shape[0]}/{shape[1]} heads of {shape[2]}, cache in {cache_type}"
+                figures[name] = _check_attention(arrays, random, *shape, cache_type)
     finally:
         arrays.close()
     wrong = [name for name, one in figures.items() if not one["ok"]]
@@ -199,6 +231,60 @@ def latency(name: str, options: Options) -> dict[str, Any]:
     return figures
 
 
+def low_bit(name: str, options: Options) -> dict[str, Any]:
+    """Milliseconds of a verify pass by cached length and width: weights of 4 bits, and an INT8 cache.
+
+    Each is beside W8A8 with a float16 cache, interleaved with it, so that memory holds two models; "over_int8" is the
+    ratio. Of floats times integers of 4 bits the bits of chains of all widths are compared as well.
+    """
+    end = time.perf_counter() + options.seconds
+    shape = "tiny-qwen3" if options.rehearse else name
+    lengths = (16, 300) if options.rehearse else CACHED_LENGTHS
+    widths = (1, 2) if options.rehearse else (1, 8, 32)
+    spec, runner, weights = SHAPES[shape], options.runner, options.folder / "weights.bin"
+    contract = replace(contract_of(spec, max(lengths) + 64), kv_dtype="float16")
+    figures: dict[str, Any] = {"shape": shape, "ms": {}, "over_int8": {}, "memory_bytes": {}, "skipped": {}, "ok": True}
+
+    def opened(title: str) -> CudaSession:
+        form, cache_type = _LOW_BIT[title]
+        session = runner.session(write_random_program(spec, contract, weights, cache_type, form), weights, contract)
+        taken = session.memory()
+        figures["memory_bytes"][title] = {"weights": taken.weights, "cache": taken.cache}
+        weights.unlink()
+        return session
+
+    with opened("int8") as base:
+        for title in _LOW_BIT:
+            if title == "int8":
+                continue
+            if time.perf_counter() > end:
+                figures["skipped"][title] = "the time was up"
+                continue
+            try:
+                other = opened(title)
+            except QuasarError as error:
+                figures["skipped"][title] = str(error)
+                continue
+            with other:
+                for cached, width in product(lengths, widths):
+                    passes = {"int8": _pass_of(base, width, cached), title: _pass_of(other, width, cached)}
+                    ms = _interleaved(passes, repeats=2 if options.rehearse else 15)
+                    for one, took in ms.items():
+                        figures["ms"].setdefault(one, {}).setdefault(str(cached), {})[str(width)] = took
+                    ratio = round(ms[title] / ms["int8"], 3)
+                    figures["over_int8"].setdefault(title, {}).setdefault(str(cached), {})[str(width)] = ratio
+                figures["ok"] &= _chains_are_exact(other, widths[-1])
+    return figures
+
+
+def _chains_are_exact(session: CudaSession, width: int) -> bool:
+    """Whether positions that are fed together have the bits of those that are fed one by one."""
+    tokens = np.random.default_rng(4).integers(0, session.contract.vocab_size, width)
+    chain = session.run_logits(tokens, 8, width)
+    one_by_one = [session.run_logits(tokens[i : i + 1], 8 + i, 1) for i in range(width)]
+    return np.array_equal(chain, np.concatenate(one_by_one))
+
+
 def _check_quantize(arrays: Arrays, random: np.random.Generator, tokens: int, columns: int) -> dict[str, Any]:
     x = random.standard_normal((tokens, columns)).astype(np.float32)
     weight = random.uniform(0.5, 1.5, columns).astype(np.float32)
@@ -260,6 +346,60 @@ def _check_linear(
     return {"ok": same and worst <= (1e-5 if gated else 0.0), "same_bits": same, "largest_error": worst}
 
 
+def _check_block_linear(
+    arrays: Arrays, random: np.random.Generator, form: KernelForm, tokens: int, outputs: int, inputs: int
+) -> dict[str, Any]:
+    """With a gate: the bits of every tile and split, and what the reference says to within float32's rounding."""
+    inputs -= inputs % BLOCK
+    blocks, most = inputs // BLOCK, 7 if form.nibbles else 127
+    x = random.standard_normal((tokens, inputs)).astype(np.float32)
+    values = random.integers(-most, most + 1, (outputs, inputs)).astype(np.int8)
+    kind = np.float16 if form.nibbles else np.float32
+    scale = (random.uniform(0.5, 1, (outputs, blocks)) / most / inputs**0.5).astype(kind)
+    offset = (scale * -most).astype(kind) if form.offsets else None
+    stored = values + np.int8(most) if form.offsets else values
+    reference = w4a16_block_linear if form.floats else w8a8_block_linear
+    of_blocks = None if offset is None else offset.astype(np.float32)
+    expected = reference(x, stored, scale.astype(np.float32), offset=of_blocks, gate=GATES.index("silu"))
+    tiles, scales = tiles_of(outputs // 2, TILE_OUTPUTS), pack_block_scales(scale, gated=True)
+    if offset is not None:
+        scales = np.stack([scales, pack_block_scales(offset, gated=True)], axis=2)
+    # Nibbles are packed plus 8.
+    packed = pack_blocks(values, gated=True)
+    if form.nibbles:
+        packed = pack_nibbles(stored - np.int8(8) if form.offsets else values, gated=True)
+    stride = tiles_of(inputs, TILE_INPUTS) * TILE_INPUTS
+    q = arrays.put(np.zeros(tokens * stride * form.input_bytes, np.int8))
+    a = arrays.put(np.zeros(tokens * stride // BLOCK, np.float32))
+    arguments = (arrays.put(x), 0, q, a, inputs, stride, _EPSILON)
+    arrays.run(NormQuantize.of(inputs, norm=False, form=form.name), (tokens,), arguments)
+    weights = (arrays.put(packed), arrays.put(scales))
+    input_tiles = stride // TILE_INPUTS
+    parts = splits_of(tiles, input_tiles, 132)
+    first, same, worst = None, True, 0.0
+    for tile in form.tile_tokens:
+        variant = BlockLinear(form=form.name, tokens=tile, bias=False, residual=False, gate="silu")
+        token_tiles = tiles_of(tokens, tile)
+        partials = arrays.put(np.full(token_tiles * tiles * parts * 2 * TILE_OUTPUTS * tile, np.nan, np.float32))
+        arrived = arrays.put(np.zeros(token_tiles * tiles, np.int32))
+        for splits in (1, parts, parts):
+            y = arrays.put(np.full((tokens, outputs // 2), np.nan, np.float32))
+            numbers = (tokens, outputs // 2, input_tiles, tiles_of(input_tiles, parts), parts, splits)
+            arrays.run(variant, (token_tiles, tiles, splits), (q, a, *weights, 0, 0, y, partials, arrived, *numbers))
+            found = arrays.get(y, (tokens, outputs // 2), np.float32)
+            first = found if first is None else first
+            same = same and np.array_equal(found, first)
+            worst = max(worst, float(np.abs(found - expected).max()))
+        # A token alone, in the first column of its tile.
+        alone = arrays.put(np.full((1, outputs // 2), np.nan, np.float32))
+        numbers = (1, outputs // 2, input_tiles, tiles_of(input_tiles, parts), parts, parts)
+        at_last = (q + (tokens - 1) * stride * form.input_bytes, a + 4 * (tokens - 1) * (stride // BLOCK))
+        arrays.run(variant, (1, tiles, parts), (*at_last, *weights, 0, 0, alone, partials, arrived, *numbers))
+        same = same and np.array_equal(arrays.get(alone, (1, outputs // 2), np.float32)[0], found[-1])
+    # Sums of about 1: parts are added in another order, and products rounded before they are added.
+    return {"ok": same and worst <= 1e-5, "same_bits": same, "largest_error": worst}
+
+
 def _check_head(
     arrays: Arrays, random: np.random.Generator, tokens: int, vocabulary: int, inputs: int
 ) -> dict[str, Any]:
@@ -292,23 +432,37 @@ def _check_head(
 
 
 def _check_attention(
-    arrays: Arrays, random: np.random.Generator, heads: int, kv_heads: int, size: int, cached: int, tokens: int
+    arrays: Arrays,
+    random: np.random.Generator,
+    heads: int,
+    kv_heads: int,
+    size: int,
+    cached: int,
+    tokens: int,
+    cache_type: str,
 ) -> dict[str, Any]:
     capacity, reach = cached + 64, 32
     angles = random.uniform(0, 6, (capacity, size // 2))
     cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-    caches = [random.standard_normal((kv_heads, capacity, size)).astype(np.float16) for _ in range(2)]
+    caches = [random.standard_normal((kv_heads, capacity, size)) for _ in range(2)]
+    scales = [(np.exp2(random.uniform(0, 3, (kv_heads, size))) / 127).astype(np.float32) for _ in range(2)]
+    if cache_type == "int8":
+        caches = [(32 * cache).round().clip(-127, 127).astype(np.int8) for cache in caches]
+    else:
+        caches, scales = [cache.astype(np.float16) for cache in caches], []
     qkv = random.standard_normal((tokens, (heads + 2 * kv_heads) * size)).astype(np.float32)
     keys, values = (cache.astype(np.float32) for cache in caches)
     expected = verify_attention(
         *(qkv, keys, values, cached, cached + np.arange(tokens), cos, sin),
         num_heads=heads,
-        cache_dtype=np.dtype(np.float16),
+        cache_dtype=np.dtype(np.float32 if scales else np.float16),
+        cache_scales=(scales[0], scales[1]) if scales else None,
     )
+    at_scales = tuple(arrays.put(scale) for scale in scales)
     tables = arrays.put(cos), arrays.put(sin)
-    shape: dict[str, Any] = {"group": heads // kv_heads, "head_size": size, "reach": reach, "cache_type": "float16"}
+    shape: dict[str, Any] = {"group": heads // kv_heads, "head_size": size, "reach": reach, "cache_type": cache_type}
     kinds = [kind(**shape, softcap=False, window=False) for kind in (AttendCache, AttendPath)]
-    rotate = RotateAppend(head_size=size, rotary=size, cache_type="float16", norm=False)
+    rotate = RotateAppend(head_size=size, rotary=size, cache_type=cache_type, norm=False)
 
     def attend(first: int, count: int) -> NDArray[np.float32]:
         at_keys, at_values = (arrays.put(cache) for cache in caches)
@@ -321,7 +475,7 @@ def _check_attention(
         all_positions = arrays.put((cached + np.arange(first + count)).astype(np.int32))
         all_queries = arrays.put(np.zeros((first + count, heads * size), np.float32))
         all_zeros = arrays.put(np.zeros(first + count, np.int32))
-        ends = (heads, kv_heads, capacity, 0.0)
+        ends = (heads, kv_heads, capacity, 0.0, *at_scales)
         at_caches = (at_keys, at_values)
         fed = (before, *tables, 0, 0, all_positions, all_positions, all_zeros, all_queries, *at_caches, *ends)
         arrays.run(rotate, (first + count, heads + 2 * kv_heads), fed)
@@ -330,14 +484,14 @@ def _check_attention(
         splits = max(1, num_splits(cached + tokens, reach))
         partial = arrays.put(np.full((count, heads, splits, size), np.nan, np.float32))
         stats = arrays.put(np.full((count, heads, splits, 2), np.nan, np.float32))
-        sizes = (heads, kv_heads, capacity, splits, size**-0.5, 0.0, 0)
+        sizes = (0, heads, kv_heads, capacity, splits, size**-0.5, 0.0, 0)
         tile = tile_tokens(shape["group"], size)
         tiles = [(start, min(tile, count - start)) for start in range(0, count, tile)]
         table, scratch = arrays.put(np.array(tiles, np.int32)), (partial, stats)
-        over_cache = (queries, *at_caches, at_positions, zeros, table, *scratch, 0, *sizes)
+        over_cache = (queries, *at_caches, at_positions, zeros, table, *scratch, *sizes, *at_scales[:1])
         arrays.run(kinds[0], (kv_heads, len(tiles), splits), over_cache)
-        over_path = (queries, *at_caches, at_positions, committed, zeros, zeros, *scratch, context, 0, *sizes)
-        arrays.run(kinds[1], (count, kv_heads), over_path)
+        over_path = (queries, *at_caches, at_positions, committed, zeros, zeros, *scratch, context, *sizes)
+        arrays.run(kinds[1], (count, kv_heads), (*over_path, *at_scales))
         return arrays.get(context, (count, heads * size), np.float32)
 
     together = attend(0, tokens)
@@ -499,4 +653,5 @@ STEPS: dict[str, Callable[[Options], dict[str, Any]]] = {
     "qwen3-1.7b": lambda options: model("qwen3-1.7b", options),
     "latency-qwen3-8b": lambda options: latency("qwen3-8b", options),
     "latency-llama-3-8b": lambda options: latency("llama-3-8b", options),
+    "low-bit-qwen3-8b": lambda options: low_bit("qwen3-8b", options),
 }

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from engines.contract import Contract
 from engines.cuda.program import AddNorm, Attention, Embed, Head, Linear, Program, Select, Step, Tensor
 from plugins.gpu.packing import TILE_INPUTS, TILE_OUTPUTS, tiles_of
-from plugins.gpu.variants import PER_TOKEN
+from plugins.gpu.variants import FORMS, PER_TOKEN
 from quasar.checkpoints import DecoderSpec
 from quasar.checkpoints.spec import AttentionSpec
+from quasar.numerics import BLOCK
 
 _ALIGNMENT = 256
 _GATES = {"gated_silu": "silu", "gated_gelu_tanh": "gelu_tanh"}
@@ -21,11 +22,13 @@ _GATES = {"gated_silu": "silu", "gated_gelu_tanh": "gelu_tanh"}
 _BLOCK = 1 << 24
 
 
-def write_random_program(spec: DecoderSpec, contract: Contract, weights: Path, cache_type: str = "float16") -> Program:
-    """The program of a decoder, as the exporter would write it; its tensors go to a file."""
+def write_random_program(
+    spec: DecoderSpec, contract: Contract, weights: Path, cache_type: str = "float16", form: str = PER_TOKEN
+) -> Program:
+    """The program of a decoder with linears of a form, as the exporter would write it; its tensors go to a file."""
     with weights.open("wb") as file:
-        writer = _Writer(file)
-        steps = tuple(_steps(spec, contract, writer))
+        writer = _Writer(file, form)
+        steps = tuple(_steps(spec, contract, writer, cache_type))
     return Program(
         cache_type=cache_type,
         reach=contract.max_width,
@@ -36,8 +39,8 @@ def write_random_program(spec: DecoderSpec, contract: Contract, weights: Path, c
 
 
 class _Writer:
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+    def __init__(self, file: BinaryIO, form: str) -> None:
+        self._file, self.form = file, form
         self.tensors: dict[str, Tensor] = {}
         random = np.random.default_rng(0)
         self._integers = random.integers(-127, 128, _BLOCK, np.int8)
@@ -48,17 +51,26 @@ class _Writer:
         """A packed weight and its scales, of sums of about the size of the inputs; their names."""
         halves = 2 if gated else 1
         tiles = halves * tiles_of(outputs // halves, TILE_OUTPUTS)
-        size = tiles * TILE_OUTPUTS * tiles_of(inputs, TILE_INPUTS) * TILE_INPUTS
+        size, form = tiles * TILE_OUTPUTS * tiles_of(inputs, TILE_INPUTS) * TILE_INPUTS, FORMS[self.form]
         scale = np.full(tiles * TILE_OUTPUTS, 1 / 73 / inputs**0.5, np.float32)
-        return self._put(f"{name}.weight", self._integers.view(np.uint8), size), self.floats(f"{name}.scale", scale)
+        if form.in_blocks:
+            # Integers of 4 bits are an eighteenth as large.
+            kind, factor = (np.float16, 18) if form.nibbles else (np.float32, 1)
+            scale = np.full(size // BLOCK * (2 if form.offsets else 1), factor * scale[0], kind)
+        weight = self._put(f"{name}.weight", self._integers.view(np.uint8), size // 2 if form.nibbles else size)
+        return weight, self.floats(f"{name}.scale", scale)
 
-    def floats(self, name: str, values: NDArray[np.float32]) -> str:
+    def floats(self, name: str, values: NDArray[np.float32] | NDArray[np.float16]) -> str:
         """A tensor as it is."""
         return self._put(name, np.ascontiguousarray(values).view(np.uint8).reshape(-1), values.nbytes)
 
     def norm(self, name: str, size: int) -> str:
         """Weights of a norm."""
         return self.floats(name, self._floats[:size])
+
+    def scales(self, name: str, size: int) -> str:
+        """Scales of integers that reach to about 4."""
+        return self.floats(name, (self._floats[:size] / 32).astype(np.float32))
 
     def table(self, name: str, rows: int, columns: int) -> str:
         """A table of bfloat16 near 1."""
@@ -77,7 +89,7 @@ class _Writer:
         return name
 
 
-def _steps(spec: DecoderSpec, contract: Contract, writer: _Writer) -> Iterator[Step]:
+def _steps(spec: DecoderSpec, contract: Contract, writer: _Writer, cache_type: str) -> Iterator[Step]:
     hidden, epsilon = spec.hidden_size, spec.rms_norm_eps
     table = writer.table("embed_tokens.weight", spec.vocab_size, hidden)
     yield Embed(table=table, table_type="bfloat16", columns=hidden, scale=spec.embedding_scale, output="embedded")
@@ -102,6 +114,8 @@ def _steps(spec: DecoderSpec, contract: Contract, writer: _Writer) -> Iterator[S
             q_norm=writer.norm(f"{name}.q_norm", attention.query_size if by_row else size) if attention.qk_norm else "",
             k_norm=writer.norm(f"{name}.k_norm", attention.kv_size if by_row else size) if attention.qk_norm else "",
             row_norm=by_row,
+            key_scale=writer.scales(f"{name}.key_scale", kv_heads * size) if cache_type == "int8" else "",
+            value_scale=writer.scales(f"{name}.value_scale", kv_heads * size) if cache_type == "int8" else "",
             heads=heads,
             kv_heads=kv_heads,
             head_size=size,
@@ -134,7 +148,7 @@ def _steps(spec: DecoderSpec, contract: Contract, writer: _Writer) -> Iterator[S
         scale=scale,
         bias="",
         softcap=spec.logits_softcap,
-        form=PER_TOKEN,
+        form=writer.form,
         inputs=hidden,
         vocabulary=spec.vocab_size,
     )
@@ -199,7 +213,7 @@ def _linear(
         bias="",
         residual=residual,
         gate=gate,
-        form=PER_TOKEN,
+        form=writer.form,
         inputs=inputs,
         outputs=outputs // 2 if gate else outputs,
         output=output,

@@ -9,7 +9,7 @@ from typing import Protocol
 from calibration.precision_search import Bound
 from calibration.precisions.catalog import AUTO, FLOAT, STORED, STORED_CHOICES
 from calibration.search import Effort, WeightRounding
-from engines.contract import KV_DTYPES, MAX_WIDTH
+from engines.contract import INTEGER_CACHES, KV_DTYPES, MAX_WIDTH
 from engines.onnxruntime.kernels import NATIVE
 from engines.tensorrt.plans import ComputeType
 from quasar.checkpoints import Checkpoint
@@ -56,9 +56,9 @@ class CompileOptions:
     """What the user chose for a back end that is added to an engine directory.
 
     No `compute_capabilities`: this machine's GPU, else 8.6, 8.9 and 12.0, for CUDA 8.0 and 9.0 as well. `compute_type`:
-    of the KV cache, and with TensorRT of values around the matmuls. `fused_quantization`: amax and INT8 quantization as
-    one kernel of ours inside the plan (TensorRT only). `fused_linears`: that, and the rest of each linear that is W8A8
-    per token as another.
+    of the KV cache, but for one in INT8 on CUDA, and with TensorRT of values around the matmuls. `fused_quantization`:
+    amax and INT8 quantization as one kernel of ours inside the plan (TensorRT only). `fused_linears`: that, and the
+    rest of each linear that is W8A8 per token as another.
     """
 
     directory: Path
@@ -118,6 +118,9 @@ def check_options(options: BuildOptions) -> None:
             "take one of the two"
         )
     of_search = {**_of_calibration(options), "--rotate": options.rotate or None}
+    if options.kv_dtype in INTEGER_CACHES:
+        # The scales of the cache come from it.
+        del of_search["--calibration"]
     meaningless: dict[str, dict[str, object]] = {
         FLOAT.choice: {**of_search, "--keep-float": options.keep_float or None},
         **dict.fromkeys(STORED_CHOICES, of_search),

@@ -60,7 +60,7 @@ _Capabilities = Annotated[
 ]
 _ComputeType = Annotated[
     Literal["float16", "bfloat16"],
-    typer.Option(help="Of the KV cache; TensorRT's values around the matmuls, too."),
+    typer.Option(help="Of the KV cache, unless that is INT8 on cuda; TensorRT's values around the matmuls, too."),
 ]
 _Plugins = Annotated[
     list[Path] | None,
@@ -227,6 +227,10 @@ def build(
             raise BuildError(
                 f"{option} makes linears {made.form}, and {lowering.reason}: {instead} with --backend {name}"
             )
+    if CUDA in chosen:
+        from export.compile_cuda import cache_type_of
+
+        cache_type_of(kv_dtype, compute_type)
     options = BuildOptions(
         model=model,
         output=output,
@@ -248,6 +252,12 @@ def build(
         force=force,
     )
     if draft_head is not None:
+        if rotate or skip_layers:
+            option = "--rotate" if rotate else "--skip-layers"
+            raise BuildError(
+                f"--draft-head reads the hidden states of the whole model as the checkpoint has them, and {option} "
+                "changes them: leave out one of the two"
+            )
         _check_head(model, draft_head)
     path = run_build(options, ConsoleReporter())
     for name in chosen:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from calibration.precisions.base import CUDA
+from engines.contract import INT8_CACHE, INTEGER_CACHES
 from engines.cuda.files import (
-    CACHE_TYPES,
     FOLDER,
     NAME,
     CudaFiles,
@@ -32,6 +32,9 @@ from plugins.gpu.variants import KERNELS_VERSION
 from quasar.errors import BuildError, QuasarError
 from quasar.files import atomic_path, sha256_file, write_json
 
+_FLOATS = ("float16", "bfloat16")
+# Integers of a cache are that before they are multiplied: exactly, and queries with more bits than bfloat16 has.
+_OF_INTEGERS = "float16"
 # What kernels are compiled for where no GPU and no option says otherwise: A100, A10, L40S, H100 and H200, and GeForce
 # from 30 to 50.
 DEFAULT_CAPABILITIES = ("8.0", "8.6", "8.9", "9.0", "12.0")
@@ -47,12 +50,13 @@ def compile_engine(options: CompileOptions, reporter: Reporter | None = None) ->
         raise BuildError(
             "--plugin, --fused-quantization and --fused-linears are TensorRT's: cuda has kernels of its own"
         )
-    if options.compute_type not in CACHE_TYPES:
-        raise BuildError(f"cuda keeps its KV cache in {' or '.join(CACHE_TYPES)}; {options.compute_type} came")
+    if options.compute_type not in _FLOATS:
+        raise BuildError(f"cuda keeps its KV cache in {' or '.join(_FLOATS)}; {options.compute_type} came")
     capabilities = choose_capabilities(options.compute_capabilities)
     directory = open_directory(options.directory)
     check_whole(directory, NAME)
     check_precisions(directory.manifest, CUDA)
+    cache_type = cache_type_of(directory.manifest.contract.kv_dtype, options.compute_type)
     native = onnxruntime_files(directory.manifest).native_graph
     if not native:
         raise BuildError(
@@ -60,19 +64,34 @@ def compile_engine(options: CompileOptions, reporter: Reporter | None = None) ->
             "with this version, a head size of up to 256 and linears of up to 65536 inputs"
         )
     with locked(directory.path):
-        reporter.stage("pack", f"{NAME}: weights in tiles, KV cache in {options.compute_type}")
-        program, program_file, weights = _pack(directory, native, options.compute_type, reporter)
+        reporter.stage("pack", f"{NAME}: weights in tiles, KV cache in {cache_type}")
+        program, program_file, weights = _pack(directory, native, cache_type, reporter)
         earlier = cuda_files(directory.manifest)
-        kept = () if earlier is None else _still_fitting(directory, earlier, options.compute_type)
+        kept = () if earlier is None else _still_fitting(directory, earlier, cache_type)
         kernels = [_compile(directory.path, program, capability, reporter) for capability in capabilities]
         files = CudaFiles(
             program=program_file,
             weights=weights,
-            cache_type=options.compute_type,
+            cache_type=cache_type,
             kernels=(*(one for one in kept if one.compute_capability not in capabilities), *kernels),
         )
         publish(directory, NAME, files)
     return open_directory(options.directory)
+
+
+def cache_type_of(kv_dtype: str, compute_type: str) -> str:
+    """What CUDA's cache holds: integers where the engine's does, in one piece, since nothing drafts on half of them.
+
+    Raises `BuildError` for a compute type in which integers are not read.
+    """
+    if kv_dtype not in INTEGER_CACHES:
+        return compute_type
+    if compute_type != _OF_INTEGERS:
+        raise BuildError(
+            f"the engine's KV cache is {kv_dtype}, which cuda reads in {_OF_INTEGERS}; --compute-type {compute_type} "
+            "came"
+        )
+    return INT8_CACHE
 
 
 def _still_fitting(directory: EngineDirectory, earlier: CudaFiles, cache_type: str) -> list[KernelsFile]:

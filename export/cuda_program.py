@@ -12,18 +12,23 @@ from calibration.precisions.base import CUDA, Operator
 from calibration.precisions.catalog import precision_of
 from calibration.stored_table import exact_type
 from engines import contract as names
-from engines.contract import Contract
+from engines.contract import INT8_CACHE, Contract
 from engines.cuda.program import AddNorm, Attention, Embed, Head, Linear, Program, Select, Step, Tensor
 from export.passes.walk import only_user, other_input
 from plugins.gpu.packing import pack_channels
-from plugins.gpu.variants import BLOCKS, GATES, NIBBLES, PER_TOKEN
+from plugins.gpu.variants import FORMS, GATES, KernelForm
 from quasar.errors import BuildError
 from quasar.numerics import QuantizedWeight
 
 # Tensors start at multiples of this: a line of the cache, twice.
 _ALIGNMENT = 256
-# Native operators of linears → the form of the kernel.
-_FORMS = {"W8A8Linear": PER_TOKEN, "W8A8BlockLinear": BLOCKS, "W4A8BlockLinear": NIBBLES}
+# Native operators of linears → in blocks, with weights of 4 bits, with activations as floats.
+_LINEARS = {
+    "W8A8Linear": (False, False, False),
+    "W8A8BlockLinear": (True, False, False),
+    "W4A8BlockLinear": (True, True, False),
+    "W4A16BlockLinear": (True, True, True),
+}
 # The heads of a group that one tile of the attention kernels holds.
 _MOST_GROUP = 16
 
@@ -53,6 +58,7 @@ class ProgramWriter:
         self._native, self._contract, self._linears, self._file = native, contract, linears, weights
         self._values = canonical.graph.initializers
         self._on_linear = on_linear
+        self._has_scales = False
         self._tensors: dict[str, Tensor] = {}
         # Nodes that a step before them has taken in.
         self._taken: set[ir.Node] = set()
@@ -62,7 +68,11 @@ class ProgramWriter:
         self._normed: dict[ir.Node, ir.Node] = {}
 
     def write(self, cache_type: str) -> Program:
-        """The whole program; raises `BuildError` for a node that has no CUDA form."""
+        """The whole program; raises `BuildError` for a node that has no CUDA form.
+
+        `cache_type` int8: the native graph's caches are integers, and their scales are taken.
+        """
+        self._has_scales = cache_type == INT8_CACHE
         steps = [step for node in self._native.graph.all_nodes() for step in self._steps(node)]
         return Program(
             cache_type=cache_type,
@@ -82,7 +92,7 @@ class ProgramWriter:
             return [self._embed(node, str(given[0]))]
         if node.op_type == "Gather" and given[1] == names.LOGITS_ROWS:
             return [Select(input=str(given[0]), columns=self._hidden(), output=output)]
-        if node.op_type in _FORMS:
+        if node.op_type in _LINEARS:
             return [self._linear(node, given)]
         if node.op_type == "RMSNormalization" and (add := only_user(node.outputs[0], "Add")) is not None:
             self._normed[add] = node
@@ -157,7 +167,9 @@ class ProgramWriter:
         assert isinstance(operator, Operator)
         # In 4 bits where the weight has them.
         values, scale = self._array(f"{name}.weight").astype(np.int8, copy=False), self._array(f"{name}.scale")
-        weight, scales = operator.pack(QuantizedWeight(values=values.T, scale=scale.T), gated)
+        form = _form(node)
+        offset = self._array(f"{name}.offset").T if form.offsets else None
+        weight, scales = operator.pack(QuantizedWeight(values=values.T, scale=scale.T, offset=offset), gated)
         assert scales is not None
         common: dict[str, Any] = {
             "input": str(x),
@@ -166,7 +178,7 @@ class ProgramWriter:
             "weight": self._put(f"{name}.weight", weight),
             "scale": self._put(f"{name}.scale", scales),
             "bias": self._put(f"{name}.bias", pack_channels(self._array(bias), gated=gated)) if bias else "",
-            "form": _FORMS[node.op_type],
+            "form": form.name,
             "inputs": values.shape[0],
         }
         self._on_linear()
@@ -179,8 +191,9 @@ class ProgramWriter:
         return Linear(**common, residual=residual or "", gate=gate, outputs=outputs, output=output)
 
     def _attention(self, node: ir.Node, given: list[str | None], output: str) -> Attention:
-        qkv, past, _, _, _, cos, sin, *rest = given
-        q_norm, k_norm = (*rest[1:], None, None)[:2]
+        qkv, past, _, _, _, cos, sin, _, q_norm, k_norm, _, _, key_scale, value_scale = [*given, *[None] * 14][:14]
+        if not self._has_scales:
+            key_scale = value_scale = None
         heads, kv_heads = int(_attribute(node, "num_heads", 0)), int(_attribute(node, "kv_num_heads", 0))
         size, angles = self._contract.head_size, self._array(str(cos)).shape[1]
         if heads // kv_heads > _MOST_GROUP:
@@ -194,6 +207,8 @@ class ProgramWriter:
             q_norm=self._put(q_norm, self._array(q_norm)) if q_norm else "",
             k_norm=self._put(k_norm, self._array(k_norm)) if k_norm else "",
             row_norm=bool(q_norm) and len(self._array(str(q_norm))) > size,
+            key_scale=self._put(key_scale, self._array(key_scale)) if key_scale else "",
+            value_scale=self._put(value_scale, self._array(value_scale)) if value_scale else "",
             heads=heads,
             kv_heads=kv_heads,
             head_size=size,
@@ -239,6 +254,16 @@ def write_program(
     native, canonical = (ir.load(directory / name) for name in graphs)
     with weights.open("wb") as file:
         return ProgramWriter(native, canonical, contract, linears, file, on_linear=on_linear).write(cache_type)
+
+
+def _form(node: ir.Node) -> KernelForm:
+    """Of the kernel that a native linear becomes."""
+    *of_operator, has_offsets = *_LINEARS[node.op_type], bool(_attribute(node, "offsets", 0))
+    return next(
+        form
+        for form in FORMS.values()
+        if [form.in_blocks, form.nibbles, form.floats] == of_operator and form.offsets == has_offsets
+    )
 
 
 def _attribute(node: ir.Node, name: str, default: Any) -> Any:

@@ -83,6 +83,8 @@ def program_of(
                 softcap=softcap,
                 window=window,
                 epsilon=1e-6,
+                key_scale="",
+                value_scale="",
                 output=f"{at}.context",
             )
             yield from added(f"{at}.o", f"{at}.context", heads * head_size, stream)

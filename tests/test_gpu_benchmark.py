@@ -28,9 +28,9 @@ def test_rehearsal(tmp_path):
     steps = json.loads(path.read_text())["steps"]
     assert [*steps] == [
         *("environment", "kernels", "smollm2", "qwen3-1.7b"),
-        *("latency-qwen3-8b", "latency-llama-3-8b"),
+        *("latency-qwen3-8b", "latency-llama-3-8b", "low-bit-qwen3-8b"),
     ]
-    assert len(steps["kernels"]["checks"]) == 14
+    assert len(steps["kernels"]["checks"]) == 30
     for name in ("smollm2", "qwen3-1.7b"):
         assert all(steps[name]["exactness"].values())
         assert steps[name]["fidelity"]["top1"] == 1
@@ -41,6 +41,15 @@ def test_rehearsal(tmp_path):
         "bf16": {2},
     }
     assert min(ms for curve in curves["int8"].values() for ms in curve.values()) > 0
+    low_bit, others = steps["low-bit-qwen3-8b"], ["int8 cache", "w8a8-block", "w4a8", "w4a16"]
+    assert [*low_bit["ms"]] == ["int8", *others]
+    assert not low_bit["skipped"]
+    assert {title: {len(curve) for curve in surface.values()} for title, surface in low_bit["over_int8"].items()} == {
+        title: {2} for title in others
+    }
+    taken = low_bit["memory_bytes"]
+    assert taken["int8 cache"]["cache"] == taken["int8"]["cache"] / 2
+    assert taken["w4a8"]["weights"] < taken["int8"]["weights"]
 
 
 @pytest.mark.skipif(find_gpu().found is not None, reason="what fails is that there is no GPU")
@@ -66,7 +75,7 @@ def test_help_names_every_step_with_its_limit():
     for step, seconds in gpu.LIMITS.items():
         assert step in done.stdout
         assert f"{seconds} s" in done.stdout
-    assert sum(gpu.LIMITS.values()) <= 360
+    assert sum(gpu.LIMITS.values()) <= 480
     assert os.access(SCRIPT, os.R_OK)
 
 
@@ -85,6 +94,10 @@ def test_latencies_are_written_for_the_roofline_and_the_replay(tmp_path):
     gpu._write_measured("latency-qwen3-8b", steps, tmp_path / "gpu.json")
     measured = read_measured(tmp_path / "gpu-qwen3-8b.json")
     assert (measured.gpu, measured.ms) == ("h100", {256: {1: 3.5}})
+    assert json.loads((tmp_path / "gpu-qwen3-8b-costs.json").read_text()) == {"256": {"1": 3.5}}
+    # Few widths are measured of what lies beside: they do not take the place of these.
+    few = {"shape": "qwen3-8b", "ms": {"int8": {"256": {"1": 9.0}}}}
+    gpu._write_measured("low-bit-qwen3-8b", {**steps, "low-bit-qwen3-8b": few}, tmp_path / "gpu.json")
     assert json.loads((tmp_path / "gpu-qwen3-8b-costs.json").read_text()) == {"256": {"1": 3.5}}
     # Of a GPU that the roofline does not know, nothing is written.
     gpu._write_measured("latency-qwen3-8b", {**steps, "environment": {"gpu": "T4"}}, tmp_path / "other.json")

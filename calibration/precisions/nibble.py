@@ -49,8 +49,6 @@ _HALF_BYTES = 2
 _MOST = HIGHEST_NIBBLE - LOWEST_NIBBLE
 _NO_TENSORRT = Refused(reason="TensorRT has no matmul of INT8 activations with INT4 weights")
 _NO_TENSORRT_OFFSETS = Refused(reason="TensorRT has INT4 weights around zero alone, without offsets")
-_NO_CUDA_FLOATS = Refused(reason="the CUDA kernels have no linear of floats with INT4 weights")
-_NO_CUDA_OFFSETS = Refused(reason="the CUDA kernels have INT4 weights around zero alone, without offsets")
 # What checkpoints of the field mostly have.
 _WIDE = 4 * BLOCK
 
@@ -79,16 +77,20 @@ def _native(group: int, *, offsets: bool = False, floats: bool = False) -> Opera
     )
 
 
-def _cuda(group: int) -> Operator:
-    """With a scale for every block: those of wider groups are repeated."""
-    return Operator(
-        op_type="W4A8BlockLinear",
-        domain=tiles.DOMAIN,
-        pack=lambda weight, gated: (
-            tiles.pack_nibbles(weight.values, gated=gated),
-            tiles.pack_block_scales(np.repeat(weight.scale.astype(np.float16), group // BLOCK, axis=1), gated=gated),
-        ),
-    )
+def _cuda(group: int, *, offsets: bool = False, floats: bool = False) -> Operator:
+    """With a scale for every block, and an offset after it: those of wider groups are repeated."""
+
+    def of_blocks(part: Float32, *, gated: bool) -> NDArray[np.float16]:
+        return tiles.pack_block_scales(np.repeat(part.astype(np.float16), group // BLOCK, axis=1), gated=gated)
+
+    def pack(weight: QuantizedWeight, gated: bool) -> tuple[NDArray[Any], NDArray[Any]]:
+        scale = of_blocks(weight.scale, gated=gated)
+        if weight.offset is not None:
+            scale = np.stack([scale, of_blocks(weight.offset, gated=gated)], axis=2)
+        values = weight.values + np.int8(LOWEST_NIBBLE) if offsets else weight.values
+        return tiles.pack_nibbles(values, gated=gated), scale
+
+    return Operator(op_type="W4A16BlockLinear" if floats else "W4A8BlockLinear", domain=tiles.DOMAIN, pack=pack)
 
 
 def _halves(weight: QuantizedWeight, *, gated: bool) -> NDArray[np.float16]:
@@ -107,7 +109,7 @@ def _lowerings(group: int, *, offsets: bool = False, floats: bool = False) -> di
         ONNXRUNTIME: AsItIs() if offsets else _stock(group, floats=floats),
         NATIVE: _native(group, offsets=offsets, floats=floats),
         TENSORRT: _NO_TENSORRT_OFFSETS if offsets and floats else AsItIs() if floats else _NO_TENSORRT,
-        CUDA: _NO_CUDA_FLOATS if floats else _NO_CUDA_OFFSETS if offsets else _cuda(group),
+        CUDA: _cuda(group, offsets=offsets, floats=floats),
     }
 
 

@@ -5,9 +5,9 @@ A buffer is free again after the last step that reads it.
 
 from collections.abc import Iterator
 
-from engines.cuda.launches import Limits, amax_of, partials_of, sums_of
+from engines.cuda.launches import Limits, amax_of, arrivals_of, partials_of, quantized_bytes, sums_of
 from engines.cuda.program import AddNorm, Attention, Embed, Head, Linear, Program, Select, Step
-from plugins.gpu.packing import TILE_INPUTS, TILE_OUTPUTS, tiles_of
+from plugins.gpu.packing import TILE_OUTPUTS, tiles_of
 from plugins.gpu.variants import MERGED
 
 
@@ -41,15 +41,14 @@ def scratch_bytes(program: Program, limits: Limits) -> dict[str, int]:
     attention = [step for step in program.steps if isinstance(step, Attention)]
     linears = [step for step in program.steps if isinstance(step, Linear)]
     head = next(step for step in program.steps if isinstance(step, Head))
-    most_inputs = max(head.inputs, *(step.inputs for step in linears))
     queries = max(step.heads * step.head_size for step in attention)
     keys = tiles_of(head.vocabulary, TILE_OUTPUTS) * program.likeliest
     return {
-        "quantized": tokens * tiles_of(most_inputs, TILE_INPUTS) * TILE_INPUTS,
+        "quantized": tokens * max(quantized_bytes(head), *map(quantized_bytes, linears)),
         "amax": 4 * tokens * max(amax_of(head), *map(amax_of, linears)),
         "sums": 4 * max(sums_of(step, limits.multiprocessors) for step in linears),
         "partials": 4 * max(partials_of(step, limits.multiprocessors) for step in linears),
-        "arrived": 4 * max(tiles_of(step.outputs, TILE_OUTPUTS) for step in linears),
+        "arrived": 4 * max(map(arrivals_of, linears)),
         "queries": 4 * tokens * queries,
         "partial": 4 * reach * limits.most_splits * queries,
         "partial_stats": 8 * reach * limits.most_splits * max(step.heads for step in attention),

@@ -17,7 +17,7 @@ from quasar.errors import DamagedEngineError
 
 NAME = "cuda"
 FOLDER = "cuda"
-CACHE_TYPES = ("float16", "bfloat16")
+CACHE_TYPES = ("float16", "bfloat16", "int8")
 # In a kernels' file: their version, and what is known of each kernel. Its image is `<name>.cubin`.
 _INDEX = "kernels.json"
 # What reading raises of a file that is no zip, lacks a part, or holds other bytes than were written.
@@ -54,7 +54,7 @@ class KernelsFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CudaFiles:
-    """What CUDA has in an engine directory. `cache_type`: float16 or bfloat16."""
+    """What CUDA has in an engine directory. `cache_type`: float16, bfloat16 or int8."""
 
     program: str
     weights: str

@@ -19,7 +19,7 @@ from plugins.gpu.packing import TILE_INPUTS, TILE_OUTPUTS, tiles_of
 from plugins.gpu.variants import (
     BLOCK_TILE_TOKENS,
     COLUMNS,
-    HEAD_TILE_TOKENS,
+    FORMS,
     MERGED,
     TILE_TOKENS,
     GatherRows,
@@ -51,10 +51,11 @@ class Launch:
 class Addresses:
     """Where everything lies on the device.
 
-    `tensors` and `buffers` by name. `inputs` by name (engines.cuda.inputs). `quantized` int8 and `amax` float32: a
-    linear's input. `sums` int32 and `arrived` int32: zeros between launches; `partials` float32: of linears in blocks.
-    `queries`, `partial` and `partial_stats` float32: of attention. `keys` and `merged` int64: of the LM head.
-    `next_tokens` int64: those of all rows, then their likeliest ones, row after row. `caches`: of each layer.
+    `tensors` and `buffers` by name. `inputs` by name (engines.cuda.inputs). `quantized`, int8 or of forms with floats
+    float16, and `amax` float32: a linear's input. `sums` int32 and `arrived` int32: zeros between launches; `partials`
+    float32: of linears in blocks. `queries`, `partial` and `partial_stats` float32: of attention. `keys` and `merged`
+    int64: of the LM head. `next_tokens` int64: those of all rows, then their likeliest ones, row after row. `caches`:
+    of each layer.
     """
 
     tensors: Mapping[str, int]
@@ -107,7 +108,7 @@ def launches(program: Program, sizes: PassSizes, at: Addresses, limits: Limits) 
                 yield _gather(kernel, at.buffers[step.input], rows, target, sizes.rows, step.columns)
             case Linear():
                 yield _quantize(step, tokens, at)
-                yield (_block_linear if step.form else _linear)(step, tokens, at, limits)
+                yield (_block_linear if FORMS[step.form].in_blocks else _linear)(step, tokens, at, limits)
             case AddNorm():
                 yield _norm_add(step, tokens, at)
             case Attention():
@@ -131,7 +132,7 @@ def splits_of(tiles: int, input_tiles: int, multiprocessors: int) -> int:
 def sums_of(step: Linear, multiprocessors: int) -> int:
     """Integers that the splits of a linear add up in, of any pass: those of a prompt's tiles are not split."""
     output_tiles, parts = tiles_of(step.outputs, TILE_OUTPUTS), 2 if step.gate else 1
-    is_split = not step.form and parts_of(step, multiprocessors) > 1
+    is_split = not FORMS[step.form].in_blocks and parts_of(step, multiprocessors) > 1
     return output_tiles * parts * TILE_OUTPUTS * TILE_TOKENS[-2] if is_split else 0
 
 
@@ -144,15 +145,26 @@ def parts_of(step: Linear, multiprocessors: int) -> int:
 def partials_of(step: Linear, multiprocessors: int) -> int:
     """Floats that the splits of a linear in blocks leave, of any pass: a prompt's tiles are not split."""
     parts = parts_of(step, multiprocessors)
-    if not step.form or parts == 1:
+    if not FORMS[step.form].in_blocks or parts == 1:
         return 0
     halves = 2 if step.gate else 1
     return parts * tiles_of(step.outputs, TILE_OUTPUTS) * halves * TILE_OUTPUTS * BLOCK_TILE_TOKENS[-1]
 
 
+def arrivals_of(step: Linear) -> int:
+    """Tiles of outputs and tokens whose splits are counted, of any pass."""
+    token_tiles = tiles_of(BLOCK_TILE_TOKENS[-1], FORMS[step.form].tile_tokens[-1])
+    return tiles_of(step.outputs, TILE_OUTPUTS) * token_tiles
+
+
 def amax_of(step: Linear | Head) -> int:
     """Floats that a token's amax takes: one, or one for each block."""
-    return tiles_of(step.inputs, TILE_INPUTS) * TILE_INPUTS // BLOCK if step.form else 1
+    return tiles_of(step.inputs, TILE_INPUTS) * TILE_INPUTS // BLOCK if FORMS[step.form].in_blocks else 1
+
+
+def quantized_bytes(step: Linear | Head) -> int:
+    """Bytes of a token as the product reads it."""
+    return tiles_of(step.inputs, TILE_INPUTS) * TILE_INPUTS * FORMS[step.form].input_bytes
 
 
 def token_tile(tokens: int, tiles: tuple[int, ...]) -> int:
@@ -196,11 +208,11 @@ def _linear(step: Linear, tokens: int, at: Addresses, limits: Limits) -> Launch:
 
 
 def _block_linear(step: Linear, tokens: int, at: Addresses, limits: Limits) -> Launch:
-    tile = token_tile(tokens, BLOCK_TILE_TOKENS)
+    tile = token_tile(tokens, FORMS[step.form].tile_tokens)
     output_tiles, token_tiles = tiles_of(step.outputs, TILE_OUTPUTS), tiles_of(tokens, tile)
     input_tiles, parts = tiles_of(step.inputs, TILE_INPUTS), parts_of(step, limits.multiprocessors)
     # One program adds all parts of a prompt's tile, in the order in which the splits of a few tokens are added.
-    splits = 1 if token_tiles > 1 else parts
+    splits = 1 if tokens > BLOCK_TILE_TOKENS[-1] else parts
     return Launch(
         kernel=linear_variant(step, tile).name,
         grid=(token_tiles, output_tiles, splits),
@@ -231,13 +243,15 @@ def _attention(program: Program, step: Attention, sizes: PassSizes, at: Addresse
     key, value = at.caches[step.layer]
     inputs, positions, slots = at.inputs, at.inputs["positions"], at.inputs["slots"]
     read = tuple(at.tensors[name] if name else 0 for name in (step.cos, step.sin, step.q_norm, step.k_norm))
+    # Kernels of other caches do not take any.
+    scales = tuple(at.tensors[name] for name in (step.key_scale, step.value_scale) if name)
     yield Launch(
         kernel=rotate.name,
         grid=(sizes.tokens, step.heads + 2 * step.kv_heads),
         arguments=(
             *(at.buffers[step.input], *read),
             *(positions, inputs["destinations"], slots, at.queries, key, value),
-            *(step.heads, step.kv_heads, limits.capacity, step.epsilon),
+            *(step.heads, step.kv_heads, limits.capacity, step.epsilon, *scales),
         ),
     )
     caches, scratch = (at.queries, key, value), (at.partial, at.partial_stats)
@@ -250,27 +264,27 @@ def _attention(program: Program, step: Attention, sizes: PassSizes, at: Addresse
             yield Launch(
                 kernel=over_cache.name,
                 grid=(step.kv_heads, tiles, sizes.splits),
-                arguments=(*caches, positions, slots, inputs["tiles"], *scratch, first, *shape, *last),
+                arguments=(*caches, positions, slots, inputs["tiles"], *scratch, first, *shape, *last, *scales[:1]),
             )
         yield Launch(
             kernel=over_path.name,
             grid=(tokens, step.kv_heads),
             arguments=(
                 *(*caches, positions, inputs["committed"], inputs["ancestors"], slots, *scratch),
-                *(at.buffers[step.output], first, *shape, *last),
+                *(at.buffers[step.output], first, *shape, *last, *scales),
             ),
         )
 
 
 def _head(program: Program, step: Head, sizes: PassSizes, at: Addresses, part: tuple[int, int]) -> Iterator[Launch]:
     first, rows = part[0], part[1] - part[0]
-    tile = token_tile(rows, HEAD_TILE_TOKENS)
+    tile = token_tile(rows, FORMS[step.form].head_tile_tokens)
     tiles, input_tiles = tiles_of(step.vocabulary, TILE_OUTPUTS), tiles_of(step.inputs, TILE_INPUTS)
     yield Launch(
         kernel=program.head_variant(step, tile).name,
         grid=(tiles_of(rows, tile), tiles),
         arguments=(
-            *(at.quantized + first * input_tiles * TILE_INPUTS, at.amax + 4 * first * amax_of(step)),
+            *(at.quantized + first * quantized_bytes(step), at.amax + 4 * first * amax_of(step)),
             *(at.tensors[step.weight], at.tensors[step.scale]),
             at.tensors[step.bias] if step.bias else 0,
             *(at.logits, at.keys, rows, step.vocabulary, input_tiles, int(sizes.logits), step.softcap),

@@ -6,10 +6,8 @@ from typing import Any
 
 from engines.fields import check_fields
 from plugins.gpu.variants import (
-    BLOCK_TILE_TOKENS,
-    HEAD_TILE_TOKENS,
+    FORMS,
     PER_TOKEN,
-    TILE_TOKENS,
     AttendCache,
     AttendPath,
     BlockLinear,
@@ -89,7 +87,8 @@ class Attention:
     """output = attention of a layer over packed q/k/v, whose keys and values go to the cache.
 
     `cos` and `sin` float32 [positions, rotary / 2], or "" where `rotary` is 0; `q_norm` and `k_norm` float32
-    [head_size], or with `row_norm` [heads · head_size] and [kv_heads · head_size], or "".
+    [head_size], or with `row_norm` [heads · head_size] and [kv_heads · head_size], or ""; `key_scale` and `value_scale`
+    float32 [kv_heads, head_size] of an INT8 cache, else "".
     """
 
     layer: int
@@ -99,6 +98,8 @@ class Attention:
     q_norm: str
     k_norm: str
     row_norm: bool
+    key_scale: str
+    value_scale: str
     heads: int
     kv_heads: int
     head_size: int
@@ -145,7 +146,7 @@ _STEPS: dict[str, type[Step]] = {kind.__name__.lower(): kind for kind in _KINDS}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """Steps in order, and tensors by name. `cache_type`: float16 or bfloat16. `reach`: the widest verify pass."""
+    """Steps in order, and tensors by name. `cache_type`: float16, bfloat16 or int8. `reach`: the widest verify pass."""
 
     cache_type: str
     reach: int
@@ -190,15 +191,14 @@ class Program:
                     yield GatherRows(table_type="float32")
                 case Linear():
                     yield quantize_variant(step)
-                    tiles = BLOCK_TILE_TOKENS if step.form else TILE_TOKENS
-                    yield from (linear_variant(step, tokens) for tokens in tiles)
+                    yield from (linear_variant(step, tokens) for tokens in FORMS[step.form].tile_tokens)
                 case AddNorm():
                     yield NormAdd.of(step.columns)
                 case Attention():
                     yield from self.attention_variants(step)
                 case Head():
                     yield quantize_variant(step)
-                    yield from (self.head_variant(step, tokens) for tokens in HEAD_TILE_TOKENS)
+                    yield from (self.head_variant(step, tokens) for tokens in FORMS[step.form].head_tile_tokens)
                     yield from (MergeLikeliest(likeliest=self.likeliest, final=final) for final in (False, True))
         yield KvCompact()
 
@@ -224,12 +224,20 @@ class Program:
             raise DamagedEngineError(f"{file}: there are no tensors")
         sizes = check_fields("the program", {name: value.get(name) for name in _SIZES}, _SIZES, file=file)
         place: dict[str, Any] = {"offset": int, "bytes": int}
+        steps = tuple(_step(one, file) for one in value["steps"])
+        for step in steps:
+            has_scales = isinstance(step, Attention) and bool(step.key_scale and step.value_scale)
+            if isinstance(step, Attention) and has_scales != (sizes["cache_type"] == "int8"):
+                raise DamagedEngineError(
+                    f"{file}: layer {step.layer} has {'' if has_scales else 'no '}scales for a cache in "
+                    f"{sizes['cache_type']}"
+                )
         return cls(
             **sizes,
             tensors={
                 name: Tensor(**check_fields(f"tensor {name}", one, place, file=file)) for name, one in tensors.items()
             },
-            steps=tuple(_step(one, file) for one in value["steps"]),
+            steps=steps,
         )
 
 
@@ -238,13 +246,13 @@ _SIZES: dict[str, Any] = {"cache_type": str, "reach": int, "top_k": int}
 
 def quantize_variant(step: Linear | Head) -> NormQuantize:
     """The kernel that quantizes what a linear reads."""
-    return NormQuantize.of(step.inputs, norm=bool(step.norm), in_blocks=bool(step.form))
+    return NormQuantize.of(step.inputs, norm=bool(step.norm), form=step.form)
 
 
 def linear_variant(step: Linear, tokens: int) -> LinearVariant:
     """A linear's kernel for tiles of so many tokens."""
     bias, residual = bool(step.bias), bool(step.residual)
-    if step.form:
+    if FORMS[step.form].in_blocks:
         return BlockLinear(form=step.form, tokens=tokens, bias=bias, residual=residual, gate=step.gate)
     return W8A8Linear(tokens=tokens, bias=bias, residual=residual, gate=step.gate)
 
@@ -255,7 +263,11 @@ def _step(value: Any, file: str) -> Step:
         raise DamagedEngineError(f"{file}: a step that this version does not know: {value!r:.60}")
     expected: dict[str, Any] = {field.name: field.type for field in fields(kind)}
     given = {name: item for name, item in value.items() if name != "step"}
-    if "form" in expected:
-        # Programs of earlier versions have one form alone.
-        given.setdefault("form", PER_TOKEN)
-    return kind(**check_fields(f"step {value['step']}", given, expected, file=file))
+    # Programs of earlier versions have one form of linears, and caches of floats.
+    for name, earlier in (("form", PER_TOKEN), ("key_scale", ""), ("value_scale", "")):
+        if name in expected:
+            given.setdefault(name, earlier)
+    step = kind(**check_fields(f"step {value['step']}", given, expected, file=file))
+    if isinstance(step, Linear | Head) and step.form not in FORMS:
+        raise DamagedEngineError(f"{file}: a linear of a form that this version does not know: {step.form!r:.60}")
+    return step

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -84,6 +84,14 @@ class Kernel:
             shared_bytes=int(compiled.metadata.shared),
             types=tuple(self.signature.values()),
         )
+
+
+def optional_arguments(names: Sequence[str], kind: str, *, taken: bool) -> tuple[dict[str, str], dict[str, int]]:
+    """Signature and constants of a kernel's last arguments where only some variants take them.
+
+    The others have zeros in their place, of which nothing is read: what they are launched with stays as it is.
+    """
+    return (dict.fromkeys(names, kind), {}) if taken else ({}, dict.fromkeys(names, 0))
 
 
 def assembler_version(compute_capability: str) -> str:

@@ -7,15 +7,14 @@ largest keys of every tile, and `merge_likeliest` picks the largest of those, in
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from plugins.gpu.block_linear import add_unit, scale_type
+from plugins.gpu.block_linear import add_unit, form_constants, operand_types
 from plugins.gpu.kernel import Kernel
 from plugins.gpu.packing import TILE_INPUTS, TILE_OUTPUTS
-from plugins.gpu.variants import FORMS, MERGED, NIBBLES, LmHead, MergeLikeliest
+from plugins.gpu.variants import FORMS, MERGED, LmHead, MergeLikeliest
 from quasar import numerics
 
 _UNIT_STEP = tl.constexpr(numerics.UNIT_STEP)
 _BLOCK = tl.constexpr(numerics.BLOCK)
-_NIBBLES = tl.constexpr(FORMS.index(NIBBLES))
 # The key of a logit that is not a number: above all others. Its token is -1.
 _NOT_A_NUMBER = tl.constexpr(0x7FFFFFFFFFFFFFFF)
 # Below every key.
@@ -35,7 +34,10 @@ def lm_head(  # type: ignore[no-untyped-def]
     input_tiles,
     writes_logits,
     softcap,
-    FORM: tl.constexpr,  # noqa: N803
+    IN_BLOCKS: tl.constexpr,  # noqa: N803
+    HAS_NIBBLES: tl.constexpr,  # noqa: N803
+    OFFSETS: tl.constexpr,  # noqa: N803
+    FLOATS: tl.constexpr,  # noqa: N803
     BIAS: tl.constexpr,  # noqa: N803
     SOFTCAP: tl.constexpr,  # noqa: N803
     LIKELIEST: tl.constexpr,  # noqa: N803
@@ -44,7 +46,7 @@ def lm_head(  # type: ignore[no-untyped-def]
     INPUTS: tl.constexpr,  # noqa: N803
     OVERLAP: tl.constexpr,  # noqa: N803
 ):
-    """As `w8a8_linear`, or with FORM, the place in `FORMS`, as `block_linear` in one part.
+    """As `w8a8_linear`, or IN_BLOCKS as `block_linear` in one part.
 
     For the tile `program_id(0)` of tokens and the vocabulary's tile `program_id(1)`.
 
@@ -54,7 +56,7 @@ def lm_head(  # type: ignore[no-untyped-def]
     token_tile, output_tile = tl.program_id(0), tl.program_id(1)
     token = token_tile * TOKENS + tl.arange(0, TOKENS)
     output = tl.arange(0, OUTPUTS)
-    tile_bytes: tl.constexpr = OUTPUTS * INPUTS // 2 if FORM == _NIBBLES else OUTPUTS * INPUTS
+    tile_bytes: tl.constexpr = OUTPUTS * INPUTS // 2 if HAS_NIBBLES else OUTPUTS * INPUTS
     base = weight + output_tile.to(tl.int64) * input_tiles * tile_bytes
     if OVERLAP:
         gdc_launch_dependents()
@@ -66,20 +68,25 @@ def lm_head(  # type: ignore[no-untyped-def]
         gdc_wait()
     inside = token[None, :] < tokens
     channel = output_tile * OUTPUTS + output
-    if FORM:
-        blocks: tl.constexpr = 2 if FORM == _NIBBLES else 1
+    if IN_BLOCKS:
+        blocks: tl.constexpr = 2 if HAS_NIBBLES else 1
+        scales: tl.constexpr = 2 * OUTPUTS if OFFSETS else OUTPUTS
+        values: tl.constexpr = 2 if FLOATS else 1
+        inputs = input_tiles * INPUTS
         units = input_tiles * (INPUTS // (_BLOCK * blocks))
         k = tl.arange(0, _BLOCK)
         at_weight = base + output[:, None] * _BLOCK + k[None, :]
-        at_q = q + token[None, :].to(tl.int64) * (input_tiles * INPUTS) + k[:, None]
-        at_scale = scale + output_tile.to(tl.int64) * units * (blocks * OUTPUTS) + output
+        at_q = q + token[None, :].to(tl.int64) * (values * inputs) + k[:, None]
+        at_scale = scale + output_tile.to(tl.int64) * units * (blocks * scales) + output
         at_amax = a + token[None, :].to(tl.int64) * (units * blocks)
         result = tl.zeros((OUTPUTS, TOKENS), tl.float32)
         for _ in range(units):
-            result = add_unit(result, at_weight, at_q, at_scale, at_amax, inside, FORM == _NIBBLES, OUTPUTS)
+            result = add_unit(
+                result, at_weight, at_q, at_scale, at_amax, inside, inputs, HAS_NIBBLES, OFFSETS, FLOATS, OUTPUTS
+            )
             at_weight += OUTPUTS * _BLOCK
             at_q += blocks * _BLOCK
-            at_scale += blocks * OUTPUTS
+            at_scale += blocks * scales
             at_amax += blocks
     else:
         k = tl.arange(0, INPUTS)
@@ -152,8 +159,7 @@ def merge_likeliest(  # type: ignore[no-untyped-def]
 
 def head_kernel(variant: LmHead) -> Kernel:
     """`lm_head` of a variant."""
-    pointers = {"q": "*i8", "a": "*fp32", "weight": "*i8", "scale": scale_type(variant.form)}
-    pointers |= {"bias": "*fp32", "logits": "*fp32"}
+    pointers = operand_types(variant.form) | {"bias": "*fp32", "logits": "*fp32"}
     return Kernel(
         name=variant.name,
         function=lm_head,
@@ -165,7 +171,8 @@ def head_kernel(variant: LmHead) -> Kernel:
             "softcap": "fp32",
         },
         constants={
-            "FORM": FORMS.index(variant.form),
+            "IN_BLOCKS": int(FORMS[variant.form].in_blocks),
+            **form_constants(variant.form),
             "BIAS": int(variant.bias),
             "SOFTCAP": int(variant.softcap),
             "LIKELIEST": variant.likeliest,

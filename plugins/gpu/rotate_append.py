@@ -3,8 +3,11 @@
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from plugins.gpu.kernel import Kernel
+from plugins.gpu.kernel import Kernel, optional_arguments
 from plugins.gpu.variants import TRITON_TYPES, RotateAppend, power_of_2
+from quasar import numerics
+
+_QMAX = tl.constexpr(float(numerics.QMAX))
 
 
 def rotate_append(  # type: ignore[no-untyped-def]
@@ -23,6 +26,9 @@ def rotate_append(  # type: ignore[no-untyped-def]
     kv_heads,
     capacity,
     epsilon,
+    key_scale,
+    value_scale,
+    INT8: tl.constexpr,  # noqa: N803
     NORM: tl.constexpr,  # noqa: N803
     ROW: tl.constexpr,  # noqa: N803
     SIZE: tl.constexpr,  # noqa: N803
@@ -37,7 +43,7 @@ def rotate_append(  # type: ignore[no-untyped-def]
     and values go: with a destination of -1 nowhere. `queries` is float32 [T, H, SIZE]. With NORM, an RMS norm over a
     head comes first, with `q_norm` and `k_norm` float32 [SIZE]; where ROW is not 0, one over all query heads, or all
     keys, of a token together: up to ROW values, with `q_norm` [H · SIZE] and `k_norm` [G · SIZE]. ROTARY 0: nothing is
-    rotated.
+    rotated. With INT8 caches hold integers from -127 to 127, each times `key_scale` or `value_scale` float32 [G, SIZE].
     """
     if OVERLAP:
         gdc_launch_dependents()
@@ -78,10 +84,14 @@ def rotate_append(  # type: ignore[no-untyped-def]
         tl.store(at_query + offsets, x, mask=inside)
     else:
         group = head - heads
-        target = keys
+        target, scale = keys, key_scale
         if group >= kv_heads:
             group = group - kv_heads
-            target = values
+            target, scale = values, value_scale
+        if INT8:
+            steps = tl.div_rn(x, tl.load(scale + group * SIZE + offsets, mask=inside, other=1.0))
+            # Rounded to even, as in norm_quantize.
+            x = (tl.minimum(tl.maximum(steps, -_QMAX), _QMAX) + 12582912.0) - 12582912.0
         slot, destination = tl.load(slots + token).to(tl.int64), tl.load(destinations + token)
         if destination >= 0:
             at_cache = target + ((slot * kv_heads + group) * capacity + destination) * SIZE
@@ -94,12 +104,16 @@ def kernel_for(variant: RotateAppend) -> Kernel:
     integers = dict.fromkeys(("positions", "destinations", "slots"), "*i32")
     caches = dict.fromkeys(("keys", "values"), f"*{TRITON_TYPES[variant.cache_type]}")
     numbers = {"heads": "i32", "kv_heads": "i32", "capacity": "i32", "epsilon": "fp32"}
+    in_int8 = variant.cache_type == "int8"
+    scales, unused = optional_arguments(["key_scale", "value_scale"], "*fp32", taken=in_int8)
     return Kernel(
         name=variant.name,
         function=rotate_append,
         overlaps=True,
-        signature={**floats, **integers, "queries": "*fp32", **caches, **numbers},
+        signature={**floats, **integers, "queries": "*fp32", **caches, **numbers, **scales},
         constants={
+            **unused,
+            "INT8": int(in_int8),
             "NORM": int(variant.norm),
             "ROW": variant.row,
             "SIZE": variant.head_size,

@@ -24,11 +24,59 @@ MERGED = 2048
 # What becomes of a linear's first half of outputs before the other half is multiplied by it; the place is the number in
 # the native graph's attribute and in the kernel.
 GATES = ("", "silu", "gelu_tanh")
-# How a linear's numbers lie: INT8 with scales per token and output, or in blocks of 32 inputs; weights of 4 bits there.
+# Tokens of a tile whose sums are floats, which the order of a tile of another shape might change: one for all passes.
+FLOAT_TILE_TOKENS = (16,)
+# Numpy's names of types, and Triton's.
+TRITON_TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int8": "i8"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelForm:
+    """How a linear's numbers lie: INT8 with scales per token and output, or in blocks of 32 inputs.
+
+    Attributes:
+        in_blocks: scales of weights and tokens are those of blocks.
+        nibbles: weights have 4 bits.
+        offsets: beside its scale a block of weights has an offset.
+        floats: activations are floats, which are fed to the tensor cores as two of 16 bits each.
+    """
+
+    name: str
+    in_blocks: bool = True
+    nibbles: bool = True
+    offsets: bool = False
+    floats: bool = False
+
+    @property
+    def tile_tokens(self) -> tuple[int, ...]:
+        """Tokens of a linear's tiles."""
+        if self.floats:
+            return FLOAT_TILE_TOKENS
+        return BLOCK_TILE_TOKENS if self.in_blocks else TILE_TOKENS
+
+    @property
+    def head_tile_tokens(self) -> tuple[int, ...]:
+        """Tokens of the LM head's tiles."""
+        return FLOAT_TILE_TOKENS if self.floats else HEAD_TILE_TOKENS
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes of an input as the product reads it."""
+        return 4 if self.floats else 1
+
+
 PER_TOKEN, BLOCKS, NIBBLES = "", "blocks", "nibbles"
-FORMS = (PER_TOKEN, BLOCKS, NIBBLES)
-# Numpy's names of floats, and Triton's.
-TRITON_TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+FORMS = {
+    form.name: form
+    for form in (
+        KernelForm(name=PER_TOKEN, in_blocks=False, nibbles=False),
+        KernelForm(name=BLOCKS, nibbles=False),
+        KernelForm(name=NIBBLES),
+        KernelForm(name="nibbles_offsets", offsets=True),
+        KernelForm(name="nibbles_floats", floats=True),
+        KernelForm(name="nibbles_offsets_floats", offsets=True, floats=True),
+    )
+}
 
 
 def power_of_2(extent: int) -> int:
@@ -53,25 +101,28 @@ class NormQuantize:
     """`norm_quantize` of tokens of up to `block` values; `norm`: with the RMS norm.
 
     `aligned`: the values are a multiple of 16, so that 16 bytes are loaded at once. `in_blocks`: with an amax for every
-    32 values.
+    32 values; `floats`: those become two of 16 bits each in place of integers.
     """
 
     block: int
     norm: bool
     aligned: bool
     in_blocks: bool = False
+    floats: bool = False
 
     @property
     def name(self) -> str:
         """Of the kernel."""
-        ends = (("_in_blocks", self.in_blocks), ("_unaligned", not self.aligned))
+        ends = (("_in_blocks", self.in_blocks), ("_of_floats", self.floats), ("_unaligned", not self.aligned))
         return f"{'norm_' if self.norm else ''}quantize_{self.block}" + "".join(name for name, has in ends if has)
 
     @classmethod
-    def of(cls, columns: int, *, norm: bool, in_blocks: bool = False) -> "NormQuantize":
-        """The one for tokens of so many values."""
-        block = power_of_2(max(columns, TILE_INPUTS))
-        return cls(block=block, norm=norm, aligned=columns % 16 == 0, in_blocks=in_blocks)
+    def of(cls, columns: int, *, norm: bool, form: str = PER_TOKEN) -> "NormQuantize":
+        """The one for tokens of so many values, before a linear of a form."""
+        block, of_form = power_of_2(max(columns, TILE_INPUTS)), FORMS[form]
+        return cls(
+            block=block, norm=norm, aligned=columns % 16 == 0, in_blocks=of_form.in_blocks, floats=of_form.floats
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +171,7 @@ class W8A8Linear(_Linear):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockLinear(_Linear):
-    """`block_linear` with weights of a form, `BLOCKS` or `NIBBLES`, and tiles of one of `BLOCK_TILE_TOKENS`."""
+    """`block_linear` of a form in blocks, one of `FORMS`, and tiles of one of its `tile_tokens`."""
 
     form: str
 
@@ -191,7 +242,7 @@ class AttendPath(_Attention):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LmHead:
-    """`lm_head` with tiles of so many tokens, one of `HEAD_TILE_TOKENS`; `likeliest`: keys that a tile leaves.
+    """`lm_head` with tiles of so many tokens, as the form has them; `likeliest`: keys that a tile leaves.
 
     `form`: one of `FORMS`.
     """

@@ -9,12 +9,14 @@ ancestors, itself.
 
 Queries and weights are float32: each is fed to the tensor cores as two values of the cache's type, so that only keys
 and values are rounded to that type, as in the operators of a CPU. The cache's bytes are what attention waits for.
+Integers of an INT8 cache are float16 as soon as they are loaded, exactly: the scales of keys are multiplied into the
+queries before, those of values into the context at the end.
 """
 
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from plugins.gpu.kernel import Kernel
+from plugins.gpu.kernel import Kernel, optional_arguments
 from plugins.gpu.variants import (
     BLOCK,
     PATH_ROWS,
@@ -30,6 +32,8 @@ from plugins.gpu.variants import (
 _BLOCK, _SPLIT = tl.constexpr(BLOCK), tl.constexpr(SPLIT)
 _PATH_ROWS = tl.constexpr(PATH_ROWS)
 _LOG2_E = tl.constexpr(1.4426950408889634)
+# Scales of integers are small: what they are multiplied by meanwhile, so that two float16 numbers have their bits.
+_RAISED = tl.constexpr(128.0)
 
 
 def attend_cache(  # type: ignore[no-untyped-def]
@@ -49,6 +53,8 @@ def attend_cache(  # type: ignore[no-untyped-def]
     scale,
     softcap,
     window,
+    key_scale,
+    INT8: tl.constexpr,  # noqa: N803
     SOFTCAP: tl.constexpr,  # noqa: N803
     WINDOW: tl.constexpr,  # noqa: N803
     REACH: tl.constexpr,  # noqa: N803
@@ -66,10 +72,12 @@ def attend_cache(  # type: ignore[no-untyped-def]
     on, head and split it leaves the weighted sum of values in `partial` float32 [tokens, H, most_splits, SIZE],
     unscaled, and the largest score (base 2) and the sum of weights in `partial_stats` float32 [tokens, H, most_splits,
     2]. GROUP: heads of a group; PADDED and WIDE: GROUP and SIZE, rounded up to a power of two; ROWS: tokens × PADDED.
+    With INT8 a key is its integers times `key_scale` float32 [G, SIZE], and values are summed without their scale.
     """
     if OVERLAP:
         gdc_launch_dependents()
         gdc_wait()
+    kind: tl.constexpr = tl.float16 if INT8 else keys.dtype.element_ty
     group, split = tl.program_id(0), tl.program_id(2)
     at_tile = tiles + 2 * (first_token + tl.program_id(1))
     first, count = tl.load(at_tile), tl.load(at_tile + 1)
@@ -90,8 +98,12 @@ def attend_cache(  # type: ignore[no-untyped-def]
         inside = column < SIZE
         at_queries = (token.to(tl.int64) * heads + head) * SIZE
         q = tl.load(queries + at_queries[:, None] + column[None, :], mask=real[:, None] & inside[None, :], other=0.0)
-        q_high = q.to(keys.dtype.element_ty)
-        q_low = (q - q_high.to(tl.float32)).to(keys.dtype.element_ty)
+        if INT8:
+            raised = tl.load(key_scale + group * SIZE + column, mask=inside, other=0.0) * _RAISED
+            q = q * raised[None, :]
+            scale = scale / _RAISED
+        q_high = q.to(kind)
+        q_low = (q - q_high.to(tl.float32)).to(kind)
         slot = tl.load(slots + first).to(tl.int64)
         cache = (slot * kv_heads + group) * capacity
         largest = tl.full((ROWS,), float("-inf"), tl.float32)
@@ -100,7 +112,7 @@ def attend_cache(  # type: ignore[no-untyped-def]
         for block in range(start, end, _BLOCK):
             place = block + tl.arange(0, _BLOCK)
             at = (cache + place)[:, None] * SIZE + column[None, :]
-            k = tl.load(keys + at, mask=inside[None, :], other=0.0)
+            k = tl.load(keys + at, mask=inside[None, :], other=0.0).to(kind)
             k = tl.trans(k)
             scores = tl.dot(q_low, k, tl.dot(q_high, k)) * scale
             if SOFTCAP:
@@ -115,7 +127,7 @@ def attend_cache(  # type: ignore[no-untyped-def]
             base = tl.where(highest == float("-inf"), 0.0, highest)
             weights = tl.exp2(scores - base[:, None])
             faded = tl.exp2(largest - base)
-            v = tl.load(values + at, mask=inside[None, :], other=0.0)
+            v = tl.load(values + at, mask=inside[None, :], other=0.0).to(kind)
             high = weights.to(v.dtype)
             low = (weights - high.to(tl.float32)).to(v.dtype)
             context = tl.dot(low, v, tl.dot(high, v, context * faded[:, None]))
@@ -146,6 +158,9 @@ def attend_path(  # type: ignore[no-untyped-def]
     scale,
     softcap,
     window,
+    key_scale,
+    value_scale,
+    INT8: tl.constexpr,  # noqa: N803
     SOFTCAP: tl.constexpr,  # noqa: N803
     WINDOW: tl.constexpr,  # noqa: N803
     REACH: tl.constexpr,  # noqa: N803
@@ -157,11 +172,13 @@ def attend_path(  # type: ignore[no-untyped-def]
     """Token `first_token + program_id(0)`, group `program_id(1)`: context float32 [T, H · SIZE], complete.
 
     `committed` int32 [T]: positions of a path below it lie at the same place in the cache; the later ones, of a tree,
-    at `committed` + `ancestors` int32 [T, REACH], of which column d is the index of the ancestor at depth d.
+    at `committed` + `ancestors` int32 [T, REACH], of which column d is the index of the ancestor at depth d. With INT8
+    keys and values are their integers times `key_scale` and `value_scale` float32 [G, SIZE].
     """
     if OVERLAP:
         gdc_launch_dependents()
         gdc_wait()
+    kind: tl.constexpr = tl.float16 if INT8 else keys.dtype.element_ty
     index, group = tl.program_id(0), tl.program_id(1)
     token = (first_token + index).to(tl.int64)
     row = tl.arange(0, _PATH_ROWS)
@@ -172,8 +189,13 @@ def attend_path(  # type: ignore[no-untyped-def]
     at_head = token * heads + head
     shown = real[:, None] & inside[None, :]
     q = tl.load(queries + at_head[:, None] * SIZE + column[None, :], mask=shown, other=0.0)
-    q_high = q.to(keys.dtype.element_ty)
-    q_low = (q - q_high.to(tl.float32)).to(keys.dtype.element_ty)
+    at_scale = group * SIZE + column
+    if INT8:
+        raised = tl.load(key_scale + at_scale, mask=inside, other=0.0) * _RAISED
+        q = q * raised[None, :]
+        scale = scale / _RAISED
+    q_high = q.to(kind)
+    q_low = (q - q_high.to(tl.float32)).to(kind)
     position = tl.load(positions + token)
     known = tl.load(committed + token)
     cache = (tl.load(slots + token).to(tl.int64) * kv_heads + group) * capacity
@@ -210,7 +232,7 @@ def attend_path(  # type: ignore[no-untyped-def]
         physical = tl.where(drafted, known + lookup, place)
         at = (cache + physical)[:, None] * SIZE + column[None, :]
         read = seen[:, None] & inside[None, :]
-        k = tl.load(keys + at, mask=read, other=0.0)
+        k = tl.load(keys + at, mask=read, other=0.0).to(kind)
         k = tl.trans(k)
         scores = tl.dot(q_low, k, tl.dot(q_high, k)) * scale
         if SOFTCAP:
@@ -220,18 +242,22 @@ def attend_path(  # type: ignore[no-untyped-def]
         base = tl.where(highest == float("-inf"), 0.0, highest)
         weights = tl.exp2(scores - base[:, None])
         faded = tl.exp2(largest - base)
-        v = tl.load(values + at, mask=read, other=0.0)
+        v = tl.load(values + at, mask=read, other=0.0).to(kind)
         high = weights.to(v.dtype)
         low = (weights - high.to(tl.float32)).to(v.dtype)
         sums = tl.dot(low, v, tl.dot(high, v, sums * faded[:, None]))
         total = total * faded + tl.sum(weights, axis=1)
         largest = highest
-    tl.store(context + at_head[:, None] * SIZE + column[None, :], sums / total[:, None], mask=shown)
+    means = sums / total[:, None]
+    if INT8:
+        means = means * tl.load(value_scale + at_scale, mask=inside, other=0.0)[None, :]
+    tl.store(context + at_head[:, None] * SIZE + column[None, :], means, mask=shown)
 
 
 def cache_kernel(variant: AttendCache) -> Kernel:
     """`attend_cache` of a variant."""
     wide = _width(variant)
+    scales, unused = optional_arguments(["key_scale"], "*fp32", taken=variant.cache_type == "int8")
     return Kernel(
         name=variant.name,
         function=attend_cache,
@@ -244,8 +270,10 @@ def cache_kernel(variant: AttendCache) -> Kernel:
             **_SCRATCH,
             "first_token": "i32",
             **_NUMBERS,
+            **scales,
         },
         constants={
+            **unused,
             **_constants(variant),
             "ROWS": tile_rows(variant.head_size),
             "PADDED": power_of_2(variant.group),
@@ -254,8 +282,9 @@ def cache_kernel(variant: AttendCache) -> Kernel:
         },
         # With half as many, a thread's part of queries and sums does not fit its registers.
         num_warps=8,
-        # Wider heads leave no room in shared memory for a tile that is loaded ahead.
-        num_stages=1 if wide > 128 else 2,
+        # Wider heads leave no room in shared memory for a tile that is loaded ahead; integers of narrow ones leave none
+        # in the registers of 8.0.
+        num_stages=1 if wide > 128 or (variant.cache_type == "int8" and wide <= 64) else 2,
         # As many as one program of a multiprocessor may have, less a little: left alone, the assembler aims at half of
         # them for 12.0, where shared memory has no room for a second program, and spills.
         most_registers=None if wide > 128 else 232,
@@ -266,6 +295,7 @@ def cache_kernel(variant: AttendCache) -> Kernel:
 def path_kernel(variant: AttendPath) -> Kernel:
     """`attend_path` of a variant."""
     wide = _width(variant)
+    scales, unused = optional_arguments(["key_scale", "value_scale"], "*fp32", taken=variant.cache_type == "int8")
     return Kernel(
         name=variant.name,
         function=attend_path,
@@ -280,13 +310,14 @@ def path_kernel(variant: AttendPath) -> Kernel:
             "context": "*fp32",
             "first_token": "i32",
             **_NUMBERS,
+            **scales,
         },
-        constants=_constants(variant) | {"SIZE": variant.head_size, "WIDE": wide},
+        constants=unused | _constants(variant) | {"SIZE": variant.head_size, "WIDE": wide},
         num_warps=8 if wide > 128 else 4,
         num_stages=2,
         # A part of a pass has two programs for each multiprocessor or fewer: left alone, the assembler makes room for
         # five of these, and spills.
-        most_registers=200 if wide > 128 else 232 if wide == 128 else None,
+        most_registers=200 if wide > 128 else 232 if wide == 128 else 168 if variant.cache_type == "int8" else None,
         aligned=(*_caches(variant), *_SCRATCH, "context"),
     )
 
@@ -306,6 +337,7 @@ def _caches(variant: Attend) -> dict[str, str]:
 
 def _constants(variant: Attend) -> dict[str, int]:
     return {
+        "INT8": int(variant.cache_type == "int8"),
         "SOFTCAP": int(variant.softcap),
         "WINDOW": int(variant.window),
         "REACH": variant.reach,

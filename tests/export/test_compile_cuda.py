@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 import runtime
@@ -16,7 +17,7 @@ from calibration.precisions.base import CUDA
 from calibration.precisions.catalog import precision_of
 from engines.cuda.files import cuda_files, kernels_version, read_kernel_records, read_kernels, read_program
 from engines.cuda.loading import check_program
-from engines.cuda.program import Head, Linear
+from engines.cuda.program import Attention, Head, Linear
 from engines.directory import open_directory
 from engines.gpu.device import Gpu
 from engines.gpu.driver import GpuSearch
@@ -183,6 +184,33 @@ def test_the_precision_packs_for_cuda():
 
 
 @pytest.mark.parametrize(
+    ("name", "group"),
+    [("w4a8-128", 128), ("w4a8-offset", 32), ("w4a16", 32), ("w4a16-128-offset", 128)],
+)
+def test_weights_of_4_bits_are_packed_for_cuda(name, group):
+    """Each in a nibble plus 8, or as it is where it has offsets; a scale and an offset for each 32 inputs."""
+    random, outputs, inputs = np.random.default_rng(0), 70, 384
+    has_offsets = name.endswith("offset")
+    values = random.integers(0, 16, (outputs, inputs)).astype(np.int8) - (0 if has_offsets else 8)
+    scale, offset = (random.uniform(1, 2, (outputs, inputs // group)).astype(np.float16) for _ in range(2))
+    weight = QuantizedWeight(
+        values=values.astype(np.int8),
+        scale=scale.astype(np.float32),
+        offset=offset.astype(np.float32) if has_offsets else None,
+    )
+    packed, scales = precision_of(name).lowering(CUDA).pack(weight, False)
+    pairs = packed.view(np.uint8)
+    blocks = np.stack([pairs & 15, pairs >> 4], axis=2).reshape(2, -1, TILE_OUTPUTS, 32).swapaxes(1, 2)
+    found = blocks.reshape(2 * TILE_OUTPUTS, -1)[:outputs, :inputs].astype(np.int8)
+    np.testing.assert_array_equal(found - (0 if has_offsets else 8), values)
+    assert scales.shape == ((2, inputs // 32, 2, TILE_OUTPUTS) if has_offsets else (2, inputs // 32, TILE_OUTPUTS))
+    for part, one in enumerate([scale, offset][: 2 if has_offsets else 1]):
+        stored = scales[:, :, part] if has_offsets else scales
+        of_blocks = stored.swapaxes(1, 2).reshape(2 * TILE_OUTPUTS, -1)[:outputs]
+        np.testing.assert_array_equal(of_blocks, np.repeat(one, group // 32, axis=1))
+
+
+@pytest.mark.parametrize(
     ("values", "kind"), [([1.0, -2.0, 0.0], "bfloat16"), ([1.0009765625], "float16"), ([0.1], "float32")]
 )
 def test_a_table_has_the_smallest_type_that_holds_it(values, kind):
@@ -227,6 +255,63 @@ def test_another_cache_type_drops_the_kernels_of_the_first(engine, quickly):
     # Files that nothing names are gone.
     assert files_of(engine) == set(second.names)
     assert read_program(engine / second.program).cache_type == "bfloat16"
+
+
+@pytest.mark.parametrize("kv_dtype", ["int8", "int8-tiers"])
+def test_an_engines_integers_stay_integers(kv_dtype, tiny_model, shared_engine, tmp_path, quickly):
+    """Tiers are one piece there: their verify pass reads the same integers."""
+    engine = shutil.copytree(shared_engine(tiny_model, kv_dtype=kv_dtype), tmp_path / "engine")
+    assert one_line(compiled, engine, compute_type="bfloat16") == (
+        f"the engine's KV cache is {kv_dtype}, which cuda reads in float16; --compute-type bfloat16 came"
+    )
+    directory = compiled(engine)
+    files = cuda_files(directory.manifest)
+    program = read_program(directory.file(files.program))
+    assert (files.cache_type, program.cache_type) == ("int8", "int8")
+    native = ir.load(directory.file(onnxruntime_files(directory.manifest).native_graph)).graph.initializers
+    weights = np.fromfile(directory.file(files.weights), np.uint8)
+    layers = [step for step in program.steps if isinstance(step, Attention)]
+    assert len(layers) == directory.manifest.contract.num_layers
+    for layer, step in enumerate(layers):
+        for name, part in ((step.key_scale, "key_scale"), (step.value_scale, "value_scale")):
+            place = program.tensors[name]
+            scale = weights[place.offset : place.offset + place.bytes].view(np.float32)
+            expected = native[f"layers.{layer}.self_attn.{part}"].const_value.numpy()
+            np.testing.assert_array_equal(scale, expected.reshape(-1))
+
+
+def test_a_build_says_at_once_that_integers_are_read_in_float16(tmp_path):
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "export", "build", tmp_path, "-o", tmp_path / "engine", "--backend", "cuda"),
+            *("--kv-dtype", "int8", "--compute-type", "bfloat16"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    said = " ".join(done.stderr.split())
+    assert "the engine's KV cache is int8, which cuda reads in float16; --compute-type bfloat16 came" in said
+
+
+def test_a_programs_scales_fit_its_cache(tiny_model, shared_engine, tmp_path, quickly):
+    engine = shutil.copytree(shared_engine(tiny_model, kv_dtype="int8"), tmp_path / "engine")
+    directory = compiled(engine)
+    path = directory.file(cuda_files(directory.manifest).program)
+    program = json.loads(path.read_text())
+    attention = next(step for step in program["steps"] if step["step"] == "attention")
+    linear = next(step for step in program["steps"] if step["step"] == "linear")
+    for step, name, value, said in (
+        (program, "cache_type", "float16", "layer 0 has scales for a cache in float16"),
+        (attention, "key_scale", "", "layer 0 has no scales for a cache in int8"),
+        (linear, "form", "ternary", "a linear of a form that this version does not know: 'ternary'"),
+    ):
+        before, step[name] = step[name], value
+        path.write_text(json.dumps(program))
+        with pytest.raises(DamagedEngineError, match=f"{path.name}: {said}: compile the engine again"):
+            read_program(path)
+        step[name] = before
 
 
 def test_the_same_bytes_every_time(compiled_engine, tiny_engine, tmp_path):
@@ -286,7 +371,7 @@ def test_what_cuda_has_not_is_refused_in_a_sentence(engine, tmp_path):
     assert not (engine / "cuda").exists()
 
 
-NO_FLOATS = "the CUDA kernels have no linear of floats with INT4 weights"
+CHOICES = "w4a8 or w8a8 or w8a8-block or w4a8-128 or w4a16-128 or w4a16"
 
 
 @pytest.mark.parametrize(
@@ -294,19 +379,13 @@ NO_FLOATS = "the CUDA kernels have no linear of floats with INT4 weights"
     [
         # As in the tests of other back ends: engines that are built once in a run.
         ({"precision": "w8a8-static"}, 13, "W8A8 with static scales", "cuda has no form of w8a8-static"),
-        (
-            {"precision": "w4a16"},
-            13,
-            "W4A16 in groups of 32",
-            NO_FLOATS,
-        ),
         ({"precision": "fp32"}, 13, "float", "cuda has no form of float"),
     ],
 )
 def test_other_precisions_are_refused(tiny_model, shared_engine, options, count, title, reason):
     assert one_line(compiled, shared_engine(tiny_model, **options)) == (
         f"{count} of the engine's 13 linears are {title}, and {reason}: compile an engine built with "
-        "--precision w4a8 or w8a8 or w8a8-block or w4a8-128"
+        f"--precision {CHOICES}"
     )
 
 
@@ -442,9 +521,9 @@ def test_files_that_are_no_program_are_damaged(compiled_engine, tmp_path):
     ("option", "value", "why", "instead"),
     [
         (
-            *("--precision", "w4a16"),
-            f"makes linears in groups of 32 with float activations, and {NO_FLOATS}",
-            "take --precision w4a8 or w8a8 or w8a8-block or w4a8-128 with --backend cuda",
+            *("--precision", "w8a8-static"),
+            "makes linears with static scales, and cuda has no form of w8a8-static",
+            f"take --precision {CHOICES} with --backend cuda",
         ),
         (
             *("--keep-float", "lm_head"),

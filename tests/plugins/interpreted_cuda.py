@@ -21,10 +21,10 @@ from plugins.gpu.packing import (
 )
 from plugins.gpu.variants import (
     BLOCKS,
+    FORMS,
     GATES,
-    HEAD_TILE_TOKENS,
     MERGED,
-    NIBBLES,
+    PER_TOKEN,
     TILE_TOKENS,
     AttendCache,
     AttendPath,
@@ -41,7 +41,7 @@ from plugins.gpu.variants import (
     tile_tokens,
 )
 from plugins.verify_attention import verify_attention as attention_reference
-from plugins.w8a8_linear import quantize_rows, rms_norm, w8a8_block_linear
+from plugins.w8a8_linear import quantize_rows, rms_norm, w4a16_block_linear, w8a8_block_linear
 from plugins.w8a8_linear import w8a8_linear as linear_reference
 from quasar.numerics import BLOCK
 
@@ -59,15 +59,17 @@ def run(kernel, grid, **arguments):
     interpret(kernel, grid, [*arguments.values()])
 
 
-def quantized(x, weight=None, epsilon=0.0, *, in_blocks=False):
-    """The kernel's integers, padded to whole tiles, and amax: of tokens, or of their blocks."""
+def quantized(x, weight=None, epsilon=0.0, *, form=PER_TOKEN):
+    """The kernel's integers or floats, padded to whole tiles, and amax: of tokens, or of their blocks."""
     columns = x.shape[1]
     stride = tiles_of(columns, TILE_INPUTS) * TILE_INPUTS
     q, a = torch.full((len(x), stride), 99, dtype=torch.int8), torch.full((len(x),), -1.0)
-    if in_blocks:
+    if FORMS[form].in_blocks:
         a = torch.full((len(x), stride // BLOCK), -1.0)
+    if FORMS[form].floats:
+        q = torch.full((len(x), 2, stride), 99, dtype=torch.float16)
     run(
-        kernel_of(NormQuantize.of(columns, norm=weight is not None, in_blocks=in_blocks)),
+        kernel_of(NormQuantize.of(columns, norm=weight is not None, form=form)),
         (len(x),),
         x=tensor(x),
         weight=NOTHING if weight is None else tensor(weight),
@@ -77,7 +79,7 @@ def quantized(x, weight=None, epsilon=0.0, *, in_blocks=False):
         stride=stride,
         epsilon=epsilon,
     )
-    assert not q[:, columns:].any()
+    assert not q[..., columns:].any()
     return q, a
 
 
@@ -116,12 +118,37 @@ def test_quantize_in_blocks_is_the_reference(tokens, columns, exponent, seed):
     x = rows_with_extremes(np.random.default_rng(seed), tokens, columns, exponent)
     if columns > 64:
         x[0, 40] = np.nan
-    q, a = quantized(x, in_blocks=True)
+    q, a = quantized(x, form=BLOCKS)
     padded = np.zeros((tokens, a.shape[1] * BLOCK), np.float32)
     padded[:, :columns] = x
     expected_q, expected_a = quantize_rows(padded.reshape(tokens, -1, BLOCK))
     np.testing.assert_array_equal(q.numpy().reshape(expected_q.shape), expected_q)
     np.testing.assert_array_equal(a, expected_a)
+
+
+@settings(max_examples=30, **CHECKED)
+@given(
+    tokens=st.integers(1, 3),
+    columns=st.sampled_from([1, 31, 64, 100, 129, 576]),
+    exponent=st.integers(-3, 30),
+    seed=st.integers(0, 2**31),
+)
+def test_floats_of_blocks_keep_their_bits(tokens, columns, exponent, seed):
+    """Two values of 11 bits each and a sign: within half of the last bit of 23 of the block's power of two."""
+    x = rows_with_extremes(np.random.default_rng(seed), tokens, columns, exponent)
+    if columns > 64:
+        x[0, 40] = np.nan
+    q, a = quantized(x, form=FLOATS)
+    whole = np.zeros((tokens, a.shape[1] * BLOCK), np.float32)
+    whole[:, :columns] = x
+    whole, a = whole.reshape(tokens, -1, BLOCK), a.numpy()
+    bad = np.isnan(whole).any(axis=-1)
+    np.testing.assert_array_equal(np.isnan(a), bad)
+    known = a[~bad]
+    np.testing.assert_array_equal(np.exp2(np.log2(known).round()), known)
+    pair = q.numpy().astype(np.float64).reshape(tokens, 2, -1, BLOCK).sum(axis=1)
+    assert (np.abs(pair[~bad] * known[:, None] - whole[~bad]) <= 2.0**-23 * known[:, None]).all()
+    assert not pair[bad].any()
 
 
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
@@ -237,20 +264,46 @@ def test_a_token_is_the_same_in_any_company(gate):
         np.testing.assert_array_equal(together[20], alone[0])
 
 
-PACK = {BLOCKS: pack_blocks, NIBBLES: pack_nibbles}
+IN_BLOCKS = [name for name, form in FORMS.items() if form.in_blocks]
+FLOATS = "nibbles_floats"
 
 
 def block_weights(random, form, outputs, inputs):
-    """Integers of a form, and their scales [outputs, blocks] in its type."""
+    """Integers of a form, and their scales [outputs, blocks] in its type, and offsets or None."""
     blocks = tiles_of(inputs, BLOCK)
-    low, high, kind = (-8, 8, np.float16) if form == NIBBLES else (-127, 128, np.float32)
+    low, high, kind = (-8, 8, np.float16) if FORMS[form].nibbles else (-127, 128, np.float32)
     values = random.integers(low, high, (outputs, inputs)).astype(np.int8)
-    return values, random.uniform(1e-3, 1e-2, (outputs, blocks)).astype(kind)
+    scale = random.uniform(1e-3, 1e-2, (outputs, blocks)).astype(kind)
+    if not FORMS[form].offsets:
+        return values, scale, None
+    return values + np.int8(8), scale, random.uniform(-1e-1, 0, (outputs, blocks)).astype(kind)
 
 
-def block_linear(x, values, scale, *, form, parts, tokens_of_tile, splits=None, gate="", bias=None, residual=None):
+def packed_blocks(form, values, scale, offset, *, gated=False):
+    """Weight and scales as the kernels read them."""
+    packed = pack_blocks(values, gated=gated)
+    if FORMS[form].nibbles:
+        packed = pack_nibbles(values if offset is None else values - np.int8(8), gated=gated)
+    scales = pack_block_scales(scale, gated=gated)
+    if offset is not None:
+        scales = np.stack([scales, pack_block_scales(offset, gated=gated)], axis=2)
+    return {"weight": tensor(packed), "scale": tensor(scales)}
+
+
+def block_reference(x, values, scale, offset, *, form, **options):
+    """Inputs beyond the last whole block are zeros."""
+    more = -x.shape[1] % BLOCK
+    x, values = np.pad(x, ((0, 0), (0, more))), np.pad(values, ((0, 0), (0, more)))
+    reference = w4a16_block_linear if FORMS[form].floats else w8a8_block_linear
+    floats = None if offset is None else offset.astype(np.float32)
+    return reference(x, values, scale.astype(np.float32), offset=floats, **options)
+
+
+def block_linear(
+    x, values, scale, offset, *, form, parts, tokens_of_tile, splits=None, gate="", bias=None, residual=None
+):
     """`splits` None: a program for every part."""
-    q, a = quantized(x, in_blocks=True)
+    q, a = quantized(x, form=form)
     inputs, splits = tiles_of(values.shape[1], TILE_INPUTS), parts if splits is None else splits
     gated = bool(gate)
     outputs = len(values) // 2 if gated else len(values)
@@ -264,8 +317,7 @@ def block_linear(x, values, scale, *, form, parts, tokens_of_tile, splits=None, 
         (token_tiles, tiles, splits),
         q=q,
         a=a,
-        weight=tensor(PACK[form](values, gated=gated)),
-        scale=tensor(pack_block_scales(scale, gated=gated)),
+        **packed_blocks(form, values, scale, offset, gated=gated),
         bias=NOTHING if bias is None else tensor(pack_channels(bias, gated=gated)),
         residual=NOTHING if residual is None else tensor(residual),
         y=y,
@@ -283,9 +335,9 @@ def block_linear(x, values, scale, *, form, parts, tokens_of_tile, splits=None, 
     return y.numpy()
 
 
-@settings(max_examples=20, **CHECKED)
+@settings(max_examples=25, **CHECKED)
 @given(
-    form=st.sampled_from([BLOCKS, NIBBLES]),
+    form=st.sampled_from(IN_BLOCKS),
     tokens=st.integers(1, 20),
     outputs=st.sampled_from([2, 64, 66]),
     inputs=st.sampled_from([32, 128, 288]),
@@ -294,36 +346,41 @@ def block_linear(x, values, scale, *, form, parts, tokens_of_tile, splits=None, 
     has_residual=st.booleans(),
     seed=st.integers(0, 2**31),
 )
-@example(NIBBLES, 20, 66, 288, "silu", True, False, 0)
+@example("nibbles", 20, 66, 288, "silu", True, False, 0)
+@example("nibbles_offsets", 20, 66, 288, "silu", True, False, 0)
+@example("nibbles_floats", 20, 66, 288, "", True, True, 0)
+@example("nibbles_offsets_floats", 3, 66, 288, "gelu_tanh", True, False, 0)
 @example(BLOCKS, 1, 66, 288, "", True, True, 1)
 def test_linear_in_blocks(form, tokens, outputs, inputs, gate, has_bias, has_residual, seed):
     random = np.random.default_rng(seed)
     x = random.standard_normal((tokens, inputs)).astype(np.float32)
-    values, scale = block_weights(random, form, outputs, inputs)
+    weights = block_weights(random, form, outputs, inputs)
     finished = outputs // 2 if gate else outputs
     bias = random.standard_normal(outputs).astype(np.float32) if has_bias else None
     residual = random.standard_normal((tokens, finished)).astype(np.float32) if has_residual and not gate else None
     optional = {"bias": bias, "residual": residual}
     parts = min(2, tiles_of(inputs, TILE_INPUTS))
-    y = block_linear(x, values, scale, form=form, parts=parts, tokens_of_tile=16, gate=gate, **optional)
-    floats = scale.astype(np.float32)
-    expected = w8a8_block_linear(x, values, floats, gate=GATES.index(gate), **optional)
+    tile = FORMS[form].tile_tokens[0]
+    y = block_linear(x, *weights, form=form, parts=parts, tokens_of_tile=tile, gate=gate, **optional)
+    expected = block_reference(x, *weights, form=form, gate=GATES.index(gate), **optional)
     # Blocks are added in parts, and products rounded before they are added.
-    size = np.abs(expected) + w8a8_block_linear(np.abs(x), np.abs(values), floats, gate=GATES.index(gate))
+    magnitudes = [None if one is None else np.abs(one) for one in weights]
+    size = np.abs(expected) + block_reference(np.abs(x), *magnitudes, form=form, gate=GATES.index(gate))
     np.testing.assert_array_less(np.abs(y - expected), 4e-6 * size + 1e-6)
 
 
-@pytest.mark.parametrize("form", [BLOCKS, NIBBLES])
+@pytest.mark.parametrize("form", IN_BLOCKS)
 def test_a_token_in_blocks_is_the_same_in_any_company(form):
     """Alone in three programs, with others, and in a prompt's one program."""
     random = np.random.default_rng(5)
     x = random.standard_normal((20, 700)).astype(np.float32)
-    values, scale = block_weights(random, form, 128, 704)
+    weights = block_weights(random, form, 128, 704)
     x = np.pad(x, ((0, 0), (0, 4)))
+    tiles = FORMS[form].tile_tokens
     options = {"form": form, "parts": 3, "gate": "silu"}
-    alone = block_linear(x[7:8], values, scale, tokens_of_tile=16, **options)
-    for tile, splits in ((32, 3), (16, 1), (32, 1)):
-        together = block_linear(x, values, scale, tokens_of_tile=tile, splits=splits, **options)
+    alone = block_linear(x[7:8], *weights, tokens_of_tile=tiles[0], **options)
+    for tile, splits in ((tiles[-1], 3), (tiles[0], 1), (tiles[-1], 1)):
+        together = block_linear(x, *weights, tokens_of_tile=tile, splits=splits, **options)
         np.testing.assert_array_equal(together[7], alone[0])
 
 
@@ -362,7 +419,13 @@ class Layer:
         self.row = power_of_2(sizes[0]) if row else 0
         self.weights = [self.random.uniform(0.5, 2, one).astype(np.float32) for one in sizes] if norm else None
         shape = (2, groups, capacity, size)
-        self.keys, self.values = (tensor(self.random.standard_normal(shape)).to(TYPES[cache_type]) for _ in range(2))
+        self.scales = []
+        if cache_type == "int8":
+            # Values of channels reach from 1 to 8, a few of what is appended further than its channel's largest.
+            self.scales = [np.exp2(self.random.uniform(0, 3, (groups, size))).astype(np.float32) / 127 for _ in "kv"]
+            self.keys, self.values = (tensor(self.random.integers(-127, 128, shape, dtype=np.int8)) for _ in "kv")
+        else:
+            self.keys, self.values = (tensor(self.random.standard_normal(shape)).to(TYPES[cache_type]) for _ in "kv")
 
     def qkv(self, tokens):
         return self.random.standard_normal((tokens, (self.heads + 2 * self.groups) * self.size)).astype(np.float32)
@@ -381,6 +444,8 @@ class Layer:
         slots = torch.full((tokens,), slot, dtype=torch.int32)
         queries = torch.zeros((tokens, self.heads, self.size))
         norms = [NOTHING] * 2 if self.weights is None else [tensor(one) for one in self.weights]
+        scales = dict(zip(("key_scale", "value_scale"), map(tensor, self.scales), strict=False))
+        key_scale = {name: scale for name, scale in scales.items() if name == "key_scale"}
         run(
             kernel_of(
                 RotateAppend(
@@ -403,6 +468,7 @@ class Layer:
             kv_heads=self.groups,
             capacity=self.capacity,
             epsilon=1e-5,
+            **scales,
         )
         shape = {"group": self.heads // self.groups, "head_size": self.size, "reach": reach, "cache_type": self.type}
         flags = {"softcap": bool(softcap), "window": bool(window)}
@@ -430,6 +496,7 @@ class Layer:
             first_token=first,
             **sizes,
             **last,
+            **key_scale,
         )
         run(
             over_path,
@@ -443,6 +510,7 @@ class Layer:
             first_token=first,
             **sizes,
             **last,
+            **scales,
         )
         return context.numpy()[first:]
 
@@ -464,6 +532,7 @@ class Layer:
             k_norm=self.weights[1] if self.weights else None,
             epsilon=1e-5,
             cache_dtype=np.dtype(np.float16 if self.type == "float16" else np.float32),
+            cache_scales=tuple(self.scales) or None,
             **options,
         ), (keys, values)
 
@@ -491,6 +560,30 @@ def test_attention(heads, groups, size, rotary, cached, tokens, cache_type):
     qkv = layer.qkv(tokens)
     expected, _ = layer.expected(qkv, cached)
     np.testing.assert_allclose(layer.attend(qkv, cached), expected, atol=atol)
+
+
+@pytest.mark.parametrize("parents", [None, TREE])
+@pytest.mark.parametrize(
+    ("heads", "groups", "size", "rotary", "cached", "options"),
+    [
+        (4, 2, 16, 16, 0, {}),
+        (3, 1, 24, 8, 63, {}),
+        (9, 3, 64, 64, 353, {}),
+        (2, 1, 128, 128, 590, {"softcap": 10.0, "window": 300}),
+    ],
+)
+def test_attention_over_an_int8_cache(heads, groups, size, rotary, cached, options, parents):
+    """Integers are exact in float16, and queries and weights have 22 bits: what is left is float32's rounding."""
+    norm = cached > 100
+    layer = Layer(cached, heads=heads, groups=groups, size=size, rotary=rotary, cache_type="int8", norm=norm)
+    qkv = layer.qkv(len(TREE))
+    expected, (keys, values) = layer.expected(qkv, cached, parents, **options)
+    np.testing.assert_allclose(layer.attend(qkv, cached, parents, **options), expected, atol=2e-5)
+    # Where float32 and the reference's norm lie at both sides of a step's middle, integers differ by one.
+    assert np.abs(layer.keys[1].float().numpy() - keys).max() <= (1 if norm else 0)
+    np.testing.assert_array_equal(layer.values[1].float(), values)
+    new = layer.values[1][:, cached : cached + len(qkv)].abs()
+    assert new.max() == 127
 
 
 @pytest.mark.parametrize(("softcap", "window"), [(20.0, 0), (0.0, 40), (5.0, 300)])
@@ -559,11 +652,16 @@ def test_a_token_without_a_destination_is_written_nowhere():
 
 
 @pytest.mark.parametrize(
-    ("cached", "heads", "groups"), [(0, 4, 2), (1, 3, 1), (62, 4, 2), (95, 3, 1), (130, 4, 2), (290, 3, 1), (353, 4, 2)]
+    ("cached", "heads", "groups", "cache_type"),
+    [
+        *((cached, 4, 2, "float16") for cached in (0, 62, 130, 353)),
+        *((cached, 3, 1, "float16") for cached in (1, 95, 290)),
+        *((cached, 3, 1, "int8") for cached in (95, 290)),
+    ],
 )
-def test_a_tokens_bits_depend_on_its_path_alone(cached, heads, groups):
+def test_a_tokens_bits_depend_on_its_path_alone(cached, heads, groups, cache_type):
     """The tokens of a path: one by one, as a chain, as a path of a tree, and with the rest of a wide pass before it."""
-    layer = Layer(cached, heads=heads, groups=groups, size=16, rotary=16, cache_type="float16")
+    layer = Layer(cached, heads=heads, groups=groups, size=16, rotary=16, cache_type=cache_type)
     keys, values = layer.keys.clone(), layer.values.clone()
     qkv = layer.qkv(len(TREE))
     path = [0, 2, 4, 6]
@@ -600,26 +698,26 @@ def likeliest(logits):
 @pytest.mark.parametrize(("vocabulary", "tokens"), [(64, 18), (500, 1), (1000, 2)])
 @pytest.mark.parametrize(
     ("top_k", "softcap", "form"),
-    [(0, 0.0, ""), (8, 0.0, ""), (8, 15.0, ""), (8, 0.0, BLOCKS), (8, 0.0, NIBBLES)],
+    [(0, 0.0, ""), (8, 0.0, ""), (8, 15.0, ""), *((8, 0.0, form) for form in IN_BLOCKS)],
 )
 def test_head(vocabulary, tokens, top_k, softcap, form):
     random = np.random.default_rng(vocabulary)
     x = random.standard_normal((tokens, 130)).astype(np.float32)
     x[0] = 0
-    most = 7 if form == NIBBLES else 127
-    values = random.integers(-most, most + 1, (vocabulary, 130)).astype(np.int8)
+    values, scale, offset = block_weights(random, form, vocabulary, 130)
     # Equal logits, next to each other and far apart.
-    values[3] = values[2] = values[vocabulary - 1]
-    scale = np.full(vocabulary, 1e-2, np.float32)
-    q, a = quantized(x, in_blocks=bool(form))
+    for part in (values, scale, offset):
+        if part is not None:
+            part[3] = part[2] = part[vocabulary - 1]
+    q, a = quantized(x, form=form)
     tolerance = {"rtol": 0.0, "atol": 0.0}
     if form:
-        scales = np.full((vocabulary, tiles_of(130, BLOCK)), 1e-2, np.float16 if form == NIBBLES else np.float32)
-        expected = w8a8_block_linear(x, values, scales.astype(np.float32))
+        expected = block_reference(x, values, scale, offset, form=form)
         # Products are rounded before they are added.
         tolerance = {"rtol": 1e-5, "atol": 1e-5}
-        packed = {"weight": tensor(PACK[form](values)), "scale": tensor(pack_block_scales(scales))}
+        packed = packed_blocks(form, values, scale, offset)
     else:
+        scale = scale[:, 0]
         expected = linear_reference(x, values, scale)
         packed = {"weight": tensor(pack_weight(values)), "scale": tensor(pack_channels(scale))}
     if softcap:
@@ -627,7 +725,7 @@ def test_head(vocabulary, tokens, top_k, softcap, form):
         # tanh by way of e^x has an error of some units in the last place of 1; the cap multiplies it.
         tolerance["atol"] = 4e-7 * softcap
     tiles, most = tiles_of(vocabulary, TILE_OUTPUTS), 8
-    for tile in HEAD_TILE_TOKENS:
+    for tile in FORMS[form].head_tile_tokens:
         logits = torch.full((tokens, vocabulary), np.nan)
         keys = torch.zeros((tokens, tiles, most), dtype=torch.int64)
         for writes in (0, 1):

@@ -15,8 +15,7 @@ from plugins.gpu.catalog import kernel_of
 from plugins.gpu.registers import resources_of
 from plugins.gpu.tensorrt_plugin import own_parameters_only
 from plugins.gpu.variants import (
-    BLOCKS,
-    NIBBLES,
+    FORMS,
     AttendCache,
     AttendPath,
     BlockLinear,
@@ -32,17 +31,29 @@ from tests.programs import QWEN3_8B, ROW_NORMS, SMOLLM2, WIDE_HEADS, program_of
 TARGETS = ["8.0", "8.6", "8.9", "9.0", "12.0"]
 
 
+def attention_of(program):
+    return [one for one in program.variants() if isinstance(one, RotateAppend | AttendCache | AttendPath)]
+
+
+IN_BLOCKS = [name for name, form in FORMS.items() if form.in_blocks]
 # One of each kind that the shapes below lack.
 OTHERS = (
     W8A8Linear(tokens=64, bias=True, residual=False, gate="gelu_tanh"),
     LmHead(tokens=32, likeliest=8, bias=False, softcap=True),
-    LmHead(tokens=32, likeliest=8, bias=False, softcap=False, form=NIBBLES),
-    *(BlockLinear(form=form, tokens=32, bias=True, residual=False, gate="silu") for form in (BLOCKS, NIBBLES)),
-    NormQuantize.of(12288, norm=True, in_blocks=True),
+    *(
+        LmHead(tokens=FORMS[form].head_tile_tokens[-1], likeliest=8, bias=False, softcap=False, form=form)
+        for form in IN_BLOCKS
+    ),
+    *(
+        BlockLinear(form=form, tokens=FORMS[form].tile_tokens[-1], bias=True, residual=False, gate="silu")
+        for form in IN_BLOCKS
+    ),
+    *(NormQuantize.of(12288, norm=True, form=form) for form in IN_BLOCKS),
     NormAdd.of(4096),
     RotateAppend(head_size=128, rotary=0, cache_type="float16", norm=True, row=4096),
     # Left to the assembler, it spills for 12.0.
     AttendCache(group=8, head_size=128, reach=32, cache_type="float16", softcap=False, window=False),
+    *(replace(one, cache_type="int8") for shape in (SMOLLM2, QWEN3_8B) for one in attention_of(program_of(**shape))),
     *(one for one in program_of(**WIDE_HEADS).variants() if isinstance(one, AttendCache | AttendPath)),
 )
 
@@ -53,9 +64,16 @@ SHARED_BYTES = {"8.0": 163 << 10, "8.6": 99 << 10, "8.9": 99 << 10, "9.0": 227 <
 REGISTERS = 255
 # Integer products of tensor cores, in PTX: those of compute capability 9.0 have a name of their own.
 INTEGER_PRODUCT = {True: r"wgmma\.mma_async\.\S+\.s32\.s8\.s8", False: r"mma\.sync\.\S+\.s32\.s8\.s8\.s32"}
+FLOAT_PRODUCT = {True: r"wgmma\.mma_async\.\S+\.f32\.f16\.f16", False: r"mma\.sync\.\S+\.f32\.f16\.f16\.f32"}
 
 
-@pytest.mark.parametrize(("file", "tests"), [("interpreted.py", 3), ("interpreted_cuda.py", 63)])
+def test_sums_of_floats_have_tiles_of_one_shape():
+    """What the order of an instruction's additions is, nobody says: it must not change with the width of a pass."""
+    floats = [form for form in FORMS.values() if form.floats]
+    assert {(form.tile_tokens, form.head_tile_tokens) for form in floats} == {((16,), (16,))}
+
+
+@pytest.mark.parametrize(("file", "tests"), [("interpreted.py", 3), ("interpreted_cuda.py", 86)])
 def test_kernels_equal_their_references_in_the_interpreter(file, tests):
     done = subprocess.run(
         [
@@ -75,8 +93,9 @@ def test_kernels_equal_their_references_in_the_interpreter(file, tests):
 def test_cuda_kernels_fit_every_gpu(target):
     """Of two shapes and what they lack: nothing spills, and linears are integer products of weights loaded ahead."""
     shapes = [program_of(**shape).variants() for shape in (SMOLLM2, QWEN3_8B)]
-    # Three tiles of tokens with nothing, a residual or a gate after them, and two of the head; one more of each.
-    assert check_resources(target, [*chain.from_iterable(shapes), *OTHERS]) == 3 * 3 + 2 + 2 + 3
+    # Three tiles of tokens with nothing, a residual or a gate after them, and two of the head; one more of each, and
+    # one of each form in blocks whose activations are integers.
+    assert check_resources(target, [*chain.from_iterable(shapes), *OTHERS]) == 3 * 3 + 2 + 2 * (1 + 3)
 
 
 @pytest.mark.full
@@ -84,10 +103,10 @@ def test_cuda_kernels_fit_every_gpu(target):
 def test_kernels_of_every_family_fit_every_gpu(target):
     """All kernels of two shapes that differ in everything, and attention of all groups, sizes and options."""
     shapes = [program_of(**shape).variants() for shape in (WIDE_HEADS, ROW_NORMS)]
-    options = product((1, 2, 4, 8, 16), (64, 128, 256), (False, True), (False, True))
+    options = product((1, 2, 4, 8, 16), (64, 128, 256), (False, True), (False, True), ("float16", "int8"))
     attention = [
-        kind(group=group, head_size=size, reach=32, cache_type="float16", softcap=softcap, window=window)
-        for group, size, softcap, window in options
+        kind(group=group, head_size=size, reach=32, cache_type=cache_type, softcap=softcap, window=window)
+        for group, size, softcap, window, cache_type in options
         for kind in (AttendCache, AttendPath)
     ]
     check_resources(target, [*chain.from_iterable(shapes), *attention])
@@ -102,7 +121,10 @@ def check_resources(target, variants):
         assert resources.spilled_bytes == 0, variant
         assert 0 < resources.registers <= REGISTERS, variant
         assert compiled.shared_bytes <= SHARED_BYTES[target], variant
-        if isinstance(variant, W8A8Linear | LmHead | BlockLinear):
+        form = getattr(variant, "form", None)
+        if form and FORMS[form].floats:
+            assert re.search(FLOAT_PRODUCT[target == "9.0"], compiled.ptx), variant
+        elif isinstance(variant, W8A8Linear | LmHead | BlockLinear):
             linears += 1
             assert re.search(INTEGER_PRODUCT[target == "9.0"], compiled.ptx), variant
         if isinstance(variant, W8A8Linear) or (isinstance(variant, LmHead) and not variant.form):

@@ -35,8 +35,9 @@ PROMPTS = PROMPTS[: int(os.environ["QUASAR_TEST_PROMPTS"])]
 NEW_TOKENS = 5
 
 
-def program_of(directory, folder, cache_type="float16"):
+def program_of(directory, folder, cache_type=None):
     manifest = directory.manifest
+    cache_type = cache_type or manifest.contract.kv_dtype
     graphs = (onnxruntime_files(manifest).native_graph, CANONICAL)
     weights = folder / f"weights-{cache_type}.bin"
     return write_program(directory.path, graphs, manifest.contract, manifest.linears, weights, cache_type), weights

@@ -14,7 +14,7 @@ from engines.cuda.program import Attention, Linear
 from engines.cuda.tiles import tile_table
 from plugins.gpu.catalog import kernel_of
 from plugins.gpu.packing import TILE_INPUTS, TILE_OUTPUTS, tiles_of
-from plugins.gpu.variants import BLOCKS, MERGED, NIBBLES, SPLIT, TILE_TOKENS, num_splits, tile_tokens
+from plugins.gpu.variants import FORMS, MERGED, SPLIT, TILE_TOKENS, num_splits, tile_tokens
 from tests.programs import QWEN3_8B, ROW_NORMS, SMOLLM2, WIDE_HEADS, program_of
 
 CHECKED = {"deadline": None, "database": None, "derandomize": True}
@@ -244,7 +244,7 @@ def test_every_part_of_a_pass_has_its_own_tiles():
     assert {named(program, one)["tiles"] for one in found} == {at.inputs["tiles"]}
 
 
-@pytest.mark.parametrize("form", [BLOCKS, NIBBLES])
+@pytest.mark.parametrize("form", [name for name, form in FORMS.items() if form.in_blocks])
 def test_parts_of_linears_in_blocks_do_not_depend_on_the_pass(form):
     """What is added to what is a token's bits: parts are those of the linear, whoever computes them."""
     program = program_of(**QWEN3_8B, form=form)
@@ -253,7 +253,8 @@ def test_parts_of_linears_in_blocks_do_not_depend_on_the_pass(form):
     expected = None
     for tokens in (1, 2, 16, 17, 32, 33, 64, 256):
         passes = launched(program, tokens)
-        linears = [(one, named(program, one)) for one in passes if one.kernel.startswith(f"linear_in_{form}")]
+        prefix = f"linear_in_{form}_{FORMS[form].tile_tokens[-1 if tokens > 16 else 0]}"
+        linears = [(one, named(program, one)) for one in passes if one.kernel.startswith(prefix)]
         assert len(linears) == len(names)
         parts = [(told["parts"], told["tiles_per_part"]) for _, told in linears]
         expected = parts if expected is None else expected
@@ -265,10 +266,13 @@ def test_parts_of_linears_in_blocks_do_not_depend_on_the_pass(form):
             assert (told["parts"] - 1) * told["tiles_per_part"] < told["input_tiles"]
             assert told["parts"] * told["tiles_per_part"] >= told["input_tiles"]
             if splits > 1:
-                size = TILE_OUTPUTS * 32 * (2 if step.gate else 1)
+                size = TILE_OUTPUTS * (FORMS[form].tile_tokens[-1] if tokens > 16 else 16) * (2 if step.gate else 1)
                 assert 4 * token_tiles * output_tiles * splits * size <= room["partials"]
+                assert 4 * token_tiles * output_tiles <= room["arrived"]
         quantized = [one for one in passes if "quantize" in one.kernel]
-        assert all(one.kernel.endswith("in_blocks") for one in quantized)
+        end = "in_blocks_of_floats" if FORMS[form].floats else "in_blocks"
+        assert all(one.kernel.endswith(end) for one in quantized)
     most = max(tiles_of(step.inputs, TILE_INPUTS) for step in names)
     assert room["amax"] == 4 * LIMITS.tokens * most * TILE_INPUTS // 32
+    assert room["quantized"] == LIMITS.tokens * most * TILE_INPUTS * (4 if FORMS[form].floats else 1)
     assert room["sums"] == 0

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.prequantized import awq, awq_config, save_quantized
 from tests.tiny import save_tiny_model
 
 # Interpreted passes take a fifth of a second each: as little as has groups, layers and a norm of each kind.
@@ -30,17 +31,25 @@ MODELS = {
     "olmo2": ("olmo2", {"num_attention_heads": 4, "num_key_value_heads": 2}),
     "blocks": ("llama", {"precision": "w8a8-block"}),
     "nibbles": ("llama", {"precision": "w4a8"}),
+    "nibbles-and-floats": ("llama", {"precision": "w4a16"}),
+    "int8-cache": ("qwen3", {"kv_dtype": "int8"}),
+    "offsets": ("awq", {"precision": "stored", "kv_dtype": "int8"}),
 }
 
 
 def check_session(name, layers, prompts, only, passed, *, shared_engine, make_once):
     architecture, options = MODELS[name]
     options = {"num_hidden_layers": layers, **SMALL, **options}
-    precision = options.pop("precision", "w8a8")
-    model = make_once(
-        f"cuda-{name}-{layers}", lambda folder: save_tiny_model(folder / "model", architecture, **options)
-    )
-    engine = shared_engine(model / "model", kv_dtype="float16", precision=precision)
+    precision, kv_dtype = options.pop("precision", "w8a8"), options.pop("kv_dtype", "float16")
+
+    def save(folder):
+        if architecture == "awq":
+            save_quantized(folder / "model", awq_config(), awq(), **options)
+        else:
+            save_tiny_model(folder / "model", architecture, **options)
+
+    model = make_once(f"cuda-{name}-{layers}", save)
+    engine = shared_engine(model / "model", kv_dtype=kv_dtype, precision=precision)
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"),
@@ -60,7 +69,7 @@ def check_session(name, layers, prompts, only, passed, *, shared_engine, make_on
     assert passed in done.stdout.splitlines()[-1]
 
 
-ONE_LAYER = ("llama", "qwen2", "qwen3", "blocks", "nibbles")
+ONE_LAYER = ("llama", "qwen2", "qwen3", "blocks", "nibbles", "nibbles-and-floats", "int8-cache", "offsets")
 
 
 # Of the others, decoding alone, and one layer: it runs whatever they have beside Llama, in a third of the time.
@@ -73,6 +82,9 @@ ONE_LAYER = ("llama", "qwen2", "qwen3", "blocks", "nibbles")
         ("gemma2", 1, 2, "decoding", "1 passed"),
         ("blocks", 1, 4, "decoding", "1 passed"),
         ("nibbles", 1, 4, "decoding", "1 passed"),
+        ("nibbles-and-floats", 1, 4, "decoding", "1 passed"),
+        ("int8-cache", 1, 4, "decoding or one_value", "2 passed"),
+        ("offsets", 3, 1, "decoding", "1 passed"),
     ],
 )
 def test_a_session_on_the_stand_in(name, layers, prompts, only, passed, shared_engine, make_once):
