@@ -87,9 +87,19 @@ def build(options: BuildOptions, reporter: Reporter | None = None) -> Path:
     return _Build(options, Silent() if reporter is None else reporter).run()
 
 
-def _import_ahead() -> None:
-    """What the float model needs takes seconds to import: it comes while files are read and written."""
+def import_ahead() -> threading.Thread:
+    """Import what the float model needs, which takes seconds, in a thread, while files are read and written."""
     # Whoever needs it says that it is missing.
+    with suppress(ImportError):
+        # Not in the thread: the package takes its own place among the modules when it is imported, and who imports it
+        # meanwhile is left with one without names.
+        import transformers  # noqa: F401
+    thread = threading.Thread(target=_import_float_model)
+    thread.start()
+    return thread
+
+
+def _import_float_model() -> None:
     with suppress(ImportError):
         import torch  # noqa: F401
         from transformers import AutoModelForCausalLM  # noqa: F401
@@ -151,7 +161,7 @@ class _Build:
             return options.output
         self._workspace: Workspace = workspace
         # Not a daemon: a process that ends within an import of libraries in C++ may end with their words.
-        threading.Thread(target=_import_ahead).start()
+        import_ahead()
         try:
             self._stages()
         finally:
@@ -293,7 +303,7 @@ class _Build:
             "weights": self._options.weights or "",
             "rotation": ROTATION if self._options.rotate else "",
             "linears": sha256_json(self._recipe.linears),
-            "calibration": prompts_hash(self._calibration) if self._recipe.quantizes else "",
+            "calibration": prompts_hash(self._calibration) if self._reads_calibration else "",
             "contract": self._contract.to_json(),
             "tools": tool_versions(),
         }
@@ -306,6 +316,10 @@ class _Build:
         prompt_tokens, answer_tokens = fit_lengths(self._contract.max_length, num_tokens)
         codec = open_codec(self._workspace.path, self._text)
         return tokenize(prompts, codec, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens)
+
+    @property
+    def _reads_calibration(self) -> bool:
+        return self._recipe.quantizes or self._options.kv_dtype in INTEGER_CACHES
 
     def _calibration_texts(self) -> tuple[list[Prompt], list[TokenizedText]]:
         """As many of the calibration prompts as a model of this size is given, and their texts."""

@@ -3,6 +3,8 @@
 import json
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -196,6 +198,13 @@ def test_killed_at_random_times_leaves_nothing_half_built(tiny_model, few_prompt
         if not output.exists():
             build(BuildOptions(model=str(tiny_model), output=output, calibration=few_prompts))
         assert is_absent_or_whole(output)
+
+
+def test_libraries_that_are_imported_ahead_are_whole():
+    """Whoever needs them before the thread has imported them waits for it, and gets no module that is half made."""
+    needs = "import export.build; export.build.import_ahead(); from transformers import AutoModelForCausalLM"
+    done = subprocess.run([sys.executable, "-c", needs], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_finished_partial_directory_is_only_renamed(tiny_model, few_prompts, tmp_path):
