@@ -30,6 +30,8 @@ from quasar.errors import DamagedEngineError
 Int64 = NDArray[np.int64]
 
 FOLDER = "draft_head"
+# Positions that a step of a tree may feed: four nodes, each with a path of twelve.
+WIDEST_STEP = 48
 HIDDEN_STATES = "hidden_states"
 FUSED = "fused"
 NEXT_HIDDEN_STATES = "next_hidden_states"
@@ -74,7 +76,10 @@ class DraftHeadFiles:
         return self.graph, self.fuse, self.weights
 
     def contract(self, verifier: Contract) -> Contract:
-        """The sizes of the head's passes: the verifier's, with one layer and its own heads."""
+        """The sizes of the head's passes: the verifier's, with one layer and its own heads.
+
+        Its trees may be wider: a step feeds nodes with their paths, whatever the verifier is fed at the end.
+        """
         return Contract(
             num_layers=1,
             num_kv_heads=self.num_kv_heads,
@@ -82,7 +87,7 @@ class DraftHeadFiles:
             vocab_size=verifier.vocab_size,
             max_length=verifier.max_length,
             capacity=verifier.capacity,
-            max_width=verifier.max_width,
+            max_width=max(verifier.max_width, WIDEST_STEP),
             prefill_chunk=verifier.prefill_chunk,
             tree_mask=True,
             top_k=self.top_k,

@@ -12,11 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.cache_rows import Float32, to_float32
+from engines.contract import INTEGER_CACHES
 from engines.directory import EngineDirectory
 from engines.gpu.driver import find_gpu
 from engines.gpu.host_device import HostDevice, host_kernel
 from engines.loading import load_opened
 from engines.onnxruntime.files import NAME as ONNXRUNTIME
+from engines.onnxruntime.kernels import STOCK
 from engines.onnxruntime.load_options import OnnxRuntimeOptions
 from engines.session import Session
 from engines.tensorrt.host_memory import host_plan
@@ -77,7 +79,10 @@ def compare_backends(
             f"{directory.path} --backend tensorrt-rtx"
         )
     on_backend(REFERENCE)
-    reference = load_opened(directory, backend=REFERENCE, options=OnnxRuntimeOptions(threads=threads)).session
+    # Integers of a cache are no keys and values: stock kernels have these in float32.
+    kernels = STOCK if directory.manifest.contract.kv_dtype in INTEGER_CACHES else None
+    options = OnnxRuntimeOptions(threads=threads, kernels=kernels)
+    reference = load_opened(directory, backend=REFERENCE, options=options).session
     expected = read_tensors(reference, token_ids)
     reference.close()
     comparisons = []

@@ -15,6 +15,8 @@ from engines import LoadedEngine, Manifest
 from engines.backends import CPU, find_backend
 from engines.directory import open_directory
 from engines.loading import choose_backend, load_opened
+from engines.onnxruntime.files import NAME as ONNXRUNTIME
+from engines.onnxruntime.kernels import slot_bytes
 from engines.record import MachineRecord
 from quasar.errors import EngineError, GenerationError
 from quasar.text import Message, TextCodec
@@ -123,7 +125,9 @@ def load(
         slots = max_sequences
         if slots is None and chosen.device == CPU:
             # A GPU's memory is known where the engine is loaded into it: there the back end chooses.
-            slots = default_slots(directory.manifest.contract)
+            manifest = directory.manifest
+            is_ours = chosen.name == ONNXRUNTIME
+            slots = default_slots(slot_bytes(manifest, kernels) if is_ours else manifest.contract.cache_bytes)
         options = chosen.make_options({**keywords, "slots": slots})
     loaded = load_opened(directory, backend=chosen.name, options=options)
     if max_sequences is not None and loaded.session.num_slots != max_sequences:

@@ -89,7 +89,10 @@ def start_request(
         options.drafter,
         options.num_draft_tokens,
         target=replace(
-            resources.target, slot=lambda: cache.slot, prediction=_predicted(options, resources.codec, begins=len(ids))
+            resources.target,
+            slot=lambda: cache.slot,
+            committed=lambda: cache.length,
+            prediction=_predicted(options, resources.codec, begins=len(ids)),
         ),
         exact=resources.loaded.record.row_invariance,
         knowledge=resources.knowledge,

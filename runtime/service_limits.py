@@ -3,7 +3,6 @@
 import os
 from dataclasses import dataclass
 
-from engines.contract import Contract
 from quasar.errors import EngineError
 from runtime.slots import PREFIX_CACHES, PrefixCache
 
@@ -40,11 +39,11 @@ class ServiceLimits:
             raise EngineError(f"prefix_cache is {self.prefix_cache!r}; one of {', '.join(PREFIX_CACHES)} was expected")
 
 
-def default_slots(contract: Contract) -> int:
+def default_slots(slot_bytes: int) -> int:
     """Slots whose positions, all of them used, take a quarter of this machine's memory; 16 at most, 1 at least."""
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         # A system that does not tell.
         return 1
-    return max(1, min(_MOST_SLOTS, int(_SHARE * memory / contract.cache_bytes)))
+    return max(1, min(_MOST_SLOTS, int(_SHARE * memory / slot_bytes)))

@@ -23,7 +23,8 @@ class OnnxRuntimeFiles:
     `graph` and `probe`: "" in engines built for native kernels alone.
     `weights`: of linears in blocks, as MatMulNBits reads them; "" without such.
     `native_graph` and `native_probe`: the same for the native operators; "" in engines of earlier versions.
-    `native_draft`: the same weights with coarser activations, for drafts of the engine's own; "" where there are none.
+    `native_draft`: the same weights with coarser activations, or over the upper tier of the cache, for drafts of the
+    engine's own; "" where there are none.
     `native_weights`: what those read, packed. `native_shared`: what else they read, where there is no canonical graph
     whose file has it.
     """

@@ -4,7 +4,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from engines.onnxruntime.files import OnnxRuntimeFiles
+from engines.contract import KV_DTYPES
+from engines.manifest import Manifest
+from engines.onnxruntime.files import OnnxRuntimeFiles, onnxruntime_files
 from plugins.cpu.library import find_library, is_slow
 from quasar.errors import EngineError, QuasarError
 
@@ -33,6 +35,14 @@ class Kernels:
     def fixed_order(self) -> bool:
         """Whether attention's order of summation is written down, as the native operator's is."""
         return self.library is not None
+
+
+def slot_bytes(manifest: Manifest, wanted: str | None) -> int:
+    """Memory of one slot of the KV cache on the kernels that `choose_kernels` takes: stock ones have float32 alone."""
+    contract = manifest.contract
+    if choose_kernels(wanted, onnxruntime_files(manifest)).library is not None:
+        return contract.cache_bytes
+    return contract.cache_values * KV_DTYPES["float32"]
 
 
 def choose_kernels(wanted: str | None, files: OnnxRuntimeFiles) -> Kernels:

@@ -20,7 +20,7 @@ class OnnxRuntimeOptions:
         hidden_states: layers of the verifier: its passes tell what enters them, for draft heads
             (`Session.hidden_states`). () takes those of the directory's draft head.
         draft_head: load the draft head that the directory has; it runs on native kernels.
-        drafts: load the graph that reads the engine's weights with coarser activations, to draft for the engine itself.
+        drafts: load the graph that drafts for the engine itself, over its own weights.
     """
 
     provider: str = "cpu"

@@ -289,7 +289,7 @@ class SafetensorsFolder:
                 shapes[part] = tuple(shard.get_slice(stored).get_shape())
         try:
             came = self._layout.shape(shapes)
-        except (KeyError, ValueError):
+        except (KeyError, ValueError, IndexError):
             raise CheckpointError(
                 f"{self._folder}: {module} has {', '.join(f'{part} {list(one)}' for part, one in shapes.items())}, "
                 f"which is no weight in the layout of {self._layout.method}"

@@ -60,7 +60,7 @@ def check_shared_cache(target: Manifest, draft: Manifest, path: Path) -> None:
         if here != there:
             reasons.append(f"{name} ({here} here, {there} there)")
     if target.hashes.get(CACHE_SCALES) != draft.hashes.get(CACHE_SCALES):
-        reasons.append("the scales of the cache")
+        reasons.append("the scales of the cache (of INT8 each engine has its own: there, 'self' alone shares one)")
     for name, what in CACHE_TREATMENTS.items():
         hashes = (target.hashes.get(name), draft.hashes.get(name))
         if None in hashes:

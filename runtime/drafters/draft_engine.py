@@ -1,7 +1,8 @@
 """An engine that drafts for another one: a smaller model, or the same one in lower precision.
 
 `model:DIR` has a KV cache of its own, which follows the sequence. `self` is the verifier's own weights with coarser
-activations, on the verifier's cache (QSpec, arXiv 2410.11305): it reads the positions that the verifier committed,
+activations (QSpec, arXiv 2410.11305), or over half of the cache's bits (QuantSpec, arXiv 2502.10424), on the verifier's
+cache: it reads the positions that the verifier committed,
 writes its own after them, and the pass that verifies its drafts overwrites every one of those. `self:DIR` does so with
 other weights of the same model. It may have been built without some of the model's layers (`--skip-layers`): then it
 works on the cache of the others.
@@ -109,7 +110,14 @@ class DraftEngine:
         return self._latency.of(_TYPICAL_CACHE_LENGTH).seconds[0]
 
     def draft(
-        self, context: Int64, count: int, draw: Draw | None, inner: Drafter | None = None, *, slot: int = 0
+        self,
+        context: Int64,
+        count: int,
+        draw: Draw | None,
+        inner: Drafter | None = None,
+        *,
+        slot: int = 0,
+        committed: int | None = None,
     ) -> list[int]:
         """The engine's own continuation of a context, at most `count` tokens, fewer where the sequence ends.
 
@@ -118,12 +126,16 @@ class DraftEngine:
             draw: chooses tokens from logits; None takes the likeliest.
             inner: proposes tokens to this engine, so that it takes fewer passes; what comes out does not depend on it
                 but for the last bits of a pass of another shape.
+            committed: positions of the context that are in the verifier's cache; None: all but the last one's.
         """
         tokens = np.empty(len(context) + count + _INNER_TOKENS, np.int64)
         tokens[: len(context)] = context
         length, wanted = len(context), len(context) + count
         slot = slot if self.shares_cache else slot % len(self._cached)
-        fed = len(context) - 1 if self.shares_cache else self._known(context, slot)
+        if self.shares_cache:
+            fed = len(context) - 1 if committed is None else min(committed, len(context) - 1)
+        else:
+            fed = self._known(context, slot)
         chunk = self._contract.prefill_chunk
         observe = inner.observe if inner is not None and isinstance(inner, ObservingDrafter) else None
         # What is left for the first pass that drafts: at least the last token, at most a chunk.
@@ -145,8 +157,9 @@ class DraftEngine:
                 # What is fed must not be wider than a pass is.
                 room = min(_INNER_TOKENS, wanted - length - 1, chunk - (length - fed))
                 guess = inner.propose(tokens[:length], room)
-                if guess.parents is not None and length - fed + len(guess.tokens) > self._contract.max_width:
-                    # The rest of a prompt is wider than a tree can be.
+                width = length - fed + len(guess.tokens)
+                if guess.parents is not None and (width > self._contract.max_width or not fed):
+                    # The rest of a prompt is wider than a tree can be, and stock kernels take none at its beginning.
                     guess = NO_DRAFT
             segment = _segment(tokens[fed:length], guess, fed, slot, wants_logits=draw is not None)
             start, width = self._clock(), len(segment.tokens)
@@ -213,6 +226,7 @@ class EngineDrafter:
         inner: Drafter | None = None,
         *,
         slot: Callable[[], int] = lambda: 0,
+        committed: Callable[[], int] | None = None,
     ) -> None:
         """What drafts, and for whom.
 
@@ -220,9 +234,11 @@ class EngineDrafter:
             vocab_size: the verifier's.
             inner: a fast drafter that proposes to the engine ("hierarchical").
             slot: where the sequence has its positions in the verifier's cache.
+            committed: how many it has there; None: of every context all but the last.
         """
         self.name = name
-        self._engine, self._vocab_size, self._inner, self._slot = engine, vocab_size, inner, slot
+        self._engine, self._vocab_size, self._inner = engine, vocab_size, inner
+        self._slot, self._committed = slot, committed
         self._draw: Draw | None = None
         self._ended = False
 
@@ -246,7 +262,9 @@ class EngineDrafter:
         if count <= 0 or int(context.max()) >= self._engine.vocab_size:
             self._ended = True
             return NO_DRAFT
-        tokens = np.array(self._engine.draft(context, count, self._draw, self._inner, slot=self._slot()), np.int64)
+        committed = None if self._committed is None else self._committed()
+        drafted = self._engine.draft(context, count, self._draw, self._inner, slot=self._slot(), committed=committed)
+        tokens = np.array(drafted, np.int64)
         unknown = np.flatnonzero((tokens >= self._vocab_size) | np.isin(tokens, self._engine.unlike))
         return Draft(tokens=tokens[: unknown[0]] if len(unknown) else tokens)
 
@@ -298,7 +316,7 @@ class DraftEngines:
         )
 
     def open(self, path: Path, *, shares_cache: bool, drafts: bool = False) -> DraftEngine:
-        """The engine in a directory, checked against the verifier; `drafts`: its graph with coarser activations.
+        """The engine in a directory, checked against the verifier; `drafts`: its graph that drafts.
 
         Raises:
             EngineError: it cannot be loaded.
@@ -314,7 +332,7 @@ class DraftEngines:
             return self._loaded[key]
 
     def open_own(self) -> DraftEngine:
-        """The verifier itself with coarser activations, on its own weights and cache.
+        """The verifier's own graph that drafts, on its weights and cache.
 
         Raises:
             EngineError: the directory has no such graph, or not for these kernels.
@@ -386,7 +404,8 @@ class DraftEngines:
         return DraftEngine(
             loaded,
             shares_cache=shares_cache,
-            agreement=expected_agreement(target.manifest, directory.manifest),
+            # What was measured is the verifier's own.
+            agreement=None if drafts else expected_agreement(target.manifest, directory.manifest),
             unlike=unlike,
             clock=self._clock,
         )

@@ -7,24 +7,20 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.draft_head import DraftHeadSession, HeadTargets
+from engines.draft_head import WIDEST_STEP, DraftHeadSession, HeadTargets
 from engines.session import Positions
 from runtime.drafters.base import NO_DRAFT, Draft, Int64
-from runtime.drafters.head_tree import HeadTree, probability_of
+from runtime.drafters.head_tree import MOST_EXPANDED, HeadTree, probability_of
 from runtime.kv_cache import common_length
 
 Float32 = NDArray[np.float32]
 
-# Nodes that one step expands, at most: a position more takes little beside reading the head's weights.
-_MOST_EXPANDED = 4
 # Of the likeliest node that is left: those that are less likely wait for a step of their own.
 _LEAST_RATIO = 0.5
 # The newest pass's share in what a step is expected to take.
 _NEWEST = 0.1
 # Steps that the head is asked for where nobody says what they take.
 _MOST_STEPS = 6
-# Positions that one step may feed after the committed ones: as many nodes, each with its whole path.
-_MOST_FED = _MOST_EXPANDED * 12
 # Positions of a first step beyond which it makes up for earlier rounds.
 _MOST_OF_A_ROUND = 8
 # Positions that wait until they are fed, before they are fed anyway.
@@ -100,7 +96,7 @@ class DraftHeadCache:
         told = self.session.run(batch, states)
         # The first pass of all warms up.
         was_first, self._ran = not self._ran, True
-        if len(states) <= _MOST_EXPANDED and not was_first:
+        if len(states) <= MOST_EXPANDED and not was_first:
             took = self._clock() - start
             known = self._step_seconds
             self._step_seconds = took if not known else known + _NEWEST * (min(took, 4 * known) - known)
@@ -169,7 +165,7 @@ class HeadDrafter:
         self.tree = HeadTree()
         if not self._pending or self._first + self._pending != len(context) - 1:
             return None
-        if len(context) + _MOST_FED > self._cache.session.contract.capacity:
+        if len(context) + WIDEST_STEP > self._cache.session.contract.capacity:
             return None
         self._begun_with = self._pending
         feed = self._feed(context, self._pending)
@@ -200,12 +196,12 @@ class HeadDrafter:
 
         `reached`: how likely each node is to be reached.
         """
-        left = [node for node in range(len(reached)) if node not in self.tree.expanded]
+        left = [node for node in range(len(reached)) if node not in self.tree.expanded and self.tree.is_shallow(node)]
         left.sort(key=lambda node: -reached[node])
         if not left:
             return []
         least = _LEAST_RATIO * reached[left[0]]
-        return [node for node in left[: min(most, _MOST_EXPANDED)] if reached[node] >= least]
+        return [node for node in left[: min(most, MOST_EXPANDED)] if reached[node] >= least]
 
     def draft(self) -> Draft:
         """The whole tree."""
@@ -223,7 +219,7 @@ class HeadDrafter:
             return NO_DRAFT
         self._cache.step([self], [feed])
         for _ in range(min(max_tokens, _MOST_STEPS + 1) - 1):
-            nodes = self.frontier(self._reached(), _MOST_EXPANDED if self._trees else 1)
+            nodes = self.frontier(self._reached(), MOST_EXPANDED if self._trees else 1)
             if not nodes:
                 break
             self._cache.step([self], [self.expand(nodes)])

@@ -10,9 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.draft_head import WIDEST_STEP
+
 Int64 = NDArray[np.int64]
 Float32 = NDArray[np.float32]
 
+# Nodes that one step expands, at most: a position more takes little beside reading the head's weights.
+MOST_EXPANDED = 4
+# Nodes at this depth, counted from 0, are not expanded any more: a step has no room for their paths.
+_DEEPEST = WIDEST_STEP // MOST_EXPANDED
 # Children with a smaller share are never verified.
 _LEAST_SHARE = 0.005
 # Bounds of the head's probability of a token, given what it follows: guesses between two of them are counted together.
@@ -75,6 +81,10 @@ class HeadTree:
             self.shares.append(share)
             self.evidence.append(evidence_of(share))
             self._read.append(len(self._states) - 1)
+
+    def is_shallow(self, node: int) -> bool:
+        """Whether a step that expands four such nodes feeds no more than `WIDEST_STEP` positions."""
+        return self.depths[node] < _DEEPEST
 
     def feed(self, nodes: Sequence[int]) -> Feed:
         """What is fed to expand these nodes: they, and what they follow as far as the cache does not have it."""

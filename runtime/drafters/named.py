@@ -41,7 +41,8 @@ class VerifierProfile:
     token → successors, likeliest first, that come with the engine. `engines`: where engines that draft for it are
     loaded; None where there is no verifier to draft for. `persistent`: successors of the user's earlier sequences.
     `draft_head`: the one that the engine has.
-    `slot`: where the sequence that is drafted for has its cache positions. `prediction`: what its answer will resemble.
+    `slot`: where the sequence that is drafted for has its cache positions; `committed`: how many, None where nobody
+    tells. `prediction`: what its answer will resemble.
     """
 
     vocab_size: int
@@ -52,6 +53,7 @@ class VerifierProfile:
     persistent: PersistentSuccessors | None = None
     draft_head: DraftHeadCache | None = None
     slot: Callable[[], int] = lambda: 0
+    committed: Callable[[], int] | None = None
     prediction: PredictedAnswer | None = None
 
 
@@ -124,10 +126,13 @@ def _model(argument: str, target: VerifierProfile) -> Drafter:
 def _self(argument: str, target: VerifierProfile) -> Drafter:
     if argument:
         engine = _open_engine("self", argument, target, shares_cache=True)
-        return EngineDrafter(engine, f"self:{argument}", target.vocab_size, slot=target.slot)
+        return EngineDrafter(
+            engine, f"self:{argument}", target.vocab_size, slot=target.slot, committed=target.committed
+        )
     if target.engines is None:
-        raise GenerationError("drafter 'self' is the verifier with coarser activations, and there is no engine here")
-    return EngineDrafter(target.engines.open_own(), "self", target.vocab_size, slot=target.slot)
+        raise GenerationError("drafter 'self' is a second graph of the verifier's, and there is no engine here")
+    own = target.engines.open_own()
+    return EngineDrafter(own, "self", target.vocab_size, slot=target.slot, committed=target.committed)
 
 
 def _hierarchical(argument: str, target: VerifierProfile) -> Drafter:

@@ -6,7 +6,7 @@ import pytest
 import runtime
 from engines.directory import open_directory
 from engines.onnxruntime.files import OnnxRuntimeFiles
-from engines.onnxruntime.kernels import choose_kernels
+from engines.onnxruntime.kernels import choose_kernels, slot_bytes
 from plugins.cpu import library, toolchain
 from quasar.errors import BuildError, EngineError
 from tests.plugins.cpu.operators import LEVELS, needs_library
@@ -188,3 +188,10 @@ def test_packed_tensors_of_any_declared_place_and_shape_end_in_errors(tiny_engin
             continue
         with pytest.raises(Exception, match="packed weights are"):
             session.run(np.arange(3), 0, 3)
+
+
+@needs_library
+def test_a_slot_of_stock_kernels_is_float32(tiny_model, shared_engine):
+    manifest = open_directory(shared_engine(tiny_model, kv_dtype="int8")).manifest
+    assert slot_bytes(manifest, "native") == manifest.contract.cache_bytes
+    assert slot_bytes(manifest, "stock") == 4 * manifest.contract.cache_bytes

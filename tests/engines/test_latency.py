@@ -9,6 +9,7 @@ import pytest
 from engines import latency, loading
 from engines.directory import open_directory
 from engines.noise import Noise, waited_share
+from engines.onnxruntime import loading as ort_loading
 from engines.onnxruntime import probing
 from engines.onnxruntime.files import onnxruntime_files
 from engines.onnxruntime.kernels import choose_kernels
@@ -165,6 +166,14 @@ def test_quiet_latencies_are_not_measured_again(built_noisily, monkeypatch, nois
     record = replace(directory.manifest.record, cost_noise=noise)
     again = loading.load_opened(replace(directory, manifest=replace(directory.manifest, record=record)))
     assert again.record.cost_surface_ms == slow
+
+
+def test_who_drafts_for_a_running_verifier_does_not_measure_beside_it(built_noisily, monkeypatch):
+    directory, _ = built_noisily
+    found_at_load(monkeypatch, [])
+    kernels = choose_kernels(None, onnxruntime_files(directory.manifest))
+    record = directory.manifest.record
+    assert ort_loading._record(directory, this_machine(0, kernels.name), 0, None, mends=False) is record
 
 
 def test_passes_of_a_second_are_not_timed_again_at_load(built_noisily, monkeypatch):

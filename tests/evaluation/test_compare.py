@@ -14,6 +14,7 @@ from evaluation.compare import compare_backends, differences
 from export.build_options import CompileOptions
 from export.compile import compile_engine
 from quasar.errors import EngineError
+from tests.plugins.cpu.operators import needs_library
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,15 @@ def test_a_float16_graph_stays_near_its_float32_engine(engine, tmp_path):
     # float16 keeps 11 bits of every value between operators; seen: 0.02 % to 0.1 % of the spread.
     assert 0 < figures[0] < 0.005
     assert comparison["same_next_tokens"] > 0.95 * comparison["tokens"]
+
+
+@needs_library
+def test_an_int8_cache_is_compared_as_what_it_stands_for(tiny_model, build_engine):
+    """Native kernels hold integers, stock ones the keys and values themselves."""
+    directory = build_engine(tiny_model, precision="fp32", kv_dtype="int8-tiers")
+    compile_engine(CompileOptions(directory=directory, backend="tensorrt-rtx", compute_capabilities=("8.9",)))
+    (comparison,) = compare_backends(open_directory(directory), np.arange(12) + 20)
+    assert max(one.relative for one in comparison.differences) < 0.005
 
 
 def test_a_layer_that_computes_something_else_shows(engine, monkeypatch):

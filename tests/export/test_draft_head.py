@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -204,3 +206,19 @@ def test_a_damaged_head_is_named(engine, tiny_model, tmp_path):
     (directory / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(Exception, match="is missing"):
         open_directory(directory)
+
+
+@pytest.mark.parametrize("option", [("--rotate",), ("--skip-layers", "1")])
+def test_a_build_says_at_once_that_a_head_reads_the_whole_model(tmp_path, option):
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "export", "build", tmp_path / "model", "-o", tmp_path / "engine"),
+            *("--draft-head", tmp_path / "head", *option),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    said = " ".join(done.stderr.split())
+    assert f"hidden states of the whole model as the checkpoint has them, and {option[0]} changes them" in said

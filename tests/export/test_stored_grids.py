@@ -11,6 +11,7 @@ from export.build import build
 from export.build_options import BuildOptions
 from quasar.checkpoints import open_checkpoint
 from quasar.errors import BuildError
+from tests.plugins.cpu.operators import needs_library
 from tests.prequantized import awq, awq_config, gptq, gptq_config, save_quantized
 
 
@@ -81,6 +82,26 @@ def test_calibration_is_asked_for_by_an_option(tmp_path, few_prompts):
     manifest = json.loads((build(options) / "manifest.json").read_text())
     assert manifest["precision"].startswith("w8a8")
     assert manifest["calibration"]["source"] == "user"
+
+
+@needs_library
+def test_the_scales_of_a_cache_come_from_the_users_text(tmp_path, tiny_model, few_prompts):
+    own = tmp_path / "own.jsonl"
+    own.write_text("".join(few_prompts.read_text().splitlines(keepends=True)[:2]))
+    found = {}
+    for prompts in (few_prompts, own):
+        options = BuildOptions(
+            model=str(tiny_model),
+            output=tmp_path / prompts.stem,
+            precision="fp32",
+            kv_dtype="int8",
+            calibration=prompts,
+        )
+        found[prompts] = json.loads((build(options) / "manifest.json").read_text())["hashes"]
+    for name in ("cache_scales", "inputs"):
+        assert found[few_prompts][name] != found[own][name]
+    with pytest.raises(BuildError, match="--calibration has no meaning with --precision fp32"):
+        build(BuildOptions(model=str(tiny_model), output=tmp_path / "c", precision="fp32", calibration=few_prompts))
 
 
 @pytest.mark.parametrize("option", [{"alpha": "0.5"}, {"weights": "gptq"}])

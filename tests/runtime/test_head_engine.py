@@ -8,7 +8,11 @@ import pytest
 import runtime
 from engines import OnnxRuntimeOptions
 from engines.loading import load_engine
+from engines.onnxruntime.draft_head import OnnxRuntimeDraftHead
+from export.add_head import add_head
 from quasar.errors import GenerationError
+from runtime.drafters.draft_head import HeadDrafter
+from tests.draft_heads import copy_engine, write_random_head
 from tests.plugins.cpu.operators import needs_library
 
 pytestmark = needs_library
@@ -43,6 +47,36 @@ def test_tokens_are_those_of_plain_decoding(engine, drawn, drafted):
         used += sum(one.drafted for one in found.stats.sources if one.drafter == "eagle")
     if "num_draft_tokens" in drafted:
         assert used > 100
+
+
+def test_a_tree_grows_wider_than_the_verifier_is_fed(shared_engine, tiny_model, tmp_path, monkeypatch):
+    """Nodes of different branches are fed with their paths, of which an engine of narrow passes verifies a few."""
+    write_random_head(tmp_path / "head", tiny_model)
+    narrow = copy_engine(shared_engine(tiny_model, max_width=4), tmp_path / "engine")
+    add_head(narrow, tmp_path / "head")
+    widths = []
+
+    def deepest(drafter, reached, most):
+        """Four of the first nodes, then one below each of them."""
+        left = [node for node in range(len(reached)) if node not in drafter.tree.expanded]
+        if not drafter.tree.expanded:
+            return left[:4]
+        left.sort(key=lambda node: -drafter.tree.depths[node])
+        return list({drafter.tree.parents[node]: node for node in reversed(left)}.values())[::-1][:4]
+
+    run = OnnxRuntimeDraftHead.run
+    monkeypatch.setattr(HeadDrafter, "frontier", deepest)
+    monkeypatch.setattr(
+        OnnxRuntimeDraftHead,
+        "run",
+        lambda head, batch, states: widths.append(len(states)) or run(head, batch, states),
+    )
+    options = {"max_new_tokens": 12, "ignore_eos": True}
+    with runtime.load(narrow, threads=1) as engine:
+        plain = engine.generate(PROMPTS[1], drafter="none", **options)
+        found = engine.generate(PROMPTS[1], drafter="eagle", num_draft_tokens=3, **options)
+    assert found.token_ids == plain.token_ids
+    assert max(widths[1:]) > 4
 
 
 def test_sequences_side_by_side_are_exact(engine):

@@ -90,6 +90,8 @@ class CompressedTensorsLayout:
             values = centred(unpacked(tensors["weight_packed"], scheme.bits), scheme.bits)
         else:
             values = tensors["weight"]
+            if values.dtype != np.int8:
+                raise CheckpointError(f"{where}.weight is stored as {values.dtype}; int8 was expected")
         scale = as_float32(tensors["weight_scale"])
         zeros = _zeros(tensors.get("weight_zero_point"), scheme, scale.shape, where)
         offset = None if zeros is None else -scale * zeros

@@ -161,3 +161,20 @@ def test_compressed_tensors_of_no_scheme_are_refused(tmp_path):
     path.write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=r"weight_scale has shape \[128, 4\], which none of"):
         open_checkpoint(str(tmp_path)).read("layers.0.self_attn.q_proj.weight")
+
+
+def test_integers_that_are_stored_as_floats_are_refused(tmp_path):
+    """As tools leave them that only pretend to quantize: the scale would be applied twice."""
+    save_quantized(tmp_path, _W8A8, compressed(_W8A8))
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"] = tensors["model.layers.1.mlp.up_proj.weight"].half()
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"up_proj\.weight is stored as float16; int8 was expected"):
+        open_checkpoint(str(tmp_path)).read("layers.1.mlp.up_proj.weight")
+
+
+def test_a_scale_without_a_shape_is_refused(tmp_path):
+    save_quantized(tmp_path, _W4A16, compressed(_W4A16))
+    _add(tmp_path, "model.layers.1.mlp.up_proj.weight_scale", torch.tensor(1.0))
+    with pytest.raises(CheckpointError, match="which is no weight in the layout of compressed-tensors"):
+        open_checkpoint(str(tmp_path)).read("layers.1.mlp.up_proj.weight")

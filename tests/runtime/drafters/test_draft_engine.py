@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import runtime
+from engines import OnnxRuntimeOptions
 from engines.loading import load_engine
 from engines.manifest import Manifest
 from quasar.errors import EngineError, GenerationError
@@ -120,6 +121,34 @@ def test_an_engine_drafts_for_itself_in_a_faster_graph(faster_engine, options):
         assert engine.memory().drafters == 0
 
 
+@needs_library
+def test_tokens_that_the_verifier_was_not_fed_are_read_before_it_drafts(tiny_model, shared_engine):
+    """Under a grammar, forced tokens follow the pending one: nobody has written their positions yet."""
+    with runtime.load(shared_engine(tiny_model, kernels="native", **FASTER["activations"])) as engine:
+        session, own = engine._resources.loaded.session, engine._resources.draft_engines.open_own()
+        # What was measured of the verifier says nothing of the graph that drafts.
+        assert own.agreement is None
+        prompt = np.arange(20, 45)
+        session.run(prompt, 0, 1)
+        context = np.append(prompt, [7, 8, 9, 10])
+        foreign = np.full_like(session.read_rows(25, 60), 9.0)
+        drafted = {}
+        for committed in (25, None):
+            session.write_rows(25, foreign)
+            drafted[committed] = own.draft(context, 4, None, committed=committed)
+            written = (session.read_rows(25, 29) != 9.0).any(axis=(0, 1, 2, 4))
+            assert written.tolist() == ([True] * 4 if committed else [False] * 3 + [True])
+        # As after a pass that fed them.
+        session.run(context[:-1], 0, 1)
+        assert drafted[25] == own.draft(context, 4, None)
+        told = []
+        draft = own.draft
+        own.draft = lambda *given, **named: told.append((len(given[0]), named["committed"])) or draft(*given, **named)
+        engine.generate(PROMPT, drafter="self", num_draft_tokens=2, max_new_tokens=8, ignore_eos=True)
+        assert told
+        assert all(committed == length - 1 for length, committed in told)
+
+
 def test_an_engine_of_one_form_has_no_self(verifier, float_engine):
     with pytest.raises(EngineError, match=f"{float_engine} has no graph to draft with for itself"):
         verifier.generate(PROMPT, drafter="self")
@@ -212,13 +241,16 @@ def test_a_tokenizer_written_in_another_way_is_the_same(tiny_engine, tmp_path):
     check_vocabularies(load_engine(tiny_engine).directory, load_engine(copied).directory)
 
 
-def test_a_cache_that_may_not_be_shared_names_what_differs(verifier, tiny_engine, build_engine, tmp_path):
+def test_a_cache_that_may_not_be_shared_names_what_differs(verifier, tiny_engine, tiny_model, build_engine, tmp_path):
     with pytest.raises(GenerationError) as refused:
         verifier.generate(PROMPT, drafter=f"self:{tiny_engine}")
     assert str(refused.value) == (
         f"{tiny_engine} cannot draft on the verifier's cache; what differs: the smoothing of v_proj and o_proj. With a "
         f"cache of its own it can: model:{tiny_engine}"
     )
+    whole, part = (build_engine(tiny_model, kv_dtype="int8", **options) for options in ({}, {"skip_layers": "1"}))
+    with runtime.load(whole) as engine, pytest.raises(GenerationError, match="INT8 each engine has its own: there, 's"):
+        engine.generate(PROMPT, drafter=f"self:{part}")
     other = build_engine(save_tiny_model(tmp_path / "other", "llama", num_key_value_heads=4, num_attention_heads=4))
     with pytest.raises(GenerationError, match="what differs: the checkpoint, num_kv_heads"):
         verifier.generate(PROMPT, drafter=f"self:{other}")
@@ -266,6 +298,15 @@ def test_trees_of_recycled_tokens_change_no_draft(tiny_engine, length):
         return int(np.argmax(logits + np.random.default_rng(position).gumbel(size=len(logits))))
 
     assert engine.draft(context, 24, draw, inner) == alone.draft(context, 24, draw)
+
+
+def test_stock_kernels_take_no_tree_before_a_prompt(tiny_model, build_engine):
+    """Their attention rotates the first tokens by their order: a tree waits until something is cached."""
+    loaded = load_engine(build_engine(tiny_model, tree_mask=True), options=OnnxRuntimeOptions(kernels="stock"))
+    engine, context = DraftEngine(loaded), np.arange(20, 27)
+    assert engine.takes_trees
+    inner = Recycling(branches=3, warm={token: [token + 1, token + 2] for token in range(60)})
+    assert engine.draft(context, 6, None, inner) == DraftEngine(loaded).draft(context, 6, None)
 
 
 def test_memory_counts_weights_and_own_caches(float_engine, tiny_engine, unsmoothed):

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from engines.contract import Contract
-from engines.draft_head import HeadTargets
+from engines.draft_head import WIDEST_STEP, HeadTargets
 from engines.probes.row_invariance import RowInvariance
 from runtime.control.controller import Controller, Knowledge
 from runtime.control.latency import LatencyModel
 from runtime.drafters.draft_head import DraftHeadCache, HeadDrafter
-from runtime.drafters.head_tree import HeadTree, evidence_of, probability_of
+from runtime.drafters.head_tree import MOST_EXPANDED, HeadTree, evidence_of, probability_of
 from runtime.kv_cache import KVCache
 from runtime.testing import TableSession, run_loop
 
@@ -277,6 +277,22 @@ def test_feeds_share_what_the_cache_has_of_a_path():
     assert back.first == 0
     assert back.nodes == (0, 3, 7)
     assert back.parents.tolist() == [-1, 0, 1]
+
+
+def test_nodes_whose_paths_fill_a_step_are_not_expanded():
+    drafter = HeadDrafter(DraftHeadCache(TableHead()))
+    state, likely = np.zeros(2, np.float32), np.log(np.array([0.6, 0.3], np.float32))
+    node, steps = -1, 0
+    while True:
+        drafter.tree.add(node, np.array([10, 11]), likely, state)
+        # The first child of the newest node alone goes on.
+        reached = [0.9 if depth == steps else 0.0 for depth in drafter.tree.depths]
+        expanded = [node for node in drafter.frontier(reached, 1) if reached[node]]
+        if not expanded:
+            break
+        (node,), steps = expanded, steps + 1
+        assert len(drafter.tree.feed([node]).nodes) == 1
+    assert MOST_EXPANDED * steps == WIDEST_STEP
 
 
 def test_evidence_stands_for_the_probability_that_the_head_gave():

@@ -114,7 +114,7 @@ def test_recycling_starts_from_what_comes_with_the_engine():
         ("recycling:a:b", "drafter 'recycling:a:b' came; 'recycling' or 'recycling:kept' was expected"),
         ("model", "drafter 'model' needs an engine directory after a colon, as in model:DIR"),
         ("hierarchical:", "drafter 'hierarchical' needs an engine directory after a colon, as in hierarchical:DIR"),
-        ("self", "drafter 'self' is the verifier with coarser activations, and there is no engine here"),
+        ("self", "drafter 'self' is a second graph of the verifier's, and there is no engine here"),
         (
             "hierarchical:x",
             "drafter 'hierarchical:x' is compared with the verifier, and there is no engine directory of it here",
