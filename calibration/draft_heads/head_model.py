@@ -116,6 +116,16 @@ class HeadModel:
 
         return linear(hidden, self._logits)
 
+    def lm_head(self, rows: "torch.Tensor | None" = None) -> "torch.Tensor":
+        """That LM head, [draft vocabulary, H], or some rows of it, in the type in which products are made."""
+        import torch
+
+        weight = self._logits if rows is None else self._logits[rows]
+        if torch.is_autocast_enabled(self.device):
+            # Once, where a product would do so each time.
+            return weight.to(torch.get_autocast_dtype(self.device))
+        return weight
+
     def _linear(self, name: str, x: "torch.Tensor", bias: "torch.Tensor | None" = None) -> "torch.Tensor":
         from torch.nn.functional import linear
 

@@ -230,7 +230,7 @@ class Training:
         import torch
 
         with torch.autocast(self.model.device, torch.bfloat16, enabled=self._bfloat16):
-            return head_loss(self.model, block, steps)
+            return head_loss(self.model, block, steps, np.random.default_rng([self._seed, self._block_cursor, 2]))
 
 
 def split(

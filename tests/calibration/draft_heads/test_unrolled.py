@@ -1,5 +1,7 @@
 """The unrolled steps are those of a head that drafts, one chain at a time and position by position."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,10 @@ import torch
 from calibration.draft_heads.acceptance_estimate import estimate
 from calibration.draft_heads.head_loss import DECAY, STATES, chains_of, head_loss
 from calibration.draft_heads.packed_blocks import draft_numbers, pack, torch_block
+from calibration.draft_heads.sampled_tokens import sampled_tokens_of
 from calibration.draft_heads.unrolled import unrolled_states
 from tests.calibration.draft_heads.heads import (
+    DRAFTED,
     SCALES,
     drafted_tokens,
     random_sequence,
@@ -123,6 +127,33 @@ def test_the_loss_is_the_mean_of_each_step(head, sequences):
     weight = sum(DECAY**step for step in range(STEPS))
     expected = sum(DECAY**step * np.mean(losses) for step, losses in enumerate(by_step)) / weight
     assert float(head_loss(model, block, STEPS).detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def loss_of(loss):
+    return float(loss.detach())
+
+
+def test_a_sample_stands_for_unlikely_tokens(head, sequences, monkeypatch):
+    """In the mean over samples the sum of exponentials is that of all tokens; its logarithm is a little less."""
+    model = head[2]
+    block = block_of(sequences)
+    whole = loss_of(head_loss(model, block, 2))
+    assert sampled_tokens_of(block, DRAFTED, np.random.default_rng(0)) is None
+    assert loss_of(head_loss(model, block, 2, np.random.default_rng(0))) == whole
+    # Few likely tokens, so that others are left.
+    block = dataclasses.replace(block, shares=torch.where(torch.arange(32) < 3, block.shares, 0))
+    whole = loss_of(head_loss(model, block, 2))
+    monkeypatch.setattr("calibration.draft_heads.sampled_tokens.SAMPLED", 6)
+    found = sampled_tokens_of(block, DRAFTED, np.random.default_rng(0))
+    likely = block.shares > 0
+    assert (found.rows[found.ids] == block.draft_ids)[likely].all()
+    assert len(found.rows) < DRAFTED
+    assert found.log_counts.exp().sum() == pytest.approx(DRAFTED, rel=1e-6)
+    sampled = [loss_of(head_loss(model, block, 2, np.random.default_rng(seed))) for seed in range(200)]
+    assert np.std(sampled) > 0
+    assert whole - 0.02 < np.mean(sampled) < whole + 3 * np.std(sampled) / len(sampled) ** 0.5
+    # The same sample, the same loss.
+    assert loss_of(head_loss(model, block, 2, np.random.default_rng(7))) == sampled[7]
 
 
 def test_gradients_reach_every_parameter(head, sequences):
