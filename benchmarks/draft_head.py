@@ -5,7 +5,8 @@
 DIR is an engine directory with a draft head. Steps and passes of one position are timed in turn, after 256 cached
 positions; what counts is the median of the ratios. Then each prompt is answered by plain decoding, by `auto` without
 the head, by `auto` and by the head alone, in an order that rotates. Speeds are those of decoding: tokens after the
-first per second of the rounds. What shares the machine disturbs them: look at the ratios. Exit code 1: tokens differ.
+first per second of the rounds. Engine and head share a thread pool, as in the command lines. What shares the machine
+disturbs the figures: look at the ratios. Exit code 1: tokens differ.
 """
 
 import argparse
@@ -122,6 +123,7 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    runtime.share_threads()
     result: dict[str, Any] = {"steps": time_steps(options.engine)}
     print(json.dumps(result["steps"]))
     rows = in_turn(read_prompts(options.prompts), options.limit)

@@ -1,6 +1,11 @@
-"""What each step of the search brings to W8A8: a walk over the model for every list of steps, with its time.
+"""What each step of the search brings to W8A8, and each way of rounding to 4 bits: a walk over the model for every one.
 
     python benchmarks/quantization_ideas.py smollm2 build/smollm2-w8a8
+    python benchmarks/quantization_ideas.py smollm2 build/smollm2-w8a8 --precision w4a8 --rotate
+
+With `--precision`, the ways of `--weights` are compared: rtn, gptq and awq, and with all that a build does where none
+is named. With `--rotate` the float model's weights are turned before (`calibration.rotation`): a checkpoint that stands
+on a grid of 4 bits is then on none.
 
 The engine lends its tokenizer and chat template. A seed decides which calibration texts are held out: nothing is fitted
 to them, and they give the figures. Errors are those that a step is judged by, means over blocks of the share by which
@@ -20,6 +25,8 @@ from calibration.block_search import FITTED, HELD_OUT, BlockSearch, Walked
 from calibration.float_blocks import FloatBlocks
 from calibration.precisions.catalog import DEFAULT_CHOICE, precisions_for, rungs_above
 from calibration.recipe import make_recipe
+from calibration.rotation import rotated
+from calibration.search import WeightRounding, steps_of
 from calibration.texts import (
     CALIBRATION_ANSWER_TOKENS,
     MAX_PROMPT_TOKENS,
@@ -42,6 +49,7 @@ IDEAS: Mapping[str, tuple[str, ...]] = {
     "alpha per group, learned smoothing": ("alpha per group", "refined factors"),
     "learned smoothing, GPTQ": ("refined factors", "reconstructed rounding"),
 }
+ROUNDINGS: tuple[WeightRounding | None, ...] = ("rtn", "awq", "gptq", None)
 
 
 def main() -> None:
@@ -50,35 +58,48 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("engine", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--ideas", nargs="+", choices=list(IDEAS), default=list(IDEAS))
+    parser.add_argument("--ideas", nargs="+", choices=list(IDEAS), default=list(IDEAS), help="of W8A8")
+    parser.add_argument("--precision", nargs="+", default=[], help="roundings of these in place of ideas for W8A8")
+    parser.add_argument("--rotate", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
 
     checkpoint, directory = open_checkpoint(options.model), open_directory(options.engine)
+    if options.rotate:
+        checkpoint = rotated(checkpoint)
+    walks = [(idea, None, IDEAS[idea]) for idea in options.ideas]
+    if options.precision:
+        walks = [
+            (rounding or "all of them", name, steps_of(precisions_for(name)[0], "normal", rounding))
+            for name in options.precision
+            for rounding in ROUNDINGS
+        ]
     codec = open_codec(directory.path, directory.manifest.text)
     prompts = calibration_prompts(None)
     tokenized = tokenize(prompts, codec, prompt_tokens=MAX_PROMPT_TOKENS, answer_tokens=CALIBRATION_ANSWER_TOKENS)
     _, texts = fit_texts(prompts, tokenized, calibration_tokens(checkpoint.spec.num_parameters()))
     found: dict[str, list[dict[str, Any]]] = {}
     for seed in range(options.seeds):
-        for idea in options.ideas:
+        for idea, choice, steps in walks:
             start = time.monotonic()
-            walked = walk(checkpoint, texts, seed, IDEAS[idea])
+            walked = walk(checkpoint, texts, seed, steps, choice)
             seconds = time.monotonic() - start
             for precision, divergence in walked.divergences.items():
                 row = {**divergence.to_json(), "seconds": seconds, "steps": walked.trace}
                 found.setdefault(f"{idea}, {precision}", []).append(row)
-            print(f"seed {seed}, {idea}: {seconds:.0f} s", flush=True)
+            print(f"seed {seed}, {idea}{f', {choice}' if choice else ''}: {seconds:.0f} s", flush=True)
     print_table(found)
     if options.json is not None:
         write_json(options.json, found)
 
 
-def walk(checkpoint: Checkpoint, texts: Sequence[TokenizedText], seed: int, steps: Sequence[str]) -> Walked:
-    """A walk with these steps; with W8A8 per token, and in blocks beside it."""
+def walk(
+    checkpoint: Checkpoint, texts: Sequence[TokenizedText], seed: int, steps: Sequence[str], choice: str | None
+) -> Walked:
+    """A walk with these steps; `choice` None: with W8A8 per token, and in blocks beside it."""
     fitted, held_out = split_validation(texts, seed)
-    recipe = make_recipe(checkpoint.spec, precision=None, alpha="auto")
-    rungs = rungs_above(precisions_for(DEFAULT_CHOICE)[0])
+    recipe = make_recipe(checkpoint.spec, precision=choice, alpha="auto")
+    rungs = rungs_above(precisions_for(DEFAULT_CHOICE)[0]) if choice is None else ()
     with tempfile.TemporaryDirectory() as folder:
         return BlockSearch(
             FloatBlocks(checkpoint),

@@ -299,6 +299,7 @@ class DraftEngines:
         self._no_cache, self._on_cpu, self._slots = no_cache, on_cpu, slots
         self._adapt, self._clock = adapt, clock
         self._loaded: dict[tuple[Path, bool, bool], DraftEngine] = {}
+        self._loading: dict[tuple[Path, bool, bool], threading.Lock] = {}
         self._lock = threading.Lock()
         self._closed = False
 
@@ -325,11 +326,21 @@ class DraftEngines:
         """
         key = (path.resolve(), shares_cache, drafts)
         with self._lock:
-            if self._closed:
-                raise GenerationError(ENGINE_CLOSED)
-            if key not in self._loaded:
-                self._loaded[key] = self._load(path, shares_cache=shares_cache, drafts=drafts)
-            return self._loaded[key]
+            loading = self._loading.setdefault(key, threading.Lock())
+        # Loading takes seconds: who asks for the same engine waits, and nobody else.
+        with loading:
+            with self._lock:
+                if self._closed:
+                    raise GenerationError(ENGINE_CLOSED)
+                if key in self._loaded:
+                    return self._loaded[key]
+            engine = self._load(path, shares_cache=shares_cache, drafts=drafts)
+            with self._lock:
+                if not self._closed:
+                    self._loaded[key] = engine
+                    return engine
+            engine.loaded.session.close()
+            raise GenerationError(ENGINE_CLOSED)
 
     def open_own(self) -> DraftEngine:
         """The verifier's own graph that drafts, on its weights and cache.

@@ -13,8 +13,6 @@ _BRANCHES = 3
 class InnerDrafts:
     """For one sequence of `hierarchical:DIR`: prompt lookup where it finds a match, else token recycling."""
 
-    name = "inner"
-
     def __init__(self, *, trees: bool, warm: Mapping[int, Sequence[int]]) -> None:
         """`trees`: the engine's passes take them; `warm`: token → successors from other sequences (`Recycling`)."""
         self._lookup = PromptLookup()

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import shutil
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -386,6 +387,29 @@ def test_threads_that_ask_at_once_load_it_once(tiny_engine, unsmoothed, monkeypa
         engines.open(unsmoothed, shares_cache=False)
     with pytest.raises(GenerationError, match="closed"):
         conversation.generate(PROMPT, drafter=f"model:{unsmoothed}")
+    assert engines.nbytes == 0
+
+
+def test_nobody_else_waits_for_an_engine_that_loads(tiny_engine, unsmoothed, monkeypatch):
+    honest, begun, may_go_on = draft_engine.load_opened, threading.Event(), threading.Event()
+
+    def slow(*given, **named):
+        begun.set()
+        assert may_go_on.wait(60)
+        return honest(*given, **named)
+
+    monkeypatch.setattr(draft_engine, "load_opened", slow)
+    engine = runtime.load(tiny_engine, threads=1)
+    engines = engine._resources.draft_engines
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(engines.open, unsmoothed, shares_cache=False)
+        assert begun.wait(60)
+        assert engine.memory().drafters == 0
+        engine.close()
+        may_go_on.set()
+        # What was loaded for an engine that is closed by then is closed as well.
+        with pytest.raises(GenerationError, match="closed"):
+            asked.result()
     assert engines.nbytes == 0
 
 
