@@ -4,6 +4,7 @@ With H = Σ_t x_t x_tᵀ over calibration inputs, columns are rounded one by one
 to the columns that follow. Scales stay those of nearest rounding.
 """
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from calibration.precisions.base import Precision
@@ -17,27 +18,45 @@ _DAMPING = 0.01
 _COLUMNS_AT_ONCE = 64
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Corrections:
+    """What a linear's inputs say of rounding, whichever of its rows are rounded.
+
+    `order` int64 [inputs]: in which they are rounded. `factor` float32 [inputs, inputs], in that order: the upper
+    Cholesky factor of H⁻¹, which holds, row by row, the corrections that follow an input.
+    """
+
+    order: "torch.Tensor"
+    factor: "torch.Tensor"
+
+
+def corrections_of(x: "torch.Tensor") -> Corrections:
+    """Of a linear's inputs, smoothed, float32 [tokens, inputs]."""
+    import torch
+
+    h = x.t() @ x
+    h.diagonal().add_(_DAMPING * h.diagonal().mean() + torch.finfo(h.dtype).tiny)
+    # Inputs that matter most are rounded first: more inputs are left to make up for their errors.
+    order = h.diagonal().argsort(descending=True)
+    h = h[order][:, order]
+    factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True)
+    return Corrections(order=order, factor=factor)
+
+
 def gptq_round(
-    weight: "torch.Tensor", scale: "torch.Tensor", x: "torch.Tensor", precision: Precision
+    weight: "torch.Tensor", scale: "torch.Tensor", corrections: Corrections, precision: Precision
 ) -> "torch.Tensor":
     """Integers int8 [outputs, inputs] that stand for `weight` under `scale` with a small error of x Wᵀ.
 
     Args:
         weight: float32 [outputs, inputs], smoothed.
         scale: float32 [outputs, scales], each of inputs / scales inputs side by side.
-        x: the linear's inputs, smoothed, float32 [tokens, inputs].
+        corrections: of the linear's inputs.
         precision: whose integers these are.
     """
     import torch
 
-    inputs = weight.shape[1]
-    h = x.t() @ x
-    h.diagonal().add_(_DAMPING * h.diagonal().mean() + torch.finfo(h.dtype).tiny)
-    # Inputs that matter most are rounded first: more inputs are left to make up for their errors.
-    order = h.diagonal().argsort(descending=True)
-    h = h[order][:, order]
-    # The upper Cholesky factor of H⁻¹ holds, row by row, the corrections that follow a column.
-    u = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True)
+    inputs, order, u = weight.shape[1], corrections.order, corrections.factor
     left = weight.t()[order]
     scales = scale.t().contiguous()
     of_input = order // (inputs // len(scales))

@@ -21,7 +21,7 @@ from calibration.search import Effort, WeightRounding, steps_of
 from calibration.smoothing import SmoothingFactors
 from calibration.sqnr import LinearFigures
 from calibration.texts import TokenizedText
-from calibration.validation_split import Divergence, ValidationSplit, split_validation
+from calibration.validation_split import Divergence, ValidationSplit, holds_out, split_validation
 from quasar.checkpoints import Checkpoint
 from quasar.files import atomic_path, write_json
 from quasar.numerics import QuantizedWeight
@@ -144,7 +144,7 @@ def quantize_model(
         record["weights"] = rounding
     if searches:
         record["search"] = {
-            "held_back_tokens": walked.held_out_tokens,
+            "held_back_tokens": walked.held_out_tokens if holds_out(texts) else 0,
             "steps": walked.trace,
             "precisions": {
                 name: {key: round(value, 6) for key, value in divergence.to_json().items()}
@@ -153,7 +153,8 @@ def quantize_model(
         }
     if recipe.gate is not None:
         chosen = _through_gate(room * recipe.gate, walked.divergences)
-        judged_on = "held-out text" if room else "evaluation prompts"
+        of_text = "held-out text" if holds_out(texts) else "fitted text"
+        judged_on = of_text if room else "evaluation prompts"
         record["gate"] = {"max_answers_kl": recipe.gate, "judged_on": judged_on, "precision": chosen}
     best, figures = walked.models[chosen], dict(walked.figures[chosen])
     if goal is not None:

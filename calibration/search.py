@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from calibration.clipping import clip_weights, static_range
 from calibration.fake_quantization import FakeQuantizedLinear
-from calibration.gptq import gptq_round
+from calibration.gptq import corrections_of, gptq_round
 from calibration.learned_smoothing import learn_factor
 from calibration.output_error import LinearSample
 from calibration.precisions.base import Precision
@@ -201,13 +201,14 @@ def quantize_linear(sample: LinearSample, trial: Trial) -> RoundedLinear:
     x = sample.x if trial.factor is None else sample.x / trial.factor
     values = torch.empty(sample.weight.shape, dtype=torch.int8)
     scales: list[torch.Tensor] = []
+    corrections = corrections_of(x) if trial.choice.rounding == "reconstructed" else None
     for rows, part in sample.parts():
         weight = part.weight if trial.factor is None else part.weight * trial.factor
         scale = precision.scales_of(weight)
         if trial.clip is not None:
             scale = precision.stored_scales(scale * trial.clip[rows])
-        if trial.choice.rounding == "reconstructed":
-            values[rows] = gptq_round(weight, scale, x, precision)
+        if corrections is not None:
+            values[rows] = gptq_round(weight, scale, corrections, precision)
         else:
             values[rows] = precision.round_weight(weight, scale).to(torch.int8)
         scales.append(scale)

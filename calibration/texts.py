@@ -62,6 +62,11 @@ def prompts_hash(prompts: Sequence[Prompt]) -> str:
     return sha256_json([[fingerprint(prompt), prompt.answer] for prompt in prompts])
 
 
+def inputs_hash(prompts: Sequence[Prompt]) -> str:
+    """Hex SHA-256 over all that a build reads of a set of prompts: every character, roles and categories too."""
+    return sha256_json([[list(map(dict, prompt.messages)), prompt.category, prompt.answer] for prompt in prompts])
+
+
 def refuse_overlap(calibration: Sequence[Prompt], evaluation: Sequence[Prompt], what: str) -> None:
     """Raise `BuildError` if a calibration prompt is, holds, or stands in an evaluation prompt."""
     for number, prompt in enumerate(calibration, start=1):

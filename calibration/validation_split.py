@@ -24,9 +24,14 @@ _MOST_POSITIONS = 2048
 _MOST_BYTES = 1 << 30
 
 
+def holds_out(texts: Sequence[TokenizedText]) -> bool:
+    """Whether some of the texts can be spared to judge by."""
+    return len(texts) >= _FEWEST
+
+
 def split_validation(texts: Sequence[TokenizedText], seed: int = 0) -> tuple[list[TokenizedText], list[TokenizedText]]:
     """Texts to fit to, and a quarter of them held out; fewer than 8 texts are both."""
-    if len(texts) < _FEWEST:
+    if not holds_out(texts):
         return list(texts), list(texts)
     chosen = set(np.random.default_rng(seed).permutation(len(texts))[: len(texts) // _ONE_IN].tolist())
     fitted = [text for index, text in enumerate(texts) if index not in chosen]

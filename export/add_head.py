@@ -17,6 +17,7 @@ from engines.onnxruntime.files import onnxruntime_files
 from export.build_options import Reporter, Silent
 from export.publishing import locked, publish_head
 from quasar.checkpoints import Checkpoint, open_checkpoint
+from quasar.checkpoints.checkpoint import checkpoint_hash
 from quasar.draft_heads.folder import DraftHead
 from quasar.draft_heads.spec import DraftHeadSpec
 from quasar.errors import BuildError, QuasarError
@@ -62,28 +63,29 @@ def add_head(
             another run that is at it.
     """
     reporter = Silent() if reporter is None else reporter
-    opened = open_directory(directory)
-    chosen = _precision(precision)
-    native = onnxruntime_files(opened.manifest).native_graph
-    if not native:
-        raise BuildError(
-            f"{directory} has no graph of native operators, on which draft heads run: build it again with this "
-            "version, a head size of up to 256 and linears of up to 65536 inputs"
+    # What another run publishes meanwhile would be lost: the directory is read where there is none.
+    with locked(directory):
+        opened = open_directory(directory)
+        chosen = _precision(precision)
+        native = onnxruntime_files(opened.manifest).native_graph
+        if not native:
+            raise BuildError(
+                f"{directory} has no graph of native operators, on which draft heads run: build it again with this "
+                "version, a head size of up to 256 and linears of up to 65536 inputs"
+            )
+        embedding = _embedding(opened, native)
+        rows, hidden_size = (int(extent) for extent in embedding.shape.numpy())
+        contract = opened.manifest.contract
+        sizes = VerifierSizes(
+            hidden_size=hidden_size,
+            vocab_size=rows,
+            num_layers=contract.num_layers,
+            context_length=int(opened.manifest.model["context_length"]),
         )
-    embedding = _embedding(opened, native)
-    rows, hidden_size = (int(extent) for extent in embedding.shape.numpy())
-    contract = opened.manifest.contract
-    sizes = VerifierSizes(
-        hidden_size=hidden_size,
-        vocab_size=rows,
-        num_layers=contract.num_layers,
-        context_length=int(opened.manifest.model["context_length"]),
-    )
-    reporter.stage("head", str(head))
-    found = DraftHead(head, sizes)
-    _check_layers(opened.manifest, found.spec)
-    prepared = PreparedDraftHead(head=found, precision=chosen, target=_target(opened.manifest, found.spec, model))
-    with locked(opened.path):
+        reporter.stage("head", str(head))
+        found = DraftHead(head, sizes)
+        _check_layers(opened.manifest, found.spec)
+        prepared = PreparedDraftHead(head=found, precision=chosen, target=_target(opened.manifest, found.spec, model))
         reporter.stage("write", f"{found.spec.kind}, {precision}, on native kernels")
         files = _write(opened, prepared, embedding)
         publish_head(opened, files)
@@ -194,9 +196,15 @@ def _target(manifest: Manifest, spec: DraftHeadSpec, model: str | None) -> Check
         return None
     source = model or str(manifest.model["source"])
     try:
-        return open_checkpoint(source)
+        checkpoint = open_checkpoint(source)
     except QuasarError as error:
         raise BuildError(
             f"the draft head has no LM head of its own, and the model's cannot be read ({error}): name the checkpoint "
             "that the engine was built from with --model"
         ) from None
+    if checkpoint_hash(checkpoint) != manifest.hashes["checkpoint"]:
+        raise BuildError(
+            f"{source} is not the model that the engine was built from (its files' hashes differ), and the draft head "
+            "takes tensors of that one: name it with --model"
+        )
+    return checkpoint

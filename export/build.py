@@ -26,6 +26,7 @@ from calibration.texts import (
     describe_texts,
     fit_lengths,
     fit_texts,
+    inputs_hash,
     prompts_hash,
     read_texts,
     refuse_overlap,
@@ -303,7 +304,7 @@ class _Build:
             "weights": self._options.weights or "",
             "rotation": ROTATION if self._options.rotate else "",
             "linears": sha256_json(self._recipe.linears),
-            "calibration": prompts_hash(self._calibration) if self._reads_calibration else "",
+            "calibration": inputs_hash(self._calibration) if self._reads_calibration else "",
             "contract": self._contract.to_json(),
             "tools": tool_versions(),
         }

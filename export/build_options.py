@@ -117,6 +117,11 @@ def check_options(options: BuildOptions) -> None:
             f"--weights {options.weights} is a search, and --alpha {options.alpha} leaves searches out: "
             "take one of the two"
         )
+    if options.weights not in (None, "rtn") and options.precision in (None, AUTO):
+        raise BuildError(
+            f"--weights {options.weights} rounds linears of one precision, and without --precision, or with {AUTO}, "
+            "they may get another one: say which"
+        )
     of_search = {**_of_calibration(options), "--rotate": options.rotate or None}
     if options.kv_dtype in INTEGER_CACHES:
         # The scales of the cache come from it.

@@ -25,6 +25,7 @@ from calibration.precisions.catalog import (
     precisions_for,
 )
 from engines.backends import BACKENDS
+from engines.manifest import MANIFEST_NAME
 from quasar.cli import command_of_lists, console, emit_json, new_app, progress_steps
 from quasar.errors import BuildError
 
@@ -227,6 +228,10 @@ def build(
             raise BuildError(
                 f"{option} makes linears {made.form}, and {lowering.reason}: {instead} with --backend {name}"
             )
+    if (chosen or draft_head) and not force and (output / MANIFEST_NAME).is_file():
+        left = [f"python -m export compile {output} --backend {name}" for name in chosen]
+        left += [f"python -m export add-head {output} {draft_head}"] if draft_head else []
+        raise BuildError(f"{output} is an engine already: {' and '.join(left)} adds to it; --force builds it again")
     if CUDA in chosen:
         from export.compile_cuda import cache_type_of
 

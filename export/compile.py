@@ -5,7 +5,8 @@ directory as it was, and files that the next run replaces.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from calibration.precisions.base import TENSORRT
 from calibration.precisions.catalog import precision_of
@@ -30,10 +31,13 @@ from export.build_options import CompileOptions, Reporter, Silent
 from export.compilers import check_precisions, check_whole
 from export.layout import CANONICAL
 from export.passes import FuseTokenQuantization, IntegerLinears, LowerToTensorRt
-from export.publishing import locked, publish
+from export.publishing import locked, name_by_content, publish
 from export.weight_file import WeightFile
 from quasar.errors import BuildError
 from quasar.files import atomic_path
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 # What RTX plans are compiled for where no GPU and no option says otherwise: GeForce 30, 40 and 50.
 DEFAULT_CAPABILITIES = ("8.6", "8.9", "12.0")
@@ -53,12 +57,13 @@ def compile_engine(options: CompileOptions, reporter: Reporter | None = None) ->
         if asked and compiles_ahead(library):
             raise BuildError(f"TensorRT-RTX has no plugin layer: {option} needs --backend tensorrt")
     targets = choose_targets(library, options.compute_capabilities)
-    directory = open_directory(options.directory)
-    check_whole(directory, options.backend)
-    check_precisions(directory.manifest, TENSORRT)
-    if options.fused_linears:
-        _check_per_token(directory.manifest)
-    with locked(directory.path):
+    # What another run publishes meanwhile would be lost: the directory is read where there is none.
+    with locked(options.directory):
+        directory = open_directory(options.directory)
+        check_whole(directory, options.backend)
+        check_precisions(directory.manifest, TENSORRT)
+        if options.fused_linears:
+            _check_per_token(directory.manifest)
         _Compilation(directory, options, targets, reporter).run()
     return open_directory(options.directory)
 
@@ -143,7 +148,7 @@ class _Compilation:
                 for name, profile in profiles_for(manifest.contract).items()
             },
             kernels=self._kernels_with_earlier(kernels),
-            plans=self._with_earlier(compiled),
+            plans=self._with_earlier(graph, compiled),
         )
         publish(self._directory, library.name, files)
 
@@ -151,25 +156,25 @@ class _Compilation:
         """The graph, the file of weights that were packed for it or "", and how many channels were rescaled."""
         import onnx_ir as ir
 
-        name = f"{FOLDER}/verifier-{self._options.compute_type}.onnx"
-        weights = ""
+        root, weights = self._directory.path, ""
+        path = root / FOLDER / f"verifier-{self._options.compute_type}.onnx"
         model = ir.load(self._directory.file(CANONICAL))
         if self._options.fused_linears:
-            # Names of their own: the other library's graph may lie beside it.
-            name = f"{FOLDER}/verifier-{self._options.compute_type}-fused.onnx"
-            weights = f"{name}.data"
-            root = self._directory.path
-            with atomic_path(root / weights) as temporary, WeightFile(temporary, root, named=root / weights) as file:
+            path = path.with_stem(f"{path.stem}-fused")
+            packed = path.with_name(f"{path.name}.data")
+            with atomic_path(_partial(packed)) as temporary, WeightFile(temporary, root, named=packed) as file:
                 IntegerLinears(file)(model)
+            weights = name_by_content(root, _partial(packed), packed)
+            _rename_data(model, packed.relative_to(root).as_posix(), weights)
         lowering = LowerToTensorRt(contract, self._options.compute_type)
         lowering(model)
         if self._options.fused_quantization or self._options.fused_linears:
             FuseTokenQuantization()(model)
             self._register_plugins()
         # Its large tensors stay where they are: the graph names them relative to the engine directory.
-        with atomic_path(self._directory.path / name) as temporary:
+        with atomic_path(_partial(path)) as temporary:
             ir.save(model, temporary)
-        return name, weights, lowering.rescaled_channels
+        return name_by_content(root, _partial(path), path), weights, lowering.rescaled_channels
 
     def _register_plugins(self) -> None:
         try:  # Triton is optional
@@ -195,12 +200,12 @@ class _Compilation:
         files = []
         for capability in self._targets.capabilities:
             compiled = KERNEL.compile(capability)
-            name = f"{FOLDER}/kv_compact-sm{capability.replace('.', '')}.cubin"
-            with atomic_path(self._directory.path / name) as temporary:
+            path = self._directory.path / FOLDER / f"kv_compact-sm{capability.replace('.', '')}.cubin"
+            with atomic_path(_partial(path)) as temporary:
                 temporary.write_bytes(compiled.image)
             files.append(
                 KernelFile(
-                    file=name,
+                    file=name_by_content(self._directory.path, _partial(path), path),
                     compute_capability=capability,
                     entry=compiled.entry,
                     threads=compiled.threads,
@@ -221,26 +226,50 @@ class _Compilation:
                 plugins=self._options.plugins,
                 on_progress=lambda phase, done, total: step(1),
             )
-        name = plan_name(library, capability, self._options.compute_type)
-        with atomic_path(directory / name) as temporary:
+        path = directory / plan_name(library, capability, self._options.compute_type)
+        with atomic_path(_partial(path)) as temporary:
             temporary.write_bytes(compiled.data)
-        plan = Plan(file=name, version=library.version, compute_capability=capability)
+        named = name_by_content(directory, _partial(path), path)
+        plan = Plan(file=named, version=library.version, compute_capability=capability)
         return plan, {**compiled.network, "bindings": compiled.bindings}
 
-    def _with_earlier(self, compiled: list[Plan]) -> tuple[Plan, ...]:
+    def _with_earlier(self, graph: str, compiled: list[Plan]) -> tuple[Plan, ...]:
         """The new plans, and those that the directory has already from the same graph."""
         earlier = tensorrt_files(self._directory.manifest).get(self._targets.library.name)
-        kept = earlier.plans if earlier and earlier.compute_type == self._options.compute_type else ()
-        names = {plan.file for plan in compiled}
-        return (*(plan for plan in kept if plan.file not in names), *compiled)
+        kept = earlier.plans if earlier and earlier.graph == graph else ()
+        new = {(plan.version, plan.compute_capability) for plan in compiled}
+        return (*(plan for plan in kept if (plan.version, plan.compute_capability) not in new), *compiled)
 
     def _kernels_with_earlier(self, compiled: tuple[KernelFile, ...]) -> tuple[KernelFile, ...]:
         earlier = tensorrt_files(self._directory.manifest).get(self._targets.library.name)
-        names = {kernel.file for kernel in compiled}
+        new = {kernel.compute_capability for kernel in compiled}
         kept = earlier.kernels if earlier else ()
-        return (*(kernel for kernel in kept if kernel.file not in names), *compiled)
+        return (*(kernel for kernel in kept if kernel.compute_capability not in new), *compiled)
+
+
+def _partial(path: Path) -> Path:
+    """Where a file is written: earlier versions left one of its own name, which the manifest vouches for."""
+    return path.with_name(f"{path.name}.partial")
+
+
+def _rename_data(model: "ir.Model", before: str, after: str) -> None:
+    """Let a graph find its external tensors of one file in another."""
+    import onnx_ir as ir
+
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and str(tensor.location) == before:
+            value.const_value = ir.ExternalTensor(
+                after,
+                tensor.offset,
+                tensor.length,
+                tensor.dtype,
+                shape=tensor.shape,
+                name=str(tensor.name),
+                base_dir=tensor.base_dir,
+            )
 
 
 def plan_name(library: Library, capability: str, compute_type: str) -> str:
-    """Where a plan lies in an engine directory."""
+    """Where a plan lies in an engine directory, but for the end that its content gives it."""
     return f"{FOLDER}/{library.name}-{library.version}-sm{capability.replace('.', '')}-{compute_type}.plan"

@@ -27,10 +27,10 @@ from export.build_options import CompileOptions, Reporter, Silent
 from export.compilers import check_precisions, check_whole
 from export.cuda_program import write_program
 from export.layout import CANONICAL
-from export.publishing import locked, publish
+from export.publishing import locked, name_by_content, publish
 from plugins.gpu.variants import KERNELS_VERSION
 from quasar.errors import BuildError, QuasarError
-from quasar.files import atomic_path, sha256_file, write_json
+from quasar.files import atomic_path, write_json
 
 _FLOATS = ("float16", "bfloat16")
 # Integers of a cache are that before they are multiplied: exactly, and queries with more bits than bfloat16 has.
@@ -53,17 +53,18 @@ def compile_engine(options: CompileOptions, reporter: Reporter | None = None) ->
     if options.compute_type not in _FLOATS:
         raise BuildError(f"cuda keeps its KV cache in {' or '.join(_FLOATS)}; {options.compute_type} came")
     capabilities = choose_capabilities(options.compute_capabilities)
-    directory = open_directory(options.directory)
-    check_whole(directory, NAME)
-    check_precisions(directory.manifest, CUDA)
-    cache_type = cache_type_of(directory.manifest.contract.kv_dtype, options.compute_type)
-    native = onnxruntime_files(directory.manifest).native_graph
-    if not native:
-        raise BuildError(
-            f"{directory.path} has no graph of native operators, which the CUDA program is made from: build it again "
-            "with this version, a head size of up to 256 and linears of up to 65536 inputs"
-        )
-    with locked(directory.path):
+    # What another run publishes meanwhile would be lost: the directory is read where there is none.
+    with locked(options.directory):
+        directory = open_directory(options.directory)
+        check_whole(directory, NAME)
+        check_precisions(directory.manifest, CUDA)
+        cache_type = cache_type_of(directory.manifest.contract.kv_dtype, options.compute_type)
+        native = onnxruntime_files(directory.manifest).native_graph
+        if not native:
+            raise BuildError(
+                f"{directory.path} has no graph of native operators, which the CUDA program is made from: build it "
+                "again with this version, a head size of up to 256 and linears of up to 65536 inputs"
+            )
         reporter.stage("pack", f"{NAME}: weights in tiles, KV cache in {cache_type}")
         program, program_file, weights = _pack(directory, native, cache_type, reporter)
         earlier = cuda_files(directory.manifest)
@@ -154,17 +155,7 @@ def _pack(directory: EngineDirectory, native: str, cache_type: str, reporter: Re
             on_linear=lambda: step(1),
         )
     write_json(steps, program.to_json())
-    return program, _name_by_content(steps), _name_by_content(weights)
-
-
-def _name_by_content(path: Path) -> str:
-    """Rename a file so that other bytes have another name; returns it, as a path in the engine directory.
-
-    A run that is killed has then changed no file that the manifest names.
-    """
-    named = path.with_stem(f"{path.stem}-{sha256_file(path)[:8]}")
-    path.replace(named)
-    return f"{FOLDER}/{named.name}"
+    return program, name_by_content(directory.path, steps), name_by_content(directory.path, weights)
 
 
 def _compile(directory: Path, program: Program, capability: str, reporter: Reporter) -> KernelsFile:
@@ -181,7 +172,8 @@ def _compile(directory: Path, program: Program, capability: str, reporter: Repor
             step(1)
     with atomic_path(path) as temporary:
         write_kernels(temporary, images, records)
-    return KernelsFile(file=_name_by_content(path), compute_capability=capability, cuda=assembler_version(capability))
+    named = name_by_content(directory, path)
+    return KernelsFile(file=named, compute_capability=capability, cuda=assembler_version(capability))
 
 
 def _compiled(program: Program, capability: str) -> Iterator[tuple[KernelRecord, bytes]]:

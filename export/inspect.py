@@ -151,7 +151,9 @@ def _search_rows(calibration: Mapping[str, Any]) -> list[tuple[str, str]]:
         f"{name} {reached['kl']:.4f} ({reached['answers_kl']:.4f} on answers)"
         for name, reached in search["precisions"].items()
     )
-    rows.append(("", f"KL on {search['held_back_tokens']} held-out tokens: {found}"))
+    held_out = search["held_back_tokens"]
+    text = f"{held_out} held-out tokens" if held_out else "the text that it was fitted to"
+    rows.append(("", f"KL on {text}: {found}"))
     if raised := search.get("raised"):
         rows.append(("", ", ".join(f"{step['step']} {step['kl']:.4f}" for step in raised)))
     if gate is not None:

@@ -22,6 +22,19 @@ def locked(directory: Path) -> Iterator[None]:
         yield
 
 
+def name_by_content(directory: Path, written: Path, path: Path | None = None) -> str:
+    """Rename a file below an engine directory so that other bytes have another name; returns it, as a path in there.
+
+    `path`: what its name begins as, where it was written under another one. A run that is killed has then changed no
+    file that the manifest names.
+    """
+    path = written if path is None else path
+    kind = "".join(path.suffixes[-2:] if path.name.endswith(".onnx.data") else path.suffixes[-1:])
+    named = path.with_name(f"{path.name.removesuffix(kind)}-{sha256_file(written)[:8]}{kind}")
+    written.replace(named)
+    return named.relative_to(directory).as_posix()
+
+
 def publish(directory: EngineDirectory, name: str, section: Section) -> None:
     """Write the manifest with a back end's part, whose files are there, and delete what no part names any more."""
     manifest = directory.manifest

@@ -16,6 +16,7 @@ from calibration.smoothing import SmoothingFactors
 from calibration.sqnr import LINEAR_FIGURES
 from calibration.stored_grids import keep_grids
 from calibration.texts import TokenizedText
+from calibration.validation_split import holds_out
 from calibration.weights import PreparedWeights
 from engines.manifest import CACHE_ROTATION, CACHE_TREATMENTS, UNTREATED
 from engines.onnxruntime.kernels import Kernels
@@ -48,6 +49,12 @@ def quantize(
     The whole model is quantized; the figures are of the `remaining` layers, which the engine has. `evaluation`: texts
     that the float model reads meanwhile. `room`: the share of a gate that is aimed at.
     """
+    if not holds_out(texts):
+        reporter.stage(
+            "",
+            f"{len(texts)} calibration texts are too few to hold some out: what is fitted to them is judged by them; "
+            "more and shorter ones in --calibration are better",
+        )
     quantized = quantize_model(
         checkpoint,
         recipe,

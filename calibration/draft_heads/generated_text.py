@@ -41,7 +41,7 @@ class TextLimits:
         answer = min(self.answer, max_length // 2)
         user = min(self.user, max_length // 8)
         return TextLimits(
-            given=min(self.given, max_length - answer),
+            given=min(self.given, max_length - answer - user),
             user=user,
             answer=answer,
             least_answer=min(self.least_answer, answer),

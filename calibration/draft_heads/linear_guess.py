@@ -20,6 +20,8 @@ Float32 = NDArray[np.float32]
 
 # More of them change the guess little.
 _MOST_POSITIONS = 300_000
+# Of a product whose sums are float32.
+_POSITIONS_AT_ONCE = 4096
 # Of each input's own mean square.
 _RIDGE = 1e-3
 # Of the largest channel's scale: a channel that is nearly silent has at least this one.
@@ -67,17 +69,25 @@ def linear_guess(sequences: Sequence[GeneratedSequence], target: TargetParts) ->
     products = torch.zeros(2 * hidden + 1, hidden, dtype=torch.float64)
     power = torch.zeros(hidden, dtype=torch.float64)
     positions = 0
-    for sequence in sequences:
-        if positions >= _MOST_POSITIONS:
-            break
+    inputs: list[torch.Tensor] = []
+    following: list[torch.Tensor] = []
+    for number, sequence in enumerate(sequences, start=1):
         states = target.normed(torch.from_numpy(np.array(sequence.features, np.float32)))
         tokens = torch.from_numpy(np.array(sequence.tokens, np.int64))
         embedded = target.embedding[tokens[1:]].float()
-        inputs = torch.cat([embedded, states[:-1], torch.ones(len(embedded), 1)], dim=1)
-        squares += (inputs.T @ inputs).double()
-        products += (inputs.T @ states[1:]).double()
+        inputs.append(torch.cat([embedded, states[:-1], torch.ones(len(embedded), 1)], dim=1))
+        following.append(states[1:])
         power += (states * states).sum(0).double()
         positions += len(states)
+        is_last = positions >= _MOST_POSITIONS or number == len(sequences)
+        # Many positions a product: what it is added to is as large for a short sequence.
+        if is_last or sum(map(len, inputs)) >= _POSITIONS_AT_ONCE:
+            rows = torch.cat(inputs)
+            squares += (rows.T @ rows).double()
+            products += (rows.T @ torch.cat(following)).double()
+            inputs, following = [], []
+        if is_last:
+            break
     ridge = squares.diagonal().clamp(min=1e-6) * _RIDGE
     # The mean is free.
     ridge[-1] = 1e-6

@@ -27,7 +27,7 @@ from calibration.draft_heads.pace import MOST_EPOCHS, Pace
 from calibration.draft_heads.packed_blocks import BLOCK_POSITIONS
 from calibration.draft_heads.partial_head import REPORT, PartialHead, finish_earlier
 from calibration.draft_heads.target_tensors import feature_layers_for, first_model, head_spec, open_target
-from calibration.draft_heads.training import BLOCKS_OF_AN_UPDATE, Training, TrainingProgress, split
+from calibration.draft_heads.training import BLOCKS_OF_AN_UPDATE, Training, TrainingProgress, by_prompt, split
 from calibration.texts import default_prompts, prompts_hash, refuse_overlap
 from engines.directory import EngineDirectory, open_directory
 from engines.loading import load_opened
@@ -243,9 +243,16 @@ class _Run:
 
     def _text(self, data: DataFolder) -> _Text:
         sequences = list(data.sequences())
-        learned, held_out = split(sequences)
+        learned, held_out = self._split(sequences)
         manifest = self._directory.manifest
-        parts = [token_masses(learned[part::_PARTS], manifest.contract.vocab_size) for part in range(_PARTS)]
+        places = by_prompt(learned, self._num_prompts)
+        parts = [
+            token_masses(
+                [one for one, place in zip(learned, places, strict=True) if place % _PARTS == part],
+                manifest.contract.vocab_size,
+            )
+            for part in range(_PARTS)
+        ]
         codec = open_codec(self._directory.path, manifest.text)
         always = {*manifest.text.eos_token_ids, *codec.literal.special_tokens.values()}
         vocabulary = choose_vocabulary(parts, always=always, size=self._options.draft_vocab)
@@ -271,7 +278,7 @@ class _Run:
             self._keep(training_seconds=max(left, 0.1 * self._budget))
         if self._options.updates is not None:
             return Pace(seconds=math.inf, most_updates=self._options.updates)
-        tokens = sum(map(len, split(text.sequences)[0]))
+        tokens = sum(map(len, self._split(text.sequences)[0]))
         most = math.ceil(MOST_EPOCHS * tokens / (BLOCKS_OF_AN_UPDATE * BLOCK_POSITIONS))
         return Pace(seconds=float(self._state["training_seconds"]), most_updates=most)
 
@@ -299,7 +306,7 @@ class _Run:
         self, vocabulary: DraftVocabulary, sequences: list[GeneratedSequence], pace: Pace, checkpoint: Path
     ) -> Training:
         spec, seed = self._spec(len(vocabulary.tokens)), self._options.seed
-        learned, held_out = split(sequences)
+        learned, held_out = self._split(sequences)
         model = first_model(
             self._checkpoint,
             spec,
@@ -320,6 +327,13 @@ class _Run:
             bfloat16=self._state["bfloat16"],
             clock=time.monotonic,
         )
+
+    @property
+    def _num_prompts(self) -> int | None:
+        return None if self._prompts is None else len(self._prompts)
+
+    def _split(self, sequences: list[GeneratedSequence]) -> tuple[list[GeneratedSequence], list[GeneratedSequence]]:
+        return split(sequences, self._num_prompts)
 
     def _spec(self, draft_vocab_size: int) -> DraftHeadSpec:
         return head_spec(

@@ -335,12 +335,17 @@ class DraftEngines:
                 if key in self._loaded:
                     return self._loaded[key]
             engine = self._load(path, shares_cache=shares_cache, drafts=drafts)
-            with self._lock:
-                if not self._closed:
-                    self._loaded[key] = engine
-                    return engine
-            engine.loaded.session.close()
-            raise GenerationError(ENGINE_CLOSED)
+            if not self._keep(key, engine):
+                engine.loaded.session.close()
+                raise GenerationError(ENGINE_CLOSED)
+            return engine
+
+    def _keep(self, key: tuple[Path, bool, bool], engine: DraftEngine) -> bool:
+        """Whether somebody still wants it."""
+        with self._lock:
+            if not self._closed:
+                self._loaded[key] = engine
+            return not self._closed
 
     def open_own(self) -> DraftEngine:
         """The verifier's own graph that drafts, on its weights and cache.

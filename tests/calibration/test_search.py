@@ -368,6 +368,12 @@ def test_the_gate_decides_by_the_answers(case, tmp_path):
     }
 
 
+def test_few_texts_are_not_called_held_out(case, tmp_path):
+    quantized = quantize_model(case.checkpoint, replace(case.recipe, gate=1e9), case.texts[:3], tmp_path, silent)
+    assert quantized.record["gate"]["judged_on"] == "fitted text"
+    assert quantized.record["search"]["held_back_tokens"] == 0
+
+
 def test_sensitivities_are_the_kl_that_one_linear_adds(tmp_path):
     """Against the KL of the model with that linear alone quantized, to a factor of 2: 128 tokens, two draws each."""
     case = Case(tmp_path, loudness=1)

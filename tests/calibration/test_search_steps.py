@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calibration.clipping import clip_weights, static_range
-from calibration.gptq import gptq_round
+from calibration.gptq import corrections_of, gptq_round
 from calibration.learned_smoothing import learn_factor
 from calibration.output_error import LinearSample
 from calibration.precisions.catalog import precision_of
@@ -95,7 +95,7 @@ def test_gptq_loses_less_than_the_nearest_integers(precision):
     sample = sample_with_outliers(tokens=400)
     scale = precision.scales_of(sample.weight)
     nearest = precision.rounded(sample.weight, scale)
-    values = gptq_round(sample.weight, scale, sample.x, precision)
+    values = gptq_round(sample.weight, scale, corrections_of(sample.x), precision)
     assert values.dtype == torch.int8
     assert int(values.min()) >= (-8 if precision is NIBBLES else -127)
     assert int(values.max()) <= (7 if precision is NIBBLES else 127)
@@ -109,7 +109,7 @@ def test_gptq_loses_less_than_the_nearest_integers(precision):
 def test_gptq_of_inputs_that_never_fire_is_finite():
     sample = sample_with_outliers()
     sample.x[:, 3:7] = 0
-    values = gptq_round(sample.weight, TOKEN.scales_of(sample.weight), sample.x, TOKEN)
+    values = gptq_round(sample.weight, TOKEN.scales_of(sample.weight), corrections_of(sample.x), TOKEN)
     assert values.abs().float().mean() > 1
 
 

@@ -1,5 +1,7 @@
 """Calibration text: the shipped sets and their answers, overlap, what is read of a prompt, how much text there is."""
 
+from dataclasses import replace
+
 import pytest
 
 from calibration.texts import (
@@ -8,12 +10,13 @@ from calibration.texts import (
     default_prompts,
     fingerprint,
     fit_texts,
+    inputs_hash,
     prompts_hash,
     refuse_overlap,
     tokenize,
 )
 from quasar.errors import BuildError
-from quasar.text import ChatTemplate, Prompt, TextCodec
+from quasar.text import ChatTemplate, Message, Prompt, TextCodec
 from tests.tiny import save_tiny_model
 
 TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[a]"
@@ -127,3 +130,15 @@ def test_other_answers_make_another_calibration():
     one, other = [prompt("Why?", answer="A")], [prompt("Why?", answer="B")]
     assert prompts_hash(one) == prompts_hash(list(one)) != prompts_hash(other)
     assert fingerprint(one[0]) == fingerprint(other[0])
+
+
+def test_what_a_build_reads_of_prompts_is_hashed_to_the_letter():
+    one = [Prompt(messages=(Message(role="user", content="if x:\n    pass"),), category="code", answer="yes")]
+    for changed in (
+        replace(one[0], messages=(Message(role="user", content="if x:\n  pass"),)),
+        replace(one[0], messages=(Message(role="system", content="if x:\n    pass"),)),
+        replace(one[0], category="maths"),
+        replace(one[0], answer="no"),
+    ):
+        assert inputs_hash([changed]) != inputs_hash(one)
+    assert inputs_hash(list(one)) == inputs_hash(one)

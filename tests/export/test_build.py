@@ -337,6 +337,8 @@ def test_calibration_text_must_not_be_evaluated_on(tiny_model, tmp_path):
         ({"max_length": 4096}, "--max-length 4096 is more than the model's context of 512"),
         ({"max_length": 8}, "--max-length 8 is too short"),
         ({"precision": "fp32", "alpha": 0.5}, "--alpha has no meaning with --precision fp32"),
+        ({"weights": "awq"}, "--weights awq rounds linears of one precision, and without --precision, or with auto"),
+        ({"weights": "gptq", "precision": "auto", "max_kl": 1.0}, "they may get another one: say which"),
         ({"weights": "awq", "alpha": "off"}, "--weights awq is a search, and --alpha off leaves searches out"),
         ({"precision": "fp32", "weights": "gptq"}, "--weights has no meaning with --precision fp32"),
         ({"precision": "auto", "max_kl": 0.1, "skip_layers": "1"}, "--precision auto aims at a fidelity"),

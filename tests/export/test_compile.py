@@ -1,6 +1,7 @@
 """TensorRT-RTX really compiles the lowered graphs, without a GPU; and what compiling does to a directory."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -240,8 +241,9 @@ def test_fused_linears_have_a_graph_and_weights_of_their_own(engine, monkeypatch
     assert registered == ["8.9"]
     assert {"integer_linear", "quantize_per_token"} <= seen[0]
     assert not {"MatMul", "QuantizeLinear", "DequantizeLinear"} & seen[0]
-    assert files.graph == "tensorrt/verifier-float16-fused.onnx"
-    assert files.weights == f"{files.graph}.data"
+    # Names end in the content's hash.
+    assert re.fullmatch(r"tensorrt/verifier-float16-fused-[0-9a-f]{8}\.onnx", files.graph)
+    assert re.fullmatch(r"tensorrt/verifier-float16-fused-[0-9a-f]{8}\.onnx\.data", files.weights)
     assert tensorrt_files(open_directory(engine).manifest)["tensorrt-rtx"] == files
     left = {path.relative_to(engine).as_posix() for path in (engine / "tensorrt").iterdir()}
     assert left == set(files.names)
@@ -317,3 +319,40 @@ def test_the_other_library_is_compiled_in_a_process_of_its_own(engine):
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     files = tensorrt_files(open_directory(engine).manifest)["tensorrt-rtx"]
     assert [plan.compute_capability for plan in files.plans] == ["8.6"]
+
+
+def test_a_run_that_fails_leaves_what_the_manifest_names(tiny_model, shared_engine, tmp_path, monkeypatch):
+    """Another graph of the same type, refused by the library: every back end still loads, files of old names too."""
+    engine = shutil.copytree(shared_engine(tiny_model), tmp_path / "engine")
+    network = {"layers": {}, "matmuls": 0, "quantized_matmuls": 0}
+    monkeypatch.setattr(
+        "export.compile.compile_plan",
+        lambda *given, **options: CompiledPlan(data=b"plan", network=network, bindings=[]),
+    )
+    first = tensorrt_files(compiled(engine).manifest)["tensorrt-rtx"]
+    as_earlier = {file: f"{file.rpartition('-')[0]}{Path(file).suffix}" for file in first.names}
+    manifest = (engine / "manifest.json").read_text()
+    for file, earlier in as_earlier.items():
+        (engine / file).rename(engine / earlier)
+        manifest = manifest.replace(file, earlier)
+    (engine / "manifest.json").write_text(manifest)
+    before = open_directory(engine).manifest
+
+    def refuse(*given, **options):
+        raise EngineError("no such layer")
+
+    monkeypatch.setattr("export.compile.compiles_ahead", lambda library: False)
+    monkeypatch.setattr("export.compile._Compilation._register_plugins", lambda self: None)
+    with monkeypatch.context() as refusing:
+        refusing.setattr("export.compile.compile_plan", refuse)
+        with pytest.raises(EngineError, match="no such layer"):
+            compiled(engine, fused_quantization=True)
+    assert open_directory(engine).manifest == before
+    runtime.load(engine, backend="onnxruntime").close()
+    # Plans are of one graph.
+    second = tensorrt_files(compiled(engine, "8.6", fused_quantization=True).manifest)["tensorrt-rtx"]
+    assert [plan.compute_capability for plan in second.plans] == ["8.6"]
+    both = tensorrt_files(compiled(engine, fused_quantization=True).manifest)["tensorrt-rtx"]
+    assert [plan.compute_capability for plan in both.plans] == ["8.6", "8.9"]
+    left = {path.relative_to(engine).as_posix() for path in (engine / "tensorrt").iterdir()}
+    assert {file for file in left if not file.endswith(".partial")} == set(both.names)

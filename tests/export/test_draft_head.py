@@ -12,7 +12,10 @@ import torch
 from engines.directory import open_directory
 from engines.onnxruntime.draft_head import OnnxRuntimeDraftHead
 from engines.session import Positions
+from export import add_head as add_head_module
 from export.add_head import add_head
+from export.build_options import CompileOptions
+from export.compile_cuda import compile_engine
 from plugins.cpu import toolchain
 from quasar.checkpoints import open_checkpoint
 from quasar.checkpoints.checkpoint import read_float32
@@ -21,6 +24,7 @@ from quasar.errors import BuildError, CheckpointError
 from tests.draft_head_reference import CanonicalHead
 from tests.draft_heads import copy_engine, write_random_head
 from tests.plugins.cpu.operators import needs_library
+from tests.tiny import save_tiny_model
 
 pytestmark = needs_library
 
@@ -222,3 +226,48 @@ def test_a_build_says_at_once_that_a_head_reads_the_whole_model(tmp_path, option
     assert done.returncode == 2
     said = " ".join(done.stderr.split())
     assert f"hidden states of the whole model as the checkpoint has them, and {option[0]} changes them" in said
+
+
+def test_tensors_are_taken_of_the_model_that_the_engine_was_built_from(engine, tiny_model, tmp_path):
+    """A head without an LM head of its own, and another model of the same sizes."""
+    other = save_tiny_model(tmp_path / "other", "llama", seed=7)
+    write_random_head(tmp_path / "head", tiny_model, kind="eagle", fuse_bias=True)
+    copied = copy_engine(engine, tmp_path / "engine")
+    with pytest.raises(BuildError, match="other is not the model that the engine was built from"):
+        add_head(copied, tmp_path / "head", model=str(other))
+    assert not (copied / "draft_head").exists()
+    add_head(copied, tmp_path / "head", model=str(tiny_model))
+
+
+def test_a_head_is_not_added_while_another_run_publishes(engine, tiny_model, tmp_path, monkeypatch):
+    """From when the manifest is read: what another run adds to it would be lost."""
+    write_random_head(tmp_path / "head", tiny_model)
+    copied = copy_engine(engine, tmp_path / "engine")
+    refused = []
+
+    def meanwhile(directory):
+        opened = open_directory(directory)
+        with pytest.raises(BuildError, match="another run is compiling"):
+            compile_engine(CompileOptions(directory=directory, backend="cuda", compute_capabilities=("8.9",)))
+        refused.append(directory)
+        return opened
+
+    monkeypatch.setattr(add_head_module, "open_directory", meanwhile)
+    add_head(copied, tmp_path / "head")
+    assert refused
+
+
+def test_what_an_interrupted_build_left_is_named(engine, tmp_path):
+    copied = copy_engine(engine, tmp_path / "engine")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "export", "build", "smollm2", "-o", copied, "--draft-head", tmp_path / "head"),
+            *("--backend", "cuda", "--compute-capability", "8.9"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    said = " ".join(done.stderr.split())
+    assert f"python -m export compile {copied} --backend cuda and python -m export add-head {copied}" in said

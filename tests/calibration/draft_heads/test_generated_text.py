@@ -217,3 +217,9 @@ def test_a_long_prompt_is_dropped(make_generation):
     generation, _ = make_generation(prompts=prompts)
     assert [text for text in generation.run(()) if text is not None] == []
     assert generation.dropped == {"a prompt of more than 72 tokens": ANSWERS_OF_A_PROMPT}
+
+
+@pytest.mark.parametrize("max_length", [64, 512, 1024, 1200, 4096])
+def test_the_longest_prompt_and_its_answer_fit_the_context(max_length):
+    limits = TextLimits().within(max_length)
+    assert limits.given + limits.user + limits.answer <= max_length

@@ -7,7 +7,7 @@ import pytest
 
 from calibration.draft_heads import training as training_module
 from calibration.draft_heads.pace import Pace
-from calibration.draft_heads.training import Training, split
+from calibration.draft_heads.training import Training, by_prompt, split
 from tests.calibration.draft_heads.heads import (
     drafted_tokens,
     random_sequence,
@@ -138,6 +138,30 @@ def test_whole_sequences_are_held_out(sequences):
     assert [one.number for one in held_out] == [10]
     assert len(learned) == 23
     assert [len(part) for part in split(sequences[:2])] == [1, 1]
+
+
+def test_all_answers_to_a_prompt_are_held_out_or_none(sequences):
+    """24 sequences of 12 prompts, each answered twice."""
+    learned, held_out = split(sequences, 12)
+    assert [one.number for one in held_out] == [10, 22]
+    assert not {one.number % 12 for one in learned} & {10}
+    assert by_prompt(sequences[::2], 12) == [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5]
+    assert [len(part) for part in split(sequences, 4)] == [18, 6]
+
+
+def test_estimates_on_the_way_look_at_fewer_blocks(make_training, monkeypatch):
+    seen = []
+    honest, whole = training_module.estimate, training_module.pack
+    monkeypatch.setattr(
+        training_module,
+        "estimate",
+        lambda model, blocks, tokens: seen.append(len(blocks)) or honest(model, blocks, tokens),
+    )
+    monkeypatch.setattr(training_module, "_SECONDS", 0.0)
+    monkeypatch.setattr(training_module, "_BLOCKS_ON_THE_WAY", 1)
+    monkeypatch.setattr(training_module, "pack", lambda one, order: whole(one, order, 16))
+    make_training(counted(3)).run(lambda progress: None)
+    assert seen == [1, 1, 3]
 
 
 def test_a_head_is_unrolled_further_and_further():

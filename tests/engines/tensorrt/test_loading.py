@@ -20,6 +20,7 @@ from engines.tensorrt import backend, loading
 from engines.tensorrt.host_memory import host_plan
 from engines.tensorrt.inspector import integer_kernels
 from engines.tensorrt.library import Library
+from engines.tensorrt.plans import tensorrt_files
 from engines.tensorrt.session import TensorRtSession
 from export.build_options import CompileOptions
 from export.compile import compile_engine
@@ -200,7 +201,8 @@ def test_a_missing_plan_is_compiled_into_the_users_cache(engine, on_host_memory,
     monkeypatch.setattr(loading, "compile_plan", compile_plan)
     for _ in range(2):
         runtime.load(engine, backend="tensorrt-rtx", rebuild=True).close()
-    assert compiled == [engine / "tensorrt/verifier-float16.onnx"]
+    [graph] = compiled
+    assert graph == engine / tensorrt_files(open_directory(engine).manifest)["tensorrt-rtx"].graph
     runtime.load(engine, backend="tensorrt-rtx").close()
 
 
