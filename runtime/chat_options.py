@@ -56,4 +56,6 @@ def completes(prompt: object, chat: ChatOptions | None) -> bool:
     """Whether the tokens go on from the prompt's own text, so that a leading space is theirs."""
     if chat is None or chat.continue_final_message:
         return True
-    return not isinstance(prompt, str) and not (isinstance(prompt, Sequence) and isinstance(prompt[0], Mapping))
+    if isinstance(prompt, str):
+        return False
+    return not (isinstance(prompt, Sequence) and len(prompt) and isinstance(prompt[0], Mapping))

@@ -130,7 +130,8 @@ class Conversation:
             ContextLimitError: it does not fit the KV cache.
         """
         asked = self._messages if prompt is None else prompt
-        ids = encode_prompt(asked, self._resources.codec, make_options(options).chat, self._messages)
+        checked = make_options(options, self._resources.loaded.directory.manifest.sampling_defaults)
+        ids = encode_prompt(asked, self._resources.codec, checked.chat, self._messages)
         verifier = self._resources.verifier
         check_prompt(ids, verifier.contract)
         scheduler = self._resources.scheduler

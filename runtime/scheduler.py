@@ -31,6 +31,8 @@ from runtime.verifier import Verifier
 
 # A request that no pass was for in so long goes before those of a higher priority that came after it.
 AGED_SECONDS = 30.0
+# A rank that no waiting reaches: of what looks whether the engine is well.
+FIRST_OF_ALL = -(2**31)
 
 
 class Scheduler:
@@ -339,8 +341,9 @@ class Scheduler:
 
     def _raise_ranks(self) -> None:
         """Whoever waited for long counts as urgent as the most urgent one from now on, so that nobody starves."""
-        first, last = (self._active[0].rank, self._active[-1].rank) if self._active else (0, 0)
-        if first == last:
+        ranks = [one.rank for one in self._active if one.rank > FIRST_OF_ALL]
+        first = min(ranks, default=0)
+        if first == max(ranks, default=0):
             return
         moment = time.perf_counter() - AGED_SECONDS
         aged = [one for one in self._active if one.rank > first and one.waits_since(moment)]

@@ -28,7 +28,8 @@ def make_app(service: Service) -> ASGIApp:
                 CORSMiddleware,
                 allow_origins=origins,
                 allow_methods=("GET", "POST"),
-                allow_headers=("authorization", "content-type", "x-request-id"),
+                # OpenAI's own client sends a dozen of its own (x-stainless-…).
+                allow_headers=("*",),
                 expose_headers=("x-request-id", "retry-after"),
             )
         )

@@ -1,6 +1,7 @@
 """How much a client may send, and how many answers are under way at once."""
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -10,6 +11,8 @@ from serving.api_errors import ApiError, ErrorAnswer, invalid, too_busy
 
 # Bytes of a request's line and headers; what is longer gets status 431.
 MOST_HEADER_BYTES = 16384
+# Levels of a body's JSON: schemas of tools have a dozen.
+_DEEPEST = 100
 
 
 @dataclass(slots=True)
@@ -55,12 +58,29 @@ async def read_body(request: Request, most: int) -> bytes:
 def read_json(body: bytes) -> Any:
     """The JSON value of a body; raises `ApiError` (400) for what is none: no UTF-8, NaN, endless depth."""
     try:
-        return json.loads(body.decode(), parse_constant=_refuse_constant)
+        value = json.loads(body.decode(), parse_constant=_refuse_constant)
     except RecursionError:
-        raise invalid(None, "the body is nested too deeply") from None
+        raise _too_deep() from None
     except ValueError as error:
         # UnicodeDecodeError, JSONDecodeError, and integers that are too long.
         raise invalid(None, f"the body is not JSON ({error})") from None
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [inner for one in level for inner in _inside(one)]
+        if not level:
+            return value
+    # What walks through it later calls itself at each level.
+    raise _too_deep()
+
+
+def _inside(value: Any) -> Collection[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
+def _too_deep() -> ApiError:
+    return invalid(None, "the body is nested too deeply")
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from runtime.drafters.named import names_alone
+from runtime.scheduler import FIRST_OF_ALL
 from serving.api_errors import invalid
 from serving.request_fields import (
     Field,
@@ -80,7 +81,7 @@ SAMPLING_FIELDS = (
     Field(name="stop", read=one_or_more(string(LONGEST_STOP), MOST_STOPS), option="stop"),
     Field(name="stop_token_ids", read=array(integer(0, MOST_TOKENS), MOST_STOP_IDS), option="stop_token_ids"),
     Field(name="ignore_eos", read=boolean, option="ignore_eos"),
-    Field(name="priority", read=integer(-(2**31), MOST_TOKENS), option="priority"),
+    Field(name="priority", read=integer(FIRST_OF_ALL + 1, MOST_TOKENS), option="priority"),
     Field(name="user", read=string(512)),
     Field(name="cache_salt", read=string(512)),
     Field(name="return_token_ids", read=boolean),

@@ -41,7 +41,7 @@ class LiteralEncoder:
         if isinstance(value, str):
             return self._pattern is not None and self._pattern.search(value) is not None
         if isinstance(value, Mapping):
-            return any(self.spells_special(item) for item in value.values())
+            return any(map(self.spells_special, (*value, *value.values())))
         return isinstance(value, (list, tuple)) and any(self.spells_special(item) for item in value)
 
     def mark(self, value: _Value) -> _Value:
@@ -50,7 +50,8 @@ class LiteralEncoder:
         if isinstance(value, str) and self._pattern is not None:
             marked = self._pattern.sub(lambda found: self._marked(found[0]), value)
         elif isinstance(value, Mapping):
-            marked = {key: self.mark(item) for key, item in value.items()}
+            # Names of a tool's parameters are a user's words as well.
+            marked = {self.mark(key): self.mark(item) for key, item in value.items()}
         elif isinstance(value, (list, tuple)):
             marked = [self.mark(item) for item in value]
         result: _Value = marked

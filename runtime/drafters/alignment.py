@@ -93,10 +93,14 @@ class Alignment:
             return self._found
         return [Place(position=self._cursor, length=self._run, relation=Relation.FOLLOWED)]
 
-    def ahead(self, place: Place, count: int) -> tuple[list[int], list[int]]:
-        """At most `count` tokens from a place on, and for each which one of a replacement it is (-1: of none)."""
+    def ahead(self, place: Place, count: int) -> tuple[list[int], list[int], list[int]]:
+        """At most `count` tokens from a place on, and for each which one of a replacement it is (-1: of none).
+
+        Last where it stands in the prediction; a token of a replacement where what it replaces begins.
+        """
         tokens: list[int] = []
         replacing: list[int] = []
+        positions: list[int] = []
         position = place.position
         follows = place.relation is Relation.FOLLOWED
         edit, done = self._replacing if follows and self._replacing is not None else (None, 0)
@@ -107,19 +111,21 @@ class Alignment:
                 part = edit.inserted[done : done + count - len(tokens)]
                 tokens += part
                 replacing += range(done, done + len(part))
+                positions += [position] * len(part)
                 position += len(edit.removed)
                 edit = None
             elif position < len(self._tokens):
                 tokens.append(self._tokens[position])
                 replacing.append(-1)
+                positions.append(position)
                 position += 1
             else:
                 break
-        return tokens, replacing
+        return tokens, replacing, positions
 
-    def unedited(self, place: Place, count: int) -> list[int]:
-        """The same as the prediction has it."""
-        tokens: list[int] = self._tokens[place.position : place.position + count]
+    def unedited(self, position: int, count: int) -> list[int]:
+        """What the prediction has there, at most `count` tokens."""
+        tokens: list[int] = self._tokens[position : position + count]
         return tokens
 
     def _follow(self, token: int) -> bool:

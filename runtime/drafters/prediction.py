@@ -93,7 +93,7 @@ class Prediction:
         )
         side = min(_SIDE_TOKENS, max_tokens // 3) if self._trees else 0
         for index, place in enumerate(places):
-            tokens, replacing = alignment.ahead(place, max_tokens)
+            tokens, replacing, positions = alignment.ahead(place, max_tokens)
             if not tokens:
                 continue
             evidence = _evidence(place.relation, recent, place.length, replacing)
@@ -101,7 +101,7 @@ class Prediction:
                 return [(tokens, evidence, -1)]
             # Another place that goes on with another token; else the prediction's own words for what is replaced.
             for other in places[index + 1 :]:
-                more, kinds = alignment.ahead(other, side)
+                more, kinds, _ = alignment.ahead(other, side)
                 if more and more[0] != tokens[0]:
                     rests_on = _evidence(other.relation, recent, other.length, kinds)
                     return [
@@ -110,8 +110,7 @@ class Prediction:
                     ]
             if 0 in replacing[: max_tokens - side]:
                 at = replacing.index(0)
-                # Before the first replacement the copy is the prediction's own, token by token.
-                more = alignment.unedited(place, at + side)[at:]
+                more = alignment.unedited(positions[at], side)
                 kept = max_tokens - len(more)
                 rests_on = _evidence(Relation.GUESSED, recent, 0, [-1] * len(more))
                 return [(tokens[:kept], evidence[:kept], -1), (more, rests_on, at - 1)]

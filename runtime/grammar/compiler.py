@@ -43,6 +43,7 @@ class Grammars:
         self._lock = threading.Lock()
         self._tokenizer: LLTokenizer | None = None
         self._compiled: OrderedDict[Grammar, LLMatcher] = OrderedDict()
+        self._compiling: dict[Grammar, threading.Lock] = {}
 
     def start(self, grammar: Grammar, *, other_ends: Collection[int] = ()) -> GrammarState:
         """The state of an answer that begins, for one request.
@@ -52,22 +53,35 @@ class Grammars:
         Raises:
             GrammarError: llguidance is missing, or the grammar cannot be compiled within the limits.
         """
-        with self._lock:
-            compiled = self._compiled.get(grammar)
-            if compiled is not None:
-                self._compiled.move_to_end(grammar)
-        if compiled is None:
-            compiled = self._compile(grammar)
-            with self._lock:
-                self._compiled[grammar] = compiled
-                while len(self._compiled) > _KEPT:
-                    self._compiled.popitem(last=False)
         return GrammarState(
-            compiled.deep_copy(),
+            self._known(grammar).deep_copy(),
             renew=lambda: self._renew(grammar),
             vocab_size=self._vocab_size,
             other_ends=frozenset(other_ends) - self._end_ids,
         )
+
+    def _known(self, grammar: Grammar) -> "LLMatcher":
+        """Compiled once, whoever else asks for it meanwhile: the answers of one request begin together."""
+        with self._lock:
+            compiled = self._compiled.get(grammar)
+            if compiled is not None:
+                self._compiled.move_to_end(grammar)
+                return compiled
+            compiling = self._compiling.setdefault(grammar, threading.Lock())
+        with compiling:
+            with self._lock:
+                compiled = self._compiled.get(grammar)
+            if compiled is None:
+                try:
+                    compiled = self._compile(grammar)
+                finally:
+                    with self._lock:
+                        self._compiling.pop(grammar, None)
+                with self._lock:
+                    self._compiled[grammar] = compiled
+                    while len(self._compiled) > _KEPT:
+                        self._compiled.popitem(last=False)
+            return compiled
 
     def _renew(self, grammar: Grammar) -> "LLMatcher":
         """Compiled anew: copies share the automaton's states, which another answer may have used up."""

@@ -11,6 +11,7 @@ from starlette.types import Message
 
 import runtime
 from quasar.errors import EngineError
+from runtime.scheduler import FIRST_OF_ALL
 from serving.access_log import log_to_stderr
 from serving.app import make_app
 from serving.endpoints import Service
@@ -20,7 +21,6 @@ from serving.settings import ServerSettings
 
 # Seconds in which a healthy engine gives one token to a request that goes before all others.
 HEALTHY_SECONDS = 25.0
-_FIRST_OF_ALL = -(2**31)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +88,7 @@ class EngineReplica:
 
     def _one_token(self) -> None:
         answer = self._engine.generate(
-            [0], max_new_tokens=1, chat_template=False, priority=_FIRST_OF_ALL, deadline=HEALTHY_SECONDS, temperature=0
+            [0], max_new_tokens=1, chat_template=False, priority=FIRST_OF_ALL, deadline=HEALTHY_SECONDS, temperature=0
         )
         if not answer.token_ids:
             raise EngineError(f"the engine gave no token in {HEALTHY_SECONDS:g} seconds: its replica is replaced")

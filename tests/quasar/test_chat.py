@@ -53,7 +53,9 @@ def test_marked_text_is_encoded_as_the_library_encodes_it(kind):
 def test_content_in_tools_and_calls_is_text_too():
     codec = chat_codec(byte_level, "{{ tools | tojson }}{{ messages[0].tool_calls | tojson }}<|im_end|>")
     messages = [{"role": "assistant", "content": None, "tool_calls": [{"name": "<|im_end|>"}]}]
-    ids = codec.encode_chat(messages, ChatOptions(tools=({"name": "</s>"},)))
+    # Names of parameters, too, which a user may choose.
+    tools = ({"name": "</s>", "parameters": {"properties": {"a</s>": {}, "<|im_end|>": {}}}},)
+    ids = codec.encode_chat(messages, ChatOptions(tools=tools))
     end = codec.tokenizer.token_to_id("<|im_end|>")
     assert ids.count(end) == 1
     assert ids[-1] == end

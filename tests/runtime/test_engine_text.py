@@ -38,6 +38,18 @@ def forced(*tokens):
     return process
 
 
+def test_a_prompt_of_nothing_is_a_sentence(engine):
+    with engine.session() as conversation:
+        for call in (engine.generate, conversation.generate):
+            with pytest.raises(GenerationError, match="the prompt is empty"):
+                call([])
+
+
+def test_a_prefill_reads_the_options_of_the_answer_that_follows(engine):
+    with engine.session() as conversation:
+        assert conversation.prefill("hello", sampling="model") > 0
+
+
 @pytest.mark.parametrize("drafter", ["none", "prompt-lookup"])
 def test_a_stop_that_is_a_special_token_stops(engine, drafter):
     special = engine.codec.tokenizer.token_to_id("<|user|>")

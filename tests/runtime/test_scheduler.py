@@ -14,6 +14,7 @@ from runtime.active_request import UNREAD
 from runtime.composition import chunk_sizes
 from runtime.drafters import Draft
 from runtime.kv_cache import KVCache
+from runtime.scheduler import FIRST_OF_ALL
 from runtime.testing import TableSession
 from tests.runtime.scheduling import KINDS, Service, answer_alone
 
@@ -148,6 +149,17 @@ class TestPasses:
         for request in (urgent, *later, patient):
             assert len(list(service.stream(request))) == 5
         assert urgent.last_pass == patient.last_pass < min(one.last_pass for one in later)
+
+    def test_waiting_reaches_no_rank_of_what_looks_after_the_engine(self, monkeypatch):
+        """Whoever waited counts as urgent as the most urgent user: a look at the engine goes before all of them."""
+        monkeypatch.setattr("runtime.scheduler.AGED_SECONDS", 0.0)
+        service = Service(slots=1)
+        waiting = [service.start([1 + place], 5, priority=9 - place, most_unread=None) for place in range(3)]
+        looking = service.start([7], 1, priority=FIRST_OF_ALL, most_unread=None)
+        for request in (*waiting, looking):
+            assert len(list(service.stream(request))) in (1, 5)
+        assert looking.last_pass < min(one.last_pass for one in waiting)
+        assert FIRST_OF_ALL not in {one.rank for one in waiting}
 
     def test_a_reader_that_pauses_holds_no_slot(self):
         service = Service(slots=1)

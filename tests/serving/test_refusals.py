@@ -6,6 +6,8 @@ import re
 import pytest
 
 from quasar.errors import QuasarError
+from serving.api_errors import ApiError
+from serving.request_limits import read_json
 from serving.server import bind
 from tests.serving.servers import http_request, running, until
 
@@ -364,10 +366,13 @@ def test_limits_of_answers(guarded):
 
 
 def test_cors(guarded, server):
-    ask = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+    # Those of OpenAI's client in a page, a few of them.
+    sent = "authorization,content-type,x-stainless-lang,x-stainless-os,x-stainless-retry-count"
+    ask = {"access-control-request-method": "POST", "access-control-request-headers": sent}
     good, bad = ({**ask, "origin": origin} for origin in ("https://page.example", "https://other.example"))
     found = guarded.request("OPTIONS", "/v1/completions", headers=good)
     assert (found[0], found[2]["access-control-allow-origin"]) == (200, "https://page.example")
+    assert set(sent.split(",")) <= set(found[2]["access-control-allow-headers"].replace(" ", "").split(","))
     for to, headers in ((guarded, bad), (server, good)):
         assert "access-control-allow-origin" not in to.request("OPTIONS", "/v1/completions", headers=headers)[2]
         assert "access-control-allow-origin" not in to.request("GET", "/health", headers=headers)[2]
@@ -377,3 +382,15 @@ def test_an_address_that_is_taken_is_an_error(server):
     host, port = server.address
     with pytest.raises(QuasarError, match=f"cannot listen at {host} port {port}"):
         bind(host, port)
+
+
+def test_a_body_that_is_nested_deeply_is_refused():
+    def nested(levels):
+        return f'{{"tools": {"[" * levels}{"]" * levels}}}'.encode()
+
+    assert read_json(nested(90)) is not None
+    for levels in (100, 600, 100_000):
+        with pytest.raises(ApiError) as caught:
+            read_json(nested(levels))
+        assert caught.value.answer.status == 400
+        assert caught.value.answer.message == "the body is nested too deeply"

@@ -163,4 +163,17 @@ def test_an_alignment_of_nothing_has_no_place_that_goes_on():
         other.push(token)
     [place] = other.places()
     assert (place.position, place.relation) == (2, Relation.FOLLOWED)
-    assert other.ahead(place, 5) == ([], [])
+    assert other.ahead(place, 5) == ([], [], [])
+
+
+def test_after_a_replacement_under_way_the_next_one_has_its_own_words_beside_it():
+    """4 became 10 11 12, and again at the end: while that comes, what follows it is not where the cursor is."""
+    prediction = [1, 2, 3, 4, 20, 5, 6, 7, 8, 20, 9, 20]
+    answer = [1, 2, 3, 4, 10, 11, 12, 5, 6, 7, 8, 10]
+    drafter = Prediction(PredictedAnswer(tokens=np.array(prediction), begins=0), trees=True)
+    draft = drafter.propose(np.array(answer), 8)
+    assert draft.tokens.tolist()[:6] == [11, 12, 9, 10, 11, 12]
+    # Beside the second replacement, which follows 9, the prediction's own word.
+    assert draft.tokens.tolist()[6:] == [20]
+    assert draft.parents.tolist() == [-1, 0, 1, 2, 3, 4, 2]
+    assert len(draft.evidence) == len(draft.tokens)

@@ -4,6 +4,8 @@ import json
 import random
 import re
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -274,6 +276,28 @@ def test_compiled_grammars_are_kept_and_the_oldest_goes(monkeypatch):
     for text in ("a", "b", "a", "c", "a", "b"):
         own.start(Grammar(kind="regex", text=text))
     assert made == ["a", "b", "c", "b"]
+
+
+def test_answers_that_begin_together_compile_their_grammar_once(monkeypatch):
+    own = Grammars(codec(), vocab_size=vocab_size(), end_ids=[token(END)])
+    made, compile_one = [], own._compile
+
+    def slow(grammar):
+        made.append(grammar.text)
+        time.sleep(0.05)
+        return compile_one(grammar)
+
+    monkeypatch.setattr(own, "_compile", slow)
+    grammar = Grammar(kind="regex", text="ab?c")
+    with ThreadPoolExecutor(4) as pool:
+        states = list(pool.map(lambda _: own.start(grammar), range(4)))
+    assert made == ["ab?c"]
+    assert len({id(state) for state in states}) == 4
+    # What cannot be compiled is said to each, and forgotten.
+    for _ in range(2):
+        with pytest.raises(GrammarError):
+            own.start(Grammar(kind="regex", text="a("))
+    assert not own._compiling
 
 
 def test_threads_start_grammars_together():
