@@ -228,7 +228,8 @@ class Engine:
         """Generate to the end, as `stream` does; a list of prompts gives a list of generations, in order."""
         if _is_many(prompt):
             start = partial(self._start, options=options, most_unread=None, called_at=time.monotonic())
-            return gather_all([partial(start, one) for one in cast("list[Prompt]", prompt)])
+            starts = [partial(start, one) for one in cast("list[Prompt]", prompt)]
+            return gather_all(starts, together=self._open().scheduler.shares_passes)
         return gather(self._start(cast("Prompt", prompt), options, most_unread=None))
 
     @takes_options

@@ -46,6 +46,11 @@ class Composer:
         # Each feeds a position at least.
         self._most_sequences = min(session.max_sequences, self._most_positions) if self._shares else 1
 
+    @property
+    def shares_passes(self) -> bool:
+        """Whether sequences go on in the same passes."""
+        return self._most_sequences > 1
+
     def choose(self, going: list[ActiveRequest], active: Sequence[ActiveRequest]) -> list[ActiveRequest]:
         """Those of the requests that can go on that the next pass is for, each with a slot.
 

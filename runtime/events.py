@@ -72,10 +72,13 @@ def gather(events: Iterable[Event]) -> Generation:
     )
 
 
-def gather_all(starts: Sequence[Callable[[], Iterator[Event]]]) -> list[Generation]:
+def gather_all(starts: Sequence[Callable[[], Iterator[Event]]], *, together: bool = True) -> list[Generation]:
     """Generations of streams that go on together, in their order.
 
     All are made before one begins. Where the queue has no room for all of them, the others begin as these end.
+
+    Args:
+        together: False: each begins when the one before has ended, where all of them would take their slots in turn.
     """
     found: dict[int, Generation] = {}
     begun: deque[tuple[int, Iterator[Event]]] = deque()
@@ -93,6 +96,8 @@ def gather_all(starts: Sequence[Callable[[], Iterator[Event]]]) -> list[Generati
             return stream
 
         for place, stream in enumerate([make(start) for start in starts]):
+            while begun and not together:
+                finish_one()
             while True:
                 try:
                     begun.append((place, itertools.chain([next(stream)], stream)))

@@ -89,6 +89,11 @@ class Scheduler:
         self._sequences: weakref.WeakSet[ScheduledSequence] = weakref.WeakSet()
         self._at_exit = False
 
+    @property
+    def shares_passes(self) -> bool:
+        """Whether sequences go on in the same passes."""
+        return self._composer.shares_passes
+
     def check_process(self) -> None:
         """Raise `GenerationError` in a process that was forked after the load: it has none of the session's threads."""
         if (here := os.getpid()) != self._process:

@@ -8,6 +8,7 @@ knows beside the file (special tokens, templates, what frames a document) is tak
 import json
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,13 +34,7 @@ def folder_text(folder: Path, config: Mapping[str, Any], generation: Mapping[str
             f"{folder} has no tokenizer: tokenizer.json was expected beside the weights, or what it is made from "
             "(tokenizer.model, vocab.json): download it from where the weights are from"
         )
-    from transformers import AutoTokenizer
-
-    try:
-        known = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers raises whatever its readers do
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{folder}: the tokenizer cannot be loaded ({reason})") from None
+    known = _known_to_transformers(folder)
     tokenizer = _tokenizer(folder, known)
     eos_token = known.eos_token or ""
     return CheckpointText(
@@ -56,6 +51,21 @@ def folder_text(folder: Path, config: Mapping[str, Any], generation: Mapping[str
         ),
         sampling=sampling_defaults(generation, draws=bool(generation.get("do_sample", False))),
     )
+
+
+def _known_to_transformers(folder: Path) -> Any:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    options = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        return AutoTokenizer.from_pretrained(folder, **options)
+    except Exception as error:  # transformers raises whatever its readers do
+        reason = " ".join(str(error).split())[:200]
+    if (folder / "tokenizer.json").is_file():
+        # A class that comes as code, which is never run; the files say what is needed.
+        with suppress(Exception):
+            return PreTrainedTokenizerFast.from_pretrained(folder, **options)
+    raise CheckpointError(f"{folder}: the tokenizer cannot be loaded ({reason})")
 
 
 def _tokenizer(folder: Path, known: Any) -> "Tokenizer":

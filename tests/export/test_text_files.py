@@ -170,6 +170,23 @@ def test_tokenizer_json_is_the_tokenizer_whatever_class_is_named(tmp_path, model
         assert tokenizer.encode(text, add_special_tokens=False).ids == expected.encode(text).ids
 
 
+def test_a_tokenizer_class_that_comes_as_code_is_not_run(folder):
+    expected = open_checkpoint(str(folder)).text()
+    (folder / "made_here.py").write_text("raise SystemExit")
+    change(
+        folder / "tokenizer_config.json",
+        tokenizer_class="MadeHere",
+        auto_map={"AutoTokenizer": ["made_here.MadeHere", None]},
+    )
+    found = open_checkpoint(str(folder)).text()
+    assert found.tokenizer.encode("a<|end|>b").ids == expected.tokenizer.encode("a<|end|>b").ids
+    assert (found.chat_templates, found.end_ids) == (expected.chat_templates, expected.end_ids)
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="the tokenizer cannot be loaded"):
+        open_checkpoint(str(folder)).text()
+
+
 def test_tokens_that_only_the_tokenizer_config_names(folder):
     values = {"content": "<|tool|>", "special": True}
     change(folder / "tokenizer_config.json", added_tokens_decoder={"260": values})

@@ -12,6 +12,7 @@ import pytest
 import runtime
 from engines.onnxruntime.session import external_bytes
 from quasar.errors import GenerationError, QueueFullError
+from runtime import composition
 from runtime.prompt_ids import encode_prompt
 
 PROMPTS = ["one two one two", "abc abc abc", "hello there", "x y z x y"]
@@ -247,6 +248,21 @@ def test_a_list_of_prompts(engine):
     assert [one.text for one in engine.generate(messages, max_new_tokens=6)] == [one.text for one in many[:2]]
     assert len(engine.generate([[1, 2], [3]], max_new_tokens=2)) == 2
     assert engine.generate([1, 2, 3], max_new_tokens=2).stats.prompt_tokens == 3
+
+
+def test_a_list_goes_one_by_one_where_passes_are_not_shared(tiny_engine, monkeypatch):
+    """Side by side they would take the only slot from each other at every turn."""
+    monkeypatch.setattr(composition, "PATIENCE", 0.0)
+    swapped_out = []
+
+    def hear(step):
+        swapped_out.append(engine.metrics().swapped_out)
+
+    with runtime.load(tiny_engine, max_sequences=1, on_round=hear) as engine:
+        alone = [engine.generate(prompt, max_new_tokens=8).token_ids for prompt in PROMPTS]
+        assert [one.token_ids for one in engine.generate(PROMPTS, max_new_tokens=8)] == alone
+    assert len(swapped_out) > len(PROMPTS)
+    assert not any(swapped_out)
 
 
 def test_a_list_that_the_queue_has_no_room_for_begins_as_its_own_answers_end(tiny_engine):
