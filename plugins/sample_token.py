@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from quasar.errors import GenerationError
+from quasar.errors import FaultError, GenerationError
 
 # Recorded in an engine's manifest: another method, or another version of this one, draws other tokens.
 SAMPLER = "gumbel-max philox4x64-10 v1"
@@ -32,8 +32,6 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 
-NO_NUMBERS = "the logits are not numbers: NaN or infinity came from the engine or a hook"
-NOTHING_LEFT = "every token is excluded: a bias, a hook or a minimum leaves nothing to choose from"
 LEAST_TEMPERATURE, MOST_TEMPERATURE = 1e-6, 1e6
 
 _KEY = 1
@@ -71,7 +69,7 @@ def sample_token(logits: Float32, filters: Filters, *, seed: int, position: int)
     Raises:
         GenerationError: a logit is NaN or infinite, or every token is excluded.
     """
-    largest = _largest(logits)
+    largest = check_largest(float(logits.max()))
     within = _kth_largest(logits, filters.top_k)
     floor = max(within, _min_p_floor(largest, filters))
     candidates: Int64 = (
@@ -85,7 +83,7 @@ def sample_token(logits: Float32, filters: Filters, *, seed: int, position: int)
 
 def distribution(logits: Float32, filters: Filters) -> Float64:
     """What `sample_token` draws from, float64 [V]: the filtered softmax, by its definition."""
-    largest = _largest(logits)
+    largest = check_largest(float(logits.max()))
     wide = logits.astype(np.float64)
     mass = np.exp((wide - largest) / filters.temperature)
     mass[wide < _kth_largest(logits, filters.top_k)] = 0
@@ -110,12 +108,15 @@ def gumbel_noise(tokens: Int64, *, seed: int, position: int) -> Float64:
     return noise
 
 
-def _largest(logits: Float32) -> float:
-    largest = float(logits.max())
+def check_largest(largest: float) -> float:
+    """The largest of the logits that a token is chosen by, if one can be.
+
+    Raises `GenerationError` if every token is excluded, and `FaultError` if the logits are no numbers.
+    """
+    if largest == -np.inf:
+        raise GenerationError("every token is excluded: a bias, a hook or a minimum leaves nothing to choose from")
     if not np.isfinite(largest):
-        if largest == -np.inf:
-            raise GenerationError(NOTHING_LEFT)
-        raise GenerationError(NO_NUMBERS)
+        raise FaultError("the logits are not numbers: NaN or infinity came from the engine or a hook")
     return largest
 
 

@@ -10,6 +10,7 @@
     └── GenerationError        a request that this engine cannot honour
         ├── ContextLimitError      prompt (and new tokens) do not fit the KV cache
         ├── GrammarError           a response_format that is none, cannot be compiled, or goes beyond its limits
+        ├── FaultError             not the request's: logits that are no numbers, a drafter's draft that is none
         └── QueueFullError         as many requests wait as the engine lets wait: try again later
 
 Every message says what came, what was expected and what to do, in one line.
@@ -54,6 +55,10 @@ class ContextLimitError(GenerationError):
 
 class GrammarError(GenerationError):
     """A `response_format` that is none, cannot be compiled, or goes beyond its limits in mid-answer."""
+
+
+class FaultError(GenerationError):
+    """The engine, or a drafter, failed at a request that may be as it should be."""
 
 
 class QueueFullError(GenerationError):

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from engines.contract import MAX_WIDTH, Contract
 from engines.probes.row_invariance import RowInvariance
-from quasar.errors import ContextLimitError, GenerationError
+from quasar.errors import ContextLimitError, FaultError, GenerationError
 from runtime.acceptance import accept, follow
 from runtime.kv_cache import KVCache
 from runtime.sampling.chooser import TokenChooser
@@ -107,7 +107,7 @@ class Sequence:
         (`RowInvariance.prefill`); None: the engine's own chunk.
 
         Raises:
-            GenerationError: a draft outside the vocabulary.
+            FaultError: a draft outside the vocabulary.
         """
         if self.prompt_left:
             first = self._cache.length
@@ -122,7 +122,7 @@ class Sequence:
             )
         draft = proposal.draft
         if len(draft.tokens) and (draft.tokens.min() < 0 or draft.tokens.max() >= self._contract.vocab_size):
-            raise GenerationError(
+            raise FaultError(
                 f"the drafter proposed {draft.tokens.tolist()}; ids below {self._contract.vocab_size} were expected"
             )
         # Padded to the width of plain decoding.

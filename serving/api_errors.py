@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from quasar.errors import ContextLimitError, GenerationError, PromptError, QueueFullError
+from quasar.errors import ContextLimitError, FaultError, GenerationError, PromptError, QueueFullError
 
 # Seconds after which a client may try again, where the queue is full or the server is stopping.
 RETRY_SECONDS = 1
@@ -97,7 +97,7 @@ def answer_to(error: BaseException, fields: Mapping[str, str], prompt: str, max_
         return too_busy(str(error)).answer
     if isinstance(error, PromptError) or (isinstance(error, GenerationError) and str(error).startswith("the prompt ")):
         return ErrorAnswer(status=400, message=str(error), param=prompt)
-    if isinstance(error, GenerationError):
+    if isinstance(error, GenerationError) and not isinstance(error, FaultError):
         # Messages of the runtime begin with the option's name.
         option, _, rest = str(error).partition(" ")
         name = fields.get(option)

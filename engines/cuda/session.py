@@ -25,7 +25,7 @@ from engines.gpu.device import Device, LoadedKernel, OutOfMemoryError
 from engines.gpu.limits import length_advice
 from engines.session import Positions, SessionMemory, positions_of, rows_of
 from plugins.gpu.variants import HEAD_TILE_TOKENS, num_splits, tile_tokens
-from quasar.errors import EngineError
+from quasar.errors import EngineError, FaultError
 
 Int64 = NDArray[np.int64]
 
@@ -144,7 +144,7 @@ class CudaSession:
         self._run(batch, logits)
         tokens = self._tokens[: self._num_rows]
         if self._num_rows and tokens.min() < 0:
-            raise EngineError("the pass returned no token: its logits are not numbers")
+            raise FaultError("the pass returned no token: its logits are not numbers")
         return tokens
 
     @property

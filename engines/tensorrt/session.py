@@ -23,7 +23,7 @@ from engines.session import Positions, SessionMemory, rows_of
 from engines.tensorrt.bindings import check_bindings
 from engines.tensorrt.staging import Staging, Tokens
 from engines.tree import ancestor_mask, check_parents, depths
-from quasar.errors import EngineError
+from quasar.errors import EngineError, FaultError
 
 Int64 = NDArray[np.int64]
 
@@ -208,7 +208,7 @@ class TensorRtSession:
     def _next_tokens(self, count: int) -> Int64:
         tokens = self._tokens.next_tokens(count)
         if tokens.min() < 0:
-            raise EngineError("the plan returned no token: its logits are not numbers")
+            raise FaultError("the plan returned no token: its logits are not numbers")
         return tokens
 
     def _allocate(self) -> None:

@@ -6,14 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from plugins.sample_token import NO_NUMBERS, NOTHING_LEFT, Filters, Float32
-from quasar.errors import GenerationError, QuasarError
+from plugins.sample_token import Filters, Float32, check_largest
+from quasar.errors import FaultError, QuasarError
 
-_FAILURES = {
-    1: NO_NUMBERS,
-    2: NOTHING_LEFT,
-    3: "there is no memory to sample in",
-}
 # The largest int64.
 _MOST = (1 << 63) - 1
 
@@ -66,9 +61,10 @@ class NativeSampler:
                 row = np.require(logits, np.float32, ["C", "A"])
             sampling.logits = row.__array_interface__["data"][0]
             sampling.columns, sampling.position = len(row), position
-            failure = function(*arguments)
-            if failure:
-                raise GenerationError(_FAILURES[failure])
+            if function(*arguments):
+                # Logits that no token can be drawn from, or else memory.
+                check_largest(float(row.max()))
+                raise FaultError("there is no memory to sample in")
             return token.value
 
         return draw

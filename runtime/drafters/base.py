@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from quasar.errors import GenerationError
+from quasar.errors import FaultError
 
 Int64 = NDArray[np.int64]
 Float32 = NDArray[np.float32]
@@ -82,7 +82,7 @@ def ask(drafter: Drafter, context: Int64, max_tokens: int, *, trees: bool) -> Dr
     """The drafter's proposal, checked.
 
     Raises:
-        GenerationError: arrays that a draft cannot have, more than `max_tokens` tokens, a tree where `trees` are not
+        FaultError: arrays that a draft cannot have, more than `max_tokens` tokens, a tree where `trees` are not
             exact, or parents that are none.
     """
     draft = drafter.propose(context, max_tokens)
@@ -90,27 +90,25 @@ def ask(drafter: Drafter, context: Int64, max_tokens: int, *, trees: bool) -> Dr
     for name, array in (("tokens", tokens), ("parents", parents), ("evidence", draft.evidence)):
         if array is not None and not _is_column(array):
             came = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
-            raise GenerationError(
-                f"drafter {name_of(drafter)!r} proposed {name} as {came}; an int64 array [K] was expected"
-            )
+            raise FaultError(f"drafter {name_of(drafter)!r} proposed {name} as {came}; an int64 array [K] was expected")
     if len(tokens) > max_tokens:
-        raise GenerationError(
+        raise FaultError(
             f"drafter {name_of(drafter)!r} proposed {len(tokens)} tokens; at most {max_tokens} were expected"
         )
     if draft.evidence is not None and draft.evidence.shape != tokens.shape:
-        raise GenerationError(
+        raise FaultError(
             f"drafter {name_of(drafter)!r} proposed {len(draft.evidence)} numbers as evidence for {len(tokens)} "
             "tokens; one for each was expected"
         )
     if parents is None:
         return draft
     if not trees:
-        raise GenerationError(
+        raise FaultError(
             f"drafter {name_of(drafter)!r} proposed a tree, and trees are not exact on this engine's kernels (native "
             "ones are): let it propose a chain, without parents"
         )
     if parents.shape != tokens.shape or not all(-1 <= parent < place for place, parent in enumerate(parents.tolist())):
-        raise GenerationError(
+        raise FaultError(
             f"drafter {name_of(drafter)!r} proposed parents {parents.tolist()}; for {len(tokens)} tokens, as many "
             "indices of earlier ones (or -1) were expected"
         )

@@ -3,8 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from plugins.sample_token import NO_NUMBERS, NOTHING_LEFT
-from quasar.errors import GenerationError
+from plugins.sample_token import check_largest
 from runtime.grammar.matcher import GrammarState
 from runtime.sampling.logprobs import TokenLogprob
 from runtime.segment import Targets
@@ -45,6 +44,5 @@ class GreedyGrammarChooser:
         row = targets.logits[place]
         self._grammar.mask(row)
         token = int(row.argmax())
-        if not np.isfinite(row[token]):
-            raise GenerationError(NOTHING_LEFT if row[token] == -np.inf else NO_NUMBERS)
+        check_largest(float(row[token]))
         return token

@@ -10,8 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from plugins.sample_token import NO_NUMBERS, NOTHING_LEFT, Filters, sample_token
-from quasar.errors import GenerationError
+from plugins.sample_token import Filters, check_largest, sample_token
 from runtime.generation_options import GenerationOptions
 from runtime.grammar.matcher import GrammarState
 from runtime.sampling.logprobs import RowLogprobs, TokenLogprob
@@ -105,6 +104,5 @@ class LogitsChooser:
         if self._draw is not None:
             return self._draw(row, position)
         token = int(row.argmax())
-        if not np.isfinite(row[token]):
-            raise GenerationError(NOTHING_LEFT if row[token] == -np.inf else NO_NUMBERS)
+        check_largest(float(row[token]))
         return token

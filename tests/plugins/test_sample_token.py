@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from plugins.sample_token import Filters, distribution, gumbel_noise, sample_token
-from quasar.errors import GenerationError
+from quasar.errors import FaultError, GenerationError
 
 FILTERS = [
     Filters(),
@@ -159,5 +159,6 @@ def test_excluded_tokens_are_never_drawn():
     [(np.nan, "the logits are not numbers"), (np.inf, "the logits are not numbers"), (-np.inf, "every token is excl")],
 )
 def test_logits_that_nothing_can_be_drawn_from(bad, message):
-    with pytest.raises(GenerationError, match=message):
+    with pytest.raises(GenerationError, match=message) as raised:
         sample_token(np.full(5, bad, np.float32), Filters(), seed=0, position=0)
+    assert isinstance(raised.value, FaultError) == (bad != -np.inf)

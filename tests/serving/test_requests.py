@@ -2,7 +2,7 @@
 
 import pytest
 
-from quasar.errors import ContextLimitError, GenerationError, PromptError, QueueFullError
+from quasar.errors import ContextLimitError, FaultError, GenerationError, PromptError, QueueFullError
 from quasar.text.encoding import encode_text
 from serving.api_errors import ApiError, answer_to
 from serving.api_request import ServedModel, salt_of
@@ -69,6 +69,7 @@ def test_answers_are_let_in_together_or_not_at_all():
         (GenerationError("the prompt is empty"), 400, "messages", None),
         (GenerationError("something else"), 400, None, None),
         (QueueFullError("9 requests are under way"), 429, None, "rate_limit_exceeded"),
+        (FaultError("a secret of the logits"), 500, None, "internal_error"),
         (ValueError("a secret"), 500, None, "internal_error"),
     ],
     ids=str,
