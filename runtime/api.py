@@ -24,6 +24,7 @@ from runtime.active_request import UNREAD
 from runtime.asynchronous import collect, in_thread
 from runtime.chat_options import completes
 from runtime.conversation import Conversation
+from runtime.drafters.named import names_alone
 from runtime.events import Event, Generation, gather, gather_all
 from runtime.generation_options import GenerationOptions, Signal
 from runtime.loop import Round
@@ -183,6 +184,11 @@ class Engine:
     def record(self) -> MachineRecord:
         """Row invariance and latencies on this machine."""
         return self._loaded.record
+
+    @property
+    def drafters(self) -> list[str]:
+        """Names that `drafter` takes on this engine and that load no other one."""
+        return names_alone(self._open().target)
 
     @property
     def codec(self) -> TextCodec:

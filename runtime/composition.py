@@ -80,8 +80,10 @@ class Composer:
                 break
             decoding = request.decoding
             prompt = None if decoding.begun or not self._exact.prefill else decoding.sequence.tokens
-            if self._slots.bring(request.scheduled, may_leave, prompt=prompt):
-                chosen.append(request)
+            # Another one's positions may find no memory outside of the cache.
+            with request.own_errors:
+                if self._slots.bring(request.scheduled, may_leave, prompt=prompt):
+                    chosen.append(request)
         return chosen
 
     def segments(self, chosen: list[ActiveRequest]) -> list[tuple[ActiveRequest, Segment]]:
@@ -93,7 +95,7 @@ class Composer:
             with request.own_errors:
                 request.decoding.begin()
                 (prompts if request.decoding.sequence.prompt_left else decoding).append(request)
-        prompts = [one for one in prompts if not self._follows(one, prompts)]
+        prompts = [one for one in prompts if not self._follows(one, prompts) and one.error is None]
         room = self._most_positions - len(decoding)
         sizes: list[int | None] = [None] * len(prompts)
         if self._shares and prompts:
@@ -122,7 +124,8 @@ class Composer:
         if scheduled.salt is None or not self._exact.prefill:
             return False
         mine = sequence.tokens
-        request.decoding.found(self._slots.copy_prefix(scheduled, mine))
+        with request.own_errors:
+            request.decoding.found(self._slots.copy_prefix(scheduled, mine))
         for other in prompts:
             if other is request:
                 break

@@ -16,7 +16,6 @@ from starlette.responses import Response
 from quasar import __version__
 from runtime import Engine, Event
 from runtime.asynchronous import ThreadedStreams
-from runtime.drafters.named import names_alone
 from serving.access_log import Record, record_of
 from serving.api_errors import OUT_OF_TIME, STOPPING, ApiError, ErrorAnswer, answer_to
 from serving.api_request import ApiRequest, ServedModel, no_such_model
@@ -190,7 +189,7 @@ class Service:
             "created": self._created,
             "owned_by": "quasar",
             "max_model_len": self._model.max_length,
-            "drafters": names_alone(),
+            "drafters": self.engine.drafters,
         }
 
 

@@ -190,9 +190,17 @@ def known_names() -> list[str]:
     return [AUTO, NONE, *_OWN, *_installed()]
 
 
-def names_alone() -> list[str]:
-    """Those that load no engine: who may choose a drafter, and not what a process holds, chooses among these."""
-    return [name for name in known_names() if name not in _LOAD_ENGINES]
+def names_alone(target: VerifierProfile | None = None) -> list[str]:
+    """Those that load no engine: who may choose a drafter, and not what a process holds, chooses among these.
+
+    With a `target`, those that it can have.
+    """
+    lacks = set(_LOAD_ENGINES)
+    if target is not None and target.draft_head is None:
+        lacks.add(HeadDrafter.name)
+    if target is not None and not target.tells_successors:
+        lacks.add("recycling")
+    return [name for name in known_names() if name not in lacks]
 
 
 def make_drafters(asked: DrafterOption, target: VerifierProfile) -> list[Drafter]:

@@ -124,11 +124,11 @@ def test_a_conversation_goes_on(engine):
 
 
 def test_a_head_needs_native_kernels(head_engine):
-    with (
-        runtime.load(head_engine, threads=1, kernels="stock") as engine,
-        pytest.raises(GenerationError, match="drafter 'eagle' is a draft head, and this engine has none, or none that"),
-    ):
-        engine.generate(PROMPTS[1], drafter="eagle", max_new_tokens=4)
+    message = "drafter 'eagle' is a draft head, and this engine has none, or none that"
+    with runtime.load(head_engine, threads=1, kernels="stock") as engine:
+        assert "eagle" not in engine.drafters
+        with pytest.raises(GenerationError, match=message):
+            engine.generate(PROMPTS[1], drafter="eagle", max_new_tokens=4)
 
 
 def test_it_can_be_left_out(head_engine):
@@ -136,6 +136,10 @@ def test_it_can_be_left_out(head_engine):
     assert loaded.draft_head is None
     assert loaded.session.hidden_states is None
     loaded.session.close()
+
+
+def test_it_is_among_the_engines_drafters(engine):
+    assert "eagle" in engine.drafters
 
 
 def test_its_memory_counts(engine, head_engine):

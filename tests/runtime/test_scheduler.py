@@ -265,6 +265,26 @@ class TestFailures:
         answers = [[token for step in service.stream(one) for token in step.round.tokens] for one in good]
         assert answers == [answer_alone([place], 10) for place in range(2)]
 
+    def test_what_finds_no_memory_outside_of_the_cache_ends_alone(self):
+        def no_memory(first, end, *, slot=0):
+            raise MemoryError(f"positions {first} to {end}")
+
+        service = Service(slots=1)
+        slow = service.start([1], 30, priority=5, most_unread=None)
+        first = service.scheduler.take(slow)
+        service.session.read_rows = no_memory
+        with pytest.raises(MemoryError, match="positions 0 to"):
+            service.answer([2, 3], 10, priority=0)
+        rest = [token for step in service.stream(slow) for token in step.round.tokens]
+        assert [*first.round.tokens, *rest] == answer_alone([1], 30)
+
+        service = Service(slots=2)
+        service.session.read_rows = no_memory
+        one, other = (service.start([*LONG, place], 1, salt="t", most_unread=None) for place in range(2))
+        with pytest.raises(MemoryError, match="positions 0 to 256"):
+            list(service.stream(other))
+        assert [token for step in service.stream(one) for token in step.round.tokens] == answer_alone([*LONG, 0], 1)
+
     def test_a_pass_that_fails_is_made_again_for_each(self):
         service = Service(slots=3)
         run = service.session.run_batch
