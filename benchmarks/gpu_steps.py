@@ -71,7 +71,7 @@ _LOW_BIT = {
     "int8 cache": (PER_TOKEN, "int8"),
     "w8a8-block": (BLOCKS, "float16"),
     "w4a8": (NIBBLES, "float16"),
-    "w4a16": ("nibbles_floats", "float16"),
+    "w4a16": ("nibbles_planes", "float16"),
 }
 # What stands for a model in a rehearsal.
 _TINY = {"smollm2": "tiny-llama", "qwen3-1.7b": "tiny-qwen3"}
@@ -358,7 +358,7 @@ def _check_block_linear(
     scale = (random.uniform(0.5, 1, (outputs, blocks)) / most / inputs**0.5).astype(kind)
     offset = (scale * -most).astype(kind) if form.offsets else None
     stored = values + np.int8(most) if form.offsets else values
-    reference = w4a16_block_linear if form.floats else w8a8_block_linear
+    reference = w4a16_block_linear if form.planes else w8a8_block_linear
     of_blocks = None if offset is None else offset.astype(np.float32)
     expected = reference(x, stored, scale.astype(np.float32), offset=of_blocks, gate=GATES.index("silu"))
     tiles, scales = tiles_of(outputs // 2, TILE_OUTPUTS), pack_block_scales(scale, gated=True)

@@ -22,7 +22,7 @@ from quasar.numerics import QuantizedWeight
 
 # Tensors start at multiples of this: a line of the cache, twice.
 _ALIGNMENT = 256
-# Native operators of linears → in blocks, with weights of 4 bits, with activations as floats.
+# Native operators of linears → in blocks, with weights of 4 bits, with activations of 16 bits.
 _LINEARS = {
     "W8A8Linear": (False, False, False),
     "W8A8BlockLinear": (True, False, False),
@@ -262,7 +262,7 @@ def _form(node: ir.Node) -> KernelForm:
     return next(
         form
         for form in FORMS.values()
-        if [form.in_blocks, form.nibbles, form.floats] == of_operator and form.offsets == has_offsets
+        if [form.in_blocks, form.nibbles, form.planes] == of_operator and form.offsets == has_offsets
     )
 
 

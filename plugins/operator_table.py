@@ -115,7 +115,7 @@ OPERATORS = {
         ),
         Operator(
             name="W4A16BlockLinear",
-            summary="The same weights times rows that stay floats: products are added in the order of the inputs.",
+            summary="The same weights times rows whose blocks have 16 bits, as two planes of integers.",
             inputs={
                 "x": "float32 [..., K], K a multiple of 32",
                 "packed": "uint8 [tiles, K / 4, 16, 4]: two columns a byte",

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plugins.quantize_per_token import quantize_per_token
-from quasar.numerics import BLOCK, UNIT_STEP
+from quasar.numerics import AMAX_FLOOR, BLOCK, UNIT_STEP, WIDE_STEP
 
 Float32 = NDArray[np.float32]
 Int8 = NDArray[np.int8]
@@ -96,22 +96,29 @@ def w4a16_block_linear(
     gate: int = NO_GATE,
     offset: Float32 | None = None,
 ) -> Float32:
-    """Rows that stay floats, K a multiple of 32, times integers [N, K] with `scale` and `offset` float32 [N, K / 32].
-
-    The products of a block are added from its first input to its last, rounded to float32 after each; then the sum is
-    scaled, and blocks are added in order.
-    """
+    """As `w8a8_block_linear` of weights with 4 bits, K a multiple of 32, and rows whose blocks have 16 bits."""
     h = x if norm is None else rms_norm(x, norm, epsilon)
+    q, a = quantize_wide(h.reshape(len(h), -1, BLOCK))
+    blocks = values.reshape(len(values), -1, BLOCK).astype(np.int64)
     y = np.zeros((len(h), len(values)), np.float32)
-    for block in range(h.shape[1] // BLOCK):
-        total, plain = np.zeros_like(y), np.zeros(len(h), np.float32)
-        for k in range(block * BLOCK, (block + 1) * BLOCK):
-            total = (h[:, k, None].astype(np.float64) * values[:, k] + total).astype(np.float32)
-            plain = plain + h[:, k]
-        y = (total.astype(np.float64) * scale[:, block] + y).astype(np.float32)
+    for block in range(q.shape[1]):
+        sums = (q[:, block].astype(np.int64) @ blocks[:, block].T).astype(np.float64)
+        factor = (np.float32(WIDE_STEP) * scale[:, block]).astype(np.float32)[None, :] * a[:, block, None]
+        y = (sums * factor.astype(np.float64) + y).astype(np.float32)
         if offset is not None:
-            y = (plain[:, None].astype(np.float64) * offset[:, block] + y).astype(np.float32)
+            total = q[:, block].sum(axis=-1, dtype=np.int64).astype(np.float32) * a[:, block]
+            shift = (np.float32(WIDE_STEP) * offset[:, block]).astype(np.float32)
+            y = (total[:, None].astype(np.float64) * shift + y).astype(np.float32)
     return _finish(y, bias, residual, gate=gate)
+
+
+def quantize_wide(blocks: Float32) -> tuple[NDArray[np.int32], Float32]:
+    """Integers int32 [..., 32] within ±`WIDE_MAX`, and a float32 [...], as `quantize_rows` has those of 8 bits."""
+    finite = np.asarray(np.isfinite(blocks).all(axis=-1))
+    known = np.where(finite[..., None], blocks, 0).astype(np.float32)
+    a = np.abs(known).max(axis=-1).clip(AMAX_FLOOR).astype(np.float32)
+    q = (known / a[..., None] / np.float32(WIDE_STEP)).round().astype(np.int32)
+    return q, np.where(finite, a, np.float32(np.nan))
 
 
 def rms_norm(x: Float32, weight: Float32, epsilon: float) -> Float32:

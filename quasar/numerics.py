@@ -28,6 +28,10 @@ AMAX_FLOOR = 2.0**-14
 BLOCK = 32
 # The float32 next to 1/127: the scale of a row that was divided by its own amax.
 UNIT_STEP = float(np.float32(1) / np.float32(QMAX))
+# Activations of 16 bits are 256 times an integer from -127 to 127 and one from -128 to 127: the largest of them, and
+# the step of a block that was divided by its own amax.
+WIDE_MAX = 127 * 256 + 127
+WIDE_STEP = float(np.float32(1) / np.float32(WIDE_MAX))
 # A smaller scale is subnormal: it has few bits, and integers above 127 would stand for the largest weight.
 SMALLEST_SCALE = float(np.finfo(np.float32).smallest_normal)
 # 4-bit weights: integers from -8 to 7 under scales that are stored as float16.

@@ -51,8 +51,8 @@ class Launch:
 class Addresses:
     """Where everything lies on the device.
 
-    `tensors` and `buffers` by name. `inputs` by name (engines.cuda.inputs). `quantized`, int8 or of forms with floats
-    float16, and `amax` float32: a linear's input. `sums` int32 and `arrived` int32: zeros between launches; `partials`
+    `tensors` and `buffers` by name. `inputs` by name (engines.cuda.inputs). `quantized` int8, one plane or two, and
+    `amax` float32: a linear's input. `sums` int32 and `arrived` int32: zeros between launches; `partials`
     float32: of linears in blocks. `queries`, `partial` and `partial_stats` float32: of attention. `keys` and `merged`
     int64: of the LM head. `next_tokens` int64: those of all rows, then their likeliest ones, row after row. `caches`:
     of each layer.

@@ -4,8 +4,7 @@ The products of a block are summed in int32, which is exact; a block's sum is sc
 Blocks are added in parts that follow from the linear and the GPU alone, and parts in their order: so a token's bits do
 not depend on the tile, on how many tokens are fed, or on whether programs share the parts.
 
-Activations that stay floats are two float16 each, of which the products with a weight's integers are summed in float32,
-in tiles of one shape.
+Activations of 16 bits are two integers of 8: sums of a block are below 2^24, which float32 holds.
 """
 
 import triton
@@ -17,7 +16,7 @@ from plugins.gpu.packing import TILE_INPUTS, TILE_OUTPUTS
 from plugins.gpu.variants import FORMS, GATES, BlockLinear
 from quasar import numerics
 
-_UNIT_STEP = tl.constexpr(numerics.UNIT_STEP)
+_UNIT_STEP, _WIDE_STEP = tl.constexpr(numerics.UNIT_STEP), tl.constexpr(numerics.WIDE_STEP)
 _INPUTS = tl.constexpr(numerics.BLOCK)
 _GELU_TANH = tl.constexpr(GATES.index("gelu_tanh"))
 # As in w8a8_linear.
@@ -37,27 +36,26 @@ def add_unit(  # type: ignore[no-untyped-def]
     stride,
     HAS_NIBBLES: tl.constexpr,  # noqa: N803
     OFFSETS: tl.constexpr,  # noqa: N803
-    FLOATS: tl.constexpr,  # noqa: N803
+    PLANES: tl.constexpr,  # noqa: N803
     OUTPUTS: tl.constexpr,  # noqa: N803
 ):
     """Result float32 [OUTPUTS, tokens] and what one packed unit adds to it: a block, or with HAS_NIBBLES two.
 
     Pointers: `at_weight` [OUTPUTS, 32] bytes; `at_q` [32, tokens], `at_scale` [OUTPUTS] and `at_amax` [1, tokens] of
     the first block. A byte of nibbles has an input of it in its low bits, and of the next block in its high ones.
-    `stride`: of FLOATS, from the first of their two values to the second.
+    `stride`: with PLANES, from the first of them to the second.
     """
     packed = tl.load(at_weight, eviction_policy="evict_first")
-    kind: tl.constexpr = tl.float16 if FLOATS else tl.int8
     if HAS_NIBBLES:
         middle: tl.constexpr = 0 if OFFSETS else _MIDDLE
         scales: tl.constexpr = 2 * OUTPUTS if OFFSETS else OUTPUTS
-        low = ((packed & 15) - middle).to(kind)
-        result = add_block(result, low, at_q, at_scale, at_amax, inside, stride, OFFSETS, FLOATS, OUTPUTS)
-        high = (((packed >> 4) & 15) - middle).to(kind)
+        low = ((packed & 15) - middle).to(tl.int8)
+        result = add_block(result, low, at_q, at_scale, at_amax, inside, stride, OFFSETS, PLANES, OUTPUTS)
+        high = (((packed >> 4) & 15) - middle).to(tl.int8)
         at_q, at_scale, at_amax = at_q + _INPUTS, at_scale + scales, at_amax + 1
-        result = add_block(result, high, at_q, at_scale, at_amax, inside, stride, OFFSETS, FLOATS, OUTPUTS)
+        result = add_block(result, high, at_q, at_scale, at_amax, inside, stride, OFFSETS, PLANES, OUTPUTS)
     else:
-        result = add_block(result, packed, at_q, at_scale, at_amax, inside, stride, OFFSETS, FLOATS, OUTPUTS)
+        result = add_block(result, packed, at_q, at_scale, at_amax, inside, stride, OFFSETS, PLANES, OUTPUTS)
     return result
 
 
@@ -71,7 +69,7 @@ def add_block(  # type: ignore[no-untyped-def]
     inside,
     stride,
     OFFSETS: tl.constexpr,  # noqa: N803
-    FLOATS: tl.constexpr,  # noqa: N803
+    PLANES: tl.constexpr,  # noqa: N803
     OUTPUTS: tl.constexpr,  # noqa: N803
 ):
     """Result and the scaled products of weights [OUTPUTS, 32] with one block of every token.
@@ -79,23 +77,20 @@ def add_block(  # type: ignore[no-untyped-def]
     With OFFSETS, those of the block follow its scales, and the sum of a token's inputs is multiplied by them.
     """
     x = tl.load(at_q, mask=inside, other=0)
-    step = tl.load(at_scale).to(tl.float32)
+    unit: tl.constexpr = _WIDE_STEP if PLANES else _UNIT_STEP
+    step = tl.load(at_scale).to(tl.float32) * unit
     amax = tl.load(at_amax, mask=inside, other=0.0)
-    if FLOATS:
+    product = tl.dot(weight, x, out_dtype=tl.int32)
+    if PLANES:
         rest = tl.load(at_q + stride, mask=inside, other=0)
-        product = tl.dot(weight, rest, tl.dot(weight, x))
-    else:
-        product = tl.dot(weight, x, out_dtype=tl.int32).to(tl.float32)
-        step = step * _UNIT_STEP
-    result = result + product * (step[:, None] * amax)
+        product = tl.dot(weight, rest, product * 256, out_dtype=tl.int32)
+    result = result + product.to(tl.float32) * (step[:, None] * amax)
     if OFFSETS:
-        shift = tl.load(at_scale + OUTPUTS).to(tl.float32)
-        if FLOATS:
-            total = tl.sum(x.to(tl.float32) + rest.to(tl.float32), axis=0)
-        else:
-            total = tl.sum(x.to(tl.int32), axis=0).to(tl.float32)
-            shift = shift * _UNIT_STEP
-        result = result + shift[:, None] * (total[None, :] * amax)
+        total = tl.sum(x.to(tl.int32), axis=0)
+        if PLANES:
+            total = total * 256 + tl.sum(rest.to(tl.int32), axis=0)
+        shift = tl.load(at_scale + OUTPUTS).to(tl.float32) * unit
+        result = result + shift[:, None] * (total.to(tl.float32)[None, :] * amax)
     return result
 
 
@@ -117,7 +112,7 @@ def block_linear(  # type: ignore[no-untyped-def]
     splits,
     HAS_NIBBLES: tl.constexpr,  # noqa: N803
     OFFSETS: tl.constexpr,  # noqa: N803
-    FLOATS: tl.constexpr,  # noqa: N803
+    PLANES: tl.constexpr,  # noqa: N803
     BIAS: tl.constexpr,  # noqa: N803
     RESIDUAL: tl.constexpr,  # noqa: N803
     GATE: tl.constexpr,  # noqa: N803
@@ -130,7 +125,7 @@ def block_linear(  # type: ignore[no-untyped-def]
 
     Programs: (tile of tokens, tile of outputs, split): one for all `parts`, or with `splits` = `parts` one for each.
     `weight`: packed tiles (plugins.gpu.packing); `scale` [tiles, blocks, OUTPUTS], float32, or float16 with
-    HAS_NIBBLES, and with OFFSETS [tiles, blocks, 2, OUTPUTS]. With FLOATS, q is float16 [T, 2, input_tiles · INPUTS].
+    HAS_NIBBLES, and with OFFSETS [tiles, blocks, 2, OUTPUTS]. With PLANES, q is [T, 2, input_tiles · INPUTS].
     `bias` float32 in the order of outputs. GATE as in `w8a8_linear`. `partials` float32: where splits leave their
     parts; `arrived` int32, zeros before and after: the last to arrive goes on.
     """
@@ -145,7 +140,7 @@ def block_linear(  # type: ignore[no-untyped-def]
     inputs, units = input_tiles * INPUTS, input_tiles * units_of_tile
     blocks = units * blocks_of_unit
     scales: tl.constexpr = 2 * OUTPUTS if OFFSETS else OUTPUTS
-    values: tl.constexpr = 2 if FLOATS else 1
+    planes: tl.constexpr = 2 if PLANES else 1
     base = weight + output_tile.to(tl.int64) * halves * units * unit_bytes
     if OVERLAP:
         gdc_launch_dependents()
@@ -160,18 +155,18 @@ def block_linear(  # type: ignore[no-untyped-def]
         last = tl.minimum(first + tiles_per_part * units_of_tile, units)
         at_weight = base + first * unit_bytes + output[:, None] * _INPUTS + k[None, :]
         block = first * blocks_of_unit
-        at_q = q + token[None, :].to(tl.int64) * (values * inputs) + block * _INPUTS + k[:, None]
+        at_q = q + token[None, :].to(tl.int64) * (planes * inputs) + block * _INPUTS + k[:, None]
         at_scale = scale + (output_tile.to(tl.int64) * halves * blocks + block) * scales + output
         at_amax = a + token[None, :].to(tl.int64) * blocks + block
         result = tl.zeros((OUTPUTS, TOKENS), tl.float32)
         ups = tl.zeros((OUTPUTS, TOKENS), tl.float32)
         for _ in range(first, last):
             result = add_unit(
-                result, at_weight, at_q, at_scale, at_amax, inside, inputs, HAS_NIBBLES, OFFSETS, FLOATS, OUTPUTS
+                result, at_weight, at_q, at_scale, at_amax, inside, inputs, HAS_NIBBLES, OFFSETS, PLANES, OUTPUTS
             )
             if GATE:
                 at_up, at_ups = at_weight + units.to(tl.int64) * unit_bytes, at_scale + blocks * scales
-                ups = add_unit(ups, at_up, at_q, at_ups, at_amax, inside, inputs, HAS_NIBBLES, OFFSETS, FLOATS, OUTPUTS)
+                ups = add_unit(ups, at_up, at_q, at_ups, at_amax, inside, inputs, HAS_NIBBLES, OFFSETS, PLANES, OUTPUTS)
             at_weight += unit_bytes
             at_q += blocks_of_unit * _INPUTS
             at_scale += blocks_of_unit * scales
@@ -247,12 +242,11 @@ def kernel_for(variant: BlockLinear) -> Kernel:
 
 
 def operand_types(form: str) -> dict[str, str]:
-    """Triton's types of what a linear in blocks multiplies."""
-    x, scale = "*fp16" if FORMS[form].floats else "*i8", "*fp16" if FORMS[form].nibbles else "*fp32"
-    return {"q": x, "a": "*fp32", "weight": "*i8", "scale": scale}
+    """Triton's types of what a linear multiplies."""
+    return {"q": "*i8", "a": "*fp32", "weight": "*i8", "scale": "*fp16" if FORMS[form].nibbles else "*fp32"}
 
 
 def form_constants(form: str) -> dict[str, int]:
     """What tells the forms apart."""
     of_form = FORMS[form]
-    return {"HAS_NIBBLES": int(of_form.nibbles), "OFFSETS": int(of_form.offsets), "FLOATS": int(of_form.floats)}
+    return {"HAS_NIBBLES": int(of_form.nibbles), "OFFSETS": int(of_form.offsets), "PLANES": int(of_form.planes)}

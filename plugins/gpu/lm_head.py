@@ -37,7 +37,7 @@ def lm_head(  # type: ignore[no-untyped-def]
     IN_BLOCKS: tl.constexpr,  # noqa: N803
     HAS_NIBBLES: tl.constexpr,  # noqa: N803
     OFFSETS: tl.constexpr,  # noqa: N803
-    FLOATS: tl.constexpr,  # noqa: N803
+    PLANES: tl.constexpr,  # noqa: N803
     BIAS: tl.constexpr,  # noqa: N803
     SOFTCAP: tl.constexpr,  # noqa: N803
     LIKELIEST: tl.constexpr,  # noqa: N803
@@ -71,18 +71,18 @@ def lm_head(  # type: ignore[no-untyped-def]
     if IN_BLOCKS:
         blocks: tl.constexpr = 2 if HAS_NIBBLES else 1
         scales: tl.constexpr = 2 * OUTPUTS if OFFSETS else OUTPUTS
-        values: tl.constexpr = 2 if FLOATS else 1
+        planes: tl.constexpr = 2 if PLANES else 1
         inputs = input_tiles * INPUTS
         units = input_tiles * (INPUTS // (_BLOCK * blocks))
         k = tl.arange(0, _BLOCK)
         at_weight = base + output[:, None] * _BLOCK + k[None, :]
-        at_q = q + token[None, :].to(tl.int64) * (values * inputs) + k[:, None]
+        at_q = q + token[None, :].to(tl.int64) * (planes * inputs) + k[:, None]
         at_scale = scale + output_tile.to(tl.int64) * units * (blocks * scales) + output
         at_amax = a + token[None, :].to(tl.int64) * (units * blocks)
         result = tl.zeros((OUTPUTS, TOKENS), tl.float32)
         for _ in range(units):
             result = add_unit(
-                result, at_weight, at_q, at_scale, at_amax, inside, inputs, HAS_NIBBLES, OFFSETS, FLOATS, OUTPUTS
+                result, at_weight, at_q, at_scale, at_amax, inside, inputs, HAS_NIBBLES, OFFSETS, PLANES, OUTPUTS
             )
             at_weight += OUTPUTS * _BLOCK
             at_q += blocks * _BLOCK

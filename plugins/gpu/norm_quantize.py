@@ -12,7 +12,7 @@ from plugins.gpu.variants import NormQuantize
 from quasar import numerics
 
 _AMAX_FLOOR = tl.constexpr(numerics.AMAX_FLOOR)
-_UNIT_STEP = tl.constexpr(numerics.UNIT_STEP)
+_UNIT_STEP, _WIDE_STEP = tl.constexpr(numerics.UNIT_STEP), tl.constexpr(numerics.WIDE_STEP)
 
 
 def norm_quantize(  # type: ignore[no-untyped-def]
@@ -26,7 +26,7 @@ def norm_quantize(  # type: ignore[no-untyped-def]
     NORM: tl.constexpr,  # noqa: N803
     BLOCK: tl.constexpr,  # noqa: N803
     GROUP: tl.constexpr,  # noqa: N803
-    FLOATS: tl.constexpr,  # noqa: N803
+    PLANES: tl.constexpr,  # noqa: N803
     OVERLAP: tl.constexpr,  # noqa: N803
 ):
     """Token `program_id(0)` of x float32 [T, columns] → q int8 [T, stride] and a float32 [T], or [T, stride / GROUP].
@@ -35,8 +35,7 @@ def norm_quantize(  # type: ignore[no-untyped-def]
     linear reads at a time; the values between are zeros. GROUP: values that share an amax; 0: all of a token. Where one
     of them is not finite, a = NaN.
 
-    With FLOATS, q float16 [T, 2, stride] has two values for each, of which the second is what the first leaves, and a
-    is a power of two that they are multiplied by.
+    With PLANES, q is int8 [T, 2, stride]: integers of 16 bits as 256 times the first, and the second.
     """
     if OVERLAP:
         gdc_launch_dependents()
@@ -55,21 +54,19 @@ def norm_quantize(  # type: ignore[no-untyped-def]
     finite = tl.abs(values) < float("inf")
     amax = tl.maximum(tl.max(tl.where(finite, tl.abs(values), 0.0), axis=1), _AMAX_FLOOR)
     whole = tl.min(finite.to(tl.int32), axis=1) == 1
-    if FLOATS:
-        # Its exponent alone: what is divided by it lies between -2 and 2, and has the bits that it had.
-        amax = (amax.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
     # Divisions as IEEE has them; the graph divides by the float32 next to 1/127.
     unit = tl.div_rn(tl.where(whole[:, None] & finite, values, 0.0), tl.zeros_like(values) + amax[:, None])
-    if FLOATS:
-        unit = tl.reshape(unit, (BLOCK,))
-        high = unit.to(tl.float16)
+    step: tl.constexpr = _WIDE_STEP if PLANES else _UNIT_STEP
+    steps = tl.div_rn(unit, tl.zeros_like(values) + step)
+    # Adding 1.5 * 2^23 leaves no bits below the unit: the sum is rounded to even, as QuantizeLinear rounds.
+    rounded = tl.reshape((steps + 12582912.0) - 12582912.0, (BLOCK,))
+    if PLANES:
+        integers = rounded.to(tl.int32)
+        high = (integers + 128) >> 8
         at_q = q + token * (2 * stride) + offsets
-        tl.store(at_q, high, mask=offsets < stride)
-        tl.store(at_q + stride, (unit - high.to(tl.float32)).to(tl.float16), mask=offsets < stride)
+        tl.store(at_q, high.to(tl.int8), mask=offsets < stride)
+        tl.store(at_q + stride, (integers - high * 256).to(tl.int8), mask=offsets < stride)
     else:
-        steps = tl.div_rn(unit, tl.zeros_like(values) + _UNIT_STEP)
-        # Adding 1.5 * 2^23 leaves no bits below the unit: the sum is rounded to even, as QuantizeLinear rounds.
-        rounded = tl.reshape((steps + 12582912.0) - 12582912.0, (BLOCK,))
         tl.store(q + token * stride + offsets, rounded.to(tl.int8), mask=offsets < stride)
     group = tl.arange(0, groups)
     stored = group < stride // size if GROUP else group < 1
@@ -86,7 +83,7 @@ def kernel_for(variant: NormQuantize) -> Kernel:
         signature={
             "x": "*fp32",
             "weight": "*fp32",
-            "q": "*fp16" if variant.floats else "*i8",
+            "q": "*i8",
             "a": "*fp32",
             "columns": "i32",
             "stride": "i32",
@@ -96,7 +93,7 @@ def kernel_for(variant: NormQuantize) -> Kernel:
             "NORM": int(variant.norm),
             "BLOCK": variant.block,
             "GROUP": numerics.BLOCK if variant.in_blocks else 0,
-            "FLOATS": int(variant.floats),
+            "PLANES": int(variant.planes),
         },
         num_warps=min(32, max(1, variant.block // 128)),
         aligned=("x", "weight", "q", "stride", *(["columns"] if variant.aligned else [])),

@@ -24,8 +24,8 @@ MERGED = 2048
 # What becomes of a linear's first half of outputs before the other half is multiplied by it; the place is the number in
 # the native graph's attribute and in the kernel.
 GATES = ("", "silu", "gelu_tanh")
-# Tokens of a tile whose sums are floats, which the order of a tile of another shape might change: one for all passes.
-FLOAT_TILE_TOKENS = (16,)
+# Those of activations of 16 bits, which have twice as many sums.
+PLANES_TILE_TOKENS = (16,)
 # Numpy's names of types, and Triton's.
 TRITON_TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int8": "i8"}
 
@@ -38,31 +38,31 @@ class KernelForm:
         in_blocks: scales of weights and tokens are those of blocks.
         nibbles: weights have 4 bits.
         offsets: beside its scale a block of weights has an offset.
-        floats: activations are floats, which are fed to the tensor cores as two of 16 bits each.
+        planes: activations have 16 bits, as two integers of 8: 256 times the first, and the second.
     """
 
     name: str
     in_blocks: bool = True
     nibbles: bool = True
     offsets: bool = False
-    floats: bool = False
+    planes: bool = False
 
     @property
     def tile_tokens(self) -> tuple[int, ...]:
         """Tokens of a linear's tiles."""
-        if self.floats:
-            return FLOAT_TILE_TOKENS
+        if self.planes:
+            return PLANES_TILE_TOKENS
         return BLOCK_TILE_TOKENS if self.in_blocks else TILE_TOKENS
 
     @property
     def head_tile_tokens(self) -> tuple[int, ...]:
         """Tokens of the LM head's tiles."""
-        return FLOAT_TILE_TOKENS if self.floats else HEAD_TILE_TOKENS
+        return PLANES_TILE_TOKENS if self.planes else HEAD_TILE_TOKENS
 
     @property
     def input_bytes(self) -> int:
         """Bytes of an input as the product reads it."""
-        return 4 if self.floats else 1
+        return 2 if self.planes else 1
 
 
 PER_TOKEN, BLOCKS, NIBBLES = "", "blocks", "nibbles"
@@ -73,8 +73,8 @@ FORMS = {
         KernelForm(name=BLOCKS, nibbles=False),
         KernelForm(name=NIBBLES),
         KernelForm(name="nibbles_offsets", offsets=True),
-        KernelForm(name="nibbles_floats", floats=True),
-        KernelForm(name="nibbles_offsets_floats", offsets=True, floats=True),
+        KernelForm(name="nibbles_planes", planes=True),
+        KernelForm(name="nibbles_offsets_planes", offsets=True, planes=True),
     )
 }
 
@@ -101,19 +101,19 @@ class NormQuantize:
     """`norm_quantize` of tokens of up to `block` values; `norm`: with the RMS norm.
 
     `aligned`: the values are a multiple of 16, so that 16 bytes are loaded at once. `in_blocks`: with an amax for every
-    32 values; `floats`: those become two of 16 bits each in place of integers.
+    32 values; `planes`: each becomes two integers.
     """
 
     block: int
     norm: bool
     aligned: bool
     in_blocks: bool = False
-    floats: bool = False
+    planes: bool = False
 
     @property
     def name(self) -> str:
         """Of the kernel."""
-        ends = (("_in_blocks", self.in_blocks), ("_of_floats", self.floats), ("_unaligned", not self.aligned))
+        ends = (("_in_blocks", self.in_blocks), ("_in_planes", self.planes), ("_unaligned", not self.aligned))
         return f"{'norm_' if self.norm else ''}quantize_{self.block}" + "".join(name for name, has in ends if has)
 
     @classmethod
@@ -121,7 +121,7 @@ class NormQuantize:
         """The one for tokens of so many values, before a linear of a form."""
         block, of_form = power_of_2(max(columns, TILE_INPUTS)), FORMS[form]
         return cls(
-            block=block, norm=norm, aligned=columns % 16 == 0, in_blocks=of_form.in_blocks, floats=of_form.floats
+            block=block, norm=norm, aligned=columns % 16 == 0, in_blocks=of_form.in_blocks, planes=of_form.planes
         )
 
 

@@ -28,11 +28,11 @@ enum class CacheType { kFloat, kHalf, kBfloat, kInt8, kBothTiers, kUpperTier };
 // A linear's weights. 8 bits around 128, packed [tiles, inputs / 4, 32 columns, 4], with a scale per column and row; the
 // same with scales per block of inputs, on both sides; 4 bits with those scales, around 8 or from an offset, packed
 // [tiles, inputs / 4, 16, 4]: columns 0 to 15 in the low bits of a byte, 16 to 31 in the high ones; those 4 bits times
-// rows that stay floats.
-enum class Form { kBytes, kByteBlocks, kNibbleBlocks, kNibbleFloats };
+// rows of 16 bits, in two planes: 256 times integers of the first, and integers of the second.
+enum class Form { kBytes, kByteBlocks, kNibbleBlocks, kNibblePlanes };
 
-// y [rows, outputs] = dequantized(q · w), or x · w, then bias, residual or gate. Where there are gates, tiles alternate
-// between gate and up.
+// y [rows, outputs] = dequantized(q · w), then bias, residual or gate. Where there are gates, tiles alternate between
+// gate and up.
 struct Linear {
   const Level* level;
   int rows, inputs, outputs;
@@ -53,10 +53,10 @@ struct Linear {
   const float* residual;  // [rows, outputs] or null
   float* y;
   // Scratch.
-  int8_t* q;  // [rows, padded]
+  int8_t* q;  // [rows, planes, padded]
   float* amax;  // [rows], with blocks [rows, padded / 32]
-  int32_t* offset;  // the same shape: what 128 in the weights adds to a sum, negated
-  float* sums;  // [rows, padded / 32] with offsets: the sum of a block's integers times its amax, or of its floats
+  int32_t* offset;  // [rows], with blocks [rows, planes, padded / 32]: what 128 in the weights adds to a sum, negated
+  float* sums;  // [rows, padded / 32] with offsets: the sum of a block's integers times its amax
   float* normed;  // [rows, inputs] where norm is given
 };
 

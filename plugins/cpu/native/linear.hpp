@@ -64,7 +64,39 @@ inline void quantize_group(const float* x, int count, int padded, int8_t* q, flo
   *offset = quantize(x, *a, count, padded, q);
 }
 
-// The norm, and what a row is multiplied as: integers, or the floats themselves.
+// Integers of 16 bits, whose larger part is the first plane's and whose rest is the second's: from -127 to 127, and from
+// -128 to 127. Sums of a block times 4 bits are less than 2^24.
+constexpr float kPlanesMax = 127 * 256 + 127;
+
+// A block of 32 values, from `q` on and `padded` bytes further; returns the sum of its integers.
+inline int32_t quantize_planes(const float* x, int padded, int8_t* q, float* a, int32_t* offset, int blocks) {
+  const float largest = amax(x, kBlock);
+  if (!(largest < __builtin_inff())) {
+    // A value that is no finite number makes every output of its row NaN.
+    for (int i = 0; i < kBlock; ++i) q[i] = q[padded + i] = 0;
+    *a = __builtin_nanf("");
+    offset[0] = offset[blocks] = 0;
+    return 0;
+  }
+  *a = largest > kAmaxFloor ? largest : kAmaxFloor;
+  alignas(64) float steps[kBlock];
+  for (int i = 0; i < kBlock; i += 16) {
+    store(steps + i, nearest(div(div(load(x + i), splat(*a)), splat(1.0f / kPlanesMax))));
+  }
+  int32_t high_total = 0, low_total = 0;
+  for (int i = 0; i < kBlock; ++i) {
+    const int32_t whole = static_cast<int32_t>(steps[i]), high = (whole + 128) >> 8, low = whole - high * 256;
+    q[i] = static_cast<int8_t>(high);
+    q[padded + i] = static_cast<int8_t>(low);
+    high_total += high;
+    low_total += low;
+  }
+  offset[0] = -128 * high_total;
+  offset[blocks] = -128 * low_total;
+  return 256 * high_total + low_total;
+}
+
+// The norm, and the integers that a row is multiplied as.
 void prepare_row(const Linear& op, int row) {
   const float* x = op.x + static_cast<size_t>(row) * op.inputs;
   if (op.norm != nullptr) {
@@ -73,11 +105,14 @@ void prepare_row(const Linear& op, int row) {
     x = normed;
   }
   const int blocks = op.padded / kBlock;
-  if (op.form == Form::kNibbleFloats) {
-    for (int b = 0; op.offsets && b < blocks; ++b) {
-      float total = 0.0f;
-      for (int k = b * kBlock; k < (b + 1) * kBlock; ++k) total += x[k];
-      op.sums[static_cast<size_t>(row) * blocks + b] = total;
+  if (op.form == Form::kNibblePlanes) {
+    int8_t* planes = op.q + 2 * static_cast<size_t>(row) * op.padded;
+    for (int b = 0; b < blocks; ++b) {
+      const size_t at = static_cast<size_t>(row) * blocks + b;
+      int32_t* offset = op.offset + 2 * static_cast<size_t>(row) * blocks + b;
+      const int32_t total =
+          quantize_planes(x + b * kBlock, op.padded, planes + b * kBlock, op.amax + at, offset, blocks);
+      if (op.offsets) op.sums[at] = static_cast<float>(total) * op.amax[at];
     }
     return;
   }
@@ -106,7 +141,11 @@ struct Ahead {
   const uint8_t* next;
   int step;
 };
-inline int num_passes(const Linear& op) { return (op.rows + kMostRows - 1) / kMostRows; }
+// Rows of two planes are as much work as two.
+inline int num_passes(const Linear& op) {
+  const int most = op.form == Form::kNibblePlanes ? kMostRows / 2 : kMostRows;
+  return (op.rows + most - 1) / most;
+}
 // `kStep`: bytes of four inputs of a whole tile.
 template <int C, int kStep = 4 * kTile>
 inline Ahead look_ahead(const Linear& op, const uint8_t* tile, int row, int first) {
@@ -231,18 +270,22 @@ inline void add_nibble_products(BlockSums (&total)[R], Nibbles w, const int8_t* 
   }
 }
 
-// `offset` counts 128 in a weight; here it is 8, and nothing where weights have offsets of their own.
-template <bool kOffsets>
-inline int32_t offset_of_nibbles(const Linear& op, size_t group) {
-  return kOffsets ? 0 : op.offset[group] / 16;
+// A block's sums as floats, which hold them exactly.
+template <int kPlanes>
+inline Lanes block_total(const BlockSums* total, const int32_t* offset) {
+  const Lanes first = to_float(whole(total[0], offset[0]));
+  if constexpr (kPlanes == 1) return first;
+  return fma(first, splat(256.0f), to_float(whole(total[1], offset[1])));
 }
 
 // 4-bit weights: a scale for every 32 inputs of a row, and for every group of them in a column; there an offset, too.
-template <int R, int C, bool kOffsets>
+// Rows of two planes are two rows of integers.
+template <int R, int C, bool kOffsets, int kPlanes>
 inline void multiply_nibbles(const Linear& op, const uint8_t* tile, const Half* scale, int row, int first, float* y) {
-  constexpr int kParts = C / 16;
-  const int8_t* q = op.q + static_cast<size_t>(row) * op.padded;
+  constexpr int kParts = C / 16, kRows = R * kPlanes;
+  const int8_t* q = op.q + static_cast<size_t>(row) * kPlanes * op.padded;
   const int blocks = op.padded / kBlock, blocks_of_group = op.group / kBlock;
+  const int32_t* row_offset = op.offset + static_cast<size_t>(row) * kPlanes * blocks;
   Ahead ahead = look_ahead<C, kNibbleStep>(op, tile, row, first);
   Lanes result[kParts][R];
   QUASAR_UNROLL
@@ -250,15 +293,17 @@ inline void multiply_nibbles(const Linear& op, const uint8_t* tile, const Half* 
     QUASAR_UNROLL
     for (int r = 0; r < R; ++r) result[p][r] = splat(0.0f);
   }
-  const Lanes step = splat(1.0f / 127.0f);
+  const Lanes step = splat(1.0f / (kPlanes == 1 ? 127.0f : kPlanesMax));
   for (int b = 0; b < blocks; ++b) {
-    BlockSums total[kParts][R];
+    // 8 in a weight; nothing where weights have offsets of their own.
+    int32_t offset[kRows];
+    QUASAR_UNROLL
+    for (int r = 0; r < kRows; ++r) offset[r] = kOffsets ? 0 : row_offset[r * blocks + b] / 16;
+    BlockSums total[kParts][kRows];
     QUASAR_UNROLL
     for (int p = 0; p < kParts; ++p) {
       QUASAR_UNROLL
-      for (int r = 0; r < R; ++r) {
-        total[p][r] = block_sums(offset_of_nibbles<kOffsets>(op, static_cast<size_t>(row + r) * blocks + b));
-      }
+      for (int r = 0; r < kRows; ++r) total[p][r] = block_sums(offset[r]);
     }
     for (int k = b * kBlock; k < (b + 1) * kBlock; k += 4, tile += kNibbleStep) {
       fetch<C>(&ahead);
@@ -273,7 +318,7 @@ inline void multiply_nibbles(const Linear& op, const uint8_t* tile, const Half* 
       QUASAR_UNROLL
       for (int r = 0; r < R; ++r) {
         const size_t at = static_cast<size_t>(row + r) * blocks + b;
-        const Lanes sum = to_float(whole(total[p][r], offset_of_nibbles<kOffsets>(op, at)));
+        const Lanes sum = block_total<kPlanes>(total[p] + r * kPlanes, offset + r * kPlanes);
         result[p][r] = fma(sum, mul(factor, splat(op.amax[at])), result[p][r]);
         if (kOffsets) result[p][r] = fma(splat(op.sums[at]), shift, result[p][r]);
       }
@@ -286,72 +331,15 @@ inline void multiply_nibbles(const Linear& op, const uint8_t* tile, const Half* 
   }
 }
 
-// One input of sixteen columns, `kShift` bits into the words of four, times that of R rows.
-template <int kShift, bool kOffsets, int R>
-inline void add_float_products(Lanes (&total)[R], NibbleWords words, const float* at, size_t stride) {
-  const Lanes w = nibble_floats<kShift, kOffsets>(words);
-  QUASAR_UNROLL
-  for (int r = 0; r < R; ++r) {
-    total[r] = fma(splat(at[r * stride]), w, total[r]);
-    before_next(total[r], at);
-  }
-}
-
-// 4-bit weights times floats: the products of a block are added from its first input to its last, then scaled.
-template <int R, int C, bool kOffsets>
-inline void multiply_floats(const Linear& op, const uint8_t* tile, const Half* scale, int row, int first, float* y) {
-  constexpr int kParts = C / 16;
-  const float* x = (op.norm == nullptr ? op.x : op.normed) + static_cast<size_t>(row) * op.inputs;
-  const size_t stride = op.inputs;
-  const int blocks = op.padded / kBlock, blocks_of_group = op.group / kBlock;
-  Ahead ahead = look_ahead<C, kNibbleStep>(op, tile, row, first);
-  Lanes result[kParts][R];
-  QUASAR_UNROLL
-  for (int p = 0; p < kParts; ++p) {
-    QUASAR_UNROLL
-    for (int r = 0; r < R; ++r) result[p][r] = splat(0.0f);
-  }
-  for (int b = 0; b < blocks; ++b) {
-    Lanes total[kParts][R];
-    QUASAR_UNROLL
-    for (int p = 0; p < kParts; ++p) {
-      QUASAR_UNROLL
-      for (int r = 0; r < R; ++r) total[p][r] = splat(0.0f);
+template <int R, int kPlanes>
+inline void nibble_product(const Linear& op, const uint8_t* tile, const Half* scale, int row, float* y) {
+  constexpr int kWide = kTogether<R * kPlanes>;
+  for (int first = 0; first < kTile; first += kWide) {
+    if (op.offsets) {
+      multiply_nibbles<R, kWide, true, kPlanes>(op, tile, scale, row, first, y);
+    } else {
+      multiply_nibbles<R, kWide, false, kPlanes>(op, tile, scale, row, first, y);
     }
-    for (int k = b * kBlock; k < (b + 1) * kBlock; k += 4, tile += kNibbleStep) {
-      fetch<C>(&ahead);
-      const NibbleWords words = nibble_words<kOffsets>(tile);
-      if (C == kTile || first == 0) {
-        add_float_products<0, kOffsets>(total[0], words, x + k, stride);
-        add_float_products<8, kOffsets>(total[0], words, x + k + 1, stride);
-        add_float_products<16, kOffsets>(total[0], words, x + k + 2, stride);
-        add_float_products<24, kOffsets>(total[0], words, x + k + 3, stride);
-      }
-      if (C == kTile || first != 0) {
-        add_float_products<4, kOffsets>(total[kParts - 1], words, x + k, stride);
-        add_float_products<12, kOffsets>(total[kParts - 1], words, x + k + 1, stride);
-        add_float_products<20, kOffsets>(total[kParts - 1], words, x + k + 2, stride);
-        add_float_products<28, kOffsets>(total[kParts - 1], words, x + k + 3, stride);
-      }
-    }
-    const Half* here = scale + b / blocks_of_group * (kOffsets ? 2 * kTile : kTile) + first;
-    QUASAR_UNROLL
-    for (int p = 0; p < kParts; ++p) {
-      const Lanes factor = load(here + 16 * p);
-      const Lanes shift = kOffsets ? load(here + kTile + 16 * p) : factor;
-      QUASAR_UNROLL
-      for (int r = 0; r < R; ++r) {
-        result[p][r] = fma(total[p][r], factor, result[p][r]);
-        if (kOffsets) {
-          result[p][r] = fma(splat(op.sums[static_cast<size_t>(row + r) * blocks + b]), shift, result[p][r]);
-        }
-      }
-    }
-  }
-  QUASAR_UNROLL
-  for (int p = 0; p < kParts; ++p) {
-    QUASAR_UNROLL
-    for (int r = 0; r < R; ++r) store(y + r * kTile + first + 16 * p, result[p][r]);
   }
 }
 
@@ -362,29 +350,23 @@ inline void product(const Linear& op, int tile, int column, int columns, int row
   const uint8_t* nibbles = op.packed + inputs * kTile / 2;
   const Half* group_scale = op.group_scale + first_group * (op.offsets ? 2 * kTile : kTile);
   constexpr int kWide = kTogether<R>;
-  for (int first = 0; first < kTile; first += kWide) {
-    switch (op.form) {
-      case Form::kBytes:
+  switch (op.form) {
+    case Form::kBytes:
+      for (int first = 0; first < kTile; first += kWide) {
         multiply<R, kWide>(op, op.packed + inputs * kTile, op.scale + column, columns, row, first, y);
-        break;
-      case Form::kByteBlocks:
+      }
+      break;
+    case Form::kByteBlocks:
+      for (int first = 0; first < kTile; first += kWide) {
         multiply_blocks<R, kWide>(op, op.packed + inputs * kTile, op.scale + inputs, row, first, y);
-        break;
-      case Form::kNibbleBlocks:
-        if (op.offsets) {
-          multiply_nibbles<R, kWide, true>(op, nibbles, group_scale, row, first, y);
-        } else {
-          multiply_nibbles<R, kWide, false>(op, nibbles, group_scale, row, first, y);
-        }
-        break;
-      case Form::kNibbleFloats:
-        if (op.offsets) {
-          multiply_floats<R, kWide, true>(op, nibbles, group_scale, row, first, y);
-        } else {
-          multiply_floats<R, kWide, false>(op, nibbles, group_scale, row, first, y);
-        }
-        break;
-    }
+      }
+      break;
+    case Form::kNibbleBlocks:
+      nibble_product<R, 1>(op, nibbles, group_scale, row, y);
+      break;
+    case Form::kNibblePlanes:
+      if constexpr (R <= kMostRows / 2) nibble_product<R, 2>(op, nibbles, group_scale, row, y);
+      break;
   }
   if (op.bias == nullptr) return;
   const Lanes low = load_first(op.bias + column, columns), high = load_first(op.bias + column + 16, columns - 16);

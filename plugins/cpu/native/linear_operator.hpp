@@ -12,9 +12,9 @@ constexpr int64_t kMostInputs = 65536;
 // x [..., K] float → [..., N] float.
 template <Form kForm>
 struct QuantizedLinear {
-  static constexpr bool kBlocks = kForm != Form::kBytes, kFloats = kForm == Form::kNibbleFloats;
-  static constexpr bool kNibbles = kFloats || kForm == Form::kNibbleBlocks;
-  static constexpr const char* kName = kFloats    ? "W4A16BlockLinear"
+  static constexpr bool kBlocks = kForm != Form::kBytes, kPlanes = kForm == Form::kNibblePlanes;
+  static constexpr bool kNibbles = kPlanes || kForm == Form::kNibbleBlocks;
+  static constexpr const char* kName = kPlanes    ? "W4A16BlockLinear"
                                        : kNibbles ? "W4A8BlockLinear"
                                        : kBlocks  ? "W8A8BlockLinear"
                                                   : "W8A8Linear";
@@ -72,7 +72,7 @@ struct QuantizedLinear {
     checks.expect(x.rank >= 1 && inputs >= 1 && inputs <= kMostInputs,
                   "%s: rows of %lld values came; 1 to %lld expected", kName, static_cast<long long>(inputs),
                   static_cast<long long>(kMostInputs));
-    checks.expect(!kFloats || inputs == padded, "%s: rows of %lld values came; a multiple of 32 was expected", kName,
+    checks.expect(!kPlanes || inputs == padded, "%s: rows of %lld values came; a multiple of 32 was expected", kName,
                   static_cast<long long>(inputs));
     checks.expect(packed.rank == 4 && packed.extents[0] == tiles && packed.extents[1] == padded / 4 &&
                       packed.extents[2] == kTile * four / 4 && packed.extents[3] == 4,
@@ -122,20 +122,19 @@ struct QuantizedLinear {
     op.bias = bias.as<float>();
     op.residual = residual.as<float>();
 
-    const size_t all_groups = static_cast<size_t>(rows) * (kBlocks ? padded / kBlock : 1);
-    // Rows that stay floats have no integers.
-    const size_t groups = kFloats ? 0 : all_groups, bytes = kFloats ? 0 : static_cast<size_t>(rows * padded);
-    const size_t values = op.norm != nullptr ? rows * inputs : 0, sums = op.offsets ? all_groups : 0;
+    const size_t groups = static_cast<size_t>(rows) * (kBlocks ? padded / kBlock : 1), planes = kPlanes ? 2 : 1;
+    const size_t bytes = planes * static_cast<size_t>(rows * padded);
+    const size_t values = op.norm != nullptr ? rows * inputs : 0, sums = op.offsets ? groups : 0;
     Scratch scratch;
-    if (!checks.expect(
-            scratch.reserve(Scratch::size<int8_t>(bytes) + Scratch::size<float>(groups) +
-                            Scratch::size<int32_t>(groups) + Scratch::size<float>(sums) + Scratch::size<float>(values)),
-            "%s: no memory for %lld rows", kName, static_cast<long long>(rows))) {
+    if (!checks.expect(scratch.reserve(Scratch::size<int8_t>(bytes) + Scratch::size<float>(groups) +
+                                       Scratch::size<int32_t>(planes * groups) + Scratch::size<float>(sums) +
+                                       Scratch::size<float>(values)),
+                       "%s: no memory for %lld rows", kName, static_cast<long long>(rows))) {
       return;
     }
     op.q = scratch.take<int8_t>(bytes);
     op.amax = scratch.take<float>(groups);
-    op.offset = scratch.take<int32_t>(groups);
+    op.offset = scratch.take<int32_t>(planes * groups);
     op.sums = scratch.take<float>(sums);
     op.normed = scratch.take<float>(values);
 

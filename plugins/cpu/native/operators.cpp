@@ -10,7 +10,7 @@ namespace {
 Operator<QuantizedLinear<Form::kBytes>> linear;
 Operator<QuantizedLinear<Form::kByteBlocks>> block_linear;
 Operator<QuantizedLinear<Form::kNibbleBlocks>> nibble_linear;
-Operator<QuantizedLinear<Form::kNibbleFloats>> nibble_float_linear;
+Operator<QuantizedLinear<Form::kNibblePlanes>> nibble_plane_linear;
 Operator<VerifyAttention<FloatCache>> attention;
 Operator<VerifyAttention<HalfCache>> half_attention;
 Operator<VerifyAttention<BfloatCache>> bfloat_attention;
@@ -42,7 +42,7 @@ QUASAR_EXPORT quasar::ort::Status* RegisterCustomOps(quasar::ort::SessionOptions
   ort::Domain* domain = nullptr;
   if (ort::Status* status = api.create_domain(kDomain, &domain)) return status;
   const ort::CustomOp* operators[] = {
-      &linear,           &block_linear,   &nibble_linear,        &nibble_float_linear,  &attention, &half_attention,
+      &linear,           &block_linear,   &nibble_linear,        &nibble_plane_linear,  &attention, &half_attention,
       &bfloat_attention, &int8_attention, &both_tiers_attention, &upper_tier_attention, &argmax};
   for (const ort::CustomOp* op : operators) {
     if (ort::Status* status = api.add_operator(domain, op)) return status;

@@ -116,26 +116,6 @@ inline Nibbles high_nibbles(const uint8_t* p) {
   return {_mm256_and_si256(_mm256_srli_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), 4), mask),
           _mm256_and_si256(_mm256_srli_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32)), 4), mask)};
 }
-// For floats; from -8 to 7 they come as integers of 4 bits.
-struct NibbleWords {
-  __m256i a, b;
-};
-template <bool kUnsigned>
-inline NibbleWords nibble_words(const uint8_t* p) {
-  const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-  const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32));
-  const __m256i signs = kUnsigned ? _mm256_setzero_si256() : _mm256_set1_epi8(static_cast<char>(0x88));
-  return {_mm256_xor_si256(a, signs), _mm256_xor_si256(b, signs)};
-}
-template <int kShift, bool kUnsigned>
-inline __m256 nibble_floats(__m256i words) {
-  if (kUnsigned) return _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(words, kShift), _mm256_set1_epi32(15)));
-  return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(words, 28 - kShift), 28));
-}
-template <int kShift, bool kUnsigned>
-inline Lanes nibble_floats(NibbleWords w) {
-  return {nibble_floats<kShift, kUnsigned>(w.a), nibble_floats<kShift, kUnsigned>(w.b)};
-}
 // Sums of products over a block.
 struct BlockSums {
   __m256i a, b;
@@ -172,7 +152,7 @@ constexpr int kMostRows = 6, kRowsOfWholeTiles = 2, kQueryRows = 1;
 
 #else
 
-// In 16 bits, every other input of four: eight steps of two products are at most 8 * 2 * 15 * 127 = 30,480.
+// In 16 bits, every other input of four: eight steps of two products are at most 8 * 2 * 15 * 128 = 30,720.
 inline BlockSums block_sums(int32_t) { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 inline BlockSums dot(BlockSums sums, Nibbles w, int32_t four) {
   const __m256i q = _mm256_set1_epi32(four);

@@ -102,21 +102,6 @@ inline Nibbles low_nibbles(const uint8_t* p) { return {_mm512_and_si512(_mm512_l
 inline Nibbles high_nibbles(const uint8_t* p) {
   return {_mm512_and_si512(_mm512_srli_epi16(_mm512_loadu_si512(p), 4), _mm512_set1_epi8(15))};
 }
-// The same four inputs of all 32 columns, for floats: those `kShift` bits into a word, from -8 to 7, or from 0 to 15.
-struct NibbleWords {
-  __m512i v;
-};
-template <bool kUnsigned>
-inline NibbleWords nibble_words(const uint8_t* p) {
-  return {_mm512_loadu_si512(p)};
-}
-template <int kShift, bool kUnsigned>
-inline Lanes nibble_floats(NibbleWords w) {
-  const __m512 table = kUnsigned ? _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
-                                 : _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
-  // It looks at the last four bits of a word alone.
-  return {_mm512_permutexvar_ps(_mm512_srli_epi32(w.v, kShift), table)};
-}
 // Sums of products over a block, begun at `offset`.
 struct BlockSums {
   __m512i v;

@@ -133,22 +133,6 @@ inline Nibbles high_nibbles(const uint8_t* p) {
   for (int i = 0; i < 4; ++i) w.v[i] = vreinterpretq_s8_u8(vshrq_n_u8(vld1q_u8(p + 16 * i), 4));
   return w;
 }
-struct NibbleWords {
-  uint32x4_t v[4];
-};
-template <bool kUnsigned>
-inline NibbleWords nibble_words(const uint8_t* p) {
-  NibbleWords w;
-  for (int i = 0; i < 4; ++i) w.v[i] = vreinterpretq_u32_u8(vld1q_u8(p + 16 * i));
-  return w;
-}
-template <int kShift, bool kUnsigned>
-inline Lanes nibble_floats(NibbleWords w) {
-  return each([&](int i) {
-    const uint32x4_t u = vandq_u32(vshlq_u32(w.v[i], vdupq_n_s32(-kShift)), vdupq_n_u32(15));
-    return vcvtq_f32_s32(vsubq_s32(vreinterpretq_s32_u32(u), vdupq_n_s32(kUnsigned ? 0 : 8)));
-  });
-}
 // Sums of products over a block, begun at `offset`.
 struct BlockSums {
   Sums all;

@@ -153,18 +153,6 @@ struct Nibbles {
 };
 inline Nibbles low_nibbles(const uint8_t* p) { return {p, 0}; }
 inline Nibbles high_nibbles(const uint8_t* p) { return {p, 4}; }
-struct NibbleWords {
-  const uint8_t* p;
-};
-template <bool kUnsigned>
-inline NibbleWords nibble_words(const uint8_t* p) {
-  return {p};
-}
-template <int kShift, bool kUnsigned>
-inline Lanes nibble_floats(NibbleWords w) {
-  return each(
-      [&](int i) { return static_cast<float>((w.p[4 * i + kShift / 8] >> kShift % 8 & 15) - (kUnsigned ? 0 : 8)); });
-}
 // Sums of products over a block, begun at `offset`.
 struct BlockSums {
   Sums all;

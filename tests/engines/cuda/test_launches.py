@@ -270,9 +270,9 @@ def test_parts_of_linears_in_blocks_do_not_depend_on_the_pass(form):
                 assert 4 * token_tiles * output_tiles * splits * size <= room["partials"]
                 assert 4 * token_tiles * output_tiles <= room["arrived"]
         quantized = [one for one in passes if "quantize" in one.kernel]
-        end = "in_blocks_of_floats" if FORMS[form].floats else "in_blocks"
+        end = "in_blocks_in_planes" if FORMS[form].planes else "in_blocks"
         assert all(one.kernel.endswith(end) for one in quantized)
     most = max(tiles_of(step.inputs, TILE_INPUTS) for step in names)
     assert room["amax"] == 4 * LIMITS.tokens * most * TILE_INPUTS // 32
-    assert room["quantized"] == LIMITS.tokens * most * TILE_INPUTS * (4 if FORMS[form].floats else 1)
+    assert room["quantized"] == LIMITS.tokens * most * TILE_INPUTS * (2 if FORMS[form].planes else 1)
     assert room["sums"] == 0

@@ -31,7 +31,7 @@ MODELS = {
     "olmo2": ("olmo2", {"num_attention_heads": 4, "num_key_value_heads": 2}),
     "blocks": ("llama", {"precision": "w8a8-block"}),
     "nibbles": ("llama", {"precision": "w4a8"}),
-    "nibbles-and-floats": ("llama", {"precision": "w4a16"}),
+    "nibbles-in-planes": ("llama", {"precision": "w4a16"}),
     "int8-cache": ("qwen3", {"kv_dtype": "int8"}),
     "offsets": ("awq", {"precision": "stored", "kv_dtype": "int8"}),
 }
@@ -69,7 +69,7 @@ def check_session(name, layers, prompts, only, passed, *, shared_engine, make_on
     assert passed in done.stdout.splitlines()[-1]
 
 
-ONE_LAYER = ("llama", "qwen2", "qwen3", "blocks", "nibbles", "nibbles-and-floats", "int8-cache", "offsets")
+ONE_LAYER = ("llama", "qwen2", "qwen3", "blocks", "nibbles", "nibbles-in-planes", "int8-cache", "offsets")
 
 
 # Of the others, decoding alone, and one layer: it runs whatever they have beside Llama, in a third of the time.
@@ -82,7 +82,7 @@ ONE_LAYER = ("llama", "qwen2", "qwen3", "blocks", "nibbles", "nibbles-and-floats
         ("gemma2", 1, 2, "decoding", "1 passed"),
         ("blocks", 1, 4, "decoding", "1 passed"),
         ("nibbles", 1, 4, "decoding", "1 passed"),
-        ("nibbles-and-floats", 1, 4, "decoding", "1 passed"),
+        ("nibbles-in-planes", 1, 4, "decoding", "1 passed"),
         ("int8-cache", 1, 4, "decoding or one_value", "2 passed"),
         ("offsets", 3, 1, "decoding", "1 passed"),
     ],

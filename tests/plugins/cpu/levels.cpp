@@ -57,9 +57,10 @@ static void run_linear(const Level& level, int rows, int inputs, int outputs, Ga
   std::vector<uint8_t> packed(static_cast<size_t>(op.tiles) * op.padded * 32 + 16384);
   for (auto& weight : packed) weight = static_cast<uint8_t>(next() % 255 + 1);
   const size_t groups = static_cast<size_t>(rows) * (blocks ? op.padded / 32 : 1);
-  std::vector<int8_t> q(static_cast<size_t>(rows) * op.padded);
+  const size_t planes = form == Form::kNibblePlanes ? 2 : 1;
+  std::vector<int8_t> q(planes * rows * op.padded);
   std::vector<float> amax(groups), sums(groups), normed(x.size()), y(residual.size());
-  std::vector<int32_t> offset(groups);
+  std::vector<int32_t> offset(planes * groups);
   std::vector<uint16_t> group_scale(2 * scale.size());
   // Any pattern that is a small number.
   for (auto& bits : group_scale) bits = static_cast<uint16_t>(next() & 0xa7ff);
@@ -217,7 +218,7 @@ int main(int count, char** arguments) {
         for (int group : {32, 128}) {
           for (bool offsets : {false, true}) {
             run_linear(*level, rows, inputs, 70, gate, Form::kNibbleBlocks, group, offsets);
-            run_linear(*level, rows, (inputs + 31) / 32 * 32, 70, gate, Form::kNibbleFloats, group, offsets);
+            run_linear(*level, rows, (inputs + 31) / 32 * 32, 70, gate, Form::kNibblePlanes, group, offsets);
           }
         }
       }

@@ -1,5 +1,7 @@
 """W4A8BlockLinear and W4A16BlockLinear on every level that this CPU runs, against their numpy references."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 
 from plugins.cpu.packing import pack_block_scales, pack_nibbles
 from plugins.w8a8_linear import GELU, NO_GATE, SILU, w4a16_block_linear, w8a8_block_linear
-from quasar.numerics import BLOCK
+from quasar.numerics import BLOCK, WIDE_MAX
 from tests.plugins.cpu.operators import LEVELS, needs_library, run_operator
 
 pytestmark = needs_library
@@ -17,9 +19,8 @@ W4A8, W4A16 = "W4A8BlockLinear", "W4A16BlockLinear"
 OPERATORS = (W4A8, W4A16)
 # The 8-bit reference asks for no more than integers, and a scale for every block.
 REFERENCES = {W4A8: w8a8_block_linear, W4A16: w4a16_block_linear}
-# Of the sum of magnitudes. The reference rounds a fused multiply-add twice, and the gate has an exponential of its own:
-# integers once a block, floats once an input, in the order that is written down, so seldom in another way.
-ERRORS = {W4A8: 4e-6, W4A16: 2e-6}
+# Of the sum of magnitudes. The reference rounds a fused multiply-add twice, and the gate has an exponential of its own.
+ERROR = 4e-6
 
 shapes = {
     "rows": st.integers(1, 40),
@@ -71,7 +72,7 @@ def with_offsets(random, values, scale):
 
 
 def whole(operator, inputs):
-    """Rows that stay floats are of whole blocks."""
+    """Rows of two planes are of whole blocks."""
     return inputs if operator == W4A8 else -(-inputs // BLOCK) * BLOCK
 
 
@@ -97,18 +98,25 @@ def test_integers_are_exact(level, rows, inputs, outputs, group, seed):
 @pytest.mark.parametrize("level", LEVELS)
 @QUICK
 @given(inputs=ANY_INPUTS, offsets=st.booleans(), **shapes)
-def test_sums_of_small_numbers_are_exact(level, offsets, rows, inputs, outputs, group, seed):
-    """Rows of small integers, and scales and offsets of powers of two: no sum of floats is ever rounded."""
+@example(rows=9, inputs=576, outputs=100, group=128, offsets=True, seed=0)
+def test_integers_of_two_planes_are_exact(level, offsets, rows, inputs, outputs, group, seed):
+    """Whole numbers with the largest in every block: sums of integers, and a rounding of the scale alone."""
     random, inputs = np.random.default_rng(seed), whole(W4A16, inputs)
-    x = random.integers(-9, 10, (rows, inputs)).astype(np.float32)
+    x = random.integers(-WIDE_MAX, WIDE_MAX + 1, (rows, inputs)).astype(np.float32)
+    # Where the second plane is at its ends, and the first goes on to the next integer.
+    x[random.random(x.shape) < 0.2] = random.choice([127, 128, -128, -129, 256 * 90 + 128])
+    x[:, ::BLOCK] = random.choice([-WIDE_MAX, WIDE_MAX], (rows, inputs // BLOCK))
     values, scale = weights(random, outputs, inputs, group)
     scale[:] = 2.0 ** random.integers(-3, 4, scale.shape)
-    expected = values * np.repeat(scale.astype(np.float64), group, axis=1)[:, :inputs]
+    by_input = np.repeat(scale.astype(np.float64), group, axis=1)[:, :inputs]
+    expected, size = x @ (values * by_input).T, np.abs(x) @ np.abs(values * by_input).T
     offset = None
     if offsets:
         values, offset = values + np.int8(8), (-8 * scale).astype(np.float16)
+        size = np.abs(x) @ (values * by_input + 8 * by_input).T
     y = linear(W4A16, x, values, scale, level=level, group=group, offset=offset)
-    np.testing.assert_array_equal(y, x.astype(np.float64) @ expected.T)
+    # The step times the amax is off by less than 2^-23, and each block rounds once or twice more.
+    assert (np.abs(y - expected) <= (2 * inputs // BLOCK + 2) * 2.0**-23 * size).all()
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
@@ -141,18 +149,24 @@ def test_they_equal_their_references(
     expected = reference(operator, x, values, scale, group=group, gate=gate, **optional)
     largest = {"offset": None if offset is None else np.abs(offset), "gate": gate}
     size = np.abs(expected) + np.abs(reference(operator, np.abs(x), np.abs(values), scale, group=group, **largest))
-    np.testing.assert_array_less(np.abs(y - expected), ERRORS[operator] * size + 1e-6)
+    np.testing.assert_array_less(np.abs(y - expected), ERROR * size + 1e-6)
 
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("extreme", [-8, 7])
 def test_the_largest_sums_of_a_block(level, extreme):
-    """Every product of a block at its largest, in every column: 16-bit sums must hold them."""
-    for sign in (-1, 1):
+    """Every product of a block at its largest: 16-bit sums must hold them, and float32 those of two planes."""
+    for sign, operator in itertools.product((-1, 1), OPERATORS):
         x = np.full((5, 64), sign, np.float32)
         values, scale = np.full((40, 64), extreme, np.int8), np.full((40, 2), 1, np.float16)
-        y = linear(W4A8, x, values, scale, level=level, group=BLOCK)
-        np.testing.assert_allclose(y, 64 * sign * extreme, rtol=2e-7)
+        y = linear(operator, x, values, scale, level=level, group=BLOCK)
+        np.testing.assert_allclose(y, 64 * sign * extreme, rtol=3e-7)
+    # A second plane of -128 everywhere but in the first input, beside weights of 15 without an offset.
+    x = np.full((5, 32), -128 / WIDE_MAX, np.float32)
+    x[:, 0] = 1
+    values, scale = np.full((40, 32), 15, np.int8), np.full((40, 1), 1, np.float16)
+    y = linear(W4A16, x, values, scale, level=level, group=BLOCK, offset=np.zeros_like(scale))
+    np.testing.assert_allclose(y, 15 * (1 - 31 * 128 / WIDE_MAX), rtol=3e-7)
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
@@ -180,14 +194,29 @@ def test_levels_widths_and_threads_give_the_same_bits(operator, group, gate, off
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_they_differ_by_the_rounding_of_activations(level):
-    """Blocks of multiples of 1/127 with a largest value of 1: INT8 stands for them without an error."""
+    """Blocks of multiples of 1/127 with a largest value of 1: 8 bits stand for them without an error, 16 nearly so."""
     random = np.random.default_rng(2)
     x = (random.integers(-127, 128, (7, 256)) / 127).astype(np.float32)
     x[:, ::BLOCK] = 1
     values, scale = weights(random, 70, 256, BLOCK)
     fine, coarse = (linear(operator, x, values, scale, level=level, group=BLOCK) for operator in (W4A16, W4A8))
-    size = np.abs(x) @ np.abs(values * np.repeat(scale.astype(np.float32), BLOCK, axis=1)).T
-    np.testing.assert_array_less(np.abs(fine - coarse), 3e-6 * size + 1e-7)
+    by_input = np.repeat(scale.astype(np.float64), BLOCK, axis=1)
+    exact, size = x @ (values * by_input).T, np.abs(x) @ np.abs(values * by_input).T
+    np.testing.assert_array_less(np.abs(coarse - exact), 3e-6 * size + 1e-7)
+    # Half a step of each input, and what float32 rounds.
+    most = 0.5 / WIDE_MAX * np.abs(values * by_input).sum(axis=1)
+    np.testing.assert_array_less(np.abs(fine - exact), most + 3e-6 * size)
+    assert np.abs(fine - exact).max() < 0.05 * most.max()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_16_bits_are_far_nearer_to_floats_than_8(level):
+    random = np.random.default_rng(4)
+    x = random.standard_normal((7, 512)).astype(np.float32)
+    values, scale = weights(random, 70, 512, BLOCK)
+    exact = x @ (values * np.repeat(scale.astype(np.float64), BLOCK, axis=1)).T
+    fine, coarse = (linear(operator, x, values, scale, level=level, group=BLOCK) for operator in (W4A16, W4A8))
+    assert np.abs(fine - exact).mean() < np.abs(coarse - exact).mean() / 100
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
@@ -198,7 +227,8 @@ def test_offsets_alone(operator, level):
     offset = (2.0 ** random.integers(-4, 4, (40, 3)) * random.choice([-1, 1], (40, 3))).astype(np.float16)
     values, scale = np.zeros((40, 96), np.int8), np.ones((40, 3), np.float16)
     y = linear(operator, np.ones((3, 96), np.float32), values, scale, level=level, group=BLOCK, offset=offset)
-    np.testing.assert_allclose(y, np.broadcast_to(32 * offset.astype(np.float32).sum(axis=1), (3, 40)), rtol=3e-7)
+    expected, size = (32 * one.astype(np.float64).sum(axis=1) for one in (offset, np.abs(offset)))
+    assert (np.abs(y - expected) <= 3e-7 * size).all()
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
@@ -211,9 +241,7 @@ def test_a_value_that_is_not_finite_stays_in_its_row(operator, level):
     for row, bad in ((1, np.nan), (2, np.inf), (4, -np.inf)):
         x[row, 33] = bad
     y = linear(operator, x, values, scale, level=level, group=BLOCK)
-    # Integers cannot say infinity.
-    assert not np.isfinite(y[[1, 2, 4]]).any()
-    assert operator == W4A16 or np.isnan(y[[1, 2, 4]]).all()
+    assert np.isnan(y[[1, 2, 4]]).all()
     np.testing.assert_array_equal(y[[0, 3]], clean[[0, 3]])
 
 
