@@ -133,7 +133,7 @@ def choices_help() -> str:
     default_help = f"Default: {default.choice}, or {finer.choice} where its answers are too far from the float model's."
     stored_help = (
         f"{STORED}: on the grid that a quantized checkpoint has (the default for those of GPTQ, AWQ and "
-        f"compressed-tensors), without calibration; {STORED_FLOATS}: with activations as they are where weights have 4 "
+        f"compressed-tensors), without calibration; {STORED_FLOATS}: with activations of 16 bits where weights have 4 "
         "bits."
     )
     return f"{'; '.join(said)}. {ladder_help} {stored_help} {default_help}"

@@ -1,4 +1,4 @@
-"""W4A8 and W4A16: 4-bit weights in groups of inputs, and activations in INT8 blocks of 32, or in floats."""
+"""W4A8 and W4A16: 4-bit weights in groups of inputs, and activations of 8 bits in blocks of 32, or of 16."""
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -251,7 +251,10 @@ class WideOffsetNibbles(OffsetNibbles):
 
 
 class _FloatActivations(InBlocks):
-    """What sets W4A16 apart from W4A8: activations are the floats that come, of 32 bits on CPUs."""
+    """What sets W4A16 apart from W4A8: activations are the floats that come.
+
+    Kernels for integers give them 16 bits under a scale for each block: an error of at most amax / 65,278.
+    """
 
     has_integer_activations = False
     is_on_ladder = False
@@ -269,11 +272,11 @@ class _FloatActivations(InBlocks):
 
 
 class FloatNibbles(_FloatActivations, Nibbles):
-    """MatMul of activations as they are with INT4 weights."""
+    """MatMul of activations as they are with INT4 weights; kernels for integers give them 16 bits."""
 
     name = "w4a16"
     choice = "w4a16"
-    help = f"{Nibbles.help}, activations as they are"
+    help = f"{Nibbles.help}, activations of 16 bits"
     label = "nibbles times floats"
     title = f"W4A16 {Nibbles.form}"
     form = f"{Nibbles.form} with float activations"
@@ -287,7 +290,7 @@ class WideFloatNibbles(_FloatActivations, WideNibbles):
 
     name = "w4a16-128"
     choice = "w4a16-128"
-    help = f"{WideNibbles.help}, activations as they are"
+    help = f"{WideNibbles.help}, activations of 16 bits"
     label = "wide nibbles times floats"
     title = f"W4A16 {WideNibbles.form}"
     form = f"{WideNibbles.form} with float activations"
