@@ -235,7 +235,7 @@ def kernel_for(variant: BlockLinear) -> Kernel:
             "OUTPUTS": TILE_OUTPUTS,
             "INPUTS": TILE_INPUTS,
         },
-        num_warps=4,
+        num_warps=8 if FORMS[variant.form].planes else 4,
         num_stages=4,
         aligned=tuple(pointers),
     )

@@ -97,11 +97,11 @@ def test_precision_auto_raises_linears_until_the_engine_meets_its_bound(tiny_mod
 
 
 def test_the_default_is_in_blocks_where_answers_are_too_far_off(tiny_model, few_prompts, tmp_path, monkeypatch):
-    """Held-out text says so at once, or the finished engine does on the evaluation prompts."""
+    """The text of the search says so at once, or the finished engine does on the evaluation prompts."""
     engines = {}
-    for judge in ("held-out text", "evaluation prompts"):
+    for judge in ("fitted text", "evaluation prompts"):
         with monkeypatch.context() as patch:
-            if judge == "held-out text":
+            if judge == "fitted text":
                 patch.setattr(recipes, "GATE_KL", 1e-9)
             else:
                 patch.setattr(export_build, "passes_gate", lambda recipe, fidelity: False)

@@ -153,7 +153,7 @@ class TestPasses:
     def test_waiting_reaches_no_rank_of_what_looks_after_the_engine(self, monkeypatch):
         """Whoever waited counts as urgent as the most urgent user: a look at the engine goes before all of them."""
         monkeypatch.setattr("runtime.scheduler.AGED_SECONDS", 0.0)
-        service = Service(slots=1)
+        service = Service(slots=2)
         waiting = [service.start([1 + place], 5, priority=9 - place, most_unread=None) for place in range(3)]
         looking = service.start([7], 1, priority=FIRST_OF_ALL, most_unread=None)
         for request in (*waiting, looking):
