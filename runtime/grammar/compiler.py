@@ -74,13 +74,14 @@ class Grammars:
             if compiled is None:
                 try:
                     compiled = self._compile(grammar)
+                    with self._lock:
+                        self._compiled[grammar] = compiled
+                        while len(self._compiled) > _KEPT:
+                            self._compiled.popitem(last=False)
                 finally:
+                    # After it is kept: who came in between would compile it again.
                     with self._lock:
                         self._compiling.pop(grammar, None)
-                with self._lock:
-                    self._compiled[grammar] = compiled
-                    while len(self._compiled) > _KEPT:
-                        self._compiled.popitem(last=False)
             return compiled
 
     def _renew(self, grammar: Grammar) -> "LLMatcher":

@@ -33,6 +33,7 @@ from quasar.errors import BuildError, DamagedEngineError, EngineError, QuasarErr
 from quasar.files import sha256_file, write_json
 from quasar.numerics import QuantizedWeight
 from tests.engines.cuda.fakes import compile_quickly
+from tests.export.refused_command import refusal_of
 
 
 @pytest.fixture(scope="module")
@@ -281,17 +282,9 @@ def test_an_engines_integers_stay_integers(kv_dtype, tiny_model, shared_engine, 
 
 
 def test_a_build_says_at_once_that_integers_are_read_in_float16(tmp_path):
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "export", "build", tmp_path, "-o", tmp_path / "engine", "--backend", "cuda"),
-            *("--kv-dtype", "int8", "--compute-type", "bfloat16"),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2
-    said = " ".join(done.stderr.split())
+    types = ("--kv-dtype", "int8", "--compute-type", "bfloat16")
+    said = refusal_of("build", tmp_path, "-o", tmp_path / "engine", "--backend", "cuda", *types)
+    said = " ".join(said.split())
     assert "the engine's KV cache is int8, which cuda reads in float16; --compute-type bfloat16 came" in said
 
 
@@ -533,25 +526,7 @@ def test_files_that_are_no_program_are_damaged(compiled_engine, tmp_path):
     ],
 )
 def test_a_build_says_so_before_any_work(tmp_path, option, value, why, instead):
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "export",
-            "build",
-            tmp_path,
-            "-o",
-            tmp_path / "engine",
-            "--backend",
-            "cuda",
-            option,
-            value,
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    said = refusal_of("build", tmp_path, "-o", tmp_path / "engine", "--backend", "cuda", option, value)
     # A list is not repeated.
     named = option if option == "--keep-float" else f"{option} {value}"
-    assert done.returncode == 2
-    assert done.stderr == f"error: {named} {why}: {instead}\n"
+    assert said == f"error: {named} {why}: {instead}\n"

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -23,6 +21,7 @@ from quasar.draft_heads.folder import DraftHead
 from quasar.errors import BuildError, CheckpointError
 from tests.draft_head_reference import CanonicalHead
 from tests.draft_heads import copy_engine, write_random_head
+from tests.export.refused_command import refusal_of
 from tests.plugins.cpu.operators import needs_library
 from tests.tiny import save_tiny_model
 
@@ -214,17 +213,9 @@ def test_a_damaged_head_is_named(engine, tiny_model, tmp_path):
 
 @pytest.mark.parametrize("option", [("--rotate",), ("--skip-layers", "1")])
 def test_a_build_says_at_once_that_a_head_reads_the_whole_model(tmp_path, option):
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "export", "build", tmp_path / "model", "-o", tmp_path / "engine"),
-            *("--draft-head", tmp_path / "head", *option),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2
-    said = " ".join(done.stderr.split())
+    paths = [tmp_path / name for name in ("model", "engine", "head")]
+    said = refusal_of("build", paths[0], "-o", paths[1], "--draft-head", paths[2], *option)
+    said = " ".join(said.split())
     assert f"hidden states of the whole model as the checkpoint has them, and {option[0]} changes them" in said
 
 
@@ -262,15 +253,7 @@ def test_a_head_is_not_added_while_another_run_publishes(engine, tiny_model, tmp
 
 def test_what_an_interrupted_build_left_is_named(engine, tmp_path):
     copied = copy_engine(engine, tmp_path / "engine")
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "export", "build", "smollm2", "-o", copied, "--draft-head", tmp_path / "head"),
-            *("--backend", "cuda", "--compute-capability", "8.9"),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2
-    said = " ".join(done.stderr.split())
+    compiled = ("--backend", "cuda", "--compute-capability", "8.9")
+    said = refusal_of("build", "smollm2", "-o", copied, "--draft-head", tmp_path / "head", *compiled)
+    said = " ".join(said.split())
     assert f"python -m export compile {copied} --backend cuda and python -m export add-head {copied}" in said

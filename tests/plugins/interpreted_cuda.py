@@ -107,6 +107,17 @@ def test_quantize_is_the_reference(tokens, columns, exponent, seed):
     np.testing.assert_array_equal(a, expected_a)
 
 
+def quantized_in_blocks(tokens, columns, exponent, seed, *, form):
+    """What the kernel makes of rows, one with a NaN where there is more than a block, and their blocks, padded."""
+    x = rows_with_extremes(np.random.default_rng(seed), tokens, columns, exponent)
+    if columns > 64:
+        x[0, 40] = np.nan
+    q, a = quantized(x, form=form)
+    padded = np.zeros((tokens, a.shape[1] * BLOCK), np.float32)
+    padded[:, :columns] = x
+    return q, a, padded.reshape(tokens, -1, BLOCK)
+
+
 @settings(max_examples=30, **CHECKED)
 @given(
     tokens=st.integers(1, 3),
@@ -115,13 +126,8 @@ def test_quantize_is_the_reference(tokens, columns, exponent, seed):
     seed=st.integers(0, 2**31),
 )
 def test_quantize_in_blocks_is_the_reference(tokens, columns, exponent, seed):
-    x = rows_with_extremes(np.random.default_rng(seed), tokens, columns, exponent)
-    if columns > 64:
-        x[0, 40] = np.nan
-    q, a = quantized(x, form=BLOCKS)
-    padded = np.zeros((tokens, a.shape[1] * BLOCK), np.float32)
-    padded[:, :columns] = x
-    expected_q, expected_a = quantize_rows(padded.reshape(tokens, -1, BLOCK))
+    q, a, blocks = quantized_in_blocks(tokens, columns, exponent, seed, form=BLOCKS)
+    expected_q, expected_a = quantize_rows(blocks)
     np.testing.assert_array_equal(q.numpy().reshape(expected_q.shape), expected_q)
     np.testing.assert_array_equal(a, expected_a)
 
@@ -134,13 +140,8 @@ def test_quantize_in_blocks_is_the_reference(tokens, columns, exponent, seed):
     seed=st.integers(0, 2**31),
 )
 def test_quantize_to_two_planes_is_the_reference(tokens, columns, exponent, seed):
-    x = rows_with_extremes(np.random.default_rng(seed), tokens, columns, exponent)
-    if columns > 64:
-        x[0, 40] = np.nan
-    q, a = quantized(x, form=PLANES)
-    padded = np.zeros((tokens, a.shape[1] * BLOCK), np.float32)
-    padded[:, :columns] = x
-    expected_q, expected_a = quantize_wide(padded.reshape(tokens, -1, BLOCK))
+    q, a, blocks = quantized_in_blocks(tokens, columns, exponent, seed, form=PLANES)
+    expected_q, expected_a = quantize_wide(blocks)
     planes = q.numpy().astype(np.int32).reshape(tokens, 2, -1, BLOCK)
     np.testing.assert_array_equal(256 * planes[:, 0] + planes[:, 1], expected_q)
     np.testing.assert_array_equal(a, expected_a)
