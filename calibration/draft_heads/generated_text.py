@@ -9,6 +9,7 @@ from calibration.draft_heads.chat_frame import ChatFrame
 from calibration.draft_heads.data_folder import ANSWER, GIVEN, USER, GeneratedSequence
 from calibration.draft_heads.likely_tokens import KEPT_TOKENS, Float32
 from calibration.draft_heads.loops import loop_start
+from calibration.draft_heads.passage_tasks import PassageTask, draw_passage_task
 from plugins.sample_token import Filters
 from quasar.text import Message, Prompt, TextCodec
 
@@ -25,16 +26,22 @@ OPENINGS = (
 _FLOAT16_MOST = 65504.0
 # How often a text is looked at for loops and endings, in tokens.
 _LOOK = 8
+# How often an answer becomes the passage of another request, whose answer may become one, too.
+_SHARE_OF_PASSAGES = 0.4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextLimits:
-    """Tokens: at most of what is given, of a user's words and of an answer; at least of an answer that is kept."""
+    """Tokens: at most of what is given, of a user's words and of an answer; at least of an answer that is kept.
+
+    `passage`: of an answer that another request is about, at least and at most.
+    """
 
     given: int = 768
     user: int = 160
     answer: int = 320
     least_answer: int = 12
+    passage: tuple[int, int] = (40, 224)
 
     def within(self, max_length: int) -> "TextLimits":
         """Those that fit a context."""
@@ -45,6 +52,7 @@ class TextLimits:
             user=user,
             answer=answer,
             least_answer=min(self.least_answer, answer),
+            passage=(min(self.passage[0], max_length // 16), min(self.passage[1], max_length // 4)),
         )
 
 
@@ -69,16 +77,24 @@ class TextSource:
 class GeneratedText:
     """A sequence that grows: `pending` tokens are fed next, `take` hears what came of them.
 
-    `number` and the seed decide everything about it. `prompt`: a user's; None: the model writes one. `greedy`: the
-    answer is of the likeliest tokens; None: of one sequence in two.
+    `number` and the seed decide everything about it. `prompt`: a user's; None: the model writes one, or what is left of
+    `task`'s. `greedy`: the answer is of the likeliest tokens; None: of one sequence in two. `turn`: how many requests
+    about passages led to it.
     """
 
     def __init__(
-        self, source: TextSource, number: int, prompt: Prompt | None = None, *, greedy: bool | None = None
+        self,
+        source: TextSource,
+        number: int,
+        prompt: Prompt | None = None,
+        *,
+        greedy: bool | None = None,
+        task: PassageTask | None = None,
+        turn: int = 0,
     ) -> None:
-        self.number, self.prompt = number, prompt
+        self.number, self.turn, self.prompt = number, turn, prompt
         self._source = source
-        self._random = np.random.default_rng([source.seed, number])
+        self._random = np.random.default_rng([source.seed, number, turn] if turn else [source.seed, number])
         likeliest = bool(self._random.random() < 0.5)
         self.greedy = likeliest if greedy is None else greedy
         self.cached = 0
@@ -90,13 +106,17 @@ class GeneratedText:
         self._features = np.zeros((size, source.num_features), np.float16)
         self._likely = np.zeros((size, KEPT_TOKENS), np.int32)
         self._log_probabilities = np.full((size, KEPT_TOKENS), -np.inf, np.float16)
+        # What the user says: a user's own words, the task's, or what the model wrote.
+        self.user_text = "" if prompt is None else prompt.text
         self.tokens: list[int] = []
         self._kinds: list[int] = []
         self._draw: Draw | None = None
-        if prompt is None:
+        if prompt is not None:
+            self._begin_answer(source.codec.encode_chat(prompt.messages))
+        elif task is None:
             self._begin_user()
         else:
-            self._begin_answer(source.codec.encode_chat(prompt.messages))
+            self._begin_task(task)
 
     @property
     def pending(self) -> list[int]:
@@ -142,12 +162,20 @@ class GeneratedText:
             log_probabilities=self._log_probabilities[:end],
         )
 
-    @property
-    def user_text(self) -> str:
-        """What the user says."""
-        if self.prompt is not None:
-            return self.prompt.text
-        return self._source.frame.words(self._source.codec.decode(self.tokens[self._user_start :]))
+    def next_task(self) -> "GeneratedText | None":
+        """A sequence about this one's answer, once it is done; None where there is none."""
+        source = self._source
+        if self.prompt is not None or self.dropped or not source.frame.is_chat:
+            return None
+        if self._random.random() >= _SHARE_OF_PASSAGES:
+            return None
+        least, most = source.limits.passage
+        answer = [token for token in self.tokens[self._answer_start :] if token not in source.specials]
+        passage = source.codec.decode(answer[: int(self._random.integers(least, most + 1))]).strip()
+        if len(answer) < least or not passage:
+            return None
+        task = draw_passage_task(passage, self._random)
+        return GeneratedText(source, self.number, task=task, turn=self.turn + 1)
 
     def _begin_user(self) -> None:
         source = self._source
@@ -161,14 +189,30 @@ class GeneratedText:
         if source.frame.is_chat and self._random.random() < 0.5:
             words = OPENINGS[int(self._random.integers(len(OPENINGS)))]
             opening += source.codec.encode_continuation(words)
-        self.tokens = opening
-        self._kinds = [GIVEN] * len(opening)
+        most = source.limits.user if source.frame.is_chat else max(4, source.limits.user // 4)
+        self._write_user(opening, begun + most)
+
+    def _begin_task(self, task: PassageTask) -> None:
+        source = self._source
+        self._user_start = len(source.frame.opening)
+        if not task.is_open:
+            self._ask(task.words)
+            return
+        given = [*source.frame.opening, *source.codec.encode_continuation(task.words)]
+        if len(given) > source.limits.given:
+            self._drop(f"a passage of more than {source.limits.given} tokens")
+            return
+        # A question, not another passage.
+        self._write_user(given, len(given) - self._user_start + max(4, source.limits.user // 4))
+
+    def _write_user(self, given: list[int], most: int) -> None:
+        """Let the model go on with a user's words from `given`, which begin them, to `most` tokens of them."""
+        self.tokens = given
+        self._kinds = [GIVEN] * len(given)
         self._kind = USER
-        self._user_tokens = begun + source.limits.user
-        if not source.frame.is_chat:
-            self._user_tokens = max(4, source.limits.user // 4)
+        self._user_tokens = most
         filters = Filters(temperature=0.8 + 0.2 * float(self._random.random()), top_p=0.95)
-        self._draw = source.sampler(filters, self._draw_seed())
+        self._draw = self._source.sampler(filters, self._draw_seed())
 
     def _take_user(self, token: int) -> None:
         source = self._source
@@ -183,14 +227,22 @@ class GeneratedText:
             ended = ended or written + 1 >= self._user_tokens
         if not ended:
             return
-        text = self.user_text
+        written_tokens = self.tokens[self._user_start :]
+        text = source.frame.words(source.codec.decode(written_tokens))
         if not text:
             self._drop("an empty prompt")
-        elif loop_start(self.tokens[self._user_start :]) is not None:
+        elif loop_start(written_tokens) is not None:
             self._drop("a prompt that goes round in circles")
-        elif source.frame.is_chat:
+        else:
+            self._ask(text)
+
+    def _ask(self, words: str) -> None:
+        """Begin the answer to what the user says."""
+        source = self._source
+        self.user_text = words
+        if source.frame.is_chat:
             # As a server would encode it.
-            self._begin_answer(source.codec.encode_chat([Message(role="user", content=text)]))
+            self._begin_answer(source.codec.encode_chat([Message(role="user", content=words)]))
         else:
             self._begin_answer(self.tokens)
 

@@ -56,7 +56,7 @@ class Generation:
         while True:
             for slot, text in enumerate(slots):
                 if text is None or text.is_done:
-                    slots[slot] = self._next(numbers)
+                    slots[slot] = self._about(text) or self._next(numbers)
             if not any(slots):
                 return
             self._pass(slots)
@@ -76,6 +76,14 @@ class Generation:
             if number not in kept:
                 yield number
             number += 1
+
+    def _about(self, done: GeneratedText | None) -> GeneratedText | None:
+        """A sequence about what another one says, where there is to be one."""
+        text = None if done is None else done.next_task()
+        if text is not None and text.dropped:
+            self.dropped[text.dropped] += 1
+            return None
+        return text
 
     def _next(self, numbers: Iterator[int]) -> GeneratedText | None:
         for number in numbers:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,8 @@ _NEWEST = 0.1
 _MOST_STEPS = 6
 # Positions of a first step beyond which it makes up for earlier rounds.
 _MOST_OF_A_ROUND = 8
+# Of a head's probability, what the tokens that a grammar lets through have at least: they are not divided by zero.
+_LEAST_LEFT = 1e-6
 # Positions that wait until they are fed, before they are fed anyway.
 _MOST_PENDING = 255
 
@@ -46,6 +49,16 @@ class HeadFeed:
 
     positions: Positions
     states: Float32
+
+
+class Guide(Protocol):
+    """What may follow an answer, by its grammar."""
+
+    def forced(self) -> list[int]:
+        """The tokens that must come next; empty where there is a choice."""
+
+    def permits(self, path: Sequence[int], tokens: Sequence[int]) -> list[bool]:
+        """Whether each of these tokens may come where the tokens of `path` come before it."""
 
 
 class DraftHeadCache:
@@ -125,6 +138,7 @@ class HeadDrafter:
         self._expanding: list[int] = []
         # Positions that the latest tree's first step was fed.
         self._begun_with = 0
+        self._guide: Guide | None = None
 
     @property
     def caught_up(self) -> bool:
@@ -135,6 +149,10 @@ class HeadDrafter:
     def cache(self) -> DraftHeadCache:
         """The head, which other sequences use as well."""
         return self._cache
+
+    def follow(self, guide: Guide) -> None:
+        """Draft what a grammar lets through alone, and nothing where it forces the next token."""
+        self._guide = guide
 
     def prior(self, evidence: int) -> float:
         """As a `Drafter` may have it: the head's own probability."""
@@ -160,9 +178,11 @@ class HeadDrafter:
     def begin(self, context: Int64) -> HeadFeed | None:
         """Begin a round's tree: what is fed so that the head says what may follow `context`.
 
-        None where it knows nothing of it.
+        None where it knows nothing of it, or there is nothing to guess.
         """
         self.tree = HeadTree()
+        if self._guide is not None and self._guide.forced():
+            return None
         if not self._pending or self._first + self._pending != len(context) - 1:
             return None
         if len(context) + WIDEST_STEP > self._cache.session.contract.capacity:
@@ -188,8 +208,11 @@ class HeadDrafter:
 
     def take(self, told: HeadTargets) -> None:
         """What the head says after what was fed last."""
-        for node, *said in zip(self._expanding, told.tokens, told.log_probabilities, told.hidden_states, strict=True):
-            self.tree.add(node, *said)
+        rows = zip(self._expanding, told.tokens, np.exp(told.log_probabilities), told.hidden_states, strict=True)
+        for node, tokens, shares, state in rows:
+            if self._guide is not None:
+                tokens, shares = _permitted(self._guide, self.tree.path(node), tokens, shares)
+            self.tree.add(node, tokens, shares, state)
 
     def frontier(self, reached: Sequence[float], most: int) -> list[int]:
         """The nodes that the next step expands: the likeliest ones that were not, at most `most`, or none.
@@ -279,3 +302,10 @@ class HeadDrafter:
         self._states = [tuple(part[count:] for part in states)] if self._pending else []
         held.tokens = tokens[: self._first + 1].copy()
         return feed
+
+
+def _permitted(guide: Guide, path: Sequence[int], tokens: Int64, shares: Float32) -> tuple[Int64, Float32]:
+    """The tokens that may come, with their shares of what is left when the others cannot."""
+    permitted = np.array(guide.permits(path, tokens.tolist()), np.bool_)
+    left = max(1.0 - float(shares[~permitted].sum()), float(shares[permitted].sum()))
+    return tokens[permitted], shares[permitted] / max(left, _LEAST_LEFT)

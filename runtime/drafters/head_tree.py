@@ -4,6 +4,7 @@ EAGLE-2 (arXiv 2406.16858), section 4: nodes are expanded by the product of the 
 and verified by it. Here no level is fixed: each step expands the likeliest nodes wherever they are.
 """
 
+import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,7 +29,7 @@ _MIDDLES = tuple((low + high) / 2 for low, high in zip((0.0, *_BOUNDS), (*_BOUND
 
 def evidence_of(probability: float) -> int:
     """The number under which guesses of about this probability are counted."""
-    return int(np.searchsorted(_BOUNDS, probability, side="right"))
+    return bisect.bisect_right(_BOUNDS, probability)
 
 
 def probability_of(evidence: int) -> float:
@@ -68,11 +69,14 @@ class HeadTree:
         self._states: list[Float32] = []
         self._chain: list[int] = []
 
-    def add(self, parent: int, tokens: Int64, log_probabilities: Float32, state: Float32) -> None:
-        """The head's likeliest tokens after a node, int64 [k], and the hidden state [H] that their positions read."""
+    def add(self, parent: int, tokens: Int64, shares: Float32, state: Float32) -> None:
+        """The head's likeliest tokens after a node, int64 [k], with their probabilities, likeliest first.
+
+        `state`: the hidden state [H] that their positions read.
+        """
         self._states.append(state.copy())
         depth = 0 if parent < 0 else self.depths[parent] + 1
-        for token, share in zip(tokens.tolist(), np.exp(log_probabilities).tolist(), strict=True):
+        for token, share in zip(tokens.tolist(), shares.tolist(), strict=True):
             if share < _LEAST_SHARE:
                 break
             self.tokens.append(token)
@@ -85,6 +89,10 @@ class HeadTree:
     def is_shallow(self, node: int) -> bool:
         """Whether a step that expands four such nodes feeds no more than `WIDEST_STEP` positions."""
         return self.depths[node] < _DEEPEST
+
+    def path(self, node: int) -> list[int]:
+        """The tokens from the pending one, which is not among them, to this node's."""
+        return [self.tokens[one] for one in self._path(node)]
 
     def feed(self, nodes: Sequence[int]) -> Feed:
         """What is fed to expand these nodes: they, and what they follow as far as the cache does not have it."""

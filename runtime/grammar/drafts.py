@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from runtime.drafters.base import NO_DRAFT, Draft, Drafter, Int64, ObservingDrafter, SlowDrafter, name_of
+from runtime.drafters.draft_head import HeadDrafter
 from runtime.grammar.matcher import GrammarState
 
 
@@ -77,10 +78,7 @@ class GuidedSlowDrafter(GuidedDrafter):
 
 def guide(drafters: Sequence[Drafter], grammar: GrammarState) -> list[Drafter]:
     """These drafters under a grammar."""
-    return [
-        GuidedSlowDrafter(one, grammar) if isinstance(one, SlowDrafter) else GuidedDrafter(one, grammar)
-        for one in drafters
-    ]
+    return [_guided(one, grammar) for one in drafters]
 
 
 def is_draft(draft: Draft) -> bool:
@@ -92,6 +90,14 @@ def is_draft(draft: Draft) -> bool:
         ):
             return False
     return parents is None or bool(((parents >= -1) & (parents < np.arange(len(tokens)))).all())
+
+
+def _guided(drafter: Drafter, grammar: GrammarState) -> Drafter:
+    if isinstance(drafter, HeadDrafter):
+        # Its tree is grown step by step, and asks as it grows.
+        drafter.follow(grammar)
+        return drafter
+    return GuidedSlowDrafter(drafter, grammar) if isinstance(drafter, SlowDrafter) else GuidedDrafter(drafter, grammar)
 
 
 def _chain(tokens: list[int]) -> Draft:

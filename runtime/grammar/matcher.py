@@ -1,7 +1,7 @@
 """Where an answer stands in its grammar: what may come next, and how far a draft follows it."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -114,6 +114,15 @@ class GrammarState:
         kept = self._pruned(draft, after)
         self._slow = time.thread_time() - start > _SLOW_SECONDS
         return kept
+
+    def permits(self, path: Sequence[int], tokens: Sequence[int]) -> list[bool]:
+        """Whether each of these tokens may come where the tokens of `path` come before it: drafts of a head."""
+        if self._slow:
+            return [False] * len(tokens)
+        start = time.thread_time()
+        found = [self._follows([*path, token]) > len(path) for token in tokens]
+        self._slow = time.thread_time() - start > _SLOW_SECONDS
+        return found
 
     def _pruned(self, draft: Draft, after: list[int]) -> Draft:
         count, tokens = len(draft.tokens), draft.tokens.tolist()

@@ -113,6 +113,20 @@ def test_trees_of_several_sequences_grow_in_the_same_steps(head_engine):
     assert max(batches) > 1
 
 
+@pytest.mark.parametrize("drawn", [{}, {"temperature": 0.9, "seed": 5}], ids=["greedy", "drawn"])
+@pytest.mark.parametrize("drafted", [{"drafter": "eagle"}, {"drafter": "eagle", "num_draft_tokens": 6}, {}])
+def test_answers_under_a_grammar_are_those_of_plain_decoding(engine, drawn, drafted):
+    options = {"max_new_tokens": 40, "response_format": {"type": "regex", "regex": "([a-f]{2,5} ){12}"}, **drawn}
+    used = 0
+    for prompt in PROMPTS:
+        plain = engine.generate(prompt, drafter="none", **options)
+        found = engine.generate(prompt, **drafted, **options)
+        assert found.token_ids == plain.token_ids
+        used += sum(one.drafted for one in found.stats.sources if one.drafter == "eagle")
+    # What the head says of random weights is seldom permitted; a number of drafts asks it in every round.
+    assert used > 0 or "num_draft_tokens" not in drafted
+
+
 def test_a_conversation_goes_on(engine):
     options = {"max_new_tokens": 12, "ignore_eos": True, "drafter": "eagle", "num_draft_tokens": 4}
     plain = {**options, "drafter": "none", "num_draft_tokens": None}

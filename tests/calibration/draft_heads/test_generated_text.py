@@ -1,5 +1,7 @@
 """Text that an engine writes: its frame, its likely tokens, loops, and what the verifier had for each position."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -17,7 +19,7 @@ from quasar.errors import PromptError
 from quasar.text import ChatTemplate, Prompt, TextCodec
 
 LAYERS = (1, 2)
-LIMITS = TextLimits(given=60, user=12, answer=24, least_answer=3)
+LIMITS = TextLimits(given=60, user=12, answer=24, least_answer=3, passage=(3, 6))
 
 
 def test_likely_tokens_are_a_sorted_softmax():
@@ -158,14 +160,12 @@ def test_text_has_what_a_prefill_has(make_generation):
 
 
 def test_what_a_sequence_says_does_not_depend_on_its_neighbours(make_generation):
-    by_number = {text.number: text.sequence() for text in texts_of(make_generation(slots=4)[0], 6)}
-    alone = texts_of(make_generation(slots=1)[0], 3)
-    compared = 0
-    for text in alone:
-        if text.number in by_number:
-            assert_same(by_number[text.number], text.sequence())
-            compared += 1
-    assert compared
+    beside = {(text.number, text.turn): text.sequence() for text in texts_of(make_generation(slots=4)[0], 12)}
+    alone = {(text.number, text.turn): text.sequence() for text in texts_of(make_generation(slots=1)[0], 8)}
+    compared = beside.keys() & alone.keys()
+    for number in compared:
+        assert_same(beside[number], alone[number])
+    assert {turn > 0 for _, turn in compared} == {False, True}
 
 
 def test_another_seed_says_something_else(make_generation):
@@ -175,6 +175,22 @@ def test_another_seed_says_something_else(make_generation):
 
 def test_numbers_that_are_kept_are_passed_over(make_generation):
     assert 0 not in {text.number for text in texts_of(make_generation()[0], 3, kept={0, 1})}
+
+
+def test_answers_become_passages_of_further_requests(make_generation, tiny_engine):
+    codec = open_codec(tiny_engine, open_directory(tiny_engine).manifest.text)
+    generation, _ = make_generation(slots=1)
+    texts = texts_of(generation, 30)
+    about = [(before, text) for before, text in itertools.pairwise(texts) if text.turn]
+    assert len(about) >= 3
+    for before, text in about:
+        assert (text.number, text.turn) == (before.number, before.turn + 1)
+        answer = before.sequence()
+        passage = codec.decode(answer.tokens[answer.kinds == ANSWER][:3].tolist()).strip()
+        assert passage in text.user_text
+        assert text.user_text != passage
+    # Some requests are whole, and others end with a question of the model's.
+    assert {USER in text.sequence().kinds for _, text in about} == {False, True}
 
 
 def test_sessions_that_take_one_sequence_a_pass(make_generation):
@@ -203,8 +219,13 @@ def test_prompts_of_the_user_are_answered_a_few_times(make_generation):
         assert (text.sequence().kinds != USER).all()
 
 
-def test_prompts_of_an_evaluation_are_dropped(make_generation):
+def test_prompts_of_an_evaluation_are_dropped(make_generation, tiny_engine):
     [text] = texts_of(make_generation(slots=1)[0], 1)
+    codec = open_codec(tiny_engine, open_directory(tiny_engine).manifest.text)
+    # What the user says is what was answered, and no more.
+    given = codec.encode_chat([{"role": "user", "content": text.user_text}])
+    assert text.tokens[: len(given)] == list(given)
+    assert (text.sequence().kinds[len(given) :] == ANSWER).all()
     excluded = [Prompt(messages=({"role": "user", "content": f" {text.user_text.upper()}  "},))]
     generation, _ = make_generation(slots=1, excluded=excluded)
     [other] = texts_of(generation, 1)

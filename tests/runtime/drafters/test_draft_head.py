@@ -255,7 +255,7 @@ def test_near_the_end_of_its_cache_the_head_drafts_no_more():
 def test_feeds_share_what_the_cache_has_of_a_path():
     tree = HeadTree()
     state = np.zeros(2, np.float32)
-    likely = np.log(np.array([0.6, 0.3], np.float32))
+    likely = np.array([0.6, 0.3], np.float32)
     tree.add(-1, np.array([10, 11]), likely, state)
     first = tree.feed([0])
     assert (first.nodes, first.first, first.parents.tolist(), first.expanded) == ((0,), 0, [-1], 1)
@@ -281,7 +281,7 @@ def test_feeds_share_what_the_cache_has_of_a_path():
 
 def test_nodes_whose_paths_fill_a_step_are_not_expanded():
     drafter = HeadDrafter(DraftHeadCache(TableHead()))
-    state, likely = np.zeros(2, np.float32), np.log(np.array([0.6, 0.3], np.float32))
+    state, likely = np.zeros(2, np.float32), np.array([0.6, 0.3], np.float32)
     node, steps = -1, 0
     while True:
         drafter.tree.add(node, np.array([10, 11]), likely, state)
@@ -293,6 +293,67 @@ def test_nodes_whose_paths_fill_a_step_are_not_expanded():
         (node,), steps = expanded, steps + 1
         assert len(drafter.tree.feed([node]).nodes) == 1
     assert MOST_EXPANDED * steps == WIDEST_STEP
+
+
+class EvenTokens:
+    """A grammar of even tokens, or of one that must come."""
+
+    def __init__(self, forced=()):
+        self.asked, self._forced = [], list(forced)
+
+    def forced(self):
+        return self._forced
+
+    def permits(self, path, tokens):
+        self.asked.append(list(path))
+        return [token % 2 == 0 for token in tokens]
+
+
+def begun(guide, shares=(0.5, 0.3, 0.1), tokens=(11, 12, 14)):
+    """A drafter under a grammar whose head has said so of the pending token."""
+    drafter = HeadDrafter(DraftHeadCache(TableHead()))
+    drafter.follow(guide)
+    context = np.array([*PROMPT, 9], np.int64)
+    drafter.see(context, 0, [np.stack([PROMPT, range(len(PROMPT))], axis=1).astype(np.float32)])
+    if drafter.begin(context) is None:
+        return None
+    drafter.take(
+        HeadTargets(
+            tokens=np.array([tokens]),
+            log_probabilities=np.log(np.array([shares], np.float32)),
+            hidden_states=np.zeros((1, 2), np.float32),
+        )
+    )
+    return drafter
+
+
+def test_under_a_grammar_the_tree_has_what_may_come():
+    guide = EvenTokens()
+    drafter = begun(guide)
+    assert drafter.tree.tokens == [12, 14]
+    # What the forbidden token had is shared out among all that are left.
+    np.testing.assert_allclose(drafter.tree.shares, [0.6, 0.2], rtol=1e-6)
+    drafter.expand([1])
+    drafter.take(
+        HeadTargets(
+            tokens=np.array([[13, 16]]),
+            log_probabilities=np.log(np.array([[0.9, 0.1]], np.float32)),
+            hidden_states=np.zeros((1, 2), np.float32),
+        )
+    )
+    assert guide.asked == [[], [14]]
+    assert (drafter.tree.tokens, drafter.tree.parents) == ([12, 14, 16], [-1, -1, 1])
+    np.testing.assert_allclose(drafter.tree.shares[2], 1.0, rtol=1e-6)
+
+
+def test_where_nothing_likely_may_come_the_tree_stays_empty():
+    drafter = begun(EvenTokens(), shares=(0.9, 0.1), tokens=(11, 13))
+    assert drafter.tree.tokens == []
+    assert not len(drafter.draft().tokens)
+
+
+def test_a_token_that_must_come_is_not_asked_of_the_head():
+    assert begun(EvenTokens(forced=[7])) is None
 
 
 def test_evidence_stands_for_the_probability_that_the_head_gave():

@@ -54,6 +54,16 @@ def walk(case, seed, steps=60):
         state.take(taken[-1])
 
 
+def test_tokens_after_a_path_are_permitted_as_in_a_walk():
+    state = start(*CASES["grammar"])
+    path = encode("the answer is ")
+    yes, no, other = (encode(text)[0] for text in ("yes", "no", "hello"))
+    assert state.permits(path, [yes, no, other]) == [True, True, False]
+    for one in path:
+        state.take(one)
+    assert state.permits([], [yes, no, other]) == [True, True, False]
+
+
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("seed", range(3))
 def test_a_mask_is_what_single_tokens_say(case, seed):
