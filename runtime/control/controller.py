@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from runtime.control.asking import Asking, SequenceAsking
@@ -57,7 +58,8 @@ class Knowledge:
 class Controller:
     """Asks fast drafters in every round, merges what they propose, and verifies what pays.
 
-    A slow drafter is asked when the tokens it is expected to bring are worth its time, for as many as are.
+    A slow drafter is asked when the tokens it is expected to bring are worth its time, for as many as are; what it says
+    is merged with the others' then.
 
     Rates are kept by drafter and by what a guess rests on (`Draft.evidence`); a guess that a second drafter proposes
     as well has a rate of its own. Guesses that were not verified are judged, too, as far as the sequence goes on along
@@ -83,17 +85,22 @@ class Controller:
         self._slow: list[SlowDrafter] = [one for one in drafters if isinstance(one, SlowDrafter)]
         self._observing = [one for one in drafters if isinstance(one, ObservingDrafter)]
         names = _unlike([*self._fast, *self._slow])
-        self._names, self._slow_names = names[: len(self._fast)], names[len(self._fast) :]
+        self._slow_names = names[len(self._fast) :]
+        # By place in what is merged: the slow ones first, whose word is worth most.
+        self._names = [*self._slow_names, *names[: len(self._fast)]]
+        # Where the heads' drafts are among them, and the other fast drafters'.
+        self._first_head = len(self._slow)
+        self._first_other = self._first_head + len(self._heads)
         self._knowledge, self._estimates = knowledge, SequenceEstimates(knowledge.estimates)
         self._most, self._trees, self._plain_width = most, trees, plain_width
         self._candidates: Candidates | None = None
-        # What the fast drafters, heads first, said in this round.
+        # What each drafter said in this round.
         self._drafts: list[Draft] = []
         # Slow drafters that this sequence has asked: the first time an engine reads the whole prompt.
         self._begun: set[str] = set()
         # Rounds since they were asked.
         self._unasked = dict.fromkeys(self._slow_names, 0)
-        # The slow drafter that was asked, by place, for how many tokens, and what it said.
+        # The slow drafter that was asked, by place, for how many tokens, and what it said, by itself.
         self._asked: tuple[int, int, Candidates] | None = None
         # Whether it pays to ask the fast drafters for a pass that is shared, and seconds that the latest asking took.
         self._asking = SequenceAsking(knowledge.asking)
@@ -116,7 +123,7 @@ class Controller:
         if self._heads:
             selection = self._with_heads(context, most, latency, selection)
         if self._slow:
-            slow = self._propose_slow(context, most, latency.seconds, selection)
+            slow = self._propose_slow(context, most, latency, selection)
             if slow is not None:
                 return slow
         return self._proposal(selection.chosen, tokens=selection.tokens, seconds=selection.seconds)
@@ -167,7 +174,7 @@ class Controller:
         self._candidates, self._asked = None, None
         if most > 0:
             reach = min(most, self._reach)
-            self._drafts = [NO_DRAFT] * len(self._heads)
+            self._drafts = [NO_DRAFT] * self._first_other
             self._drafts += [ask(one, context, reach, trees=self._trees) for one in self._fast[len(self._heads) :]]
             self._candidates = merge(self._drafts)
         return self._candidates
@@ -202,11 +209,11 @@ class Controller:
         def prior() -> float:
             return self._heads[place].prior(evidence)
 
-        return self._estimates.rate((self._names[place], evidence, False), prior)
+        return self._estimates.rate((self._names[self._first_head + place], evidence, False), prior)
 
     def _merged(self) -> Candidates:
         """The candidates of all, with the heads' trees as they are now."""
-        self._drafts[: len(self._heads)] = [head.draft() for head in self._heads]
+        self._drafts[self._first_head : self._first_other] = [head.draft() for head in self._heads]
         self._candidates = merge(self._drafts)
         return self._candidates
 
@@ -223,7 +230,9 @@ class Controller:
             start = self._knowledge.clock()
             emitted = outcome.tokens.tolist()
             for place, right in judged(self._candidates, emitted):
-                self._estimates.count(*self._key(place), right=right)
+                # What a slow drafter alone says is counted below.
+                if self._candidates.drafters[place] >= self._first_head or self._candidates.seconded[place]:
+                    self._estimates.count(*self._key(place), right=right)
             if self._asking_seconds is not None:
                 self._asking.took(self._asking_seconds + self._knowledge.clock() - start)
         if self._asked is not None:
@@ -247,24 +256,34 @@ class Controller:
         self._reach = max(_LEAST_REACH, 2 * len(outcome.tokens) + _LEAST_REACH // 2)
 
     def _probability(self, place: int) -> float:
-        return self._estimates.rate(*self._key(place))
+        rate, candidates = self._estimates.rate(*self._key(place)), self._candidates
+        assert candidates is not None
+        drafter = candidates.drafters[place]
+        if drafter >= self._first_head:
+            return rate
+        # A slow drafter's rate is that one of its guesses is right, where it makes several.
+        siblings = candidates.children[candidates.parents[place]]
+        return rate / sum(candidates.drafters[one] == drafter for one in siblings)
 
     def _key(self, place: int) -> tuple[Hashable, Prior]:
         """What a candidate's rate goes by, and what is believed of it before any was seen."""
         candidates = self._candidates
         assert candidates is not None
         drafter, evidence = candidates.drafters[place], candidates.evidence[place]
-        seconded = candidates.seconded[place]
+        seconded, is_slow = candidates.seconded[place], drafter < self._first_head
+        evidence = min(evidence, _DEEPEST) if is_slow else evidence
+        one: Drafter = self._slow[drafter] if is_slow else self._fast[drafter - self._first_head]
 
         def prior() -> float:
-            alone = _prior_of(self._fast[drafter], evidence, _FIRST_PRIOR)
+            alone = _prior_of(one, evidence, _SLOW_PRIOR if is_slow else _FIRST_PRIOR)
             # Half of the wrong guesses would not be made by two.
             return (1 + alone) / 2 if seconded else alone
 
         return (self._names[drafter], evidence, seconded), prior
 
-    def _propose_slow(self, context: Int64, most: int, seconds: Sequence[float], fast: Selection) -> Proposal | None:
-        """A slow drafter's draft, where it is expected to bring more per second than the fast ones' selection."""
+    def _propose_slow(self, context: Int64, most: int, latency: Latencies, fast: Selection) -> Proposal | None:
+        """The selection with a slow drafter's draft, where that is expected to bring more per second than without."""
+        seconds = latency.seconds
         best = self._best_slow(most, seconds, fast.tokens / fast.seconds)
         if best is None:
             best = self._best_slow(min(most, _TRIED), seconds, fast.tokens / fast.seconds, untried=True)
@@ -273,7 +292,7 @@ class Controller:
                 self._forget(drafter, name, most)
         if best is None:
             return None
-        index, count, expected, took = best
+        index, count = best
         drafter, name = self._slow[index], self._slow_names[index]
         start = self._knowledge.clock()
         draft = ask(drafter, context, count, trees=self._trees)
@@ -287,13 +306,17 @@ class Controller:
         self._asked = (index, count, merge([draft]))
         if not len(draft.tokens):
             return None
-        sources = (name,) * len(draft.tokens)
-        return Proposal(draft=draft, drafter=name, sources=sources, expected_tokens=expected, expected_seconds=took)
+        # By depth, whatever the drafter says its guesses rest on.
+        self._drafts[index] = replace(draft, evidence=None)
+        self._candidates = merge(self._drafts)
+        after = latency.after(took_here)
+        selection = select(self._candidates, self._probability, after, most=most, tree=self._trees)
+        return self._proposal(selection.chosen, tokens=selection.tokens, seconds=selection.seconds)
 
     def _best_slow(
         self, most: int, seconds: Sequence[float], rate: float, *, untried: bool = False
-    ) -> tuple[int, int, float, float] | None:
-        """Drafter, tokens to ask for, expected tokens and seconds, of what beats a rate; None where nothing does.
+    ) -> tuple[int, int] | None:
+        """Drafter, and tokens to ask for, of what beats a rate; None where nothing does.
 
         `untried`: of those that never drafted here, as if they were faster than they say.
         """
@@ -306,10 +329,9 @@ class Controller:
             for count in range(1, most + 1):
                 reached *= self._estimates.rate(*_depth_key(drafter, name, count - 1))
                 expected += reached
-                took = seconds[count] + count * each
-                hoped = seconds[count] + count * each / _DOUBT if untried else took
+                hoped = seconds[count] + count * each / (_DOUBT if untried else 1.0)
                 if expected / hoped > rate:
-                    rate, best = expected / hoped, (index, count, expected, took)
+                    rate, best = expected / hoped, (index, count)
         return best
 
     def _seconds_of(self, drafter: SlowDrafter, name: str) -> float:

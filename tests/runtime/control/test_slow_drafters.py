@@ -218,4 +218,27 @@ class TestSlow:
                 return Draft(tokens=tokens, parents=parents)
 
         control = follow_sequence(sequence, [Pairs()], FLAT, trees=True)
-        assert np.mean([len(outcome.tokens) for outcome in control.outcomes[-20:-3]]) > 3
+        late = control.outcomes[-20:-3]
+        assert np.mean([len(outcome.tokens) for outcome in late]) > 3
+        # Of two guesses one is right: what is expected is what comes.
+        hoped = sum(outcome.segment.proposal.expected_tokens for outcome in late)
+        assert hoped < 1.2 * sum(len(outcome.tokens) for outcome in late)
+
+    def test_fast_guesses_are_verified_beside_its_own(self, clock):
+        """One tree of both: where the slow drafter's first token is wrong, the fast one's may be right."""
+        sequence = sequence_of(900)
+
+        def slow():
+            return SlowScript(sequence, 0.7, clock, seed=2)
+
+        alone = follow_sequence(sequence, [slow()], FLAT, trees=True)
+        both = follow_sequence(sequence, [slow(), Script(sequence, 0.7, 1)], FLAT, trees=True)
+        lengths = [np.mean([len(one.tokens) for one in control.outcomes]) for control in (alone, both)]
+        assert lengths[1] > 1.15 * lengths[0]
+        names = [one.segment.proposal.drafter for one in both.outcomes]
+        assert names.count("slow+script") > len(names) / 2
+        # Where both say the same the guess is better than either's.
+        rate = {
+            seconded: both.knowledge.estimates.rate(("slow", 0, seconded), lambda: 0.0) for seconded in (False, True)
+        }
+        assert rate[True] > 0.9 > rate[False]
