@@ -17,6 +17,7 @@ from calibration.draft_heads.draft_vocabulary import DraftVocabulary, choose_voc
 from calibration.draft_heads.generated_text import TextLimits, TextSource
 from calibration.draft_heads.generation import Generation, token_sampler
 from calibration.draft_heads.head_loss import DECAY, STEPS
+from calibration.draft_heads.head_model import HeadModel
 from calibration.draft_heads.head_options import (
     LEAST_PROMPTS,
     TrainHeadOptions,
@@ -128,7 +129,7 @@ class _Run:
             with DataFolder.writing(path, identity) as data:
                 self._generate(data)
         text = self._text(data)
-        training = self._train(text, self._pace(text))
+        training = self._train(text)
         self._write(data, text, training)
 
     # The text.
@@ -196,9 +197,9 @@ class _Run:
         contract = self._directory.manifest.contract
         size = min(self._options.draft_vocab or _TRIED_VOCABULARY, contract.vocab_size)
         vocabulary = choose_vocabulary([token_masses(sequences, contract.vocab_size)], always=(), size=size)
-        path = self._work.scratch / "trial.safetensors"
         pace = Pace(seconds=math.inf, most_updates=_TRIED_UPDATES + 1)
-        training = self._training(vocabulary, sequences, pace, path)
+        model = self._model(vocabulary, sequences)
+        training = self._training(model, vocabulary, sequences, pace, "trial.safetensors")
         seconds = training.try_updates(_TRIED_UPDATES)
         rate = BLOCKS_OF_AN_UPDATE * BLOCK_POSITIONS / seconds
         self._reporter.stage("measured", f"training takes {rate:.0f} positions a second")
@@ -282,9 +283,11 @@ class _Run:
         most = math.ceil(MOST_EPOCHS * tokens / (BLOCKS_OF_AN_UPDATE * BLOCK_POSITIONS))
         return Pace(seconds=float(self._state["training_seconds"]), most_updates=most)
 
-    def _train(self, text: _Text, pace: Pace) -> Training:
-        checkpoint = self._work.scratch / "training.safetensors"
-        training = self._training(text.vocabulary, text.sequences, pace, checkpoint)
+    def _train(self, text: _Text) -> Training:
+        model = self._model(text.vocabulary, text.sequences)
+        # What the model's beginning took is of the time, too.
+        pace = self._pace(text)
+        training = self._training(model, text.vocabulary, text.sequences, pace, "training.safetensors")
         begun = "again from" if pace.updates else "from"
         self._reporter.stage("training", f"{begun} update {pace.updates}, {training.num_blocks} blocks an epoch")
         if not pace.updates:
@@ -302,28 +305,35 @@ class _Run:
             training.run(report)
         return training
 
-    def _training(
-        self, vocabulary: DraftVocabulary, sequences: list[GeneratedSequence], pace: Pace, checkpoint: Path
-    ) -> Training:
-        spec, seed = self._spec(len(vocabulary.tokens)), self._options.seed
-        learned, held_out = self._split(sequences)
-        model = first_model(
+    def _model(self, vocabulary: DraftVocabulary, sequences: list[GeneratedSequence]) -> HeadModel:
+        """The head that is to be trained, as it begins."""
+        return first_model(
             self._checkpoint,
-            spec,
-            learned,
+            self._spec(len(vocabulary.tokens)),
+            self._split(sequences)[0],
             vocabulary.tokens,
             num_positions=max(map(len, sequences)),
-            seed=seed,
+            seed=self._options.seed,
             device=self._device,
         )
+
+    def _training(
+        self,
+        model: HeadModel,
+        vocabulary: DraftVocabulary,
+        sequences: list[GeneratedSequence],
+        pace: Pace,
+        checkpoint: str,
+    ) -> Training:
+        learned, held_out = self._split(sequences)
         return Training(
             model,
             learned,
             held_out,
             vocabulary.tokens,
             pace,
-            seed=seed,
-            checkpoint=checkpoint,
+            seed=self._options.seed,
+            checkpoint=self._work.scratch / checkpoint,
             bfloat16=self._state["bfloat16"],
             clock=time.monotonic,
         )
