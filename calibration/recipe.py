@@ -6,7 +6,8 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 from calibration.precisions.base import Precision
-from calibration.precisions.catalog import DEFAULT_CHOICE, FLOAT, precision_of, precisions_for
+from calibration.precisions.catalog import DEFAULT_CHOICE, FLOAT, STORED_CHOICES, precision_of, precisions_for
+from calibration.precisions.token import PerToken
 from quasar.checkpoints import DecoderSpec
 from quasar.checkpoints.spec import Linear
 from quasar.errors import BuildError
@@ -63,10 +64,18 @@ def parse_alpha(text: str | float | None) -> Alpha:
     return alpha
 
 
-def make_recipe(spec: DecoderSpec, *, precision: str | None, alpha: Alpha, keep_float: Sequence[str] = ()) -> Recipe:
+def make_recipe(
+    spec: DecoderSpec,
+    *,
+    precision: str | None,
+    alpha: Alpha,
+    keep_float: Sequence[str] = (),
+    blocks: bool = True,
+) -> Recipe:
     """The recipe for a spec; precision None is the default one, which a gate decides on.
 
-    A `keep_float` pattern (shell style) names linears, fused or as in the checkpoint.
+    A `keep_float` pattern (shell style) names linears, fused or as in the checkpoint. `blocks`: whether a linear of a
+    quantized checkpoint that is rounded anew gets its scales in blocks, where it can.
 
     Raises `BuildError` for a pattern that matches nothing, and for inputs that a precision cannot split into blocks.
     """
@@ -85,6 +94,8 @@ def make_recipe(spec: DecoderSpec, *, precision: str | None, alpha: Alpha, keep_
         kept |= matches
     gate, precision = (GATE_KL, DEFAULT_CHOICE) if precision is None else (None, precision)
     possible = precisions_for(precision)
+    if precision in STORED_CHOICES and not blocks:
+        possible = (precision_of(PerToken.name),)
     linears = {linear.name: FLOAT if linear.name in kept else _coarsest(possible, linear) for linear in spec.linears()}
     for linear in spec.linears():
         multiple = linears[linear.name].input_multiple

@@ -7,7 +7,7 @@ import numpy as np
 
 from calibration.block_search import Progress
 from calibration.precisions.base import Precision
-from calibration.precisions.catalog import FLOAT, ROUNDED_ANEW, holders
+from calibration.precisions.catalog import FLOAT, holders, precision_of
 from calibration.quantization import Quantization, Quantized
 from calibration.quantized_folder import QuantizedFolder
 from calibration.quantized_model import LinearChoice
@@ -40,7 +40,7 @@ def keep_grids(checkpoint: Checkpoint, recipe: Recipe, folder: Path, progress: P
                 stored = stored_weight(checkpoint, linear)
                 found = _kept(stored, recipe.precision)
                 (rounded if found is None else kept)[_FLOATS if stored is None else stored.form] += 1
-                precision, weight = found or _rounded(checkpoint, linear)
+                precision, weight = found or _rounded(checkpoint, linear, precision_of(recipe.linears[linear.name]))
                 stored_folder.save_weight(linear.name, weight)
                 choices[linear.name] = LinearChoice(
                     precision=precision.name, rounding="nearest" if found is None else "stored"
@@ -70,8 +70,7 @@ def _kept(stored: PrequantizedWeight | None, choice: str) -> tuple[Precision, Qu
     return None
 
 
-def _rounded(checkpoint: Checkpoint, linear: Linear) -> tuple[Precision, QuantizedWeight]:
-    precision = next(one for one in ROUNDED_ANEW if linear.inputs % one.input_multiple == 0)
+def _rounded(checkpoint: Checkpoint, linear: Linear, precision: Precision) -> tuple[Precision, QuantizedWeight]:
     floats: Float32 = np.concatenate([read_float32(checkpoint, f"{member}.weight") for member in linear.members])
     weight = precision.quantize(floats)
     assert isinstance(weight, QuantizedWeight)

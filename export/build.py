@@ -133,7 +133,9 @@ class _Build:
         self._spec = spec.keep_layers(self._remaining)
         precision = choose_precision(options, self._checkpoint)
         alpha: Alpha = "off" if precision in STORED_CHOICES else parse_alpha(options.alpha)
-        self._asked: Recipe = make_recipe(spec, precision=precision, alpha=alpha, keep_float=options.keep_float)
+        self._asked: Recipe = make_recipe(
+            spec, precision=precision, alpha=alpha, keep_float=options.keep_float, blocks=options.blocks
+        )
         self._recipe = self._asked
         if options.kernels or options.kv_dtype in INTEGER_CACHES:
             asked = f"--kernels {options.kernels}" if options.kernels else f"--kv-dtype {options.kv_dtype}"

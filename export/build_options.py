@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from calibration.precision_search import Bound
-from calibration.precisions.catalog import AUTO, FLOAT, STORED, STORED_CHOICES
+from calibration.precisions.catalog import AUTO, DEFAULT_CHOICE, FLOAT, STORED, STORED_CHOICES
 from calibration.search import Effort, WeightRounding
 from engines.contract import INTEGER_CACHES, KV_DTYPES, MAX_WIDTH
 from engines.onnxruntime.kernels import NATIVE
@@ -28,7 +28,9 @@ class BuildOptions:
     checkpoint that GPTQ, AWQ or compressed-tensors quantized. `max_length`
     None: the smaller of the model's context and 4096. `alpha` None: auto. `kernels` "native": a directory for those
     alone; None: for every back end, as the option is left out. `weights`: how they are rounded; None: as `effort`
-    and the precision have it. `rotate`: turn the residual stream and the values (`calibration.rotation`).
+    and the precision have it. `rotate`: turn the residual stream and the values (`calibration.rotation`). `blocks`:
+    whether linears may get scales in blocks where nobody asks for them; not where a back end is compiled that lacks
+    them.
     """
 
     model: str
@@ -48,6 +50,7 @@ class BuildOptions:
     weights: WeightRounding | None = None
     kernels: str | None = None
     rotate: bool = False
+    blocks: bool = True
     force: bool = False
 
 
@@ -144,9 +147,12 @@ def choose_precision(options: BuildOptions, checkpoint: Checkpoint) -> str | Non
 
     Unless an option asks for calibration: then its weights are taken for floats.
     """
-    if options.precision is None and checkpoint.quantized_by and not any(_of_calibration(options).values()):
+    if options.precision is not None:
+        return options.precision
+    if checkpoint.quantized_by and not any(_of_calibration(options).values()):
         return STORED
-    return options.precision
+    # A gate could decide for blocks.
+    return None if options.blocks else DEFAULT_CHOICE
 
 
 def bound_of(options: BuildOptions) -> Bound:

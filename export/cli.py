@@ -209,9 +209,6 @@ def build(
     from export.build_options import BuildOptions
 
     chosen = _compiled_backends(backend, compute_capability)
-    if precision is None and chosen:
-        # What GPUs run; a gate could decide for scales in blocks, which they do not.
-        precision = DEFAULT_CHOICE
     if kernels and chosen:
         raise BuildError(
             f"--kernels native leaves out the portable graph, which {' and '.join(chosen)} would be compiled from: "
@@ -236,6 +233,10 @@ def build(
         from export.compile_cuda import cache_type_of
 
         cache_type_of(kv_dtype, compute_type)
+    if set(chosen) - {CUDA}:
+        from export.compile import check_cache
+
+        check_cache(kv_dtype)
     options = BuildOptions(
         model=model,
         output=output,
@@ -254,6 +255,8 @@ def build(
         weights=weights,
         kernels=kernels,
         rotate=rotate,
+        # Scales per token are what every GPU back end runs.
+        blocks=not chosen,
         force=force,
     )
     if draft_head is not None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from calibration.precisions.base import TENSORRT
 from calibration.precisions.catalog import precision_of
 from calibration.precisions.token import PerToken
-from engines.contract import Contract
+from engines.contract import INTEGER_CACHES, Contract
 from engines.directory import EngineDirectory, open_directory
 from engines.gpu.driver import find_gpu
 from engines.manifest import Manifest
@@ -62,10 +62,20 @@ def compile_engine(options: CompileOptions, reporter: Reporter | None = None) ->
         directory = open_directory(options.directory)
         check_whole(directory, options.backend)
         check_precisions(directory.manifest, TENSORRT)
+        check_cache(directory.manifest.contract.kv_dtype)
         if options.fused_linears:
             _check_per_token(directory.manifest)
         _Compilation(directory, options, targets, reporter).run()
     return open_directory(options.directory)
+
+
+def check_cache(kv_dtype: str) -> None:
+    """Raise `BuildError` for a KV cache of integers: TensorRT updates caches of floats alone."""
+    if kv_dtype in INTEGER_CACHES:
+        raise BuildError(
+            f"the engine's KV cache is {kv_dtype}, which TensorRT does not update in place: build without --kv-dtype, "
+            "or take --backend cuda"
+        )
 
 
 def check_target(backend: str, compute_capabilities: tuple[str, ...]) -> None:

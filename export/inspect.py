@@ -75,7 +75,13 @@ def print_manifest(directory: EngineDirectory) -> None:
             table.add_row("rotation", f"{rotation}, of the residual stream and of values")
         for name, value in _search_rows(manifest.calibration):
             table.add_row(name, value)
-    table.add_row("max length", f"{contract.max_length} tokens, KV cache {_mb(contract.cache_bytes)}")
+    table.add_row(
+        "max length", f"{contract.max_length} tokens, KV cache {_mb(contract.cache_bytes)} in {contract.kv_dtype}"
+    )
+    if (head := manifest.draft_head) is not None:
+        table.add_row(
+            "draft head", f"{head.source} ({head.kind}, {head.precision}), {_count(head.parameters)}, on native kernels"
+        )
     for name, value in _fidelity_rows(manifest.fidelity):
         table.add_row(name, value)
     table.add_row("row invariance", _invariance(manifest.record.row_invariance))

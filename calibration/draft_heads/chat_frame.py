@@ -22,9 +22,9 @@ class ChatFrame:
     ending: str
     is_chat: bool
 
-    def words(self, text: str) -> str:
-        """The user's words in what the model wrote from the opening on, without white space around them."""
-        return (text.partition(self.ending)[0] if self.ending else text).strip()
+    def before_ending(self, text: str) -> str:
+        """What stands before the ending in what the model wrote of a user's words."""
+        return text.partition(self.ending)[0] if self.ending else text
 
     def has_ended(self, text: str) -> bool:
         """Whether the ending stands in it."""

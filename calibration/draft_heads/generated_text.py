@@ -17,6 +17,8 @@ from quasar.text import Message, Prompt, TextCodec
 Draw = Callable[[Float32, int], int]
 TokenSampler = Callable[[Filters, int], Draw]
 
+# Of what is generated: a folder that keeps text of another version is not added to.
+TEXT_VERSION = 2
 # What makes the model write more than one kind of request: the first words of one sequence in two.
 OPENINGS = (
     *("Write", "Explain", "Summarize the following text:", "Translate", "What is", "How do I", "Solve:", "Why"),
@@ -77,9 +79,9 @@ class TextSource:
 class GeneratedText:
     """A sequence that grows: `pending` tokens are fed next, `take` hears what came of them.
 
-    `number` and the seed decide everything about it. `prompt`: a user's; None: the model writes one, or what is left of
-    `task`'s. `greedy`: the answer is of the likeliest tokens; None: of one sequence in two. `turn`: how many requests
-    about passages led to it.
+    `number`, `turn` and the seed decide everything about it. `prompt`: a user's; None: the model writes one, or what is
+    left of `task`'s. `greedy`: the answer is of the likeliest tokens; None: of one sequence in two. `turn`: how many
+    requests about passages led to it.
     """
 
     def __init__(
@@ -208,6 +210,7 @@ class GeneratedText:
     def _write_user(self, given: list[int], most: int) -> None:
         """Let the model go on with a user's words from `given`, which begin them, to `most` tokens of them."""
         self.tokens = given
+        self._given_text = self._source.codec.decode(given[self._user_start :])
         self._kinds = [GIVEN] * len(given)
         self._kind = USER
         self._user_tokens = most
@@ -222,19 +225,25 @@ class GeneratedText:
             self.tokens.append(token)
             self._kinds.append(USER)
             if written % _LOOK == 0:
-                text = source.codec.decode(self.tokens[self._user_start :])
-                ended = source.frame.has_ended(text) or loop_start(self.tokens[self._user_start :]) is not None
+                ended = (
+                    source.frame.has_ended(self._own_words()) or loop_start(self.tokens[self._user_start :]) is not None
+                )
             ended = ended or written + 1 >= self._user_tokens
         if not ended:
             return
-        written_tokens = self.tokens[self._user_start :]
-        text = source.frame.words(source.codec.decode(written_tokens))
-        if not text:
+        own = source.frame.before_ending(self._own_words())
+        text = (self._given_text + own).strip()
+        # A request about a passage lacks its question without words of the model's own.
+        if not (own if self.turn else text).strip():
             self._drop("an empty prompt")
-        elif loop_start(written_tokens) is not None:
+        elif loop_start(self.tokens[self._user_start :]) is not None:
             self._drop("a prompt that goes round in circles")
         else:
             self._ask(text)
+
+    def _own_words(self) -> str:
+        """What the model wrote of a user's words, after those that it was given: a passage may have what ends them."""
+        return self._source.codec.decode(self.tokens[self._user_start :])[len(self._given_text) :]
 
     def _ask(self, words: str) -> None:
         """Begin the answer to what the user says."""

@@ -50,7 +50,10 @@ class Generation:
         return None if self._prompts is None else ANSWERS_OF_A_PROMPT * len(self._prompts)
 
     def run(self, kept: Collection[int]) -> Iterator[GeneratedText | None]:
-        """Sequences as they are done, but for the numbers that are `kept` already; None after every other pass."""
+        """Sequences as they are done, but for the numbers that are `kept` already; None after every other pass.
+
+        Requests about an answer that is kept are not made any more: a run that goes on has fewer of them.
+        """
         numbers = self._numbers(kept)
         slots: list[GeneratedText | None] = [None] * self._session.num_slots
         while True:

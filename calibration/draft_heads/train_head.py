@@ -14,7 +14,7 @@ from calibration.draft_heads.arithmetic_choice import bfloat16_is_faster, choose
 from calibration.draft_heads.chat_frame import chat_frame
 from calibration.draft_heads.data_folder import DataFolder, GeneratedSequence
 from calibration.draft_heads.draft_vocabulary import DraftVocabulary, choose_vocabulary, coverage_of, token_masses
-from calibration.draft_heads.generated_text import TextLimits, TextSource
+from calibration.draft_heads.generated_text import TEXT_VERSION, TextLimits, TextSource
 from calibration.draft_heads.generation import Generation, token_sampler
 from calibration.draft_heads.head_loss import DECAY, STEPS
 from calibration.draft_heads.head_model import HeadModel
@@ -123,6 +123,7 @@ class _Run:
         path = self._options.data or self._work.scratch / "data"
         inputs = self._work.inputs
         identity = {key: inputs[key] for key in ("engine", "layers", "prompts", "excluded", "seed")}
+        identity["text"] = TEXT_VERSION
         if self._state.get("generated"):
             data = DataFolder(path, identity, read_only=True)
         else:
@@ -142,7 +143,8 @@ class _Run:
             self._fill(data, generation)
         finally:
             session.close()
-        if data.num_sequences < 2:
+        # Answers that lead to each other have one number, and are learned from together or not at all.
+        if len(data.numbers) < 2:
             raise BuildError(
                 f"{data.num_sequences} sequences came of {options.directory}, and {dict(generation.dropped)} was "
                 "dropped: a head cannot be trained on that; give --prompts, or more --minutes"

@@ -21,6 +21,7 @@ from runtime.drafters.base import (
     ObservingDrafter,
     SlowDrafter,
     ask,
+    leads,
     name_of,
 )
 from runtime.drafters.draft_head import HeadDrafter
@@ -31,6 +32,9 @@ _FIRST_PRIOR, _SLOW_PRIOR = 0.5, 0.8
 # A drafter that never drafted here may be so many times as fast as it says: a build that shares the machine has
 # recorded 83 ms for 20. It is tried for so many tokens where it would pay then; after that its own time decides.
 _DOUBT, _TRIED = 4.0, 2
+# Added to the last part of what a rate goes by, which says whether a second drafter proposed the same: a slow drafter
+# had spoken. That one which is often right does not say so as well speaks against a guess.
+_BESIDE_SLOW = 2
 # Drafts of a slow drafter that lie deeper are as likely as those at this depth.
 _DEEPEST = 15
 # Tokens that fast drafters are asked for, at least.
@@ -77,23 +81,24 @@ class Controller:
     ) -> None:
         """`most`: drafts per round, at most. `trees`: are they exact here? `plain_width`: the narrowest pass."""
         self._heads = [one for one in drafters if isinstance(one, HeadDrafter)]
-        # A head's guesses come first: what its confidence says is worth more than that a token came up before.
-        self._fast: list[Drafter] = [
-            *self._heads,
-            *(one for one in drafters if not isinstance(one, SlowDrafter | HeadDrafter)),
-        ]
         self._slow: list[SlowDrafter] = [one for one in drafters if isinstance(one, SlowDrafter)]
-        self._observing = [one for one in drafters if isinstance(one, ObservingDrafter)]
-        names = _unlike([*self._fast, *self._slow])
-        self._slow_names = names[len(self._fast) :]
-        # By place in what is merged: the slow ones first, whose word is worth most.
-        self._names = [*self._slow_names, *names[: len(self._fast)]]
-        # Where the heads' drafts are among them, and the other fast drafters'.
-        self._first_head = len(self._slow)
+        fast = [one for one in drafters if not isinstance(one, SlowDrafter | HeadDrafter)]
+        leading = [one for one in fast if leads(one)]
+        # In the order in which a guess of several is taken for one's: what an engine says, and what a head's confidence
+        # says, is worth more than that a token came up before.
+        self._drafters: list[Drafter] = [*leading, *self._slow, *self._heads, *(one for one in fast if not leads(one))]
+        self._first_slow = len(leading)
+        self._first_head = self._first_slow + len(self._slow)
         self._first_other = self._first_head + len(self._heads)
+        self._has_fast = bool(fast or self._heads)
+        self._observing = [one for one in drafters if isinstance(one, ObservingDrafter)]
+        self._names = _unlike(self._drafters)
+        self._slow_names = self._names[self._first_slow : self._first_head]
         self._knowledge, self._estimates = knowledge, SequenceEstimates(knowledge.estimates)
         self._most, self._trees, self._plain_width = most, trees, plain_width
+        # What may be verified, and the same without what a slow drafter said.
         self._candidates: Candidates | None = None
+        self._of_fast: Candidates | None = None
         # What each drafter said in this round.
         self._drafts: list[Draft] = []
         # Slow drafters that this sequence has asked: the first time an engine reads the whole prompt.
@@ -121,7 +126,7 @@ class Controller:
         latency = self._knowledge.latency.of(cache_length).padded(self._plain_width)
         selection = select(candidates, self._probability, latency, most=most, tree=self._trees)
         if self._heads:
-            selection = self._with_heads(context, most, latency, selection)
+            selection, latency = self._with_heads(context, most, latency, selection)
         if self._slow:
             slow = self._propose_slow(context, most, latency, selection)
             if slow is not None:
@@ -130,7 +135,7 @@ class Controller:
 
     def asks(self, threshold: Threshold) -> bool:
         """As `Control`."""
-        return bool(self._fast) and self._most > 0 and self._asking.asks(threshold)
+        return self._has_fast and self._most > 0 and self._asking.asks(threshold)
 
     def prepare(self, context: Int64, most: int, cache_length: int) -> Prepared | None:  # noqa: ARG002 - the form of `Control`
         """As `Control`: what the fast drafters propose. A slow one would hold up all sequences of the pass."""
@@ -171,30 +176,39 @@ class Controller:
 
     def _ask(self, context: Int64, most: int) -> Candidates | None:
         """The fast drafters' candidates; None where none can be verified."""
-        self._candidates, self._asked = None, None
+        self._candidates = self._of_fast = self._asked = None
         if most > 0:
             reach = min(most, self._reach)
-            self._drafts = [NO_DRAFT] * self._first_other
-            self._drafts += [ask(one, context, reach, trees=self._trees) for one in self._fast[len(self._heads) :]]
-            self._candidates = merge(self._drafts)
+            # Slow drafters and heads are asked later, if at all.
+            later = range(self._first_slow, self._first_other)
+            self._drafts = [
+                NO_DRAFT if place in later else ask(one, context, reach, trees=self._trees)
+                for place, one in enumerate(self._drafters)
+            ]
+            self._candidates = self._of_fast = merge(self._drafts)
         return self._candidates
 
-    def _with_heads(self, context: Int64, most: int, latency: Latencies, plain: Selection) -> Selection:
-        """The selection where draft heads draft as well, if they are asked; `plain`: the one without them."""
+    def _with_heads(
+        self, context: Int64, most: int, latency: Latencies, plain: Selection
+    ) -> tuple[Selection, Latencies]:
+        """The selection where draft heads draft as well, if they are asked, and latencies with what they took.
+
+        `plain`: the selection without them.
+        """
         gains, kind = self._knowledge.head_gains, kind_of_round(plain.tokens)
         if not gains.asks(kind):
-            return plain
+            return plain, latency
         start, spent = self._knowledge.clock(), 0.0
         for sprout in self._sprouts(context, most):
             spent += grow([sprout], latency)
         if not spent:
-            return plain
+            return plain, latency
         # What the host does between steps counts as well.
-        spent = max(spent, self._knowledge.clock() - start)
-        selection = select(self._merged(), self._probability, latency.after(spent), most=most, tree=self._trees)
+        latency = latency.after(max(spent, self._knowledge.clock() - start))
+        selection = select(self._merged(), self._probability, latency, most=most, tree=self._trees)
         caught_up = any(head.caught_up for head in self._heads)
         gains.count(kind, with_head=selection, without=plain, caught_up=caught_up)
-        return selection
+        return selection, latency
 
     def _sprouts(self, context: Int64, most: int) -> tuple[Sprout, ...]:
         """The trees of draft heads, which are to be grown."""
@@ -214,7 +228,7 @@ class Controller:
     def _merged(self) -> Candidates:
         """The candidates of all, with the heads' trees as they are now."""
         self._drafts[self._first_head : self._first_other] = [head.draft() for head in self._heads]
-        self._candidates = merge(self._drafts)
+        self._candidates = self._of_fast = merge(self._drafts)
         return self._candidates
 
     def see(self, tokens: Int64, first: int, hidden_states: Sequence[Float32]) -> None:
@@ -229,10 +243,9 @@ class Controller:
         if self._candidates is not None:
             start = self._knowledge.clock()
             emitted = outcome.tokens.tolist()
-            for place, right in judged(self._candidates, emitted):
-                # What a slow drafter alone says is counted below.
-                if self._candidates.drafters[place] >= self._first_head or self._candidates.seconded[place]:
-                    self._estimates.count(*self._key(place), right=right)
+            for candidates in _different(self._of_fast, self._candidates):
+                for place, right in judged(candidates, emitted):
+                    self._estimates.count(*self._key(candidates, place), right=right)
             if self._asking_seconds is not None:
                 self._asking.took(self._asking_seconds + self._knowledge.clock() - start)
         if self._asked is not None:
@@ -250,39 +263,35 @@ class Controller:
                     break
                 at = after[0]
         # The next pass may come without asking.
-        self._candidates = self._asked = self._asking_seconds = None
+        self._candidates = self._of_fast = self._asked = self._asking_seconds = None
         tell(self._observing, outcome)
         # Drafts grow with what is accepted: looking at 31 tokens in every round takes longer than it saves.
         self._reach = max(_LEAST_REACH, 2 * len(outcome.tokens) + _LEAST_REACH // 2)
 
     def _probability(self, place: int) -> float:
-        rate, candidates = self._estimates.rate(*self._key(place)), self._candidates
-        assert candidates is not None
-        drafter = candidates.drafters[place]
-        if drafter >= self._first_head:
-            return rate
-        # A slow drafter's rate is that one of its guesses is right, where it makes several.
-        siblings = candidates.children[candidates.parents[place]]
-        return rate / sum(candidates.drafters[one] == drafter for one in siblings)
-
-    def _key(self, place: int) -> tuple[Hashable, Prior]:
-        """What a candidate's rate goes by, and what is believed of it before any was seen."""
         candidates = self._candidates
         assert candidates is not None
+        return self._estimates.rate(*self._key(candidates, place))
+
+    def _key(self, candidates: Candidates, place: int) -> tuple[Hashable, Prior]:
+        """What a candidate's rate goes by, and what is believed of it before any was seen."""
         drafter, evidence = candidates.drafters[place], candidates.evidence[place]
-        seconded, is_slow = candidates.seconded[place], drafter < self._first_head
-        evidence = min(evidence, _DEEPEST) if is_slow else evidence
-        one: Drafter = self._slow[drafter] if is_slow else self._fast[drafter - self._first_head]
+        if self._first_slow <= drafter < self._first_head:
+            evidence, first = min(evidence, _DEEPEST), _SLOW_PRIOR
+        else:
+            first = _FIRST_PRIOR
+        seconded = candidates.seconded[place]
 
         def prior() -> float:
-            alone = _prior_of(one, evidence, _SLOW_PRIOR if is_slow else _FIRST_PRIOR)
+            alone = _prior_of(self._drafters[drafter], evidence, first)
             # Half of the wrong guesses would not be made by two.
             return (1 + alone) / 2 if seconded else alone
 
-        return (self._names[drafter], evidence, seconded), prior
+        said = seconded if candidates is self._of_fast else _BESIDE_SLOW + seconded
+        return (self._names[drafter], evidence, said), prior
 
     def _propose_slow(self, context: Int64, most: int, latency: Latencies, fast: Selection) -> Proposal | None:
-        """The selection with a slow drafter's draft, where that is expected to bring more per second than without."""
+        """The selection with a slow drafter's draft, where that is expected to bring more per second than `fast`."""
         seconds = latency.seconds
         best = self._best_slow(most, seconds, fast.tokens / fast.seconds)
         if best is None:
@@ -299,6 +308,8 @@ class Controller:
         took_here = self._knowledge.clock() - start
         if not len(draft.tokens) and math.isinf(drafter.seconds_per_token):
             return None
+        # The first time it may have read the whole prompt.
+        spent = took_here if name in self._begun else count * self._seconds_of(drafter, name)
         if name in self._begun:
             self._time(name, took_here / count)
         self._begun.add(name)
@@ -307,9 +318,9 @@ class Controller:
         if not len(draft.tokens):
             return None
         # By depth, whatever the drafter says its guesses rest on.
-        self._drafts[index] = replace(draft, evidence=None)
+        self._drafts[self._first_slow + index] = replace(draft, evidence=None)
         self._candidates = merge(self._drafts)
-        after = latency.after(took_here)
+        after = latency.after(spent)
         selection = select(self._candidates, self._probability, after, most=most, tree=self._trees)
         return self._proposal(selection.chosen, tokens=selection.tokens, seconds=selection.seconds)
 
@@ -352,6 +363,11 @@ class Controller:
         known = self._knowledge.draft_seconds
         share = _NEWEST if self._unasked[name] < _LONG_UNASKED else 1.0
         known[name] = seconds if name not in known else known[name] + share * (seconds - known[name])
+
+
+def _different(of_fast: Candidates | None, merged: Candidates) -> tuple[Candidates, ...]:
+    """Both where a slow drafter spoke: what the others' guesses are worth without it is learnt there, too."""
+    return (merged,) if of_fast is None or of_fast is merged else (of_fast, merged)
 
 
 def _unlike(drafters: Sequence[Drafter]) -> list[str]:

@@ -95,6 +95,7 @@ def grow(sprouts: Sequence[Sprout], latency: Latencies, *, others: float = 0.0) 
     begun = [(one, feed) for one in sprouts if (feed := one.head.begin(one.context)) is not None]
     if not begun:
         return 0.0
+    others += len(sprouts) - len(begun)
     sprouts, cache = [one for one, _ in begun], begun[0][0].head.cache
     cache.step([one.head for one in sprouts], [feed for _, feed in begun])
     seconds = np.array(latency.seconds)

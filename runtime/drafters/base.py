@@ -40,7 +40,8 @@ class Drafter(Protocol):
 
     What a drafter may have besides: `observe` (`ObservingDrafter`); `sample_with` (`SamplingDrafter`);
     `seconds_per_token`, where drafting takes so long that it is asked only when that pays (`SlowDrafter`); a `name` for
-    statistics; and `prior(evidence) -> float`, the probability that a guess is right before any was seen.
+    statistics; `prior(evidence) -> float`, the probability that a guess is right before any was seen; and `leads`: what
+    it proposes is taken for its own, whoever else says the same.
     """
 
     def propose(self, context: Int64, max_tokens: int) -> Draft:
@@ -118,6 +119,11 @@ def ask(drafter: Drafter, context: Int64, max_tokens: int, *, trees: bool) -> Dr
 def _is_column(array: object) -> bool:
     """Whether this is an array of integers with one axis."""
     return isinstance(array, np.ndarray) and array.ndim == 1 and array.dtype.kind in "iu"
+
+
+def leads(drafter: Drafter) -> bool:
+    """Whether a guess of several drafters counts as this one's."""
+    return bool(getattr(drafter, "leads", False))
 
 
 def name_of(drafter: Drafter) -> str:

@@ -2,8 +2,8 @@
 
 `model:DIR` has a KV cache of its own, which follows the sequence. `self` is the verifier's own weights with coarser
 activations (QSpec, arXiv 2410.11305), or over half of the cache's bits (QuantSpec, arXiv 2502.10424), on the verifier's
-cache: it reads the positions that the verifier committed,
-writes its own after them, and the pass that verifies its drafts overwrites every one of those. `self:DIR` does so with
+cache: it reads the positions that the verifier committed and writes its own after them, which no pass of the verifier
+reads before it has written them itself. `self:DIR` does so with
 other weights of the same model. It may have been built without some of the model's layers (`--skip-layers`): then it
 works on the cache of the others.
 

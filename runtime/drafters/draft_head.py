@@ -180,7 +180,7 @@ class HeadDrafter:
 
         None where it knows nothing of it, or there is nothing to guess.
         """
-        self.tree = HeadTree()
+        self.tree, self._begun_with = HeadTree(), 0
         if self._guide is not None and self._guide.forced():
             return None
         if not self._pending or self._first + self._pending != len(context) - 1:
@@ -236,7 +236,12 @@ class HeadDrafter:
         )
 
     def propose(self, context: Int64, max_tokens: int) -> Draft:
-        """As `Drafter`: the `max_tokens` likeliest nodes by the head's own word (EAGLE-2, section 4.2)."""
+        """As `Drafter`: the `max_tokens` likeliest nodes by the head's own word (EAGLE-2, section 4.2).
+
+        Where a grammar forces tokens, these.
+        """
+        if self._guide is not None and (forced := self._guide.forced()[:max_tokens]):
+            return Draft(tokens=np.array(forced, np.int64))
         feed = self.begin(context) if max_tokens > 0 else None
         if feed is None:
             return NO_DRAFT

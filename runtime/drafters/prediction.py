@@ -42,6 +42,7 @@ class Prediction:
     """
 
     name = "prediction"
+    leads = True
 
     def __init__(self, predicted: PredictedAnswer, *, trees: bool = False) -> None:
         self._predicted, self._trees = predicted, trees

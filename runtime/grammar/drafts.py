@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from runtime.drafters.base import NO_DRAFT, Draft, Drafter, Int64, ObservingDrafter, SlowDrafter, name_of
+from runtime.drafters.base import NO_DRAFT, Draft, Drafter, Int64, ObservingDrafter, SlowDrafter, leads, name_of
 from runtime.drafters.draft_head import HeadDrafter
 from runtime.grammar.matcher import GrammarState
 
@@ -16,6 +16,7 @@ class ForcedTokens:
     """A drafter: the tokens that the grammar forces. They are sure to come."""
 
     name = "grammar"
+    leads = True
 
     def __init__(self, grammar: GrammarState) -> None:
         self._grammar = grammar
@@ -38,7 +39,7 @@ class GuidedDrafter:
 
     def __init__(self, drafter: Drafter, grammar: GrammarState) -> None:
         self._drafter, self._grammar = drafter, grammar
-        self.name = name_of(drafter)
+        self.name, self.leads = name_of(drafter), leads(drafter)
         prior = getattr(drafter, "prior", None)
         if prior is not None:
             self.prior = prior

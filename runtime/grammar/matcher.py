@@ -1,7 +1,8 @@
 """Where an answer stands in its grammar: what may come next, and how far a draft follows it."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -51,7 +52,8 @@ class GrammarState:
         self._taken: list[int] = []
         # Tokens that are known to come, from the next one on; None: nobody has looked yet.
         self._forced: list[int] | None = None
-        # Following drafts takes too long.
+        # Seconds of following drafts since the last token; and that it takes too long.
+        self._spent = 0.0
         self._slow = False
 
     @property
@@ -99,6 +101,7 @@ class GrammarState:
         self._ask(lambda matcher: matcher.consume_token(token))
         self._taken.append(token)
         self._forced = forced[1:] or None
+        self._spent = 0.0
 
     def prune(self, draft: Draft, *, after: list[int]) -> Draft:
         """The part of a draft that the grammar lets through, where the tokens `after` come before it.
@@ -110,19 +113,23 @@ class GrammarState:
             return draft
         if self._slow:
             return NO_DRAFT
-        start = time.thread_time()
-        kept = self._pruned(draft, after)
-        self._slow = time.thread_time() - start > _SLOW_SECONDS
-        return kept
+        with self._timed():
+            return self._pruned(draft, after)
 
     def permits(self, path: Sequence[int], tokens: Sequence[int]) -> list[bool]:
         """Whether each of these tokens may come where the tokens of `path` come before it: drafts of a head."""
         if self._slow:
             return [False] * len(tokens)
+        with self._timed():
+            return [self._follows([*path, token]) > len(path) for token in tokens]
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """What all drafters of a round take is one sum."""
         start = time.thread_time()
-        found = [self._follows([*path, token]) > len(path) for token in tokens]
-        self._slow = time.thread_time() - start > _SLOW_SECONDS
-        return found
+        yield
+        self._spent += time.thread_time() - start
+        self._slow = self._spent > _SLOW_SECONDS
 
     def _pruned(self, draft: Draft, after: list[int]) -> Draft:
         count, tokens = len(draft.tokens), draft.tokens.tolist()

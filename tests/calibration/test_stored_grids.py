@@ -9,6 +9,7 @@ import pytest
 from calibration.precisions.catalog import PRECISIONS, STORED, STORED_FLOATS, precision_of
 from calibration.recipe import make_recipe
 from calibration.stored_grids import keep_grids, stored_weight
+from export.build_options import BuildOptions, choose_precision
 from quasar.checkpoints import open_checkpoint
 from quasar.checkpoints.prequantized.weight import PrequantizedWeight, stacked
 from quasar.numerics import dequantize_weight
@@ -121,6 +122,25 @@ def test_a_checkpoint_s_own_integers(tmp_path):
             assert found.quantization.choices[name].rounding == "stored"
         else:
             assert 0 < np.abs(weight - floats).max() <= np.abs(floats).max() / 254
+
+
+def test_what_is_rounded_anew_has_no_blocks_where_a_back_end_lacks_them(tmp_path):
+    save_quantized(tmp_path, _W8A8, compressed(_W8A8))
+    _, found = kept(tmp_path, blocks=False)
+    assert {choice.precision for choice in found.quantization.choices.values()} == {"w8a8-token"}
+    assert found.record["rounded"] == {"floats": 1}
+
+
+def test_a_quantized_checkpoint_is_taken_as_it_is_for_every_back_end(tmp_path, tiny_model):
+    save_quantized(tmp_path, _W8A8, compressed(_W8A8))
+    quantized, floats = open_checkpoint(str(tmp_path)), open_checkpoint(str(tiny_model))
+    for blocks in (True, False):
+        options = BuildOptions(model="", output=tmp_path, blocks=blocks)
+        assert choose_precision(options, quantized) == STORED
+        assert choose_precision(options, floats) == (None if blocks else "w8a8")
+        # Calibration is asked for: then its weights are floats as any.
+        asked = dataclasses.replace(options, alpha="0.5")
+        assert choose_precision(asked, quantized) == (None if blocks else "w8a8")
 
 
 @pytest.mark.parametrize("layout", ["gptq", "awq"])

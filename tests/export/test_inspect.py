@@ -38,6 +38,13 @@ def test_the_default_precision_says_why(tiny_model, build_engine, capsys):
     assert "default w8a8-token: within KL 0.005 on fitted text" in shown
 
 
+def test_the_cache_s_type_and_the_draft_head(head_engine, capsys):
+    head = open_directory(head_engine).manifest.draft_head
+    shown = shown_of(head_engine, capsys)
+    assert f"MB in {open_directory(head_engine).manifest.contract.kv_dtype} " in shown
+    assert f"draft head {head.source} ({head.kind}, {head.precision})" in shown
+
+
 def test_a_fixed_alpha_has_no_search(tiny_model, build_engine, capsys):
     shown = shown_of(build_engine(tiny_model, alpha="off"), capsys)
     assert "alpha off" in shown

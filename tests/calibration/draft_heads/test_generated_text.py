@@ -1,16 +1,18 @@
 """Text that an engine writes: its frame, its likely tokens, loops, and what the verifier had for each position."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from calibration.draft_heads.chat_frame import chat_frame
 from calibration.draft_heads.data_folder import ANSWER, GIVEN, USER
-from calibration.draft_heads.generated_text import TextLimits, TextSource
+from calibration.draft_heads.generated_text import GeneratedText, TextLimits, TextSource
 from calibration.draft_heads.generation import ANSWERS_OF_A_PROMPT, Generation, token_sampler
 from calibration.draft_heads.likely_tokens import likely_tokens
 from calibration.draft_heads.loops import loop_start
+from calibration.draft_heads.passage_tasks import PassageTask
 from engines.directory import open_directory
 from engines.loading import load_opened
 from engines.onnxruntime.load_options import OnnxRuntimeOptions
@@ -69,7 +71,7 @@ def test_the_frame_of_a_template(tokenizer):
     frame = chat_frame(codec)
     assert frame.opening == (codec.tokenizer.token_to_id("<|user|>"),)
     assert (frame.ending, frame.is_chat) == ("", True)
-    assert frame.words(" hello \n") == "hello"
+    assert frame.before_ending(" hello \n") == " hello \n"
 
 
 def test_the_frame_of_a_template_of_words(tokenizer):
@@ -79,7 +81,7 @@ def test_the_frame_of_a_template_of_words(tokenizer):
     frame = chat_frame(codec)
     assert codec.decode(frame.opening) == "[INST] "
     assert frame.has_ended("so [/INST] and")
-    assert frame.words("so [/INST] and") == "so"
+    assert frame.before_ending("so [/INST] and") == "so "
 
 
 def test_a_template_that_hides_what_is_said(tokenizer):
@@ -191,6 +193,18 @@ def test_answers_become_passages_of_further_requests(make_generation, tiny_engin
         assert text.user_text != passage
     # Some requests are whole, and others end with a question of the model's.
     assert {USER in text.sequence().kinds for _, text in about} == {False, True}
+
+
+def test_a_passage_may_have_what_ends_a_user_s_words(make_generation, tiny_engine):
+    codec = open_codec(tiny_engine, open_directory(tiny_engine).manifest.text)
+    source = make_generation()[0]._source
+    source = replace(source, frame=replace(source.frame, ending="###"), limits=replace(LIMITS, user=80))
+    words = "Context: ### Steps\n\nQuestion:"
+    text = GeneratedText(source, 0, task=PassageTask(words=words, is_open=True), turn=1)
+    for token in codec.encode_continuation(" why? ### and"):
+        if not text.user_text:
+            text._take_user(token)
+    assert text.user_text == f"{words} why?"
 
 
 def test_sessions_that_take_one_sequence_a_pass(make_generation):

@@ -356,6 +356,27 @@ def test_a_token_that_must_come_is_not_asked_of_the_head():
     assert begun(EvenTokens(forced=[7])) is None
 
 
+def test_tokens_that_must_come_are_drafted_by_a_number_of_drafts():
+    head = HeadDrafter(DraftHeadCache(TableHead()))
+    head.follow(EvenTokens(forced=[7, 8, 9]))
+    context = np.array([*PROMPT, 9], np.int64)
+    for most in (2, 5):
+        draft = head.propose(context, most)
+        assert (draft.tokens.tolist(), draft.parents) == ([7, 8, 9][:most], None)
+
+
+def test_a_round_without_a_tree_makes_up_for_nothing():
+    drafter = HeadDrafter(DraftHeadCache(TableHead()))
+    context = np.array([*PROMPT, *PROMPT, 9], np.int64)
+    states = np.stack([context[:-1], range(len(context) - 1)], axis=1).astype(np.float32)
+    drafter.see(context, 0, [states])
+    assert drafter.begin(context) is not None
+    assert drafter.caught_up
+    drafter.follow(EvenTokens(forced=[7]))
+    assert drafter.begin(context) is None
+    assert not drafter.caught_up
+
+
 def test_evidence_stands_for_the_probability_that_the_head_gave():
     for share in (0.001, 0.05, 0.33, 0.75, 0.99):
         assert abs(probability_of(evidence_of(share)) - share) < 0.06

@@ -54,6 +54,22 @@ def walk(case, seed, steps=60):
         state.take(taken[-1])
 
 
+def test_what_a_round_s_drafts_take_is_one_sum(monkeypatch):
+    """Each look takes a hundredth of a second; two in a round are still followed, and a third is not."""
+    moments = iter(0.0095 * (place // 2 + place % 2) for place in range(100))
+    monkeypatch.setattr("runtime.grammar.matcher.time.thread_time", lambda: next(moments))
+    state = start(*CASES["regex"])
+    digits = encode("hello world, ")
+    for one in digits:
+        state.take(one)
+    number = encode("1")[0]
+    for _ in range(2):
+        # A token that is taken begins another sum.
+        assert [state.permits([], [number]) for _ in range(2)] == [[True], [True]]
+        state.take(number)
+    assert [state.permits([], [number]) for _ in range(4)] == [[True], [True], [True], [False]]
+
+
 def test_tokens_after_a_path_are_permitted_as_in_a_walk():
     state = start(*CASES["grammar"])
     path = encode("the answer is ")
