@@ -295,6 +295,60 @@ def test_nodes_whose_paths_fill_a_step_are_not_expanded():
     assert MOST_EXPANDED * steps == WIDEST_STEP
 
 
+# What a head says after a path: tokens with their probabilities. Everything else is followed by unlikely tokens.
+SAID = {
+    (): {1: 0.6, 2: 0.31, 3: 0.09},
+    (1,): {4: 0.7, 5: 0.2, 6: 0.05},
+    (2,): {7: 0.9, 8: 0.05, 9: 0.02},
+    (1, 4): {10: 0.8, 11: 0.1, 12: 0.05},
+    (2, 7): {13: 0.5, 14: 0.2, 15: 0.1},
+}
+UNLIKELY = {90: 0.1, 91: 0.05, 92: 0.01}
+
+
+@pytest.mark.parametrize(
+    ("most", "tokens", "parents"),
+    [
+        # 0.6 and 0.42, the product along the path, before 0.31.
+        (2, [1, 4], [-1, 0]),
+        # 0.6, 0.42 and 0.336: a chain.
+        (3, [1, 4, 10], [-1, 0, 1]),
+        # Then 0.31 and 0.279, in the order in which they were found.
+        (5, [1, 2, 4, 7, 10], [-1, -1, 0, 1, 2]),
+        # 0.1395 before 0.12.
+        (6, [1, 2, 4, 7, 10, 13], [-1, -1, 0, 1, 2, 3]),
+        (7, [1, 2, 4, 5, 7, 10, 13], [-1, -1, 0, 0, 1, 2, 4]),
+    ],
+)
+def test_the_likeliest_nodes_by_the_product_of_a_path(monkeypatch, most, tokens, parents):
+    """EAGLE-2's tree on paper: nodes are expanded and chosen by cumulative probability (2406.16858, section 4)."""
+    cache = DraftHeadCache(TableHead())
+    drafter, expanded = HeadDrafter(cache), []
+
+    def step(_, feeds):
+        paths = [tuple(drafter.tree.path(node)) for node in drafter._expanding]
+        assert feeds[0].positions.num_logits == len(paths)
+        expanded.append(paths)
+        said = [SAID.get(path, UNLIKELY) for path in paths]
+        drafter.take(
+            HeadTargets(
+                tokens=np.array([list(one) for one in said]),
+                log_probabilities=np.log(np.array([list(one.values()) for one in said], np.float32)),
+                hidden_states=np.zeros((len(said), 2), np.float32),
+            )
+        )
+
+    monkeypatch.setattr(cache, "step", step)
+    context = np.array([*PROMPT, 9], np.int64)
+    drafter.see(context, 0, [np.stack([PROMPT, range(len(PROMPT))], axis=1).astype(np.float32)])
+    draft = drafter.propose(context, most)
+    assert (draft.tokens.tolist(), draft.parents.tolist()) == (tokens, parents)
+    # As many steps as drafts; nodes half as likely as the likeliest that is left go with it.
+    whole = [[()], [(1,), (2,)], [(1, 4), (2, 7)], [(1, 4, 10)], [(2, 7, 13), (1, 5), (3,)]]
+    assert expanded[:5] == whole[:most]
+    assert len(expanded) == most
+
+
 class EvenTokens:
     """A grammar of even tokens, or of one that must come."""
 
