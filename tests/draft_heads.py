@@ -11,10 +11,15 @@ from quasar.draft_heads.spec import DraftHeadSpec
 from quasar.draft_heads.writer import write_draft_head
 
 
-def head_spec(target: DecoderSpec, kind="eagle3", *, draft_vocab_size=None, **options) -> DraftHeadSpec:
-    """A head of another shape than the target's layers: two query heads of 16 on one for keys."""
+def head_spec(target: DecoderSpec, kind="eagle3", *, draft_vocab_size=None, attention=None, **options) -> DraftHeadSpec:
+    """A head of another shape than the target's layers: two query heads of 16 on one for keys.
+
+    `attention`: further options of it.
+    """
     layer = LayerSpec(
-        attention=AttentionSpec(num_heads=2, num_kv_heads=1, head_size=16, rope=Rope(theta=10_000.0)),
+        attention=AttentionSpec(
+            num_heads=2, num_kv_heads=1, head_size=16, rope=Rope(theta=10_000.0), **(attention or {})
+        ),
         mlp=MlpSpec(intermediate_size=96),
     )
     decoder = DecoderSpec(

@@ -35,6 +35,9 @@ HEADS = {
     "norms of features": {"kind": "eagle3", "feature_norm": "each"},
     "norm of all features": {"kind": "eagle3", "feature_norm": "all"},
     "eagle": {"kind": "eagle", "fuse_bias": True},
+    "biases": {"kind": "eagle", "attention": {"qkv_bias": True}},
+    "norms of queries and keys": {"kind": "eagle3", "attention": {"qk_norm": "head"}},
+    "a window": {"kind": "eagle3", "attention": {"window": 6}},
 }
 
 
@@ -88,6 +91,7 @@ def test_passes_are_those_of_the_reference(engine, tiny_model, tmp_path, options
     add_head(directory, tmp_path / "head", precision="fp32")
     session = open_head(directory, slots=2)
     head, canonical, hidden = reference(directory, tmp_path / "head", tiny_model)
+    window = spec.decoder.layers[0].attention.window or spec.decoder.context_length
     random = np.random.default_rng(1)
     ids = random.integers(0, spec.decoder.vocab_size, 20)
     features = [random.standard_normal((20, spec.target_hidden_size)).astype(np.float32) for _ in spec.feature_layers]
@@ -100,7 +104,7 @@ def test_passes_are_those_of_the_reference(engine, tiny_model, tmp_path, options
         one = Positions(tokens=ids[part], cache_length=part.start, num_logits=2, slot=1)
         told = session.run([one], fused[part])
         count = part.stop - part.start
-        mask = torch.ones(count, part.stop, dtype=torch.bool).tril(part.start)
+        mask = torch.ones(count, part.stop, dtype=torch.bool).tril(part.start).triu(part.start + 1 - window)
         logits, states = canonical.step(
             torch.from_numpy(ids[part]), expected[part], torch.arange(part.start, part.stop), mask
         )
@@ -109,7 +113,7 @@ def test_passes_are_those_of_the_reference(engine, tiny_model, tmp_path, options
     tokens = told.tokens[-1, :2].copy()
     tree = Positions(tokens=tokens, cache_length=20, num_logits=2, slot=1, parents=np.array([-1, -1]))
     told = session.run([tree], np.repeat(last, 2, axis=0))
-    mask = torch.cat([torch.ones(2, 20, dtype=torch.bool), torch.eye(2, dtype=torch.bool)], dim=1)
+    mask = torch.cat([torch.arange(20).repeat(2, 1) > 20 - window, torch.eye(2, dtype=torch.bool)], dim=1)
     logits, states = canonical.step(
         torch.from_numpy(tokens), torch.from_numpy(last).repeat(2, 1), torch.tensor([20, 20]), mask
     )
@@ -118,7 +122,7 @@ def test_passes_are_those_of_the_reference(engine, tiny_model, tmp_path, options
     # The branch is fed again: the second child, and what follows it.
     branch = Positions(tokens=np.array([tokens[1], child[0]]), cache_length=20, num_logits=1, slot=1)
     told = session.run([branch], np.concatenate([last, told.hidden_states[1:2]]))
-    mask = torch.tensor([[True] * 20 + [False, True, True]])
+    mask = torch.cat([torch.arange(20) > 21 - window, torch.tensor([False, True, True])])[None]
     logits, states = canonical.step(torch.from_numpy(child), states[1:2], torch.tensor([21]), mask)
     check(told, logits, states, head)
 
