@@ -147,6 +147,9 @@ class DraftHeadSession(Protocol):
     def run(self, batch: Sequence[Positions], hidden_states: Float32) -> HeadTargets:
         """Feed positions of several sequences with the hidden states float32 [R, H] that they read."""
 
+    def copy_rows(self, source: int, target: int, first: int, end: int) -> None:
+        """Copy rows `first` to `end` of one slot's cache to another's."""
+
     def nbytes(self) -> tuple[int, int]:
         """Bytes of weights, and of the cache at its full length."""
 

@@ -41,6 +41,7 @@ class EngineResources:
             max_batch_tokens=limits.max_batch_tokens,
             stall_seconds=None if limits.max_stall_ms is None else limits.max_stall_ms / 1e3,
             queue_limit=limits.queue_limit,
+            following=self.draft_head,
         )
         self.sampler = make_sampler()
         self.grammars = Grammars(self.codec, vocab_size=loaded.session.contract.vocab_size, end_ids=self.end_ids)

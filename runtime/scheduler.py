@@ -26,7 +26,7 @@ from runtime.kv_cache import KVCache
 from runtime.metrics import Metrics, Tally
 from runtime.refusals import CLOSED, ENGINE_CLOSED, GENERATING
 from runtime.segment import Segment
-from runtime.slots import ScheduledSequence, Slots
+from runtime.slots import FollowingCache, ScheduledSequence, Slots
 from runtime.verifier import Verifier
 
 # A request that no pass was for in so long goes before those of a higher priority that came after it.
@@ -51,6 +51,7 @@ class Scheduler:
         max_batch_tokens: int | None = None,
         stall_seconds: float | None = None,
         queue_limit: int | None = None,
+        following: FollowingCache | None = None,
     ) -> None:
         """What the session is asked for.
 
@@ -61,12 +62,13 @@ class Scheduler:
             stall_seconds: seconds that a pass with chunks of prompts may take where others decode in it; None: those of
                 a chunk alone, a tenth at most.
             queue_limit: requests that may wait beside those that the slots hold; None: any number.
+            following: a cache whose slots go with the session's.
         """
         session = verifier.session
         self._verifier, self._knowledge = verifier, knowledge
         self._queue_limit = queue_limit
         self._num_slots = session.num_slots
-        self._slots = Slots(session)
+        self._slots = Slots(session, following)
         self._composer = Composer(
             session,
             self._slots,

@@ -6,7 +6,7 @@ that begins with the same tokens starts from a copy of them (`PrefixCache`).
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,16 @@ Int64 = NDArray[np.int64]
 # Whose positions may serve another request's prompt: of requests with the same salt, of all, or of none.
 PrefixCache = Literal["salted", "shared", "off"]
 PREFIX_CACHES: tuple[PrefixCache, ...] = ("salted", "shared", "off")
+
+
+class FollowingCache(Protocol):
+    """Another cache, with a slot for each of the session's: a draft head's. What it lacks costs drafts, no tokens."""
+
+    def forget(self, slot: int) -> None:
+        """The slot goes to a sequence that must not find there what was another's."""
+
+    def copy(self, source: int, target: int, tokens: Int64) -> None:
+        """What the slot `source` has of these tokens, int64 [n], serves the sequence in `target`."""
 
 
 class ScheduledSequence:
@@ -70,8 +80,9 @@ def _serves(other: ScheduledSequence, sequence: ScheduledSequence) -> bool:
 class Slots:
     """Gives slots to sequences. Used by one thread at a time (`runtime.scheduler`)."""
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    def __init__(self, session: Session, following: FollowingCache | None = None) -> None:
+        """`following`: what has a slot for each of the session's, and goes with it."""
+        self._session, self._following = session, following
         self._slots = [_Slot(number) for number in range(session.num_slots)]
         self._uses = 0
 
@@ -96,7 +107,10 @@ class Slots:
         if slot is None:
             return False
         kept = 0
-        if slot.left is not None and prompt is not None and _serves(slot.left, sequence):
+        serves = slot.left is not None and _serves(slot.left, sequence)
+        if self._following is not None and not serves:
+            self._following.forget(slot.number)
+        if slot.left is not None and prompt is not None and serves:
             # Its own positions stay where they are; `copy_prefix` would find them gone.
             kept = slot.left.cache.common_prefix(prompt) // PREFIX_STEP * PREFIX_STEP
             if kept > sequence.cache.length:
@@ -153,6 +167,8 @@ class Slots:
         best.used = self._uses
         rows = self._session.read_rows(known, longest, slot=best.number)
         self._session.write_rows(known, rows, slot=sequence.cache.slot)
+        if self._following is not None:
+            self._following.copy(best.number, sequence.cache.slot, prompt)
         sequence.cache.commit(prompt[known:longest])
         return longest - known
 

@@ -102,6 +102,11 @@ class OnnxRuntimeDraftHead:
             hidden_states=self._following.array[0, :wanted],
         )
 
+    def copy_rows(self, source: int, target: int, first: int, end: int) -> None:
+        """As `DraftHeadSession`."""
+        for part in self._cache:
+            part[target, :, first:end] = part[source, :, first:end]
+
     def nbytes(self) -> tuple[int, int]:
         """Bytes of weights, the embedding that it shares with the verifier among them, and of the whole cache."""
         return self._weight_bytes, sum(part.nbytes for part in self._cache)

@@ -42,6 +42,10 @@ class _Slot:
         """The position after the last one: position i was fed with token i + 1."""
         return max(self.begin, len(self.tokens) - 1)
 
+    def known(self, tokens: Int64) -> int:
+        """The position after the last one that serves a sequence which begins with these tokens."""
+        return min(self.end, common_length(self.tokens, tokens) - 1)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadFeed:
@@ -102,6 +106,20 @@ class DraftHeadCache:
                 )
             )
             first = own.stop
+
+    def forget(self, slot: int) -> None:
+        """As `FollowingCache` (runtime.slots)."""
+        self.slots[slot] = _Slot()
+
+    def copy(self, source: int, target: int, tokens: Int64) -> None:
+        """As `FollowingCache`: nothing where the target's slot has as much of these tokens itself."""
+        held, other = self.slots[target], self.slots[source]
+        known, end = held.known(tokens), other.known(tokens)
+        if end <= max(known, other.begin):
+            return
+        first = max(known, other.begin) if held.begin == other.begin else other.begin
+        self.session.copy_rows(source, target, first - other.begin, end - other.begin)
+        self.slots[target] = _Slot(begin=other.begin, tokens=tokens[: end + 1].copy())
 
     def run(self, batch: Sequence[Positions], states: Float32) -> HeadTargets:
         """Make a pass."""
@@ -285,7 +303,7 @@ class HeadDrafter:
         session, slot = self._cache.session, self._slot()
         held = self._cache.slots[slot]
         # What the slot has of this sequence; positions in between are left out, and what comes before them.
-        known = min(held.end, common_length(held.tokens, tokens) - 1)
+        known = held.known(tokens)
         if not held.begin <= self._first <= known:
             held.begin = known = self._first
         skipped = min(known - self._first, count - 1)

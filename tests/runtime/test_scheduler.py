@@ -571,3 +571,40 @@ class TestReuse:
         assert cache.tokens.tolist() == list(range(12))
         assert other.tokens.tolist() == [0, 1, 50, 51]
         assert cache.reusable(np.arange(13), decoded_exact=False) == 8
+
+
+class Following:
+    """A cache that goes with the session's: what it was told."""
+
+    def __init__(self):
+        self.told = []
+
+    def forget(self, slot):
+        self.told.append(("forget", slot))
+
+    def copy(self, source, target, tokens):
+        self.told.append(("copy", source, target, tokens.tolist()))
+
+
+class TestFollowingCache:
+    def test_it_gets_what_is_copied_and_forgets_what_is_another_s(self):
+        following = Following()
+        service = Service(slots=2, following=following)
+        prompt = [*range(1, 40)]
+        first = service.start(prompt, 60, salt="a")
+        stream = service.stream(first)
+        next(stream)
+        assert following.told == [("forget", first.scheduled.cache.slot)]
+        # The same beginning, beside the first request.
+        other = [*prompt[:32], 5, 6, 7]
+        second = service.start(other, 4, salt="a")
+        assert [token for step in service.stream(second) for token in step.round.tokens] == answer_alone(other, 4)
+        slots = first.scheduled.cache.slot, second.scheduled.cache.slot
+        assert following.told[1:] == [("forget", slots[1]), ("copy", *slots, other)]
+        # In the slot where its own beginning lies nothing is forgotten; in one that another's positions are in, it is.
+        del following.told[:]
+        service.answer(other, 4, salt="a")
+        assert following.told == []
+        service.answer(other, 4, salt="b")
+        assert following.told == [("forget", slots[1])]
+        list(stream)

@@ -49,7 +49,7 @@ class TableHead:
         self._tokens = np.full((slots, 576), -1, np.int64)
         self._own = np.zeros((slots, 576), np.bool_)
         self._wrong = wrong
-        self.widths, self.batches = [], []
+        self.widths, self.batches, self.copied = [], [], []
 
     def fuse(self, features):
         [states] = features
@@ -94,6 +94,10 @@ class TableHead:
         others = [(right + 1) % VOCABULARY, (right + 2) % VOCABULARY]
         wrong = self._wrong and sum(path) % self._wrong == 0
         return [others[0], right, others[1]] if wrong else [right, *others]
+
+    def copy_rows(self, source, target, first, end):
+        self.copied.append((first, end))
+        self._tokens[target, first:end] = self._tokens[source, first:end]
 
     def nbytes(self):
         return 0, 0
@@ -241,6 +245,38 @@ def test_a_step_of_many_sequences_takes_as_many_passes_as_it_needs():
     head.step(drafters, feeds)
     assert session.batches == [[7, 8], [6]]
     assert [drafter.tree.tokens[0] for drafter in drafters] == [next_token([prompt[-1], 9]) for prompt in prompts]
+
+
+def fed(head, slot, context, first=0):
+    """A drafter in a slot that has seen the context from `first` on, and whose tree has begun."""
+    drafter = HeadDrafter(head, slot=lambda: slot)
+    states = np.stack([context[first:-1], range(first, len(context) - 1)], axis=1).astype(np.float32)
+    drafter.see(context, first, [states])
+    feed = drafter.begin(context)
+    head.step([drafter], [feed])
+    return drafter, len(feed.states)
+
+
+def test_what_a_prompt_has_of_another_slot_is_copied():
+    session = TableHead(slots=3)
+    head = DraftHeadCache(session)
+    context = np.array([*PROMPT, 9, 7, 5, 3, 1], np.int64)
+    other = np.array([*context[:10], 11, 12, 13], np.int64)
+    fed(head, 0, context)
+    head.copy(0, 1, other)
+    # Of ten common tokens nine positions: each is fed with the token after it.
+    assert session.copied == [(0, 9)]
+    # The verifier's positions up to the eighth were copied as well, so that it shows its states from there on.
+    drafter, _ = fed(head, 1, other, first=8)
+    assert drafter.tree.tokens[0] == next_token(other.tolist())
+    assert (head.slots[1].begin, head.slots[1].end) == (0, 12)
+    # What a slot has itself is not copied again.
+    head.copy(0, 1, other)
+    head.copy(2, 1, other)
+    assert session.copied == [(0, 9)]
+    head.forget(1)
+    fed(head, 1, other, first=8)
+    assert head.slots[1].begin == 8
 
 
 def test_near_the_end_of_its_cache_the_head_drafts_no_more():
