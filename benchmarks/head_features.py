@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from calibration.draft_heads.arithmetic_choice import bfloat16_is_faster
 from calibration.draft_heads.data_folder import DataFolder, GeneratedSequence
 from calibration.draft_heads.draft_vocabulary import choose_vocabulary, token_masses
 from calibration.draft_heads.likely_tokens import likely_tokens
@@ -71,7 +72,14 @@ def train(directory: Path, sequences: Sequence[GeneratedSequence], tokens: Any, 
     output.mkdir(parents=True)
     scratch = output.with_suffix(".training")
     training = Training(
-        model, learned, held_out, tokens, Pace(seconds=math.inf, most_updates=updates), seed=_SEED, checkpoint=scratch
+        model,
+        learned,
+        held_out,
+        tokens,
+        Pace(seconds=math.inf, most_updates=updates),
+        seed=_SEED,
+        checkpoint=scratch,
+        bfloat16=bfloat16_is_faster(),
     )
     training.run(lambda progress: print(f"{output.name}: update {progress.updates}, {progress.estimate}", flush=True))
     scratch.unlink()
