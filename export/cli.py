@@ -233,10 +233,6 @@ def build(
         from export.compile_cuda import cache_type_of
 
         cache_type_of(kv_dtype, compute_type)
-    if set(chosen) - {CUDA}:
-        from export.compile import check_cache
-
-        check_cache(kv_dtype)
     options = BuildOptions(
         model=model,
         output=output,

@@ -62,20 +62,12 @@ def compile_engine(options: CompileOptions, reporter: Reporter | None = None) ->
         directory = open_directory(options.directory)
         check_whole(directory, options.backend)
         check_precisions(directory.manifest, TENSORRT)
-        check_cache(directory.manifest.contract.kv_dtype)
+        if directory.manifest.contract.kv_dtype in INTEGER_CACHES:
+            reporter.stage("", f"its KV cache is {options.compute_type} here: TensorRT updates caches of floats alone")
         if options.fused_linears:
             _check_per_token(directory.manifest)
         _Compilation(directory, options, targets, reporter).run()
     return open_directory(options.directory)
-
-
-def check_cache(kv_dtype: str) -> None:
-    """Raise `BuildError` for a KV cache of integers: TensorRT updates caches of floats alone."""
-    if kv_dtype in INTEGER_CACHES:
-        raise BuildError(
-            f"the engine's KV cache is {kv_dtype}, which TensorRT does not update in place: build without --kv-dtype, "
-            "or take --backend cuda"
-        )
 
 
 def check_target(backend: str, compute_capabilities: tuple[str, ...]) -> None:

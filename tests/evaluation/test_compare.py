@@ -11,7 +11,7 @@ import pytest
 from engines.directory import open_directory
 from engines.tensorrt.plans import tensorrt_files
 from evaluation.compare import compare_backends, differences
-from export.build_options import CompileOptions
+from export.build_options import CompileOptions, Silent
 from export.compile import compile_engine
 from quasar.errors import EngineError
 from tests.plugins.cpu.operators import needs_library
@@ -53,9 +53,16 @@ def test_a_float16_graph_stays_near_its_float32_engine(engine, tmp_path):
 
 @needs_library
 def test_an_int8_cache_is_compared_as_what_it_stands_for(tiny_model, build_engine):
-    """Native kernels hold integers, stock ones the keys and values themselves."""
-    directory = build_engine(tiny_model, precision="fp32", kv_dtype="int8-tiers")
-    compile_engine(CompileOptions(directory=directory, backend="tensorrt-rtx", compute_capabilities=("8.9",)))
+    """Native kernels hold integers, stock ones and TensorRT the keys and values themselves, and it says so."""
+    directory, said = build_engine(tiny_model, precision="fp32", kv_dtype="int8-tiers"), []
+
+    class Reporter(Silent):
+        def stage(self, title, detail=""):
+            said.append(detail)
+
+    options = CompileOptions(directory=directory, backend="tensorrt-rtx", compute_capabilities=("8.9",))
+    compile_engine(options, Reporter())
+    assert "its KV cache is float16 here: TensorRT updates caches of floats alone" in said
     (comparison,) = compare_backends(open_directory(directory), np.arange(12) + 20)
     assert max(one.relative for one in comparison.differences) < 0.005
 

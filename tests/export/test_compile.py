@@ -43,15 +43,6 @@ def compiled(directory, *capabilities, **options):
     return compile_engine(options)
 
 
-@pytest.mark.parametrize("kv_dtype", ["int8", "int8-tiers"])
-def test_a_cache_of_integers_is_refused(kv_dtype, tiny_model, shared_engine, tmp_path):
-    engine = shutil.copytree(shared_engine(tiny_model, kv_dtype=kv_dtype), tmp_path / "engine")
-    before = (engine / "manifest.json").read_bytes()
-    with pytest.raises(BuildError, match=f"the engine's KV cache is {kv_dtype}, which TensorRT does not update"):
-        compiled(engine)
-    assert (engine / "manifest.json").read_bytes() == before
-
-
 def check_network(value, num_layers, linears, *, quantized=True, nibbles=False):
     """The promises about a parsed network, from TensorRT's own layer types.
 
