@@ -7,7 +7,6 @@ from typing import Literal
 
 from calibration.precisions.base import Precision
 from calibration.precisions.catalog import DEFAULT_CHOICE, FLOAT, STORED_CHOICES, precision_of, precisions_for
-from calibration.precisions.token import PerToken
 from quasar.checkpoints import DecoderSpec
 from quasar.checkpoints.spec import Linear
 from quasar.errors import BuildError
@@ -93,9 +92,7 @@ def make_recipe(
             )
         kept |= matches
     gate, precision = (GATE_KL, DEFAULT_CHOICE) if precision is None else (None, precision)
-    possible = precisions_for(precision)
-    if precision in STORED_CHOICES and not blocks:
-        possible = (precision_of(PerToken.name),)
+    possible = precisions_for(DEFAULT_CHOICE if precision in STORED_CHOICES and not blocks else precision)
     linears = {linear.name: FLOAT if linear.name in kept else _coarsest(possible, linear) for linear in spec.linears()}
     for linear in spec.linears():
         multiple = linears[linear.name].input_multiple

@@ -45,6 +45,11 @@ class TextLimits:
     least_answer: int = 12
     passage: tuple[int, int] = (40, 224)
 
+    @property
+    def few_words(self) -> int:
+        """Of a user's words that are not a whole request: a question about a passage, the beginning of a plain text."""
+        return max(4, self.user // 4)
+
     def within(self, max_length: int) -> "TextLimits":
         """Those that fit a context."""
         answer = min(self.answer, max_length // 2)
@@ -191,8 +196,8 @@ class GeneratedText:
         if source.frame.is_chat and self._random.random() < 0.5:
             words = OPENINGS[int(self._random.integers(len(OPENINGS)))]
             opening += source.codec.encode_continuation(words)
-        most = source.limits.user if source.frame.is_chat else max(4, source.limits.user // 4)
-        self._write_user(opening, begun + most)
+        limits = source.limits
+        self._write_user(opening, begun + (limits.user if source.frame.is_chat else limits.few_words))
 
     def _begin_task(self, task: PassageTask) -> None:
         source = self._source
@@ -204,8 +209,7 @@ class GeneratedText:
         if len(given) > source.limits.given:
             self._drop(f"a passage of more than {source.limits.given} tokens")
             return
-        # A question, not another passage.
-        self._write_user(given, len(given) - self._user_start + max(4, source.limits.user // 4))
+        self._write_user(given, len(given) - self._user_start + source.limits.few_words)
 
     def _write_user(self, given: list[int], most: int) -> None:
         """Let the model go on with a user's words from `given`, which begin them, to `most` tokens of them."""

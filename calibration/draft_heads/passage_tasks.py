@@ -1,7 +1,7 @@
 """Requests about a passage: what users give a model to read, made of what the model wrote before.
 
 A model that writes a user's words seldom writes a text to go with them, so a head that learned from such words alone
-has never seen an answer that is taken from the prompt: it agrees with the verifier half as often there.
+has never seen an answer that is taken from the prompt. What this text brings a head is in docs/drafters.md.
 """
 
 from dataclasses import dataclass
