@@ -134,6 +134,30 @@ def test_a_damaged_packed_file_is_an_error(tiny_engine, tmp_path):
 
 
 @needs_library
+def test_scales_that_are_not_finite_are_refused(tiny_engine, tmp_path):
+    """Where no manifest guards the file: else every token would come of them."""
+    import shutil
+
+    import onnx_ir as ir
+
+    from engines.onnxruntime.session import OnnxRuntimeSession
+
+    folder = tmp_path / "engine"
+    shutil.copytree(tiny_engine, folder)
+    graph = folder / "onnxruntime" / "native.onnx"
+    node = next(node for node in ir.load(graph).graph if node.op_type == "W8A8Linear")
+    scale = node.inputs[2].const_value
+    weights = np.memmap(folder / scale.location, np.uint8, "r+")
+    with runtime.load(tiny_engine) as engine:
+        contract = engine.manifest.contract
+    OnnxRuntimeSession(folder, graph, contract, library=toolchain.LIBRARY).close()
+    weights[scale.offset : scale.offset + 4] = np.float32([np.nan]).view(np.uint8)
+    weights.flush()
+    with pytest.raises(EngineError, match="W8A8Linear: scale has values that are not finite: the file is damaged"):
+        OnnxRuntimeSession(folder, graph, contract, library=toolchain.LIBRARY)
+
+
+@needs_library
 @pytest.mark.parametrize(("kv_dtype", "dtype"), [("float16", np.float16), ("int8", np.int8), ("int8-tiers", np.int8)])
 def test_an_engine_with_a_small_cache(tiny_model, build_engine, kv_dtype, dtype):
     directory = build_engine(tiny_model, kv_dtype=kv_dtype)

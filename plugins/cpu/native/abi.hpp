@@ -45,6 +45,10 @@ class Api {
     return entry<Status*(const KernelInfo*, const char*, int64_t*)>(86)(info, name, value);
   }
 
+  // `value` is that of an initializer; nothing comes back for what a call brings.
+  Status* constant(const KernelInfo* info, size_t index, int* found, const Value** value) const {
+    return entry<Status*(const KernelInfo*, size_t, int*, const Value**)>(249)(info, index, found, value);
+  }
   Status* input(const KernelContext* context, size_t index, const Value** value) const {
     return entry<Status*(const KernelContext*, size_t, const Value**)>(90)(context, index, value);
   }

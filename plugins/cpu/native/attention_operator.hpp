@@ -90,6 +90,10 @@ struct VerifyAttention {
     checks.expect(heads > 0 && kv_heads > 0 && heads <= 4096 && heads % kv_heads == 0,
                   "%s: %lld heads over %lld came; a multiple was expected", kName, static_cast<long long>(heads),
                   static_cast<long long>(kv_heads));
+    expect_finite(api, checks, info, 8, kName, "q_norm");
+    expect_finite(api, checks, info, 9, kName, "k_norm");
+    expect_finite(api, checks, info, 12, kName, "key_scale");
+    expect_finite(api, checks, info, 13, kName, "value_scale");
   }
 
   void compute(Checks& checks, KernelContext* context) const {

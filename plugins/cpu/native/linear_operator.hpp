@@ -18,7 +18,6 @@ struct QuantizedLinear {
                                        : kNibbles ? "W4A8BlockLinear"
                                        : kBlocks  ? "W8A8BlockLinear"
                                                   : "W8A8Linear";
-  // x, packed weights, scales, bias, residual, RMS norm weight
   static constexpr Input kInputs[] = {{ort::kFloat, ort::kRequired},
                                       {ort::kUint8, ort::kRequired},
                                       {kNibbles ? ort::kFloat16 : ort::kFloat, ort::kRequired},
@@ -26,6 +25,7 @@ struct QuantizedLinear {
                                       {ort::kFloat, ort::kOptional},
                                       {ort::kFloat, ort::kOptional}};
   static constexpr int kOutputs[] = {ort::kFloat};
+  static constexpr const char* kNames[] = {"x", "packed", "scale", "bias", "residual", "norm"};
 
   Api api;
   const Level* level;
@@ -54,14 +54,16 @@ struct QuantizedLinear {
                   static_cast<long long>(outputs));
     checks.expect(gate >= 0 && gate <= 2, "%s: gate %lld came; 0 (none), 1 (silu) or 2 (gelu) was expected", kName,
                   static_cast<long long>(gate));
+    expect_finite(api, checks, info, 2, kName, kNames[2]);
+    expect_finite(api, checks, info, 3, kName, kNames[3]);
+    expect_finite(api, checks, info, 5, kName, kNames[5]);
   }
 
   void compute(Checks& checks, KernelContext* context) const {
     Tensor x, packed, scale, bias, residual, norm;
-    if (!read(api, checks, context, 0, "x", &x) || !read(api, checks, context, 1, "packed", &packed) ||
-        !read(api, checks, context, 2, "scale", &scale) || !read(api, checks, context, 3, "bias", &bias) ||
-        !read(api, checks, context, 4, "residual", &residual) || !read(api, checks, context, 5, "norm", &norm)) {
-      return;
+    Tensor* const parts[] = {&x, &packed, &scale, &bias, &residual, &norm};
+    for (size_t index = 0; index < 6; ++index) {
+      if (!read(api, checks, context, index, kNames[index], parts[index])) return;
     }
     const int64_t inputs = x.last(), rows = x.rows();
     // Bytes of four inputs of a column.

@@ -85,6 +85,37 @@ inline bool read(const Api& api, Checks& checks, const KernelContext* context, s
   return checks.ok();
 }
 
+// Refuses a constant input, as weights are, with numbers that are not finite: every token would come of them. What a call
+// brings is not looked at.
+inline void expect_finite(const Api& api, Checks& checks, const KernelInfo* info, size_t index, const char* op,
+                          const char* name) {
+  int found = 0, type = 0;
+  const ort::Value* value = nullptr;
+  ort::Shape* shape = nullptr;
+  if (!checks.add(api.constant(info, index, &found, &value)) || found == 0 || value == nullptr) return;
+  if (!checks.add(api.shape(value, &shape))) return;
+  Tensor tensor;
+  checks.add(api.type(shape, &type));
+  checks.add(api.rank(shape, &tensor.rank));
+  if (checks.expect(tensor.rank <= kMostRank, "%s: %s has %zu axes; at most %zu are taken", op, name, tensor.rank,
+                    kMostRank)) {
+    checks.add(api.extents(shape, tensor.extents, tensor.rank));
+  }
+  api.release(shape);
+  if (!checks.ok() || !checks.add(api.data(const_cast<ort::Value*>(value), &tensor.data))) return;
+  // All bits of an exponent are infinity or no number.
+  bool finite = true;
+  if (type == ort::kFloat16) {
+    const auto* bits = tensor.as<uint16_t>();
+    for (int64_t i = 0; i < tensor.elements(); ++i) finite &= (bits[i] & 0x7C00) != 0x7C00;
+  } else if (type == ort::kFloat) {
+    const auto* bits = tensor.as<uint32_t>();
+    for (int64_t i = 0; i < tensor.elements(); ++i) finite &= (bits[i] & 0x7F800000) != 0x7F800000;
+  }
+  checks.expect(finite, "%s: %s has values that are not finite: the file is damaged; copy or build the engine again",
+                op, name);
+}
+
 template <typename T>
 bool write(const Api& api, Checks& checks, KernelContext* context, size_t index, const int64_t* extents, size_t rank,
            T** data) {

@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import ml_dtypes
@@ -62,10 +62,12 @@ def run_operator(
     outputs: int = 1,
     in_place: Mapping[int, int] | None = None,
     threads: int = 1,
+    constant: Collection[int] = (),
 ) -> list[np.ndarray]:
     """Run a node of domain quasar.cpu; None leaves an input out.
 
-    `in_place`: output → the input whose memory and type it shares; the others are float32.
+    `in_place`: output → the input whose memory and type it shares; the others are float32. `constant`: inputs that are
+    initializers, as weights are.
     """
     shared = in_place or {}
     values = [
@@ -86,10 +88,18 @@ def run_operator(
         for index in range(outputs)
     ]
     node = ir.node(name, values, attributes, domain="quasar.cpu", outputs=made, name="node")
-    present = [value for value in values if value is not None]
-    graph = ir.Graph(present, made, nodes=[node], opset_imports={"": 24, "quasar.cpu": 1}, name="one")
+    initializers = []
+    for index in constant:
+        values[index].const_value = ir.tensor(inputs[index], name=values[index].name)
+        values[index].shape = ir.Shape(inputs[index].shape)
+        initializers.append(values[index])
+    present = [value for index, value in enumerate(values) if value is not None and index not in constant]
+    graph = ir.Graph(
+        present, made, nodes=[node], initializers=initializers, opset_imports={"": 24, "quasar.cpu": 1}, name="one"
+    )
     session = _session(ir.to_proto(ir.Model(graph, ir_version=11)).SerializeToString(), level, threads)
-    feed = {value.name: array for value, array in zip(values, inputs, strict=True) if value is not None}
+    fed = {value.name: array for value, array in zip(values, inputs, strict=True) if value is not None}
+    feed = {value.name: fed[value.name] for value in present}
     if not shared:
         return [np.asarray(result) for result in session.run(None, feed)]
     binding = session.io_binding()

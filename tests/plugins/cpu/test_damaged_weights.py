@@ -107,3 +107,45 @@ def test_what_fits_is_computed(operator):
             [y] = run_operator(operator, [tensors[name] for name in PARTS], attributes, level=LEVELS[0])
             assert y.shape == (3, 33)
             assert np.isfinite(y).all()
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("name", ["scale", "bias", "norm"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_refused(operator, name, value):
+    tensors, attributes = whole(
+        np.random.default_rng(0),
+        operator,
+        rows=3,
+        outputs=33,
+        inputs=160,
+        group=64,
+        gate=SILU,
+        offsets=operator.startswith("W4"),
+    )
+    weights = [PARTS.index(part) for part in ("packed", "scale", "bias", "norm")]
+
+    def run():
+        return run_operator(operator, [tensors[part] for part in PARTS], attributes, level=LEVELS[0], constant=weights)
+
+    [y] = run()
+    assert np.isfinite(y).all()
+    tensors[name].reshape(-1)[-1] = value
+    with pytest.raises(Exception, match=f"{operator}: {name} has values that are not finite"):
+        run()
+
+
+def test_weights_that_are_absent_are_not_asked_for():
+    tensors, attributes = whole(
+        np.random.default_rng(0),
+        "W4A8BlockLinear",
+        rows=1,
+        outputs=16,
+        inputs=32,
+        group=32,
+        gate=NO_GATE,
+        offsets=False,
+    )
+    parts = [tensors["x"], tensors["packed"], tensors["scale"], None, None, None]
+    [y] = run_operator("W4A8BlockLinear", parts, attributes, level=LEVELS[0], constant=[1, 2])
+    assert np.isfinite(y).all()
