@@ -1,6 +1,7 @@
 """What services do with an engine: threads, open streams, cancelling, deadlines, asyncio, hooks, logs, memory."""
 
 import asyncio
+import itertools
 import logging
 import resource
 import threading
@@ -14,6 +15,7 @@ from engines.onnxruntime.session import external_bytes
 from quasar.errors import GenerationError, QueueFullError
 from runtime import composition
 from runtime.prompt_ids import encode_prompt
+from tests.plugins.cpu.operators import needs_library
 
 PROMPTS = ["one two one two", "abc abc abc", "hello there", "x y z x y"]
 
@@ -64,6 +66,32 @@ def test_open_streams_alternate(engine):
             answer += event.token_ids
     assert [tuple(answer) for answer in answers] == alone
     assert engine.memory().swapped_out == 0
+
+
+@needs_library
+@pytest.mark.parametrize("kv_dtype", ["float16", "int8", "int8-tiers"])
+def test_small_caches_are_shared_swapped_and_copied(tiny_model, shared_engine, kv_dtype):
+    """More streams than slots, which take turns: every slot's rows go out and come back, and prefixes are copied."""
+    directory = shared_engine(tiny_model, kv_dtype=kv_dtype)
+    opening = "one two three one two three " * 4
+    requests = [
+        {"prompt": opening + PROMPTS[place % 4], "temperature": float(place % 2), "seed": place} for place in range(6)
+    ]
+    options = {"max_new_tokens": 24, "ignore_eos": True}
+    with runtime.load(directory, max_sequences=1) as engine:
+        alone = [engine.generate(**one, **options, drafter="none").token_ids for one in requests]
+    swapped_out = 0
+    with runtime.load(directory, max_sequences=2) as engine:
+        assert engine.record.row_invariance.batch
+        streams = [engine.stream(**one, **options, cache_salt="all") for one in requests]
+        events = [[] for _ in streams]
+        while not all(heard and heard[-1].finish_reason for heard in events):
+            for heard, stream in zip(events, streams, strict=True):
+                heard += itertools.islice(stream, 1)
+                swapped_out = max(swapped_out, engine.memory().swapped_out)
+    assert [tuple(token for event in heard for token in event.token_ids) for heard in events] == alone
+    assert swapped_out > 0
+    assert max(heard[-1].stats.reused_tokens for heard in events) > len(opening) // 2
 
 
 def test_an_abandoned_stream_frees_its_positions(tiny_engine):
