@@ -4,11 +4,13 @@
     python benchmarks/engine_drafters.py build/w4a16 --drafter self model:build/small --prompts FILE.jsonl --limit 13
 
 Each drafter drafts alone, with so many tokens and with as many as the controller takes, and beside `auto`'s. All arms
-are interleaved prompt by prompt. The tokens of every arm are compared with plain decoding's.
+are interleaved prompt by prompt. The tokens of every arm are compared with plain decoding's. With `--context-tokens`
+prompts are long.
 """
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import runtime
@@ -30,8 +32,13 @@ def measure(engine: runtime.Engine, arms: Sequence[Arm], prompts: Sequence[Promp
         answers = {}
         first = index % len(arms)
         for arm in [*arms[first:], *arms[:first]]:
+            # With a salt the arms share the prompt's rows: a prompt is read once.
             generation = engine.generate(
-                prompt.messages, max_new_tokens=tokens, drafter=arm[0], num_draft_tokens=arm[1]
+                prompt.messages,
+                max_new_tokens=tokens,
+                drafter=arm[0],
+                num_draft_tokens=arm[1],
+                cache_salt="benchmark",
             )
             runs[arm].append(generation.stats)
             answers[arm] = generation.token_ids
@@ -61,6 +68,9 @@ def main() -> None:
     parser.add_argument("--prompts", type=Path, required=True)
     parser.add_argument("--limit", type=int)
     parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument(
+        "--context-tokens", type=int, help="so many tokens of the file's other texts stand before each prompt"
+    )
     parser.add_argument("--draft-tokens", type=int, nargs="+", default=[1, 2, 3, 4, 5, 6])
     arguments = parser.parse_args()
     # Verifier and drafter run one after the other: with a pool each, the idle one would slow the other down.
@@ -71,7 +81,29 @@ def main() -> None:
         arms += [(drafter, count) for count in (*arguments.draft_tokens, None)]
         arms.append((f"auto,{drafter}", None))
     engine.warmup()
-    measure(engine, arms, read_prompts(arguments.prompts, arguments.limit), arguments.max_new_tokens)
+    prompts = read_prompts(arguments.prompts, arguments.limit)
+    if arguments.context_tokens:
+        prompts = after_texts(engine, prompts, read_prompts(arguments.prompts), arguments.context_tokens)
+    measure(engine, arms, prompts, arguments.max_new_tokens)
+
+
+def after_texts(
+    engine: runtime.Engine, prompts: Sequence[Prompt], others: Sequence[Prompt], tokens: int
+) -> list[Prompt]:
+    """Each prompt as the last question about so many tokens of other prompts' texts, at most."""
+    lengths = [len(engine.encode(list(other.messages))) for other in others]
+    found = []
+    for number, prompt in enumerate(prompts):
+        before, total = [], 0
+        # Other texts for every prompt: by a stride that is coprime to most numbers of prompts.
+        for place in (number * 17 + step * 7 for step in range(len(others))):
+            other, length = others[place % len(others)], lengths[place % len(others)]
+            if other.text != prompt.text and total + length <= tokens:
+                before.append(other.text)
+                total += length
+        text = "\n\n".join([*before, prompt.text])
+        found.append(replace(prompt, messages=({"role": "user", "content": text},)))
+    return found
 
 
 if __name__ == "__main__":
