@@ -7,8 +7,9 @@ reads before it has written them itself. `self:DIR` does so with
 other weights of the same model. It may have been built without some of the model's layers (`--skip-layers`): then it
 works on the cache of the others.
 
-`hierarchical:DIR` (SpecMQuant, arXiv 2505.22179, section 5) lets fast drafters propose to the engine, trees too: what
-the engine accepts becomes the sequence that the target verifies, in fewer passes of the engine.
+`hierarchical:DIR` (SpecMQuant, arXiv 2505.22179, section 5) lets other drafters propose to the engine, trees too: what
+the engine accepts becomes the sequence that the target verifies, in fewer passes of the engine. With a second directory
+one of them is a smaller engine (ML-SpecQD, arXiv 2503.13565).
 """
 
 import logging

@@ -1,28 +1,22 @@
-"""What is proposed to an engine that drafts: a copy of the context, or a tree of what it held likeliest before."""
+"""What is proposed to an engine that drafts: a copy of the context, or what another drafter has."""
 
-from collections.abc import Mapping, Sequence
-
-from runtime.drafters.base import Draft, Int64
+from runtime.drafters.base import Draft, Drafter, Int64, ObservingDrafter
 from runtime.drafters.prompt_lookup import PromptLookup
-from runtime.drafters.recycling import Recycling
-
-# Branches of a tree: with few drafts, more are never taken.
-_BRANCHES = 3
 
 
 class InnerDrafts:
-    """For one sequence of `hierarchical:DIR`: prompt lookup where it finds a match, else token recycling."""
+    """For one sequence of `hierarchical:DIR`: prompt lookup where it finds a match, else the other drafter."""
 
-    def __init__(self, *, trees: bool, warm: Mapping[int, Sequence[int]]) -> None:
-        """`trees`: the engine's passes take them; `warm`: token → successors from other sequences (`Recycling`)."""
-        self._lookup = PromptLookup()
-        self._recycling = Recycling(branches=_BRANCHES if trees else 1, warm=warm)
+    def __init__(self, otherwise: Drafter) -> None:
+        """`otherwise`: token recycling, or a smaller engine."""
+        self._lookup, self._otherwise = PromptLookup(), otherwise
 
     def observe(self, tokens: Int64, successors: Int64) -> None:
         """As `ObservingDrafter`."""
-        self._recycling.observe(tokens, successors)
+        if isinstance(self._otherwise, ObservingDrafter):
+            self._otherwise.observe(tokens, successors)
 
     def propose(self, context: Int64, max_tokens: int) -> Draft:
         """As `Drafter`."""
         draft = self._lookup.propose(context, max_tokens)
-        return draft if len(draft.tokens) else self._recycling.propose(context, max_tokens)
+        return draft if len(draft.tokens) else self._otherwise.propose(context, max_tokens)

@@ -31,6 +31,8 @@ _KEEPS = "kept"
 _SIZES = re.compile(r"(\d{1,9})-(\d{1,9})")
 # Branches of trees, where they are exact: more were hardly ever verified (docs/drafters.md, "Constants").
 _SUFFIX_BRANCHES, _RECYCLING_BRANCHES = 2, 4
+# The same of trees that are proposed to an engine that drafts: with few drafts, more are never taken.
+_INNER_BRANCHES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,8 +138,15 @@ def _self(argument: str, target: VerifierProfile) -> Drafter:
 
 
 def _hierarchical(argument: str, target: VerifierProfile) -> Drafter:
-    engine = _open_engine("hierarchical", argument, target)
-    inner = InnerDrafts(trees=engine.takes_trees, warm=engine.warm)
+    directory, plus, below = argument.rpartition("+")
+    if not plus or Path(argument).is_dir():
+        directory, plus = argument, ""
+    engine = _open_engine("hierarchical", directory, target)
+    otherwise: Drafter = Recycling(branches=_INNER_BRANCHES if engine.takes_trees else 1, warm=engine.warm)
+    if plus:
+        smaller = _open_engine("hierarchical", below, target)
+        otherwise = EngineDrafter(smaller, f"model:{below}", engine.vocab_size, slot=target.slot)
+    inner = InnerDrafts(otherwise)
     return EngineDrafter(engine, f"hierarchical:{argument}", target.vocab_size, inner=inner, slot=target.slot)
 
 

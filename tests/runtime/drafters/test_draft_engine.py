@@ -45,12 +45,14 @@ def verifier(float_engine):
         yield engine
 
 
-@pytest.mark.parametrize("kind", ["model", "self", "hierarchical"])
+@pytest.mark.parametrize("kind", ["model", "self", "hierarchical", "levels"])
 @pytest.mark.parametrize("k", [1, 3, 6, None])
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.9, "seed": 3, "top_p": 0.95}], ids=["greedy", "drawn"])
 def test_tokens_and_cache_are_the_verifiers_own(verifier, tiny_engine, unsmoothed, kind, k, options):
     session = verifier._resources.loaded.session
     drafter = f"{kind}:{unsmoothed if kind == 'self' else tiny_engine}"
+    if kind == "levels":
+        drafter = f"hierarchical:{tiny_engine}+{unsmoothed}"
     for prompt in (PROMPT, "abc " * 40):
         plain = verifier.generate(prompt, max_new_tokens=50, drafter="none", ignore_eos=True, **options)
         length = len(verifier.encode(prompt)) + len(plain.token_ids) - 1
@@ -261,6 +263,35 @@ def test_a_cache_that_may_not_be_shared_names_what_differs(verifier, tiny_engine
 def test_engines_need_a_directory(verifier, name):
     with pytest.raises(GenerationError, match=f"as in {name}:DIR"):
         verifier.generate(PROMPT, drafter=name)
+
+
+def test_a_smaller_engine_drafts_for_the_one_that_drafts(tiny_engine, unsmoothed, tmp_path):
+    """ML-SpecQD's levels: the intermediate engine accepts a smaller one's tokens, and needs fewer passes for its own."""
+    # A directory's name may have a plus.
+    middle = shutil.copytree(tiny_engine, tmp_path / "w8+a8")
+    passes = {}
+    for name, drafter in (("alone", f"model:{middle}"), ("levels", f"hierarchical:{middle}+{unsmoothed}")):
+        with runtime.load(tiny_engine) as engine:
+            drafted = engine.generate(
+                "q w e r t", max_new_tokens=8, drafter=drafter, num_draft_tokens=4, ignore_eos=True
+            )
+            session = engine._resources.draft_engines.open(middle, shares_cache=False).loaded.session
+            honest, counted = session.run_batch, []
+            session.run_batch = lambda batch, counted=counted, honest=honest, **out: (
+                counted.append(len(batch[0].tokens)) or honest(batch, **out)
+            )
+            again = engine.generate(
+                "q w e r t", max_new_tokens=30, drafter=drafter, num_draft_tokens=4, ignore_eos=True
+            )
+            assert again.token_ids[:8] == drafted.token_ids
+            passes[name] = len(counted)
+    assert passes["levels"] < 0.8 * passes["alone"]
+
+
+@pytest.mark.parametrize("argument", ["+", "{0}+", "+{0}", "{0}+nowhere", "nowhere+{0}"])
+def test_every_level_needs_an_engine(verifier, tiny_engine, argument):
+    with pytest.raises((GenerationError, EngineError), match="needs an engine directory after a colon|nowhere"):
+        verifier.generate(PROMPT, drafter=f"hierarchical:{argument.format(tiny_engine)}")
 
 
 @needs_library
