@@ -266,7 +266,7 @@ def test_engines_need_a_directory(verifier, name):
 
 
 def test_a_smaller_engine_drafts_for_the_one_that_drafts(tiny_engine, unsmoothed, tmp_path):
-    """ML-SpecQD's levels: the intermediate engine accepts a smaller one's tokens, and needs fewer passes for its own."""
+    """ML-SpecQD's levels: the intermediate engine accepts a smaller one's tokens, and makes fewer passes."""
     # A directory's name may have a plus.
     middle = shutil.copytree(tiny_engine, tmp_path / "w8+a8")
     passes = {}
@@ -290,7 +290,7 @@ def test_a_smaller_engine_drafts_for_the_one_that_drafts(tiny_engine, unsmoothed
 
 @pytest.mark.parametrize("argument", ["+", "{0}+", "+{0}", "{0}+nowhere", "nowhere+{0}"])
 def test_every_level_needs_an_engine(verifier, tiny_engine, argument):
-    with pytest.raises((GenerationError, EngineError), match="needs an engine directory after a colon|nowhere"):
+    with pytest.raises((GenerationError, EngineError), match=r"needs an engine directory after a colon|nowhere"):
         verifier.generate(PROMPT, drafter=f"hierarchical:{argument.format(tiny_engine)}")
 
 
