@@ -69,12 +69,12 @@ struct Tensor {
   int64_t elements() const { return rank == 0 ? 1 : rows() * last(); }
 };
 
-inline bool read(const Api& api, Checks& checks, const KernelContext* context, size_t index, const char* name,
-                 Tensor* tensor) {
-  const ort::Value* value = nullptr;
-  if (!checks.add(api.input(context, index, &value)) || value == nullptr) return checks.ok();
+// Where a tensor's values lie, and its extents.
+inline bool describe(const Api& api, Checks& checks, const ort::Value* value, const char* name, Tensor* tensor,
+                     int* type = nullptr) {
   ort::Shape* shape = nullptr;
   if (!checks.add(api.shape(value, &shape))) return false;
+  if (type != nullptr) checks.add(api.type(shape, type));
   checks.add(api.rank(shape, &tensor->rank));
   if (checks.expect(tensor->rank <= kMostRank, "%s: %s has %zu axes; at most %zu are taken", kDomain, name,
                     tensor->rank, kMostRank)) {
@@ -85,24 +85,22 @@ inline bool read(const Api& api, Checks& checks, const KernelContext* context, s
   return checks.ok();
 }
 
+inline bool read(const Api& api, Checks& checks, const KernelContext* context, size_t index, const char* name,
+                 Tensor* tensor) {
+  const ort::Value* value = nullptr;
+  if (!checks.add(api.input(context, index, &value)) || value == nullptr) return checks.ok();
+  return describe(api, checks, value, name, tensor);
+}
+
 // Refuses a constant input, as weights are, with numbers that are not finite: every token would come of them. What a call
 // brings is not looked at.
 inline void expect_finite(const Api& api, Checks& checks, const KernelInfo* info, size_t index, const char* op,
                           const char* name) {
   int found = 0, type = 0;
   const ort::Value* value = nullptr;
-  ort::Shape* shape = nullptr;
-  if (!checks.add(api.constant(info, index, &found, &value)) || found == 0 || value == nullptr) return;
-  if (!checks.add(api.shape(value, &shape))) return;
   Tensor tensor;
-  checks.add(api.type(shape, &type));
-  checks.add(api.rank(shape, &tensor.rank));
-  if (checks.expect(tensor.rank <= kMostRank, "%s: %s has %zu axes; at most %zu are taken", op, name, tensor.rank,
-                    kMostRank)) {
-    checks.add(api.extents(shape, tensor.extents, tensor.rank));
-  }
-  api.release(shape);
-  if (!checks.ok() || !checks.add(api.data(const_cast<ort::Value*>(value), &tensor.data))) return;
+  if (!checks.add(api.constant(info, index, &found, &value)) || found == 0 || value == nullptr) return;
+  if (!describe(api, checks, value, name, &tensor, &type)) return;
   // All bits of an exponent are infinity or no number.
   bool finite = true;
   if (type == ort::kFloat16) {
