@@ -64,7 +64,7 @@ def float_graph(directory: Path) -> onnx.ModelProto:
 
 
 def quantize(directory: Path, algorithm: str, accuracy_level: int, folder: Path) -> Path:
-    """Write the rounded graph into `folder`."""
+    """Write the rounded graph into `folder`, which is made."""
     from onnxruntime.quantization import matmul_nbits_quantizer as nbits
 
     nbits.logger.setLevel("WARNING")
@@ -82,6 +82,7 @@ def quantize(directory: Path, algorithm: str, accuracy_level: int, folder: Path)
         algo_config=config,
     )
     quantizer.process()
+    folder.mkdir()
     path = folder / "graph.onnx"
     quantizer.model.save_model_to_file(str(path), True)
     return path
@@ -97,23 +98,28 @@ def main() -> None:
     options = parser.parse_args()
     directory = open_directory(options.float_engine)
     contract = directory.manifest.contract
-    checkpoint = at_length(open_checkpoint(str(directory.manifest.model["source"])), contract.max_length)
-    model = load_float_model(checkpoint)
     texts = tokenize(
         default_prompts("evaluation"),
         open_codec(directory.path, directory.manifest.text),
         prompt_tokens=MAX_PROMPT_TOKENS,
         answer_tokens=EVALUATION_ANSWER_TOKENS,
     )
-    print(f"{'weights':36s} KL, prompts / answers   top-1, prompts / answers")
     found = {}
-    for algorithm in options.algorithms:
-        for level in options.accuracy_levels:
-            with tempfile.TemporaryDirectory() as folder:
-                graph = quantize(options.float_engine, algorithm, level, Path(folder))
-                session = OnnxRuntimeSession(Path(folder), graph, contract, library=toolchain.LIBRARY)
-                name = f"MatMulNBits {algorithm}, level {level}"
-                found[name] = measure(name, model, texts, session)
+    with tempfile.TemporaryDirectory() as temporary:
+        # Before the float model is there: rounding a graph needs as much memory again.
+        graphs = {
+            f"MatMulNBits {algorithm}, level {level}": quantize(
+                options.float_engine, algorithm, level, Path(temporary) / f"{algorithm}-{level}"
+            )
+            for algorithm in options.algorithms
+            for level in options.accuracy_levels
+        }
+        checkpoint = open_checkpoint(str(directory.manifest.model["source"]))
+        model = load_float_model(at_length(checkpoint, contract.max_length))
+        print(f"{'weights':36s} KL, prompts / answers   top-1, prompts / answers")
+        for name, graph in graphs.items():
+            session = OnnxRuntimeSession(graph.parent, graph, contract, library=toolchain.LIBRARY)
+            found[name] = measure(name, model, texts, session)
     for other in options.engines:
         loaded = load_engine(other, options=OnnxRuntimeOptions(kernels="native"))
         found[other.name] = measure(other.name, model, texts, loaded.session)

@@ -78,7 +78,7 @@ def regridded(checkpoint: Checkpoint, factors: Factors) -> Iterator[tuple[str, F
     for number in range(spec.num_layers):
         yield from _layer(checkpoint, spec, f"layers.{number}", factors)
     norm = factors("norm", spec.hidden_size)
-    yield "norm.weight", _norm(checkpoint, "norm.weight", norm)
+    yield "norm.weight", read_float32(checkpoint, "norm.weight") * norm
     yield "lm_head.weight", read_head(checkpoint).astype(np.float32) / norm
 
 
@@ -106,20 +106,14 @@ def _layer(checkpoint: Checkpoint, spec: DecoderSpec, layer: str, factors: Facto
             continue
         part = name.removeprefix(f"{layer}.")
         module, _, parameter = part.rpartition(".")
-        if part in norms:
-            yield name, _norm(checkpoint, name, norms[part])
-            continue
         tensor = read_float32(checkpoint, name)
+        if part in norms:
+            tensor = tensor * norms[part]
         if module in multiplied:
             tensor = (tensor.T * multiplied[module]).T
         if module in divided and parameter == "weight":
             tensor = tensor / divided[module]
         yield name, tensor
-
-
-def _norm(checkpoint: Checkpoint, name: str, factor: Float32) -> Float32:
-    offset = np.float32(checkpoint.spec.norm_offset)
-    return (read_float32(checkpoint, name) + offset) * factor - offset
 
 
 if __name__ == "__main__":
