@@ -63,6 +63,7 @@ class Server:
         end = time.monotonic() + _STARTING
         while not self._is_ready():
             if self._process.poll() is not None or time.monotonic() > end:
+                self.close()
                 raise SystemExit(f"{binary} {arguments}: it did not start; run it by hand to see why")
             time.sleep(0.2)
 
@@ -110,27 +111,29 @@ def main() -> int:
     runtime.share_threads()
     engine = runtime.load(options.engine)
     engine.warmup()
-    servers = {arm: Server(options.server, options.model, arm) for arm in ("", *options.arm)}
-    sums: dict[tuple[str, str], Sums] = {("llama.cpp", arm): Sums() for arm in servers}
+    arms = ("", *options.arm)
+    servers: dict[str, Server] = {}
+    sums: dict[tuple[str, str], Sums] = {("llama.cpp", arm): Sums() for arm in arms}
     sums |= {("here", drafter): Sums() for drafter in ("none", *options.drafter)}
-    accepted, differing = dict.fromkeys(servers, 0.0), 0
+    accepted, differing = dict.fromkeys(arms, 0.0), 0
     try:
+        for arm in arms:
+            servers[arm] = Server(options.server, options.model, arm)
         for number, prompt in enumerate(read_prompts(options.prompts, options.limit)):
             token_ids = engine.encode(list(prompt.messages)).tolist()
             answers = {}
             order = list(sums)
             first = number % len(order)
-            for arm in [*order[first:], *order[:first]]:
-                where, name = arm
+            for where, name in [*order[first:], *order[:first]]:
                 if where == "here":
                     made = engine.generate(
                         list(prompt.messages), max_new_tokens=options.max_new_tokens, ignore_eos=True, drafter=name
                     )
                     answers[name] = made.token_ids
-                    sums[arm].add(len(made.token_ids) - 1, made.stats.decode_seconds)
+                    sums[where, name].add(len(made.token_ids) - 1, made.stats.decode_seconds)
                 else:
                     timings = servers[name].answer(token_ids, options.max_new_tokens)
-                    sums[arm].add(timings["predicted_n"], timings["predicted_ms"] / 1000)
+                    sums[where, name].add(timings["predicted_n"], timings["predicted_ms"] / 1000)
                     accepted[name] += timings.get("draft_n_accepted", 0)
             differing += sum(answer != answers["none"] for answer in answers.values())
     finally:

@@ -142,10 +142,12 @@ def _hierarchical(argument: str, target: VerifierProfile) -> Drafter:
     if not plus or Path(argument).is_dir():
         directory, plus = argument, ""
     engine = _open_engine("hierarchical", directory, target)
-    otherwise: Drafter = Recycling(branches=_INNER_BRANCHES if engine.takes_trees else 1, warm=engine.warm)
+    otherwise: Drafter
     if plus:
         smaller = _open_engine("hierarchical", below, target)
         otherwise = EngineDrafter(smaller, f"model:{below}", engine.vocab_size, slot=target.slot)
+    else:
+        otherwise = Recycling(branches=_INNER_BRANCHES if engine.takes_trees else 1, warm=engine.warm)
     inner = InnerDrafts(otherwise)
     return EngineDrafter(engine, f"hierarchical:{argument}", target.vocab_size, inner=inner, slot=target.slot)
 
