@@ -92,8 +92,8 @@ inline bool read(const Api& api, Checks& checks, const KernelContext* context, s
   return describe(api, checks, value, name, tensor);
 }
 
-// Refuses a constant input, as weights are, with numbers that are not finite: every token would come of them. What a call
-// brings is not looked at.
+// Refuses a constant input, as weights are, with numbers that are not finite: every token would come of them. What a
+// call brings is not looked at.
 inline void expect_finite(const Api& api, Checks& checks, const KernelInfo* info, size_t index, const char* op,
                           const char* name) {
   int found = 0, type = 0;
@@ -102,13 +102,14 @@ inline void expect_finite(const Api& api, Checks& checks, const KernelInfo* info
   if (!checks.add(api.constant(info, index, &found, &value)) || found == 0 || value == nullptr) return;
   if (!describe(api, checks, value, name, &tensor, &type)) return;
   // All bits of an exponent are infinity or no number.
+  const int64_t count = tensor.elements();
   bool finite = true;
   if (type == ort::kFloat16) {
     const auto* bits = tensor.as<uint16_t>();
-    for (int64_t i = 0; i < tensor.elements(); ++i) finite &= (bits[i] & 0x7C00) != 0x7C00;
+    for (int64_t i = 0; i < count; ++i) finite &= (bits[i] & 0x7C00) != 0x7C00;
   } else if (type == ort::kFloat) {
     const auto* bits = tensor.as<uint32_t>();
-    for (int64_t i = 0; i < tensor.elements(); ++i) finite &= (bits[i] & 0x7F800000) != 0x7F800000;
+    for (int64_t i = 0; i < count; ++i) finite &= (bits[i] & 0x7F800000) != 0x7F800000;
   }
   checks.expect(finite, "%s: %s has values that are not finite: the file is damaged; copy or build the engine again",
                 op, name);
