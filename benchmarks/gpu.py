@@ -1,6 +1,6 @@
 """The CUDA back end on this machine's GPU: one command that proves it, or shows what fails. No network, no install.
 
-    make gpu                                      (in at most 8 minutes)
+    make gpu                                      (in at most 10 minutes)
     python benchmarks/gpu.py --json gpu.json
     python benchmarks/gpu.py --rehearse           (on any machine: tiny shapes, Triton's interpreter)
 
@@ -15,6 +15,7 @@ Steps, each in a process of its own with a time limit, so that one that fails or
                         ms of a pass by width at 256, 2048, 8192 cached tokens, beside BF16 and FP8     80 s
     latency-llama-3-8b  the same of Llama-3-8B's shape                                                  40 s
     low-bit-qwen3-8b    ms of a pass with weights of 4 bits and with an INT8 cache, beside W8A8         80 s
+    draft-head-qwen3-1.7b  ms of a draft head's steps beside the verifier's passes; against the CPU's  100 s
 
 Needs numpy, cuda-bindings and Triton; torch for BF16 and FP8; onnx-ir and onnxruntime for the CPU's engine. A step
 whose packages are missing says so. Weights are random: latencies do not depend on them, and what the texts would be is
@@ -41,6 +42,7 @@ LIMITS = {
     "latency-qwen3-8b": 80,
     "latency-llama-3-8b": 40,
     "low-bit-qwen3-8b": 80,
+    "draft-head-qwen3-1.7b": 100,
 }
 # As the driver's names have them, the longer one first.
 GPUS = ("a100", "a10", "l40s", "rtx 4090", "h100", "h200")

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from gpu_device import Arrays, Runner
+from gpu_draft_head import fed, open_head, step_of, write_random_head
 from numpy.typing import NDArray
 from random_engine import FILES, contract_of, recipe_of, write_graphs
 from random_program import write_random_program
@@ -20,6 +21,7 @@ from shapes import SHAPES
 from engines.contract import Contract
 from engines.cuda.launches import splits_of
 from engines.cuda.session import CudaSession
+from engines.onnxruntime.draft_head import OnnxRuntimeDraftHead
 from engines.onnxruntime.session import OnnxRuntimeSession
 from engines.probes.batch_invariance import batches_are_exact
 from export.cuda_program import write_program
@@ -275,6 +277,43 @@ def low_bit(name: str, options: Options) -> dict[str, Any]:
                     figures["over_int8"].setdefault(title, {}).setdefault(str(cached), {})[str(width)] = ratio
                 figures["ok"] &= _chains_are_exact(other, widths[-1])
     return figures
+
+
+def draft_head(name: str, options: Options) -> dict[str, Any]:
+    """Milliseconds of a draft head's steps beside the verifier's passes; its log-probabilities against the CPU's head.
+
+    "verifier with the head" tells what the head reads, which plain passes do not.
+    """
+    spec = SHAPES[_TINY.get(name, name) if options.rehearse else name]
+    contract = replace(contract_of(spec, 400 if options.rehearse else 1024), kv_dtype="float16")
+    lengths, cached = ((9, 3), 16) if options.rehearse else ((300, 7), 256)
+    path = options.folder
+    write_graphs(spec, contract, path)
+    files = write_random_head(spec, contract, path)
+    weights = path / "weights.bin"
+    graphs = (FILES.native_graph, "verifier.onnx")
+    program = write_program(path, graphs, contract, recipe_of(spec).linears, weights, "float16")
+    runner = options.runner
+    with runner.session(program, weights, contract) as plain:
+        verifier, head = open_head(runner, program, weights, contract, files, path)
+        with verifier:
+            ours = fed(head, lengths)
+            passes = {
+                **{f"verifier, width {width}": _pass_of(plain, width, cached) for width in (1, 8)},
+                **{f"verifier with the head, width {width}": _pass_of(verifier, width, cached) for width in (1, 8)},
+                **{f"step of {count}": step_of(head, count, cached) for count in (1, 4)},
+            }
+            ms = _interleaved(passes, repeats=2 if options.rehearse else 15)
+            same = np.array_equal(plain.run(np.arange(8), cached, 8), verifier.run(np.arange(8), cached, 8))
+            taken = {"cache": head.nbytes()[1], "weights": weights.stat().st_size - plain.memory().weights}
+    figures = {"ms of passes": ms, "step over t(1)": ms["step of 1"] / ms["verifier, width 1"], "memory_bytes": taken}
+    from plugins.cpu.library import open_library
+
+    reference = OnnxRuntimeDraftHead(path, files, contract, library=open_library().path)
+    error = float(np.abs(ours - fed(reference, lengths)).mean())
+    # Keys and values are rounded to float16, and a value near a tie of INT8 moves by a step then.
+    ok = same and error < 0.05
+    return {**figures, "mean error of log-probabilities": error, "same tokens as without": bool(same), "ok": ok}
 
 
 def _chains_are_exact(session: CudaSession, width: int) -> bool:
@@ -654,4 +693,5 @@ STEPS: dict[str, Callable[[Options], dict[str, Any]]] = {
     "latency-qwen3-8b": lambda options: latency("qwen3-8b", options),
     "latency-llama-3-8b": lambda options: latency("llama-3-8b", options),
     "low-bit-qwen3-8b": lambda options: low_bit("qwen3-8b", options),
+    "draft-head-qwen3-1.7b": lambda options: draft_head("qwen3-1.7b", options),
 }

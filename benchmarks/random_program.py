@@ -151,6 +151,7 @@ def _steps(spec: DecoderSpec, contract: Contract, writer: _Writer, cache_type: s
         form=writer.form,
         inputs=hidden,
         vocabulary=spec.vocab_size,
+        likelihoods=False,
     )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from calibration.draft_heads.prepared import PreparedDraftHead
 from calibration.precisions.base import Precision
 from calibration.precisions.catalog import DEFAULT_HEAD_CHOICE, head_choices, precisions_for
-from engines.contract import top_k_for
+from engines.contract import Contract, top_k_for
 from engines.directory import EngineDirectory, open_directory
 from engines.draft_head import FOLDER, DraftHeadFiles
 from engines.manifest import Manifest
@@ -87,7 +87,7 @@ def add_head(
         _check_layers(opened.manifest, found.spec)
         prepared = PreparedDraftHead(head=found, precision=chosen, target=_target(opened.manifest, found.spec, model))
         reporter.stage("write", f"{found.spec.kind}, {precision}, on native kernels")
-        files = _write(opened, prepared, embedding)
+        files = write_head(opened.path, contract, prepared, embedding, engine=opened.manifest.engine_hash)
         publish_head(opened, files)
     return open_directory(directory)
 
@@ -98,8 +98,18 @@ def _precision(choice: str) -> Precision:
     return precisions_for(choice)[0]
 
 
-def _write(opened: EngineDirectory, prepared: PreparedDraftHead, embedding: "ir.ExternalTensor") -> DraftHeadFiles:
-    """Write graphs and weights; what the manifest says of them."""
+def write_head(
+    directory: Path,
+    contract: Contract,
+    prepared: PreparedDraftHead,
+    embedding: "ir.ExternalTensor",
+    *,
+    engine: str,
+) -> DraftHeadFiles:
+    """Write graphs and weights below an engine directory; what the manifest says of them.
+
+    `contract`: the verifier's. `embedding`: its table. `engine`: tells heads of one folder for several engines apart.
+    """
     import onnx_ir as ir
 
     # They import onnx_ir, which a refusal does not wait for.
@@ -107,18 +117,18 @@ def _write(opened: EngineDirectory, prepared: PreparedDraftHead, embedding: "ir.
     from export.passes import LinearsToNative, LowerToNative, StoredWeights, UnsignedActivations
     from export.weight_file import WeightFile
 
-    head, contract = prepared.head, opened.manifest.contract
+    head = prepared.head
     spec, producer = head.spec, version("quasar-verifier")
     top_k = top_k_for(spec.draft_vocab_size)
     digest = sha256_json([sha256_file(path) for path in head.files])
-    name = sha256_json([digest, prepared.precision.name, producer, opened.manifest.engine_hash])[:8]
-    folder = opened.path / FOLDER
+    name = sha256_json([digest, prepared.precision.name, producer, engine])[:8]
+    folder = directory / FOLDER
     folder.mkdir(exist_ok=True)
     graph, fuse, weights = (f"{FOLDER}/{name}.{part}" for part in ("head.onnx", "fuse.onnx", "data"))
     # Other bytes have another name: a run that is killed has changed no file that the manifest names.
     with (
         tempfile.TemporaryDirectory(dir=folder) as scratch,
-        WeightFile(opened.path / weights, opened.path) as packed,
+        WeightFile(directory / weights, directory) as packed,
     ):
         if spec.own_embedding:
             embedding = packed.append(_EMBEDDING, head.read(_EMBEDDING))
@@ -143,7 +153,7 @@ def _write(opened: EngineDirectory, prepared: PreparedDraftHead, embedding: "ir.
                 tensor = value.const_value
                 if isinstance(tensor, ir.ExternalTensor) and tensor.location == _CANONICAL:
                     value.const_value = packed.append(str(value.name), tensor.numpy())
-            ir.save(one, opened.path / path)
+            ir.save(one, directory / path)
     return DraftHeadFiles(
         kind=spec.kind,
         graph=graph,

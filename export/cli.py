@@ -226,8 +226,8 @@ def build(
                 f"{option} makes linears {made.form}, and {lowering.reason}: {instead} with --backend {name}"
             )
     if (chosen or draft_head) and not force and (output / MANIFEST_NAME).is_file():
-        left = [f"python -m export compile {output} --backend {name}" for name in chosen]
-        left += [f"python -m export add-head {output} {draft_head}"] if draft_head else []
+        left = [f"python -m export add-head {output} {draft_head}"] if draft_head else []
+        left += [f"python -m export compile {output} --backend {name}" for name in chosen]
         raise BuildError(f"{output} is an engine already: {' and '.join(left)} adds to it; --force builds it again")
     if CUDA in chosen:
         from export.compile_cuda import cache_type_of
@@ -264,10 +264,11 @@ def build(
             )
         _check_head(model, draft_head)
     path = run_build(options, ConsoleReporter())
+    if draft_head is not None:
+        # Before the back ends, which compile it, too.
+        _add_head(path, draft_head, model=model)
     for name in chosen:
         _compile(path, name, compute_capability, compute_type)
-    if draft_head is not None:
-        _add_head(path, draft_head, model=model)
     from engines.directory import open_directory
     from export.inspect import print_summary
 
@@ -342,7 +343,8 @@ def add_draft_head(
 ) -> None:
     """Add a draft head to an engine directory, in place of one that it has: EAGLE, EAGLE-2 or EAGLE-3.
 
-    The drafter auto uses it from then on where that pays. It runs on native kernels.
+    The drafter auto uses it from then on where that pays. It runs on native kernels, and on CUDA once DIR is compiled
+    for it again.
     """
     opened = _add_head(directory, head, precision=precision, model=model)
     files = opened.manifest.draft_head

@@ -3,15 +3,18 @@
 Needs neither a GPU nor the checkpoint. New files come first and the manifest last, as for every back end.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from calibration.precisions.base import CUDA
+from calibration.precisions.catalog import DEFAULT_HEAD_CHOICE, precision_of, refusal
 from engines.contract import INT8_CACHE, INTEGER_CACHES
 from engines.cuda.files import (
     FOLDER,
     NAME,
     CudaFiles,
+    CudaHeadFiles,
     KernelRecord,
     KernelsFile,
     cuda_files,
@@ -25,10 +28,11 @@ from engines.gpu.driver import find_gpu
 from engines.onnxruntime.files import onnxruntime_files
 from export.build_options import CompileOptions, Reporter, Silent
 from export.compilers import check_precisions, check_whole
+from export.cuda_head_program import write_head_programs
 from export.cuda_program import write_program
 from export.layout import CANONICAL
 from export.publishing import locked, name_by_content, publish
-from plugins.gpu.variants import KERNELS_VERSION
+from plugins.gpu.variants import KERNELS_VERSION, Variant
 from quasar.errors import BuildError, QuasarError
 from quasar.files import atomic_path, write_json
 
@@ -58,6 +62,7 @@ def compile_engine(options: CompileOptions, reporter: Reporter | None = None) ->
         directory = open_directory(options.directory)
         check_whole(directory, NAME)
         check_precisions(directory.manifest, CUDA)
+        _check_head(directory)
         cache_type = cache_type_of(directory.manifest.contract.kv_dtype, options.compute_type)
         native = onnxruntime_files(directory.manifest).native_graph
         if not native:
@@ -66,14 +71,12 @@ def compile_engine(options: CompileOptions, reporter: Reporter | None = None) ->
                 "again with this version, a head size of up to 256 and linears of up to 65536 inputs"
             )
         reporter.stage("pack", f"{NAME}: weights in tiles, KV cache in {cache_type}")
-        program, program_file, weights = _pack(directory, native, cache_type, reporter)
+        packed = _pack(directory, native, cache_type, reporter)
         earlier = cuda_files(directory.manifest)
-        kept = () if earlier is None else _still_fitting(directory, earlier, cache_type)
-        kernels = [_compile(directory.path, program, capability, reporter) for capability in capabilities]
-        files = CudaFiles(
-            program=program_file,
-            weights=weights,
-            cache_type=cache_type,
+        kept = () if earlier is None else _still_fitting(directory, earlier, packed)
+        kernels = [_compile(directory.path, packed.variants, capability, reporter) for capability in capabilities]
+        files = replace(
+            packed.files,
             kernels=(*(one for one in kept if one.compute_capability not in capabilities), *kernels),
         )
         publish(directory, NAME, files)
@@ -95,9 +98,10 @@ def cache_type_of(kv_dtype: str, compute_type: str) -> str:
     return INT8_CACHE
 
 
-def _still_fitting(directory: EngineDirectory, earlier: CudaFiles, cache_type: str) -> list[KernelsFile]:
-    """Kernels for other GPUs that this version can launch, with the same cache."""
-    if earlier.cache_type != cache_type:
+def _still_fitting(directory: EngineDirectory, earlier: CudaFiles, packed: "_Packed") -> list[KernelsFile]:
+    """Kernels for other GPUs that this version can launch, with the same cache, and of the same draft head."""
+    graphs = [None if one.draft_head is None else one.draft_head.graph for one in (earlier, packed.files)]
+    if earlier.cache_type != packed.files.cache_type or graphs[0] != graphs[1]:
         return []
     return [one for one in earlier.kernels if kernels_version(directory.file(one.file)) == KERNELS_VERSION]
 
@@ -137,10 +141,27 @@ def choose_capabilities(asked: tuple[str, ...]) -> tuple[str, ...]:
     return choose_capabilities((gpu.compute_capability,))
 
 
-def _pack(directory: EngineDirectory, native: str, cache_type: str, reporter: Reporter) -> tuple[Program, str, str]:
-    """The program, its file and that of the weights."""
+def _check_head(directory: EngineDirectory) -> None:
+    """Raise `BuildError` where the engine's draft head has a precision without a form here."""
+    head = directory.manifest.draft_head
+    if head is not None and (reason := refusal([head.precision], CUDA)):
+        raise BuildError(
+            f"the draft head's linears are {precision_of(head.precision).title}, and {reason}: run python -m export "
+            f"add-head {directory.path} HEAD --precision {DEFAULT_HEAD_CHOICE} first"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Packed:
+    """What was packed: its files, still without kernels, and every kernel that the programs launch."""
+
+    files: CudaFiles
+    variants: tuple[Variant, ...]
+
+
+def _pack(directory: EngineDirectory, native: str, cache_type: str, reporter: Reporter) -> _Packed:
     manifest, folder = directory.manifest, directory.path / FOLDER
-    weights, steps = folder / "weights.bin", folder / "program.json"
+    weights, head = folder / "weights.bin", manifest.draft_head
     with (
         reporter.steps("linears", len(manifest.linears)) as step,
         atomic_path(weights) as temporary,
@@ -154,19 +175,44 @@ def _pack(directory: EngineDirectory, native: str, cache_type: str, reporter: Re
             cache_type,
             on_linear=lambda: step(1),
         )
-    write_json(steps, program.to_json())
-    return program, name_by_content(directory.path, steps), name_by_content(directory.path, weights)
+        of_head = None
+        if head is not None:
+            of_head = write_head_programs(directory.path, head, manifest.contract, program, temporary)
+    files = CudaFiles(
+        program=_write(directory.path, "program", program),
+        weights=name_by_content(directory.path, weights),
+        cache_type=cache_type,
+        kernels=(),
+    )
+    if head is None or of_head is None:
+        return _Packed(files=files, variants=tuple(program.variants()))
+    files = replace(
+        files,
+        draft_head=CudaHeadFiles(
+            graph=head.graph,
+            verifier=_write(directory.path, "program-with-head", of_head.verifier),
+            program=_write(directory.path, "draft-head", of_head.head),
+        ),
+    )
+    return _Packed(files=files, variants=tuple(dict.fromkeys((*of_head.verifier.variants(), *of_head.head.variants()))))
 
 
-def _compile(directory: Path, program: Program, capability: str, reporter: Reporter) -> KernelsFile:
+def _write(directory: Path, name: str, program: Program) -> str:
+    """Write a program's file; its name."""
+    path = directory / FOLDER / f"{name}.json"
+    write_json(path, program.to_json())
+    return name_by_content(directory, path)
+
+
+def _compile(directory: Path, variants: Sequence[Variant], capability: str, reporter: Reporter) -> KernelsFile:
     from plugins.gpu.kernel import assembler_version  # Triton is optional
 
     reporter.stage("compile", f"compute capability {capability}")
     path = directory / FOLDER / f"kernels-sm{capability.replace('.', '')}.zip"
     images: dict[str, bytes] = {}
     records: list[KernelRecord] = []
-    with reporter.steps(f"sm{capability.replace('.', '')}", len(program.variants())) as step:
-        for record, image in _compiled(program, capability):
+    with reporter.steps(f"sm{capability.replace('.', '')}", len(variants)) as step:
+        for record, image in _compiled(variants, capability):
             records.append(record)
             images[record.name] = image
             step(1)
@@ -176,11 +222,11 @@ def _compile(directory: Path, program: Program, capability: str, reporter: Repor
     return KernelsFile(file=named, compute_capability=capability, cuda=assembler_version(capability))
 
 
-def _compiled(program: Program, capability: str) -> Iterator[tuple[KernelRecord, bytes]]:
+def _compiled(variants: Sequence[Variant], capability: str) -> Iterator[tuple[KernelRecord, bytes]]:
     from plugins.gpu.catalog import kernel_of  # Triton is optional
     from plugins.gpu.registers import resources_of
 
-    for variant in program.variants():
+    for variant in variants:
         try:
             compiled = kernel_of(variant).compile(capability)
         except QuasarError as error:

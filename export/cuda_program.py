@@ -36,6 +36,8 @@ _MOST_GROUP = 16
 class ProgramWriter:
     """Reads the native graph node by node, and writes each tensor once, packed for the GPU."""
 
+    tells_likelihoods = False
+
     def __init__(
         self,
         native: ir.Model,
@@ -59,7 +61,7 @@ class ProgramWriter:
         self._values = canonical.graph.initializers
         self._on_linear = on_linear
         self._has_scales = False
-        self._tensors: dict[str, Tensor] = {}
+        self.tensors: dict[str, Tensor] = {}
         # Nodes that a step before them has taken in.
         self._taken: set[ir.Node] = set()
         # Values that are another one under a second name.
@@ -73,14 +75,17 @@ class ProgramWriter:
         `cache_type` int8: the native graph's caches are integers, and their scales are taken.
         """
         self._has_scales = cache_type == INT8_CACHE
-        steps = [step for node in self._native.graph.all_nodes() for step in self._steps(node)]
         return Program(
             cache_type=cache_type,
             reach=self._contract.max_width,
             top_k=self._contract.top_k,
-            tensors=self._tensors,
-            steps=tuple(steps),
+            steps=tuple(self.steps()),
+            tensors=dict(self.tensors),
         )
+
+    def steps(self) -> list[Step]:
+        """The steps of the graph's nodes, whose tensors are written."""
+        return [step for node in self._native.graph.all_nodes() for step in self._steps(node)]
 
     def _steps(self, node: ir.Node) -> list[Step]:
         """A node's steps: none for what another step's kernels do themselves."""
@@ -137,7 +142,7 @@ class ProgramWriter:
             input=self._name(norm.inputs[0]),
             norm=self._put(weight, self._array(weight)),
             # The standard's own, where a node has none.
-            epsilon=float(_attribute(norm, "epsilon", 1e-5)),
+            epsilon=float(attribute(norm, "epsilon", 1e-5)),
             residual=self._name(residual),
             columns=len(self._array(weight)),
             output=output,
@@ -161,16 +166,14 @@ class ProgramWriter:
         x, packed, _, bias, residual, norm = given
         name = str(packed).removesuffix(".packed")
         # Graphs of earlier versions have `swiglu`, 0 or 1.
-        gate = GATES[int(_attribute(node, "gate", _attribute(node, "swiglu", 0)))]
-        epsilon, gated = float(_attribute(node, "epsilon", 0.0)), bool(gate)
+        gate = GATES[int(attribute(node, "gate", attribute(node, "swiglu", 0)))]
+        epsilon, gated = float(attribute(node, "epsilon", 0.0)), bool(gate)
         operator = precision_of(self._linears[name]).lowering(CUDA)
         assert isinstance(operator, Operator)
-        # In 4 bits where the weight has them.
-        values, scale = self._array(f"{name}.weight").astype(np.int8, copy=False), self._array(f"{name}.scale")
-        form = _form(node)
-        offset = self._array(f"{name}.offset").T if form.offsets else None
-        weight, scales = operator.pack(QuantizedWeight(values=values.T, scale=scale.T, offset=offset), gated)
+        form, quantized = form_of(node), self._quantized(node, name)
+        weight, scales = operator.pack(quantized, gated)
         assert scales is not None
+        all_outputs, inputs = quantized.values.shape
         common: dict[str, Any] = {
             "input": str(x),
             "norm": self._put(norm, self._array(norm)) if norm else "",
@@ -179,22 +182,28 @@ class ProgramWriter:
             "scale": self._put(f"{name}.scale", scales),
             "bias": self._put(f"{name}.bias", pack_channels(self._array(bias), gated=gated)) if bias else "",
             "form": form.name,
-            "inputs": values.shape[0],
+            "inputs": inputs,
         }
         self._on_linear()
         logits, softcap = self._softcap(node.outputs[0])
         if logits.name == names.LOGITS:
             if residual or gated:
                 raise BuildError("the LM head has a residual or a gate, which has no CUDA form")
-            return Head(**common, softcap=softcap, vocabulary=values.shape[1])
-        outputs, output = values.shape[1] // 2 if gated else values.shape[1], str(node.outputs[0].name)
+            return Head(**common, softcap=softcap, vocabulary=all_outputs, likelihoods=self.tells_likelihoods)
+        outputs, output = all_outputs // 2 if gated else all_outputs, str(node.outputs[0].name)
         return Linear(**common, residual=residual or "", gate=gate, outputs=outputs, output=output)
+
+    def _quantized(self, node: ir.Node, name: str) -> QuantizedWeight:
+        """A linear's weight, as the canonical graph has it: in 4 bits where it has them."""
+        values, scale = self._array(f"{name}.weight").astype(np.int8, copy=False), self._array(f"{name}.scale")
+        offset = self._array(f"{name}.offset").T if form_of(node).offsets else None
+        return QuantizedWeight(values=values.T, scale=scale.T, offset=offset)
 
     def _attention(self, node: ir.Node, given: list[str | None], output: str) -> Attention:
         qkv, past, _, _, _, cos, sin, _, q_norm, k_norm, _, _, key_scale, value_scale = [*given, *[None] * 14][:14]
         if not self._has_scales:
             key_scale = value_scale = None
-        heads, kv_heads = int(_attribute(node, "num_heads", 0)), int(_attribute(node, "kv_num_heads", 0))
+        heads, kv_heads = int(attribute(node, "num_heads", 0)), int(attribute(node, "kv_num_heads", 0))
         size, angles = self._contract.head_size, self._array(str(cos)).shape[1]
         if heads // kv_heads > _MOST_GROUP:
             raise BuildError(f"{heads // kv_heads} heads share a kv head; CUDA's attention takes up to {_MOST_GROUP}")
@@ -213,10 +222,10 @@ class ProgramWriter:
             kv_heads=kv_heads,
             head_size=size,
             rotary=2 * angles,
-            scale=float(_attribute(node, "scale", size**-0.5)),
-            softcap=float(_attribute(node, "softcap", 0.0)),
-            window=int(_attribute(node, "local_window_size", 0)),
-            epsilon=float(_attribute(node, "epsilon", 0.0)),
+            scale=float(attribute(node, "scale", size**-0.5)),
+            softcap=float(attribute(node, "softcap", 0.0)),
+            window=int(attribute(node, "local_window_size", 0)),
+            epsilon=float(attribute(node, "epsilon", 0.0)),
             output=output,
         )
 
@@ -227,17 +236,21 @@ class ProgramWriter:
         # What only a lowered graph has is there: tables of 0 columns.
         value = self._values.get(name) or self._native.graph.initializers[name]
         if value.const_value is None:
-            raise BuildError(f"the canonical graph has no values of {name}")
+            raise BuildError(f"the graph has no values of {name}")
         return value.const_value.numpy()
 
     def _put(self, name: str, array: NDArray[Any]) -> str:
-        """Write a tensor unless it is there; returns its name."""
-        if name not in self._tensors:
+        """Write a tensor unless it is there; returns its name in the file."""
+        name = self._stored_name(name)
+        if name not in self.tensors:
             offset = -(-self._file.tell() // _ALIGNMENT) * _ALIGNMENT
             self._file.seek(offset)
             data = np.ascontiguousarray(array)
             self._file.write(data.view(np.uint8).reshape(-1).data)
-            self._tensors[name] = Tensor(offset=offset, bytes=data.nbytes)
+            self.tensors[name] = Tensor(offset=offset, bytes=data.nbytes)
+        return name
+
+    def _stored_name(self, name: str) -> str:
         return name
 
 
@@ -256,9 +269,9 @@ def write_program(
         return ProgramWriter(native, canonical, contract, linears, file, on_linear=on_linear).write(cache_type)
 
 
-def _form(node: ir.Node) -> KernelForm:
+def form_of(node: ir.Node) -> KernelForm:
     """Of the kernel that a native linear becomes."""
-    *of_operator, has_offsets = *_LINEARS[node.op_type], bool(_attribute(node, "offsets", 0))
+    *of_operator, has_offsets = *_LINEARS[node.op_type], bool(attribute(node, "offsets", 0))
     return next(
         form
         for form in FORMS.values()
@@ -266,7 +279,8 @@ def _form(node: ir.Node) -> KernelForm:
     )
 
 
-def _attribute(node: ir.Node, name: str, default: Any) -> Any:
+def attribute(node: ir.Node, name: str, default: Any) -> Any:
+    """An attribute's value, or the default where the node has none."""
     found = node.attributes.get(name)
     return default if found is None else found.value
 

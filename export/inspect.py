@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from calibration.precisions.catalog import STORED_CHOICES
+from engines.cuda.files import has_cuda_head
 from engines.directory import EngineDirectory
 from engines.latency import CURVE_LENGTH
 from engines.manifest import Manifest
@@ -80,7 +81,9 @@ def print_manifest(directory: EngineDirectory) -> None:
     )
     if (head := manifest.draft_head) is not None:
         table.add_row(
-            "draft head", f"{head.source} ({head.kind}, {head.precision}), {_count(head.parameters)}, on native kernels"
+            "draft head",
+            f"{head.source} ({head.kind}, {head.precision}), {_count(head.parameters)}, on native kernels"
+            + (" and CUDA" if has_cuda_head(manifest) else ""),
         )
     for name, value in _fidelity_rows(manifest.fidelity):
         table.add_row(name, value)

@@ -99,6 +99,7 @@ def program_of(
             epsilon=1e-6,
             bias="",
             softcap=logits_softcap,
+            likelihoods=False,
             form=form,
             inputs=hidden,
             weight=tensor("head.weight"),

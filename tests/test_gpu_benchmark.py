@@ -28,7 +28,7 @@ def test_rehearsal(tmp_path):
     steps = json.loads(path.read_text())["steps"]
     assert [*steps] == [
         *("environment", "kernels", "smollm2", "qwen3-1.7b"),
-        *("latency-qwen3-8b", "latency-llama-3-8b", "low-bit-qwen3-8b"),
+        *("latency-qwen3-8b", "latency-llama-3-8b", "low-bit-qwen3-8b", "draft-head-qwen3-1.7b"),
     ]
     assert len(steps["kernels"]["checks"]) == 30
     for name in ("smollm2", "qwen3-1.7b"):
@@ -50,6 +50,10 @@ def test_rehearsal(tmp_path):
     taken = low_bit["memory_bytes"]
     assert taken["int8 cache"]["cache"] == taken["int8"]["cache"] / 2
     assert taken["w4a8"]["weights"] < taken["int8"]["weights"]
+    head = steps["draft-head-qwen3-1.7b"]
+    assert head["same tokens as without"]
+    assert 0 < head["mean error of log-probabilities"] < 0.05
+    assert min(head["ms of passes"].values()) > 0
 
 
 @pytest.mark.skipif(find_gpu().found is not None, reason="what fails is that there is no GPU")

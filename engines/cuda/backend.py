@@ -23,8 +23,14 @@ class CudaBackend(Backend):
 
     def load(self, directory: EngineDirectory, options: CudaOptions) -> LoadedEngine:
         """A session on this machine's GPU."""
-        session, record = load_cuda(directory, options)
-        return LoadedEngine(directory=directory, record=record, backend=self.name, session=session)
+        sessions, record = load_cuda(directory, options)
+        return LoadedEngine(
+            directory=directory,
+            record=record,
+            backend=self.name,
+            session=sessions.verifier,
+            draft_head=sessions.head,
+        )
 
     def refusal(self, directory: EngineDirectory) -> str:
         """Whether a GPU and kernels for it are here."""

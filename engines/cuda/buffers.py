@@ -6,7 +6,7 @@ A buffer is free again after the last step that reads it.
 from collections.abc import Iterator
 
 from engines.cuda.launches import Limits, amax_of, arrivals_of, partials_of, quantized_bytes, sums_of
-from engines.cuda.program import AddNorm, Attention, Embed, Head, Linear, Program, Select, Step
+from engines.cuda.program import AddNorm, Attention, Embed, Head, Linear, Place, Program, Receive, Select, Step, Tell
 from plugins.gpu.packing import TILE_OUTPUTS, tiles_of
 from plugins.gpu.variants import MERGED
 
@@ -21,7 +21,10 @@ def plan_buffers(program: Program) -> tuple[dict[str, int], list[int]]:
     blocks: list[int] = []
     free: list[int] = []
     for index, step in enumerate(program.steps):
-        for name, columns in _written(step):
+        for name, columns in written(step):
+            if name in placed:
+                # Several steps place their columns.
+                continue
             # The block that fits best, so that wide ones are left for wide buffers.
             block = min(free, key=lambda one: abs(blocks[one] - columns), default=None)
             if block is None:
@@ -56,12 +59,13 @@ def scratch_bytes(program: Program, limits: Limits) -> dict[str, int]:
         "merged": 8 * head_rows * tiles_of(keys, MERGED) * program.likeliest,
         "logits": 4 * head_rows * head.vocabulary,
         "next_tokens": 8 * tokens * (1 + program.top_k),
+        "likelihoods": 4 * tokens * program.top_k if head.likelihoods else 0,
     }
 
 
 def _read(step: Step) -> Iterator[str]:
     match step:
-        case Embed():
+        case Embed() | Receive():
             return
         case Linear():
             yield step.input
@@ -70,17 +74,20 @@ def _read(step: Step) -> Iterator[str]:
         case AddNorm():
             yield step.input
             yield step.residual
-        case Attention() | Select() | Head():
+        case Attention() | Select() | Head() | Place() | Tell():
             yield step.input
 
 
-def _written(step: Step) -> Iterator[tuple[str, int]]:
+def written(step: Step) -> Iterator[tuple[str, int]]:
+    """The buffers that a step writes, and float32 columns of each."""
     match step:
-        case Embed() | Select() | AddNorm():
+        case Embed() | Select() | AddNorm() | Receive():
             yield step.output, step.columns
+        case Place():
+            yield step.output, step.width
         case Linear():
             yield step.output, step.outputs
         case Attention():
             yield step.output, step.heads * step.head_size
-        case Head():
+        case Head() | Tell():
             return

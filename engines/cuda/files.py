@@ -53,6 +53,19 @@ class KernelsFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CudaHeadFiles:
+    """What CUDA has of a draft head, whose tensors lie among the verifier's.
+
+    `graph`: that of the manifest's `draft_head` which it was compiled from; where the manifest names another one, the
+    head was added since. `verifier`: the verifier's program where it tells what the head reads; `program`: the head's.
+    """
+
+    graph: str
+    verifier: str
+    program: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CudaFiles:
     """What CUDA has in an engine directory. `cache_type`: float16, bfloat16 or int8."""
 
@@ -60,11 +73,13 @@ class CudaFiles:
     weights: str
     cache_type: str
     kernels: tuple[KernelsFile, ...]
+    draft_head: CudaHeadFiles | None = None
 
     @property
     def names(self) -> list[str]:
         """Every file."""
-        return [self.program, self.weights, *(one.file for one in self.kernels)]
+        head = [] if self.draft_head is None else [self.draft_head.verifier, self.draft_head.program]
+        return [self.program, self.weights, *head, *(one.file for one in self.kernels)]
 
     def check(self, contract: Contract) -> None:
         """The program is compared with the contract when it is loaded (`check_program`)."""
@@ -75,25 +90,42 @@ class CudaFiles:
 
     def to_json(self) -> dict[str, Any]:
         """The manifest's `backends.cuda`."""
-        return {**asdict(self), "kernels": [asdict(one) for one in self.kernels]}
+        part = {**asdict(self), "kernels": [asdict(one) for one in self.kernels]}
+        if self.draft_head is None:
+            del part["draft_head"]
+        return part
 
     @classmethod
     def from_json(cls, value: Any) -> "CudaFiles":
         """Read that part; raises `DamagedEngineError` naming what does not fit."""
         what = f"backends.{NAME}"
-        expected = {"program": str, "weights": str, "cache_type": str, "kernels": list}
+        expected: dict[str, Any] = {"program": str, "weights": str, "cache_type": str, "kernels": list}
+        if isinstance(value, Mapping) and "draft_head" in value:
+            expected["draft_head"] = dict
         checked = check_fields(what, value, expected)
         if checked["cache_type"] not in CACHE_TYPES:
             raise DamagedEngineError(f"manifest.json: {what}.cache_type is {checked['cache_type']!r}")
         one = {"file": str, "compute_capability": str, "cuda": str}
         kernels = tuple(KernelsFile(**check_fields(f"{what}.kernels", item, one)) for item in checked["kernels"])
-        return cls(**{**checked, "kernels": kernels})
+        head = checked.pop("draft_head", None)
+        if head is not None:
+            head = CudaHeadFiles(
+                **check_fields(f"{what}.draft_head", head, dict.fromkeys(("graph", "verifier", "program"), str))
+            )
+        return cls(**{**checked, "kernels": kernels}, draft_head=head)
 
 
 def cuda_files(manifest: Manifest) -> CudaFiles | None:
     """The part of a manifest on CUDA, if it has one."""
     section = manifest.backends.get(NAME)
     return section if isinstance(section, CudaFiles) else None
+
+
+def has_cuda_head(manifest: Manifest) -> bool:
+    """Whether the engine's draft head was compiled for CUDA."""
+    head, files = manifest.draft_head, cuda_files(manifest)
+    compiled = None if files is None else files.draft_head
+    return head is not None and compiled is not None and compiled.graph == head.graph
 
 
 def read_program(path: Path) -> Program:

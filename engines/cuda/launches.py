@@ -10,9 +10,13 @@ from engines.cuda.program import (
     Embed,
     Head,
     Linear,
+    Place,
     Program,
+    Receive,
     Select,
+    Tell,
     linear_variant,
+    place_variant,
     quantize_variant,
 )
 from plugins.gpu.packing import TILE_INPUTS, TILE_OUTPUTS, tiles_of
@@ -23,6 +27,7 @@ from plugins.gpu.variants import (
     MERGED,
     TILE_TOKENS,
     GatherRows,
+    Likelihoods,
     MergeLikeliest,
     NormAdd,
 )
@@ -54,8 +59,8 @@ class Addresses:
     `tensors` and `buffers` by name. `inputs` by name (engines.cuda.inputs). `quantized` int8, one plane or two, and
     `amax` float32: a linear's input. `sums` int32 and `arrived` int32: zeros between launches; `partials`
     float32: of linears in blocks. `queries`, `partial` and `partial_stats` float32: of attention. `keys` and `merged`
-    int64: of the LM head. `next_tokens` int64: those of all rows, then their likeliest ones, row after row. `caches`:
-    of each layer.
+    int64: of the LM head. `next_tokens` int64: those of all rows, then their likeliest ones, row after row;
+    `likelihoods` float32: theirs, of a draft head. `caches`: of each layer.
     """
 
     tensors: Mapping[str, int]
@@ -73,6 +78,7 @@ class Addresses:
     merged: int
     logits: int
     next_tokens: int
+    likelihoods: int
     caches: tuple[tuple[int, int], ...]
 
 
@@ -99,8 +105,13 @@ def launches(program: Program, sizes: PassSizes, at: Addresses, limits: Limits) 
                 kernel = GatherRows(table_type=step.table_type).name
                 table, ids = at.tensors[step.table], at.inputs["token_ids"]
                 yield _gather(kernel, table, ids, at.buffers[step.output], tokens, step.columns, step.scale)
-            case Select() | Head() if not sizes.rows:
+            case Receive() | Tell():
+                # Copies, which the session makes before and after.
                 continue
+            case Select() | Head() | Place(selected=True) if not sizes.rows:
+                continue
+            case Place():
+                yield _place(step, sizes.rows if step.selected else tokens, at)
             case Select():
                 kernel = GatherRows(table_type="float32").name
                 rows = at.inputs["logits_rows"]
@@ -226,6 +237,17 @@ def _block_linear(step: Linear, tokens: int, at: Addresses, limits: Limits) -> L
     )
 
 
+def _place(step: Place, rows: int, at: Addresses) -> Launch:
+    return Launch(
+        kernel=place_variant(step).name,
+        grid=(rows,),
+        arguments=(
+            *(at.buffers[step.input], at.tensors[step.norm] if step.norm else 0, at.buffers[step.output]),
+            *(step.columns, step.first, step.width, step.epsilon),
+        ),
+    )
+
+
 def _norm_add(step: AddNorm, tokens: int, at: Addresses) -> Launch:
     buffers, columns = at.buffers, step.columns
     return Launch(
@@ -287,7 +309,8 @@ def _head(program: Program, step: Head, sizes: PassSizes, at: Addresses, part: t
             *(at.quantized + first * quantized_bytes(step), at.amax + 4 * first * amax_of(step)),
             *(at.tensors[step.weight], at.tensors[step.scale]),
             at.tensors[step.bias] if step.bias else 0,
-            *(at.logits, at.keys, rows, step.vocabulary, input_tiles, int(sizes.logits), step.softcap),
+            *(at.logits, at.keys, rows, step.vocabulary, input_tiles),
+            *(int(sizes.logits or step.likelihoods), step.softcap),
         ),
         logits=part if sizes.logits else None,
     )
@@ -308,3 +331,9 @@ def _head(program: Program, step: Head, sizes: PassSizes, at: Addresses, part: t
         grid=(rows, 1),
         arguments=(keys, other, *ends, count, program.top_k),
     )
+    if step.likelihoods:
+        yield Launch(
+            kernel=Likelihoods(likeliest=program.top_k).name,
+            grid=(rows,),
+            arguments=(at.logits, ends[1], at.likelihoods + 4 * first * program.top_k, step.vocabulary),
+        )

@@ -1,22 +1,28 @@
 """From an engine directory to a CUDA session on this machine's GPU: the kernels that fit it, and its record."""
 
+import logging
 from dataclasses import dataclass, replace
 
 from engines.cache_rows import CACHE_DTYPES
 from engines.contract import Contract
+from engines.cuda.draft_head import CudaDraftHead
 from engines.cuda.files import (
     NAME,
     CudaFiles,
+    CudaHeadFiles,
     KernelsFile,
     check_program,
     cuda_files,
+    has_cuda_head,
     kernels_version,
     read_kernels,
     read_program,
 )
 from engines.cuda.load_options import CudaOptions
+from engines.cuda.program import Program
 from engines.cuda.session import CudaSession
 from engines.directory import EngineDirectory
+from engines.draft_head import DraftHeadFiles
 from engines.gpu.device import Device, Gpu
 from engines.gpu.driver import CudaDevice, find_gpu
 from engines.gpu.limits import slots_that_fit
@@ -26,6 +32,7 @@ from engines.record import MachineRecord
 from plugins.gpu.variants import BLOCK, KERNELS_VERSION, SPLIT
 from quasar.errors import EngineError
 
+_log = logging.getLogger("quasar.engines")
 # The oldest GPUs with the integer product that Triton compiles to.
 LEAST_CAPABILITY = (8, 0)
 
@@ -78,29 +85,39 @@ def _major(version: str) -> int:
     return int(version.split(".")[0])
 
 
-def load_cuda(directory: EngineDirectory, options: CudaOptions) -> tuple[CudaSession, MachineRecord]:
-    """A session on this machine's GPU, and what is known of its exactness and latencies.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sessions:
+    """The verifier's, and its draft head's where there is one."""
+
+    verifier: CudaSession
+    head: CudaDraftHead | None = None
+
+
+def load_cuda(directory: EngineDirectory, options: CudaOptions) -> tuple[Sessions, MachineRecord]:
+    """Sessions on this machine's GPU, and what is known of the verifier's exactness and latencies.
 
     Raises:
         EngineError: no GPU, none that is new enough, no kernels for it, not enough memory, or an option that cannot be
             honoured.
     """
     placement = find_placement(directory)
-    session = open_session(directory, placement, CudaDevice(), options)
+    sessions = open_sessions(directory, placement, CudaDevice(), options)
     try:
-        return session, _record(directory, placement, session)
+        return sessions, _record(directory, placement, sessions)
     except BaseException:
-        session.close()
+        sessions.verifier.close()
         raise
 
 
-def open_session(directory: EngineDirectory, placement: Placement, device: Device, options: CudaOptions) -> CudaSession:
-    """The session on a device, which is closed with it, or if this fails."""
-    files = placement.files
+def open_sessions(directory: EngineDirectory, placement: Placement, device: Device, options: CudaOptions) -> Sessions:
+    """The sessions on a device, which is closed with the verifier's, or if this fails."""
+    files, contract = placement.files, directory.manifest.contract
     try:
-        contract, path = directory.manifest.contract, directory.file(files.program)
-        program = read_program(path)
-        check_program(path, program, contract)
+        head, compiled = _head_of(directory, files, options)
+        program = _program(directory, files.program if compiled is None else compiled.verifier, contract)
+        own = None
+        if head is not None and compiled is not None:
+            own = _program(directory, compiled.program, head.contract(contract))
         weights = directory.file(files.weights)
         kernels = {
             record.name: device.load_kernel(
@@ -111,18 +128,59 @@ def open_session(directory: EngineDirectory, placement: Placement, device: Devic
         slots = options.slots
         if slots is None:
             slot_bytes = contract.cache_values * CACHE_DTYPES[program.cache_type].itemsize
+            if head is not None and own is not None:
+                slot_bytes += head.contract(contract).cache_values * CACHE_DTYPES[own.cache_type].itemsize
             slots = slots_that_fit(device.free_bytes, weights.stat().st_size, slot_bytes)
     except BaseException:
         device.close()
         raise
-    return CudaSession(program, weights, kernels, device, contract, slots=slots, max_positions=options.max_positions)
+    verifier = CudaSession(
+        program, weights, kernels, device, contract, slots=slots, max_positions=options.max_positions
+    )
+    if head is None or own is None:
+        return Sessions(verifier=verifier)
+    try:
+        return Sessions(verifier=verifier, head=CudaDraftHead(own, weights, kernels, device, head, verifier))
+    except BaseException:
+        verifier.close()
+        raise
 
 
-def _record(directory: EngineDirectory, placement: Placement, session: CudaSession) -> MachineRecord:
+def _head_of(
+    directory: EngineDirectory, files: CudaFiles, options: CudaOptions
+) -> tuple[DraftHeadFiles, CudaHeadFiles] | tuple[None, None]:
+    """The engine's draft head and what was compiled of it, if it is wanted."""
+    head, compiled = directory.manifest.draft_head, files.draft_head
+    if head is None or not options.draft_head:
+        return None, None
+    if compiled is None or not has_cuda_head(directory.manifest):
+        _log.warning(
+            "the draft head of %s was added after it was compiled for %s, which goes without it: run python -m export "
+            "compile %s --backend %s",
+            directory.path,
+            NAME,
+            directory.path,
+            NAME,
+        )
+        return None, None
+    return head, compiled
+
+
+def _program(directory: EngineDirectory, file: str, contract: Contract) -> Program:
+    path = directory.file(file)
+    program = read_program(path)
+    check_program(path, program, contract)
+    return program
+
+
+def _record(directory: EngineDirectory, placement: Placement, sessions: Sessions) -> MachineRecord:
     machine = gpu_machine(placement.gpu, "quasar kernels")
     compiled = directory.manifest.files[placement.kernels.file]["sha256"][:8]
-    # A session of one slot does not find out what sequences that share passes need to know.
-    compiled += "-shared" if session.max_sequences > 1 else ""
+    # A session of one slot does not find out what sequences that share passes need to know; and what a head reads takes
+    # time.
+    compiled += "-shared" if sessions.verifier.max_sequences > 1 else ""
+    compiled += "-head" if sessions.head is not None else ""
+    session = sessions.verifier
     return gpu_record(directory, compiled, machine, session, probe_plan(session.contract))
 
 

@@ -13,11 +13,13 @@ from plugins.gpu.variants import (
     BlockLinear,
     GatherRows,
     KvCompact,
+    Likelihoods,
     LinearVariant,
     LmHead,
     MergeLikeliest,
     NormAdd,
     NormQuantize,
+    PlaceRows,
     RotateAppend,
     Variant,
     W8A8Linear,
@@ -25,6 +27,10 @@ from plugins.gpu.variants import (
 )
 from quasar.errors import DamagedEngineError
 
+# What the names of a draft head's tensors begin with: they lie beside the verifier's.
+HEAD_PREFIX = "draft_head."
+# The verifier's token of each token that a head drafts: int64 [draft vocabulary].
+TARGETS = f"{HEAD_PREFIX}targets"
 # Buffers hold float32 [tokens, columns] and are named by the graph's values; "" is none. Tensors are named as in the
 # graph and lie in the weights' file.
 
@@ -45,6 +51,40 @@ class Embed:
     table_type: str
     columns: int
     scale: float
+    output: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receive:
+    """output = what the host gives to the pass: float32 [tokens, columns]. Before all other steps."""
+
+    columns: int
+    output: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tell:
+    """The host gets the input, float32 [tokens, columns]; `selected`: of the rows whose logits are asked for alone."""
+
+    input: str
+    columns: int
+    selected: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Columns of output, [tokens, width], from `first` on = the input, or an RMS norm of it if `norm` is given.
+
+    `selected`: of the rows whose logits are asked for.
+    """
+
+    input: str
+    norm: str
+    epsilon: float
+    columns: int
+    first: int
+    width: int
+    selected: bool
     output: str
 
 
@@ -124,6 +164,7 @@ class Select:
 class Head:
     """The likeliest tokens after each selected row, and its logits if they are wanted.
 
+    `likelihoods`: the host gets the log-probabilities of those tokens as well, as a draft head tells them.
     `softcap`: logits become softcap · tanh(logit / softcap); 0: they stay. `form` as in `Linear`.
     """
 
@@ -137,10 +178,11 @@ class Head:
     form: str
     inputs: int
     vocabulary: int
+    likelihoods: bool
 
 
-Step = Embed | Linear | AddNorm | Attention | Select | Head
-_KINDS = (Embed, Linear, AddNorm, Attention, Select, Head)
+Step = Embed | Receive | Tell | Place | Linear | AddNorm | Attention | Select | Head
+_KINDS = (Embed, Receive, Tell, Place, Linear, AddNorm, Attention, Select, Head)
 _STEPS: dict[str, type[Step]] = {kind.__name__.lower(): kind for kind in _KINDS}
 
 
@@ -192,6 +234,8 @@ class Program:
                 case Linear():
                     yield quantize_variant(step)
                     yield from (linear_variant(step, tokens) for tokens in FORMS[step.form].tile_tokens)
+                case Place():
+                    yield place_variant(step)
                 case AddNorm():
                     yield NormAdd.of(step.columns)
                 case Attention():
@@ -200,6 +244,10 @@ class Program:
                     yield quantize_variant(step)
                     yield from (self.head_variant(step, tokens) for tokens in FORMS[step.form].head_tile_tokens)
                     yield from (MergeLikeliest(likeliest=self.likeliest, final=final) for final in (False, True))
+                    if step.likelihoods:
+                        yield Likelihoods(likeliest=self.top_k)
+                case Receive() | Tell():
+                    continue
         yield KvCompact()
 
     def head_variant(self, step: Head, tokens: int) -> LmHead:
@@ -249,6 +297,11 @@ def quantize_variant(step: Linear | Head) -> NormQuantize:
     return NormQuantize.of(step.inputs, norm=bool(step.norm), form=step.form)
 
 
+def place_variant(step: Place) -> PlaceRows:
+    """The kernel that places rows."""
+    return PlaceRows.of(step.columns, step.first, step.width, norm=bool(step.norm))
+
+
 def linear_variant(step: Linear, tokens: int) -> LinearVariant:
     """A linear's kernel for tiles of so many tokens."""
     bias, residual = bool(step.bias), bool(step.residual)
@@ -263,8 +316,8 @@ def _step(value: Any, file: str) -> Step:
         raise DamagedEngineError(f"{file}: a step that this version does not know: {value!r:.60}")
     expected: dict[str, Any] = {field.name: field.type for field in fields(kind)}
     given = {name: item for name, item in value.items() if name != "step"}
-    # Programs of earlier versions have one form of linears, and caches of floats.
-    for name, earlier in (("form", PER_TOKEN), ("key_scale", ""), ("value_scale", "")):
+    # Programs of earlier versions have one form of linears, caches of floats, and no draft heads.
+    for name, earlier in (("form", PER_TOKEN), ("key_scale", ""), ("value_scale", ""), ("likelihoods", False)):
         if name in expected:
             given.setdefault(name, earlier)
     step = kind(**check_fields(f"step {value['step']}", given, expected, file=file))

@@ -4,7 +4,7 @@ A pass takes the positions of several sequences, without padding: it copies one 
 a recorded graph, and copies the tokens back.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -19,7 +19,7 @@ from engines.cuda.graphs import Graphs
 from engines.cuda.inputs import Inputs, input_bytes
 from engines.cuda.launches import Addresses, Limits, launches
 from engines.cuda.pass_sizes import PassSizes, splits_of_batch, stepped, stepped_tiles
-from engines.cuda.program import Attention, Program
+from engines.cuda.program import Attention, Program, Receive, Tell
 from engines.gpu.cache import DeviceCache
 from engines.gpu.device import Device, LoadedKernel, OutOfMemoryError
 from engines.gpu.limits import length_advice
@@ -51,17 +51,19 @@ class CudaSession:
         max_positions: int | None = None,
         graphs: bool = True,
         overlap: bool = False,
+        weights_of: "CudaSession | None" = None,
     ) -> None:
         """Allocate everything, and bring the weights to the device.
 
         Args:
             weights: the file that the program's tensors lie in.
             kernels: those of `program.variants()` by name, loaded on the device.
-            device: is closed with the session.
+            device: is closed with the session, unless `weights_of` is given.
             slots: sequences that the cache holds, and that share passes.
             max_positions: that one pass takes, of all sequences together; None for those of a chunk of a prompt.
             graphs: record each kind of verify pass once, and replay it (CUDA graphs).
             overlap: let a kernel start before the one before it has ended; for compute capability 9.0 and above.
+            weights_of: a session on the same device, which holds this file's weights already and outlives this one.
 
         Raises:
             EngineError: a kernel is missing, a size makes no session, or the GPU has no room.
@@ -75,9 +77,13 @@ class CudaSession:
         self._program, self._kernels, self._device = program, kernels, device
         self._overlap = overlap
         self._graphs = Graphs(device, self._enqueue, enabled=graphs)
-        # Of the latest pass: wanted rows, and how many there were with those that fill it up.
-        self._num_rows = self._rows = 0
-        self._weight_bytes = weights.stat().st_size
+        # Of the latest pass: wanted rows, how many there were with those that fill it up, and tokens fed.
+        self._num_rows = self._rows = self._fed = 0
+        self._weights_of = weights_of
+        # What a session that uses this one's weights has in the device's context.
+        self._before_closing: list[Callable[[], None]] = []
+        self.weights_address = 0
+        self._weight_bytes = weights.stat().st_size if weights_of is None else 0
         self._buffer_bytes = 0
         try:
             self._check(slots, least)
@@ -85,6 +91,8 @@ class CudaSession:
             self._free_bytes = device.free_bytes
             self._cache = DeviceCache(device, contract, program.cache_type, kernels.get("kv_compact"), slots=slots)
             self._allocate(weights)
+            if weights_of is not None:
+                weights_of.before_closing(self._graphs.close)
         except OutOfMemoryError as error:
             advice = self._memory_advice()
             self.close()
@@ -101,8 +109,15 @@ class CudaSession:
 
     def close(self) -> None:
         """Free graphs and memory; a second call does nothing."""
+        for close in self._before_closing:
+            close()
         self._graphs.close()
-        self._device.close()
+        if self._weights_of is None:
+            self._device.close()
+
+    def before_closing(self, call: Callable[[], None]) -> None:
+        """Let `close` begin with this."""
+        self._before_closing.append(call)
 
     def run(
         self,
@@ -132,7 +147,13 @@ class CudaSession:
         self._run([positions_of(token_ids, cache_length, num_logits_rows, parents)], out)
         return out[:num_logits_rows]
 
-    def run_batch(self, batch: Sequence[Positions], *, logits: Float32 | None = None) -> Int64:
+    def run_batch(
+        self,
+        batch: Sequence[Positions],
+        *,
+        logits: Float32 | None = None,
+        received: Sequence[Float32] = (),
+    ) -> Int64:
         """Feed positions of several sequences, each in a slot of its own, in one pass.
 
         Returns the target's token after each wanted position, sequence after sequence: int64 [M]. Raises
@@ -140,7 +161,10 @@ class CudaSession:
 
         Args:
             logits: float32 [M or more, V]: the logits of those positions are written there as well.
+            received: float32 [positions, columns] for each step of the program that receives some.
         """
+        for target, given in zip(self._received.values(), received, strict=True):
+            target.view(np.float32)[: given.size] = given.reshape(-1)
         self._run(batch, logits)
         tokens = self._tokens[: self._num_rows]
         if self._num_rows and tokens.min() < 0:
@@ -156,9 +180,30 @@ class CudaSession:
         return self._tokens[self._rows :][: self._num_rows * k].reshape(self._num_rows, k)
 
     @property
-    def hidden_states(self) -> None:
-        """None: draft heads read those of ONNX Runtime's sessions alone."""
-        return None
+    def hidden_states(self) -> tuple[Float32, ...] | None:
+        """What a draft head reads of every position that the latest call fed: float32 [R, H], or None without a head.
+
+        One array: hidden states of several layers were fused in the pass.
+        """
+        return self.told(selected=False) or None
+
+    @property
+    def likelihoods(self) -> Float32:
+        """The log-probabilities of `top_tokens`: float32 [M, k]; of a draft head's program."""
+        k = self._program.top_k
+        return self._likelihoods[: self._num_rows * k].reshape(self._num_rows, k)
+
+    def told(self, *, selected: bool) -> tuple[Float32, ...]:
+        """What the program tells: float32 [R, columns] of all positions that the latest call fed, or of those wanted.
+
+        Views of buffers that the next call overwrites.
+        """
+        rows = self._num_rows if selected else self._fed
+        return tuple(
+            array.view(np.float32)[: rows * step.columns].reshape(rows, step.columns)
+            for step, array in self._told
+            if step.selected == selected
+        )
 
     def read_rows(self, first: int, end: int, layers: Sequence[int] | None = None, *, slot: int = 0) -> CacheRows:
         """A copy of positions, of some layers or of all, in the cache's own type: [layers, 2, G, positions, D]."""
@@ -206,7 +251,7 @@ class CudaSession:
         else:
             self._enqueue(sizes, logits)
         self._device.synchronize()
-        self._num_rows, self._rows = num_rows, sizes.rows
+        self._num_rows, self._rows, self._fed = num_rows, sizes.rows, sum(len(one.tokens) for one in batch)
 
     def _sizes_of(self, batch: Sequence[Positions], num_rows: int, *, logits: bool) -> PassSizes:
         """Fill the inputs; what the pass is launched with."""
@@ -233,6 +278,8 @@ class CudaSession:
     def _enqueue(self, sizes: PassSizes, logits: Float32 | None = None) -> None:
         """Put a pass on the stream; `logits` float32 [M, V] are copied part by part, where they are given."""
         self._inputs.upload(sizes.tokens)
+        for step, array in self._received.items():
+            self._device.upload(self._at.buffers[step.output], array[: 4 * sizes.tokens * step.columns])
         # The launch after a copy must not overlap with it: a copy tells nobody that it is about to end.
         after_copy = True
         for launch in launches(self._program, sizes, self._at, self._limits):
@@ -246,6 +293,13 @@ class CudaSession:
         if sizes.rows:
             count = sizes.rows * (1 + self._program.top_k)
             self._device.download(self._tokens[:count].view(np.uint8), self._at.next_tokens)
+            if self._likelihoods.size:
+                count = sizes.rows * self._program.top_k
+                self._device.download(self._likelihoods[:count].view(np.uint8), self._at.likelihoods)
+        for told, array in self._told:
+            rows = sizes.rows if told.selected else sizes.tokens
+            if rows:
+                self._device.download(array[: 4 * rows * told.columns], self._at.buffers[told.input])
 
     def _allocate(self, weights: Path) -> None:
         contract, program, device = self.contract, self._program, self._device
@@ -263,13 +317,20 @@ class CudaSession:
         sizes |= {str(block): 4 * tokens * columns for block, columns in enumerate(blocks)}
         # All of it, before any of it is allocated: where there is no room, the advice needs the whole.
         self._buffer_bytes = input_bytes(tokens, reach) + self._cache.table_bytes + sum(sizes.values())
-        at_weights = device.allocate(self._weight_bytes)
+        shared = self._weights_of
+        at_weights = device.allocate(self._weight_bytes) if shared is None else shared.weights_address
+        self.weights_address = at_weights
         self._cache.allocate()
         attention = (step for step in program.steps if isinstance(step, Attention))
         tile = min(tile_tokens(step.heads // step.kv_heads, step.head_size) for step in attention)
         self._inputs = Inputs(device, contract, tokens, tile)
         at = {name: device.allocate(size) for name, size in sizes.items()}
         self._tokens = device.pinned(sizes["next_tokens"]).view(np.int64)
+        likelihoods = sizes["likelihoods"]
+        self._likelihoods = device.pinned(likelihoods).view(np.float32) if likelihoods else np.empty(0, np.float32)
+        steps = program.steps
+        self._received = {step: device.pinned(4 * tokens * step.columns) for step in steps if isinstance(step, Receive)}
+        self._told = [(step, device.pinned(4 * tokens * step.columns)) for step in steps if isinstance(step, Tell)]
         self._at = Addresses(
             tensors={name: at_weights + tensor.offset for name, tensor in program.tensors.items()},
             buffers={name: at[str(block)] for name, block in placed.items()},
@@ -277,7 +338,8 @@ class CudaSession:
             caches=self._cache.pairs,
             **{name: address for name, address in at.items() if not name.isdigit()},
         )
-        _upload(device, at_weights, np.memmap(weights, np.uint8, "r"))
+        if shared is None:
+            _upload(device, at_weights, np.memmap(weights, np.uint8, "r"))
         device.synchronize()
 
     def _memory_advice(self) -> str:

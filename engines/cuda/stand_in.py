@@ -4,8 +4,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from engines.contract import Contract
+from engines.cuda.draft_head import CudaDraftHead
 from engines.cuda.program import Program
 from engines.cuda.session import CudaSession
+from engines.draft_head import DraftHeadFiles
 from engines.gpu.device import LoadedKernel
 from engines.gpu.host_device import HostDevice
 from plugins.gpu.variants import Variant
@@ -45,3 +47,19 @@ def stand_in_session(
     """A session on a stand-in."""
     kernels, device = stand_in_kernels(program.variants()), stand_in_device(memory_bytes)
     return CudaSession(program, weights, kernels, device, contract, slots=slots, graphs=graphs)
+
+
+def stand_in_sessions(
+    verifier: Program,
+    head: Program,
+    weights: Path,
+    contract: Contract,
+    files: DraftHeadFiles,
+    *,
+    slots: int = 1,
+    graphs: bool = True,
+) -> tuple[CudaSession, CudaDraftHead]:
+    """A session and its draft head's on one stand-in; `verifier`: the program that tells what the head reads."""
+    device, kernels = stand_in_device(), stand_in_kernels((*verifier.variants(), *head.variants()))
+    session = CudaSession(verifier, weights, kernels, device, contract, slots=slots, graphs=graphs)
+    return session, CudaDraftHead(head, weights, kernels, device, files, session, graphs=graphs)

@@ -175,7 +175,7 @@ class TensorRtSession:
 
     @property
     def hidden_states(self) -> None:
-        """None: draft heads read those of ONNX Runtime's sessions alone."""
+        """None: no draft head runs on TensorRT."""
         return None
 
     def read_rows(self, first: int, end: int, layers: Sequence[int] | None = None, *, slot: int = 0) -> CacheRows:

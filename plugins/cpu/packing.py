@@ -61,3 +61,24 @@ def pack_block_scales(scales: NDArray[Scale], *, gated: bool = False) -> NDArray
     padded = np.zeros((-(-outputs // TILE) * TILE, groups), scales.dtype)
     padded[:outputs] = scales
     return np.ascontiguousarray(padded.reshape(-1, TILE, groups).transpose(0, 2, 1))
+
+
+def unpack_weight(packed: UInt8, outputs: int, inputs: int, *, gated: bool = False) -> Int8:
+    """Int8 [outputs, inputs] of what `pack_weight` made of it."""
+    if gated:
+        return np.concatenate([unpack_weight(packed[half::2], outputs // 2, inputs) for half in range(2)])
+    values = (packed ^ np.uint8(0x80)).view(np.int8).transpose(0, 2, 1, 3)
+    return values.reshape(len(packed) * TILE, -1)[:outputs, :inputs]
+
+
+def unpack_nibbles(packed: UInt8, outputs: int, inputs: int, *, gated: bool = False) -> Int8:
+    """Int8 [outputs, inputs] of what `pack_nibbles` made of it."""
+    pairs = np.concatenate([packed & np.uint8(15), packed >> np.uint8(4)], axis=2)
+    return unpack_weight(pairs + np.uint8(0x80 - 8), outputs, inputs, gated=gated)
+
+
+def unpack_block_scales(packed: NDArray[Scale], outputs: int, *, gated: bool = False) -> NDArray[Scale]:
+    """Scales [outputs, groups] of what `pack_block_scales` made of them."""
+    if gated:
+        return np.concatenate([unpack_block_scales(packed[half::2], outputs // 2) for half in range(2)])
+    return packed.transpose(0, 2, 1).reshape(len(packed) * TILE, -1)[:outputs]

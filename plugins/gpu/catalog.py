@@ -4,9 +4,11 @@ from plugins.gpu import (
     block_linear,
     gather_rows,
     kv_compact,
+    likelihoods,
     lm_head,
     norm_add,
     norm_quantize,
+    place_rows,
     rotate_append,
     verify_attention,
     w8a8_linear,
@@ -18,10 +20,12 @@ from plugins.gpu.variants import (
     BlockLinear,
     GatherRows,
     KvCompact,
+    Likelihoods,
     LmHead,
     MergeLikeliest,
     NormAdd,
     NormQuantize,
+    PlaceRows,
     RotateAppend,
     Variant,
     W8A8Linear,
@@ -37,6 +41,8 @@ def kernel_of(variant: Variant) -> Kernel:
             return norm_quantize.kernel_for(variant)
         case NormAdd():
             return norm_add.kernel_for(variant)
+        case PlaceRows():
+            return place_rows.kernel_for(variant)
         case W8A8Linear():
             return w8a8_linear.kernel_for(variant)
         case BlockLinear():
@@ -51,5 +57,7 @@ def kernel_of(variant: Variant) -> Kernel:
             return lm_head.head_kernel(variant)
         case MergeLikeliest():
             return lm_head.merge_kernel(variant)
+        case Likelihoods():
+            return likelihoods.kernel_for(variant)
         case KvCompact():
             return kv_compact.KERNEL

@@ -19,6 +19,8 @@ BLOCK, SPLIT = 64, 256
 PATH_ROWS = 16
 # Columns that one program of `gather_rows` copies.
 COLUMNS = 1024
+# Logits that one program of `likelihoods` adds up at a time.
+SUMMED = 1024
 # Keys that one program of `merge_likeliest` looks at.
 MERGED = 2048
 # What becomes of a linear's first half of outputs before the other half is multiplied by it; the place is the number in
@@ -141,6 +143,26 @@ class NormAdd:
     def of(cls, columns: int) -> "NormAdd":
         """The one for tokens of so many values."""
         return cls(block=power_of_2(max(columns, TILE_INPUTS)), aligned=columns % 16 == 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlaceRows:
+    """`place_rows` of up to `block` values; `norm`: with the RMS norm. `aligned` as in `NormQuantize`."""
+
+    block: int
+    norm: bool
+    aligned: bool
+
+    @property
+    def name(self) -> str:
+        """Of the kernel."""
+        return f"place_{'normed_' if self.norm else ''}rows_{self.block}{'' if self.aligned else '_unaligned'}"
+
+    @classmethod
+    def of(cls, columns: int, first: int, width: int, *, norm: bool) -> "PlaceRows":
+        """The one for so many values, which begin at column `first` of rows of `width`."""
+        aligned = columns % 16 == first % 16 == width % 16 == 0
+        return cls(block=power_of_2(max(columns, TILE_INPUTS)), norm=norm, aligned=aligned)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,6 +296,18 @@ class MergeLikeliest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Likelihoods:
+    """`likelihoods` of so many tokens after each position."""
+
+    likeliest: int
+
+    @property
+    def name(self) -> str:
+        """Of the kernel."""
+        return f"likelihoods_{self.likeliest}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KvCompact:
     """`kv_compact`, for any type of cache."""
 
@@ -283,7 +317,17 @@ class KvCompact:
 Attend = AttendCache | AttendPath
 LinearVariant = W8A8Linear | BlockLinear
 Variant = (
-    GatherRows | NormQuantize | NormAdd | LinearVariant | RotateAppend | Attend | LmHead | MergeLikeliest | KvCompact
+    GatherRows
+    | NormQuantize
+    | NormAdd
+    | PlaceRows
+    | LinearVariant
+    | RotateAppend
+    | Attend
+    | LmHead
+    | MergeLikeliest
+    | Likelihoods
+    | KvCompact
 )
 
 

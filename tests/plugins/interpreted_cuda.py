@@ -30,10 +30,12 @@ from plugins.gpu.variants import (
     AttendPath,
     BlockLinear,
     GatherRows,
+    Likelihoods,
     LmHead,
     MergeLikeliest,
     NormAdd,
     NormQuantize,
+    PlaceRows,
     RotateAppend,
     W8A8Linear,
     num_splits,
@@ -670,6 +672,50 @@ def test_a_tokens_bits_depend_on_its_path_alone(cached, heads, groups, cache_typ
     np.testing.assert_array_equal(run_from(cached, path), one_by_one)
     layer.keys, layer.values = keys.clone(), values.clone()
     np.testing.assert_array_equal(run_from(cached, list(range(len(TREE))), TREE)[path], one_by_one)
+
+
+@pytest.mark.parametrize(("columns", "first", "width"), [(100, 3, 203), (576, 576, 1152), (64, 0, 64)])
+@pytest.mark.parametrize("is_normed", [False, True])
+def test_place_rows(columns, first, width, is_normed):
+    """Other columns stay; the norm as in `test_norm_and_sum`."""
+    random = np.random.default_rng(columns)
+    x = random.standard_normal((3, columns)).astype(np.float32)
+    x[1] *= 1000
+    weight = random.standard_normal(columns).astype(np.float32)
+    y = torch.full((3, width), np.nan)
+    run(
+        kernel_of(PlaceRows.of(columns, first, width, norm=is_normed)),
+        (3,),
+        x=tensor(x),
+        weight=tensor(weight) if is_normed else NOTHING,
+        y=y,
+        columns=columns,
+        first=first,
+        width=width,
+        epsilon=1e-5,
+    )
+    placed = y[:, first : first + columns].numpy()
+    if is_normed:
+        np.testing.assert_allclose(placed, rms_norm(x, weight, 1e-5), rtol=2e-6)
+    else:
+        np.testing.assert_array_equal(placed, x)
+    assert torch.isnan(y).sum() == 3 * (width - columns)
+
+
+@pytest.mark.parametrize(("vocabulary", "top_k"), [(160, 8), (1024, 8), (2500, 3), (5, 5)])
+def test_likelihoods(vocabulary, top_k):
+    """Sums of e^x are in another order than in the reference: some units in the last place of the logarithms."""
+    random = np.random.default_rng(vocabulary)
+    logits = (6 * random.standard_normal((3, vocabulary))).astype(np.float32)
+    tokens = likeliest(logits)[:, :top_k].copy()
+    expected = torch.from_numpy(logits).double().log_softmax(-1).gather(1, torch.from_numpy(tokens))
+    # A row without a likeliest token has logits that are no numbers.
+    tokens[2] = -1
+    y = torch.zeros((3, top_k))
+    given = {"logits": tensor(logits), "tokens": tensor(tokens), "y": y, "vocabulary": vocabulary}
+    run(kernel_of(Likelihoods(likeliest=top_k)), (3,), **given)
+    np.testing.assert_allclose(y[:2], expected[:2], rtol=2e-6, atol=2e-6)
+    assert torch.isnan(y[2]).all()
 
 
 def test_gather_rows():

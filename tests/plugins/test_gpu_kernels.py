@@ -19,9 +19,11 @@ from plugins.gpu.variants import (
     AttendCache,
     AttendPath,
     BlockLinear,
+    Likelihoods,
     LmHead,
     NormAdd,
     NormQuantize,
+    PlaceRows,
     RotateAppend,
     W8A8Linear,
 )
@@ -50,6 +52,10 @@ OTHERS = (
     ),
     *(NormQuantize.of(12288, norm=True, form=form) for form in IN_BLOCKS),
     NormAdd.of(4096),
+    # Of a draft head: three hidden states of a model of 8B, their norms, and a likely vocabulary.
+    *(PlaceRows.of(4096, 4096, 12288, norm=norm) for norm in (False, True)),
+    Likelihoods(likeliest=8),
+    *(one for one in attention_of(program_of(**{**QWEN3_8B, "reach": 48}))),
     RotateAppend(head_size=128, rotary=0, cache_type="float16", norm=True, row=4096),
     # Left to the assembler, it spills for 12.0.
     AttendCache(group=8, head_size=128, reach=32, cache_type="float16", softcap=False, window=False),
@@ -66,7 +72,7 @@ REGISTERS = 255
 INTEGER_PRODUCT = {True: r"wgmma\.mma_async\.\S+\.s32\.s8\.s8", False: r"mma\.sync\.\S+\.s32\.s8\.s8\.s32"}
 
 
-@pytest.mark.parametrize(("file", "tests"), [("interpreted.py", 3), ("interpreted_cuda.py", 86)])
+@pytest.mark.parametrize(("file", "tests"), [("interpreted.py", 3), ("interpreted_cuda.py", 96)])
 def test_kernels_equal_their_references_in_the_interpreter(file, tests):
     done = subprocess.run(
         [

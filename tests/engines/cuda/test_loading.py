@@ -355,7 +355,9 @@ def test_without_a_choice_cuda_runs_where_it_can(compiled_engine, with_gpu, monk
     with_gpu(HOPPER)
     assert runtime.load(compiled_engine).backend == "onnxruntime"
     with_gpu(ADA)
-    monkeypatch.setattr(backend, "load_cuda", lambda directory, options: (SimpleNamespace(), None))
+    monkeypatch.setattr(
+        backend, "load_cuda", lambda directory, options: (SimpleNamespace(verifier=None, head=None), None)
+    )
     assert load_engine(compiled_engine).backend == "cuda"
     assert load_engine(compiled_engine, backend="cuda").backend == "cuda"
     assert load_engine(compiled_engine, backend="onnxruntime").backend == "onnxruntime"

@@ -5,7 +5,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from plugins.cpu.packing import TILE, pack_block_scales, pack_weight
+from plugins.cpu.packing import (
+    TILE,
+    pack_block_scales,
+    pack_nibbles,
+    pack_weight,
+    unpack_block_scales,
+    unpack_nibbles,
+    unpack_weight,
+)
 from plugins.w8a8_linear import GELU, NO_GATE, SILU, gelu_tanh, quantize_rows, w8a8_block_linear, w8a8_linear
 from quasar.errors import QuasarError
 from quasar.numerics import BLOCK
@@ -252,6 +260,22 @@ def test_packing_puts_four_inputs_of_a_column_side_by_side():
     gate_up = pack_weight(np.concatenate([values, -values]), gated=True)
     np.testing.assert_array_equal(gate_up[0::2], packed)
     np.testing.assert_array_equal(gate_up[1::2], pack_weight(-values))
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize(("outputs", "inputs"), [(64, 128), (2, 32), (130, 300), (66, 127)])
+def test_unpacking_gives_back_what_was_packed(outputs, inputs, gated):
+    random = np.random.default_rng(outputs)
+    values = random.integers(-128, 128, (outputs, inputs)).astype(np.int8)
+    for blocks in (False, True):
+        packed = pack_weight(values, gated=gated, blocks=blocks)
+        np.testing.assert_array_equal(unpack_weight(packed, outputs, inputs, gated=gated), values)
+    nibbles = random.integers(-8, 8, (outputs, inputs)).astype(np.int8)
+    packed = pack_nibbles(nibbles, gated=gated)
+    np.testing.assert_array_equal(unpack_nibbles(packed, outputs, inputs, gated=gated), nibbles)
+    scales = random.standard_normal((outputs, 7)).astype(np.float16)
+    packed = pack_block_scales(scales, gated=gated)
+    np.testing.assert_array_equal(unpack_block_scales(packed, outputs, gated=gated), scales)
 
 
 def test_a_linear_whose_sums_could_overflow_is_refused():

@@ -1,0 +1,240 @@
+"""Draft heads on CUDA: what a directory has of them, which are loaded, and their steps on a stand-in for a GPU
+(interpreted_draft_head.py has what is asserted there)."""
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import runtime
+from engines.cuda import loading
+from engines.cuda.draft_head import CudaDraftHead
+from engines.cuda.files import CudaFiles, cuda_files, read_kernel_records, read_program
+from engines.cuda.launches import Limits, launches
+from engines.cuda.load_options import CudaOptions
+from engines.cuda.loading import load_cuda
+from engines.cuda.pass_sizes import PassSizes
+from engines.cuda.program import TARGETS, Embed, Head, Place, Receive, Tell
+from engines.directory import open_directory
+from engines.gpu import record as gpu_record
+from engines.gpu.device import Gpu
+from engines.gpu.driver import GpuSearch
+from engines.gpu.host_device import HostDevice
+from export.add_head import add_head
+from export.build_options import CompileOptions
+from export.compile_cuda import compile_engine
+from quasar.errors import BuildError, DamagedEngineError
+from tests.draft_heads import copy_engine, write_random_head
+from tests.engines.cuda.fakes import compile_quickly
+from tests.engines.cuda.test_launches import addresses
+from tests.plugins.cpu.operators import needs_library
+from tests.tiny import save_tiny_model
+
+pytestmark = needs_library
+
+SMALL = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+HEADS = {
+    "eagle3": {},
+    "eagle": {"kind": "eagle", "fuse_bias": True},
+    "norms of features": {"feature_norm": "each", "norm_output": True},
+    "norm of all features": {"feature_norm": "all", "norm_before_residual": True},
+    "every token": {"feature_layers": (2,), "draft_vocab_size": 0},
+    "w8a8": {"precision": "w8a8"},
+    "w8a8-block": {"precision": "w8a8-block", "attention": {"qk_norm": "head"}},
+}
+ADA = Gpu(name="NVIDIA Ada", compute_capability="8.9", driver="13.1")
+
+
+def with_head(folder, model, engine, precision="w4a8", **options):
+    write_random_head(folder / "head", model, **options)
+    add_head(copy_engine(engine, folder / "engine"), folder / "head", precision=precision)
+    return folder / "engine"
+
+
+def check_head(names, only, passed, *, shared_engine, make_once):
+    model = make_once("cuda-head-model", lambda folder: save_tiny_model(folder / "model", "llama", **SMALL)) / "model"
+    engine = shared_engine(model)
+    engines = []
+    for name in names:
+        folder = make_once(
+            f"cuda-head-{name}", lambda folder, name=name: with_head(folder, model, engine, **HEADS[name])
+        )
+        engines.append(str(folder / "engine"))
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"),
+            *("-k", only, str(Path(__file__).with_name("interpreted_draft_head.py"))),
+        ],
+        env={**os.environ, "TRITON_INTERPRET": "1", "QUASAR_TEST_ENGINES": os.pathsep.join(engines)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert passed in done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("names", "only", "passed"), [(["eagle3"], "", "3 passed"), (["eagle"], "tells or steps", "2 passed")]
+)
+def test_a_head_on_the_stand_in(names, only, passed, shared_engine, make_once):
+    check_head(names, only, passed, shared_engine=shared_engine, make_once=make_once)
+
+
+@pytest.mark.full
+def test_every_kind_of_head_on_the_stand_in(shared_engine, make_once):
+    names = [name for name in HEADS if name not in ("eagle3", "eagle")]
+    check_head(names, "tells or steps", "10 passed", shared_engine=shared_engine, make_once=make_once)
+
+
+@pytest.fixture
+def quickly(monkeypatch):
+    compile_quickly(monkeypatch)
+
+
+@pytest.fixture
+def engine(head_engine, tmp_path):
+    return shutil.copytree(head_engine, tmp_path / "engine")
+
+
+@pytest.fixture
+def on_host_memory(monkeypatch):
+    """An Ada whose memory is the host's, with kernels that do nothing; the devices that were opened."""
+    devices = []
+
+    def device():
+        devices.append(HostDevice(1 << 40, lambda kernel, grid, arguments: None))
+        return devices[-1]
+
+    monkeypatch.setattr(loading, "find_gpu", lambda: GpuSearch(found=ADA, reason=""))
+    monkeypatch.setattr(loading, "CudaDevice", device)
+    monkeypatch.setattr(
+        gpu_record,
+        "run_probes",
+        lambda session, machine, plan: replace(record_of(), machine=machine.to_json()),
+    )
+
+    def record_of():
+        return open_directory(devices[-1].engine).manifest.record
+
+    return devices
+
+
+def compiled(directory):
+    return compile_engine(CompileOptions(directory=directory, backend="cuda", compute_capabilities=("8.9",)))
+
+
+def test_programs_of_an_engine_with_a_head(engine, quickly):
+    directory = compiled(engine)
+    manifest, files = directory.manifest, cuda_files(directory.manifest)
+    assert files.draft_head.graph == manifest.draft_head.graph
+    assert CudaFiles.from_json(files.to_json()) == files
+    assert {path.relative_to(engine).as_posix() for path in (engine / "cuda").iterdir()} == set(files.names)
+    plain, verifier, head = (
+        read_program(directory.file(name))
+        for name in (files.program, files.draft_head.verifier, files.draft_head.program)
+    )
+    # The verifier computes what it did, and goes on.
+    assert verifier.steps[: len(plain.steps)] == plain.steps
+    assert plain.tensors.items() <= verifier.tensors.items()
+    *_, told = verifier.steps[len(plain.steps) :]
+    assert told == Tell(input="fc.output", columns=manifest.draft_head.hidden_size, selected=False)
+    # The head reads the verifier's embedding, where it lies.
+    (embedding,) = [step for step in head.steps if isinstance(step, Embed)]
+    assert head.tensors[embedding.table] == plain.tensors[embedding.table]
+    ends = [one.offset + one.bytes for one in (*verifier.tensors.values(), *head.tensors.values())]
+    assert max(ends) == (engine / files.weights).stat().st_size
+    assert head.tensors[TARGETS].bytes == 8 * manifest.draft_head.draft_vocab_size
+    kinds = [type(step) for step in head.steps]
+    assert kinds[0] is Receive
+    assert kinds[-1] is Tell
+    assert [step.first for step in head.steps if isinstance(step, Place)] == [0, embedding.columns]
+    names = [record.name for record in read_kernel_records(directory.file(files.kernels[0].file))]
+    assert names == list(dict.fromkeys(one.name for one in (*verifier.variants(), *head.variants())))
+    assert "likelihoods_8" in names
+
+
+def test_launches_of_a_step(engine, quickly):
+    """Rows alone are selected, normed and told of; log-probabilities follow the likeliest tokens of the same rows."""
+    directory = compiled(engine)
+    files = cuda_files(directory.manifest).draft_head
+    program = read_program(directory.file(files.program))
+    limits = Limits(capacity=512, most_splits=1, multiprocessors=8, tokens=64, head_rows=32)
+    sizes = PassSizes(tokens=5, rows=2, splits=0, tiles=(1,), logits=False)
+    made = list(launches(program, sizes, addresses(1), limits))
+    assert [one.grid for one in made if one.kernel.startswith("place_")] == [(5,), (5,)]
+    assert made[-1].kernel == "likelihoods_8"
+    assert made[-1].grid == (2,)
+    # The logits are written for it, and not copied.
+    head = next(step for step in program.steps if isinstance(step, Head))
+    (written,) = [one for one in made if one.kernel.startswith("lm_head_")]
+    assert written.arguments[-2] == 1
+    assert written.logits is None
+    assert made[-1].arguments[0] == written.arguments[5]
+    assert made[-1].arguments[-1] == head.vocabulary
+    none = list(launches(program, replace(sizes, rows=0), addresses(1), limits))
+    assert not [one for one in none if one.kernel.startswith(("likelihoods", "lm_head", "gather_rows_float32"))]
+
+
+def test_which_head_is_loaded(engine, tiny_model, tmp_path, quickly, on_host_memory, monkeypatch, caplog):
+    monkeypatch.setattr(HostDevice, "engine", engine, raising=False)
+    compiled(engine)
+    sessions, _ = load_cuda(open_directory(engine), CudaOptions(slots=2))
+    assert isinstance(sessions.head, CudaDraftHead)
+    assert (sessions.head.num_slots, sessions.head.contract.num_layers) == (2, 1)
+    assert sessions.verifier.hidden_states is not None
+    sessions.verifier.close()
+    sessions.head.close()
+    # One device holds both.
+    assert [device.closed for device in on_host_memory] == [True]
+    plain, _ = load_cuda(open_directory(engine), CudaOptions(draft_head=False))
+    assert plain.head is None
+    assert plain.verifier.hidden_states is None
+    plain.verifier.close()
+    with runtime.load(engine, backend="cuda") as loaded:
+        assert loaded._open().draft_head is not None
+        assert loaded.memory().drafters > 0
+
+    # Another head since: the one that was compiled is not the engine's.
+    write_random_head(tmp_path / "other", tiny_model, norm_output=True)
+    add_head(engine, tmp_path / "other")
+    with caplog.at_level(logging.WARNING, "quasar.engines"):
+        sessions, _ = load_cuda(open_directory(engine), CudaOptions())
+    assert sessions.head is None
+    sessions.verifier.close()
+    assert "was added after it was compiled for cuda" in caplog.text
+    assert f"compile {engine} --backend cuda" in caplog.text
+    before = set(cuda_files(open_directory(engine).manifest).names)
+    compiled(engine)
+    sessions, _ = load_cuda(open_directory(engine), CudaOptions())
+    assert sessions.head is not None
+    sessions.verifier.close()
+    now = set(cuda_files(open_directory(engine).manifest).names)
+    assert {path.relative_to(engine).as_posix() for path in (engine / "cuda").iterdir()} == now != before
+
+
+def test_a_float_head_is_refused(engine, tiny_model, tmp_path):
+    write_random_head(tmp_path / "head", tiny_model)
+    add_head(engine, tmp_path / "head", precision="fp32")
+    before = (engine / "manifest.json").read_bytes()
+    said = r"the draft head's linears are float, and cuda has no form of float: .*add-head .* --precision w4a8 first"
+    with pytest.raises(BuildError, match=said):
+        compiled(engine)
+    assert (engine / "manifest.json").read_bytes() == before
+
+
+def test_a_damaged_part_is_named(engine, quickly):
+    compiled(engine)
+    path = engine / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for value, said in (("x", "draft_head"), ({"graph": "g"}, "backends.cuda.draft_head lacks the field 'verifier'")):
+        manifest["backends"]["cuda"]["draft_head"] = value
+        path.write_text(json.dumps(manifest))
+        with pytest.raises(DamagedEngineError, match=said):
+            open_directory(engine)
