@@ -71,7 +71,7 @@ def time_steps(directory: Path) -> dict[str, Any]:
                 if width == 1:
                     passes.append(took)
                     steps.append(step)
-    weights, cache = head.nbytes()
+    taken = head.memory()
     loaded.session.close()
     head.close()
     return {
@@ -79,8 +79,8 @@ def time_steps(directory: Path) -> dict[str, Any]:
         "step_ms": round(1e3 * statistics.median(steps), 3),
         "step_over_pass": {width: round(statistics.median(found), 3) for width, found in ratios.items()},
         "weights_mb": round((directory / files.weights).stat().st_size / 1e6, 1),
-        "read_mb": round(weights / 1e6, 1),
-        "cache_mb_a_slot": round(cache / 1e6, 1),
+        "read_mb": round(taken.weights / 1e6, 1),
+        "cache_mb_a_slot": round(taken.cache / 1e6, 1),
     }
 
 

@@ -305,7 +305,8 @@ def draft_head(name: str, options: Options) -> dict[str, Any]:
             }
             ms = _interleaved(passes, repeats=2 if options.rehearse else 15)
             same = np.array_equal(plain.run(np.arange(8), cached, 8), verifier.run(np.arange(8), cached, 8))
-            taken = {"cache": head.nbytes()[1], "weights": weights.stat().st_size - plain.memory().weights}
+            own = weights.stat().st_size - plain.memory().weights
+            taken = {"weights": own, "cache": head.memory().cache, "buffers": head.memory().buffers}
     figures = {"ms of passes": ms, "step over t(1)": ms["step of 1"] / ms["verifier, width 1"], "memory_bytes": taken}
     from plugins.cpu.library import open_library
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from engines.cache_rows import Float32
 from engines.contract import Contract
 from engines.fields import check_fields
-from engines.session import Positions
+from engines.session import Positions, SessionMemory
 from quasar.errors import DamagedEngineError
 
 Int64 = NDArray[np.int64]
@@ -142,7 +142,7 @@ class DraftHeadSession(Protocol):
     max_positions: int
 
     def fuse(self, features: Sequence[Float32]) -> Float32:
-        """The target's hidden states, float32 [R, hidden] for each layer → float32 [R, H], a new array."""
+        """What the verifier's session tells (`Session.hidden_states`) → float32 [R, H], a new array."""
 
     def run(self, batch: Sequence[Positions], hidden_states: Float32) -> HeadTargets:
         """Feed positions of several sequences with the hidden states float32 [R, H] that they read."""
@@ -150,8 +150,8 @@ class DraftHeadSession(Protocol):
     def copy_rows(self, source: int, target: int, first: int, end: int) -> None:
         """Copy rows `first` to `end` of one slot's cache to another's."""
 
-    def nbytes(self) -> tuple[int, int]:
-        """Bytes of weights, and of the cache at its full length."""
+    def memory(self) -> SessionMemory:
+        """What it takes; the cache at its full length."""
 
     def close(self) -> None:
         """Free the memory."""

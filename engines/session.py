@@ -135,7 +135,8 @@ class Session(Protocol):
     def hidden_states(self) -> tuple[Float32, ...] | None:
         """The target's hidden states at every position that the latest call fed, sequence after sequence.
 
-        Float32 [R, hidden] for each layer whose input was asked for when the session was made; None without such.
+        Float32 [R, hidden] for each layer whose input was asked for when the session was made, or one array [R, H] that
+        the pass has fused of them for its draft head; None without such.
         """
 
     def read_rows(self, first: int, end: int, layers: Sequence[int] | None = None, *, slot: int = 0) -> CacheRows:

@@ -357,6 +357,10 @@ def add_draft_head(
             f"drafts {files.draft_vocab_size} tokens, reads what enters layers "
             f"{', '.join(map(str, files.feature_layers))}"
         )
+        if CUDA in opened.manifest.backends:
+            console().print(
+                f"{CUDA} goes without it until python -m export compile {directory} --backend {CUDA} is run"
+            )
 
 
 def _check_head(model: str, head: Path) -> None:

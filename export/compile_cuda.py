@@ -3,12 +3,13 @@
 Needs neither a GPU nor the checkpoint. New files come first and the manifest last, as for every back end.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from calibration.precisions.base import CUDA
-from calibration.precisions.catalog import DEFAULT_HEAD_CHOICE, precision_of, refusal
+from calibration.precisions.catalog import DEFAULT_HEAD_CHOICE, refusal
 from engines.contract import INT8_CACHE, INTEGER_CACHES
 from engines.cuda.files import (
     FOLDER,
@@ -28,7 +29,7 @@ from engines.gpu.driver import find_gpu
 from engines.onnxruntime.files import onnxruntime_files
 from export.build_options import CompileOptions, Reporter, Silent
 from export.compilers import check_precisions, check_whole
-from export.cuda_head_program import write_head_programs
+from export.cuda_head_program import HeadPrograms, write_head_programs
 from export.cuda_program import write_program
 from export.layout import CANONICAL
 from export.publishing import locked, name_by_content, publish
@@ -62,7 +63,6 @@ def compile_engine(options: CompileOptions, reporter: Reporter | None = None) ->
         directory = open_directory(options.directory)
         check_whole(directory, NAME)
         check_precisions(directory.manifest, CUDA)
-        _check_head(directory)
         cache_type = cache_type_of(directory.manifest.contract.kv_dtype, options.compute_type)
         native = onnxruntime_files(directory.manifest).native_graph
         if not native:
@@ -141,16 +141,6 @@ def choose_capabilities(asked: tuple[str, ...]) -> tuple[str, ...]:
     return choose_capabilities((gpu.compute_capability,))
 
 
-def _check_head(directory: EngineDirectory) -> None:
-    """Raise `BuildError` where the engine's draft head has a precision without a form here."""
-    head = directory.manifest.draft_head
-    if head is not None and (reason := refusal([head.precision], CUDA)):
-        raise BuildError(
-            f"the draft head's linears are {precision_of(head.precision).title}, and {reason}: run python -m export "
-            f"add-head {directory.path} HEAD --precision {DEFAULT_HEAD_CHOICE} first"
-        )
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Packed:
     """What was packed: its files, still without kernels, and every kernel that the programs launch."""
@@ -175,9 +165,7 @@ def _pack(directory: EngineDirectory, native: str, cache_type: str, reporter: Re
             cache_type,
             on_linear=lambda: step(1),
         )
-        of_head = None
-        if head is not None:
-            of_head = write_head_programs(directory.path, head, manifest.contract, program, temporary)
+        of_head = _pack_head(directory, program, temporary, reporter)
     files = CudaFiles(
         program=_write(directory.path, "program", program),
         weights=name_by_content(directory.path, weights),
@@ -195,6 +183,23 @@ def _pack(directory: EngineDirectory, native: str, cache_type: str, reporter: Re
         ),
     )
     return _Packed(files=files, variants=tuple(dict.fromkeys((*of_head.verifier.variants(), *of_head.head.variants()))))
+
+
+def _pack_head(directory: EngineDirectory, program: Program, weights: Path, reporter: Reporter) -> HeadPrograms | None:
+    """The programs with the engine's draft head; None where there is none, or none with a form here, which is said."""
+    head, size = directory.manifest.draft_head, weights.stat().st_size
+    if head is None:
+        return None
+    try:
+        if reason := refusal([head.precision], CUDA):
+            raise BuildError(reason)
+        return write_head_programs(directory.path, head, directory.manifest.contract, program, weights)
+    except BuildError as error:
+        os.truncate(weights, size)
+        reporter.stage(
+            "draft head", f"left out, and {NAME} goes without it: {error}; add-head --precision {DEFAULT_HEAD_CHOICE}"
+        )
+        return None
 
 
 def _write(directory: Path, name: str, program: Program) -> str:

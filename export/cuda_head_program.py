@@ -4,10 +4,10 @@ The verifier's pass goes on with the steps of the head's fuse graph, so that one
 the head's own graph becomes a program of its own. Their tensors follow the verifier's, whose embedding it shares.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import onnx_ir as ir
 
@@ -52,6 +52,7 @@ def write_head_programs(
         tensors = dict(verifier.tensors)
         first = _HeadWriter(fuse, files, contract, file, tensors)
         steps = first.fuse(verifier)
+        _check_names(verifier, steps)
         second = _HeadWriter(graph, files, files.contract(contract), file, tensors)
         head = second.write(cache_type)
     own = {name: tensor for name, tensor in tensors.items() if name.startswith(HEAD_PREFIX)}
@@ -59,6 +60,13 @@ def write_head_programs(
         verifier=replace(verifier, steps=(*verifier.steps, *steps), tensors={**verifier.tensors, **own}),
         head=replace(head, tensors={**own, _EMBEDDING: tensors[_EMBEDDING]} if second.shares_embedding else own),
     )
+
+
+def _check_names(verifier: Program, steps: Sequence[Step]) -> None:
+    """Raise `BuildError` where a further step writes a buffer that the verifier's own write."""
+    own, further = ({name for step in part for name, _ in written(step)} for part in (verifier.steps, steps))
+    if common := own & further:
+        raise BuildError(f"the draft head has values of the verifier's names: {', '.join(sorted(common))}")
 
 
 def _load(directory: Path, name: str) -> ir.Model:
@@ -74,7 +82,7 @@ class _HeadWriter(ProgramWriter):
     def __init__(
         self, graph: ir.Model, files: DraftHeadFiles, contract: Contract, weights: BinaryIO, tensors: dict[str, Tensor]
     ) -> None:
-        super().__init__(graph, graph, contract, _EveryLinear(files.precision), weights)
+        super().__init__(graph, graph, contract, {}, weights)
         self._files, self.tensors = files, tensors
         table = graph.graph.initializers.get(_EMBEDDING)
         stored = None if table is None else table.const_value
@@ -177,27 +185,14 @@ class _HeadWriter(ProgramWriter):
             scale = unpack_block_scales(scale, outputs, gated=is_gated)
         return QuantizedWeight(values=values, scale=scale)
 
+    def _precision_of(self, linear: str) -> str:  # noqa: ARG002 - all have one
+        return self._files.precision
+
     def _hidden(self) -> int:
         return self._files.hidden_size
 
     def _stored_name(self, name: str) -> str:
         return name if name == _EMBEDDING and self.shares_embedding else f"{HEAD_PREFIX}{name}"
-
-
-class _EveryLinear(Mapping[str, str]):
-    """One precision, whatever the linear's name."""
-
-    def __init__(self, precision: str) -> None:
-        self._precision = precision
-
-    def __getitem__(self, name: str) -> str:
-        return self._precision
-
-    def __iter__(self) -> Any:
-        return iter(())
-
-    def __len__(self) -> int:
-        return 0
 
 
 def _is_placed(norm: ir.Node) -> bool:

@@ -168,7 +168,7 @@ class ProgramWriter:
         # Graphs of earlier versions have `swiglu`, 0 or 1.
         gate = GATES[int(attribute(node, "gate", attribute(node, "swiglu", 0)))]
         epsilon, gated = float(attribute(node, "epsilon", 0.0)), bool(gate)
-        operator = precision_of(self._linears[name]).lowering(CUDA)
+        operator = precision_of(self._precision_of(name)).lowering(CUDA)
         assert isinstance(operator, Operator)
         form, quantized = form_of(node), self._quantized(node, name)
         weight, scales = operator.pack(quantized, gated)
@@ -252,6 +252,9 @@ class ProgramWriter:
 
     def _stored_name(self, name: str) -> str:
         return name
+
+    def _precision_of(self, linear: str) -> str:
+        return self._linears[linear]
 
 
 def write_program(

@@ -56,7 +56,7 @@ class Targets:
 
     `next_tokens` int64 [num_logits], or `logits` float32 [num_logits, V] where those were wanted. `successors`
     int64 [num_logits, k]: the likeliest tokens after each position, where the engine tells them. `hidden_states`
-    float32 [T, hidden], by layer: of every position, where a draft head reads them.
+    float32 [T, hidden], by layer or fused: of every position, where a draft head reads them.
     """
 
     next_tokens: Int64 | None = None

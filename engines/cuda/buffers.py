@@ -16,14 +16,15 @@ def plan_buffers(program: Program) -> tuple[dict[str, int], list[int]]:
     last: dict[str, int] = {}
     for index, step in enumerate(program.steps):
         for name in _read(step):
-            last[name] = index
+            # The host gets what is told when the pass has ended.
+            last[name] = len(program.steps) if isinstance(step, Tell) else max(index, last.get(name, index))
     placed: dict[str, int] = {}
     blocks: list[int] = []
     free: list[int] = []
     for index, step in enumerate(program.steps):
         for name, columns in written(step):
-            if name in placed:
-                # Several steps place their columns.
+            if name in placed and isinstance(step, Place):
+                # Others have placed their columns.
                 continue
             # The block that fits best, so that wide ones are left for wide buffers.
             block = min(free, key=lambda one: abs(blocks[one] - columns), default=None)

@@ -16,7 +16,7 @@ from engines.cuda.program import TARGETS, Program
 from engines.cuda.session import CudaSession
 from engines.draft_head import DraftHeadFiles, HeadTargets
 from engines.gpu.device import Device, LoadedKernel
-from engines.session import Positions
+from engines.session import Positions, SessionMemory
 
 Int64 = NDArray[np.int64]
 
@@ -73,13 +73,15 @@ class CudaDraftHead:
     def run(self, batch: Sequence[Positions], hidden_states: Float32) -> HeadTargets:
         """Feed positions of several sequences with the hidden states float32 [R, H] that they read.
 
+        A row whose logits are not numbers has log-probabilities NaN, of some tokens.
+
         Raises:
             GenerationError: the batch does not fit.
-            FaultError: the logits are not numbers.
         """
-        self._session.run_batch(batch, received=[hidden_states])
+        self._session.run_received(batch, [hidden_states])
         places = self._session.top_tokens
         assert places is not None
+        places = np.maximum(places, 0)
         (following,) = self._session.told(selected=True)
         return HeadTargets(
             tokens=places if self._targets is None else self._targets[places],
@@ -91,9 +93,9 @@ class CudaDraftHead:
         """As `DraftHeadSession`."""
         self._session.write_rows(first, self._session.read_rows(first, end, slot=source), slot=target)
 
-    def nbytes(self) -> tuple[int, int]:
-        """Bytes of weights, none beside those that the verifier counts, and of the whole cache."""
-        return 0, self._session.memory().cache
+    def memory(self) -> SessionMemory:
+        """What it takes beside the verifier, which counts the weights of both."""
+        return self._session.memory()
 
     def close(self) -> None:
         """Free the recorded steps, unless the verifier has been closed and they with it; memory is the verifier's."""

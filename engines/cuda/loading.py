@@ -155,8 +155,8 @@ def _head_of(
         return None, None
     if compiled is None or not has_cuda_head(directory.manifest):
         _log.warning(
-            "the draft head of %s was added after it was compiled for %s, which goes without it: run python -m export "
-            "compile %s --backend %s",
+            "the draft head of %s was not compiled for %s, which goes without it: run python -m export compile %s "
+            "--backend %s",
             directory.path,
             NAME,
             directory.path,

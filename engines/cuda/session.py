@@ -147,13 +147,7 @@ class CudaSession:
         self._run([positions_of(token_ids, cache_length, num_logits_rows, parents)], out)
         return out[:num_logits_rows]
 
-    def run_batch(
-        self,
-        batch: Sequence[Positions],
-        *,
-        logits: Float32 | None = None,
-        received: Sequence[Float32] = (),
-    ) -> Int64:
+    def run_batch(self, batch: Sequence[Positions], *, logits: Float32 | None = None) -> Int64:
         """Feed positions of several sequences, each in a slot of its own, in one pass.
 
         Returns the target's token after each wanted position, sequence after sequence: int64 [M]. Raises
@@ -161,15 +155,23 @@ class CudaSession:
 
         Args:
             logits: float32 [M or more, V]: the logits of those positions are written there as well.
-            received: float32 [positions, columns] for each step of the program that receives some.
         """
-        for target, given in zip(self._received.values(), received, strict=True):
-            target.view(np.float32)[: given.size] = given.reshape(-1)
         self._run(batch, logits)
         tokens = self._tokens[: self._num_rows]
         if self._num_rows and tokens.min() < 0:
             raise FaultError("the pass returned no token: its logits are not numbers")
         return tokens
+
+    def run_received(self, batch: Sequence[Positions], received: Sequence[Float32]) -> None:
+        """The same for a program that receives float32 [positions, columns] in each step that receives some.
+
+        Logits that are not numbers are no fault here: their `top_tokens` are -1.
+
+        Raises:
+            GenerationError: the batch does not fit.
+            ValueError: arrays of other shapes.
+        """
+        self._run(batch, None, received)
 
     @property
     def top_tokens(self) -> Int64 | None:
@@ -231,7 +233,7 @@ class CudaSession:
         if self.max_positions < least:
             raise EngineError(f"max_positions is {self.max_positions}; {least} or more were expected")
 
-    def _run(self, batch: Sequence[Positions], out: Float32 | None) -> None:
+    def _run(self, batch: Sequence[Positions], out: Float32 | None, received: Sequence[Float32] = ()) -> None:
         """Make one pass: tokens and top tokens to the host, logits of the wanted rows into `out`."""
         check_batch(
             batch,
@@ -240,7 +242,11 @@ class CudaSession:
             most_sequences=self.max_sequences,
             max_positions=self.max_positions,
         )
-        num_rows = sum(one.num_logits for one in batch)
+        num_rows, fed = sum(one.num_logits for one in batch), sum(len(one.tokens) for one in batch)
+        for (step, target), given in zip(self._received.items(), received, strict=True):
+            if given.shape != (fed, step.columns):
+                raise ValueError(f"an array {list(given.shape)} came; [{fed}, {step.columns}] was expected")
+            target.view(np.float32)[: given.size] = given.reshape(-1)
         wanted = None if out is None else rows_of(out, num_rows, self.contract.vocab_size)
         logits = wanted if num_rows else None
         sizes = self._sizes_of(batch, num_rows, logits=logits is not None)
@@ -251,7 +257,7 @@ class CudaSession:
         else:
             self._enqueue(sizes, logits)
         self._device.synchronize()
-        self._num_rows, self._rows, self._fed = num_rows, sizes.rows, sum(len(one.tokens) for one in batch)
+        self._num_rows, self._rows, self._fed = num_rows, sizes.rows, fed
 
     def _sizes_of(self, batch: Sequence[Positions], num_rows: int, *, logits: bool) -> PassSizes:
         """Fill the inputs; what the pass is launched with."""
@@ -344,6 +350,12 @@ class CudaSession:
 
     def _memory_advice(self) -> str:
         """How much weights and cache need, and which max_sequences or --max-length would fit."""
+        if self._weights_of is not None:
+            return (
+                f"the GPU has no room for the draft head: its cache takes {self._cache.nbytes} bytes, its buffers "
+                f"{self._buffer_bytes}, and {self._free_bytes} were free beside the engine: load with a smaller "
+                "max_sequences, or without it, options=CudaOptions(draft_head=False)"
+            )
         contract, per_position, slots = self.contract, self._cache.bytes_per_position, self.num_slots
         room = self._free_bytes - self._weight_bytes - self._buffer_bytes
         length, fewer = longest_for(room // (per_position * slots)), room // (per_position * contract.capacity)

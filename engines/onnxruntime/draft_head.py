@@ -16,7 +16,7 @@ from engines.onnxruntime.binding import Binding
 from engines.onnxruntime.inputs import Buffer, RaggedInputs
 from engines.onnxruntime.session import MOST_SEQUENCES, external_bytes
 from engines.onnxruntime.session_options import open_graph, session_options
-from engines.session import Positions
+from engines.session import Positions, SessionMemory
 
 
 class OnnxRuntimeDraftHead:
@@ -107,9 +107,14 @@ class OnnxRuntimeDraftHead:
         for part in self._cache:
             part[target, :, first:end] = part[source, :, first:end]
 
-    def nbytes(self) -> tuple[int, int]:
+    def memory(self) -> SessionMemory:
         """Bytes of weights, the embedding that it shares with the verifier among them, and of the whole cache."""
-        return self._weight_bytes, sum(part.nbytes for part in self._cache)
+        buffers = (self._top, self._likelihoods, self._following, self._hidden)
+        return SessionMemory(
+            weights=self._weight_bytes,
+            cache=sum(part.nbytes for part in self._cache),
+            buffers=sum(buffer.array.nbytes for buffer in buffers),
+        )
 
     def close(self) -> None:
         """Free the memory."""

@@ -20,7 +20,8 @@ def likelihoods(  # type: ignore[no-untyped-def]
     """Row `program_id(0)` of y float32 [M, LIKELIEST]: the log-softmax of `logits` float32 [M, vocabulary].
 
     At `tokens` int64 [M, LIKELIEST], the likeliest first: its logit is the largest of the row. -1, which stands for
-    logits that are no numbers, gives NaN. PLACES: LIKELIEST, rounded up to a power of two.
+    logits that are no numbers, gives NaN, for all tokens of a row whose likeliest it is. PLACES: LIKELIEST, rounded up
+    to a power of two.
     """
     if OVERLAP:
         gdc_launch_dependents()

@@ -147,7 +147,9 @@ def merge_likeliest(  # type: ignore[no-untyped-def]
     for place in range(LIKELIEST):
         largest = tl.max(key, axis=0)
         if FINAL:
-            token = tl.where(largest == _NOT_A_NUMBER, -1, 0xFFFFFFFF - (largest & 0xFFFFFFFF))
+            # Below numbers that are none there are no keys of tokens, nor below those of a small vocabulary.
+            is_token = (largest != _NOT_A_NUMBER) & (largest != _LEAST)
+            token = tl.where(is_token, 0xFFFFFFFF - (largest & 0xFFFFFFFF), -1)
             if place == 0:
                 tl.store(next_tokens + row, token)
             if place < top_k:

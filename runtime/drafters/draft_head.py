@@ -226,7 +226,9 @@ class HeadDrafter:
 
     def take(self, told: HeadTargets) -> None:
         """What the head says after what was fed last."""
-        rows = zip(self._expanding, told.tokens, np.exp(told.log_probabilities), told.hidden_states, strict=True)
+        # Where a head's numbers are none it says nothing: the verifier's may be sound.
+        told_shares = np.nan_to_num(np.exp(told.log_probabilities), nan=0.0)
+        rows = zip(self._expanding, told.tokens, told_shares, told.hidden_states, strict=True)
         for node, tokens, shares, state in rows:
             if self._guide is not None:
                 tokens, shares = _permitted(self._guide, self.tree.path(node), tokens, shares)

@@ -114,7 +114,7 @@ def _eagle(argument: str, target: VerifierProfile) -> Drafter:
     if target.draft_head is None:
         raise GenerationError(
             "drafter 'eagle' is a draft head, and this engine has none, or none that these kernels run: "
-            "python -m export add-head DIR HEAD adds one, for native kernels"
+            "python -m export add-head DIR HEAD adds one, for native kernels, and compiling DIR again for cuda"
         )
     return HeadDrafter(target.draft_head, trees=target.trees, slot=target.slot)
 

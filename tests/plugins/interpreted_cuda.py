@@ -811,3 +811,37 @@ def test_logits_that_are_no_numbers_have_no_token():
     key[0, 4000] = 0x7FFFFFFFFFFFFFFF
     key[1, 4000] = (5 << 32) | (0xFFFFFFFF - 11)
     assert merged(key, 8)[0].tolist() == [-1, 11]
+
+
+def test_a_row_without_numbers_has_no_likeliest_tokens():
+    """From the hidden state to log-probabilities: nothing is read beyond the logits, and the other row is whole."""
+    random = np.random.default_rng(0)
+    x = random.standard_normal((2, 128)).astype(np.float32)
+    x[0] = np.nan
+    values = random.integers(-127, 128, (160, 128)).astype(np.int8)
+    q, a = quantized(x)
+    logits, keys = torch.zeros((2, 160)), torch.zeros((2, 3, 8), dtype=torch.int64)
+    run(
+        kernel_of(LmHead(tokens=16, likeliest=8, bias=False, softcap=False)),
+        (1, 3),
+        q=q,
+        a=a,
+        weight=tensor(pack_weight(values)),
+        scale=tensor(pack_channels(np.full(160, 1e-3, np.float32))),
+        bias=NOTHING,
+        logits=logits,
+        keys=keys,
+        tokens=2,
+        vocabulary=160,
+        input_tiles=1,
+        writes_logits=1,
+        softcap=0.0,
+    )
+    tokens = merged(keys.reshape(2, -1), 8)[1]
+    assert (tokens[0] == -1).all()
+    assert ((tokens[1] >= 0) & (tokens[1] < 160)).all()
+    y = torch.zeros((2, 8))
+    given = {"logits": logits, "tokens": tensor(tokens), "y": y, "vocabulary": 160}
+    run(kernel_of(Likelihoods(likeliest=8)), (2,), **given)
+    assert torch.isnan(y[0]).all()
+    np.testing.assert_allclose(y[1], logits[1].log_softmax(-1)[tokens[1]], rtol=2e-6, atol=2e-6)

@@ -67,9 +67,12 @@ def cpu(directory):
 
 
 def near(came, expected):
-    """Sums are in other orders, and a value within that of a step of INT8 moves by a whole one: that is rare."""
+    """Sums are in other orders, and a value within that of a step of INT8 moves by a whole one, 1/127 of the largest of
+    its token or block: that is rare, and a step of few."""
     assert came.shape == expected.shape
-    assert np.median(np.abs(came - expected)) < 1e-3 * np.abs(expected).mean()
+    off, size = np.abs(came - expected), np.abs(expected).mean()
+    assert np.median(off) < 1e-3 * size
+    assert off.max() < 0.1 * size
 
 
 def test_what_the_verifier_tells_is_what_the_heads_graph_makes(sessions, reference, cpu, directory):
@@ -114,13 +117,20 @@ def test_steps_are_those_of_the_cpu(sessions, reference, directory):
     alone = dataclasses.replace(head.run([branch], following))
     likelihoods = alone.log_probabilities.copy()
     other = Positions(tokens=ids[:3], cache_length=0, num_logits=2, slot=0)
-    together = head.run([other, branch], np.concatenate([states[:3], following]))
-    # What a step says of a sequence does not depend on who else is in it.
-    np.testing.assert_array_equal(together.log_probabilities[2:], likelihoods)
+    # What a step says of a sequence does not depend on who else is in it; the third time it is replayed.
+    for _ in range(3):
+        together = head.run([other, branch], np.concatenate([states[:3], following]))
+        np.testing.assert_array_equal(together.log_probabilities[2:], likelihoods)
     head.copy_rows(1, 0, 0, 20)
     moved = head.run([dataclasses.replace(branch, slot=0)], following)
     np.testing.assert_array_equal(moved.log_probabilities, likelihoods)
     assert np.exp(likelihoods).sum() < 1
+    # Numbers that are none stay with their sequence, and are no fault.
+    broken = head.run([other, branch], np.concatenate([np.full((3, hidden), np.nan, np.float32), following]))
+    assert np.isnan(broken.log_probabilities[:2]).all()
+    np.testing.assert_array_equal(broken.log_probabilities[2:], likelihoods)
+    with pytest.raises(ValueError, match=r"an array \[2, \d+\] came; \[3, \d+\] was expected"):
+        head.run([other], states[:2])
 
 
 def test_decoding_with_the_head(directory, tmp_path):

@@ -4,6 +4,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import runtime
 from engines.cuda import loading
@@ -27,9 +29,10 @@ from engines.gpu.device import Gpu
 from engines.gpu.driver import GpuSearch
 from engines.gpu.host_device import HostDevice
 from export.add_head import add_head
-from export.build_options import CompileOptions
+from export.build_options import CompileOptions, Silent
+from export.cli import app
 from export.compile_cuda import compile_engine
-from quasar.errors import BuildError, DamagedEngineError
+from quasar.errors import DamagedEngineError, EngineError
 from tests.draft_heads import copy_engine, write_random_head
 from tests.engines.cuda.fakes import compile_quickly
 from tests.engines.cuda.test_launches import addresses
@@ -47,6 +50,7 @@ HEADS = {
     "every token": {"feature_layers": (2,), "draft_vocab_size": 0},
     "w8a8": {"precision": "w8a8"},
     "w8a8-block": {"precision": "w8a8-block", "attention": {"qk_norm": "head"}},
+    "w4a16": {"precision": "w4a16", "own_embedding": True},
 }
 ADA = Gpu(name="NVIDIA Ada", compute_capability="8.9", driver="13.1")
 
@@ -90,7 +94,7 @@ def test_a_head_on_the_stand_in(names, only, passed, shared_engine, make_once):
 @pytest.mark.full
 def test_every_kind_of_head_on_the_stand_in(shared_engine, make_once):
     names = [name for name in HEADS if name not in ("eagle3", "eagle")]
-    check_head(names, "tells or steps", "10 passed", shared_engine=shared_engine, make_once=make_once)
+    check_head(names, "tells or steps", "12 passed", shared_engine=shared_engine, make_once=make_once)
 
 
 @pytest.fixture
@@ -203,12 +207,13 @@ def test_which_head_is_loaded(engine, tiny_model, tmp_path, quickly, on_host_mem
 
     # Another head since: the one that was compiled is not the engine's.
     write_random_head(tmp_path / "other", tiny_model, norm_output=True)
-    add_head(engine, tmp_path / "other")
+    added = CliRunner().invoke(app, ["add-head", str(engine), str(tmp_path / "other")])
+    assert "cuda goes without it until it is compiled: python -m export compile" in " ".join(added.output.split())
     with caplog.at_level(logging.WARNING, "quasar.engines"):
         sessions, _ = load_cuda(open_directory(engine), CudaOptions())
     assert sessions.head is None
     sessions.verifier.close()
-    assert "was added after it was compiled for cuda" in caplog.text
+    assert "was not compiled for cuda, which goes without it" in caplog.text
     assert f"compile {engine} --backend cuda" in caplog.text
     before = set(cuda_files(open_directory(engine).manifest).names)
     compiled(engine)
@@ -219,14 +224,46 @@ def test_which_head_is_loaded(engine, tiny_model, tmp_path, quickly, on_host_mem
     assert {path.relative_to(engine).as_posix() for path in (engine / "cuda").iterdir()} == now != before
 
 
-def test_a_float_head_is_refused(engine, tiny_model, tmp_path):
-    write_random_head(tmp_path / "head", tiny_model)
-    add_head(engine, tmp_path / "head", precision="fp32")
-    before = (engine / "manifest.json").read_bytes()
-    said = r"the draft head's linears are float, and cuda has no form of float: .*add-head .* --precision w4a8 first"
-    with pytest.raises(BuildError, match=said):
-        compiled(engine)
-    assert (engine / "manifest.json").read_bytes() == before
+def test_a_head_without_a_form_is_left_out(engine, tiny_model, tmp_path, quickly):
+    """Floats, and linears of few inputs, which stay floats; the engine is compiled as without a head."""
+    before = cuda_files(compiled(engine).manifest)
+    for precision, said in (("fp32", "cuda has no form of float"), ("w4a8-128", r"\(MatMul\) has no CUDA form")):
+        write_random_head(tmp_path / "head", tiny_model)
+        add_head(engine, tmp_path / "head", precision=precision)
+        reporter = Said()
+        options = CompileOptions(directory=engine, backend="cuda", compute_capabilities=("8.9",))
+        files = cuda_files(compile_engine(options, reporter).manifest)
+        assert files.draft_head is None
+        assert files.program == before.program
+        (detail,) = [detail for stage, detail in reporter.stages if stage == "draft head"]
+        assert re.search(rf"left out, and cuda goes without it: .*{said}; add-head --precision w4a8", detail)
+        # No byte of the head is left among the weights.
+        program = read_program(engine / files.program)
+        ends = [one.offset + one.bytes for one in program.tensors.values()]
+        assert max(ends) == (engine / files.weights).stat().st_size
+
+
+class Said(Silent):
+    """Keeps the stages."""
+
+    def __init__(self):
+        self.stages = []
+
+    def stage(self, name, detail):
+        self.stages.append((name, detail))
+
+
+def test_no_room_for_the_head(engine, quickly, on_host_memory, monkeypatch):
+    monkeypatch.setattr(HostDevice, "engine", engine, raising=False)
+    directory = compiled(engine)
+    plain, _ = load_cuda(directory, CudaOptions(draft_head=False))
+    taken = plain.verifier.memory()
+    plain.verifier.close()
+    room = taken.weights + taken.cache + taken.buffers + 100_000
+    monkeypatch.setattr(loading, "CudaDevice", lambda: HostDevice(room, lambda kernel, grid, arguments: None))
+    said = r"no room for the draft head: its cache takes \d+ bytes.*without it, options=CudaOptions\(draft_head=False\)"
+    with pytest.raises(EngineError, match=said):
+        load_cuda(directory, CudaOptions())
 
 
 def test_a_damaged_part_is_named(engine, quickly):

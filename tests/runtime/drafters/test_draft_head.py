@@ -6,6 +6,7 @@ import pytest
 from engines.contract import Contract
 from engines.draft_head import WIDEST_STEP, HeadTargets
 from engines.probes.row_invariance import RowInvariance
+from engines.session import SessionMemory
 from runtime.control.controller import Controller, Knowledge
 from runtime.control.latency import LatencyModel
 from runtime.drafters.draft_head import DraftHeadCache, HeadDrafter
@@ -99,8 +100,8 @@ class TableHead:
         self.copied.append((first, end))
         self._tokens[target, first:end] = self._tokens[source, first:end]
 
-    def nbytes(self):
-        return 0, 0
+    def memory(self):
+        return SessionMemory(weights=0, cache=0, buffers=0)
 
     def close(self):
         pass
@@ -433,6 +434,18 @@ def test_under_a_grammar_the_tree_has_what_may_come():
     assert guide.asked == [[], [14]]
     assert (drafter.tree.tokens, drafter.tree.parents) == ([12, 14, 16], [-1, -1, 1])
     np.testing.assert_allclose(drafter.tree.shares[2], 1.0, rtol=1e-6)
+
+
+class AnyToken(EvenTokens):
+    """Lets everything through."""
+
+    def permits(self, path, tokens):
+        return [True] * len(tokens)
+
+
+def test_numbers_that_are_none_are_no_draft():
+    drafter = begun(AnyToken(), shares=(np.nan, np.nan, np.nan))
+    assert drafter.tree.tokens == []
 
 
 def test_where_nothing_likely_may_come_the_tree_stays_empty():
