@@ -208,7 +208,7 @@ def test_which_head_is_loaded(engine, tiny_model, tmp_path, quickly, on_host_mem
     # Another head since: the one that was compiled is not the engine's.
     write_random_head(tmp_path / "other", tiny_model, norm_output=True)
     added = CliRunner().invoke(app, ["add-head", str(engine), str(tmp_path / "other")])
-    assert "cuda goes without it until it is compiled: python -m export compile" in " ".join(added.output.split())
+    assert "cuda goes without it until python -m export compile" in " ".join(added.output.split())
     with caplog.at_level(logging.WARNING, "quasar.engines"):
         sessions, _ = load_cuda(open_directory(engine), CudaOptions())
     assert sessions.head is None
