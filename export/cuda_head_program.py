@@ -15,7 +15,7 @@ from engines import contract as names
 from engines import draft_head as head_names
 from engines.contract import INT8_CACHE, Contract
 from engines.cuda.buffers import written
-from engines.cuda.program import HEAD_PREFIX, Place, Program, Receive, Step, Tell, Tensor
+from engines.cuda.program import HEAD_PREFIX, PlaceColumns, Program, Receive, Step, Tell, Tensor
 from engines.draft_head import DraftHeadFiles
 from export.cuda_program import ProgramWriter, attribute, form_of
 from export.passes.walk import only_user
@@ -155,13 +155,13 @@ class _HeadWriter(ProgramWriter):
 
     def _place(
         self, value: ir.Value | None, norm: ir.Node | None, output: str, *, first: int = 0, width: int | None = None
-    ) -> Place:
+    ) -> PlaceColumns:
         source = self._name(value)
         columns, is_selected = self._columns[source], source in self._selected
         if is_selected:
             self._selected.add(output)
         weight = "" if norm is None else self._name(norm.inputs[1])
-        return Place(
+        return PlaceColumns(
             input=source,
             norm=self._put(weight, self._array(weight)) if weight else "",
             # The standard's own, where a node has none.

@@ -6,7 +6,19 @@ A buffer is free again after the last step that reads it.
 from collections.abc import Iterator
 
 from engines.cuda.launches import Limits, amax_of, arrivals_of, partials_of, quantized_bytes, sums_of
-from engines.cuda.program import AddNorm, Attention, Embed, Head, Linear, Place, Program, Receive, Select, Step, Tell
+from engines.cuda.program import (
+    AddNorm,
+    Attention,
+    Embed,
+    Head,
+    Linear,
+    PlaceColumns,
+    Program,
+    Receive,
+    Select,
+    Step,
+    Tell,
+)
 from plugins.gpu.packing import TILE_OUTPUTS, tiles_of
 from plugins.gpu.variants import MERGED
 
@@ -23,7 +35,7 @@ def plan_buffers(program: Program) -> tuple[dict[str, int], list[int]]:
     free: list[int] = []
     for index, step in enumerate(program.steps):
         for name, columns in written(step):
-            if name in placed and isinstance(step, Place):
+            if name in placed and isinstance(step, PlaceColumns):
                 # Others have placed their columns.
                 continue
             # The block that fits best, so that wide ones are left for wide buffers.
@@ -75,7 +87,7 @@ def _read(step: Step) -> Iterator[str]:
         case AddNorm():
             yield step.input
             yield step.residual
-        case Attention() | Select() | Head() | Place() | Tell():
+        case Attention() | Select() | Head() | PlaceColumns() | Tell():
             yield step.input
 
 
@@ -84,7 +96,7 @@ def written(step: Step) -> Iterator[tuple[str, int]]:
     match step:
         case Embed() | Select() | AddNorm() | Receive():
             yield step.output, step.columns
-        case Place():
+        case PlaceColumns():
             yield step.output, step.width
         case Linear():
             yield step.output, step.outputs

@@ -10,7 +10,7 @@ from engines.cuda.program import (
     Embed,
     Head,
     Linear,
-    Place,
+    PlaceColumns,
     Program,
     Receive,
     Select,
@@ -108,9 +108,9 @@ def launches(program: Program, sizes: PassSizes, at: Addresses, limits: Limits) 
             case Receive() | Tell():
                 # Copies, which the session makes before and after.
                 continue
-            case Select() | Head() | Place(selected=True) if not sizes.rows:
+            case Select() | Head() | PlaceColumns(selected=True) if not sizes.rows:
                 continue
-            case Place():
+            case PlaceColumns():
                 yield _place(step, sizes.rows if step.selected else tokens, at)
             case Select():
                 kernel = GatherRows(table_type="float32").name
@@ -237,7 +237,7 @@ def _block_linear(step: Linear, tokens: int, at: Addresses, limits: Limits) -> L
     )
 
 
-def _place(step: Place, rows: int, at: Addresses) -> Launch:
+def _place(step: PlaceColumns, rows: int, at: Addresses) -> Launch:
     return Launch(
         kernel=place_variant(step).name,
         grid=(rows,),

@@ -72,7 +72,7 @@ class Tell:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class PlaceColumns:
     """Columns of output, [tokens, width], from `first` on = the input, or an RMS norm of it if `norm` is given.
 
     `selected`: of the rows whose logits are asked for.
@@ -181,8 +181,8 @@ class Head:
     likelihoods: bool
 
 
-Step = Embed | Receive | Tell | Place | Linear | AddNorm | Attention | Select | Head
-_KINDS = (Embed, Receive, Tell, Place, Linear, AddNorm, Attention, Select, Head)
+Step = Embed | Receive | Tell | PlaceColumns | Linear | AddNorm | Attention | Select | Head
+_KINDS = (Embed, Receive, Tell, PlaceColumns, Linear, AddNorm, Attention, Select, Head)
 _STEPS: dict[str, type[Step]] = {kind.__name__.lower(): kind for kind in _KINDS}
 
 
@@ -234,7 +234,7 @@ class Program:
                 case Linear():
                     yield quantize_variant(step)
                     yield from (linear_variant(step, tokens) for tokens in FORMS[step.form].tile_tokens)
-                case Place():
+                case PlaceColumns():
                     yield place_variant(step)
                 case AddNorm():
                     yield NormAdd.of(step.columns)
@@ -297,7 +297,7 @@ def quantize_variant(step: Linear | Head) -> NormQuantize:
     return NormQuantize.of(step.inputs, norm=bool(step.norm), form=step.form)
 
 
-def place_variant(step: Place) -> PlaceRows:
+def place_variant(step: PlaceColumns) -> PlaceRows:
     """The kernel that places rows."""
     return PlaceRows.of(step.columns, step.first, step.width, norm=bool(step.norm))
 

@@ -22,7 +22,7 @@ from engines.cuda.launches import Limits, launches
 from engines.cuda.load_options import CudaOptions
 from engines.cuda.loading import load_cuda
 from engines.cuda.pass_sizes import PassSizes
-from engines.cuda.program import TARGETS, Embed, Head, Place, Receive, Tell
+from engines.cuda.program import TARGETS, Embed, Head, PlaceColumns, Receive, Tell
 from engines.directory import open_directory
 from engines.gpu import record as gpu_record
 from engines.gpu.device import Gpu
@@ -158,7 +158,7 @@ def test_programs_of_an_engine_with_a_head(engine, quickly):
     kinds = [type(step) for step in head.steps]
     assert kinds[0] is Receive
     assert kinds[-1] is Tell
-    assert [step.first for step in head.steps if isinstance(step, Place)] == [0, embedding.columns]
+    assert [step.first for step in head.steps if isinstance(step, PlaceColumns)] == [0, embedding.columns]
     names = [record.name for record in read_kernel_records(directory.file(files.kernels[0].file))]
     assert names == list(dict.fromkeys(one.name for one in (*verifier.variants(), *head.variants())))
     assert "likelihoods_8" in names
