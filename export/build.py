@@ -307,6 +307,7 @@ class _Build:
             "rotation": ROTATION if self._options.rotate else "",
             "linears": sha256_json(self._recipe.linears),
             "calibration": inputs_hash(self._calibration) if self._reads_calibration else "",
+            "calibration_tokens": self._most_calibration_tokens if self._reads_calibration else 0,
             "contract": self._contract.to_json(),
             "tools": tool_versions(),
         }
@@ -325,9 +326,13 @@ class _Build:
         return self._recipe.quantizes or self._options.kv_dtype in INTEGER_CACHES
 
     def _calibration_texts(self) -> tuple[list[Prompt], list[TokenizedText]]:
-        """As many of the calibration prompts as a model of this size is given, and their texts."""
+        """As many of the calibration prompts as were asked for, or a model of this size is given, and their texts."""
         texts = self._texts(self._calibration, CALIBRATION_ANSWER_TOKENS)
-        return fit_texts(self._calibration, texts, calibration_tokens(self._checkpoint.spec.num_parameters()))
+        return fit_texts(self._calibration, texts, self._most_calibration_tokens)
+
+    @property
+    def _most_calibration_tokens(self) -> int:
+        return self._options.calibration_tokens or calibration_tokens(self._checkpoint.spec.num_parameters())
 
     def _evaluation_texts(self) -> list[TokenizedText]:
         return self._texts(self._evaluation, EVALUATION_ANSWER_TOKENS)
@@ -339,7 +344,8 @@ class _Build:
         goal = None if self._bound is None else goal_of(self._bound, room, spec, self._kernels, reporter)
         prompts, texts = self._calibration_texts()
         if len(prompts) < len(self._calibration):
-            self._reporter.stage("", f"{len(prompts)} of {len(self._calibration)} prompts, by the size of the model")
+            why = "--calibration-tokens" if self._options.calibration_tokens else "by the size of the model"
+            self._reporter.stage("", f"{len(prompts)} of {len(self._calibration)} prompts: {why}")
         write_texts(self._texts_path, texts)
         folder, directory = self._quantization_path, self._workspace.path
         record = quantize(

@@ -25,12 +25,12 @@ class BuildOptions:
     """What the user chose.
 
     `precision` None: w8a8, or w8a8-block where the answers of w8a8 are too far from the float model's; "stored" for a
-    checkpoint that GPTQ, AWQ or compressed-tensors quantized. `max_length`
-    None: the smaller of the model's context and 4096. `alpha` None: auto. `kernels` "native": a directory for those
-    alone; None: for every back end, as the option is left out. `weights`: how they are rounded; None: as `effort`
-    and the precision have it. `rotate`: turn the residual stream and the values (`calibration.rotation`). `blocks`:
-    whether linears may get scales in blocks where nobody asks for them; not where a back end is compiled that lacks
-    them.
+    checkpoint that GPTQ, AWQ or compressed-tensors quantized. `calibration_tokens` None: by the model's size.
+    `max_length` None: the smaller of the model's context and 4096. `alpha` None: auto. `kernels` "native": a directory
+    for those alone; None: for every back end, as the option is left out. `weights`: how they are rounded; None: as
+    `effort` and the precision have it. `rotate`: turn the residual stream and the values (`calibration.rotation`).
+    `blocks`: whether linears may get scales in blocks where nobody asks for them; not where a back end is compiled that
+    lacks them.
     """
 
     model: str
@@ -38,6 +38,7 @@ class BuildOptions:
     precision: str | None = None
     alpha: str | float | None = None
     calibration: Path | None = None
+    calibration_tokens: int | None = None
     max_length: int | None = None
     keep_float: tuple[str, ...] = ()
     max_kl: float | None = None
@@ -128,7 +129,7 @@ def check_options(options: BuildOptions) -> None:
     of_search = {**_of_calibration(options), "--rotate": options.rotate or None}
     if options.kv_dtype in INTEGER_CACHES:
         # The scales of the cache come from it.
-        del of_search["--calibration"]
+        del of_search["--calibration"], of_search["--calibration-tokens"]
     meaningless: dict[str, dict[str, object]] = {
         FLOAT.choice: {**of_search, "--keep-float": options.keep_float or None},
         **dict.fromkeys(STORED_CHOICES, of_search),
@@ -139,7 +140,12 @@ def check_options(options: BuildOptions) -> None:
 
 
 def _of_calibration(options: BuildOptions) -> dict[str, object]:
-    return {"--alpha": options.alpha, "--calibration": options.calibration, "--weights": options.weights}
+    return {
+        "--alpha": options.alpha,
+        "--calibration": options.calibration,
+        "--calibration-tokens": options.calibration_tokens,
+        "--weights": options.weights,
+    }
 
 
 def choose_precision(options: BuildOptions, checkpoint: Checkpoint) -> str | None:

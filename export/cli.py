@@ -129,6 +129,16 @@ def build(
             show_default=False,
         ),
     ] = None,
+    calibration_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Tokens of calibration text, at most (default: by the model's size, 1024 to 4096, which is less than "
+            "a minute of passes).",
+            show_default=False,
+        ),
+    ] = None,
     max_length: Annotated[
         int | None,
         typer.Option(
@@ -239,6 +249,7 @@ def build(
         precision=precision,
         alpha=alpha,
         calibration=calibration,
+        calibration_tokens=calibration_tokens,
         max_length=max_length,
         keep_float=tuple(keep_float or ()),
         max_kl=max_kl,

@@ -350,6 +350,23 @@ def test_options_that_cannot_be_honoured(options, message, tiny_model, tmp_path)
     assert not (tmp_path / "engine.partial").exists()
 
 
+def test_calibration_takes_as_many_tokens_as_were_asked_for(tiny_model, few_prompts, tmp_path):
+    """Whole texts: the first, and those that fit beside it."""
+    tokens = {}
+    for most in (None, 1, 180):
+        options = BuildOptions(
+            model=str(tiny_model),
+            output=tmp_path / f"engine-{most}",
+            effort="quick",
+            calibration=few_prompts,
+            calibration_tokens=most,
+        )
+        record = json.loads((build(options) / "manifest.json").read_text())["calibration"]
+        tokens[most] = record["prompts"], record["tokens"]
+    assert [count for count, _ in tokens.values()] == [3, 1, 2]
+    assert tokens[1][1] < tokens[180][1] <= 180 < tokens[None][1]
+
+
 def test_interrupted_force_keeps_an_engine(tiny_model, few_prompts, tmp_path):
     """Killed while the old directory is set aside: the finished one is put in place by the next build."""
     output = tmp_path / "engine"

@@ -104,7 +104,7 @@ def test_the_scales_of_a_cache_come_from_the_users_text(tmp_path, tiny_model, fe
         build(BuildOptions(model=str(tiny_model), output=tmp_path / "c", precision="fp32", calibration=few_prompts))
 
 
-@pytest.mark.parametrize("option", [{"alpha": "0.5"}, {"weights": "gptq"}])
+@pytest.mark.parametrize("option", [{"alpha": "0.5"}, {"weights": "gptq"}, {"calibration_tokens": 64}])
 def test_options_of_calibration_have_no_meaning(tmp_path, tiny_model, option):
     options = BuildOptions(model=str(tiny_model), output=tmp_path / "engine", precision="stored", **option)
     with pytest.raises(BuildError, match=r"has no meaning with --precision stored: leave it out"):
