@@ -7,6 +7,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from plugins.gpu.kernel import Kernel
+from plugins.gpu.rms_norm import rms_norm
 from plugins.gpu.variants import NormAdd
 
 
@@ -28,9 +29,7 @@ def norm_add(  # type: ignore[no-untyped-def]
     offsets = tl.arange(0, BLOCK)
     inside = offsets < columns
     values = tl.load(x + row + offsets, mask=inside, other=0.0)
-    mean = tl.div_rn(tl.sum(values * values, axis=0), columns.to(tl.float32))
-    norm = tl.sqrt_rn(mean + epsilon)
-    normed = tl.div_rn(values, tl.zeros_like(values) + norm) * tl.load(weight + offsets, mask=inside, other=0.0)
+    normed = rms_norm(values, weight + offsets, inside, columns, epsilon)
     before = tl.load(residual + row + offsets, mask=inside, other=0.0)
     tl.store(y + row + offsets, before + normed, mask=inside)
 

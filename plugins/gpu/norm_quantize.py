@@ -8,6 +8,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from plugins.gpu.kernel import Kernel
+from plugins.gpu.rms_norm import rms_norm
 from plugins.gpu.variants import NormQuantize
 from quasar import numerics
 
@@ -45,9 +46,7 @@ def norm_quantize(  # type: ignore[no-untyped-def]
     inside = offsets < columns
     values = tl.load(x + token * columns + offsets, mask=inside, other=0.0)
     if NORM:
-        mean = tl.div_rn(tl.sum(values * values, axis=0), columns.to(tl.float32))
-        norm = tl.sqrt_rn(mean + epsilon)
-        values = tl.div_rn(values, tl.zeros_like(values) + norm) * tl.load(weight + offsets, mask=inside, other=0.0)
+        values = rms_norm(values, weight + offsets, inside, columns, epsilon)
     size: tl.constexpr = GROUP if GROUP else BLOCK
     groups: tl.constexpr = BLOCK // size
     values = tl.reshape(values, (groups, size))

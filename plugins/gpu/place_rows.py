@@ -7,6 +7,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from plugins.gpu.kernel import Kernel
+from plugins.gpu.rms_norm import rms_norm
 from plugins.gpu.variants import PlaceRows
 
 
@@ -34,9 +35,7 @@ def place_rows(  # type: ignore[no-untyped-def]
     inside = offsets < columns
     values = tl.load(x + row * columns + offsets, mask=inside, other=0.0)
     if NORM:
-        mean = tl.div_rn(tl.sum(values * values, axis=0), columns.to(tl.float32))
-        norm = tl.sqrt_rn(mean + epsilon)
-        values = tl.div_rn(values, tl.zeros_like(values) + norm) * tl.load(weight + offsets, mask=inside, other=0.0)
+        values = rms_norm(values, weight + offsets, inside, columns, epsilon)
     tl.store(y + row * width + first + offsets, values, mask=inside)
 
 
