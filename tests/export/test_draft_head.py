@@ -260,4 +260,5 @@ def test_what_an_interrupted_build_left_is_named(engine, tmp_path):
     compiled = ("--backend", "cuda", "--compute-capability", "8.9")
     said = refusal_of("build", "smollm2", "-o", copied, "--draft-head", tmp_path / "head", *compiled)
     said = " ".join(said.split())
-    assert f"python -m export compile {copied} --backend cuda and python -m export add-head {copied}" in said
+    # In this order: compiling takes the head in.
+    assert f"python -m export add-head {copied} {tmp_path / 'head'} and python -m export compile {copied}" in said
