@@ -79,7 +79,8 @@ def test_help_names_every_step_with_its_limit():
     for step, seconds in gpu.LIMITS.items():
         assert step in done.stdout
         assert f"{seconds} s" in done.stdout
-    assert sum(gpu.LIMITS.values()) <= 480
+    # What its help and docs/gpu.md promise: ten minutes.
+    assert sum(gpu.LIMITS.values()) <= 600
     assert os.access(SCRIPT, os.R_OK)
 
 
