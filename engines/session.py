@@ -28,6 +28,11 @@ class SessionMemory:
     cache: int
     buffers: int
 
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.weights + self.cache + self.buffers
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Positions:

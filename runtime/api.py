@@ -306,14 +306,12 @@ class Engine:
         """Bytes of weights, KV cache and buffers, of conversations that wait, and of engines that draft."""
         resources = self._open()
         session, head = resources.loaded.session.memory(), resources.loaded.draft_head
-        of_head = None if head is None else head.memory()
         return Memory(
             weights=session.weights,
             cache=session.cache,
             buffers=session.buffers + resources.verifier.logits_bytes,
             swapped_out=resources.scheduler.swapped_out_bytes(),
-            drafters=resources.draft_engines.nbytes
-            + (0 if of_head is None else of_head.weights + of_head.cache + of_head.buffers),
+            drafters=resources.draft_engines.nbytes + (0 if head is None else head.memory().total),
         )
 
     def metrics(self) -> Metrics:

@@ -113,11 +113,9 @@ def open_sessions(directory: EngineDirectory, placement: Placement, device: Devi
     """The sessions on a device, which is closed with the verifier's, or if this fails."""
     files, contract = placement.files, directory.manifest.contract
     try:
-        head, compiled = _head_of(directory, files, options)
-        program = _program(directory, files.program if compiled is None else compiled.verifier, contract)
-        own = None
-        if head is not None and compiled is not None:
-            own = _program(directory, compiled.program, head.contract(contract))
+        head = _head_of(directory, files, options)
+        program = _program(directory, files.program if head is None else head.compiled.verifier, contract)
+        own = None if head is None else _program(directory, head.compiled.program, head.files.contract(contract))
         weights = directory.file(files.weights)
         kernels = {
             record.name: device.load_kernel(
@@ -129,7 +127,7 @@ def open_sessions(directory: EngineDirectory, placement: Placement, device: Devi
         if slots is None:
             slot_bytes = contract.cache_values * CACHE_DTYPES[program.cache_type].itemsize
             if head is not None and own is not None:
-                slot_bytes += head.contract(contract).cache_values * CACHE_DTYPES[own.cache_type].itemsize
+                slot_bytes += head.files.contract(contract).cache_values * CACHE_DTYPES[own.cache_type].itemsize
             slots = slots_that_fit(device.free_bytes, weights.stat().st_size, slot_bytes)
     except BaseException:
         device.close()
@@ -140,19 +138,25 @@ def open_sessions(directory: EngineDirectory, placement: Placement, device: Devi
     if head is None or own is None:
         return Sessions(verifier=verifier)
     try:
-        return Sessions(verifier=verifier, head=CudaDraftHead(own, weights, kernels, device, head, verifier))
+        return Sessions(verifier=verifier, head=CudaDraftHead(own, weights, kernels, device, head.files, verifier))
     except BaseException:
         verifier.close()
         raise
 
 
-def _head_of(
-    directory: EngineDirectory, files: CudaFiles, options: CudaOptions
-) -> tuple[DraftHeadFiles, CudaHeadFiles] | tuple[None, None]:
-    """The engine's draft head and what was compiled of it, if it is wanted."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Head:
+    """The engine's draft head, and what was compiled of it."""
+
+    files: DraftHeadFiles
+    compiled: CudaHeadFiles
+
+
+def _head_of(directory: EngineDirectory, files: CudaFiles, options: CudaOptions) -> _Head | None:
+    """The engine's draft head, if it is wanted and was compiled."""
     head, compiled = directory.manifest.draft_head, files.draft_head
     if head is None or not options.draft_head:
-        return None, None
+        return None
     if compiled is None or not has_cuda_head(directory.manifest):
         _log.warning(
             "the draft head of %s was not compiled for %s, which goes without it: run python -m export compile %s "
@@ -162,8 +166,8 @@ def _head_of(
             directory.path,
             NAME,
         )
-        return None, None
-    return head, compiled
+        return None
+    return _Head(files=head, compiled=compiled)
 
 
 def _program(directory: EngineDirectory, file: str, contract: Contract) -> Program:
