@@ -99,13 +99,20 @@ def test_lowered_graph_computes_the_same(exported):
 def test_positions_do_not_depend_on_the_width(exported):
     checkpoint, precision, folder, contract = exported
     tokens = tokens_of(24)
-    # Weights that become floats in each pass are multiplied in another order by width: no drafts are verified there.
-    sessions = [lowered_session(folder, contract)] if precision_of(precision).has_integer_activations else []
     if toolchain.LIBRARY.is_file():
-        sessions.append(native_session(folder, contract, checkpoint.spec))
-    for session in sessions:
+        session = native_session(folder, contract, checkpoint.spec)
         whole = run_in_chunks(session, tokens, 24)
         for width in (1, 2, 3, 5, 8):
+            np.testing.assert_array_equal(run_in_chunks(session, tokens, width), whole)
+    # Weights that become floats in each pass are multiplied in another order by width: no drafts are verified there.
+    if not precision_of(precision).has_integer_activations:
+        return
+    session = lowered_session(folder, contract)
+    whole = run_in_chunks(session, tokens, 24)
+    for width in (1, 2, 3, 5, 8):
+        # Where a CPU has AVX2 alone, ONNX Runtime multiplies one position by 4-bit weights in another order than
+        # several: the probe finds it, and every pass has two.
+        if width > 1 or not precision.startswith("w4"):
             np.testing.assert_array_equal(run_in_chunks(session, tokens, width), whole)
 
 
