@@ -77,11 +77,11 @@ def sweep(
         list[str] | None,
         typer.Option(
             metavar="RECIPE …",
-            help="PRECISION[,alpha=…][,head=float][,kl=…] (default: a choice of seven).",
+            help="PRECISION[,alpha=…][,head=float][,kl=…] (default: a choice of eight).",
             show_default=False,
         ),
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Every combination of precision, smoothing, head.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Every combination that the model can have.")] = False,
     tasks: Annotated[
         bool,
         typer.Option("--tasks", help="Score tasks as well (accuracy), on all of FILE's rows with references."),
@@ -102,6 +102,7 @@ def sweep(
         DEFAULT_RECIPES,
         build_engines,
         markdown_table,
+        possible_recipes,
         score_tasks,
         write_sweep,
     )
@@ -110,7 +111,11 @@ def sweep(
 
     check_output(json)
     rows = read_prompts(prompts, limit)
-    recipes = recipe or (ALL_RECIPES if everything else DEFAULT_RECIPES)
+    recipes = recipe or DEFAULT_RECIPES
+    if everything and not recipe:
+        recipes, refused = possible_recipes(model, ALL_RECIPES)
+        for name, reason in refused.items():
+            console().print(f"left out: {name}: {reason}")
     directories = build_engines(model, output, recipes, calibration)
     scored = score_tasks(directories, prompts, progress_steps) if tasks else None
     swept = run_sweep(model, directories, rows, progress_steps, scored)

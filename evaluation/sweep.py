@@ -21,6 +21,7 @@ from calibration.precisions.catalog import (
     ladder,
     precision_of,
 )
+from calibration.recipe import make_recipe
 from engines import OnnxRuntimeOptions, load_engine
 from engines.directory import open_directory
 from engines.latency import CURVE_LENGTH, measure_interleaved
@@ -100,6 +101,21 @@ def build_options(recipe: str, model: str, output: Path, calibration: Path | Non
         calibration=None if precision == FLOAT.choice else calibration,
         **asked,
     )
+
+
+def possible_recipes(model: str, recipes: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The recipes that this model can have, and of the others why not: inputs that their groups do not divide."""
+    spec = open_checkpoint(model).spec
+    possible, refused = [], {}
+    for recipe in recipes:
+        options = build_options(recipe, model, Path())
+        try:
+            make_recipe(spec, precision=options.precision, alpha="off", keep_float=options.keep_float)
+        except BuildError as error:
+            refused[recipe] = str(error)
+        else:
+            possible.append(recipe)
+    return possible, refused
 
 
 def build_engines(model: str, output: Path, recipes: Sequence[str], calibration: Path | None = None) -> dict[str, Path]:

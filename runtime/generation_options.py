@@ -186,13 +186,13 @@ class GenerationOptions:
     drafter: DrafterOption = option(
         "auto",
         'what proposes tokens: "auto", "none", "prompt-lookup[:MIN-MAX]", "suffix", "recycling[:kept]", "eagle", '
-        '"model:DIR", "self:DIR", "hierarchical:DIR[+DIR]", any `Drafter`, or several, of which the controller '
+        '"model:DIR", "self[:DIR]", "hierarchical:DIR[+DIR]", any `Drafter`, or several, of which the controller '
         "takes what pays, round by round (docs/drafters.md).",
         anything,
         Flag(
             str,
             "NAME[,NAME]",
-            "auto, none, prompt-lookup[:MIN-MAX], suffix, recycling[:kept], eagle, model:DIR, self:DIR, "
+            "auto, none, prompt-lookup[:MIN-MAX], suffix, recycling[:kept], eagle, model:DIR, self[:DIR], "
             "hierarchical:DIR[+DIR]; of several, what pays is taken round by round.",
             rank=3,
         ),

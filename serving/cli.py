@@ -23,7 +23,9 @@ def _commands() -> None:
 @app.command()
 def serve(
     directory: Directory,
-    host: Annotated[str, typer.Option(help="The address to listen at; others than loopback need keys.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="The address to listen at; without keys, others than loopback get a warning.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free one; the line that is printed tells it.")] = 8000,
     name: Annotated[
         str, typer.Option(metavar="NAME", help="The model's name in the API (default: the engine's).")

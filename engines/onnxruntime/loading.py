@@ -29,7 +29,7 @@ def load_onnxruntime(directory: EngineDirectory, options: OnnxRuntimeOptions) ->
     if options.provider != "cpu":
         raise EngineError(
             f"provider {options.provider!r} is not supported: this back end runs on the CPU; NVIDIA GPUs are served by "
-            "the TensorRT back end, since ONNX Runtime's CUDA provider does not run INT8 Q/DQ matmuls as such"
+            "the back ends cuda and tensorrt, since ONNX Runtime's CUDA provider does not run INT8 Q/DQ matmuls as such"
         )
     threads = _threads(options.threads)
     files = onnxruntime_files(directory.manifest)

@@ -12,6 +12,7 @@ from evaluation.sweep import (
     build_options,
     bytes_per_pass,
     markdown_table,
+    possible_recipes,
     score_tasks,
     write_sweep,
 )
@@ -54,6 +55,14 @@ def test_all_recipes_are_every_combination_once(tmp_path):
     assert len(set(ALL_RECIPES)) == len(ALL_RECIPES) == 4 + 7 * 3 * 2
     for recipe in ALL_RECIPES:
         build_options(recipe, "tiny", tmp_path)
+
+
+def test_recipes_that_a_model_cannot_have_are_left_out(tiny_model):
+    """Its hidden size of 64 has blocks of 32, and no groups of 128."""
+    possible, refused = possible_recipes(str(tiny_model), ALL_RECIPES)
+    assert sorted([*possible, *refused]) == sorted(ALL_RECIPES)
+    assert {recipe.split(",")[0] for recipe in refused} == {"w4a8-128", "w4a16-128"}
+    assert all("needs a multiple of 128" in reason for reason in refused.values())
 
 
 def test_bytes_of_a_pass(tiny_model):
