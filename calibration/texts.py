@@ -48,7 +48,7 @@ def default_prompts(name: str) -> list[Prompt]:
 
 
 def calibration_prompts(path: Path | None) -> list[Prompt]:
-    """The user's calibration prompts (the first 256), or the project's own."""
+    """The user's calibration prompts (at most 256, one from each category in turn), or the project's own."""
     return default_prompts("calibration") if path is None else read_prompts(path, limit=MAX_CALIBRATION_PROMPTS)
 
 
