@@ -225,7 +225,14 @@ class Composer:
         parts = [(one, part) for one, part in zip(decoding, prepared, strict=True) if isinstance(part, Prepared)]
         sprouts = [sprout for _, part in parts for sprout in part.sprouts]
         start = time.perf_counter()
-        spent = grow(sprouts, latency, others=len(decoding) - len(sprouts))
+        spent = 0.0
+        try:
+            spent = grow(sprouts, latency, others=len(decoding) - len(sprouts))
+        except Exception as error:  # the head's: of the requests that draft with it, and of no other
+            for request, part in parts:
+                if part.sprouts:
+                    with request.own_errors:
+                        raise error
         if not spent:
             return plain
         took = time.perf_counter() - start

@@ -219,7 +219,7 @@ def make_drafters(asked: DrafterOption, target: VerifierProfile) -> list[Drafter
 
     Args:
         asked: a drafter, a name (with ":" and an argument where it takes one), several names with commas between them,
-            or a list of these.
+            or a list of these. A name that comes twice counts once.
         target: what they draft for.
 
     Raises:
@@ -245,14 +245,23 @@ def make_drafters(asked: DrafterOption, target: VerifierProfile) -> list[Drafter
         # First, so that what it proposes counts as its own.
         parts.insert(0, _PREDICTION)
     drafters: list[Drafter] = []
+    made: set[str] = set()
     for part in parts:
-        if part == AUTO:
-            names = ["suffix", "recycling"] if target.tells_successors else ["suffix"]
-            names += [HeadDrafter.name] if target.draft_head is not None else []
-            drafters += [_make(name, target) for name in names]
-        else:
-            drafters.append(_make(part, target) if isinstance(part, str) else part)
+        if not isinstance(part, str):
+            drafters.append(part)
+            continue
+        # Who is named twice, or by `auto` as well, drafts once: the sequence has one place in a head's cache.
+        for name in _of_auto(target) if part == AUTO else [part]:
+            if name not in made:
+                made.add(name)
+                drafters.append(_make(name, target))
     return drafters
+
+
+def _of_auto(target: VerifierProfile) -> list[str]:
+    """What `auto` stands for."""
+    names = ["suffix", "recycling"] if target.tells_successors else ["suffix"]
+    return [*names, HeadDrafter.name] if target.draft_head is not None else names
 
 
 def as_list(asked: DrafterOption) -> list[Drafter | str]:

@@ -113,6 +113,60 @@ def test_trees_of_several_sequences_grow_in_the_same_steps(head_engine):
     assert max(batches) > 1
 
 
+@pytest.fixture
+def free_engine(head_engine):
+    """Positions that cost nothing: whatever a head says is verified."""
+    loaded = load_engine(head_engine, options=OnnxRuntimeOptions(threads=1, slots=4))
+    loaded = replace(loaded, record=replace(loaded.record, cost_surface_ms={16: {1: 10.0, 32: 10.01}}))
+    with runtime.Engine(loaded) as engine:
+        yield engine
+
+
+def finish(streams):
+    """Tokens, or the error, of streams that go on side by side."""
+    answers = [[] for _ in streams]
+    left = dict(enumerate(streams))
+    while left:
+        for place, stream in list(left.items()):
+            try:
+                answers[place] += next(stream).token_ids
+            except StopIteration:
+                del left[place]
+            except Exception as error:
+                answers[place] = error
+                del left[place]
+    return answers
+
+
+def test_a_head_that_is_named_twice_drafts_once(free_engine):
+    options = {"max_new_tokens": 24, "ignore_eos": True}
+    plain = [list(one.token_ids) for one in free_engine.generate(PROMPTS, drafter="none", **options)]
+    drafters = ("auto,eagle", "eagle,eagle", "eagle", "none")
+    streams = [
+        free_engine.stream(prompt, drafter=drafter, **options)
+        for prompt, drafter in zip(PROMPTS, drafters, strict=True)
+    ]
+    assert finish(streams) == plain
+
+
+def test_what_a_head_raises_is_of_those_that_draft_with_it(free_engine, monkeypatch):
+    options = {"max_new_tokens": 24, "ignore_eos": True}
+    plain = [list(one.token_ids) for one in free_engine.generate(PROMPTS, drafter="none", **options)]
+
+    def fail(head, batch, states):
+        raise RuntimeError("the head fails")
+
+    monkeypatch.setattr(OnnxRuntimeDraftHead, "run", fail)
+    drafters = ("eagle", "none", "eagle", "suffix")
+    streams = [
+        free_engine.stream(prompt, drafter=drafter, **options)
+        for prompt, drafter in zip(PROMPTS, drafters, strict=True)
+    ]
+    failed, one, failed_too, other = finish(streams)
+    assert [one, other] == [plain[1], plain[3]]
+    assert str(failed) == str(failed_too) == "the head fails"
+
+
 @pytest.mark.parametrize("drawn", [{}, {"temperature": 0.9, "seed": 5}], ids=["greedy", "drawn"])
 @pytest.mark.parametrize("drafted", [{"drafter": "eagle"}, {"drafter": "eagle", "num_draft_tokens": 6}, {}])
 def test_answers_under_a_grammar_are_those_of_plain_decoding(engine, drawn, drafted):
