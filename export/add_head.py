@@ -1,5 +1,6 @@
 """Adding a draft head to an engine directory: read it, round it, write its graphs, rewrite the manifest."""
 
+import shutil
 import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -21,7 +22,7 @@ from quasar.checkpoints.checkpoint import checkpoint_hash
 from quasar.draft_heads.folder import DraftHead
 from quasar.draft_heads.spec import DraftHeadSpec
 from quasar.errors import BuildError, QuasarError
-from quasar.files import sha256_file, sha256_json
+from quasar.files import atomic_path, sha256_file, sha256_json
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -86,10 +87,21 @@ def add_head(
         found = DraftHead(head, sizes)
         _check_layers(opened.manifest, found.spec)
         prepared = PreparedDraftHead(head=found, precision=chosen, target=_target(opened.manifest, found.spec, model))
+        _drop_leftovers(opened)
         reporter.stage("write", f"{found.spec.kind}, {precision}, on native kernels")
         files = write_head(opened.path, contract, prepared, embedding, engine=opened.manifest.engine_hash)
         publish_head(opened, files)
     return open_directory(directory)
+
+
+def _drop_leftovers(opened: EngineDirectory) -> None:
+    """Delete what runs that were killed left: what the manifest does not name."""
+    folder = opened.path / FOLDER
+    for path in list(folder.iterdir()) if folder.is_dir() else []:
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.relative_to(opened.path).as_posix() not in opened.manifest.files:
+            path.unlink()
 
 
 def _precision(choice: str) -> Precision:
@@ -125,10 +137,12 @@ def write_head(
     folder = directory / FOLDER
     folder.mkdir(exist_ok=True)
     graph, fuse, weights = (f"{FOLDER}/{name}.{part}" for part in ("head.onnx", "fuse.onnx", "data"))
-    # Other bytes have another name: a run that is killed has changed no file that the manifest names.
+    # Other bytes have another name, and the same ones take their place whole: a run that is killed has changed no file
+    # that the manifest names.
     with (
         tempfile.TemporaryDirectory(dir=folder) as scratch,
-        WeightFile(directory / weights, directory) as packed,
+        atomic_path(directory / weights) as temporary,
+        WeightFile(temporary, directory, named=directory / weights) as packed,
     ):
         if spec.own_embedding:
             embedding = packed.append(_EMBEDDING, head.read(_EMBEDDING))
@@ -153,7 +167,8 @@ def write_head(
                 tensor = value.const_value
                 if isinstance(tensor, ir.ExternalTensor) and tensor.location == _CANONICAL:
                     value.const_value = packed.append(str(value.name), tensor.numpy())
-            ir.save(one, directory / path)
+            with atomic_path(directory / path) as written:
+                ir.save(one, written)
     return DraftHeadFiles(
         kind=spec.kind,
         graph=graph,

@@ -1,5 +1,6 @@
 """A draft head in an engine: its passes are those of the torch reference, through chunks, chains and a tree."""
 
+import errno
 import json
 import shutil
 
@@ -14,6 +15,7 @@ from export import add_head as add_head_module
 from export.add_head import add_head
 from export.build_options import CompileOptions
 from export.compile_cuda import compile_engine
+from export.weight_file import WeightFile
 from plugins.cpu import toolchain
 from quasar.checkpoints import open_checkpoint
 from quasar.checkpoints.checkpoint import read_float32
@@ -177,6 +179,34 @@ def test_another_head_takes_the_place_of_the_first(engine, tiny_model, tmp_path)
     assert sorted(path.name for path in (directory / "draft_head").iterdir()) == sorted(
         name.split("/")[1] for name in after.draft_head.names
     )
+
+
+def test_a_head_that_is_added_again_changes_no_file_before_it_is_whole(engine, tiny_model, tmp_path, monkeypatch):
+    directory = copy_engine(engine, tmp_path / "engine")
+    write_random_head(tmp_path / "head", tiny_model)
+    add_head(directory, tmp_path / "head")
+    names = {directory / name for name in open_directory(directory).manifest.draft_head.names}
+    before = {path: (path.stat().st_ino, path.read_bytes()) for path in names}
+    # What a run left that was killed.
+    (directory / "draft_head/tmpabc").mkdir()
+    (directory / "draft_head/tmpabc/canonical.data").write_bytes(b"half")
+    (directory / "draft_head/other.data").write_bytes(b"half")
+
+    append = WeightFile.append
+
+    def full(self, name, array):
+        if self._file.tell() and self._path.parent == directory / "draft_head":
+            raise OSError(errno.ENOSPC, "no space")
+        return append(self, name, array)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(WeightFile, "append", full)
+        with pytest.raises(OSError, match="no space"):
+            add_head(directory, tmp_path / "head")
+    assert {path: (path.stat().st_ino, path.read_bytes()) for path in names} == before
+    assert set((directory / "draft_head").iterdir()) == names
+    add_head(directory, tmp_path / "head")
+    assert {path: path.read_bytes() for path in names} == {path: content for path, (_, content) in before.items()}
 
 
 def test_what_does_not_fit_is_refused_and_nothing_changes(engine, tiny_model, tmp_path):
