@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calibration.quantized_model import LinearChoice
-from quasar.files import atomic_path
+from quasar.files import atomic_path, safetensors_errors
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +65,7 @@ class WalkState:
             "figures": self.figures,
         }
         arrays = {name: tensor.contiguous().numpy() for name, tensor in tensors.items()}
-        with atomic_path(path) as temporary:
+        with safetensors_errors(), atomic_path(path) as temporary:
             save_file(arrays, temporary, metadata={"state": json.dumps(described)})
 
     @classmethod

@@ -23,7 +23,7 @@ from calibration.sqnr import LinearFigures
 from calibration.texts import TokenizedText
 from calibration.validation_split import Divergence, ValidationSplit, holds_out, split_validation
 from quasar.checkpoints import Checkpoint
-from quasar.files import atomic_path, write_json
+from quasar.files import atomic_path, safetensors_errors, write_json
 from quasar.numerics import QuantizedWeight
 
 _CHOICES, _FACTORS = "choices.json", "factors.safetensors"
@@ -63,7 +63,7 @@ class Quantization:
         from safetensors.numpy import save_file
 
         factors = {name: np.asarray(factor, np.float32) for name, factor in self.factors.by_linear.items()}
-        with atomic_path(folder / _FACTORS) as temporary:
+        with safetensors_errors(), atomic_path(folder / _FACTORS) as temporary:
             save_file(factors, temporary)
         entries = {
             name: {

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from quasar.files import safetensors_errors
 from quasar.numerics import QuantizedWeight
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ class QuantizedFolder:
         tensors = {"values": weight.values, "scale": weight.scale.reshape(len(weight.scale), -1)}
         if weight.offset is not None:
             tensors["offset"] = weight.offset
-        save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, self._file(linear))
+        with safetensors_errors():
+            save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, self._file(linear))
 
     def load(self, linear: str) -> "tuple[torch.Tensor, torch.Tensor]":
         """Its integers and scales."""

@@ -59,10 +59,10 @@ _Capabilities = Annotated[
         show_default=False,
     ),
 ]
-_ComputeType = Annotated[
-    Literal["float16", "bfloat16"],
-    typer.Option(help="Of the KV cache, unless that is INT8 on cuda; TensorRT's values around the matmuls, too."),
-]
+_COMPUTE_TYPE = typer.Option(
+    help="Of the KV cache on a GPU unless that is INT8, and of what TensorRT has around matmuls.  [default: float16]",
+    show_default=False,
+)
 _Plugins = Annotated[
     list[Path] | None,
     typer.Option("--plugin", metavar="LIB", help="A library of TensorRT plugins to load and keep in the plan."),
@@ -199,7 +199,7 @@ def build(
         ),
     ] = None,
     compute_capability: _Capabilities = None,
-    compute_type: _ComputeType = "float16",
+    compute_type: Annotated[Literal["float16", "bfloat16"] | None, _COMPUTE_TYPE] = None,
     draft_head: Annotated[
         Path | None,
         typer.Option(
@@ -239,6 +239,12 @@ def build(
         left = [f"python -m export add-head {output} {draft_head}"] if draft_head else []
         left += [f"python -m export compile {output} --backend {name}" for name in chosen]
         raise BuildError(f"{output} is an engine already: {' and '.join(left)} adds to it; --force builds it again")
+    if compute_type is not None and not chosen:
+        raise BuildError(
+            f"--compute-type {compute_type} is what GPUs compute with, and no --backend is named: name one, or leave "
+            "it out; the cache of the CPU has --kv-dtype"
+        )
+    compute_type = compute_type or "float16"
     if CUDA in chosen:
         from export.compile_cuda import cache_type_of
 
@@ -298,7 +304,7 @@ def compile_backend(
         typer.Option(help="cuda, tensorrt or tensorrt-rtx; may be given several times."),
     ],
     compute_capability: _Capabilities = None,
-    compute_type: _ComputeType = "float16",
+    compute_type: Annotated[Literal["float16", "bfloat16"], _COMPUTE_TYPE] = "float16",
     plugin: _Plugins = None,
     fused_quantization: Annotated[
         bool,

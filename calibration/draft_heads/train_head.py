@@ -143,8 +143,7 @@ class _Run:
             self._fill(data, generation)
         finally:
             session.close()
-        # Answers that lead to each other have one number, and are learned from together or not at all.
-        if len(data.numbers) < 2:
+        if self._num_kept(data) < 2:
             raise BuildError(
                 f"{data.num_sequences} sequences came of {options.directory}, and {dict(generation.dropped)} was "
                 "dropped: a head cannot be trained on that; give --prompts, or more --minutes"
@@ -167,12 +166,13 @@ class _Run:
             # Sequences that are not done yet count: many are done at once.
             speed = generation.positions / max(now - begun - apart, 1e-9)
             if options.tokens is None and data.num_tokens >= _FIRST_TOKENS:
-                if rate is None:
+                if rate is None and self._num_kept(data) > 1:
                     data.flush()
                     rate = self._training_rate(data)
                     apart += time.monotonic() - now
                     self._keep(positions_a_second=rate)
-                wanted = self._wanted(data.num_tokens, speed, rate)
+                if rate is not None:
+                    wanted = self._wanted(data.num_tokens, speed, rate)
             if now - said >= _SECONDS_BETWEEN_LINES:
                 said = now
                 of = f" of about {wanted:,.0f}" if math.isfinite(wanted) else ""
@@ -187,6 +187,11 @@ class _Run:
                 break
         data.flush()
         self._keep(tokens_a_second=round(generation.positions / max(time.monotonic() - begun - apart, 1e-9), 1))
+
+    def _num_kept(self, data: DataFolder) -> int:
+        """What can be held out apart: answers that lead to each other, and those to one prompt, are kept together."""
+        prompts = self._num_prompts
+        return len(data.numbers if prompts is None else {number % prompts for number in data.numbers})
 
     def _wanted(self, tokens: int, speed: float, rate: float) -> float:
         """Tokens that leave time to learn from each `_EPOCHS` times."""

@@ -18,7 +18,7 @@ from calibration.draft_heads.head_model import HeadModel
 from calibration.draft_heads.pace import Pace
 from calibration.draft_heads.packed_blocks import Piece, TorchBlock, draft_numbers, pack, torch_block
 from quasar.errors import BuildError
-from quasar.files import atomic_path
+from quasar.files import atomic_path, safetensors_errors
 
 if TYPE_CHECKING:
     import torch
@@ -160,7 +160,7 @@ class Training:
             "cursor": self._block_cursor,
             "losses": self.losses[-64:],
         }
-        with atomic_path(self._path) as temporary:
+        with safetensors_errors(), atomic_path(self._path) as temporary:
             save_file(tensors, temporary, metadata={"training": json.dumps(state)})
 
     def _load(self) -> None:
@@ -174,7 +174,8 @@ class Training:
             with torch.no_grad():
                 parameter.copy_(stored[f"parameter.{name}"])
             self._optimizer.state[parameter] = {
-                key: stored[f"{key}.{name}"].to(self.model.device if key != "step" else "cpu")
+                # A fused step counts where its parameter is.
+                key: stored[f"{key}.{name}"].to(parameter.device)
                 for key in ("step", "exp_avg", "exp_avg_sq")
                 if f"{key}.{name}" in stored
             }

@@ -18,7 +18,7 @@ class OnnxRuntimeOptions:
         slots: sequences that the KV cache holds; pages that none of them has written take no memory.
         max_positions: that one pass takes, of all sequences together; None for those of a chunk of a prompt.
         hidden_states: layers of the verifier: its passes tell what enters them, for draft heads
-            (`Session.hidden_states`). () takes those of the directory's draft head.
+            (`Session.hidden_states`). () takes those of the directory's draft head, which is not loaded with others.
         draft_head: load the draft head that the directory has; it runs on native kernels.
         drafts: load the graph that drafts for the engine itself, over its own weights.
     """

@@ -43,6 +43,9 @@ def load_onnxruntime(directory: EngineDirectory, options: OnnxRuntimeOptions) ->
             "one, for native kernels, whose 4-bit weights are multiplied by floats, or whose cache is in tiers"
         )
     head = directory.manifest.draft_head if kernels.library is not None and options.draft_head else None
+    if head is not None and options.hidden_states not in ((), head.feature_layers):
+        # It cannot read what this session tells.
+        head = None
     # Whoever drafts for a verifier that runs already does not measure beside it.
     record = _record(directory, this_machine(threads, kernels.name), threads, graphs, mends=not options.drafts)
     session = graphs.open(

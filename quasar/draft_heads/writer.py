@@ -14,7 +14,7 @@ from quasar.draft_heads.folder import check_targets
 from quasar.draft_heads.layouts import BASE_MODEL, EAGLE, EAGLE3, FEATURE_LAYERS, draft_head_spec
 from quasar.draft_heads.spec import DraftHeadSpec
 from quasar.errors import CheckpointError
-from quasar.files import atomic_path, write_json
+from quasar.files import atomic_path, safetensors_errors, write_json
 
 _ACTIVATIONS = {"gated_silu": "silu", "gated_gelu_tanh": "gelu_pytorch_tanh"}
 
@@ -51,7 +51,7 @@ def write_draft_head(
     if spec.reduces_vocabulary:
         stored["d2t"] = (targets - np.arange(len(targets))).astype(np.int64)
         stored["t2d"] = np.isin(np.arange(spec.decoder.vocab_size), targets)
-    with atomic_path(folder / "model.safetensors") as temporary:
+    with safetensors_errors(), atomic_path(folder / "model.safetensors") as temporary:
         save_file(stored, temporary, metadata={"format": "pt"})
     write_json(folder / "config.json", config)
 

@@ -105,11 +105,10 @@ class ChatTemplate:
             text = self._template(name).render(
                 messages=shown,
                 tools=[dict(tool) for tool in options.tools] or None,
-                documents=None,
                 add_generation_prompt=not options.continue_final_message,
                 strftime_now=lambda form: moment.strftime(form),
                 **self._tokens,
-                **options.arguments,
+                **{"documents": None, **options.arguments},
             )
         except SecurityError as error:
             raise PromptError(f"the chat template reaches for Python internals and is refused ({error})") from None

@@ -288,6 +288,12 @@ def test_a_build_says_at_once_that_integers_are_read_in_float16(tmp_path):
     assert "the engine's KV cache is int8, which cuda reads in float16; --compute-type bfloat16 came" in said
 
 
+def test_what_gpus_compute_with_needs_a_gpu_back_end(tmp_path):
+    said = refusal_of("build", tmp_path, "-o", tmp_path / "engine", "--compute-type", "bfloat16")
+    said = " ".join(said.split())
+    assert "--compute-type bfloat16 is what GPUs compute with, and no --backend is named" in said
+
+
 def test_a_programs_scales_fit_its_cache(tiny_model, shared_engine, tmp_path, quickly):
     engine = shutil.copytree(shared_engine(tiny_model, kv_dtype="int8"), tmp_path / "engine")
     directory = compiled(engine)

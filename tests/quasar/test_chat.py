@@ -79,6 +79,9 @@ def test_a_text_that_begins_with_bos_gets_no_second_one():
 def test_arguments_reach_the_template():
     template = ChatTemplate("{% if enable_thinking is defined and not enable_thinking %}off{% endif %}{{ tools }}")
     assert template.render(USER, ChatOptions(arguments={"enable_thinking": False})) == "offNone"
+    of_documents = ChatTemplate("{{ documents[0].text if documents else 'none' }}")
+    assert of_documents.render(USER, ChatOptions(arguments={"documents": [{"text": "x"}]})) == "x"
+    assert of_documents.render(USER) == "none"
     tools = ({"type": "function", "function": {"name": "f"}},)
     assert "'name': 'f'" in template.render(USER, ChatOptions(tools=tools))
 

@@ -206,6 +206,16 @@ def test_it_can_be_left_out(head_engine):
     loaded.session.close()
 
 
+def test_it_is_not_loaded_where_passes_tell_of_other_layers(head_engine):
+    options = OnnxRuntimeOptions(threads=1, hidden_states=(1, 2))
+    loaded = load_engine(head_engine, options=options)
+    assert loaded.directory.manifest.draft_head.feature_layers != (1, 2)
+    assert loaded.draft_head is None
+    loaded.session.run(np.arange(3), 0, 1)
+    assert len(loaded.session.hidden_states) == 2
+    loaded.session.close()
+
+
 def test_it_is_among_the_engines_drafters(engine):
     assert "eagle" in engine.drafters
 

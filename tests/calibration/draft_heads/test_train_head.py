@@ -8,11 +8,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import safetensors
+import safetensors.numpy
+import safetensors.torch
 import torch
 from typer.testing import CliRunner
 
 from calibration.draft_heads import train_head as module
 from calibration.draft_heads.generated_text import TextLimits
+from calibration.draft_heads.generation import Generation
 from calibration.draft_heads.head_model import HeadModel
 from calibration.draft_heads.head_options import TrainHeadOptions
 from calibration.draft_heads.linear_guess import linear_guess
@@ -222,6 +226,48 @@ def test_a_model_that_is_gone(build_engine, tiny_model, tmp_path):
     shutil.rmtree(source)
     with pytest.raises(BuildError, match=r"was built from is gone \(.*\): say where it is with --model"):
         train_head(options_of(engine, tmp_path / "head"), Heard())
+
+
+def test_an_engine_that_lacks_layers(build_engine, tiny_model, tmp_path):
+    engine = build_engine(tiny_model, skip_layers="1")
+    with pytest.raises(BuildError, match=r"was built without the layers 1, and a draft head learns from"):
+        train_head(options_of(engine, tmp_path / "head"), Heard())
+    assert not (tmp_path / "head").exists()
+
+
+def test_answers_to_one_prompt_are_not_enough(tiny_engine, tmp_path, monkeypatch):
+    """All of them are held out, or none: there is nothing to learn from."""
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(
+        "".join(json.dumps({"prompt": f"Tell me of the number {number}."}) + "\n" for number in range(16))
+    )
+    run = Generation.run
+
+    def of_the_first(self, known):
+        return (None if text is not None and text.number % 16 else text for text in run(self, known))
+
+    monkeypatch.setattr(Generation, "run", of_the_first)
+    with pytest.raises(BuildError, match="a head cannot be trained on that; give --prompts, or more --minutes"):
+        train_head(options_of(tiny_engine, tmp_path / "head", prompts=prompts, tokens=256), Heard())
+
+
+@pytest.mark.parametrize("written", ["training.safetensors", "model.safetensors"])
+def test_a_full_disk_is_a_sentence(tiny_engine, tmp_path, monkeypatch, written):
+    """safetensors says so with an error of its own."""
+
+    def full(save_file):
+        def save(tensors, path, metadata=None):
+            if written in str(path):
+                raise safetensors.SafetensorError("Error while serializing: I/O error: No space left (os error 28)")
+            save_file(tensors, path, metadata)
+
+        return save
+
+    for owner in (safetensors.torch, safetensors.numpy):
+        monkeypatch.setattr(owner, "save_file", full(owner.save_file))
+    with pytest.raises(BuildError, match=r"the disk of .* refuses \(No space left on device\): make room and run"):
+        train_head(options_of(tiny_engine, tmp_path / "head", updates=1), Heard())
+    assert not (tmp_path / "head").exists()
 
 
 def test_an_engine_without_hidden_states(tiny_engine, tmp_path, monkeypatch):
