@@ -228,7 +228,7 @@ def latency(name: str, options: Options) -> dict[str, Any]:
             passes = {"int8": _pass_of(session, width, cached)}
             passes["int8 overlapping"] = _pass_of(overlapping, width, cached)
             passes |= {title: one.pass_of(width, cached) for title, one in others.items()}
-            for title, ms in _interleaved(passes, repeats=2 if options.rehearse else 15).items():
+            for title, ms in _interleaved(passes, rehearse=options.rehearse).items():
                 figures["ms"].setdefault(title, {}).setdefault(str(cached), {})[str(width)] = ms
     return figures
 
@@ -241,7 +241,7 @@ def low_bit(name: str, options: Options) -> dict[str, Any]:
     """
     end = time.perf_counter() + options.seconds
     shape = "tiny-qwen3" if options.rehearse else name
-    lengths = (16, 300) if options.rehearse else CACHED_LENGTHS
+    lengths = (300,) if options.rehearse else CACHED_LENGTHS
     widths = (1, 2) if options.rehearse else (1, 8, 32)
     spec, runner, weights = SHAPES[shape], options.runner, options.folder / "weights.bin"
     contract = replace(contract_of(spec, max(lengths) + 64), kv_dtype="float16")
@@ -270,7 +270,7 @@ def low_bit(name: str, options: Options) -> dict[str, Any]:
             with other:
                 for cached, width in product(lengths, widths):
                     passes = {"int8": _pass_of(base, width, cached), title: _pass_of(other, width, cached)}
-                    ms = _interleaved(passes, repeats=2 if options.rehearse else 15)
+                    ms = _interleaved(passes, rehearse=options.rehearse)
                     for one, took in ms.items():
                         figures["ms"].setdefault(one, {}).setdefault(str(cached), {})[str(width)] = took
                     ratio = round(ms[title] / ms["int8"], 3)
@@ -303,7 +303,7 @@ def draft_head(name: str, options: Options) -> dict[str, Any]:
                 **{f"verifier with the head, width {width}": _pass_of(verifier, width, cached) for width in (1, 8)},
                 **{f"step of {count}": step_of(head, count, cached) for count in (1, 4)},
             }
-            ms = _interleaved(passes, repeats=2 if options.rehearse else 15)
+            ms = _interleaved(passes, rehearse=options.rehearse)
             same = np.array_equal(plain.run(np.arange(8), cached, 8), verifier.run(np.arange(8), cached, 8))
             own = weights.stat().st_size - plain.memory().weights
             taken = {"weights": own, "cache": head.memory().cache, "buffers": head.memory().buffers}
@@ -663,14 +663,15 @@ def _baselines(spec: Any, contract: Contract, *, rehearse: bool) -> tuple[dict[s
     return found, {}
 
 
-def _interleaved(passes: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median milliseconds of each, in turns, after a few that are not counted."""
+def _interleaved(passes: dict[str, Callable[[], object]], *, rehearse: bool) -> dict[str, float]:
+    """Median milliseconds of each, in turns, after a few that are not counted: one is launched, one recorded."""
     times: dict[str, list[float]] = {title: [] for title in passes}
-    for repeat in range(repeats + 3):
+    uncounted, counted = (2, 1) if rehearse else (3, 15)
+    for repeat in range(uncounted + counted):
         for title, one in passes.items():
             start = time.perf_counter()
             one()
-            if repeat >= 3 or repeats < 3:
+            if repeat >= uncounted:
                 times[title].append(1e3 * (time.perf_counter() - start))
     return {title: round(statistics.median(ms), 4) for title, ms in times.items()}
 

@@ -22,13 +22,15 @@ def run(*arguments):
 
 def test_rehearsal(tmp_path):
     path = tmp_path / "gpu.json"
-    done = run("--rehearse", "--json", str(path))
+    # On a tiny shape the two models' latencies are the same run.
+    steps = [step for step in limits() if step != "latency-llama-3-8b"]
+    done = run("--rehearse", "--steps", *steps, "--json", str(path))
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.rstrip().endswith("every step passed")
     steps = json.loads(path.read_text())["steps"]
     assert [*steps] == [
         *("environment", "kernels", "smollm2", "qwen3-1.7b"),
-        *("latency-qwen3-8b", "latency-llama-3-8b", "low-bit-qwen3-8b", "draft-head-qwen3-1.7b"),
+        *("latency-qwen3-8b", "low-bit-qwen3-8b", "draft-head-qwen3-1.7b"),
     ]
     assert len(steps["kernels"]["checks"]) == 30
     for name in ("smollm2", "qwen3-1.7b"):
@@ -68,19 +70,24 @@ def test_a_step_that_fails_leaves_the_others(tmp_path):
     assert all(steps[name]["ok"] is False for name in steps)
 
 
-def test_help_names_every_step_with_its_limit():
-    done = run("--help")
-    assert done.returncode == 0
+def limits():
+    """Seconds that each step may take."""
     sys.path.insert(0, str(SCRIPT.parent))
     try:
         import gpu
     finally:
         sys.path.remove(str(SCRIPT.parent))
-    for step, seconds in gpu.LIMITS.items():
+    return gpu.LIMITS
+
+
+def test_help_names_every_step_with_its_limit():
+    done = run("--help")
+    assert done.returncode == 0
+    for step, seconds in limits().items():
         assert step in done.stdout
         assert f"{seconds} s" in done.stdout
     # What its help and docs/gpu.md promise: ten minutes.
-    assert sum(gpu.LIMITS.values()) <= 600
+    assert sum(limits().values()) <= 600
     assert os.access(SCRIPT, os.R_OK)
 
 

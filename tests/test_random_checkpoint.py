@@ -42,8 +42,13 @@ def test_a_folder_is_a_checkpoint(tokenizer, tmp_path):
         assert values.std() == pytest.approx(expected, rel=0.02)
     assert (checkpoint.read("norm.weight") == 1).all()
     assert checkpoint.transformers_config().num_hidden_layers == 2
-    write(tmp_path / "again", *options)
-    assert write(tmp_path / "other", *options, "--seed", 1).returncode == 0
+
+
+def test_the_same_seed_makes_the_same_weights(tokenizer, tmp_path):
+    options = ("--tokenizer", tokenizer, "--shape", "smollm2", "--layers", 1, "--tied-head")
+    for name, seed in (("model", 0), ("again", 0), ("other", 1)):
+        done = write(tmp_path / name, *options, "--seed", seed)
+        assert done.returncode == 0, done.stderr
     first, again, other = (
         open_checkpoint(str(tmp_path / name)).read("layers.0.mlp.up_proj.weight")
         for name in ("model", "again", "other")

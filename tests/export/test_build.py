@@ -177,8 +177,9 @@ def test_killed_after_a_stage_goes_on_from_there(stage, tiny_model, few_prompts,
     assert is_absent_or_whole(output)
 
 
-def test_killed_at_random_times_leaves_nothing_half_built(tiny_model, few_prompts, start_child, tmp_path):
-    """Twenty kills, spread over the length of a build; each next build goes on with what the last one left."""
+@pytest.mark.parametrize("kills", [8, pytest.param(20, marks=pytest.mark.full)])
+def test_killed_at_random_times_leaves_nothing_half_built(kills, tiny_model, few_prompts, start_child, tmp_path):
+    """Kills spread over the length of a build; each next build goes on with what the last one left."""
     chance = random.Random(5)
     output = tmp_path / "engine"
     process = start_child(output)
@@ -186,7 +187,7 @@ def test_killed_at_random_times_leaves_nothing_half_built(tiny_model, few_prompt
     assert wait(process) == 0
     length = time.monotonic() - start
     assert is_absent_or_whole(output)
-    for number in range(20):
+    for number in range(kills):
         output = tmp_path / f"engine-{number % 4}"
         process = start_child(output)
         time.sleep(chance.uniform(0, length))
