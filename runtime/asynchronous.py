@@ -33,6 +33,10 @@ class _Ended:
     error: BaseException | None
 
 
+class _NotBegunError(Exception):
+    """It was cancelled before it began; whoever awaits the streams has left, or is told of the end by another word."""
+
+
 class ThreadedStreams:
     """Events of several streams, as they come, with the number of the stream.
 
@@ -101,6 +105,9 @@ class ThreadedStreams:
     def _pump(self, index: int) -> None:
         error: BaseException | None = None
         try:
+            if self._cancel.is_set():
+                # The prompt need not be read, nor a grammar compiled.
+                raise _NotBegunError("the answer was cancelled before it began")
             events = self._starts[index]()
             self._give(index, _Begun())
             # A stream that is a generator is closed with its thread.

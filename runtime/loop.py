@@ -139,6 +139,7 @@ class Decoding:
         self._seconds += seconds
         if not len(outcome.tokens):
             return None
+        start = time.perf_counter()
         if self._plain:
             self.answered = True
         elif self.answered:
@@ -146,6 +147,8 @@ class Decoding:
         else:
             self.answered = True
             self.control.begin(self._prompt, int(outcome.tokens[0]), outcome.successors)
+        # What speculation keeps of a round is of its time, too.
+        self._seconds += time.perf_counter() - start
         return self._round(outcome)
 
     def _tell(self, segment: Segment, outcome: Outcome, hidden_states: tuple[Float32, ...], *, is_prompt: bool) -> None:

@@ -25,6 +25,12 @@ class ErrorAnswer:
     code: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
 
+    def for_log(self) -> str:
+        """What a log may hold: the message of a field that is wrong quotes what was sent, and is left out."""
+        if self.status == 400:
+            return f"{self.param or 'the request'}: {self.code or self.type}"
+        return self.message[:300]
+
     def to_json(self) -> dict[str, Any]:
         """OpenAI's error object."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}

@@ -76,7 +76,7 @@ class HeaderLimit:
 
 async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    record_of(request).error = str(error)[:300]
+    record_of(request).error = error.answer.for_log()
     return error_response(error.answer)
 
 

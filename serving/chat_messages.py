@@ -6,6 +6,7 @@ from typing import Any
 
 from serving.api_errors import invalid
 from serving.request_fields import kind_of, short, wrong
+from serving.request_limits import is_too_deep
 
 MOST_MESSAGES, MOST_PARTS, MOST_CALLS = 4096, 1024, 1024
 _ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -79,7 +80,8 @@ def _tool_call(name: str, value: Any) -> dict[str, Any]:
 
 def _is_object(text: str) -> bool:
     try:
-        return isinstance(json.loads(text), dict)
+        value = json.loads(text)
+        return isinstance(value, dict) and not is_too_deep(value)
     except (ValueError, RecursionError):
         return False
 

@@ -10,7 +10,7 @@ from serving.chat_messages import characters_of, for_template, read_messages
 from serving.predicted_output import read_prediction
 from serving.request_fields import Field, boolean, integer, json_object, only, read_fields, string, table_of
 from serving.sampling_fields import MOST_LOGPROBS, MOST_TOKENS, SAMPLING_FIELDS, sampling_options
-from serving.structured_fields import AnswerFormat, answer_format
+from serving.structured_fields import AnswerFormat, answer_format, check_format
 from serving.tools.call_grammar import call_grammar
 from serving.tools.call_support import call_rules
 from serving.tools.tool_fields import TOOL_FIELDS, tool_use
@@ -67,6 +67,7 @@ def read_chat_request(body: Any, model: ServedModel, *, key: str = "") -> ApiReq
         options["tools"] = shown
         if calls.certain:
             grammar: ResponseFormat = {"type": "grammar", "grammar": call_grammar(use, calls.format)}
+            check_format("tools", grammar, inner=".grammar")
             wanted = AnswerFormat(field="tools", value=grammar)
     _check_generation_prompt(fields)
     return make_request(

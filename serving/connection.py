@@ -54,12 +54,24 @@ class Connection(H11Protocol):
     def pause_writing(self) -> None:
         """The client does not read as fast as it is written to."""
         super().pause_writing()
-        self._stall = self._stall or self.loop.call_later(STALL_SECONDS, self.transport.abort)
+        self._stall = self._stall or self._watch_stall()
 
     def resume_writing(self) -> None:
         """It has read."""
         super().resume_writing()
         self._stall = _cancelled(self._stall)
+
+    def _watch_stall(self) -> asyncio.TimerHandle:
+        """Look whether the client reads any of what waits for it."""
+        return self.loop.call_later(STALL_SECONDS, self._look, self.transport.get_write_buffer_size())
+
+    def _look(self, waiting: int) -> None:
+        """Drop a client that has read nothing since `waiting` bytes waited for it."""
+        self._stall = None
+        if self.transport.get_write_buffer_size() < waiting:
+            self._stall = self._watch_stall()
+        else:
+            self.transport.abort()
 
     def send_400_response(self, msg: str) -> None:
         """A request that is none, in the API's form, with the status that h11 has for it."""

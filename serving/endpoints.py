@@ -138,7 +138,7 @@ class Service:
             answer = STOPPING
         if answer.status == 500:
             _log.error("request %s failed", record.request_id, exc_info=error)
-        record.error = answer.message[:300]
+        record.error = answer.for_log()
         return answer
 
     async def _answer(self, request: Request, asked: ApiRequest, record: Record) -> Response:
@@ -228,7 +228,9 @@ class _Running:
             if one is not None:
                 self._take(index, one)
         heading = await self._service.heading_for(self._asked)
-        return json_response(whole_answer(heading, self._asked, self._choices, self._service.engine.codec))
+        codec = self._service.engine.codec
+        # Megabytes, with the likeliest tokens of thousands: streams go on meanwhile.
+        return await asyncio.to_thread(lambda: json_response(whole_answer(heading, self._asked, self._choices, codec)))
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """Events of a stream, the last of which may be an error."""

@@ -64,13 +64,19 @@ def read_json(body: bytes) -> Any:
     except ValueError as error:
         # UnicodeDecodeError, JSONDecodeError, and integers that are too long.
         raise invalid(None, f"the body is not JSON ({error})") from None
+    if is_too_deep(value):
+        raise _too_deep()
+    return value
+
+
+def is_too_deep(value: Any) -> bool:
+    """Whether a JSON value has more levels than what walks through it, and calls itself at each, may meet."""
     level = [value]
     for _ in range(_DEEPEST):
         level = [inner for one in level for inner in _inside(one)]
         if not level:
-            return value
-    # What walks through it later calls itself at each level.
-    raise _too_deep()
+            return False
+    return True
 
 
 def _inside(value: Any) -> Collection[Any]:

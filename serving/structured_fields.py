@@ -9,6 +9,7 @@ from quasar.errors import GrammarError
 from runtime.grammar.formats import ResponseFormat, read_format
 from serving.api_errors import invalid
 from serving.request_fields import Field, Read, array, json_object, short, string, wrong
+from serving.request_limits import is_too_deep
 
 MOST_CHOICES = 10_000
 # What is longer is refused by the runtime, which knows its limits; this is more than a body can hold.
@@ -58,6 +59,8 @@ def _json(name: str, value: Any) -> AnswerFormat:
             raise invalid(name, f"{name} is text that is no JSON ({short(str(error))})") from None
     if not isinstance(schema, dict):
         raise wrong(name, value, "a JSON schema, an object,")
+    if is_too_deep(schema):
+        raise invalid(name, f"{name} is nested too deeply")
     return _made(name, {"type": "json_schema", "json_schema": {"schema": schema}})
 
 

@@ -3,6 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Collection
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from quasar.errors import GrammarError
@@ -34,6 +35,14 @@ WHITESPACE = r"[\x20\x09]{1,4}|\x0D?\x0A[\x20\x09]{0,40}"
 _SHOWN = 300
 
 
+@dataclass(slots=True)
+class _Compiling:
+    """A grammar that is being compiled: who else wants it waits for the lock, and then has the result, or the error."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    error: GrammarError | None = None
+
+
 class Grammars:
     """The grammars of one engine's requests. Thread-safe; nothing of llguidance is imported before the first one."""
 
@@ -43,7 +52,7 @@ class Grammars:
         self._lock = threading.Lock()
         self._tokenizer: LLTokenizer | None = None
         self._compiled: OrderedDict[Grammar, LLMatcher] = OrderedDict()
-        self._compiling: dict[Grammar, threading.Lock] = {}
+        self._compiling: dict[Grammar, _Compiling] = {}
 
     def start(self, grammar: Grammar, *, other_ends: Collection[int] = ()) -> GrammarState:
         """The state of an answer that begins, for one request.
@@ -67,8 +76,11 @@ class Grammars:
             if compiled is not None:
                 self._compiled.move_to_end(grammar)
                 return compiled
-            compiling = self._compiling.setdefault(grammar, threading.Lock())
-        with compiling:
+            compiling = self._compiling.setdefault(grammar, _Compiling())
+        with compiling.lock:
+            if compiling.error is not None:
+                # Who waited would fail as the first one did, after as long.
+                raise GrammarError(str(compiling.error))
             with self._lock:
                 compiled = self._compiled.get(grammar)
             if compiled is None:
@@ -78,6 +90,9 @@ class Grammars:
                         self._compiled[grammar] = compiled
                         while len(self._compiled) > _KEPT:
                             self._compiled.popitem(last=False)
+                except GrammarError as error:
+                    compiling.error = error
+                    raise
                 finally:
                     # After it is kept: who came in between would compile it again.
                     with self._lock:

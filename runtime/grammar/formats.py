@@ -181,11 +181,14 @@ def _check_multiples(name: str, schema: Any) -> None:
 
 def _inner_schemas(name: str, text: str) -> Iterator[Any]:
     """The JSON schemas inside of a grammar."""
-    for found in re.finditer(r"%json\s*", text):
+    directive, place = re.compile(r"%json\s*"), 0
+    while found := directive.search(text, place):
         try:
-            yield json.JSONDecoder().raw_decode(text, found.end())[0]
+            # What stands in a schema is no directive.
+            schema, place = json.JSONDecoder().raw_decode(text, found.end())
         except (ValueError, RecursionError) as error:
             raise GrammarError(f"{name} has a %json without a JSON schema after it ({error})") from None
+        yield schema
 
 
 def _multiples(value: Any) -> Iterator[Any]:

@@ -1,11 +1,14 @@
 """The loop against plain decoding, token by token and of equal length, with drafters of every kind."""
 
+import time
+
 import numpy as np
 import pytest
 
 from engines.probes.row_invariance import RowInvariance
 from quasar.errors import ContextLimitError, GenerationError
 from runtime.acceptance import follow
+from runtime.control.control import NoControl
 from runtime.drafters import Draft, PromptLookup, Recycling, Suffix
 from runtime.kv_cache import KVCache
 from runtime.sequence import check_prompt
@@ -301,3 +304,16 @@ def test_kv_cache_counts_and_refuses():
         cache.commit(np.arange(6))
     with pytest.raises(ContextLimitError, match="holds 5 tokens and cannot be cut to 6"):
         cache.truncate(6)
+
+
+def test_what_a_round_takes_beside_its_pass_is_of_its_time():
+    """As of the drafts that are judged, and what is learned of them."""
+
+    class Slow(NoControl):
+        def learn(self, outcome):
+            time.sleep(0.02)
+
+    session = TableSession(lambda context: (context[-1] + 1) % 50, vocab_size=50)
+    first, *later = run_loop(session, [1, 2, 3], control=Slow(), max_new_tokens=4)
+    assert first.seconds < 0.02
+    assert all(step.seconds >= 0.02 for step in later)

@@ -14,6 +14,8 @@ from serving.connection import Connection
 from tests.serving.servers import PATIENCE, until
 
 SECONDS = 0.3
+# Bytes of an answer that a client takes for longer than that to read.
+WHOLE = 3_000_000
 
 
 class Served:
@@ -39,6 +41,9 @@ class Served:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         if scope["path"] == "/short":
             await send({"type": "http.response.body", "body": b"ok"})
+            return
+        if scope["path"] == "/whole":
+            await send({"type": "http.response.body", "body": b"x" * WHOLE})
             return
         watching = asyncio.ensure_future(receive())
         while not watching.done():
@@ -114,6 +119,19 @@ def test_who_reads_slowly_is_no_staller(served):
         assert read > 0
         assert not served.gone.is_set()
         client.recv(1)
+
+
+def test_a_long_answer_is_read_to_its_end(served):
+    """The transport is given all of it at once, and says nothing until most of it is sent."""
+    with served.connect() as client:
+        client.sendall(b"GET /whole HTTP/1.1\r\nhost: x\r\n\r\n")
+        read, begun = 0, time.monotonic()
+        while read < WHOLE:
+            part = client.recv(16384)
+            assert part, f"cut off after {read} bytes"
+            read += len(part)
+            time.sleep(0.01)
+        assert time.monotonic() - begun > 2 * SECONDS
 
 
 def test_connections_that_are_kept(served):

@@ -292,6 +292,19 @@ def test_one_bad_request_takes_no_other_down(server):
     assert server.process.poll() is None
 
 
+def test_what_was_sent_is_not_in_the_log(server):
+    before = len(server.lines())
+    for body in ({"messages": "a secret"}, {"messages": [USER], "stop": ["a secret" * 40]}):
+        status, answer, _ = server.post("/v1/chat/completions", {"model": server.name, **body})
+        assert (status, "a secret" in answer["error"]["message"]) == (400, True)
+    lines = server.lines()[before:]
+    assert [line["error"] for line in lines if "error" in line] == [
+        "messages: invalid_value",
+        "stop: invalid_value",
+    ]
+    assert "a secret" not in json.dumps(lines)
+
+
 def test_names_of_requests(server):
     assert server.request("GET", "/health", headers={"x-request-id": "abc-1/2"})[2]["x-request-id"] == "abc-1/2"
     # Nothing that could break a line of a log or a header.

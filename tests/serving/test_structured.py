@@ -107,6 +107,7 @@ REFUSED = [
     ("guided_json", {"$ref": "https://example.com/schema"}),
     ("guided_json", json.dumps(deep(200))),
     ("guided_json", json.dumps(deep(400))),
+    ("guided_json", '{"enum": [' + "[" * 150 + "]" * 150 + "]}"),
     ("guided_json", {"enum": ["x" * 70_000]}),
     ("guided_json", {"type": "integer", "multipleOf": 1000003}),
     ("guided_json", {"allOf": [{"anyOf": [{"required": [f"{i}"]}, {"required": [f"x{i}"]}]} for i in range(40)]}),

@@ -319,6 +319,12 @@ def test_answers_that_begin_together_compile_their_grammar_once(monkeypatch):
         states = list(pool.map(lambda _: own.start(grammar), range(4)))
     assert made == ["ab?c"]
     assert len({id(state) for state in states}) == 4
+    # So do those that fail.
+    broken = Grammar(kind="regex", text="a(")
+    with ThreadPoolExecutor(4) as pool:
+        failed = [pool.submit(own.start, broken) for _ in range(4)]
+    assert all(isinstance(one.exception(), GrammarError) for one in failed)
+    assert made == ["ab?c", "a("]
     # What cannot be compiled is said to each, and forgotten.
     for _ in range(2):
         with pytest.raises(GrammarError):

@@ -18,8 +18,8 @@ def tool(name="f", **function):
     return {"type": "function", "function": {"name": name, **function}}
 
 
-def chat(form=HERMES, **fields):
-    model = ServedModel(name="m", defaults={}, template="", max_length=512, calls=form, no_calls="for a reason")
+def chat(form=HERMES, max_length=512, **fields):
+    model = ServedModel(name="m", defaults={}, template="", max_length=max_length, calls=form, no_calls="for a reason")
     return read_chat_request({"model": "m", "messages": [{"role": "user", "content": "hi"}], **fields}, model)
 
 
@@ -28,6 +28,25 @@ def refused(**fields):
         chat(**fields)
     assert raised.value.answer.status == 400
     return raised.value.answer.param
+
+
+def test_arguments_of_a_call_that_are_nested_too_deeply():
+    arguments = '{"a":' + "[" * 600 + "]" * 600 + "}"
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    messages = [{"role": "assistant", "content": None, "tool_calls": [call]}, {"role": "user", "content": "hi"}]
+    assert refused(messages=messages) == "messages[0].tool_calls[0].function.arguments"
+
+
+def test_a_schema_may_hold_the_word_of_a_directive():
+    described = {**PARAMETERS, "description": "a %json value"}
+    asked = chat(tools=[tool(parameters=described)], tool_choice="required")
+    assert "a %json value" in asked.options["response_format"]["grammar"]
+
+
+def test_schemas_that_are_too_long_together():
+    long = {"type": "object", "properties": {"x": {"enum": ["y" * 40_000]}}}
+    tools = [tool(name, parameters=long, strict=True) for name in ("f", "g")]
+    assert refused(tools=tools, tool_choice="required", max_length=100_000) == "tools"
 
 
 def test_formats_of_templates():
