@@ -417,7 +417,8 @@ class _Build:
 
         lower_for_onnxruntime(directory, CANONICAL, files, self._spec)
         graphs = self._graphs(choose_kernels(NATIVE, files))
-        scales = measure_cache_scales(graphs, self._contract, self._calibration_texts()[1], self._reporter)
+        texts = self._calibration_texts()[1]
+        scales = measure_cache_scales(graphs, self._contract, self._spec.layers, texts, self._reporter)
         write_int8_caches(directory, files, scales, tiers=kv_dtype == TIERED_CACHE)
         return {CACHE_SCALES: scales_hash(scales)}
 

@@ -222,7 +222,7 @@ def test_a_cache_that_holds_nonsense_is_measured_again(engine):
 
 
 def test_cuda_provider_names_the_tensorrt_back_end(engine):
-    with pytest.raises(EngineError, match="NVIDIA GPUs are served by the TensorRT back end"):
+    with pytest.raises(EngineError, match="NVIDIA GPUs are served by the back ends cuda and tensorrt"):
         loading.load_engine(engine, options=OnnxRuntimeOptions(provider="cuda"))
 
 

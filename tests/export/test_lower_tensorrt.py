@@ -275,6 +275,7 @@ def test_channels_that_float16_cannot_hold_are_rescaled(tiny_model, tmp_path):
     np.testing.assert_allclose(product, exact, rtol=2e-3, atol=1e-7)
 
 
+@pytest.mark.full
 def test_real_activations_fit_float16(smollm2_engine, tmp_path):
     """SmolLM2, a real prompt, every operator in real float16."""
     import runtime

@@ -80,7 +80,6 @@ ONE_LAYER = ("llama", "qwen2", "qwen3", "blocks", "nibbles", "nibbles-in-planes"
         ("qwen2", 1, 2, "decoding", "1 passed"),
         ("qwen3", 1, 2, "decoding", "1 passed"),
         ("gemma2", 1, 2, "decoding", "1 passed"),
-        ("blocks", 1, 2, "decoding", "1 passed"),
         ("nibbles-in-planes", 1, 2, "decoding", "1 passed"),
         # Nibbles with offsets, and an INT8 cache.
         ("offsets", 3, 1, "decoding", "1 passed"),
@@ -90,6 +89,7 @@ ONE_LAYER = ("llama", "qwen2", "qwen3", "blocks", "nibbles", "nibbles-in-planes"
                 ("llama", 2, 8, "decoding", "1 passed"),
                 ("qwen2", 1, 8, "decoding", "1 passed"),
                 ("qwen3", 1, 8, "decoding", "1 passed"),
+                ("blocks", 1, 4, "decoding", "1 passed"),
                 ("nibbles", 1, 4, "decoding", "1 passed"),
                 ("int8-cache", 1, 4, "decoding or one_value", "2 passed"),
             )
