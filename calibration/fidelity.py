@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.texts import TokenizedText
+from quasar.errors import EngineError
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +70,13 @@ class FidelitySums:
         for start in range(0, len(reference), _POSITIONS_AT_ONCE):
             part = slice(start, start + _POSITIONS_AT_ONCE)
             log_p, log_q, token = log_softmax(reference[part]), log_softmax(engine[part]), following[part]
-            self.kl.append(kl_nats(log_p, log_q))
+            kl = kl_nats(log_p, log_q)
+            if np.isnan(kl).any():
+                raise EngineError(
+                    "logits that are compared are no numbers (NaN): weights or activations overflow, or a weight is "
+                    "damaged; fidelity cannot be told"
+                )
+            self.kl.append(kl)
             self.agrees.append(log_p.argmax(axis=-1) == log_q.argmax(axis=-1))
             second, first = np.partition(log_q, -2, axis=-1)[:, -2:].T
             self.margin.append(first - second)

@@ -117,7 +117,8 @@ def raise_precisions(
             )
         # While the estimate is too hopeful, each try raises at least twice as many linears.
         at_least *= 2
-        best = base.with_precisions(climb.precisions, raised)
+        # Linears that are kept float take no part in the climb.
+        best = base.with_precisions({**dict.fromkeys(base.choices, FLOAT.name), **climb.precisions}, raised)
         reached = validation.measure(best)
         trace.append(RaisedFigures(num_raised=climb.num_raised, kl=reached.kl, top1=reached.top1))
     return best, trace

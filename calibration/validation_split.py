@@ -1,5 +1,6 @@
 """The validation split: calibration text that is held out of fitting, to judge what was fitted."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -78,9 +79,14 @@ class DivergenceSums:
 
     def divergence(self) -> Divergence:
         """The means so far."""
-        kl = max(0.0, self._kl / max(1, self._positions))
-        answers_kl = max(0.0, self._answers_kl / self._answers) if self._answers else kl
+        kl = _mean(self._kl, self._positions)
+        answers_kl = _mean(self._answers_kl, self._answers) if self._answers else kl
         return Divergence(kl=kl, top1=self._agreeing / max(1, self._positions), answers_kl=answers_kl)
+
+
+def _mean(total: float, count: int) -> float:
+    """Of a KL: not below 0, as rounding may take it; infinite where logits are no numbers, which no bound lets pass."""
+    return math.inf if math.isnan(total) else max(0.0, total / max(1, count))
 
 
 def in_answer(text: TokenizedText) -> "torch.Tensor":

@@ -13,6 +13,8 @@ from quasar.files import inside, sha256_file, sha256_json
 
 # Files up to this size are hashed at every load, larger ones once per copy (path, size, time of change).
 _ALWAYS_HASHED_BYTES = 1 << 24
+# How often a directory is read whose manifest changes meanwhile.
+_ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +53,18 @@ def open_directory(path: Path) -> EngineDirectory:
         raise EngineError(
             f"{path} has no {MANIFEST_NAME}{partial}: it is no engine directory; build one with python -m export build"
         )
-    manifest, raw = read_manifest(manifest_path)
-    for name, entry in manifest.files.items():
-        _check_file(path, name, entry)
+    for attempt in range(_ATTEMPTS):
+        content = manifest_path.read_bytes()
+        manifest, raw = read_manifest(manifest_path)
+        try:
+            for name, entry in manifest.files.items():
+                _check_file(path, name, entry)
+            break
+        except DamagedEngineError:
+            # Whoever adds to a directory deletes what it replaces: of a manifest that has another one by now, files
+            # may be gone.
+            if attempt == _ATTEMPTS - 1 or manifest_path.read_bytes() == content:
+                raise
     named = [name for section in manifest.backends.values() for name in section.names]
     named += () if manifest.draft_head is None else manifest.draft_head.names
     for name in (*named, *manifest.text.names):

@@ -1,6 +1,5 @@
 """Adding a draft head to an engine directory: read it, round it, write its graphs, rewrite the manifest."""
 
-import shutil
 import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -16,7 +15,7 @@ from engines.draft_head import FOLDER, DraftHeadFiles
 from engines.manifest import Manifest
 from engines.onnxruntime.files import onnxruntime_files
 from export.build_options import Reporter, Silent
-from export.publishing import locked, publish_head
+from export.publishing import drop_leftovers, locked, publish_head
 from quasar.checkpoints import Checkpoint, open_checkpoint
 from quasar.checkpoints.checkpoint import checkpoint_hash
 from quasar.draft_heads.folder import DraftHead
@@ -87,21 +86,11 @@ def add_head(
         found = DraftHead(head, sizes)
         _check_layers(opened.manifest, found.spec)
         prepared = PreparedDraftHead(head=found, precision=chosen, target=_target(opened.manifest, found.spec, model))
-        _drop_leftovers(opened)
+        drop_leftovers(opened, FOLDER)
         reporter.stage("write", f"{found.spec.kind}, {precision}, on native kernels")
         files = write_head(opened.path, contract, prepared, embedding, engine=opened.manifest.engine_hash)
         publish_head(opened, files)
     return open_directory(directory)
-
-
-def _drop_leftovers(opened: EngineDirectory) -> None:
-    """Delete what runs that were killed left: what the manifest does not name."""
-    folder = opened.path / FOLDER
-    for path in list(folder.iterdir()) if folder.is_dir() else []:
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.relative_to(opened.path).as_posix() not in opened.manifest.files:
-            path.unlink()
 
 
 def _precision(choice: str) -> Precision:

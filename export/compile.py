@@ -31,7 +31,7 @@ from export.build_options import CompileOptions, Reporter, Silent
 from export.compilers import check_precisions, check_whole
 from export.layout import CANONICAL
 from export.passes import FuseTokenQuantization, IntegerLinears, LowerToTensorRt
-from export.publishing import locked, name_by_content, publish
+from export.publishing import drop_leftovers, locked, name_by_content, publish
 from export.weight_file import WeightFile
 from quasar.errors import BuildError
 from quasar.files import atomic_path
@@ -66,6 +66,9 @@ def compile_engine(options: CompileOptions, reporter: Reporter | None = None) ->
             reporter.stage("", f"its KV cache is {options.compute_type} here: TensorRT updates caches of floats alone")
         if options.fused_linears:
             _check_per_token(directory.manifest)
+        elif options.fused_quantization:
+            _check_no_static_scales(directory.manifest)
+        drop_leftovers(directory, FOLDER)
         _Compilation(directory, options, targets, reporter).run()
     return open_directory(options.directory)
 
@@ -117,6 +120,16 @@ def _check_per_token(manifest: Manifest) -> None:
             raise BuildError(f"--fused-linears takes linears that are {PerToken.title}; {name} is {precision}")
     if PerToken.name not in manifest.linears.values():
         raise BuildError(f"--fused-linears takes linears that are {PerToken.title}, and this engine has none")
+
+
+def _check_no_static_scales(manifest: Manifest) -> None:
+    """Raise `BuildError` naming a linear whose activations have one scale, which is no token's."""
+    for name, precision in manifest.linears.items():
+        if precision_of(precision).has_static_scale:
+            raise BuildError(
+                f"--fused-quantization makes each token's scale, and {name} is {precision}, with one for all: leave "
+                "the option out"
+            )
 
 
 class _Compilation:

@@ -32,7 +32,7 @@ from export.compilers import check_precisions, check_whole
 from export.cuda_head_program import HeadPrograms, write_head_programs
 from export.cuda_program import write_program
 from export.layout import CANONICAL
-from export.publishing import locked, name_by_content, publish
+from export.publishing import drop_leftovers, locked, name_by_content, publish
 from plugins.gpu.variants import KERNELS_VERSION, Variant
 from quasar.errors import BuildError, QuasarError
 from quasar.files import atomic_path, write_json
@@ -70,6 +70,7 @@ def compile_engine(options: CompileOptions, reporter: Reporter | None = None) ->
                 f"{directory.path} has no graph of native operators, which the CUDA program is made from: build it "
                 "again with this version, a head size of up to 256 and linears of up to 65536 inputs"
             )
+        drop_leftovers(directory, FOLDER)
         reporter.stage("pack", f"{NAME}: weights in tiles, KV cache in {cache_type}")
         packed = _pack(directory, native, cache_type, reporter)
         earlier = cuda_files(directory.manifest)

@@ -62,7 +62,7 @@ def print_manifest(directory: EngineDirectory) -> None:
     table.add_row("precision", manifest.precision)
     for name, value in _linear_rows(manifest.linears):
         table.add_row(name, value)
-    if manifest.precision in STORED_CHOICES:
+    if manifest.precision in STORED_CHOICES and manifest.calibration:
         table.add_row("weights", said_of_grids(manifest.calibration))
     elif manifest.calibration:
         table.add_row(

@@ -1,5 +1,6 @@
 """Adding a back end's files to an engine directory: one run at a time, new files first and the manifest last."""
 
+import shutil
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,6 +21,16 @@ def locked(directory: Path) -> Iterator[None]:
     path = user_cache() / "compiling" / f"{sha256_json(str(directory.resolve()))[:16]}.lock"
     with locked_by(path, busy=f"another run is compiling {directory}: wait for it"):
         yield
+
+
+def drop_leftovers(directory: EngineDirectory, folder: str) -> None:
+    """Delete what runs that were killed left in a folder of an engine directory: what the manifest does not name."""
+    path = directory.path / folder
+    for one in list(path.iterdir()) if path.is_dir() else []:
+        if one.is_dir():
+            shutil.rmtree(one)
+        elif one.relative_to(directory.path).as_posix() not in directory.manifest.files:
+            one.unlink()
 
 
 def name_by_content(directory: Path, written: Path, path: Path | None = None) -> str:

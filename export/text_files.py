@@ -43,7 +43,8 @@ def check_prompts(text: CheckpointText, prompts: Sequence[Prompt], kind: str) ->
     codec = TextCodec(text.tokenizer, _chat_template(text), bos_token=text.bos_token)
     for number, prompt in enumerate(prompts, start=1):
         try:
-            codec.encode_chat(prompt.messages)
+            if not len(codec.encode_chat(prompt.messages)):
+                raise PromptError("it has no tokens: take it out")
         except PromptError as error:
             raise PromptError(f"{kind} prompt {number} ({prompt.text[:60]!r}…): {error}") from None
 

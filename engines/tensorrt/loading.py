@@ -3,6 +3,7 @@
 import contextlib
 import logging
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 
 from engines.contract import Contract
@@ -77,7 +78,7 @@ def load_tensorrt(
         device.close()
         raise
     try:
-        return session, _record(directory, placement, session)
+        return session, _record(directory, placement, session, sha256(data).hexdigest()[:8])
     except BaseException:
         session.close()
         raise
@@ -109,14 +110,9 @@ def _plan_bytes(directory: EngineDirectory, placement: Placement, *, rebuild: bo
     if placement.plan is not None:
         return placement.plan.read_bytes()
     library, files = placement.library, placement.files
-    cached = (
-        user_cache()
-        / "plans"
-        / (
-            f"{directory.manifest.engine_hash[:16]}-{library.name}-{library.version}-"
-            f"sm{placement.gpu.compute_capability.replace('.', '')}-{files.compute_type}.plan"
-        )
-    )
+    of_engine = f"{directory.manifest.engine_hash[:16]}-{_hash_of(directory, files.graph)}"
+    of_machine = f"{library.name}-{library.version}-sm{placement.gpu.compute_capability.replace('.', '')}"
+    cached = user_cache() / "plans" / f"{of_engine}-{of_machine}-{files.compute_type}.plan"
     with contextlib.suppress(OSError):
         return cached.read_bytes()
     if not rebuild:
@@ -129,6 +125,11 @@ def _plan_bytes(directory: EngineDirectory, placement: Placement, *, rebuild: bo
     except OSError as error:
         _log.warning("the plan cannot be kept in %s (%s): the next load compiles again", cached, error)
     return compiled.data
+
+
+def _hash_of(directory: EngineDirectory, file: str) -> str:
+    """What tells a file of a back end from an earlier one: the engine's hash does not."""
+    return str(directory.manifest.files[file]["sha256"])[:8]
 
 
 def _deserialize(placement: Placement, data: bytes) -> LoadedPlan:
@@ -176,10 +177,12 @@ def _kernel(directory: EngineDirectory, placement: Placement, device: CudaDevice
     )
 
 
-def _record(directory: EngineDirectory, placement: Placement, session: TensorRtSession) -> MachineRecord:
+def _record(directory: EngineDirectory, placement: Placement, session: TensorRtSession, plan: str) -> MachineRecord:
+    """`plan`: its hash. Another plan may compute in another order."""
     library = placement.library
     machine = gpu_machine(placement.gpu, f"{library.name} {library.version}")
-    return gpu_record(directory, placement.files.compute_type, machine, session, probe_plan(session.contract))
+    compiled = f"{placement.files.compute_type}-{plan}"
+    return gpu_record(directory, compiled, machine, session, probe_plan(session.contract))
 
 
 def probe_plan(contract: Contract) -> ProbePlan:

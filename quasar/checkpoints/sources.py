@@ -12,7 +12,7 @@ from quasar.errors import CheckpointError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Never *.bin: a pickle is code.
-_HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
+_HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "vocab.*", "merges.txt", "*.tiktoken"]
 # The same weights once more, in Mistral's and Meta's own formats.
 _HUB_IGNORED = ["*consolidated*", "original/*"]
 WHEEL_MODEL = "smollm2"

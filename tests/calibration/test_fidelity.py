@@ -12,6 +12,8 @@ from calibration.output_error import LinearSample
 from calibration.precisions.catalog import precision_of
 from calibration.sqnr import output_sqnr_db
 from calibration.texts import TokenizedText
+from calibration.validation_split import DivergenceSums
+from quasar.errors import EngineError
 from quasar.numerics import quantize_tokens, quantize_weight
 
 RANDOM = np.random.default_rng(2)
@@ -123,3 +125,17 @@ def test_margins_and_positions_are_counted():
     assert (bins[0]["first"], bins[0]["tokens"], bins[0]["top1_agreement"]) == (0, 2, 0.5)
     assert bins[-1]["end"] is None
     assert bins[-1]["top1_agreement"] == 0
+
+
+def test_logits_that_are_no_numbers_have_no_fidelity():
+    numbers, none = np.zeros((1, 4), np.float32), np.full((1, 4), np.nan, np.float32)
+    for reference, engine in ((numbers, none), (none, numbers)):
+        with pytest.raises(EngineError, match="are no numbers"):
+            FidelitySums().add(reference, engine, np.array([-1]))
+
+
+def test_a_candidate_whose_logits_are_no_numbers_meets_no_bound():
+    sums = DivergenceSums()
+    sums.add(torch.zeros(2, 4), torch.full((2, 4), torch.nan), torch.tensor([True, False]))
+    found = sums.divergence()
+    assert (found.kl, found.answers_kl) == (math.inf, math.inf)

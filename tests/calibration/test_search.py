@@ -453,6 +453,15 @@ def test_the_artifact_holds_what_the_search_decided(case, tmp_path):
             assert weights.linear(linear).weight.scale.shape == (linear.outputs, linear.inputs // 32)
 
 
+def test_precision_auto_leaves_alone_what_is_kept_float(case, tmp_path):
+    target = FidelityGoal(bound=Bound(max_kl=0.02), latency=latency_of(case.spec))
+    recipe = make_recipe(case.spec, precision="auto", alpha="off", keep_float=["lm_head"])
+    found = quantize_model(case.checkpoint, recipe, case.texts, tmp_path, silent, goal=target)
+    assert found.record["search"]["raised"]
+    assert found.quantization.choices["lm_head"].precision == "float"
+    assert list(found.quantization.choices) == [linear.name for linear in case.spec.linears()]
+
+
 def test_a_linear_that_stays_float_has_figures_too(case, tmp_path):
     recipe = make_recipe(case.spec, precision="w8a8", alpha=0.5, keep_float=["*.down_proj", "lm_head"])
     found = quantize_model(case.checkpoint, recipe, case.texts, tmp_path, silent)

@@ -1,10 +1,12 @@
 """Engine directories that are damaged, foreign, newer or hostile are refused in one sentence; other machines probe."""
 
+import hashlib
 import json
 import shutil
 
 import pytest
 
+from engines import directory as directory_module
 from engines import loading
 from engines.directory import open_directory
 from engines.machine import user_cache
@@ -224,6 +226,35 @@ def test_a_cache_that_holds_nonsense_is_measured_again(engine):
 def test_cuda_provider_names_the_tensorrt_back_end(engine):
     with pytest.raises(EngineError, match="NVIDIA GPUs are served by the back ends cuda and tensorrt"):
         loading.load_engine(engine, options=OnnxRuntimeOptions(provider="cuda"))
+
+
+def test_a_directory_that_is_added_to_meanwhile(engine, monkeypatch):
+    """The manifest was read, and a file of it is gone: another manifest names what took its place."""
+    manifest = json.loads((engine / "manifest.json").read_text())
+    entry = manifest["files"]["tokenizer.json"]
+    (engine / "extra-1.bin").write_bytes(b"one")
+    digest = hashlib.sha256(b"one").hexdigest()
+    before = {**manifest, "files": {**manifest["files"], "cuda/extra-1.bin": {"bytes": 3, "sha256": digest}}}
+    (engine / "manifest.json").write_text(json.dumps(before))
+    check, checked = directory_module._check_file, []
+
+    def publishing(path, name, entry):
+        if not checked:
+            # What the other run writes and deletes, after this one has read the manifest.
+            (engine / "manifest.json").write_text(json.dumps(manifest))
+        checked.append(name)
+        check(path, name, entry)
+
+    monkeypatch.setattr(directory_module, "_check_file", publishing)
+    opened = open_directory(engine)
+    assert opened.manifest.files["tokenizer.json"] == entry
+    assert "cuda/extra-1.bin" not in opened.manifest.files
+    # Where nobody adds to it, a missing file is an error at once.
+    checked.clear()
+    checked.append("no publishing")
+    (engine / "manifest.json").write_text(json.dumps(before))
+    with pytest.raises(DamagedEngineError, match=r"extra-1\.bin is missing"):
+        open_directory(engine)
 
 
 def test_another_machine_is_probed_once_and_kept_in_the_user_cache(engine, monkeypatch):

@@ -263,6 +263,12 @@ def test_fused_linears_are_per_token(options, expected, tiny_model, build_engine
         compiled(build_engine(tiny_model, **options), fused_linears=True)
 
 
+def test_fused_quantization_makes_scales_of_tokens(tiny_model, build_engine, monkeypatch):
+    monkeypatch.setattr("export.compile.compiles_ahead", lambda library: False)
+    with pytest.raises(BuildError, match=r"^--fused-quantization makes each token's scale, and .* is w8a8-static"):
+        compiled(build_engine(tiny_model, precision="w8a8-static"), fused_quantization=True)
+
+
 def test_trees_need_triton_where_they_are_compiled(tiny_model, build_engine, monkeypatch):
     directory = build_engine(tiny_model, tree_mask=True)
     monkeypatch.setitem(sys.modules, "plugins.gpu.kv_compact", None)

@@ -288,6 +288,15 @@ def test_a_build_says_at_once_that_integers_are_read_in_float16(tmp_path):
     assert "the engine's KV cache is int8, which cuda reads in float16; --compute-type bfloat16 came" in said
 
 
+def test_what_killed_runs_left_is_deleted(engine, quickly):
+    (engine / "cuda").mkdir()
+    for name in (".weights.bin.abc.tmp", "weights-deadbeef.bin"):
+        (engine / "cuda" / name).write_bytes(b"half")
+    directory = compile_engine(CompileOptions(directory=engine, backend="cuda", compute_capabilities=("8.9",)))
+    found = {path.relative_to(engine).as_posix() for path in (engine / "cuda").iterdir()}
+    assert found == set(cuda_files(directory.manifest).names)
+
+
 def test_what_gpus_compute_with_needs_a_gpu_back_end(tmp_path):
     said = refusal_of("build", tmp_path, "-o", tmp_path / "engine", "--compute-type", "bfloat16")
     said = " ".join(said.split())

@@ -3,6 +3,7 @@
 from engines.directory import open_directory
 from export.file_purposes import purpose
 from export.inspect import print_manifest
+from tests.prequantized import awq, awq_config, save_quantized
 
 
 def shown_of(directory, capsys):
@@ -18,6 +19,13 @@ def test_precisions_are_mapped(tiny_model, build_engine, capsys):
     assert "self_attn.qkv_proj 0; self_attn.o_proj 0; mlp.gate_up_proj 0; mlp.down_proj 0, 2; lm_head" in shown
     shown = shown_of(build_engine(tiny_model, keep_float=("*.down_proj",)), capsys)
     assert "float mlp.down_proj 0-2" in shown
+
+
+def test_stored_weights_that_are_all_kept_float(shared_engine, tmp_path, capsys):
+    save_quantized(tmp_path / "model", awq_config(), awq())
+    shown = shown_of(shared_engine(tmp_path / "model", precision="stored", keep_float=("*",)), capsys)
+    assert "precision stored" in shown
+    assert "float" in shown
 
 
 def test_search_is_shown_step_by_step(tiny_engine, capsys):

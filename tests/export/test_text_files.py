@@ -113,6 +113,15 @@ def test_what_a_template_says_of_a_prompt_is_said(folder):
         check_prompts(text, prompts, "calibration")
 
 
+def test_a_prompt_without_tokens_is_refused_before_any_work(folder):
+    """A cache has no largest value over no positions."""
+    save_tokenizer(folder, "{{ messages[0].content }}")
+    text = checked_text(open_checkpoint(str(folder)))
+    prompts = [Prompt(messages=({"role": "user", "content": content},)) for content in ("a", "")]
+    with pytest.raises(PromptError, match=r"^calibration prompt 2 \(''…\): it has no tokens: take it out$"):
+        check_prompts(text, prompts, "calibration")
+
+
 @pytest.mark.parametrize("damage", ["tokenizer", "vocabulary", "template"])
 def test_text_is_checked_before_the_checkpoints_files_are_hashed(damage, tmp_path, few_prompts, monkeypatch):
     """A hash reads every byte, which takes a minute for eight billion weights."""

@@ -181,6 +181,18 @@ def test_loading_measures_once_and_generates(engine, on_host_memory, monkeypatch
         list(stream)
 
 
+def test_another_plan_is_measured_again(engine, on_host_memory, monkeypatch):
+    """It may compute in another order."""
+    measured = []
+    monkeypatch.setattr(gpu_record, "run_probes", measuring(measured, gpu_record.run_probes))
+    runtime.load(engine, backend="tensorrt-rtx").close()
+    plan_bytes = loading._plan_bytes
+    monkeypatch.setattr(loading, "_plan_bytes", lambda *args, **options: plan_bytes(*args, **options) + b"another")
+    for _ in range(2):
+        runtime.load(engine, backend="tensorrt-rtx").close()
+    assert len(measured) == 2
+
+
 def measuring(calls, original):
     def measure(session, machine, plan):
         calls.append(machine)
