@@ -1,6 +1,8 @@
 """What `inspect` shows of a quantization and of the files."""
 
 from engines.directory import open_directory
+from export.build import build
+from export.build_options import BuildOptions
 from export.file_purposes import purpose
 from export.inspect import print_manifest
 from tests.prequantized import awq, awq_config, save_quantized
@@ -21,9 +23,10 @@ def test_precisions_are_mapped(tiny_model, build_engine, capsys):
     assert "float mlp.down_proj 0-2" in shown
 
 
-def test_stored_weights_that_are_all_kept_float(shared_engine, tmp_path, capsys):
+def test_stored_weights_that_are_all_kept_float(tmp_path, capsys):
     save_quantized(tmp_path / "model", awq_config(), awq())
-    shown = shown_of(shared_engine(tmp_path / "model", precision="stored", keep_float=("*",)), capsys)
+    model, output = str(tmp_path / "model"), tmp_path / "engine"
+    shown = shown_of(build(BuildOptions(model=model, output=output, precision="stored", keep_float=("*",))), capsys)
     assert "precision stored" in shown
     assert "float" in shown
 
