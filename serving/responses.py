@@ -94,8 +94,9 @@ def whole_answer(heading: Heading, request: ApiRequest, choices: Sequence[Choice
 
 
 def _round_objects(request: ApiRequest, codec: TextCodec) -> RoundObjects:
-    # Under a grammar, too, a space that the answer begins with is its own.
-    return RoundObjects(codec, continues=not request.chat or "response_format" in request.options)
+    # Where it goes on from text, and under a grammar, a space that the answer begins with is its own.
+    goes_on = not request.chat or bool(request.options.get("continue_final_message"))
+    return RoundObjects(codec, continues=goes_on or "response_format" in request.options)
 
 
 def _chat_choice(heading: Heading, request: ApiRequest, choice: Choice, codec: TextCodec) -> dict[str, Any]:  # noqa: ARG001 - as the other one

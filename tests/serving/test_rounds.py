@@ -1,12 +1,14 @@
 """What `return_rounds` and `drafter` add to OpenAI's API: the rounds of an answer, which stays the same."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from quasar.text.detokenizer import Detokenizer, TextStream
 from runtime import Round
 from runtime.drafters.named import known_names, names_alone
+from serving import responses
 from serving.round_objects import RoundObjects, accepted_drafts
 
 MESSAGES = [{"role": "user", "content": "abc abc abc"}]
@@ -164,3 +166,20 @@ def test_the_model_tells_its_drafters(server):
     _, listed, _ = server.request("GET", "/v1/models")
     assert listed["data"][0]["drafters"] == ["auto", "none", "prompt-lookup", "suffix", "recycling", "prediction"]
     assert set(known_names()) - set(names_alone()) == {"model", "self", "hierarchical"}
+
+
+@pytest.mark.parametrize(
+    ("chat", "options", "continues"),
+    [
+        (True, {}, False),
+        (True, {"continue_final_message": True}, True),
+        (True, {"response_format": {"type": "regex", "regex": "a"}}, True),
+        (False, {}, True),
+    ],
+)
+def test_a_space_that_an_answer_begins_with_is_its_own_where_it_goes_on(chat, options, continues):
+    """As the runtime has it (runtime.request): tokenizers of words take the first space of a text away."""
+    asked = []
+    codec = SimpleNamespace(stream=lambda *, continues: asked.append(continues))
+    responses._round_objects(SimpleNamespace(chat=chat, options=options), codec)
+    assert asked == [continues]
