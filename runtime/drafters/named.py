@@ -251,7 +251,7 @@ def make_drafters(asked: DrafterOption, target: VerifierProfile) -> list[Drafter
             drafters.append(part)
             continue
         # Who is named twice, or by `auto` as well, drafts once: the sequence has one place in a head's cache.
-        for name in _of_auto(target) if part == AUTO else [part]:
+        for name in _of_auto(target) if part == AUTO else [part.removesuffix(":")]:
             if name not in made:
                 made.add(name)
                 drafters.append(_make(name, target))

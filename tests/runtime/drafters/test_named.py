@@ -48,6 +48,7 @@ def refused(asked, **changes):
         ("auto,prompt-lookup", [Suffix, Recycling, PromptLookup]),
         ("auto,suffix", [Suffix, Recycling]),
         ("recycling,auto,recycling", [Recycling, Suffix]),
+        ("suffix:,auto,suffix", [Suffix, Recycling]),
         ("prompt-lookup:1-2,prompt-lookup:2-4", [PromptLookup, PromptLookup]),
         ("none", []),
         (["none"], []),
