@@ -13,7 +13,7 @@ from engines.contract import Contract, top_k_for
 from engines.directory import EngineDirectory, open_directory
 from engines.draft_head import FOLDER, DraftHeadFiles
 from engines.manifest import Manifest
-from engines.onnxruntime.files import onnxruntime_files
+from engines.onnxruntime.files import required_native_graph
 from export.build_options import Reporter, Silent
 from export.publishing import drop_leftovers, locked, publish_head
 from quasar.checkpoints import Checkpoint, open_checkpoint
@@ -67,12 +67,7 @@ def add_head(
     with locked(directory):
         opened = open_directory(directory)
         chosen = _precision(precision)
-        native = onnxruntime_files(opened.manifest).native_graph
-        if not native:
-            raise BuildError(
-                f"{directory} has no graph of native operators, on which draft heads run: build it again with this "
-                "version, a head size of up to 256 and linears of up to 65536 inputs"
-            )
+        native = required_native_graph(directory, opened.manifest, "on which draft heads run")
         embedding = _embedding(opened, native)
         rows, hidden_size = (int(extent) for extent in embedding.shape.numpy())
         contract = opened.manifest.contract

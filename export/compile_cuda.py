@@ -26,7 +26,7 @@ from engines.cuda.loading import LEAST_CAPABILITY
 from engines.cuda.program import Program
 from engines.directory import EngineDirectory, open_directory
 from engines.gpu.driver import find_gpu
-from engines.onnxruntime.files import onnxruntime_files
+from engines.onnxruntime.files import required_native_graph
 from export.build_options import CompileOptions, Reporter, Silent
 from export.compilers import check_precisions, check_whole
 from export.cuda_head_program import HeadPrograms, write_head_programs
@@ -64,12 +64,7 @@ def compile_engine(options: CompileOptions, reporter: Reporter | None = None) ->
         check_whole(directory, NAME)
         check_precisions(directory.manifest, CUDA)
         cache_type = cache_type_of(directory.manifest.contract.kv_dtype, options.compute_type)
-        native = onnxruntime_files(directory.manifest).native_graph
-        if not native:
-            raise BuildError(
-                f"{directory.path} has no graph of native operators, which the CUDA program is made from: build it "
-                "again with this version, a head size of up to 256 and linears of up to 65536 inputs"
-            )
+        native = required_native_graph(directory.path, directory.manifest, "which the CUDA program is made from")
         drop_leftovers(directory, FOLDER)
         reporter.stage("pack", f"{NAME}: weights in tiles, KV cache in {cache_type}")
         packed = _pack(directory, native, cache_type, reporter)

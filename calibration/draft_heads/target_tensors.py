@@ -12,7 +12,7 @@ from calibration.draft_heads.head_model import HeadModel
 from calibration.draft_heads.linear_guess import LinearGuess, TargetParts, linear_guess
 from calibration.float_model import to_torch
 from engines.manifest import Manifest
-from engines.onnxruntime.files import onnxruntime_files
+from engines.onnxruntime.files import required_native_graph
 from quasar.checkpoints import Checkpoint, DecoderSpec, Rope, open_checkpoint
 from quasar.checkpoints.architectures.llama import LLAMA
 from quasar.checkpoints.checkpoint import checkpoint_hash, read_float32
@@ -44,11 +44,7 @@ def open_target(directory: Path, manifest: Manifest, model: str | None) -> Check
             f"{directory} was built without the layers {manifest.skipped_layers}, and a draft head learns from hidden "
             "states of the whole model: train it for an engine that has all layers"
         )
-    if not onnxruntime_files(manifest).native_graph:
-        raise BuildError(
-            f"{directory} has no graph of native operators, on which draft heads run: build it again with this "
-            "version, a head size of up to 256 and linears of up to 65536 inputs"
-        )
+    required_native_graph(directory, manifest, "on which draft heads run")
     source = manifest.model["source"] if model is None else model
     try:
         checkpoint = open_checkpoint(source)

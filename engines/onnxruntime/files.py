@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from engines.contract import Contract
 from engines.fields import check_fields
 from engines.manifest import Manifest
-from quasar.errors import DamagedEngineError, EngineError
+from quasar.errors import BuildError, DamagedEngineError, EngineError
 
 NAME = "onnxruntime"
 _OPTIONAL_FILES = (
@@ -80,3 +81,16 @@ def onnxruntime_files(manifest: Manifest) -> OnnxRuntimeFiles:
     if not isinstance(section, OnnxRuntimeFiles):
         raise EngineError(f"the engine has no {NAME} back end: build it again")
     return section
+
+
+def required_native_graph(directory: Path, manifest: Manifest, use: str) -> str:
+    """The graph of native operators; raises `BuildError` where an engine has none.
+
+    `use`: what needs it, a clause such as "on which draft heads run".
+    """
+    if native := onnxruntime_files(manifest).native_graph:
+        return native
+    raise BuildError(
+        f"{directory} has no graph of native operators, {use}: build it again with this version, a head size of up to "
+        "256 and linears of up to 65536 inputs"
+    )

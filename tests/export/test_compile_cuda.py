@@ -399,7 +399,8 @@ def test_other_precisions_are_refused(tiny_model, shared_engine, options, count,
 
 def test_an_engine_without_native_graph_is_refused(engine, monkeypatch):
     files = onnxruntime_files(open_directory(engine).manifest)
-    monkeypatch.setattr(compile_cuda, "onnxruntime_files", lambda manifest: replace(files, native_graph=""))
+    changed = replace(files, native_graph="")
+    monkeypatch.setattr("engines.onnxruntime.files.onnxruntime_files", lambda manifest: changed)
     assert one_line(compiled, engine) == (
         f"{engine} has no graph of native operators, which the CUDA program is made from: build it again with this "
         "version, a head size of up to 256 and linears of up to 65536 inputs"
