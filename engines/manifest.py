@@ -153,8 +153,9 @@ class Manifest:
                 "this one"
             )
         check_fields("model", value["model"], _MODEL | dict.fromkeys({"skipped_layers"} & value["model"].keys(), str))
-        if value["fidelity"].keys() != _FIDELITY or value["fidelity"]["continuation"].keys() != _FIGURES:
+        if value["fidelity"].keys() != _FIDELITY:
             raise DamagedEngineError(f"manifest.json: fidelity has the keys {sorted(value['fidelity'])}")
+        check_fields("fidelity.continuation", value["fidelity"]["continuation"], dict.fromkeys(_FIGURES, float))
         files = {
             name: check_fields(f"files[{name!r}]", entry, {"bytes": int, "sha256": str})
             for name, entry in value["files"].items()

@@ -16,6 +16,8 @@ _MOST_SPREAD = 1.4
 # Threads that waited for a core for more than this share of their time had not the machine to themselves: even the
 # fastest pass may then be slow. It is below 0.03 alone, and about 0.5 beside a process that keeps every core busy.
 _MOST_WAITED = 0.1
+# Measurements after which noisy latencies are kept: on some machines they never agree, and each look takes seconds.
+_MOST_ATTEMPTS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,16 +29,23 @@ class Noise:
         spread: median time / smallest time, the middle one of all widths and cached lengths; 1 is quiet.
         waited: share of the time in which this process's threads could have run and had no core; None where the
             system does not tell.
+        attempts: measurements that these latencies are the best of.
     """
 
     agreed: bool
     spread: float
     waited: float | None = None
+    attempts: int = 1
 
     @property
     def noisy(self) -> bool:
-        """Whether the latencies should be measured again."""
+        """Whether other work may have raised the latencies."""
         return not self.agreed or self.spread > _MOST_SPREAD or (self.waited or 0.0) > _MOST_WAITED
+
+    @property
+    def deserves_another_look(self) -> bool:
+        """Whether they should be measured again: noisy, and not too often already."""
+        return self.noisy and self.attempts < _MOST_ATTEMPTS
 
     def __str__(self) -> str:
         waited = "" if self.waited is None else f", threads waited {100 * self.waited:.0f} % of their time"
@@ -53,12 +62,11 @@ class Noise:
         if value is None:
             return None
         known = {"agreed": bool, "spread": float}
-        if isinstance(value, Mapping) and value.get("waited") is None:
-            value = {name: item for name, item in value.items() if name != "waited"}
-        else:
-            known["waited"] = float
+        if isinstance(value, Mapping):
+            value = {name: item for name, item in value.items() if name != "waited" or item is not None}
+            known |= {name: kind for name, kind in (("waited", float), ("attempts", int)) if name in value}
         fields = check_fields("cost_noise", value, known)
-        if fields["spread"] < 1:
+        if not fields["spread"] >= 1:
             raise DamagedEngineError(
                 f"manifest.json: cost_noise.spread is {fields['spread']!r}; 1 or more was expected"
             )

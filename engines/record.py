@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -74,6 +75,8 @@ class MachineRecord:
             raise DamagedEngineError(
                 "manifest.json: cost_surface_ms must map cached lengths to widths to milliseconds"
             ) from None
+        if any(not 0 < ms < math.inf for by_width in surface.values() for ms in by_width.values()):
+            raise DamagedEngineError("manifest.json: cost_surface_ms has latencies that are no time")
         if not isinstance(exact, bool) or not surface or not all(surface.values()):
             raise DamagedEngineError("manifest.json: machine.exact_integers or cost_surface_ms is missing")
         return cls(

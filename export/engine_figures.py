@@ -53,7 +53,7 @@ def probe(
         record = probe_graphs(
             graphs,
             contract,
-            this_machine(0, kernels.name),
+            this_machine(0, kernels),
             plan,
             has_integers=stock_integers,
             on_step=lambda: step(1),

@@ -8,8 +8,9 @@ from engines.backends import CPU, Backend
 from engines.directory import EngineDirectory
 from engines.loaded import LoadedEngine
 from engines.onnxruntime.files import NAME, OnnxRuntimeFiles
+from engines.onnxruntime.kernels import check_library
 from engines.onnxruntime.load_options import OnnxRuntimeOptions
-from engines.onnxruntime.loading import check_library, load_onnxruntime
+from engines.onnxruntime.loading import load_onnxruntime
 from quasar.errors import EngineError
 
 

@@ -37,8 +37,20 @@ class Kernels:
         return self.library is not None
 
 
+def check_library() -> None:
+    """Raise `EngineError` where ONNX Runtime is not installed."""
+    try:
+        import onnxruntime  # noqa: F401
+    except ImportError:
+        raise EngineError("ONNX Runtime is not installed: run pip install 'quasar-verifier[cpu]' (or [gpu])") from None
+
+
 def slot_bytes(manifest: Manifest, wanted: str | None) -> int:
-    """Memory of one slot of the KV cache on the kernels that `choose_kernels` takes: stock ones have float32 alone."""
+    """Memory of one slot of the KV cache on the kernels that `choose_kernels` takes: stock ones have float32 alone.
+
+    Raises `EngineError` where ONNX Runtime is not installed, or as `choose_kernels`.
+    """
+    check_library()
     contract = manifest.contract
     if choose_kernels(wanted, onnxruntime_files(manifest)).library is not None:
         return contract.cache_bytes

@@ -8,7 +8,7 @@ from engines.machine import Machine, user_cache
 from engines.onnxruntime.draft_head import OnnxRuntimeDraftHead
 from engines.onnxruntime.files import NAME, onnxruntime_files
 from engines.onnxruntime.graphs import Graphs
-from engines.onnxruntime.kernels import choose_kernels
+from engines.onnxruntime.kernels import check_library, choose_kernels
 from engines.onnxruntime.load_options import OnnxRuntimeOptions
 from engines.onnxruntime.probing import mend, mends_quickly, probe_graphs, runs_stock_integers, this_machine
 from engines.onnxruntime.threads import shared_threads
@@ -47,7 +47,7 @@ def load_onnxruntime(directory: EngineDirectory, options: OnnxRuntimeOptions) ->
         # It cannot read what this session tells.
         head = None
     # Whoever drafts for a verifier that runs already does not measure beside it.
-    record = _record(directory, this_machine(threads, kernels.name), threads, graphs, mends=not options.drafts)
+    record = _record(directory, this_machine(threads, kernels), threads, graphs, mends=not options.drafts)
     session = graphs.open(
         directory.manifest.contract,
         threads=threads,
@@ -79,14 +79,6 @@ def load_onnxruntime(directory: EngineDirectory, options: OnnxRuntimeOptions) ->
     )
 
 
-def check_library() -> None:
-    """Raise `EngineError` where ONNX Runtime is not installed."""
-    try:
-        import onnxruntime  # noqa: F401
-    except ImportError:
-        raise EngineError("ONNX Runtime is not installed: run pip install 'quasar-verifier[cpu]' (or [gpu])") from None
-
-
 def _threads(asked: int) -> int:
     """As many as were asked for, or as the process's shared pool has."""
     if asked < 0:
@@ -108,11 +100,11 @@ def _record(
     """
     built = directory.manifest.record
     known = built if built.machine == machine.to_json() else None
-    if known is not None and not _is_noisy(known):
+    if known is not None and not _needs_mending(known):
         return known
     path = user_cache() / "machines" / f"{directory.manifest.engine_hash[:16]}-{machine.key}.json"
     known = read_record(path) or known
-    if known is not None and not (mends and _is_noisy(known)):
+    if known is not None and not (mends and _needs_mending(known)):
         return known
     contract = directory.manifest.contract
     if known is not None and not mends_quickly(known):
@@ -137,5 +129,5 @@ def _record(
     return record
 
 
-def _is_noisy(record: MachineRecord) -> bool:
-    return record.cost_noise is not None and record.cost_noise.noisy
+def _needs_mending(record: MachineRecord) -> bool:
+    return record.cost_noise is not None and record.cost_noise.deserves_another_look

@@ -12,12 +12,13 @@ from engines.contract import Contract
 from engines.latency import WARM_UP, Latency, better, measure_latency
 from engines.machine import Machine, cpu_machine
 from engines.onnxruntime.graphs import Graphs
-from engines.onnxruntime.kernels import STOCK
+from engines.onnxruntime.kernels import Kernels
 from engines.onnxruntime.session_options import session_options
 from engines.probes.driver import ProbePlan, run_probes
 from engines.probes.integer_check import INPUT, OUTPUT, integers_are_exact
 from engines.record import MachineRecord
 from quasar.errors import EngineError
+from quasar.files import sha256_file
 
 # Sequences of the passes that are probed.
 _PROBE_SLOTS = 4
@@ -26,15 +27,17 @@ _PROBE_SLOTS = 4
 _MEND_ROUNDS, _MEND_SECONDS, _MEND_LIMIT = 4, 1.5, 20.0
 
 
-def this_machine(threads: int, kernels: str = STOCK) -> Machine:
-    """The machine and ONNX Runtime of this process, running these kernels."""
+def this_machine(threads: int, kernels: Kernels) -> Machine:
+    """The machine and ONNX Runtime of this process, running these kernels; another library of them is another one."""
     try:
         library = f"onnxruntime {version('onnxruntime')}"
     except PackageNotFoundError:
         import onnxruntime
 
         library = f"onnxruntime {onnxruntime.__version__}"
-    return cpu_machine(library=library, provider="CPUExecutionProvider", threads=threads, kernels=kernels)
+    if kernels.library is not None:
+        library += f", operators {sha256_file(kernels.library)[:12]}"
+    return cpu_machine(library=library, provider="CPUExecutionProvider", threads=threads, kernels=kernels.name)
 
 
 def runs_stock_integers(graph: Path) -> bool:
@@ -97,14 +100,18 @@ def probe_graphs(
 
 
 def mends_quickly(record: MachineRecord) -> bool:
-    """Whether `mend` takes seconds, not the minutes that the passes of an 8B model add up to."""
-    round_ms = sum(sum(by_width.values()) for by_width in record.cost_surface_ms.values())
+    """Whether `mend` takes seconds, not the minutes that the passes of an 8B model add up to.
+
+    Of the known latencies, the time in which threads waited for a core is not the passes' own.
+    """
+    waited = 0.0 if record.cost_noise is None else record.cost_noise.waited or 0.0
+    round_ms = (1 - waited) * sum(sum(by_width.values()) for by_width in record.cost_surface_ms.values())
     return (WARM_UP + _MEND_ROUNDS) * round_ms <= 1e3 * _MEND_LIMIT
 
 
 def mend(record: MachineRecord, graphs: Graphs, contract: Contract, *, threads: int = 0) -> MachineRecord:
     """A record with the better of its own latencies and those that a brief look finds, in a session of its own."""
-    session = graphs.open(contract, threads=threads, exact_integers=record.exact_integers)
+    session = graphs.open(contract, threads=threads, exact_integers=record.exact_integers, slots=_PROBE_SLOTS)
     try:
         found = measure_latency(session, least=_MEND_ROUNDS, seconds=_MEND_SECONDS)
     finally:

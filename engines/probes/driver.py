@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from engines.contract import Contract
+from engines.contract import Contract, has_boundaries
 from engines.latency import measure_latency, surface_lengths
 from engines.machine import Machine
 from engines.probes.batch_invariance import batches_are_exact
@@ -25,6 +25,8 @@ from engines.session import Session
 
 # Positions of a prefill chunk that a brief plan decodes on the whole graph.
 _BRIEF_PREFILL_POSITIONS = 32
+# Lengths up to here are all looked at where kernels do not say their order: half a minute of a small model.
+_ALL_UNTIL = 4096
 # Cache lengths at which trees are compared on the whole graph, where a cut-down one has seen the others.
 _WHOLE_TREE_LENGTHS = (64, 256)
 
@@ -93,7 +95,15 @@ def brief_plan(contract: Contract, *, fixed_order: bool = False) -> ProbePlan:
 
 
 def _boundaries(contract: Contract, fixed_order: bool) -> Sequence[int]:
-    return sampled_boundary_lengths(contract) if fixed_order else boundary_lengths(contract)
+    """All lengths where boundaries are known to be; elsewhere a sample, closer where the order is not written down.
+
+    Two passes for every length take time that grows with the square of the context: minutes at 32,768.
+    """
+    if fixed_order:
+        return sampled_boundary_lengths(contract)
+    if has_boundaries(contract.head_size):
+        return boundary_lengths(contract)
+    return sampled_boundary_lengths(contract, all_until=_ALL_UNTIL)
 
 
 def run_probes(

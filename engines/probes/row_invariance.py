@@ -139,10 +139,10 @@ def boundary_lengths(contract: Contract) -> range:
     return range(1, contract.max_length - 1)
 
 
-def sampled_boundary_lengths(contract: Contract) -> list[int]:
+def sampled_boundary_lengths(contract: Contract, *, all_until: int = _FIRST_BOUNDARIES) -> list[int]:
     """Some of them, for kernels whose order of summation is written down: the first ones, then every 61st, the last."""
     lengths = boundary_lengths(contract)
-    return [*lengths[:_FIRST_BOUNDARIES], *lengths[_FIRST_BOUNDARIES:-1:_BOUNDARY_STRIDE], *lengths[-1:]]
+    return [*lengths[:all_until], *lengths[all_until:-1:_BOUNDARY_STRIDE], *lengths[-1:]]
 
 
 def _find_boundaries(

@@ -42,6 +42,8 @@ def open_library(path: Path | None = None) -> NativeLibrary:
     """
     path = toolchain.LIBRARY if path is None else path
     if not path.is_file():
+        if path != toolchain.BUILT:
+            raise QuasarError(f"there is no library of native operators at {path}")
         raise QuasarError("no native operators were compiled when this was installed (a C++ compiler is needed)")
     try:
         library = ctypes.CDLL(str(path))

@@ -5,6 +5,7 @@ Imports the standard library alone, so that an install can run this file before 
 
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -31,6 +32,8 @@ _LEVELS: dict[str, dict[str, tuple[str, ...]]] = {
     "x86_64": {"level_avx512_vnni": _AVX512, "level_avx_vnni": (*_AVX2, "-mavxvnni"), "level_avx2": _AVX2},
     "aarch64": {"level_neon_dot": ("-march=armv8.2-a+dotprod",)},
 }
+# Without these there is no library.
+_NEEDED = ("level_portable", "dispatch", "operators", "c_abi")
 _MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 
 
@@ -38,20 +41,33 @@ class CompileError(Exception):
     """There is no library: no compiler, or it failed."""
 
 
-def find_compiler() -> str:
-    """The C++ compiler: the environment's CXX, or the first of c++, g++ and clang++ on the path."""
-    for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
-        if name and (found := shutil.which(name)):
-            return found
+def find_compiler() -> list[str]:
+    """The C++ compiler and its first arguments: the environment's CXX, or the first of c++, g++ and clang++ there is.
+
+    Raises:
+        CompileError: there is none, or not the one that CXX names.
+    """
+    if chosen := shlex.split(os.environ.get("CXX", "")):
+        if found := shutil.which(chosen[0]):
+            return [found, *chosen[1:]]
+        raise CompileError(f"CXX is {os.environ['CXX']!r}, and there is no {chosen[0]}")
+    for name in ("c++", "g++", "clang++"):
+        if found := shutil.which(name):
+            return [found]
     raise CompileError("no C++ compiler was found (CXX, c++, g++, clang++)")
 
 
 def compile_library(
-    output: Path = BUILT, *, compiler: str | None = None, machine: str | None = None, flags: Sequence[str] = ()
+    output: Path = BUILT,
+    *,
+    compiler: Sequence[str] | None = None,
+    machine: str | None = None,
+    flags: Sequence[str] = (),
 ) -> Path:
     """Compile the library; it appears under its name when it is whole.
 
     Args:
+        compiler: the command, with arguments of its own; None is `find_compiler`'s.
         machine: what to compile for, as the compiler does; None is this machine.
         flags: more flags, for compiling and linking (sanitizers).
 
@@ -65,26 +81,46 @@ def compile_library(
         objects = compile_objects(Path(folder), compiler=compiler, machine=machine, flags=flags)
         made = Path(folder) / output.name
         # The C runtime is all that it needs.
-        runtime = "-nostdlib++" if "clang" in compiler else "-static-libgcc"
-        _run([compiler, "-shared", runtime, *flags, *objects, "-lm", "-o", str(made)])
+        runtime = "-nostdlib++" if _is_clang(compiler) else "-static-libgcc"
+        _run([*compiler, "-shared", runtime, *flags, *objects, "-lm", "-o", str(made)])
         made.replace(output)
     return output
 
 
-def compile_objects(folder: Path, *, compiler: str, machine: str | None = None, flags: Sequence[str] = ()) -> list[str]:
-    """Compile every source into `folder`, each level with its instructions; the objects' paths."""
+def compile_objects(
+    folder: Path, *, compiler: Sequence[str], machine: str | None = None, flags: Sequence[str] = ()
+) -> list[str]:
+    """Compile every source into `folder`, each level with its instructions; the objects' paths.
+
+    A level that this compiler cannot compile is left out, and said: an old one may lack the newest instructions.
+    """
     machine = machine or platform.machine().lower()
     levels = _LEVELS.get(_MACHINES.get(machine, machine), {})
-    sources = {name: (*_FLAGS, *flags, *extra) for name, extra in levels.items()}
-    sources |= dict.fromkeys(("level_portable", "dispatch", "operators", "c_abi"), (*_FLAGS, *flags))
+    common = (*_FLAGS, *flags)
 
-    def compile_one(name: str) -> str:
+    def compile_one(source: str, name: str, extra: Sequence[str] = ()) -> str:
         target = str(folder / f"{name}.o")
-        _run([compiler, *sources[name], "-c", str(HERE / "native" / f"{name}.cpp"), "-o", target])
+        _run([*compiler, *common, *extra, "-c", str(HERE / "native" / f"{source}.cpp"), "-o", target])
         return target
 
+    def compile_level(name: str) -> str:
+        try:
+            return compile_one(name, name, levels[name])
+        except CompileError as error:
+            print(f"no kernels of {name.removeprefix('level_')}: {error}", file=sys.stderr)
+            return compile_one("level_missing", name, [f"-DQUASAR_LEVEL={name.removeprefix('level_')}"])
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(compile_one, sources))
+        # First what must be compiled: where it is not, nothing needs to be said of levels.
+        needed = list(pool.map(lambda name: compile_one(name, name), _NEEDED))
+        return [*needed, *pool.map(compile_level, levels)]
+
+
+def _is_clang(compiler: Sequence[str]) -> bool:
+    """As its own macros say: c++ may be either, and so may a path."""
+    command = [*compiler, "-dM", "-E", "-x", "c++", os.devnull]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - the user's compiler
+    return "__clang__" in done.stdout
 
 
 def _run(command: list[str]) -> None:

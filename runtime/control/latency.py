@@ -217,8 +217,11 @@ class LatencyModel:
             return [float(value) for value in self._surface[0]]
         place = min(max(bisect_left(self._lengths, cache_length), 1), len(self._lengths) - 1)
         low, high = self._lengths[place - 1], self._lengths[place]
-        share = min(max((cache_length - low) / (high - low), 0.0), 1.0)
+        share = max((cache_length - low) / (high - low), 0.0)
         between = self._surface[place - 1] * (1 - share) + self._surface[place] * share
+        if share > 1:
+            # A longer context than was recorded takes longer by as much as the last ones did, at every width.
+            between = np.maximum.accumulate(np.maximum(between, self._surface[place]))
         return [float(value) for value in between]
 
     def _line(self) -> list[float]:

@@ -181,6 +181,11 @@ def test_names_that_are_not_listed(engine, section):
         (lambda value: value.update(row_invariance={"chain": "yes"}), "row_invariance is"),
         (lambda value: value.update(row_invariance={"chain": 500, "widest": 600, "tree": False}), "row_invariance is"),
         (lambda value: value.update(cost_surface_ms={"x": 1}), "cost_surface_ms must map"),
+        *(
+            (lambda value, ms=ms: value.update(cost_surface_ms={"16": {"1": ms}}), "latencies that are no time")
+            for ms in (0, -1.5, float("nan"), float("inf"))
+        ),
+        (lambda value: value["fidelity"].update(continuation=None), "fidelity.continuation is a NoneType"),
         (lambda value: value["text"].update(eos_token_ids="2"), "text.eos_token_ids is '2'"),
     ],
 )

@@ -1,5 +1,8 @@
 """Which kernels run, why, and that an engine works with either."""
 
+import dataclasses
+import sys
+
 import numpy as np
 import pytest
 
@@ -7,6 +10,7 @@ import runtime
 from engines.directory import open_directory
 from engines.onnxruntime.files import OnnxRuntimeFiles
 from engines.onnxruntime.kernels import choose_kernels, slot_bytes
+from engines.onnxruntime.probing import this_machine
 from plugins.cpu import library, toolchain
 from quasar.errors import BuildError, EngineError
 from tests.plugins.cpu.operators import LEVELS, needs_library
@@ -40,7 +44,25 @@ def refused(monkeypatch, message, files=FILES):
 
 def test_without_a_library(monkeypatch, tmp_path):
     monkeypatch.setattr(toolchain, "LIBRARY", tmp_path / "none.so")
+    refused(monkeypatch, "there is no library of native operators at")
+    monkeypatch.setattr(toolchain, "BUILT", tmp_path / "none.so")
     refused(monkeypatch, "a C++ compiler is needed")
+
+
+def test_without_onnxruntime_loading_says_so(monkeypatch, tiny_engine):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(EngineError, match=r"ONNX Runtime is not installed: run pip install 'quasar-verifier\[cpu\]'"):
+        runtime.load(tiny_engine)
+
+
+@needs_library
+def test_another_library_is_another_machine(tmp_path):
+    """What was probed and timed with one compiler's operators is not trusted with another's."""
+    chosen = choose_kernels(None, FILES)
+    (tmp_path / "other.so").write_bytes(toolchain.LIBRARY.read_bytes() + b"\0")
+    other = dataclasses.replace(chosen, library=tmp_path / "other.so")
+    assert this_machine(0, chosen) == this_machine(0, chosen)
+    assert this_machine(0, chosen).key != this_machine(0, other).key
 
 
 def test_an_engine_of_an_earlier_version(monkeypatch):
@@ -101,7 +123,8 @@ def test_an_engine_runs_with_either(tiny_engine):
 
 
 def test_an_engine_without_native_kernels_says_why(tiny_engine, monkeypatch, tmp_path):
-    monkeypatch.setattr(toolchain, "LIBRARY", tmp_path / "none.so")
+    for name in ("LIBRARY", "BUILT"):
+        monkeypatch.setattr(toolchain, name, tmp_path / "none.so")
     with runtime.load(tiny_engine) as engine:
         assert engine.kernels == (
             "stock (no native operators were compiled when this was installed (a C++ compiler is needed))"

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from engines import latency, loading
+from engines.contract import Contract
 from engines.directory import open_directory
 from engines.noise import Noise, waited_share
 from engines.onnxruntime import loading as ort_loading
@@ -14,6 +15,8 @@ from engines.onnxruntime import probing
 from engines.onnxruntime.files import onnxruntime_files
 from engines.onnxruntime.kernels import choose_kernels
 from engines.onnxruntime.probing import this_machine
+from engines.probes.row_invariance import RowInvariance
+from engines.record import MachineRecord
 from quasar.errors import DamagedEngineError
 from tests.engines.fakes import FaultySession
 
@@ -95,17 +98,38 @@ def test_the_quiet_measurement_is_better_and_of_two_noisy_ones_the_lower_times()
     assert latency.better(of(9.0, 9.0, QUIET), of(1.0, 1.0, NOISY)).surface_ms == {16: {1: 9.0, 8: 9.0}}
     assert latency.better(of(1.0, 1.0, NOISY), of(9.0, 9.0, QUIET)).noise == QUIET
     both = latency.better(of(1.0, 9.0, NOISY), of(2.0, 3.0, NOISY))
-    assert both == of(1.0, 3.0, NOISY)
+    assert both == of(1.0, 3.0, replace(NOISY, attempts=2))
+    # A width that only one of them has stays.
+    wider = latency.Latency(surface_ms={16: {1: 0.5, 32: 20.0}, 64: {1: 2.0}}, noise=NOISY)
+    for pair in ((both, wider), (wider, both)):
+        assert latency.better(*pair).surface_ms == {16: {1: 0.5, 8: 3.0, 32: 20.0}, 64: {1: 2.0}}
 
 
-@pytest.mark.parametrize("noise", [QUIET, NOISY, Noise(agreed=False, spread=1.5)])
+def test_a_long_context_is_timed_as_far_as_a_gigabyte_of_its_cache_goes():
+    sizes = {"num_layers": 32, "num_kv_heads": 8, "head_size": 128, "vocab_size": 11}
+    long = Contract(**sizes, max_length=131072, capacity=131136)
+    assert latency.surface_lengths(long) == [16, 256, 1024, 4096]
+    assert latency.surface_lengths(replace(long, num_layers=1, num_kv_heads=1)) == [16, 256, 1024, 131072]
+    assert latency.surface_lengths(replace(long, num_layers=4096)) == [16, 256, 1024]
+    assert latency.surface_lengths(replace(long, max_length=640, capacity=704)) == [16, 256, 640]
+
+
+@pytest.mark.parametrize("noise", [QUIET, NOISY, Noise(agreed=False, spread=1.5, attempts=3)])
 def test_noise_survives_json(noise):
     assert Noise.from_json(json.loads(json.dumps(noise.to_json()))) == noise
     assert Noise.from_json(None) is None
 
 
 @pytest.mark.parametrize(
-    "value", [[], {}, {"agreed": 1, "spread": 1.0}, {"agreed": True, "spread": 0.5}, {**QUIET.to_json(), "waited": "x"}]
+    "value",
+    [
+        [],
+        {},
+        {"agreed": 1, "spread": 1.0},
+        {"agreed": True, "spread": 0.5},
+        {**QUIET.to_json(), "waited": "x"},
+        {**QUIET.to_json(), "attempts": "2"},
+    ],
 )
 def test_noise_that_does_not_fit_is_damage(value):
     with pytest.raises(DamagedEngineError, match="cost_noise"):
@@ -124,7 +148,7 @@ def built_noisily(tiny_engine, monkeypatch, tmp_path):
     }
     record = replace(
         directory.manifest.record,
-        machine=this_machine(0, kernels.name).to_json(),
+        machine=this_machine(0, kernels).to_json(),
         cost_surface_ms=slow,
         cost_noise=NOISY,
     )
@@ -173,16 +197,44 @@ def test_who_drafts_for_a_running_verifier_does_not_measure_beside_it(built_nois
     found_at_load(monkeypatch, [])
     kernels = choose_kernels(None, onnxruntime_files(directory.manifest))
     record = directory.manifest.record
-    assert ort_loading._record(directory, this_machine(0, kernels.name), 0, None, mends=False) is record
+    assert ort_loading._record(directory, this_machine(0, kernels), 0, None, mends=False) is record
 
 
 def test_passes_of_a_second_are_not_timed_again_at_load(built_noisily, monkeypatch):
     directory, _ = built_noisily
     found_at_load(monkeypatch, [])
-    slow = {16: {1: 500.0, 8: 900.0}, 4096: {1: 900.0, 8: 1500.0}}
+    slow = {16: {1: 1500.0, 8: 2000.0}, 4096: {1: 2000.0, 8: 2500.0}}
     record = replace(directory.manifest.record, cost_surface_ms=slow)
     again = loading.load_opened(replace(directory, manifest=replace(directory.manifest, record=record)))
     assert again.record == record
+
+
+def test_what_waiting_added_to_passes_does_not_make_them_long():
+    """A round of 14 s while threads waited for nine tenths of their time: mended in seconds on the idle machine."""
+    record = MachineRecord(
+        machine={},
+        row_invariance=RowInvariance(chain=1, widest=32),
+        exact_integers=False,
+        cost_surface_ms={16: {1: 5000.0, 8: 9000.0}},
+        cost_noise=replace(NOISY, waited=0.9),
+    )
+    assert probing.mends_quickly(record)
+    assert not probing.mends_quickly(replace(record, cost_noise=NOISY))
+
+
+def test_latencies_that_stay_noisy_are_kept_after_four_looks(built_noisily, monkeypatch):
+    directory, _ = built_noisily
+    left = found_at_load(monkeypatch, [(7.0, NOISY)] * 4)
+    for _ in range(6):
+        record = loading.load_opened(directory).record
+    assert (record.cost_noise.attempts, len(left)) == (4, 1)
+
+
+def test_a_look_at_load_times_the_passes_that_sequences_share(built_noisily):
+    directory, _ = built_noisily
+    loaded = loading.load_opened(directory)
+    if loaded.session.max_sequences > 1:
+        assert {32, 64, 128} <= loaded.record.cost_surface_ms[16].keys()
 
 
 def test_a_look_at_load_leaves_the_session_s_cache_alone(built_noisily):

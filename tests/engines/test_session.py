@@ -116,7 +116,7 @@ def test_every_int8_linear_runs_as_an_integer_matmul(loaded, tiny_engine):
 def test_integers_are_exact_on_this_machine(loaded):
     files = stock_files(loaded.directory)
     # x86 without VNNI may add pairs of products in 16 bits, unless it is asked not to; with VNNI it adds in 32.
-    if {"avx512_vnni", "avx_vnni"} & {*this_machine(0).instruction_sets}:
+    if {"avx512_vnni", "avx_vnni"} & {*this_machine(0, Kernels()).instruction_sets}:
         assert stock_integers_are_exact(files.integer_check)
     assert stock_integers_are_exact(files.integer_check, exact_integers=True)
 

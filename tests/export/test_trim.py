@@ -16,6 +16,7 @@ from engines import load_engine
 from engines.directory import open_directory
 from engines.onnxruntime import loading
 from engines.onnxruntime.files import onnxruntime_files
+from engines.onnxruntime.kernels import Kernels
 from engines.onnxruntime.load_options import OnnxRuntimeOptions
 from evaluation.roofline import engine_model
 from export.build import build
@@ -87,7 +88,7 @@ def test_tokens_and_logits_are_those_of_the_whole_directory(tiny_engine, native_
 
 
 def test_another_machine_is_probed_with_what_is_there(native_engine, monkeypatch):
-    another = dataclasses.replace(loading.this_machine(1, "native"), processor="Another CPU")
+    another = dataclasses.replace(loading.this_machine(1, Kernels()), processor="Another CPU")
     monkeypatch.setattr(loading, "this_machine", lambda threads, kernels: another)
     found = load_engine(native_engine, options=OnnxRuntimeOptions(threads=1)).record
     assert (found.machine["processor"], found.row_invariance.chain) == ("Another CPU", 1)

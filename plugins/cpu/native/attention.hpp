@@ -118,8 +118,6 @@ inline void finish(const Attention& op, int head, int row, const State& state) {
   }
 }
 
-constexpr int kStreamRows = 32;  // new tokens of one streaming task
-
 inline size_t state_floats(const Attention& op) { return (static_cast<size_t>(op.size) + 15) / 16 * 16 + 16; }
 
 inline State partial_state(const Attention& op, int kv_head, int query, int block) {

@@ -9,8 +9,13 @@
 namespace quasar {
 
 constexpr int64_t kMostHeadSize = 256;
-// Of a whole call; sequences that have no room any more are streamed.
-constexpr size_t kMostPartialFloats = 1u << 20;
+// Floats of a call for the states of blocks; sequences that have no room any more are streamed. A sequence that is
+// streamed is few tasks: where those of all leave cores idle, there is more room, at the price of more memory to write.
+constexpr size_t kPartialFloats = 1u << 20, kMostPartialFloats = 1u << 24;
+
+inline size_t partial_room(int64_t streamed_tasks, int cores) {
+  return streamed_tasks < cores ? kMostPartialFloats : kPartialFloats;
+}
 
 struct FloatCache {
   static constexpr CacheType kType = CacheType::kFloat;
@@ -185,8 +190,12 @@ struct VerifyAttention {
     const uint8_t* mask = tree.data == nullptr || tree.elements() == 0 ? nullptr : tree.as<uint8_t>();
     const size_t state = (static_cast<size_t>(size) + 15) / 16 * 16 + 16;
     size_t bytes = AttentionBatch::table_bytes(sequences.count) + Scratch::size<uint8_t>(key.extents[0]);
-    size_t room = kMostPartialFloats;
-    int64_t num_blocks = 0;
+    int64_t num_blocks = 0, streamed_tasks = 0;
+    for (int64_t b = 0; b < sequences.count; ++b) {
+      streamed_tasks += kv_heads * ((sequences.rows(b) + kStreamRows - 1) / kStreamRows);
+    }
+    const size_t whole_room = partial_room(streamed_tasks, usable_cores());
+    size_t room = whole_room;
     for (int64_t b = 0; b < sequences.count; ++b) {
       const size_t count = sequences.rows(b);
       const int64_t blocks = find_blocks(all, sequences, b).count();
@@ -213,7 +222,7 @@ struct VerifyAttention {
     all.run = share < 1 ? 1 : share > 8 ? 8 : static_cast<int>(share);
 
     AttentionBatch batch(scratch, sequences.count);
-    room = kMostPartialFloats;
+    room = whole_room;
     for (int64_t b = 0; b < sequences.count; ++b) {
       const size_t count = sequences.rows(b), first = sequences.starts[b];
       const size_t values = static_cast<size_t>(kv_heads * capacity * size) * Cache::kBytes * sequences.slots[b];

@@ -75,7 +75,7 @@ const Level* choose_level() {
   const char* forced = std::getenv("QUASAR_CPU_LEVEL");
   const bool any = forced == nullptr || *forced == '\0';
   for (const Choice& choice : choices) {
-    if (!choice.usable) continue;
+    if (!choice.usable || choice.level->name == nullptr) continue;
     if (any || std::strcmp(forced, choice.level->name) == 0) return choice.level;
   }
   return nullptr;

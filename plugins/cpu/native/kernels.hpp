@@ -9,6 +9,7 @@ namespace quasar {
 constexpr int kTile = 32;       // columns of a packed tile
 constexpr int kBlock = 32;      // inputs that share a scale in linears with blocks
 constexpr int kPositions = 64;  // logical positions of an attention block
+constexpr int kStreamRows = 32;  // new tokens of a task that streams attention
 constexpr float kAmaxFloor = 6.103515625e-05f;  // 2^-14
 
 struct Level;

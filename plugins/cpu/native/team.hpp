@@ -92,16 +92,17 @@ inline int usable_cores() {
 // Items in pieces that shrink: long runs keep memory streaming, short ones at the end let threads finish together.
 class Pieces {
  public:
-  explicit Pieces(int items) {
-    const int share = 2 * usable_cores();
+  static constexpr int kMost = 256, kEnough = 200;
+
+  explicit Pieces(int items, int cores = usable_cores()) {
+    const int share = 2 * (cores < static_cast<int>(kMostThreads) ? cores : static_cast<int>(kMostThreads));
+    // Pieces are never more than `kMost` then, and none takes all that is left.
+    const int least = (items + kEnough - 1) / kEnough;
     int next = 0;
-    while (next < items && count_ < kMost - 1) {
+    while (next < items) {
       first_[count_++] = next;
       const int piece = (items - next) / share;
-      next += piece < 1 ? 1 : piece;
-    }
-    if (next < items) {
-      first_[count_++] = next;
+      next += piece < least ? least : piece;
     }
     first_[count_] = items;
   }
@@ -109,7 +110,6 @@ class Pieces {
   int first(int piece) const { return first_[piece]; }
 
  private:
-  static constexpr int kMost = 256;
   int count_ = 0;
   int first_[kMost + 1];
 };

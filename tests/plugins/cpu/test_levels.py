@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,9 @@ def hashes(command: list[str], level: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def compile_program(folder: Path, compiler: str, *more: str) -> str:
+def compile_program(folder: Path, compiler: Sequence[str], *more: str) -> str:
     program = str(folder / "levels")
-    subprocess.run([compiler, "-std=c++17", "-O1", str(SOURCE), *more, "-o", program], check=True)
+    subprocess.run([*compiler, "-std=c++17", "-O1", str(SOURCE), *more, "-o", program], check=True)
     return program
 
 
@@ -49,7 +50,7 @@ def test_levels_of_this_cpu(command):
     reason="needs aarch64-linux-gnu-g++ and qemu-aarch64",
 )
 def test_neon_in_an_emulator(command, tmp_path):
-    compiler = "aarch64-linux-gnu-g++"
+    compiler = ["aarch64-linux-gnu-g++"]
     objects = toolchain.compile_objects(tmp_path, compiler=compiler, machine="aarch64")
     program = compile_program(tmp_path, compiler, "-DQUASAR_LINKED", *objects, "-static", "-lm")
     assert hashes(["qemu-aarch64", "-cpu", "max", program], "neon-dot") == hashes(command, "portable")

@@ -2,8 +2,10 @@
 
 import ctypes
 import os
+import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -35,9 +37,66 @@ def test_a_compiler_that_fails_leaves_nothing(tmp_path):
 @needs_library
 def test_the_environment_chooses_the_compiler(monkeypatch, tmp_path):
     chosen = tmp_path / "my-compiler"
-    chosen.symlink_to(find_compiler())
-    monkeypatch.setenv("CXX", str(chosen))
-    assert find_compiler() == str(chosen)
+    chosen.symlink_to(find_compiler()[0])
+    monkeypatch.setenv("CXX", f"{chosen} -O1 '-DNAME=a b'")
+    assert find_compiler() == [str(chosen), "-O1", "-DNAME=a b"]
+    monkeypatch.setenv("CXX", "no-such-compiler -O1")
+    with pytest.raises(CompileError, match="CXX is 'no-such-compiler -O1', and there is no no-such-compiler"):
+        find_compiler()
+
+
+@needs_library
+def test_a_compiler_without_the_newest_instructions_compiles_the_other_levels(tmp_path, capfd):
+    """As GCC 10, which has no AVX-VNNI: here no x86 level but AVX2 is known, and none is optimized."""
+    old = tmp_path / "old"
+    old.write_text(
+        f"""#!/bin/sh
+        case "$*" in *-mavxvnni*|*-mavx512vnni*|*+dotprod*) echo unrecognized option >&2; exit 1;; esac
+        exec {" ".join(find_compiler())} "$@" -O0
+        """
+    )
+    old.chmod(0o755)
+    library = compile_library(tmp_path / "library.so", compiler=[str(old)])
+    refused = capfd.readouterr().err.splitlines()
+    missing = {line.split(":")[0].removeprefix("no kernels of ") for line in refused if line.startswith("no kernels")}
+    assert missing == ({"neon_dot"} if platform.machine() == "aarch64" else {"avx512_vnni", "avx_vnni"})
+    script = "import sys; from pathlib import Path; from plugins.cpu.library import open_library as o\n"
+    script += "print(o(Path(sys.argv[1])).level)"
+    found = subprocess.run(
+        [sys.executable, "-c", script, str(library)],
+        env={name: value for name, value in os.environ.items() if name != "QUASAR_CPU_LEVEL"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.strip() in ("avx2", "portable")
+
+
+@needs_library
+@pytest.mark.parametrize(("macros", "flag"), [("#define __clang__ 1", "-nostdlib++"), ("", "-static-libgcc")])
+def test_clang_is_told_by_what_it_says_of_itself(tmp_path, macros, flag):
+    """Whatever its path is: this folder has clang in its name."""
+    compiler, seen = tmp_path / "clang" / "c++", tmp_path / "seen"
+    compiler.parent.mkdir()
+    compiler.write_text(
+        f"""#!/bin/sh
+        case "$*" in *-dM*) echo '{macros}'; exit;; esac
+        echo "$@" >> {seen}
+        while [ "$1" != -o ]; do shift; done
+        : > "$2"
+        """
+    )
+    compiler.chmod(0o755)
+    compile_library(tmp_path / "library.so", compiler=[str(compiler)])
+    (link,) = [line.split() for line in seen.read_text().splitlines() if "-shared" in line.split()]
+    assert {"-nostdlib++", "-static-libgcc"} & set(link) == {flag}
+
+
+@needs_library
+def test_work_is_cut_evenly_for_any_number_of_cores(tmp_path):
+    program, source = tmp_path / "pieces", Path(__file__).with_name("pieces.cpp")
+    subprocess.run([*find_compiler(), "-std=c++17", "-O1", str(source), "-o", str(program)], check=True)
+    assert subprocess.run([program], capture_output=True, text=True, check=True).stdout == "ok\n"
 
 
 @needs_library
