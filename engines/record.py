@@ -86,7 +86,8 @@ class MachineRecord:
                 widest=widest,
                 boundaries=tuple(sorted(boundaries)),
                 tree=invariance["tree"],
-                prefill=prefill,
+                # Earlier versions did not look at width 1, which a prompt's last chunk may have.
+                prefill=prefill and chain == 1,
                 batch=batch,
             ),
             exact_integers=exact,

@@ -136,7 +136,14 @@ def load(
         raise EngineError(
             f"max_sequences is {max_sequences}; the back end {chosen.name} runs {loaded.session.num_slots} here"
         )
-    return Engine(loaded, Hooks(on_round=on_round, on_generation=on_generation), limits)
+    try:
+        return Engine(loaded, Hooks(on_round=on_round, on_generation=on_generation), limits)
+    except BaseException:
+        # A tokenizer that cannot be read, say: a GPU's memory would stay taken.
+        if loaded.draft_head is not None:
+            loaded.draft_head.close()
+        loaded.session.close()
+        raise
 
 
 class Engine:
@@ -160,9 +167,11 @@ class Engine:
 
     def close(self) -> None:
         """Wait for the round that is running, and free the session; open streams end with an error."""
-        resources, self._resources = self._resources, None
+        resources = self._resources
         if resources is not None:
+            # Refused in a pass of its own: then it stays as it is.
             resources.close()
+            self._resources = None
 
     @property
     def manifest(self) -> Manifest:

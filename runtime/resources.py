@@ -34,6 +34,7 @@ class EngineResources:
         self.loaded, self._limits = loaded, limits
         self.codec: TextCodec = open_codec(loaded.directory.path, loaded.directory.manifest.text)
         self.verifier = Verifier(loaded.session)
+        self.draft_engines = DraftEngines.of(loaded)
         self.scheduler = Scheduler(
             self.verifier,
             exact=loaded.record.row_invariance,
@@ -41,11 +42,10 @@ class EngineResources:
             max_batch_tokens=limits.max_batch_tokens,
             stall_seconds=None if limits.max_stall_ms is None else limits.max_stall_ms / 1e3,
             queue_limit=limits.queue_limit,
-            following=self.draft_head,
+            following=[self.draft_engines, *([] if self.draft_head is None else [self.draft_head])],
         )
         self.sampler = make_sampler()
         self.grammars = Grammars(self.codec, vocab_size=loaded.session.contract.vocab_size, end_ids=self.end_ids)
-        self.draft_engines = DraftEngines.of(loaded)
         manifest = loaded.directory.manifest
         self.persistent_successors = PersistentSuccessors(
             user_cache() / "successors" / f"{manifest.engine_hash[:16]}.npy",

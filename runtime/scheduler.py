@@ -14,7 +14,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from engines.probes.row_invariance import RowInvariance
@@ -51,7 +51,7 @@ class Scheduler:
         max_batch_tokens: int | None = None,
         stall_seconds: float | None = None,
         queue_limit: int | None = None,
-        following: FollowingCache | None = None,
+        following: Sequence[FollowingCache] = (),
     ) -> None:
         """What the session is asked for.
 
@@ -62,7 +62,7 @@ class Scheduler:
             stall_seconds: seconds that a pass with chunks of prompts may take where others decode in it; None: those of
                 a chunk alone, a tenth at most.
             queue_limit: requests that may wait beside those that the slots hold; None: any number.
-            following: a cache whose slots go with the session's.
+            following: caches whose slots go with the session's.
         """
         session = verifier.session
         self._verifier, self._knowledge = verifier, knowledge

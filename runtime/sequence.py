@@ -66,8 +66,10 @@ class Sequence:
 
     @property
     def tokens(self) -> Int64:
-        """Prompt and everything emitted: a view of a buffer that grows, int64 [n]."""
-        return self._tokens[: self._length]
+        """Prompt and everything emitted: a view of a buffer that grows, int64 [n], that drafters cannot write."""
+        view = self._tokens[: self._length]
+        view.flags.writeable = False
+        return view
 
     @property
     def cache_length(self) -> int:

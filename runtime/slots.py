@@ -5,7 +5,7 @@ bit for bit. A sequence that has ended leaves its positions where they are, unti
 that begins with the same tokens starts from a copy of them (`PrefixCache`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
 import numpy as np
@@ -23,7 +23,10 @@ PREFIX_CACHES: tuple[PrefixCache, ...] = ("salted", "shared", "off")
 
 
 class FollowingCache(Protocol):
-    """Another cache, with a slot for each of the session's: a draft head's. What it lacks costs drafts, no tokens."""
+    """Another cache, with a slot for each of the session's: of a draft head, of engines that draft.
+
+    What it lacks costs drafts, no tokens.
+    """
 
     def forget(self, slot: int) -> None:
         """The slot goes to a sequence that must not find there what was another's."""
@@ -80,7 +83,7 @@ def _serves(other: ScheduledSequence, sequence: ScheduledSequence) -> bool:
 class Slots:
     """Gives slots to sequences. Used by one thread at a time (`runtime.scheduler`)."""
 
-    def __init__(self, session: Session, following: FollowingCache | None = None) -> None:
+    def __init__(self, session: Session, following: Sequence[FollowingCache] = ()) -> None:
         """`following`: what has a slot for each of the session's, and goes with it."""
         self._session, self._following = session, following
         self._slots = [_Slot(number) for number in range(session.num_slots)]
@@ -108,8 +111,9 @@ class Slots:
             return False
         kept = 0
         serves = slot.left is not None and _serves(slot.left, sequence)
-        if self._following is not None and not serves:
-            self._following.forget(slot.number)
+        if not serves:
+            for cache in self._following:
+                cache.forget(slot.number)
         if slot.left is not None and prompt is not None and serves:
             # Its own positions stay where they are; `copy_prefix` would find them gone.
             kept = slot.left.cache.common_prefix(prompt) // PREFIX_STEP * PREFIX_STEP
@@ -167,8 +171,8 @@ class Slots:
         best.used = self._uses
         rows = self._session.read_rows(known, longest, slot=best.number)
         self._session.write_rows(known, rows, slot=sequence.cache.slot)
-        if self._following is not None:
-            self._following.copy(best.number, sequence.cache.slot, prompt)
+        for cache in self._following:
+            cache.copy(best.number, sequence.cache.slot, prompt)
         sequence.cache.commit(prompt[known:longest])
         return longest - known
 

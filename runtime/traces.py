@@ -67,15 +67,18 @@ class Recorder:
 
     def write(self, generation: TracedGeneration, vocab_size: int) -> None:
         """Append a generation of an engine with this vocabulary."""
+        header, line = _line({"trace": TRACE_VERSION, "vocab_size": vocab_size}), _line(asdict(generation))
         with self._lock:
             if not self._begun:
                 self._begun = True
-                self._line({"trace": TRACE_VERSION, "vocab_size": vocab_size})
-            self._line(asdict(generation))
+                line = header + line
+            self._file.write(line)
+            self._file.flush()
 
-    def _line(self, value: dict[str, Any]) -> None:
-        self._file.write(json.dumps(value, separators=(",", ":")) + "\n")
-        self._file.flush()
+
+def _line(value: dict[str, Any]) -> str:
+    """Made before the lock is taken: the garbage collector may run here, and end another generation in this thread."""
+    return json.dumps(value, separators=(",", ":")) + "\n"
 
 
 class RecordingControl:

@@ -52,8 +52,8 @@ class Graphs:
         while len(self._recorded) >= MOST_GRAPHS:
             # Nothing of it runs any more: every pass is waited for.
             self._recorded.popitem(last=False)[1].close()
-        self._device.begin_capture()
         try:
+            self._device.begin_capture()
             self._enqueue(sizes)
             work = self._recorded[sizes] = self._device.end_capture()
         except EngineError as error:
@@ -61,4 +61,8 @@ class Graphs:
             self.enabled = False
             _log.warning("passes cannot be recorded as CUDA graphs (%s): they run without", error)
             return None
+        except BaseException:
+            # An interrupt: a stream that goes on recording would run nothing any more.
+            self._device.abandon_capture()
+            raise
         return work

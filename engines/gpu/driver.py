@@ -107,6 +107,7 @@ class CudaDevice:
 
     def synchronize(self) -> None:
         """Wait for the stream; an error of earlier work shows here."""
+        self._enter()
         self._call(self._driver.cuStreamSynchronize(self._stream))
 
     def begin_capture(self) -> None:
@@ -117,6 +118,7 @@ class CudaDevice:
 
     def end_capture(self) -> "CudaGraph":
         """The recorded work, ready to launch."""
+        self._enter()
         graph = self._call(self._driver.cuStreamEndCapture(self._stream))
         try:
             executable = self._call(self._driver.cuGraphInstantiate(graph, 0))
@@ -126,6 +128,7 @@ class CudaDevice:
 
     def abandon_capture(self) -> None:
         """End a recording that failed: the stream runs again."""
+        self._enter()
         status, graph = self._driver.cuStreamEndCapture(self._stream)
         if status == self._driver.CUresult.CUDA_SUCCESS and graph is not None and int(graph):
             self._driver.cuGraphDestroy(graph)
@@ -174,10 +177,12 @@ class CudaDevice:
 
     def launch_graph(self, executable: Any) -> None:
         """Put a recorded graph on the stream."""
+        self._enter()
         self._call(self._driver.cuGraphLaunch(executable, self._stream))
 
     def destroy_graph(self, executable: Any) -> None:
         """Free a recorded graph."""
+        self._enter()
         self._driver.cuGraphExecDestroy(executable)
 
     def close(self) -> None:

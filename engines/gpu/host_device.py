@@ -73,11 +73,15 @@ class HostDevice:
 
     def synchronize(self) -> None:
         """Everything has run already; while recording, waiting is an error as it is on a GPU."""
+        self._refuse_while_recording()
+
+    def _refuse_while_recording(self) -> None:
         if self._recording is not None:
             raise EngineError("CUDA reports CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED: the stream is being recorded")
 
     def begin_capture(self) -> None:
-        """Record from now on."""
+        """Record from now on. As on a GPU, not twice at once."""
+        self._refuse_while_recording()
         self._recording = []
 
     def end_capture(self) -> "HostWork":

@@ -314,6 +314,10 @@ class TensorRtSession:
             self._graphs = False
             _log.warning("this plan cannot be recorded as a CUDA graph (%s): it runs without", error)
             return None
+        except BaseException:
+            # An interrupt: a stream that goes on recording would run nothing any more.
+            self._device.abandon_capture()
+            raise
 
     def _enqueue(self, context: Any, profile: int, width: int, num_logits_rows: int, *, set_shapes: bool) -> None:
         if set_shapes:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from functools import partial
 
+from quasar.errors import FaultError
 from runtime.control.asking import Asking, SequenceAsking
 from runtime.control.candidates import NO_CANDIDATES, Candidates, Prepared, Selection, judged, merge, select, to_draft
 from runtime.control.control import tell, tell_prompt
@@ -382,9 +383,15 @@ def _unlike(drafters: Sequence[Drafter]) -> list[str]:
 
 
 def _prior_of(drafter: Drafter, evidence: int, otherwise: float) -> float:
-    """What a drafter says of itself, if it does."""
-    said = getattr(drafter, "prior", None)
-    return otherwise if said is None else float(said(evidence))
+    """What a drafter says of itself, if it does. Raises `FaultError` where that is no probability."""
+    says = getattr(drafter, "prior", None)
+    if says is None:
+        return otherwise
+    said = float(says(evidence))
+    if not 0 <= said <= 1:
+        # It would be weighed against other sequences' drafts, and stay in what all of them learn.
+        raise FaultError(f"drafter {name_of(drafter)!r} gives its guesses the prior {said}; 0 to 1 was expected")
+    return said
 
 
 def _depth_key(drafter: Drafter, name: str, depth: int) -> tuple[Hashable, Prior]:

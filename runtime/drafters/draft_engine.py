@@ -190,6 +190,10 @@ class DraftEngine:
             self._cached[slot] = tokens[:fed].copy()
         return [int(token) for token in tokens[len(context) : length]]
 
+    def forget(self, slot: int) -> None:
+        """As `FollowingCache` (runtime.slots)."""
+        self._cached[slot % len(self._cached)] = np.empty(0, np.int64)
+
     def _known(self, context: Int64, slot: int) -> int:
         """How many positions of a slot are of this context; its last token is always fed."""
         return common_length(self._cached[slot], context[:-1])
@@ -364,6 +368,15 @@ class DraftEngines:
             for engine in self._loaded.values():
                 engine.loaded.session.close()
             self._loaded.clear()
+
+    def forget(self, slot: int) -> None:
+        """As `FollowingCache` (runtime.slots): how long drafts take tells nobody what another one asked."""
+        with self._lock:
+            for engine in self._loaded.values():
+                engine.forget(slot)
+
+    def copy(self, source: int, target: int, tokens: Int64) -> None:
+        """As `FollowingCache`: nothing is copied, and what is lacking is fed again."""
 
     @property
     def nbytes(self) -> int:

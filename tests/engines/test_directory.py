@@ -299,3 +299,11 @@ def test_another_sampler_is_a_newer_engine(engine):
     (engine / "manifest.json").write_text(json.dumps(value))
     with pytest.raises(NewerEngineError, match="names the sampler 'dice v2', this installation has 'gumbel-max"):
         open_directory(engine)
+
+
+def test_what_an_earlier_version_found_of_prefills_holds_at_width_1_alone(engine):
+    """It said so of kernels whose positions have other bits alone than beside others, and a prompt may end in one."""
+    edit(engine, lambda value: value["row_invariance"].update(chain=2, prefill=True))
+    assert not open_directory(engine).manifest.record.row_invariance.prefill
+    edit(engine, lambda value: value["row_invariance"].update(chain=1, prefill=True))
+    assert open_directory(engine).manifest.record.row_invariance.prefill

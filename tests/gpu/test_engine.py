@@ -196,8 +196,14 @@ def test_kv_compact_on_the_gpu_is_its_reference(path):
             cache_length=20,
             path_length=len(path),
         )
-        kernel = device.load_kernel(compiled.image, compiled.entry)
-        device.launch(kernel, grid, compiled.threads, compiled.shared_bytes, (*args, 0, 0))
+        kernel = device.load_kernel(
+            compiled.image,
+            compiled.entry,
+            threads=compiled.threads,
+            shared_bytes=compiled.shared_bytes,
+            types=compiled.types,
+        )
+        device.launch(kernel, grid, args)
         kv_compact(caches, 20, path)
         for address, cache in zip(addresses, caches, strict=True):
             came = np.empty_like(cache)

@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 
 import runtime
-from quasar.errors import ContextLimitError, EngineError, GenerationError, PromptError
+from engines.onnxruntime.session import OnnxRuntimeSession
+from quasar.errors import ContextLimitError, EngineError, FaultError, GenerationError, PromptError
+from runtime import resources
 from runtime.drafters import Draft, PromptLookup
+from runtime.drafters.base import NO_DRAFT
 from tests.plugins.cpu.operators import needs_library
 from tests.tiny import save_tiny_model
 
@@ -255,3 +258,63 @@ def test_a_wider_plain_pass_gives_the_same_answer(tiny_engine, monkeypatch):
 def test_threads_must_make_sense(tiny_engine):
     with pytest.raises(EngineError, match="threads is -1"):
         runtime.load(tiny_engine, threads=-1)
+
+
+def test_a_drafter_cannot_write_to_its_context(engine):
+    class Sorts:
+        def propose(self, context, max_tokens):
+            context[-8:].sort()
+            return NO_DRAFT
+
+    expected = engine.generate(PROMPT, max_new_tokens=8, drafter="none").token_ids
+    with pytest.raises(ValueError, match="read-only"):
+        engine.generate(PROMPT, max_new_tokens=8, drafter=Sorts())
+    assert engine.generate(PROMPT, max_new_tokens=8).token_ids == expected
+
+
+@pytest.mark.parametrize("prior", [float("nan"), float("inf"), 1.5, -0.1])
+def test_a_prior_that_is_no_probability_fails_its_own_request(engine, prior):
+    class Boasts:
+        def propose(self, context, max_tokens):
+            return Draft(tokens=context[:1])
+
+        def prior(self, evidence):
+            return prior
+
+    with pytest.raises(FaultError, match=r"drafter '.*Boasts.*' gives its guesses the prior .*; 0 to 1 was expected"):
+        engine.generate(PROMPT, max_new_tokens=8, drafter=[Boasts(), "suffix"])
+    assert engine.generate(PROMPT, max_new_tokens=8).stats.tokens == 8
+
+
+def test_a_close_that_is_refused_leaves_the_engine_open(tiny_engine):
+    engine, refused = runtime.load(tiny_engine), []
+
+    class Closes:
+        def propose(self, context, max_tokens):
+            with pytest.raises(GenerationError, match="used the engine that is calling it") as raised:
+                engine.close()
+            refused.append(raised)
+            return NO_DRAFT
+
+    for _ in range(2):
+        assert engine.generate(PROMPT, max_new_tokens=4, drafter=Closes()).stats.tokens == 4
+    assert refused
+    engine.close()
+    engine.close()
+    with pytest.raises(GenerationError, match="this engine is closed"):
+        engine.generate(PROMPT)
+
+
+def test_a_load_that_fails_late_frees_the_session(tiny_engine, monkeypatch):
+    closed = []
+    monkeypatch.setattr(OnnxRuntimeSession, "close", lambda session: closed.append(session))
+
+    def fail(path, text):
+        # What the probes opened is not meant.
+        closed.clear()
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(resources, "open_codec", fail)
+    with pytest.raises(ZeroDivisionError):
+        runtime.load(tiny_engine)
+    assert len(closed) == 1

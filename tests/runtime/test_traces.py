@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -14,6 +15,7 @@ from evaluation.exactness import verify
 from evaluation.traces import read_trace
 from quasar.errors import GenerationError
 from quasar.text import read_prompts
+from runtime import traces
 from runtime.control import FixedControl
 from runtime.control.control import NoControl
 from runtime.drafters import PromptLookup, Recycling, Suffix
@@ -211,6 +213,23 @@ class TestFile:
         vocab_size, found = read_trace(path)
         assert vocab_size == 10
         assert found == [GENERATION, TracedGeneration(category="ü", prompt=(9,), tokens=(0,), top=())]
+
+    def test_a_generation_that_ends_while_another_is_written(self, path, monkeypatch):
+        """The garbage collector may close a stream in the thread that writes: it must not wait for itself."""
+        dumps, left = traces.json.dumps, [TracedGeneration(category="b", prompt=(9,), tokens=(0,), top=())]
+
+        def collects(*arguments, **options):
+            if left:
+                recorder.write(left.pop(), 10)
+            return dumps(*arguments, **options)
+
+        with Recorder(path) as recorder:
+            monkeypatch.setattr(traces.json, "dumps", collects)
+            writer = threading.Thread(target=recorder.write, args=(GENERATION, 10), daemon=True)
+            writer.start()
+            writer.join(30)
+            assert not writer.is_alive()
+        assert [one.category for one in read_trace(path)[1]] == ["b", "a"]
 
     def test_what_stood_there_is_replaced(self, path):
         for tokens in ((3, 4, 5), (6,)):

@@ -10,7 +10,7 @@ namespace quasar {
 
 constexpr int64_t kMostHeadSize = 256;
 // Floats of a call for the states of blocks; sequences that have no room any more are streamed. A sequence that is
-// streamed is few tasks: where those of all leave cores idle, there is more room, at the price of more memory to write.
+// streamed is few tasks: where those of all leave cores idle, there is more room, though more memory is written.
 constexpr size_t kPartialFloats = 1u << 20, kMostPartialFloats = 1u << 24;
 
 inline size_t partial_room(int64_t streamed_tasks, int cores) {

@@ -65,7 +65,24 @@ class OtherRows(Exact):
 
 def test_exact_positions():
     assert prefill_is_exact(Exact(), CHAIN)
-    assert prefill_is_exact(Exact(), RowInvariance(chain=3, widest=32))
+    assert prefill_is_exact(Exact(), RowInvariance(chain=1, widest=20))
+
+
+def test_not_where_one_position_has_other_bits_than_several():
+    """A prompt's last chunk may be one position: of 257 tokens, or after 256 that are reused."""
+    assert not prefill_is_exact(Exact(), RowInvariance(chain=2, widest=32))
+
+
+class OtherWidth(Exact):
+    """Wider than a verify call may be here, and narrower than those that are compared as a rule."""
+
+    def run_logits(self, token_ids, cache_length, num_logits_rows):
+        return super().run_logits(token_ids, cache_length, num_logits_rows) + (len(token_ids) == 25)
+
+
+def test_widths_beyond_the_widest_verify_call():
+    assert prefill_is_exact(OtherWidth(), CHAIN)
+    assert not prefill_is_exact(OtherWidth(), RowInvariance(chain=1, widest=20))
 
 
 class OtherNarrow(Exact):

@@ -341,6 +341,22 @@ def test_stock_kernels_take_no_tree_before_a_prompt(tiny_model, build_engine):
     assert engine.draft(context, 6, None, inner) == DraftEngine(loaded).draft(context, 6, None)
 
 
+def test_an_engine_that_drafts_keeps_no_positions_of_another_salt(float_engine, tiny_engine, monkeypatch):
+    """How long a first draft takes would tell one user what another one asked."""
+    known, found = DraftEngine._known, []
+    monkeypatch.setattr(DraftEngine, "_known", lambda *arguments: found.append(known(*arguments)) or found[-1])
+    with runtime.load(float_engine, max_sequences=1) as engine:
+
+        def reused(salt):
+            found.clear()
+            options = {"max_new_tokens": 4, "ignore_eos": True, "drafter": f"model:{tiny_engine}"}
+            engine.generate(PROMPT, cache_salt=salt, num_draft_tokens=2, **options)
+            return found[0]
+
+        assert [reused("alice"), reused("bob"), reused(None), reused(None), reused("alice")] == [0] * 5
+        assert reused("alice") >= len(engine.encode(PROMPT)) - 1
+
+
 def test_memory_counts_weights_and_own_caches(float_engine, tiny_engine, unsmoothed):
     with runtime.load(float_engine) as engine:
         assert engine.memory().drafters == 0
