@@ -152,7 +152,7 @@ def test_models_and_machines_that_native_kernels_do_not_take(tiny_model, tmp_pat
     with pytest.raises(BuildError, match="native kernels take heads of up to 256 values"):
         build(BuildOptions(model=str(wide), output=output, kernels="native"))
     monkeypatch.setattr(toolchain, "LIBRARY", tmp_path / "none.so")
-    with pytest.raises(EngineError, match=r"native kernels cannot run: .*C\+\+ compiler"):
+    with pytest.raises(EngineError, match="native kernels cannot run: there is no library of native operators at"):
         build(BuildOptions(model=str(tiny_model), output=output, kernels="native"))
     assert not output.with_name("engine.partial").exists()
 
