@@ -1,6 +1,7 @@
 """The float reference: the transformers model of a checkpoint, filled by our own reader, one tensor at a time."""
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -15,9 +16,11 @@ from quasar.errors import BuildError, CheckpointError
 if TYPE_CHECKING:
     import torch
 
+_log = logging.getLogger("quasar.calibration")
+
 
 def load_float_model(checkpoint: Checkpoint) -> "torch.nn.Module":
-    """A causal language model in evaluation mode, in float32 where memory allows, else in bfloat16.
+    """A causal language model in evaluation mode, in float32 where memory allows, else in bfloat16, which it warns of.
 
     Raises `CheckpointError` if transformers' model has a parameter that the checkpoint does not fill, and
     `BuildError` if torch or transformers is not installed.
@@ -25,7 +28,14 @@ def load_float_model(checkpoint: Checkpoint) -> "torch.nn.Module":
     model = empty_float_model(checkpoint)
     import torch
 
-    dtype = torch.float32 if _fits_in_float32(checkpoint.spec) else torch.bfloat16
+    dtype = torch.float32
+    if not _fits_in_float32(checkpoint.spec):
+        dtype = torch.bfloat16
+        _log.warning(
+            "%s takes more than 40 %% of this machine's memory in float32: the float model runs in bfloat16, whose "
+            "rounding is in the figures of what is compared with it",
+            checkpoint.location,
+        )
     fill(model, checkpoint, checkpoint.spec.tensors(), dtype, by_columns=True)
     if checkpoint.spec.tied_head:
         model.lm_head.weight = model.model.embed_tokens.weight
@@ -42,12 +52,12 @@ def empty_float_model(checkpoint: Checkpoint) -> Any:
     try:
         import torch
         from transformers import AutoModelForCausalLM
-        from transformers.utils import logging
+        from transformers.utils import logging as transformers_logging
     except ImportError as error:
         raise BuildError(
             f"{error.name} is not installed; the float model needs it: run pip install 'quasar-verifier[build]'"
         ) from None
-    logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(checkpoint.transformers_config(), trust_remote_code=False)
         _take_apart(model, checkpoint.spec)

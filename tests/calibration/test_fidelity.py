@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 import torch
 
+from calibration import float_model
 from calibration.fake_quantization import FakeQuantizedLinear
 from calibration.fidelity import FidelitySums, compare, kl_nats, log_softmax
+from calibration.float_model import load_float_model
 from calibration.output_error import LinearSample
 from calibration.precisions.catalog import precision_of
 from calibration.sqnr import output_sqnr_db
 from calibration.texts import TokenizedText
 from calibration.validation_split import DivergenceSums
+from quasar.checkpoints import open_checkpoint
 from quasar.errors import EngineError
 from quasar.numerics import quantize_tokens, quantize_weight
 
@@ -139,3 +142,14 @@ def test_a_candidate_whose_logits_are_no_numbers_meets_no_bound():
     sums.add(torch.zeros(2, 4), torch.full((2, 4), torch.nan), torch.tensor([True, False]))
     found = sums.divergence()
     assert (found.kl, found.answers_kl) == (math.inf, math.inf)
+
+
+def test_a_float_model_in_bfloat16_is_said(tiny_model, monkeypatch, caplog):
+    """Figures against it are not those of a build, which compares with float32 whatever the memory is."""
+    checkpoint = open_checkpoint(str(tiny_model))
+    assert load_float_model(checkpoint).dtype == torch.float32
+    assert not caplog.records
+    monkeypatch.setattr(float_model, "_fits_in_float32", lambda spec: False)
+    assert load_float_model(checkpoint).dtype == torch.bfloat16
+    (warning,) = caplog.messages
+    assert "the float model runs in bfloat16" in warning
