@@ -328,6 +328,16 @@ def test_a_token_has_the_same_bits_at_every_width_and_on_every_level(level, size
         np.testing.assert_array_equal(rows, whole[start : start + width], err_msg=f"{start}, {width}")
 
 
+@pytest.mark.parametrize("level", LEVELS)
+def test_one_kv_head_has_the_same_bits_where_streaming_it_would_leave_a_core_idle(level):
+    """40 tokens are streamed in two tasks; 16 would be one, and are cut into blocks beyond the usual room."""
+    case = Case(9, heads=16, groups=1, size=256)
+    qkv, length = case.rows(40), 2100
+    assert 16 * 16 * (2116 // 64) * (256 + 16) > 2**20
+    whole = case.run(qkv, length, level=level, threads=2)[0]
+    np.testing.assert_array_equal(case.run(qkv[:16], length, level=level, threads=2)[0], whole[:16])
+
+
 def test_a_chain_written_as_a_tree_is_a_chain():
     case = Case(1)
     qkv = case.rows(9)
