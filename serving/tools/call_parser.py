@@ -100,8 +100,9 @@ class CallParser:
     def _text(self, *, final: bool) -> Generator[TextPiece, None, bool]:
         """Text up to the next call; True if one may begin there."""
         shown, begin = self._find_anywhere() if self._format.opener else self._find_at_start()
-        if final and begin is None and not self.calls:
-            shown = len(self._buffer)
+        if final and begin is None:
+            # No call comes any more. After calls the last spaces were before another one, as often as not.
+            shown = len(self._buffer.rstrip() if self.calls else self._buffer)
         yield from self._show(self._buffer[:shown])
         if begin is None:
             self._buffer = self._buffer[shown:]
