@@ -38,7 +38,7 @@ LLAMA_CALL = f'{{"name": "get_weather", "parameters": {CITY}}}'
         ("hermes", f"I look.\n\n{HERMES_CALL}\n", answer("I look.", ("get_weather", CITY))),
         ("hermes", f"{HERMES_CALL}\n{HERMES_CALL}", answer("", ("get_weather", CITY), ("get_weather", CITY))),
         ("hermes", f"a {HERMES_CALL} b {HERMES_CALL} c ", answer("a b c", *[("get_weather", CITY)] * 2)),
-        ("hermes", f"{HERMES_CALL} so 1 <\n", answer("so 1 <", ("get_weather", CITY))),
+        ("hermes", f"{HERMES_CALL} so 1 <", answer("so 1 <", ("get_weather", CITY))),
         ("hermes", '<tool_call>{"arguments":{},"x":[],"name":"f"}', answer("", ("f", "{}"))),
         ("hermes", '<tool_call>{"name":"\\u0066","arguments":{}}</tool_ca', answer("", ("f", "{}"))),
         (
