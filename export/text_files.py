@@ -1,8 +1,12 @@
 """Tokenizer and chat templates of a checkpoint, as the torch-free runtime reads them, and its end tokens."""
 
+import json
+import logging
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from engines.text_files import TextFiles
 from quasar.checkpoints import Checkpoint
@@ -12,13 +16,20 @@ from quasar.files import atomic_path, write_text
 from quasar.text import ChatTemplate, Detokenizer, Prompt, TextCodec
 from quasar.text.detokenizer import UnknownDecoderError
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 TOKENIZER, CHAT_TEMPLATE = "tokenizer.json", "chat_template.jinja"
 _TEMPLATE_NAME = re.compile(r"[A-Za-z0-9_-]+")
 _QUESTION, _ANSWER = "quasar-asks", "quasar-answers"
 
+_log = logging.getLogger("quasar.export")
+
 
 def checked_text(checkpoint: Checkpoint) -> CheckpointText:
     """A checkpoint's tokenizer and chat templates, as the runtime can use them.
+
+    Special tokens that have no row of the embedding are left out.
 
     Raises `CheckpointError` if the checkpoint has no tokenizer, one that the runtime cannot use, or one that belongs to
     other weights.
@@ -28,7 +39,7 @@ def checked_text(checkpoint: Checkpoint) -> CheckpointText:
         Detokenizer(text.tokenizer)
     except UnknownDecoderError as error:
         raise CheckpointError(f"{checkpoint.location}: {error}; its tokens cannot be made text") from None
-    _check_vocabulary(checkpoint, text)
+    text = _within_vocabulary(checkpoint, text)
     for name in text.chat_templates:
         if not _TEMPLATE_NAME.fullmatch(name):
             raise CheckpointError(f"{checkpoint.location}: a chat template is named {name!r}; letters, digits, - and _")
@@ -93,15 +104,7 @@ def end_tokens(text: CheckpointText) -> list[EndToken]:
 
 def _turn_end(text: CheckpointText) -> int | None:
     """The special token that the default template writes after an answer, if there is one."""
-    template = _chat_template(text)
-    if template is None or "default" not in template.names:
-        return None
-    messages = ({"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER})
-    try:
-        # Both, so that what a template puts before the next answer is not taken for the end of this one.
-        rendered = template.render((*messages, {"role": "user", "content": _QUESTION}))  # type: ignore[arg-type]
-    except PromptError:
-        return None
+    rendered = _conversation(text)
     after = rendered.partition(_ANSWER)[2].lstrip()
     added = text.tokenizer.get_added_tokens_decoder()
     special = {one.content: token for token, one in added.items() if one.special and one.content != text.bos_token}
@@ -112,6 +115,19 @@ def _turn_end(text: CheckpointText) -> int | None:
     return None if not name or name in begins else special[name]
 
 
+def _conversation(text: CheckpointText) -> str:
+    """A question, an answer and a question as the default template writes them; empty where it does not."""
+    template = _chat_template(text)
+    if template is None or "default" not in template.names:
+        return ""
+    messages = ({"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER})
+    try:
+        # Both, so that what a template puts before the next answer is not taken for the end of this one.
+        return template.render((*messages, {"role": "user", "content": _QUESTION}))  # type: ignore[arg-type]
+    except PromptError:
+        return ""
+
+
 def _chat_template(text: CheckpointText) -> ChatTemplate | None:
     """As an engine has it."""
     named = dict(text.chat_templates)
@@ -120,13 +136,70 @@ def _chat_template(text: CheckpointText) -> ChatTemplate | None:
     return ChatTemplate(named.pop("default", ""), bos_token=text.bos_token, eos_token=text.eos_token, named=named)
 
 
-def _check_vocabulary(checkpoint: Checkpoint, text: CheckpointText) -> None:
-    """Ids that have no row of the embedding are refused, unless nothing is spelled by them."""
+def _within_vocabulary(checkpoint: Checkpoint, text: CheckpointText) -> CheckpointText:
+    """The text without special tokens that have no row of the embedding, as those of images that a text model lacks.
+
+    Raises `CheckpointError` for another token without a row: one that a text spells, or that the model's text needs.
+    """
     rows = checkpoint.spec.vocab_size
     beyond = sorted((token, word) for word, token in text.tokenizer.get_vocab().items() if token >= rows)
-    if beyond:
-        token, word = beyond[0]
-        raise CheckpointError(
-            f"{checkpoint.location}: the tokenizer has the token {word!r} with id {token}, "
-            f"the embedding only {rows} rows: take the tokenizer that belongs to these weights"
-        )
+    if not beyond:
+        return text
+    state = json.loads(text.tokenizer.to_str())
+    needed = _needed(text, state)
+    special = {token for token, one in text.tokenizer.get_added_tokens_decoder().items() if one.special}
+    for token, word in beyond:
+        if token not in special or word in needed:
+            raise CheckpointError(
+                f"{checkpoint.location}: the tokenizer has the token {word!r} with id {token}, "
+                f"the embedding only {rows} rows: take the tokenizer that belongs to these weights"
+            )
+    names = [word for _, word in beyond]
+    _log.warning(
+        "%s: the embedding has no row for %s, which becomes plain text",
+        checkpoint.location,
+        ", ".join(map(repr, names)),
+    )
+    return replace(text, tokenizer=_without(state, names))
+
+
+def _needed(text: CheckpointText, state: dict[str, Any]) -> set[str]:
+    """Tokens that frame a document, begin or end a text, are in a plain conversation, or that ordinary pieces lead to.
+
+    `state`: of tokenizer.json.
+    """
+    conversation, model = _conversation(text), state["model"]
+    added = text.tokenizer.get_added_tokens_decoder().values()
+    return {
+        text.bos_token,
+        text.eos_token,
+        *(one.token for one in end_tokens(text)),
+        *_strings((state["post_processor"], state["decoder"], model.get("unk_token"))),
+        *(one.content for one in added if one.content and one.content in conversation),
+        *("".join(pair) for pair in model.get("merges", ())),
+        # Unigram's ids are places in a list.
+        *(piece for piece, _ in (model["vocab"] if isinstance(model["vocab"], list) else ())),
+    }
+
+
+def _strings(value: Any) -> set[str]:
+    """Every string anywhere in a JSON value, keys included."""
+    if isinstance(value, str):
+        return {value}
+    if isinstance(value, dict):
+        return _strings((*value, *value.values()))
+    return set().union(*map(_strings, value)) if isinstance(value, (list, tuple)) else set()
+
+
+def _without(state: dict[str, Any], names: Sequence[str]) -> "Tokenizer":
+    """The tokenizer of a tokenizer.json without some of its added tokens."""
+    from tokenizers import Tokenizer
+
+    state["added_tokens"] = [one for one in state["added_tokens"] if one["content"] not in names]
+    vocabulary = state["model"]["vocab"]
+    if isinstance(vocabulary, dict):
+        # Converters list added tokens there, too.
+        state["model"]["vocab"] = {word: token for word, token in vocabulary.items() if word not in names}
+    # It may name them, and an engine pads nothing.
+    state["padding"] = None
+    return Tokenizer.from_str(json.dumps(state))

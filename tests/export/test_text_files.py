@@ -10,7 +10,7 @@ from export.build_options import BuildOptions
 from export.text_files import check_prompts, checked_text, text_warnings, write_text_files
 from quasar.checkpoints import open_checkpoint
 from quasar.errors import CheckpointError, DamagedEngineError, PromptError, QuasarError
-from quasar.text import Prompt
+from quasar.text import Prompt, TextCodec
 from tests.tiny import VOCABULARY, save_tiny_model, save_tokenizer
 
 
@@ -89,10 +89,77 @@ def test_a_token_without_a_row_of_the_embedding_is_named(tmp_path):
     write_text_files(checked_text(open_checkpoint(str(folder))), tmp_path)
 
 
-def test_an_added_token_without_a_row_of_the_embedding_is_named(tmp_path):
+def with_tool(tmp_path, **values):
+    """A folder whose embedding has a row for each token but <|tool|>, id 260."""
     folder = save_tiny_model(tmp_path / "model", "llama", vocab_size=260)
     checked_text(open_checkpoint(str(folder)))
-    change(folder / "tokenizer_config.json", added_tokens_decoder={"260": {"content": "<|tool|>", "special": True}})
+    token = {"content": "<|tool|>", "special": True, **values}
+    change(folder / "tokenizer_config.json", added_tokens_decoder={"260": token})
+    return folder
+
+
+def test_a_special_token_without_a_row_of_the_embedding_is_left_out(tmp_path, caplog):
+    """Gemma 3 1B has the token of images, and no row for it."""
+    folder = with_tool(tmp_path)
+    checkpoint = open_checkpoint(str(folder))
+    plain = checkpoint.text().tokenizer
+    assert plain.encode("a<|tool|>").ids[-1] == 260
+    text = checked_text(checkpoint)
+    assert "the embedding has no row for '<|tool|>', which becomes plain text" in caplog.text
+    files, _ = write_text_files(text, tmp_path)
+    codec = TextCodec.from_file(tmp_path / files.tokenizer, None)
+    assert "<|tool|>" not in (tmp_path / files.tokenizer).read_text()
+    assert max(codec.tokenizer.get_vocab().values()) == 259
+    spelled = [plain.token_to_id(character) for character in "a<|tool|>"]
+    messages = ({"role": "user", "content": "a<|tool|>"},)
+    assert (
+        codec.encode_text("a<|tool|>") == codec.encode_chat(messages) == codec.encode_answer("a<|tool|>")[2:] == spelled
+    )
+    assert codec.decode(spelled) == "a<|tool|>"
+    assert codec.encode_text("a<|end|>")[-1] == 256
+
+
+@pytest.mark.parametrize("processor", [True, False])
+def test_a_left_out_token_may_be_in_the_models_vocabulary(processor, tmp_path):
+    """As converters of SentencePiece write them; one that frames a document stays refused."""
+    folder = with_tool(tmp_path)
+    state = json.loads((folder / "tokenizer.json").read_text())
+    state["model"]["vocab"]["<|tool|>"] = 260
+    if processor:
+        frame = [{"SpecialToken": {"id": "<|tool|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+        special = {"<|tool|>": {"id": "<|tool|>", "ids": [260], "tokens": ["<|tool|>"]}}
+        state["post_processor"] = {
+            "type": "TemplateProcessing",
+            "single": frame,
+            "pair": frame,
+            "special_tokens": special,
+        }
+    added = {**state["added_tokens"][0], "id": 260, "content": "<|tool|>"}
+    state["added_tokens"].append(added)
+    state["padding"] = {"strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": None}
+    state["padding"] |= {"pad_id": 260, "pad_type_id": 0, "pad_token": "<|tool|>"}
+    (folder / "tokenizer.json").write_text(json.dumps(state))
+    if processor:
+        with pytest.raises(CheckpointError, match=r"token '<\|tool\|>' with id 260, the embedding only 260 rows"):
+            checked_text(open_checkpoint(str(folder)))
+    else:
+        write_text_files(checked_text(open_checkpoint(str(folder))), tmp_path)
+        assert "<|tool|>" not in (tmp_path / "tokenizer.json").read_text()
+
+
+@pytest.mark.parametrize("use", ["ordinary", "bos", "eos", "end of a turn", "conversation", "generation"])
+def test_a_token_without_a_row_that_is_needed_is_named(use, tmp_path):
+    folder = with_tool(tmp_path, special=use != "ordinary")
+    templates = {
+        "end of a turn": "{% for m in messages %}{{ m.content }}<|tool|>{% endfor %}",
+        "conversation": "<|tool|>{{ messages[0].content }}",
+    }
+    if use in templates:
+        (folder / "chat_template.jinja").write_text(templates[use])
+    if use in ("bos", "eos"):
+        change(folder / "tokenizer_config.json", **{f"{use}_token": "<|tool|>"})
+    if use == "generation":
+        change(folder / "generation_config.json", eos_token_id=[256, 260])
     with pytest.raises(CheckpointError, match=r"token '<\|tool\|>' with id 260, the embedding only 260 rows"):
         checked_text(open_checkpoint(str(folder)))
 

@@ -65,7 +65,7 @@ def test_an_unknown_pre_tokenizer_is_named_before_any_work(tmp_path, build_engin
     ("options", "message"),
     [
         ({"tokenizer": False}, r"m\.gguf: the header has no tokens .*: the file holds no tokenizer"),
-        ({"rows": 258}, r"token '<\|eom\|>' with id 258, the embedding only 258 rows"),
+        ({"rows": 258}, r"token '<\|endoftext\|>' with id 259, the embedding only 258 rows"),
     ],
 )
 def test_a_tokenizer_that_is_missing_or_of_another_model(options, message, tmp_path):
