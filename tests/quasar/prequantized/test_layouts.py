@@ -141,6 +141,7 @@ def test_tensors_that_contradict_the_config_are_refused(tmp_path, part, tensor, 
         ({**_W8A8, "format": "float-quantized"}, "format 'float-quantized'"),
         ({**_W8A8, "config_groups": {}}, "has no config_groups"),
         ({**_W8A8, "transform_config": {"config_groups": {"R1": {}}}}, "transform_config"),
+        ({**_W8A8, "sparsity_config": {"format": "sparse-bitmask"}}, "sparsity_config"),
         (compressed_config("pack-quantized", {**_CHANNEL, "num_bits": 3}), "3 bits, type 'int'"),
         (compressed_config("pack-quantized", {**_CHANNEL, "strategy": "block"}), "strategy 'block'"),
         (compressed_config("pack-quantized", {**_CHANNEL, "strategy": "group"}), "group_size None"),
@@ -151,6 +152,13 @@ def test_what_is_not_read_is_refused_by_name(tmp_path, config, message):
     save_quantized(tmp_path, config, gptq())
     with pytest.raises(CheckpointError, match=message):
         open_checkpoint(str(tmp_path))
+
+
+def test_a_dense_sparsity_config_says_nothing_of_how_weights_are_stored(tmp_path):
+    sparsity = {"format": "dense", "global_sparsity": 0.14, "registry_requires_subclass": False, "targets": []}
+    config = {**_W8A8, "sparsity_config": sparsity}
+    save_quantized(tmp_path, config, compressed(config))
+    assert open_checkpoint(str(tmp_path)).read("layers.0.self_attn.q_proj.weight").any()
 
 
 def test_compressed_tensors_of_no_scheme_are_refused(tmp_path):
