@@ -4,6 +4,7 @@ A family's `GgufFormat.from_header` puts a `DecoderSpec` together from these par
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ import numpy as np
 from quasar.checkpoints.checkpoint_text import END_TOKEN_NAMES, end_ids
 from quasar.checkpoints.gguf_tokenizer import GgufVocabulary
 from quasar.checkpoints.huggingface_config import longrope_factor
+from quasar.checkpoints.rope import attention_scaling
 from quasar.checkpoints.spec import AttentionSpec, DecoderSpec, LayerSpec, MlpKind, MlpSpec, QkNorm, Rope
 from quasar.errors import CheckpointError
 
@@ -174,18 +176,44 @@ class GgufHeader:
                     self.value("rope.scaling.attn_factor", None), context / original, original
                 ),
             )
-        if size:
-            return Rope(theta=theta, rotary_size=size)
-        kind = self.value("rope.scaling.type", "none")
-        factor = _shortest(self.value("rope.scaling.factor", 1.0))
-        if kind == "none":
-            return Rope(theta=theta)
-        if kind == "linear":
-            return Rope(theta=theta, kind="linear", factor=factor)
+        # llama.cpp's defaults: a factor without a type is linear, and 0 is none.
+        kind = self.value("rope.scaling.type", "linear")
+        factor = self.factor("rope.scaling.factor", self.value("rope.scale_linear", 1.0)) or 1.0
         if kind == "yarn":
-            original = int(self.value("rope.scaling.original_context_length"))
-            return Rope(theta=theta, kind="yarn", factor=factor, original_context_length=original)
-        raise CheckpointError(f"{self._path}: unsupported rope scaling {kind!r}; supported are linear and yarn")
+            return self._yarn(theta, factor, size)
+        if kind not in ("none", "linear"):
+            raise CheckpointError(f"{self._path}: unsupported rope scaling {kind!r}; supported are linear and yarn")
+        self._expect("rope.scaling.attn_factor", 1.0)
+        if kind == "none" or factor == 1:
+            return Rope(theta=theta, rotary_size=size)
+        return Rope(theta=theta, kind="linear", factor=factor, rotary_size=size)
+
+    def _yarn(self, theta: float, factor: float, rotary_size: int) -> Rope:
+        # Versions of llama.cpp differ in what these do to the factor on cos and sin, and in which families read them.
+        self._expect("rope.scaling.yarn_log_multiplier", 0.0)
+        self._expect("rope.scaling.yarn_attn_factor", 1.0)
+        # Less than 0 is how llama.cpp says that nothing is said.
+        self._expect("rope.scaling.yarn_ext_factor", 1.0, -1.0)
+        rope = Rope(
+            theta=theta,
+            kind="yarn",
+            rotary_size=rotary_size,
+            factor=factor,
+            original_context_length=int(self.value("rope.scaling.original_context_length")),
+            beta_fast=self.factor("rope.scaling.yarn_beta_fast", 32.0),
+            beta_slow=self.factor("rope.scaling.yarn_beta_slow", 1.0),
+        )
+        # In llama.cpp a factor on the paper's.
+        extra = self.factor("rope.scaling.attn_factor", 1.0)
+        return rope if extra == 1 else replace(rope, attention_factor=extra * attention_scaling(rope))
+
+    def _expect(self, key: str, *values: float) -> None:
+        """Raise `CheckpointError` if a float of the family is none of these, the first of which is the default."""
+        found = self.factor(key, values[0])
+        if found not in values:
+            raise CheckpointError(
+                f"{self._path}: unsupported option: {self.architecture}.{key} is {found:g}; {values[0]:g} was expected"
+            )
 
     def _divisors(self, name: str) -> tuple[float, ...]:
         self.tensor_shape(name)

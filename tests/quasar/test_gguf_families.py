@@ -11,6 +11,8 @@ from transformers import AutoModelForCausalLM
 from calibration.float_model import load_float_model
 from quasar.checkpoints import open_checkpoint
 from quasar.checkpoints.checkpoint import at_length
+from quasar.checkpoints.rope import attention_scaling
+from quasar.checkpoints.spec import Rope
 from quasar.errors import CheckpointError
 from tests.tiny import VOCABULARY, save_tiny_model, tiny_torch_model
 from tests.tiny_gguf import add_sizes, save_tiny_gguf
@@ -171,6 +173,77 @@ def test_divisors_of_rotary_frequencies_are_data(tmp_path):
     divisors[3] = 0
     with pytest.raises(CheckpointError, match="the rope scaling does not fit"):
         open_checkpoint(str(save_tiny_gguf(tmp_path / "m.gguf", extra={"rope_freqs.weight": divisors})))
+
+
+_YARN = {"scaling__type": "yarn", "scaling__factor": 4.0, "scaling__original_context_length": 128}
+
+
+def tiny_rope(tmp_path, **fields):
+    values = {f"llama__rope__{key}": value for key, value in fields.items()}
+    (rope,) = open_checkpoint(str(save_tiny_gguf(tmp_path / "m.gguf", **values))).spec.ropes
+    return rope
+
+
+@pytest.mark.parametrize(
+    ("fields", "factor"),
+    [
+        ({"scale_linear": 4.0}, 4.0),
+        ({"scaling__factor": 4.0}, 4.0),
+        ({"scaling__type": "linear", "scaling__factor": 4.0}, 4.0),
+        ({"scale_linear": 2.0, "scaling__factor": 4.0}, 4.0),
+        ({"scaling__factor": 1.0}, 1.0),
+        ({"scaling__factor": 0.0}, 1.0),
+        ({"scaling__type": "none", "scaling__factor": 4.0}, 1.0),
+        ({"scaling__type": "none", "scale_linear": 4.0}, 1.0),
+    ],
+)
+def test_a_factor_without_a_type_is_linear(fields, factor, tmp_path):
+    expected = Rope(theta=1e4) if factor == 1 else Rope(theta=1e4, kind="linear", factor=factor)
+    assert tiny_rope(tmp_path, **fields) == expected
+
+
+def test_a_share_of_the_head_is_scaled_as_well(tmp_path):
+    options, fields = FAMILIES["phi3"]
+    path = write(tmp_path / "m.gguf", "phi3", tiny_torch_model("phi3", **options), {**fields, "rope.scale_linear": 4.0})
+    (rope,) = open_checkpoint(str(path)).spec.ropes
+    assert rope == Rope(theta=1e4, kind="linear", factor=4.0, rotary_size=16)
+
+
+def test_what_a_header_says_of_yarn(tmp_path):
+    plain = tiny_rope(tmp_path, **_YARN)
+    assert (plain.beta_fast, plain.beta_slow, plain.attention_factor) == (32, 1, None)
+    defaults = {"yarn_attn_factor": 1.0, "yarn_ext_factor": -1.0, "yarn_log_multiplier": 0.0, "attn_factor": 1.0}
+    assert tiny_rope(tmp_path, **_YARN, **{f"scaling__{key}": value for key, value in defaults.items()}) == plain
+    # llama.cpp multiplies YaRN's own factor by it.
+    values = {"scaling__yarn_beta_fast": 16.0, "scaling__yarn_beta_slow": 2.0, "scaling__attn_factor": 0.5}
+    rope = tiny_rope(tmp_path, **_YARN, **values, scaling__yarn_ext_factor=1.0)
+    assert (rope.beta_fast, rope.beta_slow) == (16, 2)
+    assert attention_scaling(rope) == pytest.approx(0.5 * attention_scaling(plain))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {**_YARN, "scaling__yarn_attn_factor": 1.5},
+            r"llama\.rope\.scaling\.yarn_attn_factor is 1\.5; 1 was expected",
+        ),
+        ({**_YARN, "scaling__yarn_ext_factor": 0.5}, r"llama\.rope\.scaling\.yarn_ext_factor is 0\.5; 1 was expected"),
+        ({**_YARN, "scaling__yarn_log_multiplier": 0.1}, r"yarn_log_multiplier is 0\.1; 0 was expected"),
+        ({"scaling__attn_factor": 1.5}, r"llama\.rope\.scaling\.attn_factor is 1\.5; 1 was expected"),
+    ],
+)
+def test_what_is_not_read_of_a_rope_scaling_is_named(fields, message, tmp_path):
+    with pytest.raises(CheckpointError, match=f"unsupported option: .*{message}"):
+        tiny_rope(tmp_path, **fields)
+
+
+def test_soft_caps_that_the_first_files_of_gemma_2_lack(tmp_path):
+    options, fields = FAMILIES["gemma2"]
+    fields = {key: value for key, value in fields.items() if "softcapping" not in key}
+    path = write(tmp_path / "m.gguf", "gemma2", tiny_torch_model("gemma2", **options), fields)
+    spec = open_checkpoint(str(path)).spec
+    assert (spec.logits_softcap, spec.layers[0].attention.softcap) == (30, 50)
 
 
 def test_divisors_that_are_not_read(tmp_path):

@@ -56,12 +56,14 @@ def header_scale(header: GgufHeader, large: int) -> float:
     return float(size**-0.5)
 
 
-def gemma_header_decoder(name: str, header: GgufHeader, layers: list[LayerSpec]) -> DecoderSpec:
-    """As `gemma_decoder`."""
+def gemma_header_decoder(
+    name: str, header: GgufHeader, layers: list[LayerSpec], *, logits_softcap: float = 0.0
+) -> DecoderSpec:
+    """As `gemma_decoder`. `logits_softcap`: where the header has none."""
     return replace(
         header.decoder(name, layers),
         embedding_scale=float(int(header.value("embedding_length")) ** 0.5),
-        logits_softcap=header.factor("final_logit_softcapping", 0.0),
+        logits_softcap=header.factor("final_logit_softcapping", logits_softcap),
         norm_offset=1.0,
     )
 
@@ -81,6 +83,7 @@ def gemma_values(spec: DecoderSpec) -> dict[str, Any]:
 
 
 def _from_header(header: GgufHeader) -> DecoderSpec:
+    # The first converters wrote no soft caps; llama.cpp has these defaults.
     scale, softcap = header_scale(header, _LARGE), header.factor("attn_logit_softcapping", 50.0)
     layers = [
         LayerSpec(
@@ -92,7 +95,7 @@ def _from_header(header: GgufHeader) -> DecoderSpec:
         )
         for layer in range(header.num_layers)
     ]
-    return gemma_header_decoder(_NAME, header, layers)
+    return gemma_header_decoder(_NAME, header, layers, logits_softcap=30.0)
 
 
 def _from_config(config: HuggingFaceConfig) -> DecoderSpec:
