@@ -33,6 +33,15 @@ _QWEN35 = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+# o200k's: a word ends where a small letter comes before a capital one.
+_WORDS = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+",
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*",
+)
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_GPT4O = "|".join((*(rf"{word}(?i:'s|'t|'re|'ve|'m|'ll|'d)?" for word in _WORDS), r"\p{N}{1,3}", _REST))
+# Mistral's: no endings after an apostrophe, digits one by one.
+_TEKKEN = "|".join((*_WORDS, r"\p{N}", _REST))
 # Seed's: line ends are pieces of their own after punctuation, too.
 _SEED = _QWEN2.replace(r"+[\r\n]*|", "+|")
 
@@ -73,6 +82,10 @@ _DEEPSEEK_CODER = _Rule(
 )
 RULES: Mapping[str, _Rule] = {
     **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3"), _LLAMA3_RULE),
+    # The first Llama 3 files' tokenizer, which neither keeps whole words nor begins with BOS.
+    **dict.fromkeys(("smaug-bpe", "dbrx"), _Rule(splits=(_LLAMA3,))),
+    "gpt-4o": _Rule(splits=(_GPT4O,)),
+    "tekken": _Rule(splits=(_TEKKEN,), whole_words=True, starts=True),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), _QWEN2_RULE),
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r"), _DIGITS_GPT2),
     **dict.fromkeys(("gpt-2", "gpt2", "phi-2", "olmo", "mpt"), _Rule(splits=(_GPT2,))),

@@ -26,11 +26,19 @@ TEXTS = [
     "naïve café 你好 🙂 \u00bd",
     "   leading, trailing   ",
     "1234567890 12 3",
+    "camelCase HTTPServer's IT'S o'Clock résumÉ ǅ a/b//\n\n/c नमस्ते",
 ]
 CL100K = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# As the tokenizer.json of Phi-4-mini and of Mistral Nemo have them.
+O200K = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+TEKKEN = O200K.replace("(?i:'s|'t|'re|'ve|'m|'ll|'d)?", "").replace("{1,3}", "")
 SMALL = GgufVocabulary(
     model="gpt2",
     pre="gpt-2",
@@ -66,6 +74,13 @@ def published(kind):
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ],
         "gpt-2": [pre_tokenizers.ByteLevel(add_prefix_space=False)],
+        **{
+            name: [
+                pre_tokenizers.Split(Regex(expression), behavior="isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+            for name, expression in {"smaug-bpe": CL100K, "dbrx": CL100K, "gpt-4o": O200K, "tekken": TEKKEN}.items()
+        },
     }[kind]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
@@ -94,7 +109,9 @@ def fields_of(tokenizer, pre):
     )
 
 
-@pytest.mark.parametrize("kind", ["smollm", "llama-bpe", "qwen2", "seed-coder", "gpt-2"])
+@pytest.mark.parametrize(
+    "kind", ["smollm", "llama-bpe", "qwen2", "seed-coder", "gpt-2", "smaug-bpe", "dbrx", "gpt-4o", "tekken"]
+)
 def test_byte_level_kinds_cut_as_the_published_tokenizers_do(kind):
     expected = published(kind)
     ours = tokenizer_from_gguf(fields_of(expected, kind))
@@ -134,6 +151,9 @@ def test_no_token_is_added_and_padding_has_none():
         ({"add_bos": True, "add_eos": True}, [3, 2, 4]),
         ({"pre": "llama-bpe"}, [3, 2]),
         ({"pre": "llama-bpe", "add_bos": False}, [2]),
+        ({"pre": "tekken"}, [3, 2]),
+        ({"pre": "smaug-bpe"}, [2]),
+        ({"pre": "gpt-4o"}, [2]),
         ({"add_bos": True, "bos_id": None}, [2]),
         ({"add_bos": True, "add_eos": True, "eos_id": 3}, [3, 2, 3]),
     ],
@@ -146,7 +166,9 @@ def test_whole_words_are_not_merged_up_to():
     """`ignore_merges`: Llama 3 has tokens that no merges lead to."""
     words = dataclasses.replace(SMALL, merges=(), add_bos=False)
     assert tokenizer_from_gguf(words).encode("ab").ids == [0, 1]
-    assert tokenizer_from_gguf(dataclasses.replace(words, pre="llama-bpe")).encode("ab").ids == [2]
+    kinds = {"llama-bpe": [2], "tekken": [2], "smaug-bpe": [0, 1], "gpt-4o": [0, 1]}
+    for pre, ids in kinds.items():
+        assert tokenizer_from_gguf(dataclasses.replace(words, pre=pre)).encode("ab").ids == ids
 
 
 PIECES = ["▁", "a", "b", "c", "▁a", "ab", "bc", "abc", "▁ab", "aa", "cab", "▁▁"]
