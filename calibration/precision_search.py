@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 LinearLatency = Mapping[str, Mapping[str, float]]
 # Least added latency of a step, so that one that measures as free does not divide by zero.
 _LEAST_MS = 1e-3
+# Steps are bisected to one in so many: each try runs the model over the whole validation split.
+_FINEST = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,27 +107,48 @@ def raise_precisions(
         sensitivities = measure_sensitivities(model, spec, validation.sequences, forms, on_sequence=step)
     begin = {name: base.choices[name].precision for name in sensitivities}
     climb = _Climb((*models, FLOAT.name), begin, sensitivities, latency)
-    best, trace = base, []
+    # With all steps there is no quantized linear left.
+    last = climb.num_steps - 1
+    failing, figures = 0, reached
+    tried: dict[int, tuple[QuantizedModel, RaisedFigures]] = {}
+
+    def meets(steps: int) -> bool:
+        nonlocal failing, figures
+        # Linears that are kept float take no part in the climb.
+        precisions = climb.precisions(steps)
+        one = base.with_precisions({**dict.fromkeys(base.choices, FLOAT.name), **precisions}, raised)
+        came = validation.measure(one)
+        num_raised = sum(precision != begin[name] for name, precision in precisions.items())
+        tried[steps] = one, RaisedFigures(num_raised=num_raised, kl=came.kl, top1=came.top1)
+        if target.met(came.kl, came.top1):
+            return True
+        failing, figures = steps, came
+        return False
+
     at_least = 1
-    while not target.met(reached.kl, reached.top1):
-        climb.raise_until(target, reached, at_least)
-        if climb.is_at_top:
+    while True:
+        if failing >= last:
             raise BuildError(
                 f"the bound ({target} on held-out calibration text) is met by no engine with a quantized linear: the "
-                f"best reached KL {reached.kl:.2g}, top-1 {reached.top1:.4f}; ask for less, or take "
+                f"best reached KL {figures.kl:.2g}, top-1 {figures.top1:.4f}; ask for less, or take "
                 f"--precision {FLOAT.choice}"
             )
+        steps = min(climb.steps_to(target, failing, figures, at_least), last)
+        if meets(steps):
+            break
         # While the estimate is too hopeful, each try raises at least twice as many linears.
         at_least *= 2
-        # Linears that are kept float take no part in the climb.
-        best = base.with_precisions({**dict.fromkeys(base.choices, FLOAT.name), **climb.precisions}, raised)
-        reached = validation.measure(best)
-        trace.append(RaisedFigures(num_raised=climb.num_raised, kl=reached.kl, top1=reached.top1))
-    return best, trace
+    # Where no estimate chose the number of steps (top-1 has none), or all but the last one were taken, fewer may do.
+    is_bisected = steps == last or (target.min_top1 is not None and steps - failing <= at_least)
+    while is_bisected and steps - failing > max(1, steps // _FINEST):
+        middle = (failing + steps) // 2
+        if meets(middle):
+            steps = middle
+    return tried[steps][0], [figures for number, (_, figures) in sorted(tried.items()) if number <= steps]
 
 
 class _Climb:
-    """Where each linear stands, and which step is next."""
+    """All steps from the coarsest precisions to float, in the order of what they gain."""
 
     def __init__(
         self,
@@ -134,38 +157,39 @@ class _Climb:
         sensitivities: Sensitivities,
         latency: LinearLatency,
     ) -> None:
-        self._rungs = list(rungs)
         self._begin = begin
         self._added_kl = {name: {**added, FLOAT.name: 0.0} for name, added in sensitivities.items()}
         self._latency = latency
-        self.precisions = dict(begin)
-
-    @property
-    def num_raised(self) -> int:
-        return sum(precision != self._begin[name] for name, precision in self.precisions.items())
-
-    @property
-    def is_at_top(self) -> bool:
-        return all(precision == FLOAT.name for precision in self.precisions.values())
-
-    @property
-    def _estimate(self) -> float:
-        return sum(self._added_kl[name][precision] for name, precision in self.precisions.items())
-
-    def raise_until(self, target: Bound, reached: Divergence, at_least: int) -> None:
-        """Raise some linears, and go on until the estimate, scaled to what was measured, meets a bound on KL."""
-        scale = reached.kl / max(self._estimate, 1e-12)
-        goal = float("inf") if target.max_kl is None else target.max_kl
-        steps = 0
-        while not self.is_at_top and (steps < at_least or scale * self._estimate > goal):
+        self._steps: list[tuple[str, str]] = []
+        precisions = dict(begin)
+        while any(precision != FLOAT.name for precision in precisions.values()):
             _, name, precision = max(
                 (self._gain(name, now, then), name, then)
-                for name, now in self.precisions.items()
-                for then in self._rungs[self._rungs.index(now) + 1 :]
+                for name, now in precisions.items()
+                for then in rungs[rungs.index(now) + 1 :]
                 if then in self._added_kl[name]
             )
-            self.precisions[name] = precision
-            steps += 1
+            precisions[name] = precision
+            self._steps.append((name, precision))
+
+    @property
+    def num_steps(self) -> int:
+        """Steps until every linear is float."""
+        return len(self._steps)
+
+    def precisions(self, steps: int) -> dict[str, str]:
+        """Where each linear stands after so many steps."""
+        return {**self._begin, **dict(self._steps[:steps])}
+
+    def steps_to(self, target: Bound, steps: int, reached: Divergence, at_least: int) -> int:
+        """So many further steps, or more, until the estimate, scaled to what was measured, meets a bound on KL."""
+        goal = float("inf") if target.max_kl is None else target.max_kl
+        scale = reached.kl / max(self._estimate(steps), 1e-12)
+        tries = range(steps + at_least, self.num_steps)
+        return next((more for more in tries if scale * self._estimate(more) <= goal), self.num_steps)
+
+    def _estimate(self, steps: int) -> float:
+        return sum(self._added_kl[name][precision] for name, precision in self.precisions(steps).items())
 
     def _gain(self, name: str, now: str, then: str) -> float:
         """Nats for a millisecond."""

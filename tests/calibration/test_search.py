@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from calibration import block_search, fake_quantization
+from calibration import block_search, fake_quantization, precision_search
 from calibration.block_search import FITTED, HELD_OUT, OTHERS, BlockSearch
 from calibration.fake_quantization import FakeQuantizedLinear, fake_quantized, module_of
 from calibration.float_blocks import FloatBlocks
@@ -25,7 +25,7 @@ from calibration.sensitivity import measure_sensitivities
 from calibration.smoothing import SmoothingFactors
 from calibration.statistics import BlockWatch
 from calibration.texts import TokenizedText
-from calibration.validation_split import ValidationSplit, split_validation
+from calibration.validation_split import Divergence, ValidationSplit, split_validation
 from calibration.weights import PreparedWeights
 from quasar.checkpoints import open_checkpoint
 from quasar.errors import BuildError, CheckpointError
@@ -428,6 +428,35 @@ def test_top1_alone_can_be_the_bound(case):
     _, found, trace = raised(case, Bound(min_top1=goal))
     assert trace[-1].top1 >= goal > base.top1
     assert isinstance(found, QuantizedModel)
+
+
+@pytest.mark.parametrize("fewest", [1, 5, 9, 16, 17, 18])
+def test_the_fewest_steps_that_meet_top1_are_taken(fewest, case, monkeypatch):
+    """Nothing estimates top-1: steps double until they meet it, and are then bisected, up to all but the last one."""
+    names = [linear.name for linear in case.spec.linears()]
+    # One linear after another goes to blocks, and then one after another to float: 18 steps.
+    added = {name: {"w8a8-token": 2.0, "w8a8-block": 0.5} for name in names}
+    monkeypatch.setattr(precision_search, "measure_sensitivities", lambda *_, **__: added)
+    measured = []
+
+    def measure(model):
+        precisions = [choice.precision for choice in model.choices.values()]
+        steps = sum({"w8a8-token": 0, "w8a8-block": 1, "float": 2}[precision] for precision in precisions)
+        measured.append(steps)
+        return Divergence(kl=0.1, top1=1.0 if steps >= fewest else 0.5, answers_kl=0.1)
+
+    assert len(names) == 9
+    monkeypatch.setattr(case.validation, "measure", measure)
+    if fewest == 18:
+        with pytest.raises(BuildError, match=r"met by no engine with a quantized linear: the best .* top-1 0\.5000"):
+            raised(case, Bound(min_top1=0.9))
+        assert measured == [0, 1, 3, 7, 15, 17]
+        return
+    _, found, trace = raised(case, Bound(min_top1=0.9))
+    assert [one.top1 for one in trace] == [0.5] * (len(trace) - 1) + [1.0]
+    assert len(measured) <= 9
+    measure(found)
+    assert measured[-1] == fewest
 
 
 def test_a_bound_that_only_float_meets_is_refused(case):
