@@ -97,6 +97,7 @@ def sweep(
     Builds an engine for each recipe below DIR (those that are there are used), then measures all of them on the same
     prompts and in one interleaved run.
     """
+    from evaluation.reused_engines import num_calibrated_on
     from evaluation.sweep import (
         ALL_RECIPES,
         DEFAULT_RECIPES,
@@ -121,6 +122,7 @@ def sweep(
     swept = run_sweep(model, directories, rows, progress_steps, scored)
     write_sweep(swept, output)
     typer.echo(markdown_table(swept), nl=False)
+    _warn_of_overlap(num_calibrated_on(directories, rows))
     if json is not None:
         emit_json({"engines": [engine.to_json() for engine in swept]}, json)
 
@@ -154,7 +156,9 @@ def _print(figures: dict[str, Any]) -> None:
             out.print(
                 f"  {name}: {linear['sqnr_db']:.1f} dB, amax {linear['amax_before']:.1f} → {linear['amax_after']:.1f}"
             )
-    if figures["calibration_overlap"]:
-        console().print(
-            f"warning: {figures['calibration_overlap']} of these prompts were calibrated on; the figures flatter"
-        )
+    _warn_of_overlap(figures["calibration_overlap"])
+
+
+def _warn_of_overlap(num_prompts: int) -> None:
+    if num_prompts:
+        console().print(f"warning: {num_prompts} of these prompts were calibrated on; the figures flatter")

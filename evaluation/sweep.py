@@ -25,12 +25,14 @@ from calibration.recipe import make_recipe
 from engines import OnnxRuntimeOptions, load_engine
 from engines.directory import open_directory
 from engines.latency import CURVE_LENGTH, measure_interleaved
+from engines.manifest import MANIFEST_NAME
 from engines.onnxruntime.files import onnxruntime_files
 from engines.onnxruntime.kernels import STOCK, choose_kernels
 from engines.onnxruntime.threads import share_threads
 from evaluation.accuracy import MAX_NEW_TOKENS, accuracy, num_scored
 from evaluation.plots import trade_off
 from evaluation.report import Steps, float_texts
+from evaluation.reused_engines import check_engines
 from evaluation.swept_engine import SweptEngine
 from export.build_options import BuildOptions
 from quasar.checkpoints import DecoderSpec, open_checkpoint
@@ -121,11 +123,15 @@ def possible_recipes(model: str, recipes: Sequence[str]) -> tuple[list[str], dic
 def build_engines(model: str, output: Path, recipes: Sequence[str], calibration: Path | None = None) -> dict[str, Path]:
     """Recipe → engine directory below `output`; those that are there already are taken as they are.
 
-    Each build runs in a process of its own. Raises `BuildError` naming the recipe that cannot be built.
+    Each build runs in a process of its own. Raises `BuildError` naming the recipe that cannot be built, or the folder
+    of an engine that was built from something else.
     """
     asked = {recipe: build_options(recipe, model, output, calibration) for recipe in recipes}
+    there = [options for options in asked.values() if (options.output / MANIFEST_NAME).is_file()]
+    if there:
+        check_engines(there)
     for recipe, options in asked.items():
-        if not (options.output / "manifest.json").is_file() and _build_apart(options):
+        if options not in there and _build_apart(options):
             raise BuildError(f"recipe {recipe!r} could not be built (its message is above)")
     return {recipe: options.output for recipe, options in asked.items()}
 

@@ -1,10 +1,12 @@
 """Recipes as text, the bytes that a pass reads, and the table."""
 
 import json
+import re
 
 import pytest
 
 from calibration.precisions.catalog import choices
+from evaluation.reused_engines import num_calibrated_on
 from evaluation.sweep import (
     ALL_RECIPES,
     SweptEngine,
@@ -19,6 +21,8 @@ from evaluation.sweep import (
 from export.build_options import BuildOptions, Silent
 from quasar.checkpoints import open_checkpoint
 from quasar.errors import BuildError
+from quasar.text import Prompt, read_prompts
+from tests.tiny import save_tiny_model
 
 
 @pytest.mark.parametrize(
@@ -113,6 +117,7 @@ def test_files_of_a_sweep(tmp_path):
 def test_engines_that_are_there_are_kept(tmp_path, monkeypatch):
     (tmp_path / "w8a8-alphaoff").mkdir()
     (tmp_path / "w8a8-alphaoff" / "manifest.json").write_text("{}")
+    monkeypatch.setattr("evaluation.sweep.check_engines", lambda there: None)
     asked = []
     monkeypatch.setattr("evaluation.sweep._build_apart", lambda options: asked.append(options) or 0)
     found = build_engines("tiny", tmp_path, ["w8a8,alpha=off", "fp32", "w8a8,alpha=0.5"], tmp_path / "few.jsonl")
@@ -123,6 +128,31 @@ def test_engines_that_are_there_are_kept(tmp_path, monkeypatch):
     monkeypatch.setattr("evaluation.sweep._build_apart", lambda _: 2)
     with pytest.raises(BuildError, match="recipe 'fp32' could not be built"):
         build_engines("tiny", tmp_path, ["fp32"])
+
+
+def test_engines_that_are_there_have_to_be_what_would_be_built(
+    tiny_model, tiny_engine, few_prompts, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("evaluation.sweep._build_apart", lambda _: pytest.fail("built"))
+    engine = tmp_path / "w8a8"
+    engine.symlink_to(tiny_engine)
+    assert build_engines(str(tiny_model), tmp_path, ["w8a8"], few_prompts) == {"w8a8": engine}
+    other = save_tiny_model(tmp_path / "other", "llama", num_hidden_layers=1)
+    delete = f"{re.escape(str(engine))} is %s: delete that folder"
+    with pytest.raises(BuildError, match=delete % "built from another checkpoint than .*other .*"):
+        build_engines(str(other), tmp_path, ["w8a8"], few_prompts)
+    with pytest.raises(BuildError, match=delete % "calibrated on other prompts than the default ones"):
+        build_engines(str(tiny_model), tmp_path, ["w8a8"])
+    engine.rename(tmp_path / "w4a8")
+    with pytest.raises(BuildError, match=r"is an engine of the precision w8a8, not w4a8: delete that folder"):
+        build_engines(str(tiny_model), tmp_path, ["w4a8"], few_prompts)
+
+
+def test_prompts_that_were_calibrated_on_are_counted(tiny_engine, few_prompts):
+    calibrated = read_prompts(few_prompts)
+    others = [Prompt(messages=({"role": "user", "content": "Something else."},))]
+    assert num_calibrated_on({"w8a8": tiny_engine}, [*calibrated[:2], *others]) == 2
+    assert num_calibrated_on({"w8a8": tiny_engine}, others) == 0
 
 
 def test_tasks_are_scored_once(tiny_engine, tmp_path, monkeypatch):
