@@ -37,11 +37,13 @@ def print_bench(result: dict[str, Any]) -> None:
 def print_together(result: dict[str, Any]) -> None:
     """What `bench --concurrency` found: a row for each number of requests and way to decode."""
     table = Table(box=None, padding=(0, 2, 0, 0))
-    columns = ("requests", "arm", "tokens/s", "of 1 plain", "first token ms", "p95", "between ms", "p95", "a pass")
+    found = result["concurrency"]
+    fewest = min(found, key=int)
+    least = found[fewest]["plain"]["tokens_per_second"]
+    columns = ["requests", "arm", "tokens/s", f"of {fewest} plain", "first token ms", "p95", "between ms", "p95"]
+    columns.append("a pass")
     for column in columns:
         add_column(table, column, names=column == "arm")
-    found = result["concurrency"]
-    least = found[min(found, key=int)]["plain"]["tokens_per_second"]
     for number, arms in found.items():
         for name, arm in arms.items():
             table.add_row(
