@@ -1,4 +1,4 @@
-"""One request through every back end of an engine, layer by layer: which keys, values and logits differ, how much.
+"""One request through ONNX Runtime and TensorRT, layer by layer: which keys, values and logits differ, how much.
 
 A layer's keys and values show what its attention saw, so an error that a lowering or a kernel makes appears in the
 layer after it. Polygraphy's comparator makes the figures.
@@ -74,8 +74,10 @@ def compare_backends(
     """
     libraries = sorted(tensorrt_files(directory.manifest), reverse=True)
     if not libraries:
+        others = [name for name in directory.manifest.backends if name != REFERENCE]
+        what = f"no TensorRT back end, and {', '.join(others)} is not compared" if others else "one back end"
         raise EngineError(
-            f"{directory.path} has one back end, so there is nothing to compare: add one with python -m export compile "
+            f"{directory.path} has {what}, so there is nothing to compare: add one with python -m export compile "
             f"{directory.path} --backend tensorrt-rtx"
         )
     on_backend(REFERENCE)

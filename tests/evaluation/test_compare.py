@@ -3,11 +3,14 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
+from engines.backends import UnknownSection
 from engines.directory import open_directory
 from engines.tensorrt.plans import tensorrt_files
 from evaluation.compare import compare_backends, differences
@@ -88,6 +91,14 @@ def test_one_back_end_has_nothing_to_compare_with(tiny_engine):
     done = run(tiny_engine)
     assert done.returncode == 2
     assert done.stderr.strip().endswith(f"add one with python -m export compile {tiny_engine} --backend tensorrt-rtx")
+
+
+def test_cuda_is_not_compared(tiny_engine):
+    opened = open_directory(tiny_engine)
+    manifest = replace(opened.manifest, backends={**opened.manifest.backends, "cuda": UnknownSection({})})
+    opened = SimpleNamespace(path=opened.path, manifest=manifest)
+    with pytest.raises(EngineError, match=r"has no TensorRT back end, and cuda is not compared, so there is nothing"):
+        compare_backends(opened, [1, 2, 3])
 
 
 def test_bfloat16_needs_a_gpu(tiny_model, build_engine):
