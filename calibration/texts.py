@@ -67,13 +67,24 @@ def inputs_hash(prompts: Sequence[Prompt]) -> str:
     return sha256_json([[list(map(dict, prompt.messages)), prompt.category, prompt.answer] for prompt in prompts])
 
 
-def refuse_overlap(calibration: Sequence[Prompt], evaluation: Sequence[Prompt], what: str) -> None:
-    """Raise `BuildError` if a calibration prompt is, holds, or stands in an evaluation prompt."""
-    for number, prompt in enumerate(calibration, start=1):
-        if overlaps(prompt, evaluation):
+def refuse_overlap(
+    prompts: Sequence[Prompt],
+    others: Sequence[Prompt],
+    what: str,
+    *,
+    kind: str = "calibration prompt",
+    flattered: str = "the engine",
+    source: str = "the calibration file",
+) -> None:
+    """Raise `BuildError` if a prompt is, holds, or stands in one of the others, which are `what`.
+
+    `kind`, `flattered`, `source`: what the prompts are, what learns from them, and where they are, for the message.
+    """
+    for number, prompt in enumerate(prompts, start=1):
+        if overlaps(prompt, others):
             raise BuildError(
-                f"calibration prompt {number} ({_normalized(prompt)[:60]!r}…) is also in {what}: figures measured "
-                "there would flatter the engine; take it out of the calibration file"
+                f"{kind} {number} ({_normalized(prompt)[:60]!r}…) is also in {what}: figures measured "
+                f"there would flatter {flattered}; take it out of {source}"
             )
 
 

@@ -1,5 +1,6 @@
 """What a user chooses for the training of a draft head, and who hears of its progress."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -46,7 +47,8 @@ class TrainingReporter(Protocol):
 
 def check_head_options(options: TrainHeadOptions) -> None:
     """Raise `BuildError` for what no training can have."""
-    if options.minutes < LEAST_MINUTES:
+    # What is no number is not below the least one.
+    if not (math.isfinite(options.minutes) and options.minutes >= LEAST_MINUTES):
         raise BuildError(
             f"--minutes is {options.minutes:g}; {LEAST_MINUTES:g} or more was expected, and 60 for a head of use"
         )

@@ -461,7 +461,8 @@ def _check_libraries() -> None:
 
 def _prompts(options: TrainHeadOptions) -> tuple[list[Prompt] | None, list[Prompt]]:
     """The user's prompts, and those that must not be learned from."""
-    excluded = [*default_prompts("evaluation"), *(read_prompts(options.excluded) if options.excluded else [])]
+    evaluation, further = default_prompts("evaluation"), read_prompts(options.excluded) if options.excluded else []
+    excluded = [*evaluation, *further]
     if options.prompts is None:
         return None, excluded
     prompts = read_prompts(options.prompts)
@@ -470,7 +471,8 @@ def _prompts(options: TrainHeadOptions) -> tuple[list[Prompt] | None, list[Promp
             f"{options.prompts} holds {len(prompts)} prompts; {LEAST_PROMPTS} or more were expected, or no --prompts: "
             "the model writes them itself then"
         )
-    refuse_overlap(prompts, excluded, str(options.excluded or "the evaluation prompts"))
+    for others, what in ((evaluation, "the project's evaluation prompts"), (further, str(options.excluded))):
+        refuse_overlap(prompts, others, what, kind="prompt", flattered="the head", source=str(options.prompts))
     return prompts, excluded
 
 

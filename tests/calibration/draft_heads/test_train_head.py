@@ -23,6 +23,7 @@ from calibration.draft_heads.linear_guess import linear_guess
 from calibration.draft_heads.target_tensors import first_tensors, head_spec, target_parts
 from calibration.draft_heads.train_head import train_head
 from calibration.draft_heads.training import Training
+from calibration.texts import default_prompts
 from engines.directory import open_directory
 from quasar.checkpoints import open_checkpoint
 from quasar.draft_heads.folder import open_draft_head
@@ -201,6 +202,10 @@ def test_refusals(tiny_engine, tmp_path):
     assert said([tiny_engine, "-o", output, "--minutes", "0.5"]) == (
         "--minutes is 0.5; 1 or more was expected, and 60 for a head of use"
     )
+    for minutes in ("nan", "inf"):
+        assert f"--minutes is {minutes}; 1 or more was expected" in said(
+            [tiny_engine, "-o", output, "--minutes", minutes]
+        )
     assert "--draft-vocab is 2; 16 or more" in said([tiny_engine, "-o", output, "--draft-vocab", "2"])
     (tmp_path / "taken").mkdir()
     assert "exists: it is never overwritten" in said([tiny_engine, "-o", tmp_path / "taken"])
@@ -213,7 +218,16 @@ def test_prompts_of_the_evaluation_are_refused(tiny_engine, tmp_path):
     prompts.write_text("\n".join(lines))
     excluded.write_text(lines[4])
     message = said([tiny_engine, "-o", tmp_path / "head", "--prompts", prompts, "--exclude", excluded])
-    assert "prompt 5 ('a question about the number 4, please.'…) is also in" in message
+    assert message == (
+        f"prompt 5 ('a question about the number 4, please.'…) is also in {excluded}: figures measured there would "
+        f"flatter the head; take it out of {prompts}"
+    )
+    shipped = default_prompts("evaluation")[0].text
+    prompts.write_text("\n".join([*lines, json.dumps({"prompt": shipped})]))
+    excluded.write_text(json.dumps({"prompt": "Something else."}))
+    message = said([tiny_engine, "-o", tmp_path / "head", "--prompts", prompts, "--exclude", excluded])
+    assert "prompt 21 (" in message
+    assert "is also in the project's evaluation prompts: " in message
 
 
 def test_a_model_that_is_gone(build_engine, tiny_model, tmp_path):
