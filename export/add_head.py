@@ -208,12 +208,17 @@ def _target(manifest: Manifest, spec: DraftHeadSpec, model: str | None) -> Check
         checkpoint = open_checkpoint(source)
     except QuasarError as error:
         raise BuildError(
-            f"the draft head has no LM head of its own, and the model's cannot be read ({error}): name the checkpoint "
-            "that the engine was built from with --model"
+            f"the draft head needs the model's {_lent(spec)}, and the model cannot be read ({error}): name the "
+            "checkpoint that the engine was built from with --model"
         ) from None
     if checkpoint_hash(checkpoint) != manifest.hashes["checkpoint"]:
         raise BuildError(
             f"{source} is not the model that the engine was built from (its files' hashes differ), and the draft head "
-            "takes tensors of that one: name it with --model"
+            f"takes the {_lent(spec)} of that one: name it with --model"
         )
     return checkpoint
+
+
+def _lent(spec: DraftHeadSpec) -> str:
+    """What a head takes of its model's checkpoint."""
+    return " and ".join([*(["final norm"] if spec.normed else []), *([] if spec.own_head else ["LM head"])])

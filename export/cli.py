@@ -351,8 +351,8 @@ def add_draft_head(
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="The checkpoint that DIR was built from, for heads without an LM head of their own (default: the one "
-            "that its manifest names).",
+            help="The checkpoint that DIR was built from, for heads that take its final norm, as those of train-head "
+            "do, or its LM head (default: the one that its manifest names).",
             show_default=False,
         ),
     ] = None,

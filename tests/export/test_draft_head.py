@@ -223,7 +223,7 @@ def test_what_does_not_fit_is_refused_and_nothing_changes(engine, tiny_model, tm
     with pytest.raises(BuildError, match=r"layers \[0, 2\], and what enters layer 0 are embeddings"):
         add_head(directory, tmp_path / "early")
     write_random_head(tmp_path / "eagle", tiny_model, "eagle")
-    with pytest.raises(BuildError, match="no LM head of its own, and the model's cannot be read"):
+    with pytest.raises(BuildError, match="needs the model's final norm and LM head, and the model cannot be read"):
         add_head(directory, tmp_path / "eagle", model=str(tmp_path / "gone"))
     assert (directory / "manifest.json").read_bytes() == before
     assert not (directory / "draft_head").exists()
