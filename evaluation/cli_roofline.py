@@ -57,6 +57,7 @@ def roofline(
     """Predict verify passes on GPUs from memory bandwidth and tensor rates: a model of limits, not a measurement.
 
     A pass takes the larger of bytes / bandwidth and operations / rate. The same model in BF16 stands beside it.
+    Sliding windows are left out: every layer reads all cached positions.
     """
     check_output(json)
     from engines.directory import open_directory

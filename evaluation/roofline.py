@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from calibration.precisions.catalog import DEFAULT_CHOICE, FLOAT, precision_of, precisions_for
+from engines.contract import KV_DTYPES
 from engines.directory import EngineDirectory
 from engines.onnxruntime.files import onnxruntime_files
 from export.layout import CANONICAL
@@ -183,10 +184,10 @@ SHAPES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassModel:
-    """What passes of a model move and compute.
+    """What passes of a model move and compute, without sliding windows: every layer reads all cached positions.
 
-    `precision`: what the linears are together, for people. `max_width`, `max_length`: positions of a pass, and cached
-    ones, that an engine takes; None where there is no engine.
+    `precision`: what the linears are together, for people. `cache_value_bytes`: of a value of the KV cache.
+    `max_width`, `max_length`: positions of a pass, and cached ones, that an engine takes; None without an engine.
     """
 
     name: str
@@ -198,6 +199,7 @@ class PassModel:
     kv_heads: int
     head_size: int
     vocab: int
+    cache_value_bytes: int = _FLOAT16_BYTES
     max_width: int | None = None
     max_length: int | None = None
 
@@ -208,8 +210,8 @@ class PassModel:
 
     @property
     def position_bytes(self) -> int:
-        """Bytes of one position of the KV cache in 16 bits: keys and values of every layer."""
-        return _FLOAT16_BYTES * 2 * self.layers * self.kv_heads * self.head_size
+        """Bytes of one position of the KV cache: keys and values of every layer."""
+        return self.cache_value_bytes * 2 * self.layers * self.kv_heads * self.head_size
 
     def held_bytes(self, cached_length: int) -> int:
         """Bytes that lie in the GPU's memory: linears, the embedding in 16 bits, and the cached positions."""
@@ -240,9 +242,9 @@ class PassModel:
         return _MULTIPLY_ADD * width * int8, _MULTIPLY_ADD * (width * float16 + attention)
 
     def in_bf16(self) -> "PassModel":
-        """The same model with every linear in BF16."""
+        """The same model with every linear, and the KV cache, in BF16."""
         linears = tuple(replace(linear, precision=FLOAT.name) for linear in self.linears)
-        return replace(self, precision="bf16", linears=linears)
+        return replace(self, precision="bf16", linears=linears, cache_value_bytes=_FLOAT16_BYTES)
 
 
 def shape_model(name: str) -> PassModel:
@@ -309,6 +311,8 @@ def engine_model(directory: EngineDirectory) -> PassModel:
         kv_heads=contract.num_kv_heads,
         head_size=contract.head_size,
         vocab=vocab,
+        # GPUs hold floats of a cache in 16 bits, whatever type the CPU has.
+        cache_value_bytes=min(_FLOAT16_BYTES, KV_DTYPES[contract.kv_dtype]),
         max_width=contract.max_width,
         max_length=contract.max_length,
     )

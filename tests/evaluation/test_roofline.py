@@ -48,6 +48,15 @@ def test_bytes_and_operations_by_hand():
     assert TINY.held_bytes(5) == 312 + 2 * 10 * 4 + 5 * 8
 
 
+def test_a_cache_of_integers_has_a_byte_a_value(shared_engine, tiny_model):
+    models = [
+        engine_model(open_directory(shared_engine(tiny_model, **options))) for options in ({}, {"kv_dtype": "int8"})
+    ]
+    # Keys and values of 3 layers, 2 heads of 16 values.
+    assert [one.position_bytes for one in models] == [2 * 192, 192]
+    assert [one.in_bf16().position_bytes for one in models] == [2 * 192, 2 * 192]
+
+
 def test_times_by_hand():
     limit = pass_limit(TINY, SLOW, 3, 5)
     assert limit.memory_ms == pytest.approx(760e-6)
