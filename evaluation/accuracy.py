@@ -98,7 +98,12 @@ def accuracy(
 
 def num_scored(prompts: Sequence[Prompt]) -> int:
     """How many prompts `accuracy` will ask."""
-    return sum(metric_of(prompt.category) is not None and bool(prompt.reference) for prompt in prompts)
+    return sum(map(is_scored, prompts))
+
+
+def is_scored(prompt: Prompt) -> bool:
+    """Whether `accuracy` will ask it."""
+    return metric_of(prompt.category) is not None and bool(prompt.reference)
 
 
 def _summary(scores: Mapping[str, Scores], metric: str) -> dict[str, Any]:

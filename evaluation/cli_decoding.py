@@ -79,6 +79,7 @@ def verify(
 
     check_output(json)
     from evaluation.exactness import verify as run_verify
+    from evaluation.prompt_lengths import refuse_long
 
     if turns not in ("first", "all"):
         raise GenerationError(f"--turns is {turns!r}; first or all was expected")
@@ -90,6 +91,7 @@ def verify(
         raise GenerationError("--concurrency takes single answers: leave --turns and --record out")
     rows = read_prompts(prompts, limit)
     engine = load_engine(directory, options["drafter"], backend=backend, kernels=kernels, threads=threads)
+    refuse_long([engine], rows, options)
     if concurrency is not None:
         _verify_together(engine, rows, options, concurrency=concurrency, cancel_share=cancel_share, json=json)
         return
@@ -206,6 +208,7 @@ def bench(
         return
     from evaluation.bench import bench as run_bench
     from evaluation.bench import make_arms
+    from evaluation.prompt_lengths import refuse_long
     from evaluation.tables import print_bench
 
     rows = read_prompts(prompts, limit)
@@ -215,6 +218,7 @@ def bench(
     other = None
     if float_directory is not None:
         other = runtime.load(float_directory, backend=backend, kernels=kernels, threads=threads)
+    refuse_long([quantized] if other is None else [quantized, other], rows)
     arms = make_arms(quantized, other, drafter, num_draft_tokens)
     with progress_steps("runs", len(rows) * len(arms)) as step:
         result = run_bench(
@@ -237,8 +241,10 @@ def _bench_together(
     json: Path | None,
 ) -> None:
     from evaluation.concurrency import ARMS, ROUNDS, bench_together
+    from evaluation.prompt_lengths import refuse_long
     from evaluation.tables import print_together
 
+    refuse_long([engine], rows)
     with progress_steps("runs", ROUNDS * len(ARMS) * len(concurrency)) as step:
         result = bench_together(engine, rows, concurrency, max_new_tokens=max_new_tokens, on_run=lambda: step(1))
     print_together(result)
@@ -266,7 +272,8 @@ def accuracy(
     """
     import runtime
     from evaluation.accuracy import accuracy as run_accuracy
-    from evaluation.accuracy import num_scored
+    from evaluation.accuracy import is_scored, num_scored
+    from evaluation.prompt_lengths import refuse_long
     from quasar.text import read_prompts
 
     check_output(json)
@@ -276,6 +283,7 @@ def accuracy(
     engines = {
         name: runtime.load(path, backend=backend, kernels=kernels, threads=threads) for name, path in paths.items()
     }
+    refuse_long(engines.values(), rows, is_asked=is_scored)
     with progress_steps("answers", num_scored(rows)) as step:
         result = run_accuracy(engines, rows, max_new_tokens=max_new_tokens, on_prompt=lambda: step(1))
     for metric, found in result.items():

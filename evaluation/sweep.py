@@ -29,8 +29,9 @@ from engines.manifest import MANIFEST_NAME
 from engines.onnxruntime.files import onnxruntime_files
 from engines.onnxruntime.kernels import STOCK, choose_kernels
 from engines.onnxruntime.threads import share_threads
-from evaluation.accuracy import MAX_NEW_TOKENS, accuracy, num_scored
+from evaluation.accuracy import MAX_NEW_TOKENS, accuracy, is_scored, num_scored
 from evaluation.plots import trade_off
+from evaluation.prompt_lengths import refuse_long
 from evaluation.report import Steps, float_texts
 from evaluation.reused_engines import check_engines
 from evaluation.swept_engine import SweptEngine
@@ -178,6 +179,7 @@ def score_tasks(directories: Mapping[str, Path], prompts: Path, steps: Steps) ->
 def _score(directory: Path, prompts: Sequence[Prompt], steps: Steps) -> dict[str, Any]:
     with runtime.load(directory) as engine, steps("answers", num_scored(prompts)) as step:
         engines = {"quantized": engine}
+        refuse_long(engines.values(), prompts, is_asked=is_scored)
         return accuracy(engines, prompts, max_new_tokens=MAX_NEW_TOKENS, on_prompt=lambda: step(1))
 
 
