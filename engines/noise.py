@@ -61,7 +61,7 @@ class Noise:
         """Read it; None, as engines of earlier versions have it, stays None. Raises `DamagedEngineError`."""
         if value is None:
             return None
-        known = {"agreed": bool, "spread": float}
+        known: dict[str, type] = {"agreed": bool, "spread": float}
         if isinstance(value, Mapping):
             value = {name: item for name, item in value.items() if name != "waited" or item is not None}
             known |= {name: kind for name, kind in (("waited", float), ("attempts", int)) if name in value}
