@@ -8,7 +8,12 @@ print(engine.generate("What is the capital of France?", max_new_tokens=32).text)
 The names of `runtime` are here, too; the first use of one imports it.
 """
 
+import os
 from typing import TYPE_CHECKING, Any
+
+# ONNX Runtime 1.31 reports to Microsoft where nothing else is said, and its thread for that hangs forked processes. It
+# looks when it is imported, and every module that imports it imports this package first.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from runtime import (

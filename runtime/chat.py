@@ -39,7 +39,8 @@ def chat(
     while True:
         try:
             line = read("> ").strip()
-        except EOFError:
+        except (EOFError, RuntimeError):
+            # RuntimeError: Python's `input` where standard input or output is closed.
             write("\n")
             return
         except KeyboardInterrupt:

@@ -65,10 +65,11 @@ class Composer:
 
         def may_leave(other: ScheduledSequence) -> int | None:
             owner = owners.get(id(other))
-            if owner is None or not owner.goes_on:
-                return 0
+            # First of all: a consumer may end its request at any moment, and this pass writes to its slot all the same.
             if owner in chosen:
                 return None
+            if owner is None or not owner.goes_on:
+                return 0
             if not owner.has_room:
                 return 1
             if request.hungry and not owner.hungry and now - owner.asked_at > PATIENCE:

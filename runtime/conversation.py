@@ -20,9 +20,10 @@ from runtime.chat_options import completes
 from runtime.events import Event, Generation, gather
 from runtime.generation_options import GenerationOptions, Signal
 from runtime.kv_cache import KVCache
+from runtime.option_fields import is_integer
 from runtime.option_keywords import OptionsDict, cancel_of, make_options, takes_options
 from runtime.prompt_ids import Prompt, encode_prompt
-from runtime.refusals import CLOSED, GENERATING
+from runtime.refusals import CLOSED, GENERATING, OVERTAKEN
 from runtime.request import Hooks, start_request
 from runtime.resources import EngineResources
 from runtime.sequence import check_prompt
@@ -96,7 +97,8 @@ class Conversation:
         events = start_request(
             self._resources, ids, checked, self._hooks, scheduled, completes=completes(prompt, checked.chat)
         )
-        return self._events(events, self._asked(prompt, checked), continues=checked.continue_final_message)
+        asked, before = self._asked(prompt, checked), self._messages
+        return self._events(events, asked, before, continues=checked.continue_final_message)
 
     @takes_options
     def generate(self, prompt: Prompt, **options: Unpack[OptionsDict]) -> Generation:
@@ -164,6 +166,8 @@ class Conversation:
             ContextLimitError: the conversation has fewer tokens.
             GenerationError: it is generating or closed.
         """
+        if not is_integer(length):
+            raise ContextLimitError(f"length is {length!r}; a whole number of tokens was expected")
         with self._alone() as scheduled:
             cache = scheduled.cache
             if not 0 <= length <= cache.length:
@@ -180,8 +184,13 @@ class Conversation:
             return check_messages(prompt, "prompt")
         return ()
 
-    def _events(self, events: Iterator[Event], asked: tuple[Message, ...], *, continues: bool) -> Iterator[Event]:
+    def _events(
+        self, events: Iterator[Event], asked: tuple[Message, ...], before: tuple[Message, ...], *, continues: bool
+    ) -> Iterator[Event]:
         scheduled = self._open()
+        if self._messages is not before:
+            # It was rendered before another answer of the conversation was read, which it would drop.
+            raise GenerationError(OVERTAKEN)
         texts: list[str] = []
         started = False
         try:

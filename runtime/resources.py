@@ -52,6 +52,8 @@ class EngineResources:
             vocab_size=manifest.contract.vocab_size,
             k=KEPT,
         )
+        # Reads the engine's successors now: its files may be replaced while it runs.
+        self.target  # noqa: B018 - a cached property
 
     @cached_property
     def target(self) -> VerifierProfile:

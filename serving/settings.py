@@ -1,5 +1,6 @@
 """What a server is told when it starts."""
 
+import math
 from dataclasses import dataclass, field
 
 from quasar.errors import QuasarError
@@ -44,7 +45,8 @@ class ServerSettings:
             ("max_body_bytes", self.max_body_bytes, 1),
             ("drain_seconds", self.drain_seconds, 0),
         ):
-            if value is not None and value < least:
+            # What is no number is not below the least one.
+            if value is not None and not (value >= least and math.isfinite(value)):
                 raise QuasarError(f"{name} is {value}; {least} or more was expected")
         if self.timeout is not None and not self.timeout > 0:
             raise QuasarError(f"timeout is {self.timeout}; seconds, more than 0, were expected")

@@ -77,9 +77,10 @@ def _choice(name: str, value: Any) -> AnswerFormat:
     texts = array(string(_LONGEST), MOST_CHOICES)(name, value)
     if not texts:
         raise wrong(name, value, "a list that is not empty")
-    # A string of Lark is one of JSON; no text looks like a directive.
+    # A terminal, since a rule has at most 600 alternatives. A string of Lark is one of JSON; no text looks like a
+    # directive.
     literals = (json.dumps(text).replace("%", "\\u0025") for text in dict.fromkeys(texts))
-    return _made(name, {"type": "grammar", "grammar": f"start: {' | '.join(literals)}"})
+    return _made(name, {"type": "grammar", "grammar": f"start: CHOICE\nCHOICE: {' | '.join(literals)}"})
 
 
 def _json_object(name: str, value: Any) -> AnswerFormat | None:

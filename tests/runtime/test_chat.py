@@ -106,3 +106,8 @@ def test_the_program(tiny_engine):
     assert process.returncode == 0, errors
     assert output.startswith(HELP)
     assert "200 tokens in" in output
+
+
+def test_a_closed_standard_input_is_its_end(engine):
+    """Python's `input` raises RuntimeError then."""
+    assert run(engine, RuntimeError("input(): lost sys.stdin")).endswith("\n")

@@ -275,3 +275,25 @@ def test_a_salt_is_that_of_the_generation_that_runs(engine):
         next(second)
         assert engine.generate([*private, 5], cache_salt="new", **options).stats.reused_tokens == 0
         second.close()
+
+
+def test_a_stream_that_another_answer_overtook_is_refused(engine):
+    """It was rendered without that answer, and would drop it."""
+    with engine.session() as conversation:
+        first, second = (conversation.stream(text, max_new_tokens=3, ignore_eos=True) for text in ("one", "two"))
+        assert list(first)
+        kept = conversation.messages
+        with pytest.raises(GenerationError, match="the conversation went on after this stream was made"):
+            list(second)
+        assert conversation.messages == kept
+        assert conversation.generate("two", max_new_tokens=3, ignore_eos=True).stats.tokens == 3
+        assert [one["content"] for one in conversation.messages[::2]] == ["one", "two"]
+
+
+@pytest.mark.parametrize("length", [2.5, "2", None, True])
+def test_a_length_that_is_no_number_of_tokens(engine, length):
+    with engine.session() as conversation:
+        conversation.generate("one", max_new_tokens=3, ignore_eos=True)
+        with pytest.raises(ContextLimitError, match=r"length is .*; a whole number of tokens was expected"):
+            conversation.truncate(length)
+        assert conversation.generate("two", max_new_tokens=3, ignore_eos=True).stats.tokens == 3

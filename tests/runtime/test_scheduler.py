@@ -573,6 +573,27 @@ class TestReuse:
         assert cache.reusable(np.arange(13), decoded_exact=False) == 8
 
 
+def test_a_request_that_ends_while_a_pass_is_composed_keeps_its_slot_in_it(monkeypatch):
+    """Its consumer may close the stream between any two lines: the pass writes to its slot all the same."""
+    service = Service(slots=2)
+    ends, beside, other = (service.start([number] * 20, 8) for number in (1, 2, 3))
+    composer, slots, bring = service.scheduler._composer, service.scheduler._slots, service.scheduler._slots.bring
+    for request in (ends, beside):
+        assert bring(request.scheduled)
+
+    def close(sequence, *arguments, **options):
+        found = bring(sequence, *arguments, **options)
+        ends.ended = sequence is ends.scheduled or ends.ended
+        return found
+
+    monkeypatch.setattr(slots, "bring", close)
+    chosen = composer.choose([ends, beside, other], [ends, beside, other])
+    assert chosen == [ends, beside]
+    assert len({request.scheduled.cache.slot for request in chosen}) == 2
+    # In the next pass its slot is free.
+    assert composer.choose([beside, other], [ends, beside, other]) == [beside, other]
+
+
 class Following:
     """A cache that goes with the session's: what it was told."""
 
@@ -589,7 +610,7 @@ class Following:
 class TestFollowingCache:
     def test_it_gets_what_is_copied_and_forgets_what_is_another_s(self):
         following = Following()
-        service = Service(slots=2, following=following)
+        service = Service(slots=2, following=[following])
         prompt = [*range(1, 40)]
         first = service.start(prompt, 60, salt="a")
         stream = service.stream(first)

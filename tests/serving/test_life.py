@@ -208,6 +208,7 @@ def test_what_cannot_be_served_is_one_line(tiny_engine, tmp_path, options, messa
         ({"max_tokens_limit": 0}, "max_tokens_limit is 0; 1 or more was expected"),
         ({"max_body_bytes": 0}, "max_body_bytes is 0; 1 or more was expected"),
         ({"drain_seconds": -1.0}, "drain_seconds is -1.0; 0 or more was expected"),
+        ({"drain_seconds": float("nan")}, "drain_seconds is nan; 0 or more was expected"),
         ({"timeout": float("nan")}, "timeout is nan; seconds, more than 0, were expected"),
         ({"name": "a\nb"}, "name is 'a\\nb'; printable characters, 200 at most, were expected"),
     ],

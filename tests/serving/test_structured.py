@@ -33,6 +33,7 @@ FORMATS = {
     "structured regex": ({"structured_outputs": {"regex": "[0-9]{4}"}}, "[0-9]{4}"),
     "guided_grammar": ({"guided_grammar": LARK}, "a[bc]+d"),
     "structured grammar": ({"structured_outputs": {"grammar": LARK, "json_object": False}}, "a[bc]+d"),
+    "many choices": ({"guided_choice": [str(number) for number in range(1000)]}, "[0-9]{1,3}"),
     "guided_choice": ({"guided_choice": CHOICES}, "|".join(map(re.escape, CHOICES))),
     "structured choice": ({"structured_outputs": {"choice": CHOICES[:3]}}, "|".join(map(re.escape, CHOICES[:3]))),
     "with text": ({"response_format": {"type": "text"}, "guided_regex": "ab"}, "ab"),
