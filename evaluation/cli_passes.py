@@ -27,7 +27,7 @@ def compare(
     threads: Annotated[int, typer.Option(help="0 takes one per physical core.")] = 0,
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write everything as JSON.")] = None,
 ) -> None:
-    """Feed one text to ONNX Runtime and TensorRT: keys, values and logits compared layer by layer, worst first.
+    """Feed one text to ONNX Runtime and TensorRT and compare keys, values and logits by layer, worst first.
 
     ONNX Runtime is the reference. Without a GPU, the graph that TensorRT was given runs on the CPU in its place.
     """

@@ -142,7 +142,7 @@ COMMANDS = (
         module="evaluation.cli_passes",
         group="Measure",
         programs=("evaluation", "engines"),
-        help="Feed one text to ONNX Runtime and TensorRT: keys, values and logits compared layer by layer, worst first.",
+        help="Feed one text to ONNX Runtime and TensorRT and compare keys, values and logits by layer, worst first.",
     ),
     Command(
         name="time",
