@@ -1,6 +1,5 @@
 """What a server is told when it starts."""
 
-import math
 from dataclasses import dataclass, field
 
 from quasar.errors import QuasarError
@@ -46,7 +45,7 @@ class ServerSettings:
             ("drain_seconds", self.drain_seconds, 0),
         ):
             # What is no number is not below the least one.
-            if value is not None and not (value >= least and math.isfinite(value)):
+            if value is not None and not value >= least:
                 raise QuasarError(f"{name} is {value}; {least} or more was expected")
         if self.timeout is not None and not self.timeout > 0:
             raise QuasarError(f"timeout is {self.timeout}; seconds, more than 0, were expected")

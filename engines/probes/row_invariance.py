@@ -140,7 +140,7 @@ def boundary_lengths(contract: Contract) -> range:
 
 
 def sampled_boundary_lengths(contract: Contract, *, all_until: int = _FIRST_BOUNDARIES) -> list[int]:
-    """Some of them, for kernels whose order of summation is written down: the first ones, then every 61st, the last."""
+    """Some of them, for kernels that are known to have none: all up to `all_until`, then every 61st, and the last."""
     lengths = boundary_lengths(contract)
     return [*lengths[:all_until], *lengths[all_until:-1:_BOUNDARY_STRIDE], *lengths[-1:]]
 
