@@ -122,9 +122,12 @@ def shared_engine(make_once, few_prompts) -> Callable[..., Path]:
 
     def build_shared(model: Path | str, **options) -> Path:
         options.setdefault("precision", "w8a8")
-        if model != "smollm2" and options["precision"] != "fp32":
+        calibrated = options["precision"] != "fp32"
+        if model != "smollm2" and calibrated:
             options["calibration"] = few_prompts
-        named = {**options, "calibration": "", "model": str(model), "files": _hashes(Path(model))}
+        named = {**options, "model": str(model), "files": _hashes(Path(model))}
+        if calibrated and "calibration" in options:
+            named["calibration"] = sha256_file(options["calibration"])
         folder = make_once(
             f"engine-{sha256_json(named)[:16]}",
             lambda folder: build(BuildOptions(model=str(model), output=folder / "engine", **options)),

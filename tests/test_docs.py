@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import command
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ARCHITECTURE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
@@ -58,18 +60,13 @@ def test_python_examples_run(smollm2_engine, page):
 @pytest.mark.parametrize(
     "line", [line.strip() for line in README.splitlines() if line.startswith("    python -m ")], ids=str
 )
-def test_commands_exist_with_the_options_shown(line):
+def test_commands_exist_with_the_options_shown(line, monkeypatch):
     words = shlex.split(line.split("  #")[0].replace("…", ""))
     program = words[2:4]
     options = [word for word in words if word.startswith("-") and word not in ("-m",)]
-    shown = subprocess.run(
-        [sys.executable, "-m", *program, "--help"],
-        capture_output=True,
-        text=True,
-        check=True,
-        # typer folds at the terminal's width; options must not be cut
-        env={"COLUMNS": "200", "PATH": ""},
-    ).stdout
+    # typer folds at the terminal's width; options must not be cut
+    monkeypatch.setenv("COLUMNS", "200")
+    shown = command(*program, "--help").stdout
     for option in options:
         assert re.search(rf"(^|[\s,]){re.escape(option)}[\s,]", shown), f"{option} is not in the help of {program}"
 

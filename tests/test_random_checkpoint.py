@@ -1,13 +1,12 @@
 """The script of random checkpoints: a folder that builds and transformers take, the same for the same seed."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from quasar.checkpoints import open_checkpoint
+from tests.commands import command
 from tests.tiny import save_tiny_model
 from tests.tiny_gguf import save_tiny_gguf
 
@@ -15,8 +14,7 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "random_checkpoint.py"
 
 
 def write(folder, *options):
-    command = [sys.executable, SCRIPT, folder, *options]
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    return command(SCRIPT, folder, *options)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,5 @@
 """The script of re-gridded checkpoints: the same function, and no weight where it was."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +8,14 @@ import torch
 
 from calibration.float_model import load_float_model
 from quasar.checkpoints import open_checkpoint
+from tests.commands import command
 from tests.tiny import save_tiny_model
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "regridded_checkpoint.py"
 
 
 def write(model, folder):
-    command = [sys.executable, str(SCRIPT), str(model), "-o", str(folder)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return command(SCRIPT, model, "-o", folder)
 
 
 def logits(folder):

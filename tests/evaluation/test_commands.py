@@ -6,7 +6,8 @@ import shutil
 import pytest
 
 from quasar.commands import COMMANDS
-from tests.runtime.test_cli import command, prompts
+from tests.commands import command
+from tests.runtime.test_cli import prompts
 
 __all__ = ["prompts"]
 
@@ -18,7 +19,8 @@ def test_report_leaves_its_page_where_it_is_run(tiny_engine, prompts, tmp_path):
     assert (tmp_path / "mine-report.html").is_file()
 
 
-def test_sweep_writes_a_table_and_a_plot(tiny_model, few_prompts, prompts, tmp_path):
+def test_sweep_writes_a_table_and_a_plot(tiny_model, shared_engine, few_prompts, prompts, tmp_path):
+    shutil.copytree(shared_engine(tiny_model, precision="fp32"), tmp_path / "fp32")
     done = command(
         *("evaluation", "sweep", tiny_model, "-o", tmp_path, "--prompts", prompts, "--calibration", few_prompts),
         *("--recipe", "fp32", "w8a8,alpha=off,head=float"),

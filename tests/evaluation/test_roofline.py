@@ -20,7 +20,7 @@ from evaluation.roofline import (
     shape_model,
 )
 from quasar.errors import EngineError, QuasarError
-from tests.runtime.test_cli import command, refused
+from tests.commands import command, refused
 from tests.tiny import save_tiny_model
 
 # Outputs × inputs of its linears: 8 × 4, 4 × 4, 12 × 4, 4 × 6, and 10 × 4: 160 weights, 38 outputs and 22 inputs.

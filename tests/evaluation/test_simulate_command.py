@@ -16,7 +16,7 @@ from runtime.control.latency import LatencyModel
 from runtime.drafters import PromptLookup
 from runtime.drafters.named import VerifierProfile
 from runtime.traces import Recorder, TracedGeneration
-from tests.runtime.test_cli import command, refused
+from tests.commands import command, refused
 from tests.runtime.test_loop import expected, looping
 
 

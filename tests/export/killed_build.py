@@ -1,20 +1,18 @@
-"""A build in a process of its own that can be killed; forked from a server that has done the imports."""
+"""A build in a process of its own that can be killed."""
 
-import multiprocessing
 import os
 import signal
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-_HEAVY = ["torch", "transformers", "onnx", "onnx_ir", "onnxruntime", "calibration.float_model", "export.build"]
+from tests.forked import forked
 
 
 def start_build(
     model: Path, output: Path, calibration: Path, stop_after: str = "", **options: str
-) -> multiprocessing.Process:
+) -> ForkServerProcess:
     """Start a build; with `stop_after` it kills itself right after that stage is recorded."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_HEAVY)
-    process = context.Process(target=_build, args=(str(model), output, calibration, stop_after, options))
+    process = forked(_build, str(model), output, calibration, stop_after, options)
     process.start()
     return process
 

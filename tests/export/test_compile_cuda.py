@@ -32,8 +32,8 @@ from plugins.gpu.variants import KERNELS_VERSION
 from quasar.errors import BuildError, DamagedEngineError, EngineError, QuasarError
 from quasar.files import sha256_file, write_json
 from quasar.numerics import QuantizedWeight
+from tests.commands import refused
 from tests.engines.cuda.fakes import compile_quickly
-from tests.export.refused_command import refusal_of
 
 
 @pytest.fixture(scope="module")
@@ -283,8 +283,7 @@ def test_an_engines_integers_stay_integers(kv_dtype, tiny_model, shared_engine, 
 
 def test_a_build_says_at_once_that_integers_are_read_in_float16(tmp_path):
     types = ("--kv-dtype", "int8", "--compute-type", "bfloat16")
-    said = refusal_of("build", tmp_path, "-o", tmp_path / "engine", "--backend", "cuda", *types)
-    said = " ".join(said.split())
+    said = refused("export", "build", tmp_path, "-o", tmp_path / "engine", "--backend", "cuda", *types)
     assert "the engine's KV cache is int8, which cuda reads in float16; --compute-type bfloat16 came" in said
 
 
@@ -298,8 +297,7 @@ def test_what_killed_runs_left_is_deleted(engine, quickly):
 
 
 def test_what_gpus_compute_with_needs_a_gpu_back_end(tmp_path):
-    said = refusal_of("build", tmp_path, "-o", tmp_path / "engine", "--compute-type", "bfloat16")
-    said = " ".join(said.split())
+    said = refused("export", "build", tmp_path, "-o", tmp_path / "engine", "--compute-type", "bfloat16")
     assert "--compute-type bfloat16 is what GPUs compute with, and no --backend is named" in said
 
 
@@ -322,12 +320,20 @@ def test_a_programs_scales_fit_its_cache(tiny_model, shared_engine, tmp_path, qu
         step[name] = before
 
 
-def test_the_same_bytes_every_time(compiled_engine, tiny_engine, tmp_path):
-    engine = shutil.copytree(tiny_engine, tmp_path / "engine")
+@pytest.mark.full
+def test_the_same_bytes_every_time(compiled_engine, engine):
     files = cuda_files(compiled(engine).manifest)
     # The names say what is in them.
     assert files == cuda_files(open_directory(compiled_engine[0]).manifest)
     for name in files.names:
+        assert (engine / name).read_bytes() == (compiled_engine[0] / name).read_bytes()
+
+
+def test_the_same_program_and_weights_every_time(compiled_engine, engine, quickly):
+    """And the same kernels: `test_kernels_compile_without_a_gpu`."""
+    files, before = cuda_files(compiled(engine).manifest), cuda_files(open_directory(compiled_engine[0]).manifest)
+    assert (files.program, files.weights) == (before.program, before.weights)
+    for name in (files.program, files.weights):
         assert (engine / name).read_bytes() == (compiled_engine[0] / name).read_bytes()
 
 
@@ -542,7 +548,7 @@ def test_files_that_are_no_program_are_damaged(compiled_engine, tmp_path):
     ],
 )
 def test_a_build_says_so_before_any_work(tmp_path, option, value, why, instead):
-    said = refusal_of("build", tmp_path, "-o", tmp_path / "engine", "--backend", "cuda", option, value)
+    said = refused("export", "build", tmp_path, "-o", tmp_path / "engine", "--backend", "cuda", option, value)
     # A list is not repeated.
     named = option if option == "--keep-float" else f"{option} {value}"
-    assert said == f"error: {named} {why}: {instead}\n"
+    assert said == f"error: {named} {why}: {instead}"

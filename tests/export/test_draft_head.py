@@ -21,9 +21,9 @@ from quasar.checkpoints import open_checkpoint
 from quasar.checkpoints.checkpoint import read_float32
 from quasar.draft_heads.folder import DraftHead
 from quasar.errors import BuildError, CheckpointError
+from tests.commands import refused
 from tests.draft_head_reference import CanonicalHead
 from tests.draft_heads import copy_engine, write_random_head
-from tests.export.refused_command import refusal_of
 from tests.plugins.cpu.operators import needs_library
 from tests.tiny import save_tiny_model
 
@@ -248,8 +248,7 @@ def test_a_damaged_head_is_named(engine, tiny_model, tmp_path):
 @pytest.mark.parametrize("option", [("--rotate",), ("--skip-layers", "1")])
 def test_a_build_says_at_once_that_a_head_reads_the_whole_model(tmp_path, option):
     paths = [tmp_path / name for name in ("model", "engine", "head")]
-    said = refusal_of("build", paths[0], "-o", paths[1], "--draft-head", paths[2], *option)
-    said = " ".join(said.split())
+    said = refused("export", "build", paths[0], "-o", paths[1], "--draft-head", paths[2], *option)
     assert f"hidden states of the whole model as the checkpoint has them, and {option[0]} changes them" in said
 
 
@@ -268,27 +267,26 @@ def test_a_head_is_not_added_while_another_run_publishes(engine, tiny_model, tmp
     """From when the manifest is read: what another run adds to it would be lost."""
     write_random_head(tmp_path / "head", tiny_model)
     copied = copy_engine(engine, tmp_path / "engine")
-    refused = []
+    seen = []
 
     def meanwhile(directory):
         opened = open_directory(directory)
-        if refused:
+        if seen:
             # The last look, when it is published.
             return opened
         with pytest.raises(BuildError, match="another run is compiling"):
             compile_engine(CompileOptions(directory=directory, backend="cuda", compute_capabilities=("8.9",)))
-        refused.append(directory)
+        seen.append(directory)
         return opened
 
     monkeypatch.setattr(add_head_module, "open_directory", meanwhile)
     add_head(copied, tmp_path / "head")
-    assert refused
+    assert seen
 
 
 def test_what_an_interrupted_build_left_is_named(engine, tmp_path):
     copied = copy_engine(engine, tmp_path / "engine")
     compiled = ("--backend", "cuda", "--compute-capability", "8.9")
-    said = refusal_of("build", "smollm2", "-o", copied, "--draft-head", tmp_path / "head", *compiled)
-    said = " ".join(said.split())
+    said = refused("export", "build", "smollm2", "-o", copied, "--draft-head", tmp_path / "head", *compiled)
     # In this order: compiling takes the head in.
     assert f"python -m export add-head {copied} {tmp_path / 'head'} and python -m export compile {copied}" in said

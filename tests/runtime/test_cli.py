@@ -3,29 +3,11 @@
 import json
 import shutil
 import struct
-import subprocess
-import sys
 
 import pytest
 
+from tests.commands import command, refused
 from tests.tiny import save_tiny_model, save_tokenizer
-
-
-def command(*arguments, **options):
-    return subprocess.run(
-        [sys.executable, "-m", *map(str, arguments)], capture_output=True, text=True, timeout=300, **options
-    )
-
-
-def refused(*arguments, **options):
-    """Runs a command that must be refused; returns its one line."""
-    done = command(*arguments, **options)
-    assert done.returncode == 2, done.stderr
-    lines = done.stderr.strip().splitlines()
-    # Stage lines may precede the error; nothing may follow it.
-    assert lines[-1].startswith("error: ")
-    assert not any("Traceback" in line or line.startswith("error: ") for line in lines[:-1])
-    return lines[-1]
 
 
 @pytest.fixture(scope="module")

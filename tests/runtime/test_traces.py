@@ -21,7 +21,7 @@ from runtime.control.control import NoControl
 from runtime.drafters import PromptLookup, Recycling, Suffix
 from runtime.testing import TableSession, run_loop
 from runtime.traces import Recorder, RecordingControl, TracedGeneration
-from tests.runtime.test_cli import command, refused
+from tests.commands import command, refused
 from tests.runtime.test_loop import Trees, expected, hashed, looping
 
 PROMPT = "one two one two one"

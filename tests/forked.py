@@ -1,0 +1,17 @@
+"""Processes that are forked from a server which has imported the heavy libraries: seconds are paid once a worker."""
+
+import multiprocessing
+from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
+
+_HEAVY = [
+    *("torch", "transformers", "transformers.models.llama.modeling_llama", "onnx", "onnx_ir", "onnxruntime"),
+    *("calibration.float_model", "export.build", "export.cli", "evaluation.cli_fidelity", "runtime.cli"),
+]
+
+
+def forked(target: Callable[..., object], *arguments: object) -> ForkServerProcess:
+    """A process that is about to call `target` (a function that can be pickled)."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_HEAVY)
+    return context.Process(target=target, args=arguments)
