@@ -14,6 +14,7 @@ from export.build import build
 from export.build_options import BuildOptions
 from quasar.files import sha256_file, sha256_json
 from tests.draft_heads import copy_engine, write_random_head
+from tests.few_rounds import take_few_rounds
 from tests.tiny import save_tiny_model
 
 
@@ -43,6 +44,13 @@ def pytest_collection_modifyitems(items):
         return 0 if item.path.name == "test_smollm2.py" else 2 if item.path in needing else 1
 
     items.sort(key=place)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_rounds():
+    with pytest.MonkeyPatch.context() as patch:
+        take_few_rounds(patch)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -161,5 +169,5 @@ def tiny_engine(tiny_model, shared_engine) -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2_engine(shared_engine) -> Path:
-    """The W8A8 engine of the real model."""
-    return shared_engine("smollm2")
+    """The W8A8 engine of the real model, calibrated on part of the text."""
+    return shared_engine("smollm2", calibration_tokens=1024)
