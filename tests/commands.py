@@ -1,4 +1,4 @@
-"""The command lines as a process sees them: output, exit codes, one helpful line and no traceback."""
+"""Commands and scripts, each in a process of its own: what they print, and their exit codes."""
 
 import os
 import runpy
@@ -31,11 +31,12 @@ def command(*arguments: object, cwd: Path | None = None, env: dict[str, str] | N
         )
     with TemporaryDirectory() as folder:
         paths = [Path(folder) / name for name in ("stdout", "stderr")]
-        process = forked(_run_module, words, cwd or Path.cwd(), dict(os.environ), paths)
+        process = forked(_run, words, cwd or Path.cwd(), dict(os.environ), paths)
         process.start()
         process.join(SECONDS)
-        process.kill()
-        process.join()
+        if process.is_alive():
+            process.kill()
+            raise subprocess.TimeoutExpired(words, SECONDS)
         out, err = (path.read_text(encoding="utf-8") for path in paths)
         return CompletedProcess(words, process.exitcode, out, err)
 
@@ -51,7 +52,7 @@ def refused(*arguments: object, **options) -> str:
     return lines[-1]
 
 
-def _run_module(arguments: list[str], cwd: Path, environment: dict[str, str], paths: list[Path]) -> None:
+def _run(arguments: list[str], cwd: Path, environment: dict[str, str], paths: list[Path]) -> None:
     for descriptor, path in enumerate(paths, start=1):
         opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(opened, descriptor)

@@ -130,11 +130,10 @@ def shared_engine(make_once, few_prompts) -> Callable[..., Path]:
 
     def build_shared(model: Path | str, **options) -> Path:
         options.setdefault("precision", "w8a8")
-        calibrated = options["precision"] != "fp32"
-        if model != "smollm2" and calibrated:
+        if model != "smollm2" and options["precision"] != "fp32":
             options["calibration"] = few_prompts
         named = {**options, "model": str(model), "files": _hashes(Path(model))}
-        if calibrated and "calibration" in options:
+        if "calibration" in options:
             named["calibration"] = sha256_file(options["calibration"])
         folder = make_once(
             f"engine-{sha256_json(named)[:16]}",

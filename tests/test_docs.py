@@ -66,9 +66,12 @@ def test_commands_exist_with_the_options_shown(line, monkeypatch):
     options = [word for word in words if word.startswith("-") and word not in ("-m",)]
     # typer folds at the terminal's width; options must not be cut
     monkeypatch.setenv("COLUMNS", "200")
-    shown = command(*program, "--help").stdout
+    shown = command(*program, "--help")
+    assert shown.returncode == 0, shown.stderr
     for option in options:
-        assert re.search(rf"(^|[\s,]){re.escape(option)}[\s,]", shown), f"{option} is not in the help of {program}"
+        assert re.search(rf"(^|[\s,]){re.escape(option)}[\s,]", shown.stdout), (
+            f"{option} is not in the help of {program}"
+        )
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from engines import latency, loading, noise
+from engines import latency, loading
 from engines.contract import Contract
 from engines.directory import open_directory
 from engines.noise import Noise, waited_share
@@ -19,17 +19,15 @@ from engines.probes.row_invariance import RowInvariance
 from engines.record import MachineRecord
 from quasar.errors import DamagedEngineError
 from tests.engines.fakes import FaultySession
-
-
-@pytest.fixture(autouse=True)
-def _as_many_rounds_as_it_takes(monkeypatch):
-    """What other tests leave out."""
-    monkeypatch.setattr(latency, "AGREEMENT", noise.AGREEMENT)
-    monkeypatch.setattr(noise, "_MOST_ATTEMPTS", 4)
-
+from tests.few_rounds import take_as_many_rounds_as_it_takes
 
 QUIET = Noise(agreed=True, spread=1.05, waited=0.01)
 NOISY = Noise(agreed=True, spread=1.05, waited=0.5)
+
+
+@pytest.fixture(autouse=True)
+def _as_for_users(monkeypatch):
+    take_as_many_rounds_as_it_takes(monkeypatch)
 
 
 class TimedFake(FaultySession):

@@ -1,8 +1,6 @@
 """`python -m evaluation compare`: worst layers first, and what a broken layer looks like."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -17,6 +15,7 @@ from evaluation.compare import compare_backends, differences
 from export.build_options import CompileOptions, Silent
 from export.compile import compile_engine
 from quasar.errors import EngineError
+from tests.commands import command
 from tests.plugins.cpu.operators import needs_library
 
 
@@ -28,9 +27,7 @@ def engine(tiny_model, build_engine):
 
 
 def run(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "engines", "compare", *map(str, arguments)], capture_output=True, text=True, check=False
-    )
+    return command("engines", "compare", *arguments)
 
 
 def test_figures_are_the_definitions():

@@ -1,19 +1,18 @@
 """`python -m evaluation time`: the JSON's form, what is refused, and caches that were written."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from engines.latency import measure_latency
 from engines.loading import load_engine
+from tests.commands import command
 from tests.plugins.cpu.operators import LEVELS, needs_library
 
 
 def run_time(*arguments):
-    return subprocess.run([sys.executable, "-m", "engines", "time", *arguments], capture_output=True, text=True)
+    return command("engines", "time", *arguments)
 
 
 @needs_library

@@ -5,7 +5,6 @@ import signal
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from tests.few_rounds import take_few_rounds
 from tests.forked import forked
 
 
@@ -19,8 +18,6 @@ def start_build(
 
 
 def _build(model: str, output: Path, calibration: Path, stop_after: str, options: dict[str, str]) -> None:
-    import pytest
-
     from export.build import build
     from export.build_options import BuildOptions
     from export.workspace import Workspace
@@ -34,5 +31,4 @@ def _build(model: str, output: Path, calibration: Path, stop_after: str, options
         return result
 
     Workspace.stage = stop
-    take_few_rounds(pytest.MonkeyPatch())
     build(BuildOptions(model=model, output=output, calibration=calibration, **options))

@@ -182,7 +182,7 @@ def test_killed_after_each_stage_goes_on_from_there(tiny_model, few_prompts, sta
     assert is_absent_or_whole(output)
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.full)])
+@pytest.mark.parametrize("kills", [8, pytest.param(20, marks=pytest.mark.full)])
 def test_killed_at_random_times_leaves_nothing_half_built(kills, tiny_model, few_prompts, start_child, tmp_path):
     """Kills spread over the length of a build; each next build goes on with what the last one left."""
     chance = random.Random(5)

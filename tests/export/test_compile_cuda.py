@@ -27,12 +27,13 @@ from export.build_options import CompileOptions
 from export.compile_cuda import DEFAULT_CAPABILITIES, check_target, choose_capabilities, compile_engine
 from export.cuda_program import _smallest
 from export.inspect_backend import backend_json
+from plugins.gpu.catalog import kernel_of
 from plugins.gpu.packing import TILE_INPUTS, TILE_OUTPUTS, pack_channels, pack_weight
-from plugins.gpu.variants import KERNELS_VERSION
+from plugins.gpu.variants import KERNELS_VERSION, AttendCache, W8A8Linear
 from quasar.errors import BuildError, DamagedEngineError, EngineError, QuasarError
 from quasar.files import sha256_file, write_json
 from quasar.numerics import QuantizedWeight
-from tests.commands import refused
+from tests.commands import command, refused
 from tests.engines.cuda.fakes import compile_quickly
 
 
@@ -330,11 +331,17 @@ def test_the_same_bytes_every_time(compiled_engine, engine):
 
 
 def test_the_same_program_and_weights_every_time(compiled_engine, engine, quickly):
-    """And the same kernels: `test_kernels_compile_without_a_gpu`."""
-    files, before = cuda_files(compiled(engine).manifest), cuda_files(open_directory(compiled_engine[0]).manifest)
+    """And the same kernels: the first linear and attention stand for all."""
+    directory = open_directory(compiled_engine[0])
+    files, before = cuda_files(compiled(engine).manifest), cuda_files(directory.manifest)
     assert (files.program, files.weights) == (before.program, before.weights)
     for name in (files.program, files.weights):
         assert (engine / name).read_bytes() == (compiled_engine[0] / name).read_bytes()
+    images = {record.name: image for record, image in read_kernels(directory.file(before.kernels[0].file))}
+    variants = read_program(directory.file(before.program)).variants()
+    for kind in (W8A8Linear, AttendCache):
+        variant = next(one for one in variants if isinstance(one, kind))
+        assert kernel_of(variant).compile("8.9").image == images[variant.name]
 
 
 @pytest.mark.parametrize("stopped_in", ["_compile", "publish"])
@@ -548,7 +555,7 @@ def test_files_that_are_no_program_are_damaged(compiled_engine, tmp_path):
     ],
 )
 def test_a_build_says_so_before_any_work(tmp_path, option, value, why, instead):
-    said = refused("export", "build", tmp_path, "-o", tmp_path / "engine", "--backend", "cuda", option, value)
+    done = command("export", "build", tmp_path, "-o", tmp_path / "engine", "--backend", "cuda", option, value)
     # A list is not repeated.
     named = option if option == "--keep-float" else f"{option} {value}"
-    assert said == f"error: {named} {why}: {instead}"
+    assert (done.returncode, done.stderr) == (2, f"error: {named} {why}: {instead}\n")

@@ -1,13 +1,12 @@
 """What families say is tested of them is what the tests run, and what `export list` shows is what they say."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
 from quasar.checkpoints.architectures import checks
 from quasar.checkpoints.architectures.families import ARCHITECTURES
+from tests.commands import command
 from tests.engines.cuda import test_session
 from tests.export import test_architectures, test_compile, test_lower_native, test_lower_tensorrt
 from tests.quasar import test_checkpoints, test_gguf_families
@@ -45,9 +44,8 @@ def test_every_family_says_what_it_is(family):
 
 
 def listed(*options):
-    done = subprocess.run(
-        [sys.executable, "-m", "export", "list", *options], capture_output=True, text=True, check=True
-    )
+    done = command("export", "list", *options)
+    assert done.returncode == 0, done.stderr
     return done.stdout
 
 

@@ -15,6 +15,7 @@ import runtime
 from benchmarks.structured_schemas import random_schema
 from quasar.errors import GrammarError
 from runtime.drafters import Draft
+from tests.commands import command
 
 SCHEMA = {
     "type": "object",
@@ -287,11 +288,11 @@ def test_llguidance_is_imported_for_the_first_grammar(tiny_engine):
 def test_on_the_command_line(tiny_engine, tmp_path):
     path = tmp_path / "schema.json"
     path.write_text(json.dumps({**SCHEMA, **COMPACT}))
-    command = [sys.executable, "-m", "runtime", "generate", tiny_engine, PROMPT, "--json-schema", path]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    generate = ("runtime", "generate", tiny_engine, PROMPT, "--json-schema", path)
+    done = command(*generate)
     assert done.returncode == 0, done.stderr
     jsonschema.validate(json.loads(done.stdout), SCHEMA)
     path.write_text("[]")
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    done = command(*generate)
     assert done.returncode == 2
     assert "schema.json holds a list; a JSON schema, an object, was expected" in done.stderr
